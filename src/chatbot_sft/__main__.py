@@ -1,0 +1,4 @@
+from chatbot_sft.cli import main
+
+if __name__ == "__main__":
+    main()

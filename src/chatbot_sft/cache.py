@@ -1,0 +1,36 @@
+"""Where things that are made once are kept, and how a folder appears there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """``$CHATBOT_SFT_CACHE``, or ``~/.cache/chatbot_sft``."""
+    return Path(os.environ.get("CHATBOT_SFT_CACHE") or Path.home() / ".cache" / "chatbot_sft")
+
+
+def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
+    """Fill a temporary folder beside `target` with `build(folder)`, then rename it to `target` in one step.
+
+    Where another process was first, its folder is kept and ours is thrown away: both are the same. A failed build leaves nothing.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        build(temporary)
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target

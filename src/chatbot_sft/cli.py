@@ -1,0 +1,116 @@
+"""The one entrypoint: `python -m chatbot_sft`. Hydra composes `conf/`, the schema checks it, `pipeline.run` does the work."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import Any
+
+import hydra
+from hydra._internal import hydra as hydra_internal
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chatbot_sft import config as schema
+from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.resources import conf_dir, examples_dir
+
+SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
+
+OmegaConf.register_new_resolver("examples_dir", lambda: str(examples_dir()), replace=True)
+
+
+class CheckedConfigLoader(ConfigLoaderImpl):
+    """Hydra's config loader, with the typed schema behind every composition: a run, each job of a sweep before the first starts, --cfg."""
+
+    def load_configuration(self, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: Any) -> DictConfig:
+        try:
+            composed = super().load_configuration(config_name, [_open(override) for override in overrides], run_mode, **options)
+        except MissingConfigException as error:
+            raise _no_such_option(error) from error
+        settings = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        # Hydra knows the run directory only once the job runs.
+        schema.Config.from_mapping(OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}}))
+        return composed
+
+
+# Hydra has no hook between composing and running; its entrypoint looks this name up when it starts.
+hydra_internal.ConfigLoaderImpl = CheckedConfigLoader
+
+
+def _open(override: str) -> str:
+    """`training.weight_decay=0` as `++training.weight_decay=0` where the YAML files do not name the key.
+
+    Hydra would refuse it with a text about struct mode. Now the schema decides: it knows SFTConfig's keys, and names the nearest one to a typo.
+    `experiment=NAME` means `+experiment=NAME`: no experiment is in the defaults list.
+    """
+    parsed = OverridesParser.create().parse_override(override)
+    if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
+        return override
+    if parsed.key_or_group == "experiment":
+        return f"+{override}"
+    return override if schema.known_override(parsed.key_or_group) else f"++{override}"
+
+
+def _no_such_option(error: MissingConfigException) -> UserError:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = error.options or []
+    if not group or not options:
+        return UserError(" ".join(str(error).split()))
+    return UserError(f"{group}={option}: no such option{did_you_mean(option, options)} (there are {', '.join(options)})")
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def entrypoint(config: DictConfig) -> float | None:
+    """One job. Returns the held-out loss after training for sweepers, None where nothing is held out."""
+    from chatbot_sft import pipeline
+
+    job = HydraConfig.get()
+    sys.path[:0] = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    command = shlex.join(["python", "-m", "chatbot_sft", *job.overrides.task])
+    plain = OmegaConf.to_container(config, resolve=True)
+    try:
+        report = pipeline.run(plain, command)
+    except Exception as error:
+        # In a sweep Hydra has to see the exception, so that it counts the job as failed and goes on with the next.
+        if job.mode == RunMode.MULTIRUN or os.environ.get(SHOW_TRACEBACK):
+            raise
+        sys.exit(f"error: {one_line(error)}")
+    print(pipeline.summary(report, plain["paths"]["output_dir"]))
+    return report["training"]["eval_loss"]
+
+
+def main() -> None:
+    """Run Hydra, and say what went wrong in one line; HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        os.environ[SHOW_TRACEBACK] = "1"
+    # Makes Hydra hand its errors to us instead of printing them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a _target_ may name a file beside the user)
+    try:
+        entrypoint()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        sys.exit(f"error: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """What to tell a person: our own texts and Hydra's as they are, anything else with its type and where the traceback is."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        cause = f": {' '.join(str(error.__cause__).split())}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        return text + cause
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {text} (the traceback is in the run's run.log; HYDRA_FULL_ERROR=1 shows it here)"

@@ -1,0 +1,316 @@
+"""The typed schema: every key the launcher knows, its default, and the checks that run before anything heavy is imported.
+
+The defaults here are those of the original `configs/sft.yaml`. `conf/` states them again where a user looks for them and adds the embedded model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Union
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chatbot_sft import sft_arguments
+from chatbot_sft.errors import UserError, did_you_mean
+
+OUR_PACKAGE = "chatbot_sft."
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass
+class PathsConfig:
+    output_dir: str = "outputs"  # the run directory
+    data_dir: str = "data"
+
+
+@dataclass
+class ModelConfig:
+    _target_: str = "chatbot_sft.model.ModelLoader"
+    name: str = "unsloth/Llama-3.2-3B-Instruct"  # hub id, local folder, or "smollm2", the embedded model
+    revision: str | None = None  # branch, tag or commit of a hub id
+    engine: str = "auto"  # auto | unsloth | transformers
+    max_seq_length: int = 2048  # tokens; longer conversations are cut
+    dtype: str | None = None  # float16 | bfloat16 | float32; null: what the hardware does best
+    load_in_4bit: bool = True  # QLoRA: the frozen base in 4 bits (bitsandbytes nf4)
+    trust_remote_code: bool = False  # run Python code that comes with a hub model
+    token: str | None = None  # stays null: set HF_TOKEN in the environment
+
+
+@dataclass
+class LoraConfig:
+    _target_: str = "chatbot_sft.model.add_adapter"
+    r: int = 16  # rank; 0 trains every weight instead (full fine-tuning)
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: list(PROJECTIONS))
+    bias: str = "none"  # none | all | lora_only
+    use_rslora: bool = False  # scale by alpha / sqrt(r)
+    use_dora: bool = False
+    modules_to_save: list[str] | None = None  # trained in full beside the adapter: embed_tokens, lm_head
+    use_gradient_checkpointing: Union[bool, str] = "unsloth"  # noqa: UP007 (OmegaConf 2.3 reads no bool | str); unsloth | true | false
+
+
+@dataclass
+class DatasetConfig:
+    _target_: str = "chatbot_sft.data.DatasetLoader"
+    data_path: str = "data/thinking_teacher_conversations.json"
+    format: str = "json"  # json: a list, or one object a line
+    split: str = "train"
+    text_field: str = "text"  # column of ready-made text, for rows without messages
+    message_field: str = "messages"
+    thinking: str = "keep"  # keep: <think>…</think> before the answer | drop
+    eval_fraction: float = 0.1  # share of the conversations held out for evaluation
+
+
+@dataclass
+class TrainingConfig:
+    _target_: str = "chatbot_sft.train.SFTTrainerWrapper"
+    output_dir: str = "checkpoints"
+    per_device_train_batch_size: int = 2
+    gradient_accumulation_steps: int = 4
+    max_steps: int | None = 30  # null: use num_train_epochs
+    num_train_epochs: float | None = None
+    learning_rate: float = 2.0e-4
+    lr_scheduler_type: str = "linear"
+    warmup_steps: int = 5
+    weight_decay: float = 0.01
+    optim: str = "adamw_8bit"
+    logging_steps: int = 1
+    report_to: str = "none"  # none | tensorboard | wandb | …
+    response_only: bool = True  # loss on the assistant's tokens alone
+    sample_prompts: list[str] | None = None  # null: the first questions of three held-out conversations
+    sample_max_new_tokens: int = 96  # 0: no sample answers
+
+
+@dataclass
+class SaveConfig:
+    _target_: str = "chatbot_sft.save.ModelSaver"
+    method: str = "merged_16bit"  # lora | merged_16bit | none
+    save_path: str = "checkpoints/final_model"
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+
+
+@dataclass
+class Config:
+    """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and what must fit together."""
+
+    task: str = "train"
+    seed: int = 3407
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    sft_arguments: dict[str, Any] = field(default_factory=dict)  # keys of `training` that TRL's SFTConfig takes as they are
+
+    @property
+    def full_finetuning(self) -> bool:
+        return self.lora.r == 0
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Conversations per optimizer step on one device."""
+        return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[str, Any] | DictConfig | Config) -> Config:
+        """Check a composed or hand-written configuration and fill in the defaults.
+
+        Keys of a section whose `_target_` is the user's own class are not checked beyond the known ones: they are that class's business.
+
+        Raises:
+            UserError: an unknown key (with the nearest known one), a value of the wrong type or out of range, settings that contradict.
+        """
+        if isinstance(config, Config):
+            return config
+        plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+        sections = {f.name: f.default_factory for f in fields(cls) if f.name in SECTIONS}
+        scalars = [f.name for f in fields(cls) if f.name not in sections and f.name != "sft_arguments"]
+        for key in plain:
+            if key not in sections and key not in scalars:
+                raise UserError(f"{key}: no such key{did_you_mean(key, [*sections, *scalars])}")
+        values: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        for name, schema in sections.items():
+            section = plain.get(name) or {}
+            if not isinstance(section, Mapping):
+                raise UserError(f"{name}: expected keys and values, got {section!r}")
+            known = {f.name for f in fields(schema)}
+            values[name] = _typed(name, schema, {key: value for key, value in section.items() if key in known})
+            unknown = {key: value for key, value in section.items() if key not in known}
+            if name == "training":
+                extra = {key: value for key, value in unknown.items() if key in sft_arguments.known()}
+                unknown = {key: value for key, value in unknown.items() if key not in extra}
+            if unknown and values[name].get("_target_", OUR_PACKAGE).startswith(OUR_PACKAGE):
+                raise UserError(_no_such_key(name, next(iter(unknown)), known))
+        sft_arguments.check(extra)
+        root = _typed("", cls, {key: plain[key] for key in scalars if key in plain})
+        built = cls(**root, **{name: schema(**values[name]) for name, schema in sections.items()}, sft_arguments=extra)
+        check_values(built)
+        return built
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same settings as a plain nested dictionary, in the shape of the YAML files."""
+        plain = asdict(self)
+        plain["training"].update(plain.pop("sft_arguments"))
+        return plain
+
+
+SECTIONS = ("paths", "model", "lora", "dataset", "training", "save")
+
+
+def known_override(key: str) -> bool:
+    """Whether the dotted `key` is in the schema, so that Hydra itself accepts it as an override."""
+    section, _, name = key.partition(".")
+    schemas = {f.name: f.default_factory for f in fields(Config) if f.name in SECTIONS}
+    return not name or section not in schemas or name in {f.name for f in fields(schemas[section])}
+
+
+def _no_such_key(section: str, key: str, known: set[str]) -> str:
+    everywhere = {f"{f.name}.{g.name}" for f in fields(Config) if f.name in SECTIONS for g in fields(f.default_factory)}
+    if section == "training":
+        known = known | set(sft_arguments.known())
+    here = did_you_mean(f"{section}.{key}", [f"{section}.{name}" for name in known if name != "_target_"])
+    moved = [name for name in everywhere if name.endswith(f".{key}")]
+    hint = f"; did you mean {moved[0]}?" if moved else here
+    return f"{section}.{key}: no such key{hint}"
+
+
+def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` converted to the types of the dataclass `schema`, as OmegaConf converts them ("1e-4" is a float, "yes" is no int)."""
+    typed = OmegaConf.structured(schema)
+    for key, value in values.items():
+        where = f"{section}.{key}" if section else key
+        if value == MISSING:
+            raise UserError(f"{where}: not set; give it a value, for instance {where}=…")
+        try:
+            typed[key] = value
+        except OmegaConfBaseException as error:
+            raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}") from None
+    plain = OmegaConf.to_container(typed)
+    return {key: plain[key] for key in values}
+
+
+def check_values(config: Config) -> None:
+    """The limits of single values, and the settings that must fit together.
+
+    Raises:
+        UserError: names the key, the value and what would be right.
+    """
+    one_of("task", config.task, ("train",))
+    one_of("model.engine", config.model.engine, ("auto", "unsloth", "transformers"))
+    if config.model.dtype is not None:
+        one_of("model.dtype", config.model.dtype, ("float16", "bfloat16", "float32"))
+    one_of("lora.bias", config.lora.bias, ("none", "all", "lora_only"))
+    one_of("lora.use_gradient_checkpointing", config.lora.use_gradient_checkpointing, ("unsloth", True, False))
+    one_of("dataset.format", config.dataset.format, ("json",))
+    one_of("dataset.thinking", config.dataset.thinking, ("keep", "drop"))
+    one_of("save.method", config.save.method, ("lora", "merged_16bit", "none"))
+    for key, value, smallest in (
+        ("model.max_seq_length", config.model.max_seq_length, 8),
+        ("lora.r", config.lora.r, 0),
+        ("lora.lora_alpha", config.lora.lora_alpha, 1),
+        ("training.per_device_train_batch_size", config.training.per_device_train_batch_size, 1),
+        ("training.gradient_accumulation_steps", config.training.gradient_accumulation_steps, 1),
+        ("training.max_steps", config.training.max_steps, 1),
+        ("training.warmup_steps", config.training.warmup_steps, 0),
+        ("training.logging_steps", config.training.logging_steps, 1),
+        ("training.sample_max_new_tokens", config.training.sample_max_new_tokens, 0),
+    ):
+        if value is not None and value < smallest:
+            raise UserError(f"{key}={value}: must be at least {smallest}")
+    for key, number in (
+        ("training.num_train_epochs", config.training.num_train_epochs),
+        ("training.learning_rate", config.training.learning_rate),
+    ):
+        if number is not None and not 0 < number < float("inf"):
+            raise UserError(f"{key}={number}: must be above 0")
+    for key, share in (("dataset.eval_fraction", config.dataset.eval_fraction), ("lora.lora_dropout", config.lora.lora_dropout)):
+        if not 0 <= share < 1:
+            raise UserError(f"{key}={share}: must be at least 0 and below 1")
+    if config.model.token is not None:
+        raise UserError(
+            "model.token: leave it null and set the environment variable HF_TOKEN; a token in a config would be written to the run directory"
+        )
+    if config.training.max_steps is None and config.training.num_train_epochs is None:
+        raise UserError("training.max_steps and training.num_train_epochs are both null: set one, for instance training.num_train_epochs=1")
+    if config.full_finetuning and config.model.load_in_4bit:
+        raise UserError("model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full; set model.load_in_4bit=false or use a LoRA")
+    if config.full_finetuning and config.save.method == "lora":
+        raise UserError("save.method=lora with lora.r=0: a full fine-tune has no adapter; use save=merged_16bit")
+    if config.save.push_to_hub:
+        raise UserError("save.push_to_hub=true: not supported by this version; save locally and upload with `hf upload <repo> <folder>`")
+
+
+def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises UserError where `value` is none of `allowed`; `1` is not taken for `true`."""
+    if not any(value == option and type(value) is type(option) for option in allowed):
+        names = [str(option).lower() if isinstance(option, bool) else str(option) for option in allowed]
+        raise UserError(f"{key}={value}: not one of {', '.join(names)}{did_you_mean(str(value), names)}")
+
+
+class ConfigLoader:
+    """Configurations without Hydra, for notebooks and scripts: plain nested dictionaries."""
+
+    PATH_KEYS = (("dataset", "data_path"), ("training", "output_dir"), ("save", "save_path"), ("paths", "output_dir"))
+
+    @staticmethod
+    def load_config(path: str | os.PathLike[str], project_root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """Read one flat YAML file, check it, fill in the defaults and make its relative paths absolute.
+
+        Paths are relative to `project_root`: the nearest folder above the file that holds a `pyproject.toml` or `.git`, else the current folder.
+
+        Raises:
+            UserError: no such file, not YAML, or a setting that `Config.from_mapping` refuses.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise UserError(f"{file}: no such configuration file")
+        try:
+            loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}") from None
+        except Exception as error:  # PyYAML and OmegaConf raise unrelated types for text that is not YAML
+            raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+        if not isinstance(loaded, dict):
+            raise UserError(f"{file}: expected sections such as `model:` and `training:`, found a list")
+        config = Config.from_mapping(loaded).to_dict()
+        root = Path(project_root) if project_root is not None else _project_root(file)
+        for section, key in ConfigLoader.PATH_KEYS:
+            config[section][key] = str((root / config[section][key]).resolve())
+        name = config["model"]["name"]
+        if name.startswith(("./", "../")):
+            config["model"]["name"] = str((root / name).resolve())
+        return config
+
+    @staticmethod
+    def validate_config(config: Mapping[str, Any]) -> bool:
+        """True, or a UserError that says what is wrong."""
+        Config.from_mapping(config)
+        return True
+
+    @staticmethod
+    def merge(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """A new configuration: `config` with the nested values of `overrides` put over it, checked."""
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(dict(config)), OmegaConf.create(dict(overrides))))
+        return Config.from_mapping(merged).to_dict()
+
+    @staticmethod
+    def save(config: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+        """Write `config` as a YAML file that `load_config` reads back."""
+        Config.from_mapping(config)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(dict(config)), path)
+
+
+def _project_root(file: Path) -> Path:
+    for folder in file.resolve().parents:
+        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
+            return folder
+    return Path.cwd()

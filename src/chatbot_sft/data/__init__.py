@@ -1,0 +1,5 @@
+"""A file of conversations becomes (input_ids, labels): sources → messages → labels, put together by the loader."""
+
+from chatbot_sft.data.loader import DatasetLoader
+
+__all__ = ["DatasetLoader"]

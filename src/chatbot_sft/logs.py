@@ -1,0 +1,60 @@
+"""What a person sees while a run goes on, and what run.log keeps: everything, third-party chatter too."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+THIRD_PARTY = logging.getLogger("third_party")
+
+
+@contextlib.contextmanager
+def run_log(folder: Path) -> Iterator[None]:
+    """Within it, our lines go to the terminal and every logger's to `folder`/run.log."""
+    root, ours = logging.getLogger(), logging.getLogger("chatbot_sft")
+    file = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.addFilter(lambda record: record.exc_info is None)
+    before = root.level
+    root.setLevel(logging.INFO)
+    root.addHandler(file)
+    ours.addHandler(terminal)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        ours.removeHandler(terminal)
+        root.removeHandler(file)
+        root.setLevel(before)
+        file.close()
+
+
+@contextlib.contextmanager
+def quiet(*, progress: bool = False) -> Iterator[None]:
+    """Send what libraries print to run.log. `progress=True` leaves stderr alone, for download bars."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(_LogWriter()))
+        if not progress:
+            stack.enter_context(contextlib.redirect_stderr(_LogWriter()))
+        yield
+
+
+class _LogWriter(io.TextIOBase):
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).replace("\r", "\n").split("\n")
+        for line in filter(str.strip, lines):
+            THIRD_PARTY.info(line.rstrip())
+        return len(text)

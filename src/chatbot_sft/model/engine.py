@@ -1,0 +1,98 @@
+"""Which engine trains: Unsloth wherever it imports, plain transformers + PEFT where it does not."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chatbot_sft.cache import cache_dir
+from chatbot_sft.errors import UserError
+from chatbot_sft.logs import quiet
+from chatbot_sft.model import hardware
+
+if TYPE_CHECKING:
+    from chatbot_sft.config import Config
+
+UNSLOTH_ON_CPU = (2026, 10, 8)  # the first release that imports without a GPU
+
+
+class Engine(Protocol):
+    """A module of functions; `unsloth_engine` and `transformers_engine` are the two."""
+
+    NAME: str
+
+    def load(self, source: str, settings: Config, dtype: Any) -> Any:
+        """The base model from a folder or hub id, ready for an adapter or for full fine-tuning."""
+
+    def add_lora(self, model: Any, settings: Config) -> Any:
+        """The PEFT model: `model` frozen, with the adapter that `settings.lora` describes."""
+
+    def checkpointing(self, settings: Config) -> bool | str:
+        """Whether activations are recomputed in the backward pass; Unsloth also knows "unsloth", which offloads them."""
+
+    def for_training(self, model: Any) -> None:
+        """Switch to training mode."""
+
+    def for_inference(self, model: Any) -> None:
+        """Switch to generation mode."""
+
+    def trainer_class(self) -> type:
+        """TRL's SFTTrainer, as this engine needs it on this machine."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    name: str
+    reason: str
+
+
+def expected(requested: str) -> Choice:
+    """The engine that `requested` leads to here, from versions and hardware alone: nothing is imported."""
+    if requested != "auto":
+        return Choice(requested, "as configured")
+    try:
+        version = importlib.metadata.version("unsloth")
+    except importlib.metadata.PackageNotFoundError:
+        return Choice("transformers", "auto: unsloth is not installed")
+    if hardware.gpus():
+        return Choice("unsloth", f"auto: unsloth {version} on {hardware.gpus()[0].name}")
+    if tuple(int(part) for part in version.split(".")[:3]) >= UNSLOTH_ON_CPU:
+        return Choice("unsloth", f"auto: unsloth {version} trains on a CPU")
+    return Choice("transformers", f"auto: unsloth {version} needs a GPU; {'.'.join(map(str, UNSLOTH_ON_CPU))} and later train on a CPU")
+
+
+@functools.cache
+def load_engine(requested: str) -> tuple[Engine, Choice]:
+    """Import the engine; must come before anything imports transformers or trl.
+
+    Raises:
+        UserError: `requested` is "unsloth" and it does not import here.
+    """
+    prepare_environment()
+    choice = expected(requested)
+    if choice.name == "unsloth":
+        try:
+            with quiet():
+                engine = importlib.import_module("chatbot_sft.model.unsloth_engine")
+        except Exception as error:  # Unsloth raises ImportError, RuntimeError or NotImplementedError for a machine it does not support
+            why = " ".join(str(error).split())
+            if requested == "unsloth":
+                raise UserError(f"model.engine=unsloth: unsloth does not import here ({why}); use model.engine=transformers") from error
+            choice = Choice("transformers", f"auto: unsloth does not import here: {why}")
+    if choice.name == "transformers":
+        engine = importlib.import_module("chatbot_sft.model.transformers_engine")
+    return engine, choice
+
+
+def prepare_environment() -> None:
+    """Keep third-party libraries off the network and out of the working directory. Unsloth and TRL read these once, at import."""
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

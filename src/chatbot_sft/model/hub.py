@@ -1,0 +1,57 @@
+"""Models that come from the Hugging Face hub: when the network may be used, and what to say when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from chatbot_sft.errors import UserError
+
+USER_SAYS_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def is_local(name: str) -> bool:
+    """A path rather than a hub id: it exists, or it is written like a path."""
+    return Path(name).expanduser().is_dir() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+
+
+def allow_network(allowed: bool) -> None:
+    """A local model needs no hub, so nothing is asked of it; a hub id may be fetched unless the user set HF_HUB_OFFLINE.
+
+    huggingface_hub reads the variable once, at import; in a sweep a later job can need the other setting.
+    """
+    offline = USER_SAYS_OFFLINE or not allowed
+    os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        constants.HF_HUB_OFFLINE = offline
+
+
+@contextlib.contextmanager
+def readable_errors(name: str) -> Iterator[None]:
+    """transformers reports everything about a model it cannot find as OSError, over several paragraphs; say it in one line.
+
+    Raises:
+        UserError: for such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = str(error).lower()
+        if is_local(name):
+            raise UserError(f"model.name={name}: cannot be loaded: {' '.join(str(error).split())}") from error
+        if USER_SAYS_OFFLINE:
+            why = "HF_HUB_OFFLINE is set, and the model is not in the local cache"
+        elif "gated" in text:
+            why = "it is gated: accept its licence on the hub and set HF_TOKEN"
+        elif "not a valid model identifier" in text or "404" in text:
+            why = "there is no such model, or it is private: check the name, set HF_TOKEN"
+        else:
+            why = "no answer from the network"
+        raise UserError(
+            f"model.name={name}: cannot be had from the Hugging Face hub ({why}); a downloaded folder works without: "
+            "model=local model.name=/path/to/folder"
+        ) from error

@@ -1,0 +1,160 @@
+"""ModelLoader: from a model name to the model that is trained and its tokenizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.config import Config
+from chatbot_sft.errors import UserError
+from chatbot_sft.logs import quiet
+from chatbot_sft.model import embedded, hardware, memory
+from chatbot_sft.model.engine import Engine, load_engine
+from chatbot_sft.model.hub import allow_network, is_local, readable_errors
+from chatbot_sft.targets import locate
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+class ModelLoader:
+    """Loads what `config.model` names and puts `config.lora` on it.
+
+    After `load_and_configure`, `engine` is the engine that was used and `source` the folder or hub id the weights came from.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | Config) -> None:
+        self.config = config
+        self.settings = Config.from_mapping(config)
+        self.engine: Engine | None = None
+        self.source = ""
+
+    def check(self) -> None:
+        """What can be said of the model without loading anything.
+
+        Raises:
+            UserError: a folder that holds no model, 4-bit without bitsandbytes, a merge that this base does not allow.
+        """
+        model = self.settings.model
+        if model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError("model.load_in_4bit=true needs bitsandbytes: `pip install bitsandbytes`, or set model.load_in_4bit=false")
+        if not is_local(model.name):
+            return
+        folder = Path(model.name).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"model.name={model.name}: no such folder")
+        if not (folder / "config.json").is_file():
+            hint = "; this is a LoRA adapter, name its base model" if (folder / "adapter_config.json").is_file() else ""
+            raise UserError(f"model.name={model.name}: no config.json in it, so it is not a Hugging Face model folder{hint}")
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+            raise UserError(f"model.name={model.name}: no weights in it (*.safetensors)")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "quantization_config" in config and self.settings.save.method == "merged_16bit":
+            raise UserError(
+                f"model.name={model.name}: already quantised, so there are no 16-bit weights to merge into; name the 16-bit model or use save=lora"
+            )
+
+    def load_and_configure(self) -> tuple[Any, Any]:
+        """(model, tokenizer): the adapter in place, the chat template checked.
+
+        Raises:
+            UserError: what `check` finds, a hub id that cannot be had, or a tokenizer without a chat template.
+        """
+        self.check()
+        engine = self.load_engine()
+        tokenizer = self.load_tokenizer()
+        dtype = weights_dtype(self.settings)
+        with quiet(progress=not is_local(self.source)), readable_errors(self.settings.model.name):
+            model = engine.load(self.source, self.settings, dtype)
+            model = locate("lora", self.settings.lora._target_)(model, self.settings, engine)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        trainable, total = count_parameters(model)
+        log.info(
+            "model: %s, %.0fM parameters, %.2fM trained (%.2f%%), %s",
+            self.settings.model.name, total / 1e6, trainable / 1e6, 100 * trainable / total,
+            "4-bit" if self.settings.model.load_in_4bit else str(dtype).removeprefix("torch."),
+        )  # fmt: skip
+        return model, tokenizer
+
+    def load_engine(self) -> Engine:
+        """Import the engine (seconds), once."""
+        if self.engine is None:
+            self.source = embedded.resolve(self.settings.model.name)
+            if is_local(self.source):
+                self.source = str(Path(self.source).expanduser())
+            allow_network(not is_local(self.source))
+            self.engine, choice = load_engine(self.settings.model.engine)
+            log.info("engine: %s (%s)", choice.name, choice.reason)
+        return self.engine
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer of the base, the same for both engines.
+
+        Raises:
+            UserError: it cannot be loaded, or has no chat template.
+        """
+        self.load_engine()
+        from transformers import AutoTokenizer
+
+        with quiet(progress=not is_local(self.source)), readable_errors(self.settings.model.name):
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.source, revision=self.settings.model.revision, trust_remote_code=self.settings.model.trust_remote_code
+            )
+        if not tokenizer.chat_template:
+            raise UserError(f"model.name={self.settings.model.name}: its tokenizer has no chat template; name an instruct model")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @staticmethod
+    def show_memory_stats(start_memory: float | None = None) -> dict[str, Any]:
+        """Memory now and at its peak, in GB; with `start_memory` also what training added. Prints nothing: see `print_memory_stats`."""
+        return memory.measure(start_memory).as_dict()
+
+    @staticmethod
+    def print_memory_stats(stats: Mapping[str, Any]) -> None:
+        """One line a figure of what `show_memory_stats` returned."""
+        print(f"device            {stats['device']} ({stats['total_memory_gb']:.1f} GB)")
+        print(f"memory now        {stats['current_memory_gb']:.2f} GB")
+        print(f"memory at peak    {stats['peak_memory_gb']:.2f} GB")
+        if "training_memory_gb" in stats:
+            print(f"added by training {stats['training_memory_gb']:.2f} GB (peak: {stats['peak_percent']:.1f}% of the device)")
+
+
+def weights_dtype(settings: Config) -> torch.dtype:
+    """The dtype the weights are loaded in. Unset: bfloat16 on a GPU that has it (else float16), float32 on a CPU."""
+    import torch
+
+    if settings.model.dtype is not None:
+        return getattr(torch, settings.model.dtype)
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def autocast_dtype(settings: Config) -> str | None:
+    """The dtype matrix products run in: "bf16", "fp16", or None for the weights' own float32.
+
+    On a CPU with bfloat16 units the products are cast unless `model.dtype=float32` asks for float32 throughout.
+    """
+    import torch
+
+    if settings.model.dtype is None and not torch.cuda.is_available():
+        return "bf16" if hardware.cpu_bfloat16() else None
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(weights_dtype(settings))
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """(trainable, all) parameters. A 4-bit tensor holds two values a byte; its `quant_state` knows the real shape."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = parameter.quant_state.shape.numel() if type(parameter).__name__ == "Params4bit" else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total

@@ -1,0 +1,96 @@
+"""Plain transformers + PEFT + TRL: the same keys, wherever Unsloth does not import."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from chatbot_sft.config import Config
+
+NAME = "transformers"
+
+
+def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantization = None
+    if settings.model.load_in_4bit:
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=settings.model.revision,
+        dtype=dtype,
+        quantization_config=quantization,
+        trust_remote_code=settings.model.trust_remote_code,
+        device_map={"": 0} if torch.cuda.is_available() else None,
+    )
+    if settings.full_finetuning and checkpointing(settings):
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def add_lora(model: Any, settings: Config) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    lora = settings.lora
+    if settings.model.load_in_4bit:
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=checkpointing(settings), gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    elif checkpointing(settings):
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    torch.manual_seed(settings.seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules=lora.target_modules,
+            bias=lora.bias,
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+            modules_to_save=lora.modules_to_save,
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def checkpointing(settings: Config) -> bool:
+    """Whether activations are recomputed in the backward pass. "unsloth" saves GPU memory; on a CPU there is none to save."""
+    import torch
+
+    value = settings.lora.use_gradient_checkpointing
+    return torch.cuda.is_available() if value == "unsloth" else bool(value)
+
+
+def for_training(model: Any) -> None:
+    model.train()
+    model.config.use_cache = False
+
+
+def for_inference(model: Any) -> None:
+    model.eval()
+    model.config.use_cache = True
+
+
+def trainer_class() -> type:
+    import torch
+    import transformers
+    import trl
+
+    if torch.cuda.is_available():
+        return trl.SFTTrainer
+
+    class CpuSFTTrainer(trl.SFTTrainer):
+        """TRL's loss is a Triton kernel and runs on a GPU only; the model's own cross entropy is the same number."""
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            return transformers.Trainer.compute_loss(self, model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+
+    return CpuSFTTrainer

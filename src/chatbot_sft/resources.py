@@ -1,0 +1,18 @@
+"""The folders that come with the package: in a checkout they stand at its root, in a wheel inside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent.parent
+
+
+def conf_dir() -> Path:
+    """The config tree: `<package>/conf`, else `<checkout>/conf`."""
+    return next(folder for folder in (PACKAGE / "conf", CHECKOUT / "conf") if folder.is_dir())
+
+
+def examples_dir() -> Path:
+    """The example conversations: `<package>/examples`, else `<checkout>/data`."""
+    return next(folder for folder in (PACKAGE / "examples", CHECKOUT / "data") if folder.is_dir())

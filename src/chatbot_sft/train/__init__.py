@@ -1,0 +1,6 @@
+"""Rows of (input_ids, labels) train the model: arguments → trainer (order, loss) → monitor."""
+
+from chatbot_sft.train.monitor import TrainingMonitor
+from chatbot_sft.train.trainer import SFTTrainerWrapper
+
+__all__ = ["SFTTrainerWrapper", "TrainingMonitor"]

@@ -1,0 +1,68 @@
+"""The `training` section as TRL's SFTConfig."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.errors import UserError
+from chatbot_sft.model.loader import autocast_dtype
+
+if TYPE_CHECKING:
+    from chatbot_sft.config import Config
+    from chatbot_sft.model.engine import Engine
+
+log = logging.getLogger(__name__)
+
+GPU_OPTIMIZERS = ("8bit", "paged", "bnb", "apex")
+CPU_OPTIMIZER = "adamw_torch_fused"
+
+
+def sft_arguments(settings: Config, engine: Engine) -> Any:
+    """A `trl.SFTConfig`.
+
+    Raises:
+        UserError: TRL or transformers refuses the combination.
+    """
+    import torch
+    import trl
+
+    training = settings.training
+    autocast = autocast_dtype(settings)
+    optim = training.optim
+    if not torch.cuda.is_available() and any(part in optim for part in GPU_OPTIMIZERS):
+        log.info("optimizer: %s needs a GPU, %s takes its place", optim, CPU_OPTIMIZER)
+        optim = CPU_OPTIMIZER
+    arguments: dict[str, Any] = {
+        "output_dir": training.output_dir,
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "per_device_eval_batch_size": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "max_steps": training.max_steps if training.max_steps is not None else -1,
+        "num_train_epochs": training.num_train_epochs if training.num_train_epochs is not None else 1,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "optim": optim,
+        "logging_steps": training.logging_steps,
+        "report_to": training.report_to,
+        "seed": settings.seed,
+        "bf16": autocast == "bf16",
+        "fp16": autocast == "fp16",
+        "use_cpu": not torch.cuda.is_available(),
+        "gradient_checkpointing": bool(engine.checkpointing(settings)),
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "max_length": settings.model.max_seq_length,
+        "dataset_kwargs": {"skip_prepare_dataset": True},  # the rows come with input_ids and labels
+        "remove_unused_columns": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "save_total_limit": 1,
+        "disable_tqdm": True,  # our own progress bar
+        "logging_first_step": True,
+    }
+    try:
+        return trl.SFTConfig(**{**arguments, **settings.sft_arguments})
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"training: {' '.join(str(error).split())}") from error

@@ -1,0 +1,73 @@
+"""What is shown while training runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+log = logging.getLogger(__name__)
+
+
+class Progress(TrainerCallback):
+    """A bar with loss, tokens per second and the time left on a terminal; a line every tenth of the run elsewhere.
+
+    `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, `step_tokens` the tokens trained by then.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[int, float]] = []
+        self.step_ends: list[float] = []
+        self.step_tokens: list[int] = []
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_ends, self.step_tokens = [time.perf_counter()], [state.num_input_tokens_seen]
+        if sys.__stderr__.isatty():
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.__stderr__, dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step_ends.append(time.perf_counter())
+        self.step_tokens.append(state.num_input_tokens_seen)
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.losses.append((state.global_step, float(logs["loss"])))
+        rate = self.tokens_per_second()
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s")
+        elif state.global_step in (1, state.max_steps) or state.global_step % max(1, state.max_steps // 10) == 0:
+            left = (state.max_steps - state.global_step) * (self.step_ends[-1] - self.step_ends[0]) / max(1, len(self.step_ends) - 1)
+            log.info(
+                "step %d/%d  loss %.3f  %s tokens/s  %s left",
+                state.global_step,
+                state.max_steps,
+                logs["loss"],
+                f"{rate:,.0f}",
+                duration(left),
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def tokens_per_second(self) -> float:
+        """Real (unpadded) tokens per second, without the first step where there are others: it compiles and warms up."""
+        first = 1 if len(self.step_ends) > 2 else 0
+        if len(self.step_ends) < 2:
+            return 0.0
+        return (self.step_tokens[-1] - self.step_tokens[first]) / (self.step_ends[-1] - self.step_ends[first])
+
+
+def duration(seconds: float) -> str:
+    """`75` as "1:15", `3700` as "1:01:40"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
