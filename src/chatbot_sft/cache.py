@@ -25,7 +25,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         build(temporary)
-        temporary.chmod(0o755)
+        _share(temporary)
         try:
             temporary.rename(target)
         except OSError:
@@ -34,3 +34,12 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _share(folder: Path) -> None:
+    """Give everything the user's usual permissions: temporary folders and safetensors files are made for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

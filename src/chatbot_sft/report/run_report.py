@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def new_report(command: str, seed: int) -> dict[str, Any]:
 
 def now() -> str:
     """ISO 8601 with the offset from UTC, to the second."""
-    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")
+    return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

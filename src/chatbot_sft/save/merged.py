@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,4 +54,6 @@ def _merge(model: Any, source: str, dtype: torch.dtype, hub: dict[str, Any]) -> 
             weight.data = weight.data.float()
             layer.merge()
             weight.data = weight.data.to(dtype)
-    return merged.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        return merged.merge_and_unload()  # what is left: taking the adapter layers out

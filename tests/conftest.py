@@ -1,0 +1,118 @@
+"""What the tests share: real command lines in subprocesses, a cache of their own, a tiny random Llama beside the real SmolLM2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+EXAMPLE = REPO / "data" / "thinking_teacher_conversations.json"
+
+# Nothing a test does may reach the network; read at import by huggingface_hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("HF_TOKEN", None)
+os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache for this test session, so that the conversion of the embedded model is tested too."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["CHATBOT_SFT_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """`launch("training.max_steps=1", …)` runs `python -m chatbot_sft` in an empty folder and returns the finished process."""
+
+    def run(*arguments, cwd=tmp_path, env=None, timeout=600):
+        return subprocess.run(
+            [sys.executable, "-m", "chatbot_sft", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def smollm2(cache):
+    from chatbot_sft.model import embedded
+
+    return embedded.folder()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm2):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(smollm2, tmp_path_factory):
+    """A Llama of random weights with SmolLM2's tokenizer: two small layers, for tests about everything but the answers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(smollm2 / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_llama):
+    """Arguments of a run that takes seconds: the tiny model, the plain engine, two steps."""
+    return [
+        "model=local",
+        f"model.name={tiny_llama}",
+        "model.load_in_4bit=false",
+        "model.engine=transformers",
+        f"dataset.data_path={EXAMPLE}",
+        "training.max_steps=2",
+        "training.sample_max_new_tokens=4",
+    ]
+
+
+def conversations(count: int, **extra) -> list[dict]:
+    return [
+        {"messages": [{"role": "user", "content": f"câu hỏi {n}"}, {"role": "assistant", "content": f"trả lời {n}"}], **extra} for n in range(count)
+    ]
+
+
+def write_json(path: Path, value) -> Path:
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def report_of(folder: Path) -> dict:
+    """The one report.json below `folder`."""
+    (found,) = folder.rglob("report.json")
+    return json.loads(found.read_text(encoding="utf-8"))
+
+
+def only_error(process: subprocess.CompletedProcess) -> str:
+    """The one line a failed command ends with: no traceback, an exit code that is not 0."""
+    assert process.returncode not in (0, None), process.stdout + process.stderr
+    assert "Traceback" not in process.stderr, process.stderr
+    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, process.stderr
+    assert process.stderr.rstrip().splitlines()[-1] == lines[0]
+    return lines[0].removeprefix("error: ")

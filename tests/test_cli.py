@@ -1,0 +1,169 @@
+"""The command line: real processes, as a user starts them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO, conversations, only_error, report_of, write_json
+
+from chatbot_sft.resources import conf_dir
+
+
+def test_help_says_what_it_does_in_one_screen(launch):
+    process = launch("--help")
+    assert process.returncode == 0
+    text = process.stdout
+    assert text.startswith("chatbot_sft: fine-tune a chat model")
+    assert text.count("  python -m chatbot_sft") == 5  # five examples
+    for group in ("model: gemma3_4b", "lora: default, dora, none, rslora", "dataset:", "training:", "save: lora, merged_16bit, none"):
+        assert group in text
+    assert len(text.splitlines()) < 50
+
+
+def test_cfg_job_shows_the_configuration_without_torch():
+    """--cfg, --help and a config error import no torch: asked of sys.modules itself."""
+    program = (
+        "import sys; sys.argv = ['chatbot_sft', *{arguments}]\n"
+        "from chatbot_sft.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: print('exit', e.code)\n"
+        "print('heavy:', sorted({{'torch', 'transformers', 'trl', 'unsloth', 'datasets', 'numpy', 'matplotlib'}} & set(sys.modules)))"
+    )
+    for arguments in (["--cfg", "job"], ["--help"], ["training.max_stpes=3"], ["dataset.data_path=absent.json", "hydra.run.dir=."]):
+        process = subprocess.run([sys.executable, "-c", program.format(arguments=arguments)], capture_output=True, text=True, cwd=REPO / "tests")
+        assert "heavy: []" in process.stdout, (arguments, process.stdout, process.stderr)
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml")))
+def test_every_model_option_composes(option, launch):
+    arguments = ["model.name=some/model"] if option == "local" else []
+    process = launch(f"model={option}", *arguments, "--cfg", "job")
+    assert process.returncode == 0, process.stderr
+
+
+def test_every_other_option_composes(launch):
+    for group, arguments in (("lora", ["model=smollm2"]), ("save", ["lora=default"]), ("experiment", [])):
+        for path in sorted((conf_dir() / group).glob("*.yaml")):
+            process = launch(f"{'+' if group == 'experiment' else ''}{group}={path.stem}", *arguments, "--cfg", "job")
+            assert process.returncode == 0, process.stderr
+
+
+def test_hub_ids_are_those_that_unsloth_itself_knows():
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    from omegaconf import OmegaConf
+
+    mapper = Path(find_spec("unsloth").submodule_search_locations[0], "models", "mapper.py").read_text(encoding="utf-8")
+    for path in (conf_dir() / "model").glob("*.yaml"):
+        config = OmegaConf.load(path)
+        if path.stem not in ("local", "smollm2"):
+            assert f'"{config.name}"' in mapper, path.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["training.max_stpes=3"], "training.max_stpes: no such key; did you mean training.max_steps?"),
+        (["+training.max_stpes=3"], "training.max_stpes: no such key; did you mean training.max_steps?"),
+        (["++lora.rank=3", "--cfg", "job"], "lora.rank: no such key"),
+        (["modle.name=x"], "modle: no such key; did you mean model?"),
+        (["model=lama3b"], "model=lama3b: no such option; did you mean llama3b?"),
+        (["save=gguf"], "save=gguf: no such option"),
+        (["lora.r=eight"], "lora.r='eight': Value 'eight' of type 'str' could not be converted to Integer"),
+        (["model=local"], "model.name: not set; give it a value, for instance model.name=…"),
+        (["model.token=hf_secret"], "model.token: leave it null and set the environment variable HF_TOKEN"),
+        (["lora=none", "save=lora"], "save.method=lora with lora.r=0"),
+        (["training.max_steps=null"], "training.max_steps and training.num_train_epochs are both null"),
+        (["-m", "lora.r=8,sixteen"], "lora.r='sixteen'"),
+        (["training.max_steps="], "training.max_steps=''"),
+        (["lora.r"], "lora.r"),
+    ],
+)
+def test_a_config_error_is_one_line_and_leaves_nothing(launch, tmp_path, arguments, message):
+    process = launch(*arguments)
+    assert only_error(process).startswith(message)
+    assert "hf_secret" not in process.stdout + process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_typo_in_the_users_own_yaml_is_named(launch, tmp_path):
+    overlay = tmp_path / "mine" / "experiment" / "my_run.yaml"
+    overlay.parent.mkdir(parents=True)
+    overlay.write_text("# @package _global_\ntraining:\n  max_stpes: 3\n")
+    process = launch("--config-dir", "mine", "+experiment=my_run")
+    assert only_error(process) == "training.max_stpes: no such key; did you mean training.max_steps?"
+
+
+def test_full_error_shows_the_traceback(launch):
+    process = launch("training.max_stpes=3", env={"HYDRA_FULL_ERROR": "1"})
+    assert process.returncode != 0
+    assert "Traceback" in process.stderr
+
+
+def test_the_token_of_the_environment_is_shown_nowhere(launch, tiny, tmp_path):
+    secret = "hf_abcdefghijklmnopqrstuvwxyz012345"
+    shown = launch("--cfg", "all", env={"HF_TOKEN": secret})
+    assert secret not in shown.stdout + shown.stderr
+    process = launch(*tiny, env={"HF_TOKEN": secret})
+    assert process.returncode == 0, process.stderr
+    assert secret not in process.stdout + process.stderr
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_a_users_overlay_and_loader_from_a_file(launch, tiny, tmp_path):
+    """--config-dir with an overlay, and the seed's CustomDatasetLoader in a file beside it, with a key of its own."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "my_run.yaml").write_text(
+        "# @package _global_\ntraining:\n  max_steps: 1\ndataset:\n  _target_: my_loader.CustomDatasetLoader\n  greeting: Xin chào\n"
+    )
+    (tmp_path / "mine" / "my_loader.py").write_text(
+        "from chatbot_sft import DatasetLoader\n"
+        "class CustomDatasetLoader(DatasetLoader):\n"
+        "    def formatting_prompts_func(self, examples):\n"
+        "        hello = self.config['dataset']['greeting']\n"
+        "        texts = super().formatting_prompts_func(examples)['text']\n"
+        "        return {'text': [text.replace('<|im_start|>user\\n', '<|im_start|>user\\n' + hello + ': ') for text in texts]}\n"
+    )
+    write_json(tmp_path / "data.json", conversations(12))
+    arguments = [a for a in tiny if not a.startswith(("dataset.", "training.max_steps"))]
+    process = launch("--config-dir", "mine", "+experiment=my_run", *arguments, "dataset.data_path=data.json", "save=none")
+    assert process.returncode == 0, process.stderr
+    report = report_of(tmp_path)
+    assert report["training"]["steps"] == 1
+    assert report["dataset"]["trainable_tokens"] > 0
+
+
+def test_a_target_that_is_not_there_is_named(launch, tmp_path):
+    error = only_error(launch("dataset._target_=my_lodaer.Mine"))
+    assert error.startswith("dataset._target_=my_lodaer.Mine: there is no module my_lodaer")
+    error = only_error(launch("dataset._target_=chatbot_sft.data.DatasetLoaderr"))
+    assert error.endswith("chatbot_sft.data has no DatasetLoaderr; did you mean DatasetLoader?")
+
+
+def test_a_sweep_runs_every_job_into_its_own_folder(launch, tiny, tmp_path):
+    process = launch("-m", "lora.r=4,8", "training.learning_rate=1e-4,2e-4", *tiny, "save=none", "training.sample_max_new_tokens=0")
+    assert process.returncode == 0, process.stderr
+    reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/multirun/*/*/*/report.json"))]
+    assert len(reports) == 4
+    assert {report["status"] for report in reports} == {"completed"}
+    assert len({report["model"]["trainable_parameters"] for report in reports}) == 2
+    assert [report["command"].split()[3:5] for report in reports] == [
+        ["lora.r=4", "training.learning_rate=1e-4"],
+        ["lora.r=4", "training.learning_rate=2e-4"],
+        ["lora.r=8", "training.learning_rate=1e-4"],
+        ["lora.r=8", "training.learning_rate=2e-4"],
+    ]
+
+
+def test_a_failing_job_does_not_stop_the_sweep(launch, tiny, tmp_path):
+    arguments = [a for a in tiny if not a.startswith("dataset.")]
+    good = write_json(tmp_path / "good.json", conversations(12))
+    process = launch("-m", f"dataset.data_path=absent.json,{good}", *arguments, "save=none", "training.sample_max_new_tokens=0")
+    assert process.returncode != 0
+    assert "error: absent.json: no such data file" in process.stderr
+    statuses = [json.loads(path.read_text())["status"] for path in sorted(tmp_path.glob("outputs/multirun/*/*/*/report.json"))]
+    assert statuses == ["failed", "completed"]

@@ -1,0 +1,161 @@
+"""The schema: every key and value checked, in one line that names the nearest right one."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from chatbot_sft import ConfigLoader, UserError, sft_arguments
+from chatbot_sft.config import Config
+
+SEED_YAML = """
+model:
+  name: "unsloth/Llama-3.2-3B-Instruct"
+  max_seq_length: 2048
+  dtype: null  # null, float16, bfloat16
+  load_in_4bit: true
+  token: null  # HuggingFace token
+lora:
+  r: 16  # Rank
+  lora_alpha: 16
+  lora_dropout: 0
+  target_modules: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+  use_gradient_checkpointing: "unsloth"
+dataset:
+  data_path: "data/thinking_teacher_conversations.json"
+  format: "json"
+  split: "train"
+  text_field: "text"
+  message_field: "messages"
+training:
+  output_dir: "checkpoints"
+  per_device_train_batch_size: 2
+  gradient_accumulation_steps: 4
+  max_steps: 30
+  learning_rate: 2.0e-4
+  optim: "adamw_8bit"
+  report_to: "none"  # wandb, tensorboard, none
+save:
+  method: "merged_16bit"  # lora, merged_16bit, merged_4bit, gguf
+  save_path: "checkpoints/final_model"
+  push_to_hub: false
+  hub_model_id: "your-username/model-name"
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"training": {"max_stpes": 3}}, "training.max_stpes: no such key; did you mean training.max_steps?"),
+        ({"lora": {"learning_rate": 1e-4}}, "lora.learning_rate: no such key; did you mean training.learning_rate?"),
+        ({"training": {"weight_deca": 0.1}}, "training.weight_deca: no such key; did you mean training.weight_decay?"),
+        ({"training": {"neftune_noise_alfa": 5}}, "training.neftune_noise_alfa: no such key; did you mean training.neftune_noise_alpha?"),
+        ({"trainig": {}}, "trainig: no such key; did you mean training?"),
+        ({"model": {"load_in_4bit": "maybe"}}, "model.load_in_4bit='maybe': Value 'maybe' is not a valid bool (type str)"),
+        ({"lora": {"r": "many"}}, "lora.r='many': Value 'many' of type 'str' could not be converted to Integer"),
+        ({"lora": {"r": -1}}, "lora.r=-1: must be at least 0"),
+        ({"lora": {"lora_dropout": 1.0}}, "lora.lora_dropout=1.0: must be at least 0 and below 1"),
+        ({"training": {"learning_rate": 0}}, "training.learning_rate=0.0: must be above 0"),
+        ({"model": {"engine": "unslot"}}, "model.engine=unslot: not one of auto, unsloth, transformers; did you mean unsloth?"),
+        ({"model": {"dtype": "float8"}}, "model.dtype=float8: not one of float16, bfloat16, float32; did you mean float32?"),
+        ({"lora": {"use_gradient_checkpointing": "yes please"}}, "lora.use_gradient_checkpointing=yes please: not one of unsloth, true, false"),
+        ({"save": {"method": "merged16bit"}}, "save.method=merged16bit: not one of lora, merged_16bit, none; did you mean merged_16bit?"),
+        ({"task": "trian"}, "task=trian: not one of train; did you mean train?"),
+        ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
+        ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
+        ({"training": {"bf16": True}}, "training.bf16: set model.dtype instead"),
+        ({"training": {"neftune_noise_alpha": "much"}}, "training.neftune_noise_alpha='much': expected float | None"),
+        ({"training": {"max_steps": None}}, "training.max_steps and training.num_train_epochs are both null"),
+        ({"lora": {"r": 0}}, "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full"),
+        ({"lora": {"r": 0}, "model": {"load_in_4bit": False}, "save": {"method": "lora"}}, "save.method=lora with lora.r=0"),
+        ({"lora": {"r": 0}, "model": {"load_in_4bit": False}, "save": {"method": "merged_4bit"}}, "save.method=merged_4bit: not one of"),
+        ({"save": {"push_to_hub": True}}, "save.push_to_hub=true: not supported by this version"),
+    ],
+)
+def test_what_is_wrong_is_named(config, message):
+    with pytest.raises(UserError) as caught:
+        Config.from_mapping(config)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_token_is_refused_and_never_repeated():
+    with pytest.raises(UserError, match="HF_TOKEN") as caught:
+        Config.from_mapping({"model": {"token": "hf_secret"}})
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_values_are_converted_as_yaml_users_expect():
+    config = Config.from_mapping({"training": {"learning_rate": "1e-4", "num_train_epochs": 3}, "lora": {"lora_dropout": 0}})
+    assert config.training.learning_rate == 1e-4
+    assert config.training.num_train_epochs == 3.0
+    assert config.effective_batch_size == 8
+
+
+def test_sft_arguments_pass_through_and_come_back():
+    config = Config.from_mapping({"training": {"neftune_noise_alpha": 5, "max_grad_norm": 0.3}})
+    assert config.sft_arguments == {"neftune_noise_alpha": 5, "max_grad_norm": 0.3}
+    assert Config.from_mapping(config.to_dict()) == config
+
+
+def test_every_sft_argument_is_known_as_trl_itself_knows_it():
+    """The parsed sources agree with the imported class, so no key is refused that TRL takes."""
+    import dataclasses
+
+    import trl
+
+    assert set(sft_arguments.known()) == {field.name for field in dataclasses.fields(trl.SFTConfig) if field.init}
+
+
+def test_managed_arguments_exist():
+    assert set(sft_arguments.MANAGED) <= set(sft_arguments.known())
+
+
+def test_a_users_own_class_may_take_keys_of_its_own():
+    config = Config.from_mapping({"dataset": {"_target_": "my_loader.Mine", "flavour": "sen"}})
+    assert config.dataset._target_ == "my_loader.Mine"
+
+
+def test_the_seeds_yaml_is_read_as_it_stands(tmp_path):
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "configs").mkdir()
+    file = tmp_path / "configs" / "sft.yaml"
+    file.write_text(SEED_YAML)
+    config = ConfigLoader.load_config(file)
+    assert ConfigLoader.validate_config(config)
+    assert config["dataset"]["data_path"] == str(tmp_path / "data" / "thinking_teacher_conversations.json")
+    assert config["training"]["output_dir"] == str(tmp_path / "checkpoints")
+    assert config["save"]["save_path"] == str(tmp_path / "checkpoints" / "final_model")
+    assert config["training"]["gradient_accumulation_steps"] == 4
+    assert config["training"]["logging_steps"] == 1  # filled in
+    ours = Config.from_mapping({}).to_dict()
+    seed = OmegaConf.to_container(OmegaConf.create(SEED_YAML))
+    different = {(s, k): v for s, keys in seed.items() for k, v in keys.items() if ours[s][k] != v}
+    assert different == {("save", "hub_model_id"): "your-username/model-name"}  # our defaults are the seed's
+
+
+def test_paths_are_relative_to_the_working_directory_outside_of_a_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sft.yaml").write_text("model: {name: smollm2}")
+    assert ConfigLoader.load_config("sft.yaml")["training"]["output_dir"] == str(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "expected sections"), ("model: [unclosed", "sft.yaml: "), ("modle: {}", "modle: no such key; did you mean model?")],
+)
+def test_a_bad_yaml_file_is_named(tmp_path, text, message):
+    file = tmp_path / "sft.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        ConfigLoader.load_config(file)
+    assert message in str(caught.value)
+
+
+def test_merge_and_save_round_trip(tmp_path):
+    merged = ConfigLoader.merge(Config.from_mapping({}).to_dict(), {"training": {"max_steps": 7}, "lora": {"target_modules": ["q_proj"]}})
+    assert merged["training"]["max_steps"] == 7
+    assert merged["lora"]["target_modules"] == ["q_proj"]
+    ConfigLoader.save(merged, tmp_path / "new" / "sft.yaml")
+    loaded = ConfigLoader.load_config(tmp_path / "new" / "sft.yaml", project_root=tmp_path)
+    assert loaded["training"]["max_steps"] == 7
+    with pytest.raises(UserError, match=r"did you mean training\.max_steps"):
+        ConfigLoader.merge(merged, {"training": {"max_step": 1}})

@@ -1,0 +1,330 @@
+"""Whole runs through the real command line, and what they leave behind."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import EXAMPLE, only_error, report_of, write_json
+
+CONTRACT = {
+    "": {"status", "error", "command", "seed", "started", "finished", "model", "dataset", "training", "memory", "samples", "save", "versions", "git"},
+    "model": {"name", "engine", "parameters", "trainable_parameters", "dtype"},
+    "dataset": {"path", "rows", "rows_used", "tokens", "trainable_tokens", "max_length", "truncated_rows", "fingerprint"},
+    "training": {
+        "steps",
+        "effective_batch_size",
+        "batch_layout",
+        "tokens",
+        "seconds",
+        "tokens_per_second",
+        "loss_first",
+        "loss_last",
+        "train_loss",
+        "eval_loss",
+    },
+    "memory": {"start_gb", "peak_gb", "training_gb"},
+    "save": {"method", "path", "files", "verified"},
+}
+
+
+def losses(report):
+    return [point["loss"] for point in report["training"]["history"]]
+
+
+def test_a_run_leaves_the_directory_that_the_contract_promises(launch, tiny, tmp_path):
+    process = launch(*tiny)
+    assert process.returncode == 0, process.stderr
+    (run,) = tmp_path.glob("outputs/*/*")
+    assert sorted(path.name for path in run.iterdir()) == [".hydra", "checkpoints", "loss.png", "model", "report.json", "report.md", "run.log"]
+    report = report_of(tmp_path)
+    for part, keys in CONTRACT.items():
+        assert keys <= set(report[part] if part else report), part
+    assert report["status"] == "completed"
+    assert report["error"] is None
+    assert report["dataset"]["rows"] == 264
+    assert report["dataset"]["rows_used"] + report["dataset"]["rows_held_out"] == 264
+    assert report["training"]["steps"] == len(losses(report)) == 2
+    assert report["training"]["eval_loss"] < report["training"]["eval_loss_before"]
+    assert len(report["samples"]) == 3
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "| held-out loss |" in (run / "report.md").read_text()
+    assert not list(tmp_path.glob("unsloth*"))
+
+
+def test_the_terminal_shows_three_last_lines_and_no_third_party_chatter(launch, tiny):
+    process = launch(*tiny)
+    last = process.stdout.splitlines()
+    assert [line.split()[0] for line in last] == ["run", "loss", "answer"]
+    assert re.search(r"held out \d\.\d\d|held out \d+\.\d\d → ", last[1])
+    assert "before: “" in last[2]
+    allowed = r"(run|engine|model|data|optimizer|step|saved)[: ]"
+    assert all(re.match(allowed, line) for line in process.stderr.splitlines()), process.stderr
+
+
+def test_one_seed_gives_identical_losses(launch, tiny, tmp_path):
+    for name in ("a", "b", "c"):
+        seed = 7 if name == "c" else 3407
+        process = launch(*tiny, f"seed={seed}", "save=none", "training.sample_max_new_tokens=0", f"hydra.run.dir={name}")
+        assert process.returncode == 0, process.stderr
+    a, b, c = (report_of(tmp_path / name) for name in ("a", "b", "c"))
+    assert losses(a) == losses(b) != losses(c)
+    assert a["training"]["eval_loss"] == b["training"]["eval_loss"]
+
+
+@pytest.mark.parametrize("method", ["lora", "merged_16bit"])
+def test_what_is_saved_loads_and_answers_as_the_trained_model(method, tiny_llama, tmp_path):
+    """In one process: train, save, load again with the library a user would take, compare token ids."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from chatbot_sft import ModelLoader, DatasetLoader, SFTTrainerWrapper\n"
+        "from chatbot_sft.model.generate import greedy_answer\n"
+        "config = json.loads(Path('config.json').read_text())\n"
+        "loader = ModelLoader(config)\n"
+        "model, tokenizer = loader.load_and_configure()\n"
+        "dataset = DatasetLoader(config, tokenizer)\n"
+        "trainer = SFTTrainerWrapper(config, model, tokenizer, dataset.prepare_dataset())\n"
+        "trainer.setup_and_train()\n"
+        "result = trainer.save_model()\n"
+        "loader.engine.for_inference(model)\n"
+        "prompts = [[{'role': 'user', 'content': text}] for text in ('Bia Lager bao nhiêu độ?', 'Where can I buy it?', 'Tour mấy giờ?')]\n"
+        "print(json.dumps([greedy_answer(model, tokenizer, prompt, 12) for prompt in prompts]))\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "again = AutoTokenizer.from_pretrained('model')\n"
+        "if config['save']['method'] == 'lora':\n"
+        "    from peft import AutoPeftModelForCausalLM\n"
+        "    saved = AutoPeftModelForCausalLM.from_pretrained('model')\n"
+        "else:\n"
+        "    saved = AutoModelForCausalLM.from_pretrained('model')\n"
+        "base = AutoModelForCausalLM.from_pretrained(config['model']['name'])\n"
+        "print(json.dumps([greedy_answer(saved, again, prompt, 12) for prompt in prompts]))\n"
+        "print(json.dumps([greedy_answer(base, again, prompt, 12) for prompt in prompts]))\n"
+    )
+    config = {
+        "model": {"name": "smollm2", "engine": "transformers", "load_in_4bit": False, "dtype": "float32"},
+        "dataset": {"data_path": str(EXAMPLE)},
+        "training": {"output_dir": "checkpoints", "max_steps": 2, "learning_rate": 3e-3, "warmup_steps": 0, "gradient_accumulation_steps": 1},
+        "save": {"method": method, "save_path": "model"},
+    }
+    write_json(tmp_path / "config.json", config)
+    process = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    trained, saved, base = (json.loads(line) for line in process.stdout.splitlines()[-3:])
+    assert saved == trained
+    assert base != trained
+
+
+def test_full_finetuning_changes_every_weight_and_saves(launch, tiny, tmp_path, tiny_llama):
+    process = launch(*tiny, "lora=none", "training.learning_rate=1e-2", "training.warmup_steps=0")
+    assert process.returncode == 0, process.stderr
+    report = report_of(tmp_path)
+    assert report["model"]["trainable_parameters"] == report["model"]["parameters"]
+    from safetensors import safe_open
+
+    (saved,) = tmp_path.rglob("outputs/*/*/model/model.safetensors")
+    with safe_open(saved, "pt") as ours, safe_open(tiny_llama / "model.safetensors", "pt") as base:
+        assert set(ours.keys()) == set(base.keys())
+        for name in base.keys():  # noqa: SIM118
+            assert str(ours.get_tensor(name).dtype) == "torch.bfloat16"
+            assert not ours.get_tensor(name).equal(base.get_tensor(name)), name
+
+
+@pytest.mark.parametrize("option", ["rslora", "dora"])
+def test_lora_variants_train_and_merge(option, launch, tiny, tmp_path):
+    process = launch(*tiny, f"lora={option}", "lora.r=4")
+    assert process.returncode == 0, process.stderr
+    assert report_of(tmp_path)["status"] == "completed"
+
+
+def test_response_only_is_a_choice(launch, tiny, tmp_path):
+    for value in ("true", "false"):
+        assert launch(*tiny, f"training.response_only={value}", "save=none", f"hydra.run.dir={value}").returncode == 0
+    assert losses(report_of(tmp_path / "true")) != losses(report_of(tmp_path / "false"))
+
+
+def test_save_none_saves_nothing_beyond_checkpoints(launch, tiny, tmp_path):
+    assert launch(*tiny, "save=none").returncode == 0
+    assert not list(tmp_path.glob("outputs/*/*/model"))
+    assert report_of(tmp_path)["save"] == {"method": "none", "path": None, "files": {}, "verified": None}
+
+
+def test_both_engines_agree_on_the_embedded_model(launch, tmp_path):
+    """fp32, one seed, ten steps: the same labels, and losses within 1e-3."""
+    rows = json.loads(EXAMPLE.read_text(encoding="utf-8"))
+    data = write_json(tmp_path / "short.json", sorted(rows, key=lambda row: len(json.dumps(row)))[:24])
+    for engine in ("unsloth", "transformers"):
+        process = launch(
+            f"model.engine={engine}",
+            "model.dtype=float32",
+            f"dataset.data_path={data}",
+            "save=none",
+            "training.max_steps=10",
+            "training.per_device_train_batch_size=1",
+            "training.gradient_accumulation_steps=2",
+            "training.sample_max_new_tokens=0",
+            f"hydra.run.dir={engine}",
+        )
+        assert process.returncode == 0, process.stderr
+    unsloth, plain = report_of(tmp_path / "unsloth"), report_of(tmp_path / "transformers")
+    assert unsloth["model"]["engine"] == "unsloth"
+    assert unsloth["dataset"]["fingerprint"] == plain["dataset"]["fingerprint"]
+    assert len(losses(plain)) == 10
+    assert max(abs(a - b) for a, b in zip(losses(unsloth), losses(plain), strict=True)) < 1e-3
+    assert abs(unsloth["training"]["eval_loss"] - plain["training"]["eval_loss"]) < 1e-3
+
+
+def test_auto_says_which_engine_it_took_and_why(launch, tiny):
+    arguments = [a for a in tiny if not a.startswith("model.engine")]
+    process = launch(*arguments, "save=none", "training.sample_max_new_tokens=0")
+    assert process.returncode == 0, process.stderr
+    assert "engine: unsloth (auto: unsloth " in process.stderr
+
+
+def test_the_held_out_loss_does_not_depend_on_the_batches(launch, tiny, tmp_path):
+    """Per trained token, however the rows fall into batches."""
+    for size in (1, 4):
+        arguments = [f"training.per_device_eval_batch_size={size}", "save=none", "training.sample_max_new_tokens=0", f"hydra.run.dir={size}"]
+        assert launch(*tiny, "model.dtype=float32", *arguments).returncode == 0
+    one, four = (report_of(tmp_path / str(size))["training"]["eval_loss_before"] for size in (1, 4))
+    assert abs(one - four) < 1e-4
+
+
+# Bad input: one line that names the file, key or row; nothing half-written.
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "my.json: no such data file; set dataset.data_path"),
+        ("{", "my.json: not JSON"),
+        ('{"a": 1}', "my.json: row 1 has no 'messages'"),
+        ("[]", "my.json: no conversations in it"),
+        ('[{"text": ""}]', "my.json: row 1 has no 'messages'"),
+    ],
+)
+def test_bad_data_is_refused_before_any_model_library_is_imported(launch, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "my.json").write_text(content)
+    started = time.monotonic()
+    process = launch("dataset.data_path=my.json")
+    assert only_error(process).startswith(message)
+    assert "engine" not in process.stderr
+    assert time.monotonic() - started < 30
+    report = report_of(tmp_path)
+    assert report["status"] == "failed"
+    assert report["error"].startswith(message)
+    assert not list(tmp_path.glob("outputs/*/*/model"))
+    assert "Traceback" in next(tmp_path.glob("outputs/*/*/run.log")).read_text()
+
+
+def test_a_folder_without_a_model_is_named(launch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert (
+        only_error(launch("model=local", "model.name=./empty"))
+        == "model.name=./empty: no config.json in it, so it is not a Hugging Face model folder"
+    )
+    assert only_error(launch("model=local", "model.name=./absent")) == "model.name=./absent: no such folder"
+
+
+def test_a_hub_id_without_a_network(launch, tiny):
+    arguments = [a for a in tiny if not a.startswith("model")]
+    error = only_error(launch("model=llama3b", "model.engine=transformers", "model.load_in_4bit=false", *arguments))
+    assert error.startswith("model.name=unsloth/Llama-3.2-3B-Instruct: cannot be had from the Hugging Face hub (HF_HUB_OFFLINE is set")
+    assert error.endswith("a downloaded folder works without: model=local model.name=/path/to/folder")
+
+
+def test_four_bit_without_bitsandbytes(launch, tiny, tmp_path):
+    """A sitecustomize hides the package, as on a machine that never had it."""
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name, *a: None if name == 'bitsandbytes' else find(name, *a)\n"
+    )
+    arguments = [a for a in tiny if not a.startswith("model.load_in_4bit")]
+    process = launch(*arguments, "model.load_in_4bit=true", env={"PYTHONPATH": f"{tmp_path / 'hide'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
+    assert only_error(process).startswith("model.load_in_4bit=true needs bitsandbytes: `pip install bitsandbytes`")
+
+
+def test_an_output_directory_that_cannot_be_written(launch, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = only_error(launch("hydra.run.dir=file/run"))
+    assert "file/run" in error
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_save_path_that_is_taken_is_refused_before_training(launch, tiny, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "thesis.txt").write_text("mine")
+    process = launch(*tiny, "save.save_path=kept")
+    assert only_error(process) == "save.save_path=kept: not empty; name another folder or remove it"
+    assert "engine" not in process.stderr
+    assert (tmp_path / "kept" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_full_disk_while_saving_leaves_nothing_half_written(launch, tiny, tmp_path):
+    """The export goes to a file system of one megabyte."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = (
+        os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode == 0
+    )
+    if not mounted:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        process = launch(*tiny, f"save.save_path={small}/model")
+        error = only_error(process)
+        assert error.startswith(f"save.save_path={small}/model: cannot be written (")
+        assert "os error 28" in error or "No space left" in error
+        assert list(small.iterdir()) == []
+        report = report_of(tmp_path)
+        assert (report["status"], report["training"]["steps"]) == ("failed", 2)
+        assert list(tmp_path.glob("outputs/*/*/checkpoints/checkpoint-2/adapter_model.safetensors"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_ctrl_c_leaves_a_report_that_says_so(tiny, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chatbot_sft", *tiny, "training.max_steps=100000", "save=none"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    report = report_of(tmp_path)
+    assert report["status"] == "interrupted"
+    assert losses(report)
+
+
+def test_a_wheel_works_from_anywhere(tmp_path):
+    """conf/ and the example data travel inside the wheel."""
+    repo = Path(__file__).resolve().parent.parent
+    if shutil.which("git") and (repo / ".git").exists():
+        files = subprocess.run(["git", "ls-files"], cwd=repo, capture_output=True, text=True, check=True).stdout.splitlines()
+        copy = tmp_path / "copy"
+        for name in files:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repo / name, copy / name)
+        repo = copy
+    subprocess.run([sys.executable, "-m", "uv", "build", "--wheel", "--quiet", "--out-dir", str(tmp_path / "dist"), str(repo)], check=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    shown = subprocess.run(
+        [sys.executable, "-m", "chatbot_sft", "--cfg", "job", "--resolve", "hydra.run.dir=x", "paths.output_dir=out"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert str(tmp_path / "site" / "chatbot_sft" / "examples" / "thinking_teacher_conversations.json") in shown.stdout
+    assert (tmp_path / "site" / "chatbot_sft" / "examples" / "thinking_teacher_conversations.json").read_bytes() == EXAMPLE.read_bytes()
