@@ -14,6 +14,8 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLE = REPO / "data" / "thinking_teacher_conversations.json"
 
+# Two workers on two cores: a thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing a test does may reach the network; read at import by huggingface_hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("HF_TOKEN", None)
@@ -22,8 +24,10 @@ os.environ.pop("HYDRA_FULL_ERROR", None)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """A cache for this test session, so that the conversion of the embedded model is tested too."""
-    folder = tmp_path_factory.mktemp("cache")
+    """A cache for this test session, shared by its workers, so that the conversion of the embedded model is tested too."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["CHATBOT_SFT_CACHE"] = str(folder)
     return folder
 

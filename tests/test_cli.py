@@ -78,7 +78,8 @@ def test_hub_ids_are_those_that_unsloth_itself_knows():
         (["training.max_steps=null"], "training.max_steps and training.num_train_epochs are both null"),
         (["-m", "lora.r=8,sixteen"], "lora.r='sixteen'"),
         (["training.max_steps="], "training.max_steps=''"),
-        (["lora.r"], "lora.r"),
+        (["lora.r"], "lora.r: not understood as key=value"),
+        (["-m", "model=smollm2,lama1b"], "model=lama1b: no such option; did you mean llama1b?"),
     ],
 )
 def test_a_config_error_is_one_line_and_leaves_nothing(launch, tmp_path, arguments, message):
@@ -152,10 +153,10 @@ def test_a_sweep_runs_every_job_into_its_own_folder(launch, tiny, tmp_path):
     assert {report["status"] for report in reports} == {"completed"}
     assert len({report["model"]["trainable_parameters"] for report in reports}) == 2
     assert [report["command"].split()[3:5] for report in reports] == [
-        ["lora.r=4", "training.learning_rate=1e-4"],
-        ["lora.r=4", "training.learning_rate=2e-4"],
-        ["lora.r=8", "training.learning_rate=1e-4"],
-        ["lora.r=8", "training.learning_rate=2e-4"],
+        ["lora.r=4", "training.learning_rate=0.0001"],
+        ["lora.r=4", "training.learning_rate=0.0002"],
+        ["lora.r=8", "training.learning_rate=0.0001"],
+        ["lora.r=8", "training.learning_rate=0.0002"],
     ]
 
 

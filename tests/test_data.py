@@ -86,9 +86,9 @@ def test_any_json_is_read_or_refused_in_one_line(tmp_path, value, lines):
 
 def test_the_example_data_is_as_its_readme_says():
     rows = json.loads(EXAMPLE.read_text(encoding="utf-8"))
-    assert len(rows) == 264
+    assert len(rows) == 244
     turns = [sum(message["role"] == "user" for message in row["messages"]) for row in rows]
-    assert [turns.count(n) for n in (1, 2, 3, 4)] == [162, 60, 30, 12]
+    assert [turns.count(n) for n in (1, 2, 3, 4)] == [162, 60, 16, 6]
     answers = [m for row in rows for m in row["messages"] if m["role"] == "assistant"]
     assert all(answer["thinking"].strip() for answer in answers)
     assert all(row["messages"][0]["role"] == "system" and row["messages"][-1]["role"] == "assistant" for row in rows)

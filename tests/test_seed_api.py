@@ -129,4 +129,4 @@ def test_the_embedded_model_has_its_name_in_a_seed_yaml_too(tmp_path):
     )
     process = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ})
     assert process.returncode == 0, process.stderr
-    assert "parameters 4884480 139400064 <|im_end|>" in process.stdout
+    assert "parameters 4884480 139399488 <|im_end|>" in process.stdout

@@ -48,8 +48,8 @@ def test_a_run_leaves_the_directory_that_the_contract_promises(launch, tiny, tmp
         assert keys <= set(report[part] if part else report), part
     assert report["status"] == "completed"
     assert report["error"] is None
-    assert report["dataset"]["rows"] == 264
-    assert report["dataset"]["rows_used"] + report["dataset"]["rows_held_out"] == 264
+    assert report["dataset"]["rows"] == 244
+    assert report["dataset"]["rows_used"] + report["dataset"]["rows_held_out"] == 244
     assert report["training"]["steps"] == len(losses(report)) == 2
     assert report["training"]["eval_loss"] < report["training"]["eval_loss_before"]
     assert len(report["samples"]) == 3
@@ -104,7 +104,7 @@ def test_what_is_saved_loads_and_answers_as_the_trained_model(method, tiny_llama
         "    saved = AutoPeftModelForCausalLM.from_pretrained('model')\n"
         "else:\n"
         "    saved = AutoModelForCausalLM.from_pretrained('model')\n"
-        "base = AutoModelForCausalLM.from_pretrained(config['model']['name'])\n"
+        "base = AutoModelForCausalLM.from_pretrained(loader.source)\n"
         "print(json.dumps([greedy_answer(saved, again, prompt, 12) for prompt in prompts]))\n"
         "print(json.dumps([greedy_answer(base, again, prompt, 12) for prompt in prompts]))\n"
     )
@@ -146,8 +146,8 @@ def test_lora_variants_train_and_merge(option, launch, tiny, tmp_path):
 
 def test_response_only_is_a_choice(launch, tiny, tmp_path):
     for value in ("true", "false"):
-        assert launch(*tiny, f"training.response_only={value}", "save=none", f"hydra.run.dir={value}").returncode == 0
-    assert losses(report_of(tmp_path / "true")) != losses(report_of(tmp_path / "false"))
+        assert launch(*tiny, f"training.response_only={value}", "save=none", f"hydra.run.dir=only_{value}").returncode == 0
+    assert losses(report_of(tmp_path / "only_true")) != losses(report_of(tmp_path / "only_false"))
 
 
 def test_save_none_saves_nothing_beyond_checkpoints(launch, tiny, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import hydra
@@ -12,7 +13,7 @@ from hydra._internal import hydra as hydra_internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,8 +31,12 @@ class CheckedConfigLoader(ConfigLoaderImpl):
     """Hydra's config loader, with the typed schema behind every composition: a run, each job of a sweep before the first starts, --cfg."""
 
     def load_configuration(self, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: Any) -> DictConfig:
+        overrides = [_open(override) for override in overrides]
+        if run_mode == RunMode.MULTIRUN and options.get("validate_sweep_overrides", True):
+            for job in _each_swept_value(overrides):
+                self.load_configuration(config_name, job, RunMode.RUN)
         try:
-            composed = super().load_configuration(config_name, [_open(override) for override in overrides], run_mode, **options)
+            composed = super().load_configuration(config_name, overrides, run_mode, **options)
         except MissingConfigException as error:
             raise _no_such_option(error) from error
         settings = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
@@ -56,6 +61,20 @@ def _open(override: str) -> str:
     if parsed.key_or_group == "experiment":
         return f"+{override}"
     return override if schema.known_override(parsed.key_or_group) else f"++{override}"
+
+
+def _each_swept_value(overrides: list[str]) -> Iterator[list[str]]:
+    """The overrides of one job for every value of every sweep, the other sweeps at their first: all are checked before a folder is made."""
+    parsed = [OverridesParser.create().parse_override(override) for override in overrides]
+    choices = [
+        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] if item.is_discrete_sweep() else [override]
+        for item, override in zip(parsed, overrides, strict=True)
+        if not item.is_sweep_override() or item.is_discrete_sweep()
+    ]
+    first = [values[0] for values in choices]
+    for index, values in enumerate(choices):
+        for value in values if len(values) > 1 else ():
+            yield [*first[:index], value, *first[index + 1 :]]
 
 
 def _no_such_option(error: MissingConfigException) -> UserError:
@@ -108,6 +127,8 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not understood as key=value ({text})"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = f": {' '.join(str(error.__cause__).split())}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         return text + cause

@@ -166,10 +166,12 @@ SECTIONS = ("paths", "model", "lora", "dataset", "training", "save")
 
 
 def known_override(key: str) -> bool:
-    """Whether the dotted `key` is in the schema, so that Hydra itself accepts it as an override."""
+    """Whether `key` of an override is in the schema, or Hydra's own business: then Hydra itself accepts it as it stands."""
     section, _, name = key.partition(".")
     schemas = {f.name: f.default_factory for f in fields(Config) if f.name in SECTIONS}
-    return not name or section not in schemas or name in {f.name for f in fields(schemas[section])}
+    if section in schemas:
+        return not name or name in {f.name for f in fields(schemas[section])}
+    return section in {f.name for f in fields(Config)} or section == "hydra" or "/" in key
 
 
 def _no_such_key(section: str, key: str, known: set[str]) -> str:

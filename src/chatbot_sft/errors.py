@@ -9,6 +9,9 @@ from collections.abc import Iterable
 class UserError(Exception):
     """What is wrong, where (file, row or key) and what to do, in one line. Shown without a traceback."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean X?"`` for the closest of `known`, or an empty string where nothing is close."""

@@ -23,13 +23,14 @@ def write_loss_figure(training: dict[str, Any], folder: Path) -> Path | None:
     axes.plot(steps, losses, color=TRAINING, linewidth=1.8, marker="o" if len(steps) < 3 else None, label="training")
     if training.get("eval_loss") is not None:
         ends = [(0, training["eval_loss_before"]), (training["steps"], training["eval_loss"])]
-        axes.plot(*zip(*ends, strict=True), color=HELD_OUT, linewidth=1.2, linestyle=":", marker="o", markersize=6, label="held out")
-        for (step, loss), side in zip(ends, (1, -1), strict=True):
-            axes.annotate(f"{loss:.2f}", (step, loss), (7 * side, 7), textcoords="offset points", color=HELD_OUT, ha="left" if side > 0 else "right")
+        axes.plot(*zip(*ends, strict=True), color=HELD_OUT, linestyle="none", marker="o", markersize=7, label="held out, before and after", zorder=3)
+        for step, loss in ends:
+            label = axes.annotate(f"{loss:.2f}", (step, loss), (0, 10), textcoords="offset points", color=HELD_OUT, ha="center", fontweight="bold")
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0})
     axes.set_xlabel("optimizer step", color=TEXT)
     axes.set_ylabel("loss (nats per token)", color=TEXT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(left=0)
+    axes.margins(x=0.06, y=0.12)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
