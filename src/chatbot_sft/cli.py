@@ -55,7 +55,7 @@ def _open(override: str) -> str:
     Hydra would refuse it with a text about struct mode. Now the schema decides: it knows SFTConfig's keys, and names the nearest one to a typo.
     `experiment=NAME` means `+experiment=NAME`: no experiment is in the defaults list.
     """
-    parsed = OverridesParser.create().parse_override(override)
+    parsed = OverridesParser.create().parse_overrides([override])[0]
     if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
         return override
     if parsed.key_or_group == "experiment":
@@ -65,7 +65,7 @@ def _open(override: str) -> str:
 
 def _each_swept_value(overrides: list[str]) -> Iterator[list[str]]:
     """The overrides of one job for every value of every sweep, the other sweeps at their first: all are checked before a folder is made."""
-    parsed = [OverridesParser.create().parse_override(override) for override in overrides]
+    parsed = OverridesParser.create().parse_overrides(overrides)
     choices = [
         [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] if item.is_discrete_sweep() else [override]
         for item, override in zip(parsed, overrides, strict=True)

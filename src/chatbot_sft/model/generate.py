@@ -28,5 +28,5 @@ def greedy_answer(model: Any, tokenizer: Any, messages: Sequence[Message], max_n
 
 
 def as_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The answer as a person reads it: without special tokens."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    """The answer as a person reads it: without special tokens, and without the letter that the token limit cut in half."""
+    return tokenizer.decode(list(ids), skip_special_tokens=True).rstrip("\ufffd").strip()
