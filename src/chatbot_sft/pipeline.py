@@ -131,7 +131,8 @@ def answers(model_loader: Any, model: Any, tokenizer: Any, prompts: list[list[di
 def summary(report: dict[str, Any], folder: str) -> str:
     """Three lines: where the run is, how the loss moved, one answer before and after."""
     training = report["training"]
-    lines = [f"run     {folder}"]
+    path = Path(folder)
+    lines = [f"run     {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"]
     moved = f"loss    training {training['loss_first']:.2f} → {training['loss_last']:.2f}"
     if training["eval_loss"] is not None:
         lower = 100 * (1 - training["eval_loss"] / training["eval_loss_before"])
