@@ -64,7 +64,7 @@ def test_the_terminal_shows_three_last_lines_and_no_third_party_chatter(launch, 
     assert [line.split()[0] for line in last] == ["run", "loss", "answer"]
     assert re.search(r"held out \d\.\d\d|held out \d+\.\d\d → ", last[1])
     assert "before: “" in last[2]
-    allowed = r"(run|engine|model|data|optimizer|step|saved)[: ]"
+    allowed = r"(run|hub|engine|model|data|optimizer|step|saved)[: ]"
     assert all(re.match(allowed, line) for line in process.stderr.splitlines()), process.stderr
 
 
@@ -239,6 +239,16 @@ def test_a_hub_id_without_a_network(launch, tiny):
     error = only_error(launch("model=llama3b", "model.engine=transformers", "model.load_in_4bit=false", *arguments))
     assert error.startswith("model.name=unsloth/Llama-3.2-3B-Instruct: cannot be had from the Hugging Face hub (HF_HUB_OFFLINE is set")
     assert error.endswith("a downloaded folder works without: model=local model.name=/path/to/folder")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(launch, tiny):
+    """A port of this machine that nobody listens on; huggingface_hub alone would retry for a minute."""
+    arguments = [a for a in tiny if not a.startswith("model")]
+    environment = {"HF_HUB_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    process = launch("model=llama3b", "model.engine=transformers", "model.load_in_4bit=false", *arguments, env=environment)
+    assert "(no answer from the network, and the model is not in the local cache)" in only_error(process)
+    assert "Retrying" not in process.stderr
+    assert "hub: no answer from http://127.0.0.1:9" in process.stderr
 
 
 def test_four_bit_without_bitsandbytes(launch, tiny, tmp_path):

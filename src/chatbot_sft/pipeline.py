@@ -46,10 +46,12 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
             raise
         finally:
             report["finished"] = now()
-            with quiet():
-                write_loss_figure(report["training"], folder)
-            write_markdown(report, folder)
-            write_json(report, folder)
+            try:
+                with quiet():
+                    write_loss_figure(report["training"], folder)
+                write_markdown(report, folder)
+            finally:
+                write_json(report, folder)
     return report
 
 

@@ -34,6 +34,7 @@ MANAGED = {
     "hub_token": None,
     "push_to_hub": None,
     "resume_from_checkpoint": None,
+    "logging_strategy": "training.logging_steps",
     "remove_unused_columns": None,
     "use_cpu": None,
     "disable_tqdm": None,

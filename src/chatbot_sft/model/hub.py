@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from chatbot_sft.errors import UserError
+
+log = logging.getLogger(__name__)
 
 USER_SAYS_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
@@ -24,10 +29,30 @@ def allow_network(allowed: bool) -> None:
     huggingface_hub reads the variable once, at import; in a sweep a later job can need the other setting.
     """
     offline = USER_SAYS_OFFLINE or not allowed
+    if not offline and not _answers():
+        log.info("hub: no answer from %s; only what is in the local cache can be used", endpoint())
+        offline = True
     os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
     constants = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
         constants.HF_HUB_OFFLINE = offline
+
+
+def endpoint() -> str:
+    """The hub's address, as huggingface_hub takes it from the environment."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _answers() -> bool:
+    """Whether the hub's host takes a connection; asked once, because the hub client itself retries for minutes. True behind a proxy."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlsplit(endpoint())
+    try:
+        with socket.create_connection((address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
@@ -50,7 +75,7 @@ def readable_errors(name: str) -> Iterator[None]:
         elif "not a valid model identifier" in text or "404" in text:
             why = "there is no such model, or it is private: check the name, set HF_TOKEN"
         else:
-            why = "no answer from the network"
+            why = "no answer from the network, and the model is not in the local cache"
         raise UserError(
             f"model.name={name}: cannot be had from the Hugging Face hub ({why}); a downloaded folder works without: "
             "model=local model.name=/path/to/folder"
