@@ -97,6 +97,15 @@ def test_a_typo_in_the_users_own_yaml_is_named(launch, tmp_path):
     assert only_error(process) == "training.max_stpes: no such key; did you mean training.max_steps?"
 
 
+def test_a_file_that_is_not_yaml_is_named(launch, tmp_path):
+    overlay = tmp_path / "mine" / "experiment" / "my_run.yaml"
+    overlay.parent.mkdir(parents=True)
+    overlay.write_text("# @package _global_\ntraining: max_steps: 3\n")
+    error = only_error(launch("--config-dir", "mine", "+experiment=my_run"))
+    assert error.startswith("not YAML: ")
+    assert "my_run.yaml" in error
+
+
 def test_full_error_shows_the_traceback(launch):
     process = launch("training.max_stpes=3", env={"HYDRA_FULL_ERROR": "1"})
     assert process.returncode != 0
@@ -135,12 +144,15 @@ def test_a_users_overlay_and_loader_from_a_file(launch, tiny, tmp_path):
     assert process.returncode == 0, process.stderr
     report = report_of(tmp_path)
     assert report["training"]["steps"] == 1
+    assert report["command"].startswith(f"python -m chatbot_sft --config-dir {tmp_path}/mine +experiment=my_run ")
     assert report["dataset"]["trainable_tokens"] > 0
 
 
 def test_a_target_that_is_not_there_is_named(launch, tmp_path):
     error = only_error(launch("dataset._target_=my_lodaer.Mine"))
     assert error.startswith("dataset._target_=my_lodaer.Mine: there is no module my_lodaer")
+    error = only_error(launch("dataset._target_=os.system"))
+    assert error == "dataset._target_=os.system: has to be a subclass of chatbot_sft.data.DatasetLoader"
     error = only_error(launch("dataset._target_=chatbot_sft.data.DatasetLoaderr"))
     assert error.endswith("chatbot_sft.data has no DatasetLoaderr; did you mean DatasetLoader?")
 

@@ -311,6 +311,7 @@ def test_ctrl_c_leaves_a_report_that_says_so(tiny, tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert stderr.rstrip().endswith("interrupted; the run's report says how far it came")
     assert "Traceback" not in stderr
     report = report_of(tmp_path)
     assert report["status"] == "interrupted"

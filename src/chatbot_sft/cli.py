@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from chatbot_sft import config as schema
 from chatbot_sft.errors import UserError, did_you_mean
@@ -91,8 +92,9 @@ def entrypoint(config: DictConfig) -> float | None:
     from chatbot_sft import pipeline
 
     job = HydraConfig.get()
-    sys.path[:0] = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
-    command = shlex.join(["python", "-m", "chatbot_sft", *job.overrides.task])
+    users = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    sys.path[:0] = users
+    command = shlex.join(["python", "-m", "chatbot_sft", *(word for path in users for word in ("--config-dir", path)), *job.overrides.task])
     plain = OmegaConf.to_container(config, resolve=True)
     try:
         report = pipeline.run(plain, command)
@@ -100,7 +102,7 @@ def entrypoint(config: DictConfig) -> float | None:
         # In a sweep Hydra has to see the exception, so that it counts the job as failed and goes on with the next.
         if job.mode == RunMode.MULTIRUN or os.environ.get(SHOW_TRACEBACK):
             raise
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {one_line(error, in_run=True)}")
     print(pipeline.summary(report, plain["paths"]["output_dir"]))
     return report["training"]["eval_loss"]
 
@@ -115,6 +117,7 @@ def main() -> None:
     try:
         entrypoint()
     except KeyboardInterrupt:
+        print("interrupted; the run's report says how far it came", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
@@ -122,8 +125,8 @@ def main() -> None:
         sys.exit(f"error: {one_line(error)}")
 
 
-def one_line(error: BaseException) -> str:
-    """What to tell a person: our own texts and Hydra's as they are, anything else with its type and where the traceback is."""
+def one_line(error: BaseException, in_run: bool = False) -> str:
+    """What to tell a person: our own texts, Hydra's and YAML's as they are, anything else with its type and where the traceback is."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
@@ -132,6 +135,9 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = f": {' '.join(str(error.__cause__).split())}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         return text + cause
+    if isinstance(error, YAMLError):
+        return f"not YAML: {text}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {text} (the traceback is in the run's run.log; HYDRA_FULL_ERROR=1 shows it here)"
+    kept = "the traceback is in the run's run.log; " if in_run else ""
+    return f"{type(error).__name__}: {text} ({kept}HYDRA_FULL_ERROR=1 shows the traceback here)"

@@ -134,7 +134,7 @@ class Config:
         scalars = [f.name for f in fields(cls) if f.name not in sections and f.name != "sft_arguments"]
         for key in plain:
             if key not in sections and key not in scalars:
-                raise UserError(f"{key}: no such key{did_you_mean(key, [*sections, *scalars])}")
+                raise UserError(_no_such_section(key, [*sections, *scalars]))
         values: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         for name, schema in sections.items():
@@ -174,12 +174,24 @@ def known_override(key: str) -> bool:
     return section in {f.name for f in fields(Config)} or section == "hydra" or "/" in key
 
 
+def _everywhere() -> list[str]:
+    """Every key of the schema with its section: `training.max_steps`, …"""
+    return [f"{f.name}.{g.name}" for f in fields(Config) if f.name in SECTIONS for g in fields(f.default_factory)]
+
+
+def _no_such_section(key: str, known: list[str]) -> str:
+    if key == "experiment":
+        return "experiment: an overlay has to begin with the line `# @package _global_`, so that its keys go to the top"
+    moved = [name for name in _everywhere() if name.endswith(f".{key}")]
+    hint = f"; did you mean {moved[0]}?" if moved else did_you_mean(key, known)
+    return f"{key}: no such key{hint}"
+
+
 def _no_such_key(section: str, key: str, known: set[str]) -> str:
-    everywhere = {f"{f.name}.{g.name}" for f in fields(Config) if f.name in SECTIONS for g in fields(f.default_factory)}
     if section == "training":
         known = known | set(sft_arguments.known())
     here = did_you_mean(f"{section}.{key}", [f"{section}.{name}" for name in known if name != "_target_"])
-    moved = [name for name in everywhere if name.endswith(f".{key}")]
+    moved = [name for name in _everywhere() if name.endswith(f".{key}")]
     hint = f"; did you mean {moved[0]}?" if moved else here
     return f"{section}.{key}: no such key{hint}"
 
@@ -194,7 +206,8 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
         try:
             typed[key] = value
         except OmegaConfBaseException as error:
-            raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}") from None
+            hint = f"; write {where}=[{value}]" if "ListConfig" in str(error) else ""
+            raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}{hint}") from None
     plain = OmegaConf.to_container(typed)
     return {key: plain[key] for key in values}
 
@@ -214,6 +227,8 @@ def check_values(config: Config) -> None:
     one_of("dataset.format", config.dataset.format, ("json",))
     one_of("dataset.thinking", config.dataset.thinking, ("keep", "drop"))
     one_of("save.method", config.save.method, ("lora", "merged_16bit", "none"))
+    one_of("training.optim", config.training.optim, sft_arguments.enum_values("training_args.py", "OptimizerNames"))
+    one_of("training.lr_scheduler_type", config.training.lr_scheduler_type, sft_arguments.enum_values("trainer_utils.py", "SchedulerType"))
     for key, value, smallest in (
         ("model.max_seq_length", config.model.max_seq_length, 8),
         ("lora.r", config.lora.r, 0),

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from chatbot_sft.config import Config
+from chatbot_sft.data import DatasetLoader
 from chatbot_sft.logs import quiet, run_log
-from chatbot_sft.model import memory
+from chatbot_sft.model import ModelLoader, memory
 from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.model.loader import count_parameters, weights_dtype
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import write_markdown
 from chatbot_sft.report.run_report import new_report, now, write_json
+from chatbot_sft.save import ModelSaver
 from chatbot_sft.targets import locate
+from chatbot_sft.train import SFTTrainerWrapper
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +61,10 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
 def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any]) -> None:
     """data → model + tokenizer → dataset → trainer → save, each filling in its part of `report`."""
     # Everything that can be refused without importing a model library is refused first.
-    dataset_loader = locate("dataset", settings.dataset._target_)(config)
-    model_loader = locate("model", settings.model._target_)(config)
-    trainer_wrapper = locate("training", settings.training._target_)
-    saver = locate("save", settings.save._target_)
+    dataset_loader = locate("dataset", settings.dataset._target_, DatasetLoader)(config)
+    model_loader = locate("model", settings.model._target_, ModelLoader)(config)
+    trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
+    saver = locate("save", settings.save._target_, ModelSaver)
     dataset_loader.load_conversations()
     dataset_loader.split()
     model_loader.check()

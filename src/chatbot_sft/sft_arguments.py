@@ -28,9 +28,6 @@ MANAGED = {
     "assistant_only_loss": "training.response_only",
     "completion_only_loss": "training.response_only",
     "dataset_kwargs": None,
-    "packing": None,
-    "padding_free": None,
-    "eval_packing": None,
     "hub_token": None,
     "push_to_hub": None,
     "resume_from_checkpoint": None,
@@ -40,6 +37,7 @@ MANAGED = {
     "disable_tqdm": None,
     "model_init_kwargs": None,
 }
+NOT_SUPPORTED = ("packing", "eval_packing", "padding_free")
 SOURCES = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
@@ -70,6 +68,16 @@ def known() -> dict[str, str]:
     return annotations
 
 
+@functools.cache
+def enum_values(file: str, class_name: str) -> tuple[str, ...]:
+    """The values of a string enumeration in one of transformers' source files."""
+    path = Path(importlib.util.find_spec("transformers").submodule_search_locations[0], file)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return tuple(line.value.value for line in node.body if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant))
+    raise LookupError(f"{path} has no {class_name}")
+
+
 def check(arguments: Mapping[str, Any]) -> None:
     """Refuse what the launcher sets itself and values of a plainly wrong type.
 
@@ -80,6 +88,8 @@ def check(arguments: Mapping[str, Any]) -> None:
         if key in MANAGED:
             instead = MANAGED[key]
             raise UserError(f"training.{key}: " + (f"set {instead} instead" if instead else "the launcher sets this itself; leave it out"))
+        if key in NOT_SUPPORTED:
+            raise UserError(f"training.{key}: not supported by this version; leave it out")
         annotation = known()[key]
         if not _fits(value, annotation):
             raise UserError(f"training.{key}={value!r}: expected {annotation}")

@@ -8,11 +8,11 @@ from typing import Any
 from chatbot_sft.errors import UserError, did_you_mean
 
 
-def locate(section: str, target: str) -> Any:
-    """The object called `target` ("package.module.Class").
+def locate(section: str, target: str, base: type | None = None) -> Any:
+    """The object called `target` ("package.module.Class"), a subclass of `base` where one is given.
 
     Raises:
-        UserError: no such module, or nothing of that name in it. An error inside the user's module passes through unchanged.
+        UserError: no such module, nothing of that name in it, or not a subclass of `base`. An error inside the user's module passes through.
     """
     module_name, _, name = target.rpartition(".")
     if not module_name:
@@ -26,6 +26,9 @@ def locate(section: str, target: str) -> Any:
             f"{section}._target_={target}: there is no module {error.name}; the file must stand in the current folder or in --config-dir"
         ) from None
     try:
-        return getattr(module, name)
+        found = getattr(module, name)
     except AttributeError:
         raise UserError(f"{section}._target_={target}: {module_name} has no {name}{did_you_mean(name, dir(module))}") from None
+    if base is not None and not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{section}._target_={target}: has to be a subclass of {base.__module__.rpartition('.')[0]}.{base.__name__}")
+    return found

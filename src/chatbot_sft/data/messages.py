@@ -22,7 +22,10 @@ def to_messages(path: str, row: Row, message_field: str, thinking: str) -> list[
     where = f"{path}: row {row.number}"
     if message_field not in row.values:
         columns = ", ".join(row.values) or "nothing"
-        raise UserError(f"{where} has no {message_field!r}; it has {columns}: set dataset.message_field{did_you_mean(message_field, row.values)}")
+        raise UserError(
+            f"{where} has no {message_field!r}; it has {columns}: name its column of messages with dataset.message_field, "
+            f"or of ready-made text with dataset.text_field{did_you_mean(message_field, row.values)}"
+        )
     turns = row.values[message_field]
     if not isinstance(turns, list) or not turns:
         raise UserError(f"{where}: {message_field!r} is not a list of messages")
@@ -34,10 +37,11 @@ def to_messages(path: str, row: Row, message_field: str, thinking: str) -> list[
 
 def _message(where: str, turn: Any, thinking: str) -> Message:
     if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
-        raise UserError(f"{where}: expected an object with role and content")
+        found = f"found {', '.join(map(str, turn))}" if isinstance(turn, dict) else "found no object"
+        raise UserError(f"{where}: expected an object with role and content, {found}")
     role, content = turn["role"], turn["content"]
     if role not in ROLES:
-        raise UserError(f"{where}: role {role!r} is none of {', '.join(ROLES)}")
+        raise UserError(f"{where}: role {role!r} is none of {', '.join(ROLES)}{did_you_mean(str(role).lower(), ROLES)}")
     if not isinstance(content, str):
         raise UserError(f"{where}: content is not text")
     if not content.strip():

@@ -53,7 +53,7 @@ def _json_list(path: str, text: str) -> list[Row]:
     try:
         loaded = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+        raise UserError(f"{path}: not JSON ({error}); this version reads a JSON list, or one JSON object a line") from None
     if not isinstance(loaded, list):
         raise UserError(f"{path}: expected a JSON list of conversations, found {_kind(loaded)}{_list_inside(loaded)}")
     return [_row(path, number, value) for number, value in enumerate(loaded, 1)]
@@ -66,8 +66,8 @@ def _json_lines(path: str, text: str) -> list[Row]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}: line {number} is not JSON: {error}") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: line {number} is not JSON: {error.msg} at character {error.colno}") from None
         rows.append(_row(path, number, value))
     if len(rows) == 1 and _list_inside(rows[0].values):
         raise UserError(f"{path}: expected a JSON list of conversations, found an object{_list_inside(rows[0].values)}")
