@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO, conversations, only_error, report_of, write_json
+from conftest import conversations, only_error, report_of, write_json
 
 from chatbot_sft.resources import conf_dir
 
@@ -21,7 +21,7 @@ def test_help_says_what_it_does_in_one_screen(launch):
     assert len(text.splitlines()) < 50
 
 
-def test_cfg_job_shows_the_configuration_without_torch():
+def test_cfg_job_shows_the_configuration_without_torch(tmp_path):
     """--cfg, --help and a config error import no torch: asked of sys.modules itself."""
     program = (
         "import sys; sys.argv = ['chatbot_sft', *{arguments}]\n"
@@ -31,7 +31,7 @@ def test_cfg_job_shows_the_configuration_without_torch():
         "print('heavy:', sorted({{'torch', 'transformers', 'trl', 'unsloth', 'datasets', 'numpy', 'matplotlib'}} & set(sys.modules)))"
     )
     for arguments in (["--cfg", "job"], ["--help"], ["training.max_stpes=3"], ["dataset.data_path=absent.json", "hydra.run.dir=."]):
-        process = subprocess.run([sys.executable, "-c", program.format(arguments=arguments)], capture_output=True, text=True, cwd=REPO / "tests")
+        process = subprocess.run([sys.executable, "-c", program.format(arguments=arguments)], capture_output=True, text=True, cwd=tmp_path)
         assert "heavy: []" in process.stdout, (arguments, process.stdout, process.stderr)
 
 
