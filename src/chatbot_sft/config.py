@@ -130,7 +130,7 @@ class Config:
         if isinstance(config, Config):
             return config
         plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
-        sections = {f.name: f.default_factory for f in fields(cls) if f.name in SECTIONS}
+        sections = _schemas()
         scalars = [f.name for f in fields(cls) if f.name not in sections and f.name != "sft_arguments"]
         for key in plain:
             if key not in sections and key not in scalars:
@@ -165,10 +165,15 @@ class Config:
 SECTIONS = ("paths", "model", "lora", "dataset", "training", "save")
 
 
+def _schemas() -> dict[str, type]:
+    """Section name → its dataclass."""
+    return {f.name: f.default_factory for f in fields(Config) if f.name in SECTIONS}
+
+
 def known_override(key: str) -> bool:
     """Whether `key` of an override is in the schema, or Hydra's own business: then Hydra itself accepts it as it stands."""
     section, _, name = key.partition(".")
-    schemas = {f.name: f.default_factory for f in fields(Config) if f.name in SECTIONS}
+    schemas = _schemas()
     if section in schemas:
         return not name or name in {f.name for f in fields(schemas[section])}
     return section in {f.name for f in fields(Config)} or section == "hydra" or "/" in key
@@ -176,7 +181,7 @@ def known_override(key: str) -> bool:
 
 def _everywhere() -> list[str]:
     """Every key of the schema with its section: `training.max_steps`, …"""
-    return [f"{f.name}.{g.name}" for f in fields(Config) if f.name in SECTIONS for g in fields(f.default_factory)]
+    return [f"{section}.{f.name}" for section, schema in _schemas().items() for f in fields(schema)]
 
 
 def _no_such_section(key: str, known: list[str]) -> str:
@@ -227,8 +232,12 @@ def check_values(config: Config) -> None:
     one_of("dataset.format", config.dataset.format, ("json",))
     one_of("dataset.thinking", config.dataset.thinking, ("keep", "drop"))
     one_of("save.method", config.save.method, ("lora", "merged_16bit", "none"))
-    one_of("training.optim", config.training.optim, sft_arguments.enum_values("training_args.py", "OptimizerNames"))
-    one_of("training.lr_scheduler_type", config.training.lr_scheduler_type, sft_arguments.enum_values("trainer_utils.py", "SchedulerType"))
+    for key, value, usual, source in (
+        ("training.optim", config.training.optim, TrainingConfig.optim, ("training_args.py", "OptimizerNames")),
+        ("training.lr_scheduler_type", config.training.lr_scheduler_type, TrainingConfig.lr_scheduler_type, ("trainer_utils.py", "SchedulerType")),
+    ):
+        if value != usual:  # reading transformers' sources takes a noticeable part of a start; the defaults are known to be right
+            one_of(key, value, sft_arguments.enum_values(*source))
     for key, value, smallest in (
         ("model.max_seq_length", config.model.max_seq_length, 8),
         ("lora.r", config.lora.r, 0),

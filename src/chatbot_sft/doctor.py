@@ -13,6 +13,7 @@ from chatbot_sft.cache import cache_dir
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded, hardware
 from chatbot_sft.model.engine import expected
+from chatbot_sft.model.hub import USER_SAYS_OFFLINE
 from chatbot_sft.report.run_report import versions
 
 
@@ -42,9 +43,7 @@ def findings() -> list[tuple[str, str]]:
     rows.append(("engine", f"{choice.name} ({choice.reason})"))
     rows.append(("4-bit", _four_bit()))
     rows.append(("smollm2", _embedded()))
-    rows.append(
-        ("hub", "offline (HF_HUB_OFFLINE)" if os.environ.get("HF_HUB_OFFLINE") in ("1", "ON", "YES", "TRUE") else "used where model.name is a hub id")
-    )
+    rows.append(("hub", "offline (HF_HUB_OFFLINE)" if USER_SAYS_OFFLINE else "used where model.name is a hub id"))
     rows.append(("HF_TOKEN", "set" if os.environ.get("HF_TOKEN") else "not set"))
     rows.append(("cache", f"{cache_dir()} ({_size(cache_dir()) / 1e6:,.0f} MB)"))
     rows.append(("free disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:,.0f} GB here"))
