@@ -1,88 +1,29 @@
-"""Files to rows to labels: what is wrong is named with its row, and exactly the assistant's tokens are trained."""
+"""DatasetLoader: thinking, truncation and splitting, mixtures and the held-out split, and a user's own formatting function."""
 
 import json
+import sys
+from collections import Counter
 
 import pytest
-from conftest import EXAMPLE, conversations, write_json
-from hypothesis import HealthCheck, assume, given, settings
+from conftest import EXAMPLE, conversations, only_error, write_json
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chatbot_sft import DatasetLoader, UserError
-from chatbot_sft.data.labels import IGNORED, marker_spans, renderer, structural_spans, token_labels, turn_markers
-from chatbot_sft.data.sources import read_rows
+from chatbot_sft.config import SourceConfig
+from chatbot_sft.data.labels import IGNORED
+from chatbot_sft.data.mixture import chosen_rows, wanted_rows
 
 
-def loader(path, tokenizer=None, **dataset):
-    return DatasetLoader({"model": {"name": "smollm2"}, "dataset": {"data_path": str(path), "eval_fraction": 0, **dataset}}, tokenizer)
+def loader(path, tokenizer=None, max_seq_length=2048, seed=3407, **dataset):
+    config = {"seed": seed, "model": {"name": "smollm2", "max_seq_length": max_seq_length}, "dataset": {"eval_fraction": 0, **dataset}}
+    if path:
+        config["dataset"]["data_path"] = str(path)
+    return DatasetLoader(config, tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[{}", "not JSON"),
-        ("this is no JSON", "not JSON"),
-        ("", "no conversations in it"),
-        ("[]", "no conversations in it"),
-        ('{"messages": 1', "not JSON"),
-        ('{"data": [{"messages": []}]}', "expected a JSON list of conversations, found an object; save the list under its key 'data'"),
-        ("42", "expected an object"),
-        ('["a"]', "row 1 is a string"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}\n{"mess', "line 2 is not JSON"),
-        ('[{"mesages": []}]', "row 1 has no 'messages'; it has mesages: name its column of messages with dataset.message_field"),
-        ('[{"messages": "hello"}]', "row 1: 'messages' is not a list of messages"),
-        ('[{"messages": []}]', "row 1: 'messages' is not a list of messages"),
-        ('[{"messages": [{"role": "user"}]}]', "row 1, message 1: expected an object with role and content, found role"),
-        ('[{"messages": [{"from": "human", "value": "hi"}]}]', "expected an object with role and content, found from, value"),
-        ('[{"messages": [{"role": "asistant", "content": "a"}]}]', "row 1, message 1: role 'asistant' is none of"),
-        ('[{"messages": [{"role": "user", "content": 3}]}]', "row 1, message 1: content is not text"),
-        ('[{"messages": [{"role": "user", "content": " "}]}]', "row 1, message 1: content is empty"),
-        ('[{"messages": [{"role": "user", "content": "hi"}]}]', "row 1: no assistant message"),
-    ],
-)
-def test_a_bad_file_is_refused_by_row(tmp_path, content, message):
-    file = tmp_path / "data.json"
-    file.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError) as caught:
-        loader(file).load_conversations()
-    assert str(caught.value).startswith(str(file))
-    assert message in str(caught.value)
-
-
-def test_a_missing_file_suggests_the_nearest(tmp_path):
-    write_json(tmp_path / "conversations.json", conversations(1))
-    with pytest.raises(UserError, match=r"no such data file; did you mean conversations.json\?"):
-        read_rows(str(tmp_path / "conversation.json"))
-
-
-def test_not_utf8_says_where(tmp_path):
-    (tmp_path / "data.json").write_bytes(b'[{"messages": "\xff"}]')
-    with pytest.raises(UserError, match=r"not UTF-8 text \(byte 15\)"):
-        read_rows(str(tmp_path / "data.json"))
-
-
-def test_a_list_and_lines_are_read_alike(tmp_path):
-    rows = conversations(3, note="a\nb")
-    list_file = write_json(tmp_path / "list.json", rows)
-    lines = tmp_path / "lines.jsonl"
-    lines.write_text("\ufeff" + "\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    assert [row.values for row in read_rows(str(list_file))] == [row.values for row in read_rows(str(lines))] == rows
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-)
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(value=json_values, lines=st.booleans())
-def test_any_json_is_read_or_refused_in_one_line(tmp_path, value, lines):
-    file = tmp_path / "any.json"
-    file.write_text("\n".join(json.dumps(item) for item in value) if lines and isinstance(value, list) else json.dumps(value), encoding="utf-8")
-    try:
-        loader(file).load_conversations()
-    except UserError as error:
-        assert "\n" not in str(error)
+def trained(tokenizer, row):
+    return tokenizer.decode([label for label in row["labels"] if label != IGNORED])
 
 
 def test_the_example_data_is_as_its_readme_says():
@@ -110,102 +51,193 @@ def test_the_split_is_by_conversation_seeded_and_disjoint(tmp_path, tokenizer):
     file = write_json(tmp_path / "data.json", conversations(50))
 
     def held_out(seed):
-        made = DatasetLoader({"seed": seed, "model": {"name": "smollm2"}, "dataset": {"data_path": str(file)}})
-        training, evaluation = ([item.row for item in part] for part in made.split())
-        assert sorted(training + evaluation) == list(range(1, 51))
-        return evaluation
+        made = loader(file, tokenizer, seed=seed, eval_fraction=0.1)
+        training = made.prepare_dataset()
+        assert sorted([*training["text"], *made.eval_dataset["text"]]) == sorted(loader(file, tokenizer).prepare_dataset()["text"])
+        return list(made.eval_dataset["text"])
 
     assert len(held_out(1)) == 5
     assert held_out(1) == held_out(1) != held_out(2)
 
 
-def test_one_conversation_cannot_be_split(tmp_path):
+def test_one_conversation_cannot_be_split(tmp_path, tokenizer):
     file = write_json(tmp_path / "data.json", conversations(1))
     with pytest.raises(UserError, match=r"set dataset\.eval_fraction=0"):
-        loader(file, eval_fraction=0.1).split()
+        loader(file, tokenizer, eval_fraction=0.1).prepare_dataset()
+
+
+LONG = {"role": "assistant", "content": "word " * 300}
+QUESTION = {"role": "user", "content": "hi"}
 
 
 def test_truncation_is_counted_and_rows_without_an_answer_are_dropped(tmp_path, tokenizer):
-    long_question = {"messages": [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "late"}]}
-    long_answer = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "word " * 300}]}
-    file = write_json(tmp_path / "data.json", [long_question, long_answer, *conversations(1)])
-    made = DatasetLoader({"model": {"name": "smollm2", "max_seq_length": 128}, "dataset": {"data_path": str(file), "eval_fraction": 0}}, tokenizer)
-    dataset = made.prepare_dataset()
-    assert [len(row["input_ids"]) <= 128 for row in dataset] == [True, True]
-    assert (made.statistics.rows_used, made.statistics.truncated_rows, made.statistics.dropped_rows) == (2, 2, 1)
-    only_long_questions = write_json(tmp_path / "long.json", [long_question])
+    late = {"messages": [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "late"}]}
+    file = write_json(tmp_path / "data.json", [late, {"messages": [QUESTION, LONG]}, *conversations(1)])
+    made = loader(file, tokenizer, max_seq_length=128)
+    assert [len(row["input_ids"]) <= 128 for row in made.prepare_dataset()] == [True, True]
+    assert (made.statistics.rows_used, made.statistics.truncated_rows, made.statistics.dropped_rows) == (2, 1, 1)
+    assert {kind: found["rows"][0]["row"] for kind, found in made.report["notes"].items()} == {
+        "every answer lies beyond the cut: left out": 1,
+        "an answer cut in two": 2,
+    }
+    only_late = write_json(tmp_path / "long.json", [late])
     with pytest.raises(UserError, match=r"no row has a trainable token within model\.max_seq_length=128"):
-        DatasetLoader(
-            {"model": {"name": "smollm2", "max_seq_length": 128}, "dataset": {"data_path": str(only_long_questions), "eval_fraction": 0}}, tokenizer
-        ).prepare_dataset()
+        loader(only_late, tokenizer, max_seq_length=128).prepare_dataset()
+
+
+def test_long_rows_are_dropped_or_an_error_where_asked(tmp_path, tokenizer):
+    file = write_json(tmp_path / "data.json", [*conversations(2), {"messages": [QUESTION, LONG]}])
+    made = loader(file, tokenizer, max_seq_length=128, overflow="drop")
+    assert len(made.prepare_dataset()) == 2
+    assert (made.statistics.dropped_rows, made.statistics.truncated_rows) == (1, 0)
+    with pytest.raises(
+        UserError, match=r"data.json: row 3 has \d+ tokens, over model.max_seq_length=128; raise it, or set dataset.overflow=truncate"
+    ):
+        loader(file, tokenizer, max_seq_length=128, overflow="error").prepare_dataset()
+
+
+def test_a_long_conversation_is_split_at_its_turns(tmp_path, tokenizer):
+    system = {"role": "system", "content": "Be brief."}
+    turns = [[{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"answer {n}: " + "word " * 30}] for n in range(6)]
+    row = {"messages": [system, *(message for turn in turns for message in turn)]}
+    file = write_json(tmp_path / "data.json", [row, {"messages": [system, *turns[0]]}])
+    made = loader(file, tokenizer, max_seq_length=128, overflow="split")
+    dataset = made.prepare_dataset()
+    assert len(dataset) == 4
+    assert all(
+        len(ids) <= 128 and text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+        for ids, text in zip(dataset["input_ids"], dataset["text"], strict=True)
+    )
+    whole = loader(file, tokenizer).prepare_dataset()[0]
+    assert "".join(trained(tokenizer, dataset[index]) for index in range(3)) == trained(tokenizer, whole)
+    assert made.statistics.rows == 2
+    assert made.statistics.truncated_rows == 0
+    held = loader(file, tokenizer, max_seq_length=128, overflow="split", eval_fraction=0.2, seed=1)
+    held.prepare_dataset()
+    assert (held.statistics.rows_used, held.statistics.rows_held_out) in ((1, 3), (3, 1))  # the pieces of one conversation stay together
 
 
 def test_ready_made_text_is_labelled_by_the_templates_markers(tmp_path, tokenizer):
     text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"
-    row = loader(write_json(tmp_path / "data.json", [{"text": text}]), tokenizer).prepare_dataset()[0]
-    assert tokenizer.decode([label for label in row["labels"] if label != IGNORED]) == "hello<|im_end|>\n"
-    with pytest.raises(UserError, match="row 1: no assistant text found"):
-        loader(write_json(tmp_path / "other.json", [{"text": "no turns here"}]), tokenizer).prepare_dataset()
+    file = write_json(tmp_path / "data.json", [{"text": text}])
+    assert trained(tokenizer, loader(file, tokenizer).prepare_dataset()[0]) == "hello<|im_end|>"
+    assert trained(tokenizer, loader(file, tokenizer, train_on="all").prepare_dataset()[0]) == text
 
 
-# Texts that try to break a mask: empty lines, the template's own markers, letters of several bytes, characters of several tokens.
-said = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=40),
-    st.sampled_from(
-        [
-            "Xin chào ạ",
-            "🍺",
-            "<|im_start|>assistant\nI am the user",
-            "<|im_end|>",
-            "\n\nhi\n",
-            " padded ",
-            "<think>\n</think>",
-            "ế",
-            "assistant",
-            "user\n",
-        ]
-    ),
-).filter(str.strip)
-turns = st.lists(st.tuples(said, said), min_size=1, max_size=4)
+def test_a_users_function_sees_the_files_columns_and_checked_messages(tmp_path, tokenizer):
+    seen = []
+
+    class Mine(DatasetLoader):
+        def formatting_prompts_func(self, examples):
+            seen.append({name: list(values) for name, values in examples.items()})
+            return {
+                "text": [
+                    f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n{a}<|im_end|>\n"
+                    for q, a in zip(examples["ask"], examples["reply"], strict=True)
+                ]
+            }
+
+    file = write_json(tmp_path / "data.json", [{"ask": "a", "reply": "b"}, {"ask": "c", "reply": "d"}])
+    config = {"model": {"name": "smollm2"}, "dataset": {"data_path": str(file), "eval_fraction": 0}}
+    dataset = Mine(config, tokenizer).prepare_dataset()
+    assert seen == [{"ask": ["a", "c"], "reply": ["b", "d"]}]
+    assert [trained(tokenizer, row) for row in dataset] == ["b<|im_end|>", "d<|im_end|>"]
+
+    class TooFew(DatasetLoader):
+        def formatting_prompts_func(self, examples):
+            return {"text": ["one"]}
+
+    with pytest.raises(UserError, match="TooFew.formatting_prompts_func: expected one text for each of 2 conversations"):
+        TooFew(config, tokenizer).prepare_dataset()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pairs=turns, system=st.none() | said)
-def test_exactly_what_the_assistant_said_is_trained(tokenizer, pairs, system):
-    messages = [{"role": "system", "content": system}] if system else []
-    for question, answer in pairs:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    render = renderer(tokenizer)
-    text = render(messages, False)
-    assume(tokenizer.decode(tokenizer(text)["input_ids"]) == text)  # a few rare bytes are not in SmolLM2's vocabulary at all
-    spans = structural_spans(text, messages, render)
-    assert [text[start:end] for start, end in spans] == [f"{answer}<|im_end|>\n" for _, answer in pairs]
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    labels = token_labels(encoded["input_ids"], encoded["offset_mapping"], spans)
-    assert all(label in (IGNORED, token) for token, label in zip(encoded["input_ids"], labels, strict=True))
-    turns_trained = []
-    for label, before in zip(labels, [IGNORED, *labels], strict=False):
-        if label != IGNORED:
-            turns_trained += [[]] if before == IGNORED else []
-            turns_trained[-1].append(label)
-    for ids, (_, answer) in zip(turns_trained, pairs, strict=True):
-        # White space before an answer can share a token with the line break of the turn's header; nothing else is lost, nothing is added.
-        whole, trained = f"{answer}<|im_end|>\n", tokenizer.decode(ids)
-        assert whole.endswith(trained)
-        assert not whole.removesuffix(trained).strip()
+def test_a_mixture_has_the_shares_and_counts_that_were_asked_for(tmp_path, tokenizer):
+    many = write_json(tmp_path / "many.json", conversations(40))
+    few = tmp_path / "few.csv"
+    few.write_text("q,a\n" + "".join(f"frage {n},antwort {n}\n" for n in range(10)), encoding="utf-8")
+    alpaca = {"data_path": str(few), "columns": {"instruction": "q", "output": "a"}}
+
+    def counts(sources, **options):
+        made = loader(None, tokenizer, sources=sources, **options)
+        texts = made.prepare_dataset()["text"]
+        return Counter("few" if "frage" in text else "many" for text in texts), texts
+
+    assert counts([{"data_path": str(many)}, alpaca])[0] == {"many": 40, "few": 10}
+    assert counts([{"data_path": str(many), "weight": 3}, {**alpaca, "weight": 1}])[0] == {"many": 30, "few": 10}
+    assert counts([{"data_path": str(many), "weight": 1}, {**alpaca, "weight": 1}], max_rows=6)[0] == {"many": 3, "few": 3}
+    found, texts = counts([{"data_path": str(many), "count": 5}, {**alpaca, "count": 25}])
+    assert found == {"many": 5, "few": 25}
+    assert sorted(Counter(text for text in texts if "frage" in text).values()) == [2] * 5 + [3] * 5
+    again, other = counts([{"data_path": str(many), "count": 5}, alpaca])[1], counts([{"data_path": str(many), "count": 5}, alpaca], seed=1)[1]
+    assert counts([{"data_path": str(many), "count": 5}, alpaca])[1] == again != other
+    with pytest.raises(UserError, match=r"many.json: give every source of dataset.sources a weight, or none"):
+        counts([{"data_path": str(many)}, {**alpaca, "weight": 1}])
 
 
-def test_markers_agree_with_the_structure_where_both_apply(tokenizer):
-    made = loader(EXAMPLE, tokenizer)
-    made.prepare_dataset()
-    render = renderer(tokenizer)
-    markers = turn_markers(render)
-    assert (markers.user, markers.assistant) == ("<|im_start|>user\n", "<|im_start|>assistant\n")
-    for conversation in made.load_conversations():
-        text = render(conversation.messages, False)
-        assert structural_spans(text, conversation.messages, render) == marker_spans(text, markers)
+def test_max_rows_without_shuffling_takes_the_first(tmp_path, tokenizer):
+    file = write_json(tmp_path / "data.json", conversations(20))
+    first = loader(file, tokenizer, max_rows=3, shuffle=False).prepare_dataset()["text"]
+    assert [f"câu hỏi {n}<" in text for n, text in enumerate(first)] == [True] * 3
+    drawn = loader(file, tokenizer, max_rows=3).prepare_dataset()["text"]
+    assert len(drawn) == 3
+    assert list(drawn) != list(first)
 
 
-def test_a_users_own_text_is_not_mistaken_for_the_templates(tokenizer):
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    assert structural_spans("something else", messages, renderer(tokenizer)) is None
+@given(
+    available=st.lists(st.integers(1, 50), min_size=1, max_size=4), weights=st.lists(st.floats(0.1, 10), min_size=4, max_size=4), cap=st.none() | st.integers(1, 100)
+)  # fmt: skip
+def test_weights_never_repeat_a_row_and_keep_their_shares(available, weights, cap):
+    sources = [SourceConfig("x", weight=weight) for weight in weights[: len(available)]]
+    wanted = wanted_rows(available, sources, cap)
+    assert all(number <= rows + 1e-9 for number, rows in zip(wanted, available, strict=True))
+    assert cap is None or sum(wanted) <= cap
+    share = sum(source.weight for source in sources)
+    assert all(abs(number - sum(wanted) * source.weight / share) < 2 for number, source in zip(wanted, sources, strict=True))
+
+
+@given(available=st.integers(1, 30), wanted=st.integers(1, 100), shuffle=st.booleans(), seed=st.integers(0, 5))
+def test_rows_are_repeated_evenly(available, wanted, shuffle, seed):
+    uses = chosen_rows(available, wanted, shuffle, seed)
+    assert sum(uses.values()) == wanted
+    assert set(uses) <= set(range(available))
+    assert max(uses.values()) - min([uses.get(index, 0) for index in range(available)]) <= 1
+
+
+def test_training_in_the_order_of_the_file():
+    from chatbot_sft.train.sampler import epoch_order
+
+    assert epoch_order([5, 9, 7, 1, 2, 3], 3, seed=1, shuffle=False) == [1, 2, 0, 5, 4, 3]
+    assert sorted(epoch_order([5, 9, 7, 1, 2, 3], 3, seed=1, shuffle=True)) == list(range(6))
+
+
+def test_a_hub_dataset_without_a_network_says_so(launch):
+    error = only_error(launch("dataset.data_path=some-org/some-chats", "task=check", env={"HF_HUB_OFFLINE": "1"}))
+    assert error.startswith("some-org/some-chats: cannot be had from the Hugging Face hub (")
+    assert "a local file or folder works without a network" in error
+
+
+def test_a_hub_dataset_is_read_through_datasets(tmp_path, tokenizer, monkeypatch):
+    """The loading code is the real one; `load_dataset` is handed a local folder in place of the hub."""
+    import datasets
+
+    pytest.importorskip("datasets")
+    write_json(tmp_path / "train.json", conversations(6))
+    real = datasets.load_dataset
+    asked = []
+
+    def load_dataset(name, config_name, split, revision):
+        asked.append((name, config_name, split, revision))
+        return real("json", data_files={"train": str(tmp_path / "train.json")}, split=split, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    made = loader("some-org/some-chats", tokenizer, split="train[:4]", config_name="vi", revision="v1")
+    assert len(made.prepare_dataset()) == 4
+    assert set(asked) == {("some-org/some-chats", "vi", "train[:4]", "v1")}
+    assert made.report["sources"] == [{"path": "some-org/some-chats", "held_out": False, "format": "messages", "rows": 4}]
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    import subprocess
+
+    program = "import sys, chatbot_sft; print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'tokenizers', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"

@@ -103,8 +103,9 @@ def entrypoint(config: DictConfig) -> float | None:
         if job.mode == RunMode.MULTIRUN or os.environ.get(SHOW_TRACEBACK):
             raise
         sys.exit(f"error: {one_line(error, in_run=True)}")
-    print(pipeline.summary(report, plain["paths"]["output_dir"]))
-    return report["training"]["eval_loss"]
+    if report["training"]:
+        print(pipeline.summary(report, plain["paths"]["output_dir"]))
+    return report["training"].get("eval_loss")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -18,6 +18,7 @@ from chatbot_sft import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
 
 OUR_PACKAGE = "chatbot_sft."
+FORMATS = ("auto", "json", "messages", "sharegpt", "alpaca", "prompt_completion", "text")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -55,15 +56,54 @@ class LoraConfig:
 
 
 @dataclass
+class SourceConfig:
+    """One part of a mixture. What is not said here is as in `dataset`."""
+
+    data_path: str = MISSING
+    format: str | None = None
+    columns: dict[str, str] | None = None
+    config_name: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    weight: float | None = None  # share of the mixture
+    count: int | None = None  # rows of it; more than there are repeats them
+
+
+@dataclass
 class DatasetConfig:
     _target_: str = "chatbot_sft.data.DatasetLoader"
-    data_path: str = "data/thinking_teacher_conversations.json"
-    format: str = "json"  # json: a list, or one object a line
-    split: str = "train"
-    text_field: str = "text"  # column of ready-made text, for rows without messages
+    data_path: str = "data/thinking_teacher_conversations.json"  # file, folder, glob or hub id
+    format: str = "auto"  # auto (or json, its older name) | messages | sharegpt | alpaca | prompt_completion | text
+    split: str = "train"  # of a hub id
+    config_name: str | None = None  # of a hub id
+    revision: str | None = None  # of a hub id
+    text_field: str = "text"  # column of ready-made text
     message_field: str = "messages"
-    thinking: str = "keep"  # keep: <think>…</think> before the answer | drop
+    columns: dict[str, str] = field(default_factory=dict)  # a format's field → the file's column: {instruction: question}
+    sources: list[Any] | None = None  # a mixture of SourceConfig, in place of data_path
+    eval_data_path: str | None = None  # held-out conversations of their own, in place of eval_fraction
     eval_fraction: float = 0.1  # share of the conversations held out for evaluation
+    max_rows: int | None = None
+    shuffle: bool = True
+    system_prompt: str | None = None  # for rows without one
+    thinking: str = "keep"  # keep | drop | last
+    train_on: str = "assistant"  # assistant | last_assistant | all
+    overflow: str = "truncate"  # rows over model.max_seq_length: truncate | drop | error | split
+    on_bad_row: str = "auto"  # error | drop | warn; auto: error above 1% bad rows, drop below
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the template: {enable_thinking: false}
+
+    @property
+    def mixture(self) -> list[SourceConfig]:
+        """The training sources: `sources` with the gaps filled in from here, or `data_path` alone."""
+        return [self.source(SourceConfig(**given)) for given in self.sources or [{"data_path": self.data_path}]]
+
+    def source(self, item: SourceConfig) -> SourceConfig:
+        """`item` with what it leaves open taken from here."""
+        own = {name: getattr(item, name) if getattr(item, name) is not None else getattr(self, name) for name in _INHERITED}
+        return replace(item, **own)
+
+
+_INHERITED = ("format", "columns", "config_name", "split", "revision")
 
 
 @dataclass
@@ -149,6 +189,9 @@ class Config:
                 unknown = {key: value for key, value in unknown.items() if key not in extra}
             if unknown and values[name].get("_target_", OUR_PACKAGE).startswith(OUR_PACKAGE):
                 raise UserError(_no_such_key(name, next(iter(unknown)), known))
+        sources = values["dataset"].get("sources")
+        if sources is not None:
+            values["dataset"]["sources"] = [_source(number, given) for number, given in enumerate(sources)]
         sft_arguments.check(extra)
         root = _typed("", cls, {key: plain[key] for key in scalars if key in plain})
         built = cls(**root, **{name: schema(**values[name]) for name, schema in sections.items()}, sft_arguments=extra)
@@ -175,7 +218,8 @@ def known_override(key: str) -> bool:
     section, _, name = key.partition(".")
     schemas = _schemas()
     if section in schemas:
-        return not name or name in {f.name for f in fields(schemas[section])}
+        # Hydra takes a mapping such as dataset.columns={…} only as an addition.
+        return not name or name in {f.name for f in fields(schemas[section]) if f.default_factory is not dict}
     return section in {f.name for f in fields(Config)} or section == "hydra" or "/" in key
 
 
@@ -201,6 +245,18 @@ def _no_such_key(section: str, key: str, known: set[str]) -> str:
     return f"{section}.{key}: no such key{hint}"
 
 
+def _source(number: int, given: Any) -> dict[str, Any]:
+    """One entry of `dataset.sources`, checked."""
+    where = f"dataset.sources[{number}]"
+    if not isinstance(given, Mapping) or "data_path" not in given:
+        raise UserError(f"{where}={given!r}: expected {{data_path: …}}, with format, columns, weight or count where they are needed")
+    known = {f.name for f in fields(SourceConfig)}
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}.{key}: no such key{did_you_mean(str(key), known)}")
+    return asdict(SourceConfig(**_typed(where, SourceConfig, dict(given))))
+
+
 def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]:
     """`values` converted to the types of the dataclass `schema`, as OmegaConf converts them ("1e-4" is a float, "yes" is no int)."""
     typed = OmegaConf.structured(schema)
@@ -223,14 +279,24 @@ def check_values(config: Config) -> None:
     Raises:
         UserError: names the key, the value and what would be right.
     """
-    one_of("task", config.task, ("train",))
+    one_of("task", config.task, ("train", "check"))
     one_of("model.engine", config.model.engine, ("auto", "unsloth", "transformers"))
     if config.model.dtype is not None:
         one_of("model.dtype", config.model.dtype, ("float16", "bfloat16", "float32"))
     one_of("lora.bias", config.lora.bias, ("none", "all", "lora_only"))
     one_of("lora.use_gradient_checkpointing", config.lora.use_gradient_checkpointing, ("unsloth", True, False))
-    one_of("dataset.format", config.dataset.format, ("json",))
-    one_of("dataset.thinking", config.dataset.thinking, ("keep", "drop"))
+    dataset = config.dataset
+    for source in dataset.mixture:
+        one_of("dataset.format", source.format, FORMATS)
+        if source.weight is not None and source.count is not None:
+            raise UserError(f"dataset.sources: {source.data_path} has a weight and a count; give one of them")
+        for name, number in (("weight", source.weight), ("count", source.count)):
+            if number is not None and number <= 0:
+                raise UserError(f"dataset.sources: {source.data_path}: {name}={number} must be above 0")
+    one_of("dataset.thinking", dataset.thinking, ("keep", "drop", "last"))
+    one_of("dataset.train_on", dataset.train_on, ("assistant", "last_assistant", "all"))
+    one_of("dataset.overflow", dataset.overflow, ("truncate", "drop", "error", "split"))
+    one_of("dataset.on_bad_row", dataset.on_bad_row, ("auto", "error", "drop", "warn"))
     one_of("save.method", config.save.method, ("lora", "merged_16bit", "none"))
     for key, value, usual, source in (
         ("training.optim", config.training.optim, TrainingConfig.optim, ("training_args.py", "OptimizerNames")),
@@ -240,6 +306,7 @@ def check_values(config: Config) -> None:
             one_of(key, value, sft_arguments.enum_values(*source))
     for key, value, smallest in (
         ("model.max_seq_length", config.model.max_seq_length, 8),
+        ("dataset.max_rows", dataset.max_rows, 1),
         ("lora.r", config.lora.r, 0),
         ("lora.lora_alpha", config.lora.lora_alpha, 1),
         ("training.per_device_train_batch_size", config.training.per_device_train_batch_size, 1),
@@ -284,7 +351,7 @@ def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
 class ConfigLoader:
     """Configurations without Hydra, for notebooks and scripts: plain nested dictionaries."""
 
-    PATH_KEYS = (("dataset", "data_path"), ("training", "output_dir"), ("save", "save_path"), ("paths", "output_dir"))
+    PATH_KEYS = (("dataset", "data_path"), ("dataset", "eval_data_path"), ("training", "output_dir"), ("save", "save_path"), ("paths", "output_dir"))
 
     @staticmethod
     def load_config(path: str | os.PathLike[str], project_root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -309,7 +376,9 @@ class ConfigLoader:
         config = Config.from_mapping(loaded).to_dict()
         root = Path(project_root) if project_root is not None else _project_root(file)
         for section, key in ConfigLoader.PATH_KEYS:
-            config[section][key] = str((root / config[section][key]).resolve())
+            config[section][key] = _resolved(root, config[section][key])
+        for source in config["dataset"]["sources"] or []:
+            source["data_path"] = _resolved(root, source["data_path"])
         name = config["model"]["name"]
         if name.startswith(("./", "../")):
             config["model"]["name"] = str((root / name).resolve())
@@ -333,6 +402,13 @@ class ConfigLoader:
         Config.from_mapping(config)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(dict(config)), path)
+
+
+def _resolved(root: Path, path: str | None) -> str | None:
+    """`path` made absolute; a dataset id of the hub (and nothing at all) stays as it is."""
+    from chatbot_sft.data.sources import is_hub_id
+
+    return path if path is None or (is_hub_id(path) and not (root / path).parent.is_dir()) else str((root / path).resolve())
 
 
 def _project_root(file: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -18,12 +19,34 @@ from chatbot_sft.report.run_report import versions
 
 
 def main() -> None:
-    """Print versions, hardware, the engine that `auto` would take, and the cache."""
-    if len(sys.argv) > 1:
-        print(__doc__.splitlines()[0])
-        sys.exit(0 if sys.argv[1] in ("-h", "--help") else f"error: {sys.argv[1]}: the doctor takes no arguments")
+    """Print versions, hardware, the engine that `auto` would take, and the cache; or clear the cache, or one part of it."""
+    parser = argparse.ArgumentParser(prog="python -m chatbot_sft.doctor", description=__doc__.splitlines()[0])
+    parser.add_argument("--clear-cache", nargs="?", const="all", metavar="PART", help="delete the cache, or one part of it: data, models, …")
+    part = parser.parse_args().clear_cache
+    if part is not None:
+        print(clear(part))
+        return
     for name, value in findings():
         print(f"{name:<14}{value}")
+
+
+def clear(part: str) -> str:
+    """Delete the cache's folder `part` ("all": every one) and say what went.
+
+    Exits with a line where there is no such part.
+    """
+    parts = cache_parts()
+    if part != "all" and part not in parts:
+        sys.exit(f"error: {part}: no such part of the cache in {cache_dir()}; there is {', '.join(parts) or 'nothing'}")
+    chosen = list(parts) if part == "all" else [part]
+    for name in chosen:
+        shutil.rmtree(cache_dir() / name)
+    return f"cleared {', '.join(chosen) or 'nothing'}: {sum(parts[name] for name in chosen) / 1e6:,.0f} MB"
+
+
+def cache_parts() -> dict[str, int]:
+    """Folder of the cache → its size in bytes: `data` holds tokenised rows, `models` converted ones."""
+    return {folder.name: _size(folder) for folder in sorted(cache_dir().iterdir()) if folder.is_dir()} if cache_dir().is_dir() else {}
 
 
 def findings() -> list[tuple[str, str]]:
@@ -45,7 +68,8 @@ def findings() -> list[tuple[str, str]]:
     rows.append(("smollm2", _embedded()))
     rows.append(("hub", "offline (HF_HUB_OFFLINE)" if USER_SAYS_OFFLINE else "used where model.name is a hub id"))
     rows.append(("HF_TOKEN", "set" if os.environ.get("HF_TOKEN") else "not set"))
-    rows.append(("cache", f"{cache_dir()} ({_size(cache_dir()) / 1e6:,.0f} MB)"))
+    parts = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in cache_parts().items())
+    rows.append(("cache", f"{cache_dir()} ({parts or 'empty'}); --clear-cache [PART] deletes it"))
     rows.append(("free disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:,.0f} GB here"))
     return rows
 

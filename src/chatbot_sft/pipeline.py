@@ -10,10 +10,14 @@ from typing import Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
+from chatbot_sft.data.gate import PREVIEW, write_report
+from chatbot_sft.data.preview import write_preview
+from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, memory
 from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.model.loader import count_parameters, weights_dtype
+from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import write_markdown
 from chatbot_sft.report.run_report import new_report, now, write_json
@@ -59,16 +63,21 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
 
 
 def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any]) -> None:
-    """data → model + tokenizer → dataset → trainer → save, each filling in its part of `report`."""
+    """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`; `task=check` ends after the gate."""
     # Everything that can be refused without importing a model library is refused first.
     dataset_loader = locate("dataset", settings.dataset._target_, DatasetLoader)(config)
     model_loader = locate("model", settings.model._target_, ModelLoader)(config)
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
     saver = locate("save", settings.save._target_, ModelSaver)
-    dataset_loader.load_conversations()
-    dataset_loader.split()
+    dataset_loader.find_files()
     model_loader.check()
     saver(config).check()
+    try:
+        check_data(dataset_loader, model_loader, settings)
+    finally:
+        report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
+    if settings.task == "check":
+        return
 
     model, tokenizer = model_loader.load_and_configure()
     trainable, total = count_parameters(model)
@@ -123,12 +132,38 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any]) -
     report["save"] = dataclasses.asdict(trainer.save_model())
 
 
+def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, settings: Config) -> None:
+    """The gate, and its data_report.json and data_preview.html in the run directory."""
+    folder = Path(settings.paths.output_dir)
+    if dataset_loader.writes_its_own_text:
+        dataset_loader.tokenizer = model_loader.load_tokenizer()
+        tokenizer = None
+    else:
+        tokenizer = model_loader.chat_tokenizer()
+    refused = False
+    try:
+        dataset_loader.check(tokenizer)
+    except UserError:
+        refused = True
+        raise
+    finally:
+        if dataset_loader.report:
+            write_report(dataset_loader.report, folder)
+            title = f"{settings.model.name}, {dataset_loader.statistics.path}"
+            write_preview(folder / PREVIEW, title, data_summary.facts(dataset_loader.report), dataset_loader.preview_rows())
+            if settings.task == "check" or refused:
+                data_summary.show(dataset_loader.report, folder)
+    for remark in data_summary.remarks(dataset_loader.report):
+        log.warning("data: %s", remark)
+
+
 def answers(model_loader: Any, model: Any, tokenizer: Any, prompts: list[list[dict[str, Any]]]) -> list[str]:
     """The model's greedy answers to `prompts`."""
     model_loader.engine.for_inference(model)
     limit = model_loader.settings.training.sample_max_new_tokens
+    kwargs = model_loader.settings.dataset.chat_template_kwargs
     with quiet():
-        texts = [as_text(tokenizer, greedy_answer(model, tokenizer, prompt, limit)) for prompt in prompts]
+        texts = [as_text(tokenizer, greedy_answer(model, tokenizer, prompt, limit, **kwargs)) for prompt in prompts]
     model_loader.engine.for_training(model)
     return texts
 

@@ -1,21 +1,24 @@
 """Which characters of a rendered conversation the assistant wrote, and so which tokens are trained.
 
-The spans come from the structure: the template renders the conversation a second time with each assistant text replaced by a placeholder, and
-what stands around the placeholders is the same in both. Nothing is searched for that a user could have typed. Where a text was not made by the
-template (a user's own formatting function, ready-made text) the template's turn markers are looked for instead.
+The spans come from the structure. The template renders the conversation again with texts replaced by placeholders; what stands around the
+placeholders is the template's own, so nothing is searched for that a user could have typed. Where a text was not made by the template (a user's
+own formatting function, ready-made text) the template's turn markers are looked for instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chatbot_sft.data.messages import Message
+from chatbot_sft.data.messages import BadRow, Message
+from chatbot_sft.data.template import ChatTemplate
 
 IGNORED = -100  # torch's cross entropy skips labels of this value
 Span = tuple[int, int]
-Render = Callable[[Sequence[Message], bool], str]  # (messages, add_generation_prompt) -> text
 
 
 @dataclass(frozen=True)
@@ -26,110 +29,271 @@ class TurnMarkers:
     assistant: str
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a template writes around the contents of conversations with one sequence of roles.
+
+    `pieces` has one text before each content and one after the last; `starts[i]` is where in `pieces[i]` an assistant's turn begins, and
+    `ends[i]` where in `pieces[i + 1]` it has ended. None for the other roles.
+    """
+
+    pieces: tuple[str, ...]
+    starts: tuple[int | None, ...]
+    ends: tuple[int | None, ...]
+
+
+class SpanFinder:
+    """Finds the character spans of assistant turns in what `template` renders. Layouts are worked out once per sequence of roles."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.template = template
+        self._layouts: dict[tuple[str, ...], Layout | None] = {}
+        self._markers: TurnMarkers | None = None
+        self._closing: str | None = None
+
+    def spans(self, text: str, messages: Sequence[Message], tools: list[Any] | None = None) -> list[Span] | None:
+        """A span per assistant message of `messages`: all that the model has to generate there, its end of turn included.
+
+        It starts where the prompt for that turn ends and stops with the end-of-sequence token, as generation does, or where that comes in no turn
+        (Gemma's `<end_of_turn>`), with all that the template writes behind an answer. None where `text` is not its rendering of `messages`.
+        """
+        if tools is None and all(len(message) == 2 for message in messages):
+            roles = tuple(message["role"] for message in messages)
+            if roles not in self._layouts:
+                self._layouts[roles] = self._layout(roles)
+            layout = self._layouts[roles]
+            found = _matched(text, messages, layout) if layout else None
+            if found is not None:
+                return found
+        return self._compared(text, messages, tools)
+
+    @property
+    def closing(self) -> str:
+        """What the template writes after an answer that ends a conversation: the end of turn, perhaps a line break."""
+        if self._closing is None:
+            mark = placeholder(0)
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+            self._closing = self.template.render(turns).partition(mark)[2]
+        return self._closing
+
+    def until_eos(self, text: str) -> str:
+        """`text` up to its first end-of-sequence token: what the template writes behind that is never generated. All of it where there is none."""
+        eos = self.template.tokens.get("eos_token")
+        end = text.find(eos) if eos else -1
+        return text[: end + len(eos)] if end >= 0 else text
+
+    @property
+    def markers(self) -> TurnMarkers:
+        """The template's turn markers, read off a rendering of placeholders."""
+        if self._markers is None:
+            user, assistant, again = placeholder(0), placeholder(1), placeholder(2)
+            text = self.template.render([_turn("user", user), _turn("assistant", assistant), _turn("user", again)])
+            between = text.partition(assistant)[2].partition(again)[0]
+            header = text.partition(user)[2].partition(assistant)[0]
+            ended = self._shared_start(header, text.partition(again)[2])
+            self._markers = TurnMarkers(
+                user=between[len(self._shared_start(between, self.closing)) :],
+                assistant=header[len(ended) :] if header[len(ended) :].strip() else ended,  # Mistral's answers follow [/INST] with no header
+            )
+        return self._markers
+
+    def _layout(self, roles: tuple[str, ...]) -> Layout | None:
+        masked = [_turn(role, placeholder(index)) for index, role in enumerate(roles)]
+        try:
+            skeleton = self.template.render(masked)
+        except BadRow:
+            return None
+        pieces, rest = [], skeleton
+        for index in range(len(roles)):
+            piece, found, rest = rest.partition(placeholder(index))
+            if not found:
+                return None
+            pieces.append(piece)
+        pieces.append(rest)
+        if any("\ue000" in piece for piece in pieces):
+            return None
+        starts: list[int | None] = []
+        ends: list[int | None] = []
+        written = 0
+        for index, role in enumerate(roles):
+            answer = role == "assistant"
+            starts.append(self._prompt_end(masked, index, skeleton, written, pieces[index]) if answer else None)
+            last = index == len(roles) - 1
+            after = pieces[-1] if last else self._shared_start(pieces[index + 1], self.closing)
+            ends.append(len(self.until_eos(after)) if answer else None)
+            written += len(pieces[index]) + len(placeholder(index))
+        return Layout(tuple(pieces), tuple(starts), tuple(ends))
+
+    def _prompt_end(self, masked: list[Message], index: int, skeleton: str, written: int, header: str) -> int:
+        """Where in `header`, which begins at `written` in `skeleton`, the prompt for turn `index` ends."""
+        prompt = self._prompt(masked[:index], None)
+        if prompt is not None and skeleton.startswith(prompt) and written <= len(prompt) <= written + len(header):
+            return len(prompt) - written
+        opening = self._opening(masked[:index], None)
+        if opening is not None and header.startswith(opening):
+            return len(opening)
+        generation_prompt = self._generation_prompt(masked[: index + 1])
+        at = header.rfind(generation_prompt)
+        return at + len(generation_prompt) if generation_prompt and at >= 0 else len(header)
+
+    def _prompt(self, messages: Sequence[Message], tools: list[Any] | None) -> str | None:
+        """What the model sees before it answers `messages`; None where the template refuses them, as with no message at all."""
+        return self._rendered(messages, tools, True)
+
+    def _rendered(self, messages: Sequence[Message], tools: list[Any] | None, add_generation_prompt: bool = False) -> str | None:
+        try:
+            return self.template.render(messages, add_generation_prompt, tools)
+        except BadRow:
+            return None
+
+    def _opening(self, before: Sequence[Message], tools: list[Any] | None) -> str | None:
+        """What the prompt has after the last text of `before`, wherever in it the template puts the system prompt; None where it has no such text."""
+        if not before:
+            return None
+        mark = placeholder(len(before) - 1)
+        prompt = self._prompt([*before[:-1], {**before[-1], "content": mark}], tools)
+        return prompt.rpartition(mark)[2] if prompt is not None and mark in prompt else None
+
+    def _generation_prompt(self, messages: Sequence[Message]) -> str:
+        prompt = self.template.render(messages, True)
+        return prompt[len(self._shared_start(prompt, self.template.render(messages))) :]
+
+    def _compared(self, text: str, messages: Sequence[Message], tools: list[Any] | None) -> list[Span] | None:
+        """Spans from more renderings per answer, with one text replaced in each: what differs is that text, however the template writes it."""
+        if text != self.template.render(messages, False, tools):
+            return None
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                start = self._start(text, messages, index, tools)
+                span = self._replaced(text, messages, index, tools, start) or self._alone(text, messages, index, tools, start)
+                if span is None:
+                    return None
+                spans.append(span)
+        return spans
+
+    def _start(self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None) -> int | None:
+        """Where in `text` the prompt for answer `index` ends: as far as it goes, or else as far as it goes on after the message before."""
+        prompt = self._prompt(messages[:index], tools)
+        if prompt is not None and text.startswith(prompt):
+            return len(prompt)
+        opening = self._opening(messages[:index], tools)
+        if opening is None:
+            return None
+        mark = placeholder(index - 1)
+        other = self._rendered([*messages[: index - 1], {**messages[index - 1], "content": mark}, *messages[index:]], tools)
+        if other is None or mark not in other:
+            return None
+        behind = other.rpartition(mark)[2]
+        return len(text) - len(behind) + len(opening) if text.endswith(behind) and behind.startswith(opening) else None
+
+    def _replaced(self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None, start: int | None) -> Span | None:
+        """The span of answer `index` from a rendering with another answer there; None where the template refuses that, or leaves it out."""
+        mark = placeholder(index)
+        other = self._rendered([*messages[:index], _turn("assistant", mark), *messages[index + 1 :]], tools)
+        if other is None or mark not in other:
+            return None
+        at = other.index(mark)
+        before = min(_shared_length(text, other), at)
+        behind = _shared_length(text[before:][::-1], other[at + len(mark) :][::-1])
+        stop = len(text) - behind
+        if start is None or start > stop:
+            generation_prompt = self._generation_prompt(messages[: index + 1])
+            at = text.rfind(generation_prompt, 0, before)
+            start = at + len(generation_prompt) if generation_prompt and at >= 0 else before
+        after = text[stop:] if index == len(messages) - 1 else self._shared_start(text[stop:], self.closing)
+        return start, stop + len(self.until_eos(after))
+
+    def _alone(self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None, start: int | None) -> Span | None:
+        """The span of answer `index` from a rendering that ends with it: Mistral's tool calls can only be followed by their results."""
+        opening = self._opening(messages[:index], tools)
+        if start is None or opening is None:
+            return None
+        mark = placeholder(index - 1)
+        rendered = self._rendered([*messages[: index - 1], {**messages[index - 1], "content": mark}, messages[index]], tools)
+        if rendered is None:
+            return None
+        written = rendered.rpartition(mark)[2].removeprefix(opening)
+        return (start, start + len(written)) if written and text.startswith(written, start) else None
+
+    def _shared_start(self, first: str, second: str) -> str:
+        """What both texts begin with, no control token cut in two: `<|end|>\\n` of `<|end|>\\n<|user|>` and `<|end|>\\n<|endoftext|>`."""
+        length = _shared_length(first, second)
+        for text in (first, second) if self.template.control else ():
+            for found in self._control.finditer(text):
+                if found.end() > length:
+                    length = min(length, found.start())
+                    break
+        return first[:length]
+
+    @functools.cached_property
+    def _control(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.template.control, key=len, reverse=True))))
+
+
 def placeholder(index: int) -> str:
     """A text that no conversation contains and no template changes: private-use characters around a number."""
     return f"\ue000{index}\ue001"
 
 
-def structural_spans(text: str, messages: Sequence[Message], render: Render) -> list[Span] | None:
-    """Character spans of each assistant turn in `text`: what it says and its end of turn. None where `text` is not the template's rendering.
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
 
-    A span starts where the template's generation prompt ends, and ends with what the template writes after the last turn (`<|im_end|>\\n`).
-    """
-    assistant = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    masked = [{**m, "content": placeholder(i)} if i in assistant else m for i, m in enumerate(messages)]
-    skeleton = render(masked, False)
-    generation_prompt = render(masked, True)[len(skeleton) :]
-    pieces, rest = [], skeleton
-    for index in assistant:
-        before, found, rest = rest.partition(placeholder(index))
-        if not found:
-            return None
-        pieces.append(before)
-    pieces.append(rest)
+
+def _matched(text: str, messages: Sequence[Message], layout: Layout) -> list[Span] | None:
+    """Spans where `text` is exactly the layout's pieces with the contents between them, each as it is or stripped as some templates do."""
     spans: list[Span] = []
-    position = 0
-    for number, index in enumerate(assistant):
-        header, after = pieces[number], pieces[number + 1]
-        if not text.startswith(header, position):
+    at = 0
+    for index, message in enumerate(messages):
+        piece, content = layout.pieces[index], message["content"]
+        if not text.startswith(piece, at):
             return None
-        start = position + (header.rindex(generation_prompt) + len(generation_prompt) if generation_prompt in header else len(header))
-        content = _content_at(text, position + len(header), messages[index]["content"])
-        if content is None:
-            return None
-        position = content
-        closing = (
-            after if number == len(assistant) - 1 and messages[-1] is messages[index] else _shared_start(after, _closing(render, messages[index]))
-        )
-        spans.append((start, position + len(closing)))
-    return spans if text[position:] == pieces[-1] else None
+        start = layout.starts[index]
+        begin = at + start if start is not None else 0
+        at += len(piece)
+        if not (text.startswith(content, at) and text.startswith(layout.pieces[index + 1], at + len(content))):
+            content = content.strip()
+            if not text.startswith(content, at):
+                return None
+        at += len(content)
+        if start is not None:
+            spans.append((begin, at + layout.ends[index]))
+    return spans if text[at:] == layout.pieces[-1] else None
 
 
-def _content_at(text: str, position: int, content: str) -> int | None:
-    """The end of `content` at `position` as templates write it: unchanged, or stripped."""
-    for form in (content, content.strip()):
-        if text.startswith(form, position):
-            return position + len(form)
-    return None
+def _shared_length(first: str, second: str) -> int:
+    """How many characters both begin with, by bisection: comparing slices is C, comparing characters would be Python."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
-def _shared_start(first: str, second: str) -> str:
-    """The longest text both begin with."""
-    length = next((index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
-    return first[:length]
-
-
-def _closing(render: Render, message: Message) -> str:
-    """What the template writes after the last assistant turn of a conversation."""
-    probe = [{"role": "user", "content": "?"}, {**message, "content": placeholder(0)}]
-    return render(probe, False).partition(placeholder(0))[2]
-
-
-def turn_markers(render: Render) -> TurnMarkers:
-    """The template's turn markers, read off a rendering of a conversation of placeholders."""
-    user, assistant, again = placeholder(0), placeholder(1), placeholder(2)
-    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}, {"role": "user", "content": again}]
-    text = render(turns, False)
-    between_turns = text.partition(assistant)[2].partition(again)[0]
-    header = text.partition(user)[2].partition(assistant)[0]
-    closing = _closing(render, turns[1])
-    user_turn_end = render(turns, False).partition(again)[2]
-    return TurnMarkers(
-        user=between_turns[len(_shared_start(between_turns, closing)) :], assistant=header[len(_shared_start(header, user_turn_end)) :]
-    )
-
-
-def marker_spans(text: str, markers: TurnMarkers) -> list[Span]:
-    """Character spans from each assistant marker to the next user marker or the end of `text`."""
+def marker_spans(text: str, finder: SpanFinder) -> list[Span]:
+    """Character spans from each assistant marker to the end of that turn: its end-of-sequence token, the next user marker, or the end of `text`."""
+    markers = finder.markers
     spans = []
     position = 0
     while markers.assistant and (start := text.find(markers.assistant, position)) >= 0:
         start += len(markers.assistant)
         end = text.find(markers.user, start) if markers.user else -1
         position = end if end >= 0 else len(text)
-        spans.append((start, position))
+        spans.append((start, start + len(finder.until_eos(text[start:position]))))
     return spans
 
 
-def token_labels(input_ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
-    """Labels of shape (tokens,): the token's id where its first character lies in a span, `IGNORED` elsewhere.
+def token_spans(starts: Sequence[int], spans: Sequence[Span]) -> list[Span]:
+    """Character spans as ranges of tokens: those whose first character lies inside. `starts` are the tokens' first characters, ascending."""
+    return [(bisect_left(starts, begin), bisect_left(starts, end)) for begin, end in spans]
 
-    `offsets` are the character ranges of the tokens, ascending, as fast tokenizers give them.
-    """
-    labels: list[int] = []
-    turn = 0
-    for token, (start, _) in zip(input_ids, offsets, strict=True):
-        while turn < len(spans) and start >= spans[turn][1]:
-            turn += 1
-        trained = turn < len(spans) and spans[turn][0] <= start
-        labels.append(int(token) if trained else IGNORED)
+
+def token_labels(input_ids: Sequence[int], ranges: Sequence[Span]) -> list[int]:
+    """Labels of shape (tokens,): the token's own id inside the token `ranges`, `IGNORED` elsewhere."""
+    labels = [IGNORED] * len(input_ids)
+    for begin, end in ranges:
+        labels[begin:end] = input_ids[begin:end]
     return labels
-
-
-def renderer(tokenizer: Any) -> Render:
-    """The tokenizer's chat template as a plain function."""
-
-    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-
-    return render

@@ -1,26 +1,40 @@
-"""DatasetLoader: from a file of conversations to rows of (text, input_ids, labels), and the conversations held out of training."""
+"""DatasetLoader: from files of conversations to rows of (text, input_ids, labels), and the conversations held out of training."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import logging
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.config import Config
-from chatbot_sft.data.labels import IGNORED, marker_spans, renderer, structural_spans, token_labels, turn_markers
-from chatbot_sft.data.messages import Message, to_messages
-from chatbot_sft.data.sources import read_rows
+from chatbot_sft.config import Config, SourceConfig
+from chatbot_sft.data import gate, store
+from chatbot_sft.data.encode import EncodedRow, Encoder, Refused
+from chatbot_sft.data.excerpt import excerpt
+from chatbot_sft.data.formats import Reading, check_columns, detect, to_conversation
+from chatbot_sft.data.gate import Findings
+from chatbot_sft.data.messages import BadRow, Conversation, Message
+from chatbot_sft.data.mixture import chosen_rows, wanted_rows
+from chatbot_sft.data.preview import PreviewRow
+from chatbot_sft.data.sources import Row, data_files, is_hub_id, read_hub, read_rows
+from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
 SAMPLES = 3
+LOOKED_AT = 100  # rows of a source from which its format and columns are told
 
 
 @dataclass
@@ -28,32 +42,26 @@ class DatasetStatistics:
     """Counts of the training rows; `tokens` and `trainable_tokens` are sums over them, `max_length` their longest in tokens."""
 
     path: str
-    rows: int = 0
-    rows_used: int = 0
+    rows: int = 0  # read
+    rows_used: int = 0  # trained on in one epoch
     rows_held_out: int = 0
+    bad_rows: int = 0
+    duplicates: int = 0  # rows whose text another row has too
+    leaked_rows: int = 0  # held-out rows that are in the training data as well, and so were taken out
     tokens: int = 0
     trainable_tokens: int = 0
     max_length: int = 0
     truncated_rows: int = 0
-    dropped_rows: int = 0  # nothing left to train on after truncation
-    fingerprint: str = ""  # SHA-256 of the training ids and labels
-
-
-@dataclass
-class Conversation:
-    """One row of the file: its number there, and its messages or (where it has none) its ready-made text."""
-
-    row: int
-    messages: list[Message] | None
-    text: str | None = None
-    values: dict[str, Any] = field(default_factory=dict)
+    dropped_rows: int = 0  # left out for their length: nothing to train on before the cut, or dataset.overflow=drop
+    fingerprint: str = ""  # SHA-256 of the training rows' texts, ids and labels
 
 
 class DatasetLoader:
     """Prepares the dataset that `config` names for `tokenizer`.
 
-    Override `formatting_prompts_func` to write the text yourself; labels are then found by the chat template's turn markers.
-    After `prepare_dataset`, `eval_dataset` holds the held-out rows (None without any) and `statistics` the counts.
+    Override `formatting_prompts_func` to write the text yourself; labels are then found from the messages where the text is the template's own
+    rendering of them, else by the chat template's turn markers. After `prepare_dataset`, `eval_dataset` holds the held-out rows (None without
+    any), `statistics` the counts and `report` all that the gate found.
     """
 
     def __init__(self, config: Mapping[str, Any] | Config, tokenizer: Any = None) -> None:
@@ -61,145 +69,339 @@ class DatasetLoader:
         self.settings = Config.from_mapping(config)
         self.tokenizer = tokenizer
         self.eval_dataset: Dataset | None = None
-        self.statistics = DatasetStatistics(path=self.settings.dataset.data_path)
-        self._conversations: list[Conversation] | None = None
+        paths = [source.data_path for source in self.settings.dataset.mixture]
+        self.statistics = DatasetStatistics(path=", ".join(paths))
+        self.report: dict[str, Any] = {}
+        self._chat: ChatTokenizer | None = None
+        self._entry: store.Entry | None = None
+        self._entry_of: ChatTokenizer | None = None
+        self._rows: tuple[np.ndarray, np.ndarray] | None = None
+        self._openings: list[list[Message]] = []
+        self._repeats = Findings()
 
-    def load_conversations(self) -> list[Conversation]:
-        """Read and check the file, once; needs no tokenizer.
-
-        Raises:
-            UserError: what is wrong, with file and row.
-        """
-        if self._conversations is None:
-            dataset = self.settings.dataset
-            self._conversations = [self._conversation(row) for row in read_rows(dataset.data_path)]
-            self.statistics.rows = len(self._conversations)
-        return self._conversations
-
-    def _conversation(self, row: Any) -> Conversation:
-        dataset = self.settings.dataset
-        text = row.values.get(dataset.text_field)
-        if dataset.message_field not in row.values and isinstance(text, str) and text.strip():
-            return Conversation(row.number, None, text, row.values)
-        return Conversation(row.number, to_messages(dataset.data_path, row, dataset.message_field, dataset.thinking), None, row.values)
-
-    def split(self) -> tuple[list[Conversation], list[Conversation]]:
-        """(training, held-out) conversations: `eval_fraction` of them drawn with the seed, at least one where the fraction is above 0."""
-        conversations = self.load_conversations()
-        share = self.settings.dataset.eval_fraction
-        held_out = max(1, round(len(conversations) * share)) if share else 0
-        if held_out >= len(conversations):
-            raise UserError(
-                f"{self.settings.dataset.data_path}: {len(conversations)} conversation(s) leave none to train on with "
-                f"dataset.eval_fraction={share}; add conversations or set dataset.eval_fraction=0"
-            )
-        chosen = set(random.Random(self.settings.seed).sample(range(len(conversations)), held_out))
-        return (
-            [item for index, item in enumerate(conversations) if index not in chosen],
-            [item for index, item in enumerate(conversations) if index in chosen],
-        )
-
-    def sample_prompts(self) -> list[list[Message]]:
-        """What the model is asked before and after training: `training.sample_prompts`, else the first questions of three held-out conversations."""
-        prompts = self.settings.training.sample_prompts
-        if prompts is not None:
-            return [[{"role": "user", "content": prompt}] for prompt in prompts]
-        openings = []
-        for conversation in self.split()[1]:
-            turns = conversation.messages or []
-            first = next((index for index, message in enumerate(turns) if message["role"] == "assistant"), 0)
-            if first:
-                openings.append(turns[:first])
-        return openings[:SAMPLES]
+    @property
+    def writes_its_own_text(self) -> bool:
+        """Whether a subclass has its own `formatting_prompts_func`; it then needs the transformers tokenizer."""
+        return type(self).formatting_prompts_func is not DatasetLoader.formatting_prompts_func
 
     def formatting_prompts_func(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
         """`{"text": [...]}` for a batch of columns; here the chat template over the message column."""
-        render = renderer(self.tokenizer)
-        return {"text": [render(messages, False) for messages in examples[self.settings.dataset.message_field]]}
+        template = self._chat_tokenizer().template
+        return {"text": [template.render(messages) for messages in examples[self.settings.dataset.message_field]]}
+
+    def find_files(self) -> None:
+        """Raises UserError where a file of the configuration is not there; reads nothing."""
+        for source in [*self.settings.dataset.mixture, *self._eval_source()]:
+            if not is_hub_id(source.data_path):
+                data_files(source.data_path)
+
+    def check(self, tokenizer: ChatTokenizer | None = None) -> dict[str, Any]:
+        """Read, render, tokenise and label every row (or map what an earlier run made) and return what the gate found; `report` keeps it.
+
+        `tokenizer` serves where no transformers tokenizer has been given yet.
+
+        Raises:
+            UserError: a file that cannot be read, or `gate.BadData` where `dataset.on_bad_row` does not allow to go on.
+        """
+        tokenizer = tokenizer or self._chat_tokenizer()
+        started = time.perf_counter()
+        entry = self._opened(tokenizer)
+        self._select(entry)
+        s = self.statistics
+        about = entry.about
+        for source in about["sources"]:
+            log.info("data: %s: read as %s", source["path"], source["format"])
+        self.report = {
+            "status": "passed",
+            "error": None,
+            "sources": about["sources"],
+            **asdict(s),
+            "trainable_share": round(s.trainable_tokens / s.tokens, 4) if s.tokens else 0,
+            "problems": about["problems"],
+            "notes": {**about["notes"], **self._repeats.kinds},
+            "lengths": about["lengths"],
+            "template": about["template"],
+            "training": gate.schedule(self.settings, s.rows_used),
+            "cached": entry.reused,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        error = gate.refusal(s.path, s.rows, s.bad_rows, about["problems"], self.settings.dataset.on_bad_row, s.rows_used)
+        if error is None and s.rows_held_out and not s.rows_used:
+            error = (
+                f"{s.path}: {s.rows_held_out} conversation(s) leave none to train on with dataset.eval_fraction="
+                f"{self.settings.dataset.eval_fraction}; add conversations or set dataset.eval_fraction=0"
+            )
+        if error is None and not s.rows_used:
+            error = f"{s.path}: no row has a trainable token within model.max_seq_length={self.settings.model.max_seq_length}"
+        if error:
+            self.report |= {"status": "refused", "error": error}
+            raise gate.BadData(error)
+        return self.report
 
     def prepare_dataset(self) -> Dataset:
         """The training rows as a `datasets.Dataset` with columns text, input_ids and labels (lists of ints, one conversation a row).
 
         Raises:
-            UserError: a bad file or row, a row without any assistant text, or nothing left to train on.
+            UserError: see `check`.
         """
+        self.check(self._chat_tokenizer())
+        s = self.statistics
+        log.info(
+            "data: %s: %s conversations, %s held out; %s tokens, %d%% of them trained, longest %s%s%s%s",
+            s.path, f"{s.rows:,}", f"{s.rows_held_out:,}", f"{s.tokens:,}", round(100 * s.trainable_tokens / s.tokens), f"{s.max_length:,}",
+            f"; {s.bad_rows:,} bad rows ({Findings(self.report['problems']).counts()})" if s.bad_rows else "",
+            f"; {s.truncated_rows:,} cut at {self.settings.model.max_seq_length} tokens" if s.truncated_rows else "",
+            f"; {s.dropped_rows:,} left out for their length" if s.dropped_rows else "",
+        )  # fmt: skip
+        from datasets import Dataset
+
+        rows = Dataset.from_file(str(self._entry.file)).select_columns(["text", "input_ids", "labels"])
+        training, held_out = self._rows
+        self.eval_dataset = rows.select(held_out) if len(held_out) else None
+        return rows.select(training)
+
+    def sample_prompts(self) -> list[list[Message]]:
+        """What the model is asked before and after training: `training.sample_prompts`, else the first questions of three held-out conversations."""
+        prompts = self.settings.training.sample_prompts
+        return self._openings if prompts is None else [[{"role": "user", "content": prompt}] for prompt in prompts]
+
+    def preview_rows(self) -> list[PreviewRow]:
+        """Some dozens of the checked rows, token by token, for `preview.write_preview`."""
+        limit, problems = self.settings.model.max_seq_length, self._entry.about["problems"]
+        return excerpt(self._entry.table(), *self._rows, problems, self._entry_of, limit, self.settings.seed)
+
+    def _chat_tokenizer(self) -> ChatTokenizer:
         if self.tokenizer is None:
             raise UserError("DatasetLoader needs a tokenizer to prepare the dataset: DatasetLoader(config, tokenizer)")
-        training, held_out = self.split()
-        tokenized = self._tokenize(training)
-        rows = [row for row in tokenized if _trainable_tokens(row)]
-        if not rows:
-            raise UserError(
-                f"{self.settings.dataset.data_path}: no row has a trainable token within model.max_seq_length={self.settings.model.max_seq_length}"
-            )
+        if self._chat is None:
+            self._chat = ChatTokenizer.from_transformers(self.tokenizer, self.settings.model.name, self.settings.dataset.chat_template_kwargs)
+        return self._chat
+
+    def _opened(self, tokenizer: ChatTokenizer) -> store.Entry:
+        """The tokenised rows: those of this loader, of the cache, or made now. A formatting function of the user's is not known to the cache."""
+        if self._entry is not None and self._entry_of.fingerprint == tokenizer.fingerprint:
+            return self._entry
+        if self.writes_its_own_text:
+            scratch = Path(tempfile.mkdtemp(prefix="chatbot_sft_rows_"))
+            self._entry = store.Entry(scratch / store.ROWS, self._build(tokenizer, scratch / store.ROWS), reused=False)
+        else:
+            self._entry = store.open_or_build(self._key(tokenizer), lambda file: self._build(tokenizer, file))
+        self._entry_of = tokenizer
+        return self._entry
+
+    def _key(self, tokenizer: ChatTokenizer) -> str:
+        """Everything that decides what the rows are: the data's content, the tokenizer, the options, and this code."""
+        dataset = self.settings.dataset
+        options = {name: getattr(dataset, name) for name in ("thinking", "train_on", "overflow", "system_prompt", "max_rows", "shuffle")}
+        options |= {name: getattr(dataset, name) for name in ("message_field", "text_field")}
+        chosen = self.settings.seed if dataset.max_rows or any(source.weight or source.count for source in dataset.mixture) else None
+        parts = [
+            *(
+                json.dumps([asdict(source), self._content(source)], sort_keys=True, default=str)
+                for source in [*dataset.mixture, *self._eval_source()]
+            ),
+            tokenizer.fingerprint,
+            json.dumps([options, self.settings.model.max_seq_length, len(self._eval_source()), chosen], sort_keys=True),
+            *(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))),
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+    @staticmethod
+    def _content(source: SourceConfig) -> list[str]:
+        if is_hub_id(source.data_path):
+            return [read_hub(source.data_path, source.config_name, source.split, source.revision)[1]]
+        hashes = []
+        for file in data_files(source.data_path):
+            with file.open("rb") as stream:
+                hashes.append(f"{file}:{hashlib.file_digest(stream, 'sha256').hexdigest()}")
+        return hashes
+
+    def _eval_source(self) -> list[SourceConfig]:
+        dataset = self.settings.dataset
+        return [dataset.source(SourceConfig(dataset.eval_data_path))] if dataset.eval_data_path else []
+
+    def _build(self, tokenizer: ChatTokenizer, file: Path) -> dict[str, Any]:
+        """Stream every source through the encoder into `file`; returns what was found on the way."""
+        dataset = self.settings.dataset
+        texts = self._user_texts if self.writes_its_own_text else None
+        encoder = Encoder(tokenizer, self.settings.model.max_seq_length, dataset.train_on, dataset.overflow, texts)
+        problems, notes = Findings(), Findings()
+        sources: list[dict[str, Any]] = []
+        counts = {"rows": 0, "bad_rows": 0, "dropped_rows": 0}
+        token_counts: list[int] = []
+
+        def written() -> Iterator[tuple[EncodedRow, int, bool]]:
+            limits = self._limits()
+            for number, source in enumerate([*dataset.mixture, *self._eval_source()]):
+                held_out = number >= len(dataset.mixture)
+                uses = limits[number] if limits and not held_out else None
+                of_row: dict[tuple[str, int], int] = {}
+                sources.append({"path": source.data_path, "held_out": held_out})
+                last = None
+                for row in encoder.rows(self._conversations(source, tokenizer, uses, of_row, sources[-1])):
+                    here = (row.file, row.row)
+                    counts["rows"] += here != last
+                    refused = isinstance(row, Refused)
+                    found = [(row.kind, row.detail)] if refused else row.problems
+                    counts["bad_rows"] += bool(found) and here != last
+                    last = here
+                    for kind, detail in found:
+                        problems.add(kind, row.file, row.row, detail)
+                    if refused:
+                        continue
+                    for kind in row.notes:
+                        notes.add(kind, row.file, row.row)
+                    token_counts.append(row.length)
+                    if not row.kept:
+                        counts["dropped_rows"] += 1
+                    elif row.input_ids and any(label >= 0 for label in row.labels):
+                        yield row, of_row.pop(here, 1) if uses is not None else 1, held_out
+
+        store.write_rows(file, written())
+        import numpy as np
+
+        return {
+            **counts,
+            "sources": sources,
+            "problems": problems.kinds,
+            "notes": notes.kinds,
+            "lengths": gate.lengths(np.array(token_counts), self.settings.model.max_seq_length),
+            "template": gate.template_facts(tokenizer, encoder),
+        }
+
+    def _limits(self) -> list[dict[int, int]] | None:
+        """{row index: how often} per source where weights, counts or max_rows choose; this takes a first pass over the files."""
+        dataset = self.settings.dataset
+        mixture = dataset.mixture
+        if dataset.max_rows is None and all(source.weight is None and source.count is None for source in mixture):
+            return None
+        available = [sum(1 for _ in self._source_rows(source)) for source in mixture]
+        wanted = wanted_rows(available, mixture, dataset.max_rows)
+        for source, rows, number in zip(mixture, available, wanted, strict=True):
+            log.info("data: %s: %s of %s rows", source.data_path, f"{number:,}", f"{rows:,}")
+        seed = self.settings.seed
+        return [chosen_rows(rows, number, dataset.shuffle, seed + i) for i, (rows, number) in enumerate(zip(available, wanted, strict=True))]
+
+    @staticmethod
+    def _source_rows(source: SourceConfig) -> Iterator[Row]:
+        if is_hub_id(source.data_path):
+            return read_hub(source.data_path, source.config_name, source.split, source.revision)[0]
+        return read_rows(source.data_path)
+
+    def _conversations(
+        self, source: SourceConfig, tokenizer: ChatTokenizer, uses: dict[int, int] | None, of_row: dict[tuple[str, int], int], about: dict[str, Any]
+    ) -> Iterator[Conversation | Refused]:
+        """The rows of `source` as conversations. Fills `of_row` with how often a row is used and `about` with what was decided."""
+        dataset = self.settings.dataset
+        columns = {"messages": dataset.message_field, "text": dataset.text_field, **source.columns}
+        reading = Reading(columns, dataset.thinking, tokenizer.template.thinking_field, dataset.system_prompt)
+        rows = self._source_rows(source)
+        begin = list(itertools.islice(rows, LOOKED_AT))
+        named = {ours: theirs for ours, theirs in columns.items() if ours != theirs or ours in source.columns}
+        check_columns(source.data_path, begin, named)
+        name = source.format
+        if name in ("auto", "json"):
+            if self.writes_its_own_text:
+                name = _format_or_none(begin, reading)
+            else:
+                name, found = detect(begin, reading)
+                reading = replace(reading, columns=found)
+        about |= {"format": name or "the formatting function's own", "rows": 0}
+        for index, row in enumerate(itertools.chain(begin, rows)):
+            if uses is not None:
+                if index not in uses:
+                    continue
+                of_row[row.file, row.number] = uses[index]
+            about["rows"] += 1
+            try:
+                if name is None:
+                    yield Conversation(row.file, row.number, None, text="", values=row.values)
+                else:
+                    yield to_conversation(row, name, reading)
+            except BadRow as bad:
+                yield Refused(row.file, row.number, bad.kind, bad.detail)
+
+    def _user_texts(self, batch: list[Conversation]) -> list[str]:
+        """One text per conversation from the user's function: it gets the file's columns, and checked messages where the rows have them."""
+        names = list(dict.fromkeys(name for item in batch for name in item.values))
+        columns: dict[str, list[Any]] = {name: [item.values.get(name) for item in batch] for name in names}
+        if any(item.messages is not None for item in batch):
+            columns[self.settings.dataset.message_field] = [item.messages for item in batch]
+        texts = self.formatting_prompts_func(columns)["text"]
+        if len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{type(self).__name__}.formatting_prompts_func: expected one text for each of {len(batch)} conversations")
+        return texts
+
+    def _select(self, entry: store.Entry) -> None:
+        """Which of the rows are trained on and which are held out, and the counts of both."""
+        import numpy as np
+
+        table = entry.table()
+        self._repeats = Findings()
+        column = {name: store.numbers(table, name) for name in ("uses", "length", "trained", "identity", "dialogue", "truncated")}
+        bad, own_eval = (store.numbers(table, name).astype(bool) for name in ("bad", "held_out"))
+        usable = ~bad if self.settings.dataset.on_bad_row != "warn" else np.ones(len(bad), bool)
         s = self.statistics
-        s.rows_held_out = len(held_out)
-        s.rows_used = len(rows)
-        s.truncated_rows = sum(row["truncated"] for row in tokenized)
-        s.dropped_rows = len(tokenized) - len(rows)
-        s.tokens = sum(len(row["input_ids"]) for row in rows)
-        s.trainable_tokens = sum(map(_trainable_tokens, rows))
-        s.max_length = max(len(row["input_ids"]) for row in rows)
-        s.fingerprint = _fingerprint(rows)
-        log.info(
-            "data: %s: %d conversations, %d held out; %d tokens, %d%% of them trained, longest %d%s%s",
-            s.path, s.rows, s.rows_held_out, s.tokens, round(100 * s.trainable_tokens / s.tokens), s.max_length,
-            f"; {s.truncated_rows} cut at {self.settings.model.max_seq_length} tokens" if s.truncated_rows else "",
-            f"; {s.dropped_rows} dropped, their answers lie beyond the cut" if s.dropped_rows else "",
-        )  # fmt: skip
-        evaluation = [row for row in self._tokenize(held_out) if _trainable_tokens(row)]
-        self.eval_dataset = _to_dataset(evaluation) if evaluation else None
-        return _to_dataset(rows)
-
-    def _tokenize(self, conversations: list[Conversation]) -> list[dict[str, Any]]:
-        """A row per conversation, cut at `max_seq_length` tokens."""
-        if not conversations:
-            return []
-        render = renderer(self.tokenizer)
-        markers = None
-        texts = self._texts(conversations)
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        if self.settings.dataset.eval_data_path:
+            training, held_out = np.flatnonzero(usable & ~own_eval), np.flatnonzero(usable & own_eval)
+            leaked = np.isin(column["dialogue"][held_out], column["dialogue"][training])
+            s.leaked_rows = int(leaked.sum())
+            self._note_repeats("held out and trained on", table, column["dialogue"], training, held_out[leaked])
+            held_out = held_out[~leaked]
+        else:
+            training, held_out = self._drawn(np.flatnonzero(usable), column["dialogue"])
+        once = training
+        training = np.repeat(training, column["uses"][training])
         limit = self.settings.model.max_seq_length
-        rows = []
-        for index, conversation in enumerate(conversations):
-            spans = structural_spans(texts[index], conversation.messages, render) if conversation.messages else None
-            if spans is None:
-                markers = markers or turn_markers(render)
-                spans = marker_spans(texts[index], markers)
-            ids = encoded["input_ids"][index]
-            labels = token_labels(ids, encoded["offset_mapping"][index], spans)
-            if all(label == IGNORED for label in labels):
-                raise UserError(
-                    f"{self.settings.dataset.data_path}: row {conversation.row}: no assistant text found in what the chat template made of it, "
-                    "so nothing of it would be trained"
-                )
-            rows.append({"text": texts[index], "input_ids": ids[:limit], "labels": labels[:limit], "truncated": len(ids) > limit})
-        return rows
+        tokens = np.minimum(column["length"], limit)
+        about = entry.about
+        s.rows, s.bad_rows, s.dropped_rows = about["rows"], about["bad_rows"], about["dropped_rows"]
+        s.rows_used, s.rows_held_out = len(training), len(held_out)
+        _, first = np.unique(column["identity"][once], return_index=True)
+        repeated = np.delete(once, first)
+        s.duplicates = len(repeated)
+        self._note_repeats("exact duplicate", table, column["identity"], once[np.sort(first)], repeated)
+        s.tokens, s.trainable_tokens = int(tokens[training].sum()), int(column["trained"][training].sum())
+        s.max_length = int(tokens[training].max(initial=0))
+        s.truncated_rows = int(column["truncated"][once].sum())
+        s.fingerprint = hashlib.sha256(entry.about.get("sha256", "").encode() + training.tobytes()).hexdigest()
+        if not self.settings.dataset.shuffle:
+            training = np.sort(training)
+        self._rows = (training, held_out)
+        self._openings = _openings(table, held_out)
 
-    def _texts(self, conversations: list[Conversation]) -> list[str]:
-        """One text per conversation, from `formatting_prompts_func` for those that have messages."""
-        with_messages = [item for item in conversations if item.messages is not None]
-        columns: dict[str, list[Any]] = {}
-        if with_messages:
-            for name in with_messages[0].values:
-                columns[name] = [item.values.get(name) for item in with_messages]
-            columns[self.settings.dataset.message_field] = [item.messages for item in with_messages]
-        formatted = iter(self.formatting_prompts_func(columns)["text"] if with_messages else [])
-        return [item.text if item.messages is None else next(formatted) for item in conversations]
+    def _note_repeats(self, kind: str, table: Any, hashes: np.ndarray, originals: np.ndarray, repeats: np.ndarray) -> None:
+        """Name each of `repeats` with the one of `originals` that has its hash."""
+        place = {int(hashes[index]): int(index) for index in originals} if len(repeats) else {}
+
+        def where(index: int) -> tuple[str, int]:
+            return table.column("file")[index].as_py(), table.column("row")[index].as_py()
+
+        for index in repeats:
+            file, row = where(place[int(hashes[index])])
+            self._repeats.add(kind, *where(int(index)), f"the same as row {row} of {file}")
+
+    def _drawn(self, rows: np.ndarray, dialogue: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`eval_fraction` of `rows` drawn with the seed, at least one above 0; rows that say the same stay on one side, so that nothing leaks."""
+        import numpy as np
+
+        share = self.settings.dataset.eval_fraction
+        if not share or not len(rows):
+            return rows, rows[:0]
+        chosen = random.Random(self.settings.seed).sample(range(len(rows)), min(len(rows), max(1, round(len(rows) * share))))
+        apart = np.isin(dialogue[rows], dialogue[rows[sorted(chosen)]])
+        return rows[~apart], rows[apart]
 
 
-def _trainable_tokens(row: Mapping[str, Any]) -> int:
-    return sum(label != IGNORED for label in row["labels"])
+def _format_or_none(rows: Sequence[Row], reading: Reading) -> str | None:
+    """The format of rows that a user's own function will write out; None where they have one of its own."""
+    try:
+        return detect(rows, reading)[0]
+    except UserError:
+        return None
 
 
-def _fingerprint(rows: Sequence[Mapping[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row["input_ids"], row["labels"])).encode())
-    return digest.hexdigest()
-
-
-def _to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    from datasets import Dataset
-
-    return Dataset.from_list([{key: row[key] for key in ("text", "input_ids", "labels")} for row in rows])
+def _openings(table: Any, rows: np.ndarray) -> list[list[Message]]:
+    """The messages before the first answer, of the first rows that have any."""
+    openings = (json.loads(table.column("opening")[int(row)].as_py()) for row in rows)
+    return list(itertools.islice((opening for opening in openings if opening), SAMPLES))

@@ -1,52 +1,185 @@
-"""A row to the messages that a chat template renders: roles checked, the teacher's reasoning kept or dropped."""
+"""Messages as a chat template takes them: roles checked, parts joined, the teacher's reasoning kept or dropped. What is wrong is a BadRow."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from chatbot_sft.data.sources import Row
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.errors import did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
+ALIASES = {
+    "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "function_response": "tool", "observation": "tool", "function": "tool", "ipython": "tool", "function_call": "assistant",
+}  # fmt: skip
+INLINE_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 Message = dict[str, Any]
 
 
-def to_messages(path: str, row: Row, message_field: str, thinking: str) -> list[Message]:
-    """The conversation of `row` as `[{"role", "content"}, …]`.
+class BadRow(Exception):
+    """A row that should not be trained on. `kind` is its sort, as the gate counts them; `detail` says what and where in the row."""
 
-    `thinking="keep"` writes a `thinking` value as `<think>…</think>` before the answer, `"drop"` leaves it out.
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+
+
+@dataclass
+class Conversation:
+    """One row, ready for the template: its messages or, where it has none, its ready-made `text`.
+
+    `trained` says of each message whether the row allows it to be trained (`"train": false` and `"weight": 0` do not).
+    """
+
+    file: str
+    row: int
+    messages: list[Message] | None
+    trained: list[bool] = field(default_factory=list)
+    tools: list[Any] | None = None
+    text: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def to_messages(turns: Any, thinking: str, thinking_field: str | None, role_key: str = "role", content_key: str = "content") -> list[Message]:
+    """`[{"role", "content", …}]` as templates take them, from a list of messages (or its JSON, as CSV has it).
+
+    `thinking="keep"` puts a `thinking` or `reasoning_content` value before the answer, as `<think>…</think>` or, where the template reads it
+    from a field of its own, in `thinking_field`; `"last"` does so for the last assistant message alone, `"drop"` for none. What `last` and
+    `drop` leave out includes a `<think>…</think>` that a content begins with.
 
     Raises:
-        UserError: no such field, not a list, a message without role or text, an unknown role, no assistant message; names file and row.
+        BadRow: not a list, a message without role or text, an unknown role, empty content, no assistant message.
     """
-    where = f"{path}: row {row.number}"
-    if message_field not in row.values:
-        columns = ", ".join(row.values) or "nothing"
-        raise UserError(
-            f"{where} has no {message_field!r}; it has {columns}: name its column of messages with dataset.message_field, "
-            f"or of ready-made text with dataset.text_field{did_you_mean(message_field, row.values)}"
-        )
-    turns = row.values[message_field]
+    turns = _decoded(turns)
     if not isinstance(turns, list) or not turns:
-        raise UserError(f"{where}: {message_field!r} is not a list of messages")
-    messages = [_message(f"{where}, message {index}", turn, thinking) for index, turn in enumerate(turns, 1)]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise UserError(f"{where}: no assistant message, so there is nothing to learn from it")
+        raise BadRow("not messages", "not a list of messages")
+    messages = [_message(f"message {number}", turn, role_key, content_key) for number, turn in enumerate(turns, 1)]
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise BadRow("no assistant turn", "no assistant message, so there is nothing to learn from it")
+    for index in answers:
+        keep = thinking == "keep" or (thinking == "last" and index == answers[-1])
+        messages[index] = _with_thought(messages[index], keep, thinking_field)
+        if not messages[index]["content"].strip() and "tool_calls" not in messages[index]:
+            raise BadRow("empty content", f"message {index + 1}: nothing is left of the answer without its <think> part")
     return messages
 
 
-def _message(where: str, turn: Any, thinking: str) -> Message:
-    if not isinstance(turn, dict) or "role" not in turn or "content" not in turn:
+def may_be_trained(turns: Any) -> list[bool]:
+    """Of each message whether the row allows it to be trained.
+
+    Raises:
+        BadRow: a `weight` other than 0 and 1, or a `train: true` on a message that is not the assistant's.
+    """
+    allowed = []
+    for number, turn in enumerate(_decoded(turns), 1):
+        weight, train = turn.get("weight"), turn.get("train")
+        if weight is not None and weight not in (0, 1):
+            raise BadRow("bad weight", f"message {number}: weight {weight!r} is neither 0 nor 1")
+        if train is True and canonical_role(turn.get("role", turn.get("from"))) != "assistant":
+            raise BadRow("bad weight", f"message {number}: only assistant messages can be trained one by one; dataset.train_on=all trains everything")
+        allowed.append(train is not False and weight != 0)
+    return allowed
+
+
+def canonical_role(role: Any) -> Any:
+    """`user` for human, `assistant` for gpt and bot, …; anything unknown unchanged."""
+    return ALIASES.get(role, role) if isinstance(role, str) else role
+
+
+def _decoded(turns: Any) -> Any:
+    if isinstance(turns, str) and turns.lstrip().startswith("["):
+        try:
+            return json.loads(turns)
+        except ValueError as error:
+            raise BadRow("not messages", f"not a list of messages: its JSON is broken ({error})") from None
+    return turns
+
+
+def _message(where: str, turn: Any, role_key: str, content_key: str) -> Message:
+    if not isinstance(turn, dict) or role_key not in turn or (content_key not in turn and not turn.get("tool_calls")):
         found = f"found {', '.join(map(str, turn))}" if isinstance(turn, dict) else "found no object"
-        raise UserError(f"{where}: expected an object with role and content, {found}")
-    role, content = turn["role"], turn["content"]
+        raise BadRow("not messages", f"{where}: expected an object with {role_key} and {content_key}, {found}")
+    role = canonical_role(turn[role_key])
     if role not in ROLES:
-        raise UserError(f"{where}: role {role!r} is none of {', '.join(ROLES)}{did_you_mean(str(role).lower(), ROLES)}")
-    if not isinstance(content, str):
-        raise UserError(f"{where}: content is not text")
-    if not content.strip():
-        raise UserError(f"{where}: content is empty")
-    thought = turn.get("thinking")
-    if role == "assistant" and thought and thinking == "keep":
-        content = f"<think>\n{thought}\n</think>\n\n{content}"
-    return {"role": role, "content": content}
+        known = (*ROLES, *ALIASES)
+        raise BadRow("unknown role", f"{where}: role {turn[role_key]!r} is none of {', '.join(ROLES)}{did_you_mean(str(role).lower(), known)}")
+    message: Message = {"role": role, "content": _text(where, turn.get(content_key))}
+    calls = turn.get("tool_calls")
+    if turn[role_key] == "function_call":
+        calls, message["content"] = [_decoded_call(where, message["content"])], ""
+    if calls:
+        message["tool_calls"] = [_tool_call(where, call) for call in calls]
+    elif not message["content"].strip():
+        raise BadRow("empty content", f"{where}: content is empty")
+    for key in ("name", "tool_call_id"):
+        if isinstance(turn.get(key), str):
+            message[key] = turn[key]
+    thought = turn.get("thinking") or turn.get("reasoning_content")
+    if role == "assistant" and isinstance(thought, str) and thought.strip():
+        message["thinking"] = thought
+    return message
+
+
+def _text(where: str, content: Any) -> str:
+    """A string as it is; typed parts joined where all of them are text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        other = next((part.get("type") for part in content if part.get("type") != "text" or not isinstance(part.get("text"), str)), None)
+        if other is None and content:
+            return "".join(part["text"] for part in content)
+        raise BadRow("not text", f"{where}: content has a part of type {other!r}; only text can be trained")
+    raise BadRow("not text", f"{where}: content is not text")
+
+
+def _tool_call(where: str, call: Any) -> dict[str, Any]:
+    """A call as templates expect it, its arguments an object (OpenAI's format has them as a JSON string)."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRow("bad tool call", f"{where}: a tool call needs a function with a name")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise BadRow("bad tool call", f"{where}: the arguments of {function['name']} are not JSON ({error})") from None
+    extra = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return {**extra, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _decoded_call(where: str, content: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise BadRow("bad tool call", f"{where}: the function call is not JSON ({error})") from None
+
+
+def _with_thought(message: Message, keep: bool, thinking_field: str | None) -> Message:
+    message = dict(message)
+    thought = message.pop("thinking", None)
+    inline = INLINE_THOUGHT.match(message["content"])
+    if not keep:
+        if inline:
+            message["content"] = message["content"][inline.end() :]
+        return message
+    if thought and not inline:
+        if thinking_field:
+            message[thinking_field] = thought
+        else:
+            message["content"] = f"<think>\n{thought}\n</think>\n\n{message['content']}"
+    return message
+
+
+def repeated_role(messages: Sequence[Message]) -> int | None:
+    """Number (from 1) of the first message with the role of the one before it; tool results may follow each other."""
+    for number, (before, message) in enumerate(zip(messages, messages[1:], strict=False), 2):
+        if before["role"] == message["role"] != "tool":
+            return number
+    return None

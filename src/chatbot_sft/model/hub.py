@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chatbot_sft.data.template import TOKENIZER_FILES
 from chatbot_sft.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -26,16 +27,29 @@ def is_local(name: str) -> bool:
 def allow_network(allowed: bool) -> None:
     """A local model needs no hub, so nothing is asked of it; a hub id may be fetched unless the user set HF_HUB_OFFLINE.
 
-    huggingface_hub reads the variable once, at import; in a sweep a later job can need the other setting.
+    huggingface_hub and datasets read the variable once, at import; in a sweep a later job can need the other setting.
     """
     offline = USER_SAYS_OFFLINE or not allowed
     if not offline and not _answers():
         log.info("hub: no answer from %s; only what is in the local cache can be used", endpoint())
         offline = True
     os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
-    constants = sys.modules.get("huggingface_hub.constants")
-    if constants is not None:
-        constants.HF_HUB_OFFLINE = offline
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        if name in sys.modules:
+            sys.modules[name].HF_HUB_OFFLINE = offline
+
+
+def tokenizer_folder(name: str, revision: str | None) -> Path:
+    """The tokenizer files of a hub model, and nothing else of it, in the hub's local cache.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    allow_network(True)
+    import huggingface_hub
+
+    with readable_errors(name):
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
 
 
 def endpoint() -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
+from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import embedded, hardware, memory
 from chatbot_sft.model.engine import Engine, load_engine
-from chatbot_sft.model.hub import allow_network, is_local, readable_errors
+from chatbot_sft.model.hub import allow_network, is_local, readable_errors, tokenizer_folder
 from chatbot_sft.targets import locate
 
 if TYPE_CHECKING:
@@ -92,6 +93,18 @@ class ModelLoader:
             self.engine, choice = load_engine(self.settings.model.engine)
             log.info("engine: %s (%s)", choice.name, choice.reason)
         return self.engine
+
+    def chat_tokenizer(self) -> ChatTokenizer:
+        """The base's tokenizer and template for the data gate: no engine, no torch, and of a hub model nothing but these files.
+
+        Raises:
+            UserError: it cannot be had, or has no chat template.
+        """
+        name, kwargs = self.settings.model.name, self.settings.dataset.chat_template_kwargs
+        source = embedded.resolve(name)
+        folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, self.settings.model.revision)
+        found = ChatTokenizer.from_folder(folder, name, kwargs)
+        return found or ChatTokenizer.from_transformers(self.load_tokenizer(), name, kwargs)
 
     def load_tokenizer(self) -> Any:
         """The tokenizer of the base, the same for both engines.

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 
-def epoch_order(lengths: Sequence[int], effective_batch_size: int, seed: int) -> list[int]:
-    """Row indices of one epoch: a seeded permutation, cut into optimizer steps, each sorted from long to short."""
+def epoch_order(lengths: Sequence[int], effective_batch_size: int, seed: int, shuffle: bool) -> list[int]:
+    """Row indices of one epoch: a seeded permutation (without `shuffle` the given order), cut into optimizer steps, each sorted from long to short."""
     order = list(range(len(lengths)))
-    random.Random(seed).shuffle(order)
+    if shuffle:
+        random.Random(seed).shuffle(order)
     steps = [order[start : start + effective_batch_size] for start in range(0, len(order), effective_batch_size)]
     return [row for step in steps for row in sorted(step, key=lambda index: -lengths[index])]
 
@@ -21,22 +22,28 @@ def epoch_order(lengths: Sequence[int], effective_batch_size: int, seed: int) ->
 class StepSampler:
     """A sampler over `epoch_order`, another permutation each epoch. The trainer calls `set_epoch`; a resumed run sees the same order."""
 
-    def __init__(self, lengths: Sequence[int], effective_batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], effective_batch_size: int, seed: int, shuffle: bool) -> None:
         self.lengths = lengths
         self.effective_batch_size = effective_batch_size
         self.seed = seed
+        self.shuffle = shuffle
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.lengths, self.effective_batch_size, self.seed + self.epoch))
+        return iter(epoch_order(self.lengths, self.effective_batch_size, self.seed + self.epoch, self.shuffle))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
 
 def row_lengths(dataset: Any) -> list[int]:
-    """Tokens per row."""
-    return [len(ids) for ids in dataset["input_ids"]]
+    """Tokens per row, counted in Arrow: the ids themselves never become Python numbers."""
+    import pyarrow.compute
+
+    lengths: list[int] = []
+    for batch in dataset.select_columns(["input_ids"]).with_format("arrow").iter(1000):
+        lengths += pyarrow.compute.list_value_length(batch["input_ids"]).to_pylist()
+    return lengths

@@ -52,7 +52,7 @@ class SFTTrainerWrapper:
         from chatbot_sft.train.callbacks import Progress
 
         with quiet():
-            self.trainer = trainer_class(self.engine)(
+            self.trainer = trainer_class(self.engine, self.settings.dataset.shuffle)(
                 model=self.model,
                 args=sft_arguments(self.settings, self.engine),
                 train_dataset=_all_tokens(self.dataset),
@@ -100,17 +100,18 @@ class SFTTrainerWrapper:
         return locate("save", self.settings.save._target_)(self.config, self.model, self.tokenizer).save(save_config)
 
 
-def trainer_class(engine: Engine) -> type:
+def trainer_class(engine: Engine, shuffle: bool) -> type:
     """The engine's SFTTrainer with our row order and a held-out loss that does not depend on how rows fall into batches."""
 
     class Trainer(engine.trainer_class()):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepSampler:
             rows = self.train_dataset if train_dataset is None else train_dataset
-            return StepSampler(row_lengths(rows), self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+            effective_batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+            return StepSampler(row_lengths(rows), effective_batch_size, self.args.seed, shuffle)
 
         def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
             rows = dataloader.dataset
-            self._tokens_per_row = sum(_predicted(labels) for labels in rows["labels"]) / len(rows)
+            self._tokens_per_row = sum(map(_predicted, rows["labels" if "labels" in rows.column_names else "input_ids"])) / len(rows)
             return super().evaluation_loop(dataloader, *args, **kwargs)
 
         def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -132,7 +133,8 @@ def _columns(dataset: Dataset) -> Dataset:
 
 
 def _all_tokens(dataset: Dataset) -> Dataset:
-    return dataset.select_columns(["input_ids"]).add_column("labels", dataset["input_ids"])
+    """Without labels: TRL's collator then trains every token."""
+    return dataset.select_columns(["input_ids"])
 
 
 def _collator(tokenizer: Any) -> Any:

@@ -1,0 +1,284 @@
+"""Conversations to token ids and labels, in batches, as a stream: rendered here, tokenised in Rust on every core while the next batch renders."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatbot_sft.data.labels import IGNORED, Span, SpanFinder, marker_spans, token_labels, token_spans
+from chatbot_sft.data.messages import BadRow, Conversation, Message, repeated_role
+from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.errors import UserError
+
+BATCH = 512
+THINK_TAGS = ("<think>", "</think>")
+Texts = Callable[[list[Conversation]], list[str]]  # a user's own formatting function over a batch
+
+
+@dataclass
+class EncodedRow:
+    """One training row. `input_ids` and `labels` have one entry a token; `problems` are (kind, detail) of what the gate should know of it."""
+
+    file: str
+    row: int
+    text: str
+    input_ids: list[int]
+    labels: list[int]
+    opening: list[Message] = field(default_factory=list)  # the messages before the first answer
+    dialogue: int = 0  # see `dialogue_hash`; the pieces of a split conversation share it
+    length: int = 0  # tokens before any cut
+    truncated: bool = False
+    kept: bool = True  # False: left out because of its length
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # kinds of notes: worth knowing, no reason to leave the row out
+
+
+@dataclass
+class Refused:
+    """A row that cannot become tokens at all."""
+
+    file: str
+    row: int
+    kind: str
+    detail: str
+
+
+@dataclass
+class _Rendered:
+    conversation: Conversation
+    text: str
+    spans: list[Span]
+    dialogue: int
+    problems: list[tuple[str, str]]
+    notes: list[str]
+
+
+class Encoder:
+    """Turns conversations into rows for one tokenizer, as `train_on`, `overflow` and `max_seq_length` say."""
+
+    def __init__(self, tokenizer: ChatTokenizer, max_seq_length: int, train_on: str, overflow: str, texts: Texts | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.max_seq_length = max_seq_length
+        self.train_on = train_on
+        self.overflow = overflow
+        self.texts = texts
+        self.finder = SpanFinder(tokenizer.template)
+        specials = [token for token in tokenizer.special_tokens if token not in THINK_TAGS]
+        self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True)))) if specials else None
+
+    @property
+    def end_of_turn(self) -> dict[str, int]:
+        """Special tokens that the template writes after an answer, by their text."""
+        found = self._special.findall(self.finder.closing) if self._special else []
+        return {token: self.tokenizer.special_tokens[token] for token in found}
+
+    def rows(self, conversations: Iterable[Conversation | Refused]) -> Iterator[EncodedRow | Refused]:
+        """A row (with `overflow="split"` perhaps several, with "drop" perhaps none) per conversation, in order.
+
+        Raises:
+            UserError: `overflow="error"` and a row is too long; names it.
+        """
+        ends = frozenset(self.end_of_turn.values())
+        batches = iter(lambda stream=iter(conversations): list(itertools.islice(stream, BATCH)), [])
+        with ThreadPoolExecutor(1) as encoding:
+            pending = None
+            for batch in batches:
+                rendered = self._render_batch(batch)
+                texts = [item.text for item in rendered if isinstance(item, _Rendered)]
+                job = encoding.submit(self.tokenizer.backend.encode_batch, texts, add_special_tokens=False)
+                if pending:
+                    yield from self._finish(*pending, ends)
+                pending = (rendered, job)
+            if pending:
+                yield from self._finish(*pending, ends)
+
+    def _render_batch(self, batch: list[Conversation | Refused]) -> list[_Rendered | Refused]:
+        if self.texts is None:
+            return [item if isinstance(item, Refused) else self._render(item, None) for item in batch]
+        given = iter(self.texts([item for item in batch if not isinstance(item, Refused)]))
+        return [item if isinstance(item, Refused) else self._render(item, next(given)) for item in batch]
+
+    def _render(self, item: Conversation, text: str | None) -> _Rendered | Refused:
+        """`text` is what a user's own function made of it, None to let the template render."""
+        try:
+            problems = self._contents(item)
+            if text is None:
+                text = item.text if item.messages is None else self.tokenizer.template.render(item.messages, False, item.tools)
+            if not _utf8(text):
+                raise BadRow("invalid unicode", "the text has half of a surrogate pair, which is no character")
+            spans, notes = self._spans(text, item)
+        except BadRow as bad:
+            return Refused(item.file, item.row, bad.kind, bad.detail)
+        return _Rendered(item, text, spans, dialogue_hash(item), problems, notes)
+
+    def _contents(self, item: Conversation) -> list[tuple[str, str]]:
+        """What is wrong with the messages themselves."""
+        problems = []
+        if item.messages is None:
+            return [("invalid unicode", "the text has a NUL character")] if "\0" in item.text else []
+        whole = "\n".join(message["content"] for message in item.messages)
+        if "\0" in whole:
+            problems.append(("invalid unicode", "a message has a NUL character"))
+        if not _utf8(whole):
+            raise BadRow("invalid unicode", "a message has half of a surrogate pair, which is no character")
+        if self._special and (found := self._special.search(whole)):
+            number = next(n for n, message in enumerate(item.messages, 1) if found.group() in message["content"])
+            who = item.messages[number - 1]["role"]
+            problems.append(("special token in text", f"message {number} ({who}) contains {found.group()}, which is a control token of this model"))
+        if number := repeated_role(item.messages):
+            problems.append(("repeated role", f"messages {number - 1} and {number} are both by {item.messages[number - 1]['role']}"))
+        return problems
+
+    def _spans(self, text: str, item: Conversation) -> tuple[list[Span], list[str]]:
+        """Trained character spans, as `train_on` and the row's own marks say, and notes."""
+        notes = ["replacement character"] if "\ufffd" in text else []
+        spans = self.finder.spans(text, item.messages, item.tools) if item.messages is not None else None
+        if spans is None:
+            spans = marker_spans(text, self.finder)
+            if not spans and self.train_on != "all":
+                raise BadRow(
+                    "no trainable token", "no assistant text found in it by the chat template's turn markers, so nothing of it would be trained"
+                )
+            answers = [True] * len(spans)
+        else:
+            thoughts = (message.get(self.tokenizer.template.thinking_field or "") for message in item.messages if message["role"] == "assistant")
+            if any(thought and thought.strip() not in text for thought in thoughts):
+                notes.append("thinking left out by the template")
+            answers = [allowed for allowed, message in zip(item.trained, item.messages, strict=True) if message["role"] == "assistant"]
+        if self.train_on == "all":
+            return _without((0, len(text)), [span for span, allowed in zip(spans, answers, strict=True) if not allowed]), notes
+        if self.train_on == "last_assistant":
+            answers = [False] * (len(answers) - 1) + answers[-1:]
+        return [span for span, allowed in zip(spans, answers, strict=True) if allowed], notes
+
+    def _finish(self, rendered: list[_Rendered | Refused], job: Any, ends: frozenset[int]) -> Iterator[EncodedRow | Refused]:
+        encodings = iter(job.result())
+        for item in rendered:
+            if isinstance(item, Refused):
+                yield item
+            else:
+                yield from self._encoded(item, next(encodings), ends)
+
+    def _encoded(self, item: _Rendered, encoding: Any, ends: frozenset[int]) -> Iterator[EncodedRow]:
+        ids = encoding.ids
+        limit = self.max_seq_length
+        made = item.conversation
+        over = len(ids) > limit
+        if over and self.overflow == "error":
+            raise UserError(
+                f"{made.file}: row {made.row} has {len(ids):,} tokens, over model.max_seq_length={limit}; raise it, or set "
+                "dataset.overflow=truncate, drop or split"
+            )
+        if over and self.overflow == "split" and made.messages is not None and self.texts is None:
+            pieces = self._split(made)
+            if len(pieces) > 1:
+                for piece in pieces:
+                    rendered = self._render(piece, None)
+                    if isinstance(rendered, Refused):
+                        yield rendered
+                        continue
+                    rendered.dialogue = item.dialogue
+                    row = self._row(rendered, self.tokenizer.backend.encode(rendered.text, add_special_tokens=False), ends)
+                    row.notes.append("split")
+                    yield row
+                return
+        row = self._row(item, encoding, ends)
+        if over and self.overflow == "drop":
+            row.kept = False
+            row.notes.append("too long: left out")
+        yield row
+
+    def _row(self, item: _Rendered, encoding: Any, ends: frozenset[int]) -> EncodedRow:
+        made, ids, limit = item.conversation, encoding.ids, self.max_seq_length
+        ranges = token_spans([start for start, _ in encoding.offsets], item.spans)
+        labels = token_labels(ids, ranges)
+        problems, notes = list(item.problems), list(item.notes)
+        trained = [(begin, end) for begin, end in ranges if end > begin]
+        if not trained:
+            problems.append(("no trainable token", "no token of it would be trained"))
+        elif self.train_on != "all" and not all(ends.intersection(ids[begin:end]) for begin, end in trained):
+            problems.append(
+                (
+                    "end of turn not trained",
+                    f"an answer ends without {' or '.join(self.end_of_turn) or 'any end token'}: the model would not learn to stop",
+                )
+            )
+        elif self.train_on == "all" and made.messages is None and not (ends | self.tokenizer.stop_ids).intersection(ids[-3:]):
+            problems.append(("end of turn not trained", "the text does not end with an end token: the model would not learn to stop"))
+        bos = self.tokenizer.bos_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            problems.append(("doubled BOS", "it begins with two begin-of-sequence tokens"))
+        kept = True
+        if len(ids) > limit:
+            if trained and not any(begin < limit for begin, _ in trained):
+                kept = False
+                notes.append("every answer lies beyond the cut: left out")
+            elif any(begin < limit < end for begin, end in trained):
+                notes.append("an answer cut in two")
+        messages = made.messages or []
+        first = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), 0)
+        return EncodedRow(
+            made.file, made.row, item.text, ids[:limit], labels[:limit], messages[:first], item.dialogue, len(ids), len(ids) > limit, kept, problems, notes
+        )  # fmt: skip
+
+    def _split(self, item: Conversation) -> list[Conversation]:
+        """`item` cut before user messages into conversations that fit, each with its system prompt; one exchange too long alone stays whole."""
+        messages = item.messages
+        head = 1 if messages[0]["role"] == "system" else 0
+        begins = [i for i in range(head, len(messages)) if messages[i]["role"] == "user" and (i == head or messages[i - 1]["role"] != "user")]
+        begins = begins if begins[:1] == [head] else [head, *begins]
+        exchanges = [range(start, stop) for start, stop in itertools.pairwise([*begins, len(messages)])]
+        pieces: list[list[int]] = [[]]
+        for exchange in exchanges:
+            longer = [*pieces[-1], *exchange]
+            if pieces[-1] and self._tokens(self._part(item, longer, head)) > self.max_seq_length:
+                pieces.append(list(exchange))
+            else:
+                pieces[-1] = longer
+        parts = [self._part(item, piece, head) for piece in pieces]
+        return [part for part in parts if any(message["role"] == "assistant" for message in part.messages)]
+
+    def _part(self, item: Conversation, indices: Sequence[int], head: int) -> Conversation:
+        chosen = [*range(head), *indices]
+        messages, trained = [item.messages[i] for i in chosen], [item.trained[i] for i in chosen]
+        return Conversation(item.file, item.row, messages, trained, item.tools, None, item.values)
+
+    def _tokens(self, item: Conversation) -> int:
+        text = self.tokenizer.template.render(item.messages, False, item.tools)
+        return len(self.tokenizer.backend.encode(text, add_special_tokens=False).ids)
+
+
+def _utf8(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _without(whole: Span, holes: Sequence[Span]) -> list[Span]:
+    """`whole` cut into what lies between `holes`."""
+    edges = [whole[0], *itertools.chain.from_iterable(holes), whole[1]]
+    return [(begin, end) for begin, end in zip(edges[::2], edges[1::2], strict=True) if end > begin]
+
+
+def trained_tokens(labels: Sequence[int]) -> int:
+    return sum(label != IGNORED for label in labels)
+
+
+def text_hash(text: str) -> int:
+    """64 bits of BLAKE2b."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def dialogue_hash(item: Conversation) -> int:
+    """Equal for two conversations that say the same, whatever their system prompts, case and white space."""
+    said = [item.text] if item.messages is None else [message["content"] for message in item.messages if message["role"] != "system"]
+    return text_hash("\0".join(" ".join(text.split()).casefold() for text in said))

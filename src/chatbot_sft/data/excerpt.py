@@ -1,0 +1,57 @@
+"""The rows that data_preview.html shows: those the gate complains about, cut ones, the longest, and a seeded sample of the rest."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.data.preview import PreviewRow, PreviewToken
+from chatbot_sft.data.store import numbers
+from chatbot_sft.data.template import ChatTokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+
+SHOWN = 40
+TOKENS = 60_000  # in all; a page of many long rows would be slow to open
+
+
+def excerpt(
+    table: pyarrow.Table, training: np.ndarray, held_out: np.ndarray, problems: Mapping[str, Any], tokenizer: ChatTokenizer, limit: int, seed: int
+) -> list[PreviewRow]:
+    """At most `SHOWN` rows of `table` and `TOKENS` tokens (rows are cut at `limit`), in the order of the file."""
+    import numpy as np
+
+    complaints: dict[tuple[str, int], list[str]] = {}
+    for kind, found in problems.items():
+        for entry in found["rows"]:
+            complaints.setdefault((entry["file"], entry["row"]), []).append(f"{kind}: {entry['detail']}")
+    bad, cut, length = (numbers(table, name) for name in ("bad", "truncated", "length"))
+    chosen = [int(i) for i in bad.nonzero()[0][:12]]
+    chosen += [int(i) for i in (cut > bad).nonzero()[0][:6]]
+    chosen += [int(i) for i in length.argsort()[::-1][:2]]
+    used = [int(i) for i in {*training.tolist(), *held_out.tolist()}]
+    chosen += random.Random(seed).sample(sorted(used), min(SHOWN, len(used)))
+    unique = list(dict.fromkeys(chosen))[:SHOWN]
+    total = np.cumsum(np.minimum(length[unique], limit))
+    unique = unique[: max(1, int((total <= TOKENS).sum()))]
+    held = {int(i) for i in held_out}
+    return [_row(table, index, index in held, complaints, tokenizer) for index in sorted(unique)]
+
+
+def _row(
+    table: pyarrow.Table, index: int, held_out: bool, complaints: Mapping[tuple[str, int], Sequence[str]], tokenizer: ChatTokenizer
+) -> PreviewRow:
+    values = {name: table.column(name)[index].as_py() for name in ("text", "labels", "file", "row", "length", "truncated")}
+    encoding = tokenizer.backend.encode(values["text"], add_special_tokens=False)
+    specials = set(tokenizer.special_tokens.values())
+    tokens = []
+    shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range
+    for number, (start, end), label in zip(encoding.ids, encoding.offsets, values["labels"], strict=False):
+        tokens.append(PreviewToken(values["text"][max(start, shown) : end], number, label >= 0, number in specials))
+        shown = max(shown, end)
+    problems = tuple(complaints.get((values["file"], values["row"]), ()))
+    return PreviewRow(Path(values["file"]).name, values["row"], tuple(tokens), values["length"], bool(values["truncated"]), held_out, problems)

@@ -1,0 +1,124 @@
+"""The gate: what is wrong with the data, by file and row, and whether a run may go on. Runs before a model is loaded or a GPU is taken."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.config import Config
+from chatbot_sft.data.encode import Encoder
+from chatbot_sft.data.labels import placeholder
+from chatbot_sft.data.messages import BadRow
+from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LISTED = 100  # rows named per kind; all are counted
+TOLERATED = 0.01  # share of bad rows that on_bad_row=auto leaves out instead of stopping
+REPORT, PREVIEW = "data_report.json", "data_preview.html"
+
+
+@dataclass
+class Findings:
+    """Rows by kind of problem: how many, and the first of them."""
+
+    kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, kind: str, file: str, row: int, detail: str = "") -> None:
+        found = self.kinds.setdefault(kind, {"count": 0, "rows": []})
+        found["count"] += 1
+        if len(found["rows"]) < LISTED:
+            found["rows"].append({"file": file, "row": row, "detail": detail} if detail else {"file": file, "row": row})
+
+    def counts(self) -> str:
+        return ", ".join(f"{kind} ({found['count']:,})" for kind, found in sorted(self.kinds.items(), key=lambda item: -item[1]["count"]))
+
+
+def refusal(path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], policy: str, usable: int) -> str | None:
+    """Why the run must not go on, in one line; None where it may."""
+    if not bad_rows or (policy == "drop" and usable):
+        return None
+    if usable and (policy == "warn" or (policy == "auto" and bad_rows <= TOLERATED * rows)):
+        return None
+    first = min((found["rows"][0] for found in findings.values()), key=lambda found: (found["file"], found["row"]))
+    what = f"{first['file']}: row {first['row']}: {first['detail']}"
+    if rows == bad_rows == 1:
+        return what
+    kinds = Findings(dict(findings)).counts()
+    share = f"{bad_rows:,} of {rows:,} rows are bad ({100 * bad_rows / rows:.1f}%): {kinds}"
+    advice = "mend them, or leave them out with dataset.on_bad_row=drop" if usable else "none is left to train on"
+    return f"{what}; {share}; {advice}"
+
+
+def template_facts(tokenizer: ChatTokenizer, encoder: Encoder) -> dict[str, Any]:
+    """What the chat template does that a user should know."""
+    ends = encoder.end_of_turn
+    return {
+        "system_prompt": _system_prompt(tokenizer, encoder),
+        "end_of_turn": list(ends),
+        "end_of_turn_stops_generation": bool(tokenizer.stop_ids.intersection(ends.values())),
+        "writes_todays_date": tokenizer.template.dated,
+    }
+
+
+def _system_prompt(tokenizer: ChatTokenizer, encoder: Encoder) -> str:
+    """What becomes of a system message, and of its absence, found by rendering placeholders."""
+    said, asked, answered = (placeholder(index) for index in range(3))
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    try:
+        text = tokenizer.template.render([{"role": "system", "content": said}, *turns])
+    except BadRow:
+        return "refused"
+    if said not in text:
+        return "left out"
+    between = text.partition(said)[2].partition(asked)[0]
+    place = "a turn of its own" if any(token in between for token in tokenizer.special_tokens) else "joined to the first user message"
+    before = tokenizer.template.render(turns).partition(asked)[0]
+    own = before.removeprefix(tokenizer.template.tokens.get("bos_token", "")).removesuffix(encoder.finder.markers.user)
+    for token in tokenizer.special_tokens:
+        own = own.replace(token, " ")
+    words = " ".join(own.split()).removeprefix("system ")
+    return f"{place}; where a row has none, the template writes {words!r}" if words else place
+
+
+def lengths(tokens: np.ndarray, limit: int) -> dict[str, Any]:
+    """Percentiles of the rows' length in tokens before any cut, and how many are over `limit`."""
+    import numpy as np
+
+    points = (50, 90, 95, 99, 100)
+    values = np.percentile(tokens, points, method="higher") if len(tokens) else [0] * len(points)
+    return {**{f"p{point}": int(value) for point, value in zip(points, values, strict=True)}, "over_max_seq_length": int((tokens > limit).sum())}
+
+
+def schedule(settings: Config, rows: int) -> dict[str, Any]:
+    """Optimizer steps and epochs that the present settings make of `rows` training rows, and what looks wrong about them."""
+    training = settings.training
+    per_epoch = math.ceil(rows / settings.effective_batch_size)
+    steps = training.max_steps if training.max_steps is not None else math.ceil(per_epoch * training.num_train_epochs)
+    warning = None
+    if training.warmup_steps >= steps:
+        warning = (
+            f"training.warmup_steps={training.warmup_steps} is not below the {steps} steps of the run: the learning rate never reaches its full value"
+        )
+    return {
+        "effective_batch_size": settings.effective_batch_size,
+        "steps_per_epoch": per_epoch,
+        "steps": steps,
+        "epochs": round(steps / per_epoch, 3) if per_epoch else 0,
+        "warning": warning,
+    }
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """data_report.json."""
+    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class BadData(UserError):
+    """The gate's refusal."""

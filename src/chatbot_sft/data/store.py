@@ -1,0 +1,169 @@
+"""Tokenised rows on disk: written once as an Arrow stream, mapped by every later run and by the other jobs of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.cache import build_folder, cache_dir
+from chatbot_sft.data.encode import EncodedRow, text_hash, trained_tokens
+from chatbot_sft.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+
+log = logging.getLogger(__name__)
+
+ROWS, ABOUT = "rows.arrow", "about.json"
+BATCH = 256  # rows per record batch
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An opened entry: `file` holds the rows, `about` what was found while they were made."""
+
+    file: Path
+    about: dict[str, Any]
+    reused: bool
+
+    def table(self) -> pyarrow.Table:
+        """The rows, mapped: columns are read from disk as they are asked for."""
+        import pyarrow
+
+        return pyarrow.ipc.open_stream(pyarrow.memory_map(str(self.file))).read_all()
+
+
+def numbers(table: pyarrow.Table, name: str) -> np.ndarray:
+    """A column of numbers, shape (rows,). Through DLPack: pyarrow's own conversion imports pandas, which takes longer than all the rest."""
+    import numpy as np
+
+    return np.from_dlpack(table.column(name).combine_chunks())
+
+
+def folder() -> Path:
+    """Where entries are kept."""
+    return cache_dir() / "data"
+
+
+def open_or_build(key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
+    """The entry of `key`; where there is none, or a damaged one, `build(rows_file)` makes it and returns its `about`.
+
+    Many processes may ask at once: one builds, the others wait for it. An entry appears whole or not at all.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    target = folder() / key
+    if entry := _whole(target):
+        return entry
+
+    def fill(temporary: Path) -> None:
+        about = build(temporary / ROWS)
+        about["sha256"] = _sha256(temporary / ROWS)
+        (temporary / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{key}.lock")):
+            if entry := _whole(target):
+                return entry
+            if target.exists():
+                log.warning("data: the cached rows in %s are damaged; making them again", target)
+                shutil.rmtree(target)
+            build_folder(target, fill)
+    except OSError as error:
+        where = error.filename or target
+        raise UserError(f"{where}: the tokenised rows cannot be kept ({error.strerror or error}); set CHATBOT_SFT_CACHE to another folder") from error
+    return Entry(target / ROWS, json.loads((target / ABOUT).read_text(encoding="utf-8")), reused=False)
+
+
+def _whole(target: Path) -> Entry | None:
+    """The entry where it is there and its rows are those that were written."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        about = json.loads((target / ABOUT).read_text(encoding="utf-8"))
+        if about["sha256"] == _sha256(target / ROWS):
+            return Entry(target / ROWS, about, reused=True)
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def schema() -> pyarrow.Schema:
+    """One row per conversation (or piece of one); `input_ids` and `labels` have one entry a token."""
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "text": pa.large_string(),
+            "input_ids": pa.large_list(pa.int32()),
+            "labels": pa.large_list(pa.int32()),
+            "opening": pa.large_string(),  # JSON: the messages before the first answer
+            "file": pa.large_string(),
+            "row": pa.int64(),
+            "length": pa.int32(),  # tokens before any cut
+            "trained": pa.int32(),  # tokens with a label
+            "bad": pa.uint8(),  # the gate found something wrong with it
+            "truncated": pa.uint8(),
+            "uses": pa.int32(),  # how often the mixture takes it
+            "held_out": pa.uint8(),  # comes from dataset.eval_data_path
+            "identity": pa.uint64(),  # hash of the text: equal for exact duplicates
+            "dialogue": pa.uint64(),  # hash of what is said, whatever the system prompt, case and white space
+        }
+    )
+
+
+def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, int, bool]]) -> None:
+    """Write (row, uses, held out) as they come; at most `BATCH` rows are in memory."""
+    import pyarrow as pa
+
+    layout = schema()
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, layout) as writer:
+        columns: list[list[Any]] = [[] for _ in layout]
+
+        def flush() -> None:
+            arrays = [_array(values, field.type) for values, field in zip(columns, layout, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=layout))
+            for values in columns:
+                values.clear()
+
+        for row, uses, held_out in rows:
+            values = (
+                row.text, row.input_ids, row.labels, json.dumps(row.opening, ensure_ascii=False), row.file, row.row, row.length, trained_tokens(row.labels), bool(row.problems),
+                row.truncated, uses, held_out, text_hash(row.text), row.dialogue,
+            )  # fmt: skip
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
+            if len(columns[0]) == BATCH:
+                flush()
+        if columns[0]:
+            flush()
+
+
+def _array(values: Sequence[Any], kind: pyarrow.DataType) -> pyarrow.Array:
+    """An Arrow array from its buffers: `pyarrow.array` would import pandas, which takes longer than the whole gate."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not (pa.types.is_large_list(kind) or pa.types.is_large_string(kind)):
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
+    parts = [value.encode() for value in values] if pa.types.is_large_string(kind) else values
+    offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    if pa.types.is_large_string(kind):
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(parts))])
+    flat = np.fromiter(itertools.chain.from_iterable(parts), kind.value_type.to_pandas_dtype(), offsets[-1])
+    inner = pa.Array.from_buffers(kind.value_type, len(flat), [None, pa.py_buffer(flat)])
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets)], children=[inner])

@@ -1,0 +1,185 @@
+"""A model's tokenizer and chat template without transformers: `tokenizers` and `jinja2` answer in a fraction of a second, and import no torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.data.messages import BadRow, Message
+from chatbot_sft.errors import UserError
+
+if TYPE_CHECKING:
+    import jinja2
+    from tokenizers import Tokenizer
+
+THINKING_FIELD = "reasoning_content"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja chat template with what transformers gives it: the special tokens and `chat_template_kwargs`."""
+
+    source: str
+    tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, …
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    control: tuple[str, ...] = ()  # the tokenizer's special tokens
+
+    @functools.cached_property
+    def _compiled(self) -> jinja2.Template:
+        return compile_template(self.source)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: list[Any] | None = None) -> str:
+        """The text of `messages`.
+
+        Raises:
+            BadRow: the template refuses them, or fails on them.
+        """
+        given = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **self.tokens, **self.kwargs}
+        try:
+            return self._compiled.render(messages=list(messages), **given)
+        except Exception as error:  # templates raise through raise_exception, or fail in any way Python can
+            raise BadRow("template refuses", f"the chat template refuses it: {' '.join(str(error).split())}") from None
+
+    @property
+    def thinking_field(self) -> str | None:
+        """The message field this template reads an answer's reasoning from; None where it expects it in the text."""
+        return THINKING_FIELD if THINKING_FIELD in self.source else None
+
+    @property
+    def dated(self) -> bool:
+        """Whether the rendering depends on today's date, as Llama 3.2's does unless `date_string` is given."""
+        return "strftime_now" in self.source and "date_string" not in self.kwargs
+
+
+@functools.cache
+def compile_template(source: str) -> jinja2.Template:
+    """Compiled as transformers does it (`transformers/utils/chat_template_utils.py`): sandboxed, the same filters and globals.
+
+    Raises:
+        UserError: a syntax error.
+    """
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}` marks answers for TRL; here it only passes its body on."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> list[Any]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"the chat template is not Jinja: {error.message} (line {error.lineno})") from None
+
+
+@dataclass(repr=False)
+class ChatTokenizer:
+    """Text to ids and messages to text, for one model."""
+
+    backend: Tokenizer
+    template: ChatTemplate
+    stop_ids: frozenset[int] = frozenset()  # what generation stops at: eos of the tokenizer and of generation_config.json
+
+    @classmethod
+    def from_folder(cls, folder: Path, name: str, kwargs: Mapping[str, Any]) -> ChatTokenizer | None:
+        """From a model folder; None where it has no tokenizer.json, which only transformers can make up for.
+
+        Raises:
+            UserError: no chat template, or one that is not Jinja.
+        """
+        from tokenizers import Tokenizer
+
+        if not (folder / "tokenizer.json").is_file():
+            return None
+        config = _json(folder / "tokenizer_config.json")
+        tokens = _special_tokens({**_json(folder / "special_tokens_map.json"), **config})
+        separate = folder / "chat_template.jinja"
+        source = separate.read_text(encoding="utf-8") if separate.is_file() else config.get("chat_template")
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        ends = _json(folder / "generation_config.json").get("eos_token_id")
+        return cls._made(backend, source, tokens, ends, name, kwargs)
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any, name: str, kwargs: Mapping[str, Any]) -> ChatTokenizer:
+        """From a fast tokenizer that transformers has loaded (and the user may have changed).
+
+        Raises:
+            UserError: a slow tokenizer, or one without a chat template.
+        """
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"model.name={name}: its tokenizer is a slow one, without character offsets; labels need a fast tokenizer (tokenizer.json)"
+            )
+        tokens = _special_tokens({key: str(value) for key, value in tokenizer.special_tokens_map.items() if not isinstance(value, (list, dict))})
+        from tokenizers import Tokenizer
+
+        own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the user's stays as it is
+        return cls._made(own, tokenizer.chat_template, tokens, None, name, kwargs)
+
+    @classmethod
+    def _made(cls, backend: Tokenizer, source: Any, tokens: dict[str, str], ends: Any, name: str, kwargs: Mapping[str, Any]) -> ChatTokenizer:
+        if isinstance(source, list):  # several named templates
+            source = {entry["name"]: entry["template"] for entry in source}
+        if isinstance(source, dict):
+            source = source.get("default")
+        if not source:
+            raise UserError(f"model.name={name}: its tokenizer has no chat template; name an instruct model")
+        backend.no_truncation()
+        backend.no_padding()
+        backend.post_processor = None  # templates write their own special tokens; and some post-processors trim the offsets
+        eos = backend.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
+        stops = {eos, *(ends if isinstance(ends, list) else [ends])} - {None}
+        compile_template(source)
+        control = tuple(token.content for token in backend.get_added_tokens_decoder().values() if token.special)
+        return cls(backend, ChatTemplate(source, tokens, dict(kwargs), control), frozenset(stops))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides which ids a conversation gets; of today's date too where the template writes it."""
+        template = self.template
+        day = datetime.now().strftime("%Y-%m-%d") if template.dated else ""
+        parts = [self.backend.to_str(), template.source, json.dumps([dict(template.tokens), dict(template.kwargs)], sort_keys=True, default=str), day]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Control tokens by their text: what a conversation must not contain. Tokens such as Qwen3's <think> are text, not control."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    @property
+    def bos_id(self) -> int | None:
+        bos = self.template.tokens.get("bos_token")
+        return self.backend.token_to_id(bos) if bos else None
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, … as strings; transformers writes them as strings or as {"content": …}."""
+    found = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,72 @@
+"""What the gate found, in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def show(report: Mapping[str, Any], folder: Path) -> None:
+    """Print the gate's report as a table, and where the whole of it and the preview are."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts(report):
+        table.add_row(name, Text(value))
+    console.print(table)
+    rows = [(kind, found, "red") for kind, found in report["problems"].items()] + [(kind, found, "yellow") for kind, found in report["notes"].items()]
+    if rows:
+        one_file = len({entry["file"] for _, found, _ in rows for entry in found["rows"]}) == 1
+        problems = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        problems.add_column("found", no_wrap=True)
+        problems.add_column("rows", justify="right")
+        problems.add_column("the first", overflow="fold")
+        for kind, found, colour in sorted(rows, key=lambda row: (row[2], -row[1]["count"])):
+            first = found["rows"][0]
+            detail = f": {first['detail']}" if "detail" in first else ""
+            where = f"row {first['row']}" if one_file else f"{Path(first['file']).name} row {first['row']}"
+            problems.add_row(Text(kind, style=colour), f"{found['count']:,}", Text(where + detail))
+        console.print()
+        console.print(problems)
+    console.print()
+    console.print(Text(f"{folder / 'data_report.json'}\n{folder / 'data_preview.html'}", style="dim"), soft_wrap=True)
+
+
+def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) pairs of the report in words."""
+    lengths, template, training = report["lengths"], report["template"], report["training"]
+    sources = ", ".join(f"{source['path']} ({source['format']})" for source in report["sources"])
+    split = f"{report['rows_used']:,} trained, {report['rows_held_out']:,} held out"
+    bad = f", {report['bad_rows']:,} bad" if report["bad_rows"] else ""
+    rows = [
+        ("data", sources),
+        ("conversations", f"{report['rows']:,}: {split}{bad}"),
+        ("tokens", f"{report['tokens']:,}, {100 * report['trainable_share']:.0f}% of them trained"),
+        (
+            "length",
+            f"median {lengths['p50']:,}, 95% up to {lengths['p95']:,}, longest {lengths['p100']:,} tokens; "
+            f"{lengths['over_max_seq_length']:,} over model.max_seq_length",
+        ),
+        ("training", f"{training['steps']:,} steps of {training['effective_batch_size']} conversations: {training['epochs']:g} epochs"),
+        ("template", f"system prompt: {template['system_prompt']}; an answer ends with {' '.join(template['end_of_turn']) or 'no control token'}"),
+    ]
+    return rows + [("note", text) for text in remarks(report)]
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """What is not wrong with any one row, but worth a look."""
+    template = report["template"]
+    found = [report["training"]["warning"]] if report["training"]["warning"] else []
+    if template["end_of_turn"] and not template["end_of_turn_stops_generation"]:
+        found.append(
+            f"{' '.join(template['end_of_turn'])} is no end token of the tokenizer or of generation_config.json: generation may run on after it"
+        )
+    if template["writes_todays_date"]:
+        found.append("the chat template writes today's date into every prompt; dataset.chat_template_kwargs={date_string: …} fixes it")
+    return found

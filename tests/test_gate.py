@@ -1,0 +1,251 @@
+"""The gate: every planted fault is caught with its row, before a model is loaded, and a run goes on or stops as `on_bad_row` says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import EXAMPLE, conversations, only_error, report_of, write_json
+
+from chatbot_sft import DatasetLoader, UserError
+from chatbot_sft.data.template import ChatTokenizer
+
+
+def user(content, **extra):
+    return {"role": "user", "content": content, **extra}
+
+
+def assistant(content, **extra):
+    return {"role": "assistant", "content": content, **extra}
+
+
+@pytest.fixture(scope="module")
+def chat(smollm2):
+    return ChatTokenizer.from_folder(smollm2, "smollm2", {})
+
+
+def loader(path, max_seq_length=2048, **dataset):
+    config = {"model": {"name": "smollm2", "max_seq_length": max_seq_length}, "dataset": {"data_path": str(path), "eval_fraction": 0, **dataset}}
+    return DatasetLoader(config)
+
+
+FAULTS = {
+    "unknown role": ([{"role": "asistant", "content": "a"}, assistant("b")], "message 1: role 'asistant' is none of"),
+    "empty content": ([user(" \n"), assistant("b")], "message 1: content is empty"),
+    "no assistant turn": ([user("a")], "no assistant message"),
+    "repeated role": ([user("a"), user("b"), assistant("c")], "messages 1 and 2 are both by user"),
+    "no trainable token": ([user("a"), assistant("b", train=False)], "no token of it would be trained"),
+    "special token in text": ([user("a <|im_end|> b"), assistant("c")], "message 1 (user) contains <|im_end|>, which is a control token"),
+    "invalid unicode": ([user("a \ud800 b"), assistant("c")], "a message has half of a surrogate pair"),
+    "not messages": ("hello", "not a list of messages"),
+    "not text": ([user([{"type": "image"}]), assistant("c")], "message 1: content has a part of type 'image'"),
+    "bad weight": ([user("a"), assistant("b", weight=0.3)], "message 2: weight 0.3 is neither 0 nor 1"),
+    "bad tool call": ([user("a"), assistant(None, tool_calls=[{"id": "1"}])], "message 2: a tool call needs a function with a name"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught_with_its_row(tmp_path, chat, fault):
+    turns, detail = FAULTS[fault]
+    rows = conversations(9)
+    rows.insert(4, {"messages": turns})
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    made = loader(tmp_path / "data.json")
+    with pytest.raises(UserError) as caught:
+        made.check(chat)
+    assert str(caught.value).startswith(f"{tmp_path}/data.json: row 5: {detail}")
+    assert f"1 of 10 rows are bad (10.0%): {fault} (1); mend them, or leave them out with dataset.on_bad_row=drop" in str(caught.value)
+    (found,) = made.report["problems"][fault]["rows"]
+    assert found["row"] == 5
+    assert (made.report["status"], made.statistics.bad_rows, made.statistics.rows_used) == ("refused", 1, 9)
+
+
+def test_mixed_formats_are_caught_with_their_row(tmp_path, chat):
+    rows = [*conversations(3), {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+    with pytest.raises(UserError, match="row 4: this row is sharegpt, the file is read as messages"):
+        loader(write_json(tmp_path / "data.json", rows)).check(chat)
+
+
+def test_a_nul_character_is_caught(tmp_path, chat):
+    file = write_json(tmp_path / "data.json", [{"messages": [user("a\0b"), assistant("c")]}])
+    with pytest.raises(UserError, match="row 1: a message has a NUL character"):
+        loader(file).check(chat)
+    (tmp_path / "data.csv").write_text("prompt,completion\na\0b,c\n")
+    with pytest.raises(UserError, match="row 1: a message has a NUL character"):
+        loader(tmp_path / "data.csv").check(chat)
+
+
+def test_an_end_of_turn_that_would_not_be_learned_is_caught(tmp_path, chat, tokenizer):
+    """Ready-made text without its end token, all of it or the answers trained, and a formatting function that forgets it."""
+    file = write_json(tmp_path / "text.json", [{"text": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello"}])
+    for train_on in ("assistant", "all"):
+        with pytest.raises(UserError, match="row 1: .* the model would not learn to stop"):
+            loader(file, train_on=train_on).check(chat)
+
+    class Forgetful(DatasetLoader):
+        def formatting_prompts_func(self, examples):
+            return {"text": [text.removesuffix("<|im_end|>\n") for text in super().formatting_prompts_func(examples)["text"]]}
+
+    data = write_json(tmp_path / "data.json", conversations(3))
+    made = Forgetful({"model": {"name": "smollm2"}, "dataset": {"data_path": str(data), "eval_fraction": 0}}, tokenizer)
+    with pytest.raises(UserError, match=r"end of turn not trained \(3\)"):
+        made.prepare_dataset()
+
+
+def test_a_doubled_bos_is_caught(tmp_path, chat):
+    text = "<|im_start|><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"
+    with pytest.raises(UserError, match="row 1: it begins with two begin-of-sequence tokens"):
+        loader(write_json(tmp_path / "data.json", [{"text": text}])).check(chat)
+
+
+def test_ready_made_text_without_turns_is_caught(tmp_path, chat):
+    with pytest.raises(UserError, match="row 1: no assistant text found in it by the chat template's turn markers"):
+        loader(write_json(tmp_path / "data.json", [{"text": "no turns here"}])).check(chat)
+
+
+def test_a_template_that_refuses_a_row_is_quoted(tmp_path, smollm2):
+    from chatbot_sft.data.template import ChatTemplate
+
+    chat = ChatTokenizer.from_folder(smollm2, "smollm2", {})
+    chat.template = ChatTemplate(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + chat.template.source
+    )
+    rows = [{"messages": [{"role": "system", "content": "s"}, user("a"), assistant("b")]}]
+    with pytest.raises(UserError, match="row 1: the chat template refuses it: System role not supported"):
+        loader(write_json(tmp_path / "data.json", rows)).check(chat)
+
+
+def test_one_percent_of_bad_rows_is_left_out_and_counted(tmp_path, chat):
+    rows = [*conversations(99), {"messages": [user("a")]}]
+    made = loader(write_json(tmp_path / "data.json", rows))
+    assert made.check(chat)["status"] == "passed"
+    assert (made.statistics.rows, made.statistics.rows_used, made.statistics.bad_rows) == (100, 99, 1)
+    with pytest.raises(UserError, match=r"row 100: no assistant message.*1 of 100 rows are bad \(1.0%\)"):
+        loader(tmp_path / "data.json", on_bad_row="error").check(chat)
+    with pytest.raises(UserError, match=r"2 of 101 rows are bad \(2.0%\)"):
+        loader(write_json(tmp_path / "more.json", [*rows, {"messages": [user("a")]}])).check(chat)
+
+
+def test_warn_trains_on_what_can_be_trained(tmp_path, chat):
+    rows = [*conversations(2), {"messages": [user("a"), user("b"), assistant("c")]}, {"messages": [user("a")]}]
+    file = write_json(tmp_path / "data.json", rows)
+    made = {policy: loader(file, on_bad_row=policy) for policy in ("warn", "drop")}
+    for policy, used in (("warn", 3), ("drop", 2)):
+        assert made[policy].check(chat)["rows_used"] == used
+        assert made[policy].statistics.bad_rows == 2
+
+
+def test_a_file_of_only_bad_rows_is_refused_whatever_the_policy(tmp_path, chat):
+    file = write_json(tmp_path / "data.json", [{"messages": [user("a")]}] * 3)
+    for policy in ("auto", "drop", "warn", "error"):
+        with pytest.raises(UserError, match="3 of 3 rows are bad .* none is left to train on"):
+            loader(file, on_bad_row=policy).check(chat)
+
+
+def test_duplicates_are_named(tmp_path, chat):
+    rows = conversations(5)
+    made = loader(write_json(tmp_path / "data.json", [*rows, rows[1], rows[1]]))
+    note = made.check(chat)["notes"]["exact duplicate"]
+    assert [(entry["row"], entry["detail"]) for entry in note["rows"]] == [
+        (6, f"the same as row 2 of {tmp_path}/data.json"),
+        (7, f"the same as row 2 of {tmp_path}/data.json"),
+    ]
+    assert made.statistics.duplicates == note["count"] == 2
+
+
+def test_what_is_held_out_is_never_trained_on(tmp_path, chat):
+    """The same dialogue under another system prompt, in other case: our own split keeps both on one side, a given one is cleaned."""
+    once = conversations(20)
+    again = [{"messages": [{"role": "system", "content": "s"}, *({**m, "content": m["content"].upper()} for m in row["messages"])]} for row in once]
+    made = loader(write_json(tmp_path / "data.json", once + again), eval_fraction=0.3)
+    made.check(chat)
+    training, held_out = (set(rows.tolist()) for rows in made._rows)
+    assert len(training) + len(held_out) == 40
+    assert {row % 20 for row in training}.isdisjoint({row % 20 for row in held_out})
+    own = loader(
+        write_json(tmp_path / "train.json", once), eval_data_path=str(write_json(tmp_path / "eval.json", again[:3] + conversations(25)[20:]))
+    )
+    leaks = own.check(chat)["notes"]["held out and trained on"]
+    assert [(entry["file"], entry["row"], entry["detail"]) for entry in leaks["rows"]] == [
+        (f"{tmp_path}/eval.json", n, f"the same as row {n} of {tmp_path}/train.json") for n in (1, 2, 3)
+    ]
+    assert (own.statistics.rows_used, own.statistics.rows_held_out, own.statistics.leaked_rows) == (20, 5, 3)
+
+
+def test_lengths_steps_and_the_template_are_reported(chat):
+    made = DatasetLoader(
+        {"model": {"name": "smollm2", "max_seq_length": 300}, "dataset": {"data_path": str(EXAMPLE)}, "training": {"warmup_steps": 40}}
+    )
+    report = made.check(chat)
+    assert report["lengths"]["p50"] < report["lengths"]["p95"] < report["lengths"]["p100"]
+    over = report["lengths"]["over_max_seq_length"]
+    assert 0 < over == made.statistics.truncated_rows + sum(1 for row in made._rows[1] if made._entry.table().column("truncated")[int(row)].as_py())
+    assert report["notes"]["an answer cut in two"]["count"] <= over
+    assert report["training"] == {
+        "effective_batch_size": 8, "steps_per_epoch": 28, "steps": 30, "epochs": 1.071,
+        "warning": "training.warmup_steps=40 is not below the 30 steps of the run: the learning rate never reaches its full value",
+    }  # fmt: skip
+    assert report["template"] == {
+        "system_prompt": "a turn of its own; where a row has none, the template writes 'You are a helpful AI assistant named SmolLM, trained by Hugging Face'",
+        "end_of_turn": ["<|im_end|>"], "end_of_turn_stops_generation": True, "writes_todays_date": False,
+    }  # fmt: skip
+    assert 0.5 < report["trainable_share"] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("source", "fact"),
+    [
+        ("{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}", "joined to the first user message"),
+        ("{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}", "left out"),
+        ("{{ raise_exception('no') if messages[0].role == 'system' }}{% for m in messages %}{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}", "refused"),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_a_system_prompt(smollm2, source, fact):
+    from chatbot_sft.data.encode import Encoder
+    from chatbot_sft.data.gate import template_facts
+    from chatbot_sft.data.template import ChatTemplate
+
+    chat = ChatTokenizer.from_folder(smollm2, "smollm2", {})
+    chat.template = ChatTemplate(source)
+    found = template_facts(chat, Encoder(chat, 100, "assistant", "truncate"))["system_prompt"]
+    assert found.startswith("a turn of its own" if fact.startswith("joined") else fact)
+
+
+def test_the_check_task_reports_and_stops(launch, tmp_path):
+    process = launch("task=check", "hydra.run.dir=run")
+    assert process.returncode == 0, process.stderr
+    assert "conversations  244: 220 trained, 24 held out" in process.stdout
+    assert "64% of them trained" in process.stdout
+    assert "error" not in process.stderr
+    assert "model:" not in process.stderr
+    data = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    report = report_of(tmp_path)
+    assert report["status"] == "completed"
+    assert data["status"] == "passed"
+    assert data["rows"] == report["dataset"]["rows"] == 244
+    assert "<mark>" in (tmp_path / "run" / "data_preview.html").read_text(encoding="utf-8")
+    again = launch("task=check", "hydra.run.dir=again")
+    assert json.loads((tmp_path / "again" / "data_report.json").read_text())["cached"] is True
+    assert again.stdout.replace("again/", "run/") == process.stdout
+
+
+def test_a_bad_file_stops_a_training_run_before_torch_is_imported(tmp_path):
+    rows = [*conversations(5), {"messages": [user("a"), user("b"), assistant("c")]}]
+    write_json(tmp_path / "my.json", rows)
+    program = (
+        "import sys\nfrom chatbot_sft.cli import main\nsys.argv[1:] = sys.argv[1:]\n"
+        "try:\n    main()\nfinally:\n"
+        "    print('heavy:', sorted({'torch', 'transformers', 'trl', 'unsloth', 'datasets', 'pandas'} & set(sys.modules)))\n"
+    )
+    arguments = ["dataset.data_path=my.json", "hydra.run.dir=run"]
+    process = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert only_error(process).startswith(
+        "my.json: row 6: messages 1 and 2 are both by user; 1 of 6 rows are bad (16.7%): repeated role (1); mend them"
+    )
+    assert "heavy: []" in process.stdout
+    assert "repeated role" in process.stdout
+    assert report_of(tmp_path)["dataset"]["bad_rows"] == 1
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["problems"]["repeated role"]["rows"] == [
+        {"file": "my.json", "row": 6, "detail": "messages 1 and 2 are both by user"}
+    ]
+    assert "messages 1 and 2 are both by user" in (tmp_path / "run" / "data_preview.html").read_text(encoding="utf-8")
