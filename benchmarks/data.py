@@ -85,7 +85,9 @@ def peers(file: Path, folder: str, way: str) -> tuple[float, int, int]:
     started = time.perf_counter()
     rows = load_dataset("json", data_files=str(file), split="train", cache_dir=work)
     if way == "unsloth":
-        rows = rows.map(lambda batch: {"text": [tokenizer.apply_chat_template(m, tokenize=False) for m in batch["messages"]]}, batched=True, num_proc=2)
+        rows = rows.map(
+            lambda batch: {"text": [tokenizer.apply_chat_template(m, tokenize=False) for m in batch["messages"]]}, batched=True, num_proc=2
+        )
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
     if way == "unsloth":
         from unsloth.chat_templates import train_on_responses_only

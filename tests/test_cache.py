@@ -1,5 +1,6 @@
 """Tokenised rows are made once: found again by content, rebuilt where damaged, whole under many processes, and cleared on request."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -40,13 +41,14 @@ def test_the_same_data_is_made_once_and_anything_that_matters_makes_it_anew(tmp_
     assert loader(file, seed=1).check(chat)["cached"] is True  # only the split depends on the seed
     assert loader(file, on_bad_row="drop", eval_fraction=0.5).check(chat)["cached"] is True
     for changed in (
-        {"thinking": "drop"}, {"train_on": "all"}, {"overflow": "split"}, {"system_prompt": "s"}, {"max_rows": 5}, {"max_seq_length": 100}, {"format": "messages"},
+        {"thinking": "drop"}, {"train_on": "all"}, {"overflow": "split"}, {"system_prompt": "s"}, {"max_rows": 5}, {"max_seq_length": 100},
+        {"format": "messages"},
     ):  # fmt: skip
         assert loader(file, **changed).check(chat)["cached"] is False, changed
     assert loader(file, max_rows=5, seed=1).check(chat)["cached"] is False  # here the seed draws the rows
     write_json(file, conversations(21))
     assert loader(file).check(chat)["cached"] is False
-    chat.template = type(chat.template)(chat.template.source + " ", chat.template.tokens)
+    chat.template = dataclasses.replace(chat.template, source=chat.template.source + " ")
     del chat.fingerprint
     assert loader(file).check(chat)["cached"] is False
 

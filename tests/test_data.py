@@ -147,7 +147,7 @@ def test_a_users_function_sees_the_files_columns_and_checked_messages(tmp_path, 
         def formatting_prompts_func(self, examples):
             return {"text": ["one"]}
 
-    with pytest.raises(UserError, match="TooFew.formatting_prompts_func: expected one text for each of 2 conversations"):
+    with pytest.raises(UserError, match=r"TooFew.formatting_prompts_func: expected one text for each of 2 conversations"):
         TooFew(config, tokenizer).prepare_dataset()
 
 
@@ -184,8 +184,10 @@ def test_max_rows_without_shuffling_takes_the_first(tmp_path, tokenizer):
 
 
 @given(
-    available=st.lists(st.integers(1, 50), min_size=1, max_size=4), weights=st.lists(st.floats(0.1, 10), min_size=4, max_size=4), cap=st.none() | st.integers(1, 100)
-)  # fmt: skip
+    available=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    weights=st.lists(st.floats(0.1, 10), min_size=4, max_size=4),
+    cap=st.none() | st.integers(1, 100),
+)
 def test_weights_never_repeat_a_row_and_keep_their_shares(available, weights, cap):
     sources = [SourceConfig("x", weight=weight) for weight in weights[: len(available)]]
     wanted = wanted_rows(available, sources, cap)

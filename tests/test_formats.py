@@ -38,7 +38,7 @@ def read(values, columns=None, **options):
         ({"conversations": SAID}, {}, "messages", SAID),
         ({"instruction": "hi", "input": "", "output": "hello"}, {}, "alpaca", SAID),
         ({"instruction": "hi", "output": "hello", "system": "be brief"}, {}, "alpaca", WITH_SYSTEM),
-        ({"instruction": "sum", "input": "1 2", "output": "3"}, {}, "alpaca", [{"role": "user", "content": "sum\n\n1 2"}, {"role": "assistant", "content": "3"}]),
+        ({"instruction": "hi", "input": "1 2", "output": "hello"}, {}, "alpaca", [{"role": "user", "content": "hi\n\n1 2"}, SAID[1]]),
         ({"q": "hi", "a": "hello"}, {"instruction": "q", "output": "a"}, "alpaca", SAID),
         ({"prompt": "hi", "completion": "hello"}, {}, "prompt_completion", SAID),
         ({"prompt": SAID[:1], "completion": SAID[1:]}, {}, "prompt_completion", SAID),
@@ -133,17 +133,17 @@ def test_dropping_a_thought_leaves_the_answer_whole(before, thought, after):
         ([], "not messages", "not a list of messages"),
         ([{"role": "user"}], "not messages", "message 1: expected an object with role and content, found role"),
         (["hi"], "not messages", "message 1: expected an object with role and content, found no object"),
-        ([{"role": "asistant", "content": "a"}], "unknown role", "message 1: role 'asistant' is none of system, user, assistant, tool; did you mean assistant?"),
+        ([{"role": "asistant", "content": "a"}], "unknown role", "message 1: role 'asistant' is none of system, user, assistant, tool"),
         ([{"role": None, "content": "a"}], "unknown role", "message 1: role None is none of"),
         ([{"role": "user", "content": 3}], "not text", "message 1: content is not text"),
-        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "not text", "message 1: content has a part of type 'image'; only text can be trained"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "not text", "content has a part of type 'image'; only text can be trained"),
         ([{"role": "user", "content": " "}], "empty content", "message 1: content is empty"),
         ([{"role": "user", "content": None}], "empty content", "message 1: content is empty"),
         ([{"role": "user", "content": "hi"}], "no assistant turn", "no assistant message, so there is nothing to learn from it"),
         ([SAID[0], {"role": "assistant", "content": "a", "weight": 0.5}], "bad weight", "message 2: weight 0.5 is neither 0 nor 1"),
-        ([{**SAID[0], "train": True}, SAID[1]], "bad weight", "message 1: only assistant messages can be trained one by one"),
-        ([SAID[0], {"role": "assistant", "tool_calls": [{"type": "function"}]}], "bad tool call", "message 2: a tool call needs a function with a name"),
-        ([SAID[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "bad tool call", "the arguments of f are not JSON"),
+        ([{**SAID[0], "train": True}, SAID[1]], "bad weight", "message 1: only assistant messages can be trained"),
+        ([SAID[0], {"role": "assistant", "tool_calls": [{"type": "function"}]}], "bad tool call", "a tool call needs a function with a name"),
+        ([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "bad tool call", "arguments of f are not JSON"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_refused_with_its_kind(turns, kind, detail):
@@ -167,7 +167,7 @@ def test_another_format_in_the_same_file_is_named():
 def test_an_unknown_format_says_which_columns_there_are():
     with pytest.raises(UserError) as caught:
         read({"mesages": SAID, "id": 1})
-    assert str(caught.value).startswith("data.json: row 1 has no 'messages'; it has mesages, id: no format is recognised")
+    assert str(caught.value).startswith("data.json: row 1 has no 'messages'; it has mesages, id: no format recognised")
     assert str(caught.value).endswith("did you mean mesages?")
 
 

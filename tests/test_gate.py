@@ -79,7 +79,7 @@ def test_an_end_of_turn_that_would_not_be_learned_is_caught(tmp_path, chat, toke
     """Ready-made text without its end token, all of it or the answers trained, and a formatting function that forgets it."""
     file = write_json(tmp_path / "text.json", [{"text": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello"}])
     for train_on in ("assistant", "all"):
-        with pytest.raises(UserError, match="row 1: .* the model would not learn to stop"):
+        with pytest.raises(UserError, match=r"row 1: .* the model would not learn to stop"):
             loader(file, train_on=train_on).check(chat)
 
     class Forgetful(DatasetLoader):
@@ -138,7 +138,7 @@ def test_warn_trains_on_what_can_be_trained(tmp_path, chat):
 def test_a_file_of_only_bad_rows_is_refused_whatever_the_policy(tmp_path, chat):
     file = write_json(tmp_path / "data.json", [{"messages": [user("a")]}] * 3)
     for policy in ("auto", "drop", "warn", "error"):
-        with pytest.raises(UserError, match="3 of 3 rows are bad .* none is left to train on"):
+        with pytest.raises(UserError, match=r"3 of 3 rows are bad .* none is left to train on"):
             loader(file, on_bad_row=policy).check(chat)
 
 
@@ -186,7 +186,8 @@ def test_lengths_steps_and_the_template_are_reported(chat):
         "warning": "training.warmup_steps=40 is not below the 30 steps of the run: the learning rate never reaches its full value",
     }  # fmt: skip
     assert report["template"] == {
-        "system_prompt": "a turn of its own; where a row has none, the template writes 'You are a helpful AI assistant named SmolLM, trained by Hugging Face'",
+        "system_prompt": "a turn of its own; where a row has none, the template writes "
+        "'You are a helpful AI assistant named SmolLM, trained by Hugging Face'",
         "end_of_turn": ["<|im_end|>"], "end_of_turn_stops_generation": True, "writes_todays_date": False,
     }  # fmt: skip
     assert 0.5 < report["trainable_share"] < 0.8
@@ -197,7 +198,7 @@ def test_lengths_steps_and_the_template_are_reported(chat):
     [
         ("{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}", "joined to the first user message"),
         ("{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}", "left out"),
-        ("{{ raise_exception('no') if messages[0].role == 'system' }}{% for m in messages %}{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}", "refused"),
+        ("{{ raise_exception('no') if messages[0].role == 'system' }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "refused"),
     ],
 )  # fmt: skip
 def test_what_becomes_of_a_system_prompt(smollm2, source, fact):
@@ -215,7 +216,7 @@ def test_the_check_task_reports_and_stops(launch, tmp_path):
     process = launch("task=check", "hydra.run.dir=run")
     assert process.returncode == 0, process.stderr
     assert "conversations  244: 220 trained, 24 held out" in process.stdout
-    assert "64% of them trained" in process.stdout
+    assert "63% of them trained" in process.stdout
     assert "error" not in process.stderr
     assert "model:" not in process.stderr
     data = json.loads((tmp_path / "run" / "data_report.json").read_text())

@@ -142,12 +142,15 @@ def test_a_list_and_lines_are_read_alike(tmp_path):
     assert [[row.values for row in read_rows(str(file))] for file in (list_file, indented, lines)] == [rows] * 3
 
 
+cells = st.recursive(st.none() | st.floats(allow_nan=False) | st.text(max_size=30), st.lists, max_leaves=4)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=st.lists(st.dictionaries(st.text(max_size=4), st.recursive(st.none() | st.floats(allow_nan=False) | st.text(max_size=30), st.lists, max_leaves=4)), min_size=1),
+    rows=st.lists(st.dictionaries(st.text(max_size=4), cells), min_size=1),
     indent=st.none() | st.integers(0, 2),
     chunk=st.integers(1, 40),
-)  # fmt: skip
+)
 def test_a_list_is_read_the_same_however_it_falls_into_pieces(tmp_path, monkeypatch, rows, indent, chunk):
     monkeypatch.setattr("chatbot_sft.data.sources.CHUNK", chunk)
     file = tmp_path / "list.json"

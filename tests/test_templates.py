@@ -552,7 +552,7 @@ def test_labels_are_unsloths_wherever_those_are_right(folders, tokenizers_, find
     theirs = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     different = set()
     for name in FAMILIES:
-        for case, (_, ids, ours) in rows[name].items():
+        for case, (_, _, ours) in rows[name].items():
             if ours != theirs[name][case]:
                 different.add((name, case))
                 pairs = list(zip(ours, theirs[name][case], strict=True))

@@ -351,7 +351,7 @@ def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
 class ConfigLoader:
     """Configurations without Hydra, for notebooks and scripts: plain nested dictionaries."""
 
-    PATH_KEYS = (("dataset", "data_path"), ("dataset", "eval_data_path"), ("training", "output_dir"), ("save", "save_path"), ("paths", "output_dir"))
+    PATH_KEYS = (("training", "output_dir"), ("save", "save_path"), ("paths", "output_dir"))
 
     @staticmethod
     def load_config(path: str | os.PathLike[str], project_root: str | os.PathLike[str] | None = None) -> dict[str, Any]:
@@ -376,9 +376,10 @@ class ConfigLoader:
         config = Config.from_mapping(loaded).to_dict()
         root = Path(project_root) if project_root is not None else _project_root(file)
         for section, key in ConfigLoader.PATH_KEYS:
-            config[section][key] = _resolved(root, config[section][key])
-        for source in config["dataset"]["sources"] or []:
-            source["data_path"] = _resolved(root, source["data_path"])
+            config[section][key] = str((root / config[section][key]).resolve())
+        dataset = config["dataset"]
+        for holder, key in [(dataset, "data_path"), (dataset, "eval_data_path"), *((source, "data_path") for source in dataset["sources"] or [])]:
+            holder[key] = _resolved_data(root, holder[key])
         name = config["model"]["name"]
         if name.startswith(("./", "../")):
             config["model"]["name"] = str((root / name).resolve())
@@ -404,7 +405,7 @@ class ConfigLoader:
         OmegaConf.save(OmegaConf.create(dict(config)), path)
 
 
-def _resolved(root: Path, path: str | None) -> str | None:
+def _resolved_data(root: Path, path: str | None) -> str | None:
     """`path` made absolute; a dataset id of the hub (and nothing at all) stays as it is."""
     from chatbot_sft.data.sources import is_hub_id
 

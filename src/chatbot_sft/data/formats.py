@@ -142,7 +142,7 @@ def detect(rows: Sequence[Row], reading: Reading) -> tuple[str, Columns]:
     wanted = reading.columns.get("messages", "messages")
     near = _near(wanted, first.values) or next(filter(None, (_near(needed, first.values) for f in FORMATS.values() for needed in f.needs)), "")
     raise UserError(
-        f"{first.where} has no {wanted!r}; it has {', '.join(map(str, first.values)) or 'nothing'}: no format is recognised (messages, conversations, "
+        f"{first.where} has no {wanted!r}; it has {', '.join(map(str, first.values)) or 'nothing'}: no format recognised (messages, conversations, "
         f"instruction + output, prompt + completion, text); name its columns with dataset.message_field, dataset.text_field or dataset.columns{near}"
     )
 

@@ -7,17 +7,16 @@ own formatting function, ready-made text) the template's turn markers are looked
 
 from __future__ import annotations
 
-import functools
-import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chatbot_sft.data.messages import BadRow, Message
-from chatbot_sft.data.template import ChatTemplate
+from chatbot_sft.data.template import ChatTemplate, ChatTokenizer
 
 IGNORED = -100  # torch's cross entropy skips labels of this value
+LONGEST_LEAD = 64  # characters between a control token and a turn's beginning: a header, not somebody's text
 Span = tuple[int, int]
 
 
@@ -219,16 +218,12 @@ class SpanFinder:
     def _shared_start(self, first: str, second: str) -> str:
         """What both texts begin with, no control token cut in two: `<|end|>\\n` of `<|end|>\\n<|user|>` and `<|end|>\\n<|endoftext|>`."""
         length = _shared_length(first, second)
-        for text in (first, second) if self.template.control else ():
-            for found in self._control.finditer(text):
+        for text in (first, second) if self.template.control_pattern else ():
+            for found in self.template.control_pattern.finditer(text):
                 if found.end() > length:
                     length = min(length, found.start())
                     break
         return first[:length]
-
-    @functools.cached_property
-    def _control(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(self.template.control, key=len, reverse=True))))
 
 
 def placeholder(index: int) -> str:
@@ -289,6 +284,47 @@ def marker_spans(text: str, finder: SpanFinder) -> list[Span]:
 def token_spans(starts: Sequence[int], spans: Sequence[Span]) -> list[Span]:
     """Character spans as ranges of tokens: those whose first character lies inside. `starts` are the tokens' first characters, ascending."""
     return [(bisect_left(starts, begin), bisect_left(starts, end)) for begin, end in spans]
+
+
+class TokenAligner:
+    """Character positions to token positions without the tokenizer's offsets, whose computing takes as long as the tokenising itself.
+
+    The n-th `<|im_start|>` of the text is the n-th of the ids. From there to a turn's beginning there is only what the template writes
+    (`assistant\\n`); where the ids that follow are exactly the ids of that, the boundary lies behind them. Where anything does not fit, the
+    offsets decide.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._leads: dict[tuple[str, str], list[int]] = {}
+
+    def ranges(self, text: str, ids: list[int], spans: Sequence[Span]) -> list[Span]:
+        """`spans` of characters as ranges of tokens: those whose first character lies inside."""
+        control = {token: number for token, number in self.tokenizer.special_tokens.items() if token in text}
+        if all(text.count(token) == ids.count(number) for token, number in control.items()):
+            aligned = [self._place(text, ids, at, control) for span in spans for at in span]
+            if None not in aligned:
+                return list(zip(aligned[::2], aligned[1::2], strict=True))
+        offsets = self.tokenizer.backend.encode(text, add_special_tokens=False).offsets
+        return token_spans([start for start, _ in offsets], spans)
+
+    def _place(self, text: str, ids: list[int], at: int, control: Mapping[str, int]) -> int | None:
+        """The number of tokens before character `at`; None where no token ends there, or that cannot be told."""
+        if at in (0, len(text)):
+            return len(ids) if at else 0
+        begin, token = max(((text.rfind(token, 0, at), token) for token in control), default=(-1, ""))
+        if begin < 0:
+            return None
+        place = -1
+        for _ in range(text.count(token, 0, begin + len(token))):
+            place = ids.index(control[token], place + 1)
+        lead = text[begin + len(token) : at]
+        if len(lead) > LONGEST_LEAD:
+            return None
+        if (token, lead) not in self._leads:
+            self._leads[token, lead] = self.tokenizer.backend.encode(token + lead, add_special_tokens=False).ids
+        end = place + len(self._leads[token, lead])
+        return end if ids[place:end] == self._leads[token, lead] else None
 
 
 def token_labels(input_ids: Sequence[int], ranges: Sequence[Span]) -> list[int]:

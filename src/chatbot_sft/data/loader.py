@@ -254,7 +254,7 @@ class DatasetLoader:
                     token_counts.append(row.length)
                     if not row.kept:
                         counts["dropped_rows"] += 1
-                    elif row.input_ids and any(label >= 0 for label in row.labels):
+                    elif row.trained:
                         yield row, of_row.pop(here, 1) if uses is not None else 1, held_out
 
         store.write_rows(file, written())
@@ -388,8 +388,15 @@ class DatasetLoader:
         share = self.settings.dataset.eval_fraction
         if not share or not len(rows):
             return rows, rows[:0]
-        chosen = random.Random(self.settings.seed).sample(range(len(rows)), min(len(rows), max(1, round(len(rows) * share))))
-        apart = np.isin(dialogue[rows], dialogue[rows[sorted(chosen)]])
+        _, group, sizes = np.unique(dialogue[rows], return_inverse=True, return_counts=True)
+        order = list(dict.fromkeys(group.tolist()))  # in the order of the file, whatever the hashes are
+        random.Random(self.settings.seed).shuffle(order)
+        wanted, chosen = max(1, round(len(rows) * share)), np.zeros(len(sizes), bool)
+        for number in order:
+            if sizes[number] <= wanted:
+                chosen[number] = True
+                wanted -= sizes[number]
+        apart = chosen[group]
         return rows[~apart], rows[apart]
 
 

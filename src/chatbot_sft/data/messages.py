@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -179,7 +180,7 @@ def _with_thought(message: Message, keep: bool, thinking_field: str | None) -> M
 
 def repeated_role(messages: Sequence[Message]) -> int | None:
     """Number (from 1) of the first message with the role of the one before it; tool results may follow each other."""
-    for number, (before, message) in enumerate(zip(messages, messages[1:], strict=False), 2):
+    for number, (before, message) in enumerate(itertools.pairwise(messages), 2):
         if before["role"] == message["role"] != "tool":
             return number
     return None

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.cache import build_folder, cache_dir
-from chatbot_sft.data.encode import EncodedRow, text_hash, trained_tokens
+from chatbot_sft.data.encode import EncodedRow, text_hash
+from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,38 +133,62 @@ def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, int, bool]]) -> None
 
     layout = schema()
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, layout) as writer:
-        columns: list[list[Any]] = [[] for _ in layout]
-
-        def flush() -> None:
-            arrays = [_array(values, field.type) for values, field in zip(columns, layout, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=layout))
-            for values in columns:
-                values.clear()
-
-        for row, uses, held_out in rows:
-            values = (
-                row.text, row.input_ids, row.labels, json.dumps(row.opening, ensure_ascii=False), row.file, row.row, row.length, trained_tokens(row.labels), bool(row.problems),
-                row.truncated, uses, held_out, text_hash(row.text), row.dialogue,
-            )  # fmt: skip
-            for column, value in zip(columns, values, strict=True):
-                column.append(value)
-            if len(columns[0]) == BATCH:
-                flush()
-        if columns[0]:
-            flush()
+        for batch in iter(lambda: list(itertools.islice(rows, BATCH)), []):
+            writer.write_batch(pa.record_batch(_columns(batch), schema=layout))
 
 
-def _array(values: Sequence[Any], kind: pyarrow.DataType) -> pyarrow.Array:
-    """An Arrow array from its buffers: `pyarrow.array` would import pandas, which takes longer than the whole gate."""
+def _columns(batch: Sequence[tuple[EncodedRow, int, bool]]) -> list[pyarrow.Array]:
+    """The columns of `schema` for some rows."""
     import numpy as np
     import pyarrow as pa
 
-    if not (pa.types.is_large_list(kind) or pa.types.is_large_string(kind)):
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
-    parts = [value.encode() for value in values] if pa.types.is_large_string(kind) else values
+    made = [row for row, _, _ in batch]
+    sizes = [len(row.input_ids) for row in made]
+    begins = np.cumsum([0, *sizes], dtype=np.int64)
+    ids = np.fromiter(itertools.chain.from_iterable(row.input_ids for row in made), np.int32, begins[-1])
+    labels = np.full(len(ids), IGNORED, np.int32)
+    for row, begin in zip(made, begins.tolist(), strict=False):
+        for first, last in row.trained:
+            labels[begin + first : begin + last] = ids[begin + first : begin + last]
+    return [
+        _strings([row.text for row in made]),
+        _lists(begins, ids),
+        _lists(begins, labels),
+        _strings([json.dumps(row.opening, ensure_ascii=False) for row in made]),
+        _strings([row.file for row in made]),
+        _numbers([row.row for row in made], pa.int64()),
+        _numbers([row.length for row in made], pa.int32()),
+        _numbers([sum(last - first for first, last in row.trained) for row in made], pa.int32()),
+        _numbers([bool(row.problems) for row in made], pa.uint8()),
+        _numbers([row.truncated for row in made], pa.uint8()),
+        _numbers([uses for _, uses, _ in batch], pa.int32()),
+        _numbers([held_out for _, _, held_out in batch], pa.uint8()),
+        _numbers([text_hash(row.text) for row in made], pa.uint64()),
+        _numbers([row.dialogue for row in made], pa.uint64()),
+    ]
+
+
+# Arrow arrays from their buffers: `pyarrow.array` would import pandas, which takes longer than the whole gate.
+
+
+def _numbers(values: Sequence[int], kind: pyarrow.DataType) -> pyarrow.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
+
+
+def _strings(values: Sequence[str]) -> pyarrow.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    parts = [value.encode() for value in values]
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    if pa.types.is_large_string(kind):
-        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(parts))])
-    flat = np.fromiter(itertools.chain.from_iterable(parts), kind.value_type.to_pandas_dtype(), offsets[-1])
-    inner = pa.Array.from_buffers(kind.value_type, len(flat), [None, pa.py_buffer(flat)])
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets)], children=[inner])
+    return pa.Array.from_buffers(pa.large_string(), len(parts), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(parts))])
+
+
+def _lists(begins: np.ndarray, values: np.ndarray) -> pyarrow.Array:
+    import pyarrow as pa
+
+    inner = pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
+    return pa.Array.from_buffers(pa.large_list(pa.int32()), len(begins) - 1, [None, pa.py_buffer(begins)], children=[inner])

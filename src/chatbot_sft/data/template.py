@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,6 +31,11 @@ class ChatTemplate:
     tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, …
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     control: tuple[str, ...] = ()  # the tokenizer's special tokens
+
+    @functools.cached_property
+    def control_pattern(self) -> re.Pattern[str] | None:
+        """Matches any control token; None where the tokenizer has none."""
+        return re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True)))) if self.control else None
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def epoch_order(lengths: Sequence[int], effective_batch_size: int, seed: int, shuffle: bool) -> list[int]:
-    """Row indices of one epoch: a seeded permutation (without `shuffle` the given order), cut into optimizer steps, each sorted from long to short."""
+    """Row indices of one epoch: a seeded permutation (or the given order), cut into optimizer steps, each sorted from long to short."""
     order = list(range(len(lengths)))
     if shuffle:
         random.Random(seed).shuffle(order)
