@@ -35,7 +35,7 @@ def test_the_commit_is_read_without_running_git(tmp_path):
 
 
 def test_a_failed_run_has_a_readable_report():
-    report = {**new_report("python -m chatbot_sft", 1), "status": "failed", "error": "data.json: not JSON"}
+    report = {**new_report("python -m chatbot_sft", "train", 1), "status": "failed", "error": "data.json: not JSON"}
     text = markdown(report, picture=False)
     assert text.startswith("# Fine-tuning run: failed\n")
     assert "**data.json: not JSON**" in text
@@ -50,13 +50,13 @@ def test_the_loss_figure_is_drawn_from_what_was_logged(tmp_path):
 
 def test_rows_are_ordered_by_length_within_a_step_only():
     lengths = [5, 1, 4, 2, 3, 9, 7, 8, 6, 10]
-    order = epoch_order(lengths, 4, seed=1)
+    order = epoch_order(lengths, 4, seed=1, shuffle=True)
     assert sorted(order) == list(range(10))
     for start in (0, 4, 8):
         step = [lengths[row] for row in order[start : start + 4]]
         assert step == sorted(step, reverse=True)
-    assert order == epoch_order(lengths, 4, seed=1) != epoch_order(lengths, 4, seed=2)
-    sampler = StepSampler(lengths, 4, seed=1)
+    assert order == epoch_order(lengths, 4, seed=1, shuffle=True) != epoch_order(lengths, 4, seed=2, shuffle=True)
+    sampler = StepSampler(lengths, 4, seed=1, shuffle=True)
     first = list(sampler)
     sampler.set_epoch(1)
     assert first == order != list(sampler)
@@ -81,4 +81,4 @@ def test_the_doctor_answers_without_a_model_library():
         assert f"\n{line}" in f"\n{process.stdout}"
     wrong = subprocess.run([sys.executable, "-m", "chatbot_sft.doctor", "--fix"], capture_output=True, text=True)
     assert wrong.returncode == 1
-    assert "takes no arguments" in wrong.stderr
+    assert wrong.stderr == "error: --fix: no such argument; there is --clear-cache [PART]\n"

@@ -42,7 +42,8 @@ def test_a_run_leaves_the_directory_that_the_contract_promises(launch, tiny, tmp
     process = launch(*tiny)
     assert process.returncode == 0, process.stderr
     (run,) = tmp_path.glob("outputs/*/*")
-    assert sorted(path.name for path in run.iterdir()) == [".hydra", "checkpoints", "loss.png", "model", "report.json", "report.md", "run.log"]
+    made = [".hydra", "checkpoints", "data_preview.html", "data_report.json", "loss.png", "model", "report.json", "report.md", "run.log"]
+    assert sorted(path.name for path in run.iterdir()) == made
     report = report_of(tmp_path)
     for part, keys in CONTRACT.items():
         assert keys <= set(report[part] if part else report), part
@@ -207,7 +208,7 @@ def test_the_held_out_loss_does_not_depend_on_the_batches(launch, tiny, tmp_path
         ("{", "my.json: not JSON"),
         ('{"a": 1}', "my.json: row 1 has no 'messages'"),
         ("[]", "my.json: no conversations in it"),
-        ('[{"text": ""}]', "my.json: row 1 has no 'messages'"),
+        ('[{"text": ""}]', "my.json: row 1: text is empty"),
     ],
 )
 def test_bad_data_is_refused_before_any_model_library_is_imported(launch, tmp_path, content, message):

@@ -73,7 +73,7 @@ class SourceConfig:
 class DatasetConfig:
     _target_: str = "chatbot_sft.data.DatasetLoader"
     data_path: str = "data/thinking_teacher_conversations.json"  # file, folder, glob or hub id
-    format: str = "auto"  # auto (or json, its older name) | messages | sharegpt | alpaca | prompt_completion | text
+    format: str = "json"  # json and auto: told from the content | messages | sharegpt | alpaca | prompt_completion | text
     split: str = "train"  # of a hub id
     config_name: str | None = None  # of a hub id
     revision: str | None = None  # of a hub id

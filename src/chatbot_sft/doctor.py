@@ -22,7 +22,10 @@ def main() -> None:
     """Print versions, hardware, the engine that `auto` would take, and the cache; or clear the cache, or one part of it."""
     parser = argparse.ArgumentParser(prog="python -m chatbot_sft.doctor", description=__doc__.splitlines()[0])
     parser.add_argument("--clear-cache", nargs="?", const="all", metavar="PART", help="delete the cache, or one part of it: data, models, …")
-    part = parser.parse_args().clear_cache
+    given, unknown = parser.parse_known_args()
+    if unknown:
+        sys.exit(f"error: {unknown[0]}: no such argument; there is --clear-cache [PART]")
+    part = given.clear_cache
     if part is not None:
         print(clear(part))
         return

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
-    """Train as `config` says and return the report that stands in `<paths.output_dir>/report.json`.
+    """Do the task that `config` says and return the report that stands in `<paths.output_dir>/report.json`.
 
     Whatever happens, the run directory ends up with a report that says so.
 
@@ -39,7 +39,7 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     settings = Config.from_mapping(config)
     folder = Path(settings.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    report = new_report(command, settings.seed)
+    report = new_report(command, settings.task, settings.seed)
     with run_log(folder):
         log.info("run: %s", folder)
         try:

@@ -15,7 +15,7 @@ def write_markdown(report: dict[str, Any], folder: Path) -> Path:
 
 def markdown(report: dict[str, Any], picture: bool) -> str:
     """The report as Markdown; parts that a run did not reach are left out."""
-    lines = [f"# Fine-tuning run: {report['status']}", "", f"    {report['command']}", ""]
+    lines = [f"# {'Data check' if report['task'] == 'check' else 'Fine-tuning run'}: {report['status']}", "", f"    {report['command']}", ""]
     if report["error"]:
         lines += [f"**{report['error']}**", ""]
     if picture:
@@ -45,6 +45,8 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("data", f"{data['path']}: {data['rows']:,} conversations, {split}"))
         share = f"{100 * data['trainable_tokens'] / data['tokens']:.0f}% of them trained"
         rows.append(("tokens", f"{data['tokens']:,}, {share}; longest {data['max_length']:,}, {data['truncated_rows']:,} cut"))
+        bad = f"{data['bad_rows']:,} bad, {data['duplicates']:,} exact duplicates"
+        rows.append(("checked", f"{bad}; [every token of some rows](data_preview.html), [all findings](data_report.json)"))
     if "seconds" in training:
         steps = f"{training['steps']:,} steps of {training['effective_batch_size']} ({training['batch_layout']})"
         rows.append(("training", f"{steps} in {training['seconds']:,.0f} s, {training['tokens_per_second']:,.0f} tokens/s"))

@@ -13,12 +13,13 @@ from typing import Any
 PACKAGES = ("chatbot-sft", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "bitsandbytes", "hydra-core", "omegaconf")
 
 
-def new_report(command: str, seed: int) -> dict[str, Any]:
+def new_report(command: str, task: str, seed: int) -> dict[str, Any]:
     """The report of a run that has just started; stages fill in their parts as they finish."""
     return {
         "status": "running",
         "error": None,
         "command": command,
+        "task": task,
         "seed": seed,
         "started": now(),
         "finished": None,
