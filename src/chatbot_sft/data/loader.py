@@ -144,9 +144,10 @@ class DatasetLoader:
         """
         self.check(self._chat_tokenizer())
         s = self.statistics
+        formats = ", ".join(dict.fromkeys(source["format"] for source in self.report["sources"]))
         log.info(
             "data: %s (%s): %s conversations, %s held out; %s tokens, %d%% of them trained, longest %s%s%s%s",
-            s.path, ", ".join(dict.fromkeys(source["format"] for source in self.report["sources"])), f"{s.rows:,}", f"{s.rows_held_out:,}", f"{s.tokens:,}", round(100 * s.trainable_tokens / s.tokens), f"{s.max_length:,}",
+            s.path, formats, f"{s.rows:,}", f"{s.rows_held_out:,}", f"{s.tokens:,}", round(100 * s.trainable_tokens / s.tokens), f"{s.max_length:,}",
             f"; {s.bad_rows:,} bad rows ({Findings(self.report['problems']).counts()})" if s.bad_rows else "",
             f"; {s.truncated_rows:,} cut at {self.settings.model.max_seq_length} tokens" if s.truncated_rows else "",
             f"; {s.dropped_rows:,} left out for their length" if s.dropped_rows else "",
