@@ -137,6 +137,7 @@ def test_dropping_a_thought_leaves_the_answer_whole(before, thought, after):
         ([{"role": None, "content": "a"}], "unknown role", "message 1: role None is none of"),
         ([{"role": "user", "content": 3}], "not text", "message 1: content is not text"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "not text", "content has a part of type 'image'; only text can be trained"),
+        ([{"role": "user", "content": [{}]}], "not text", "content has a part of type None"),
         ([{"role": "user", "content": " "}], "empty content", "message 1: content is empty"),
         ([{"role": "user", "content": None}], "empty content", "message 1: content is empty"),
         ([{"role": "user", "content": "hi"}], "no assistant turn", "no assistant message, so there is nothing to learn from it"),

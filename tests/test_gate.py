@@ -224,7 +224,9 @@ def test_the_check_task_reports_and_stops(launch, tmp_path):
     assert report["status"] == "completed"
     assert data["status"] == "passed"
     assert data["rows"] == report["dataset"]["rows"] == 244
-    assert "<mark>" in (tmp_path / "run" / "data_preview.html").read_text(encoding="utf-8")
+    page = (tmp_path / "run" / "data_preview.html").read_text(encoding="utf-8")
+    assert page.count("<mark>") >= 40
+    assert page.count('title="measured on, not trained on"') > 0
     again = launch("task=check", "hydra.run.dir=again")
     assert json.loads((tmp_path / "again" / "data_report.json").read_text())["cached"] is True
     assert again.stdout.replace("again/", "run/") == process.stdout

@@ -695,3 +695,14 @@ TEXTS = st.lists(st.sampled_from(PLAIN) | st.sampled_from(HEADS) | st.sampled_fr
 @example(pairs=[(" a ", " a "), (" a ", " a ")], system=" a ")
 def test_any_texts(name, tokenizers_, finders, pairs, system):
     check(tokenizers_[name], finders[name], name, talk(*(text for pair in pairs for text in pair), system=system))
+
+
+def test_thinking_that_a_template_leaves_out_is_noted(tokenizers_):
+    """Qwen3 strips it from all answers before the last question; inline and as a field."""
+    for extra in ({}, {"reasoning_content": "first"}):
+        first = {"role": "assistant", "content": "1" if extra else "<think>\nfirst\n</think>\n\n1", **extra}
+        messages = [{"role": "user", "content": "a"}, first, {"role": "user", "content": "b"}, {"role": "assistant", "content": "2"}]
+        assert encode(tokenizers_["qwen3"], messages, "assistant").notes == ["thinking left out by the template"]
+    assert encode(tokenizers_["qwen3"], messages[:2], "assistant").notes == []
+    inline = [messages[0], {"role": "assistant", "content": "<think>\nfirst\n</think>\n\n1"}, *messages[2:]]
+    assert encode(tokenizers_["chatml"], inline, "assistant").notes == []

@@ -329,7 +329,9 @@ def test_a_wheel_works_from_anywhere(tmp_path):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(repo / name, copy / name)
         repo = copy
-    subprocess.run([sys.executable, "-m", "uv", "build", "--wheel", "--quiet", "--out-dir", str(tmp_path / "dist"), str(repo)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "uv", "build", "--system-certs", "--wheel", "--quiet", "--out-dir", str(tmp_path / "dist"), str(repo)], check=True
+    )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -149,8 +149,8 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
     finally:
         if dataset_loader.report:
             write_report(dataset_loader.report, folder)
-            title = f"{settings.model.name}, {dataset_loader.statistics.path}"
-            write_preview(folder / PREVIEW, title, data_summary.facts(dataset_loader.report), dataset_loader.preview_rows())
+            title = f"{settings.model.name} on {', '.join(Path(source['path']).name for source in dataset_loader.report['sources'])}"
+            write_preview(folder / PREVIEW, title, data_summary.facts(dataset_loader.report)[1:], dataset_loader.preview_rows())
             if settings.task == "check" or refused:
                 data_summary.show(dataset_loader.report, folder)
     for remark in data_summary.remarks(dataset_loader.report):

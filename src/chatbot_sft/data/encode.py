@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chatbot_sft.data.labels import Span, SpanFinder, TokenAligner, marker_spans, token_labels
-from chatbot_sft.data.messages import BadRow, Conversation, Message, repeated_role
+from chatbot_sft.data.messages import INLINE_THOUGHT, BadRow, Conversation, Message, repeated_role
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
 
@@ -152,8 +152,7 @@ class Encoder:
                 )
             answers = [True] * len(spans)
         else:
-            thoughts = (message.get(self.tokenizer.template.thinking_field or "") for message in item.messages if message["role"] == "assistant")
-            if any(thought and thought.strip() not in text for thought in thoughts):
+            if any(thought.strip() not in text for thought in self._thoughts(item.messages)):
                 notes.append("thinking left out by the template")
             answers = [allowed for allowed, message in zip(item.trained, item.messages, strict=True) if message["role"] == "assistant"]
         if self.train_on == "all":
@@ -161,6 +160,15 @@ class Encoder:
         if self.train_on == "last_assistant":
             answers = [False] * (len(answers) - 1) + answers[-1:]
         return [span for span, allowed in zip(spans, answers, strict=True) if allowed], notes
+
+    def _thoughts(self, messages: Sequence[Message]) -> Iterator[str]:
+        """What the assistant thinks, in a field of its own or at the beginning of an answer."""
+        for message in messages:
+            if message["role"] == "assistant":
+                if thought := message.get(self.tokenizer.template.thinking_field or ""):
+                    yield thought
+                elif inline := INLINE_THOUGHT.match(message["content"]):
+                    yield inline.group(1)
 
     def _finish(self, rendered: list[_Rendered | Refused], job: Any, ends: frozenset[int]) -> Iterator[EncodedRow | Refused]:
         encodings = iter(job.result())

@@ -180,9 +180,12 @@ class DatasetLoader:
         """The tokenised rows: those of this loader, of the cache, or made now. A formatting function of the user's is not known to the cache."""
         if self._entry is not None and self._entry_of.fingerprint == tokenizer.fingerprint:
             return self._entry
+        if self._entry is not None:
+            log.warning("data: transformers loads this tokenizer otherwise than its tokenizer.json says; tokenising again, with what will be trained")
         if self.writes_its_own_text:
-            scratch = Path(tempfile.mkdtemp(prefix="chatbot_sft_rows_"))
-            self._entry = store.Entry(scratch / store.ROWS, self._build(tokenizer, scratch / store.ROWS), reused=False)
+            self._scratch = tempfile.TemporaryDirectory(prefix="chatbot_sft_rows_")
+            file = Path(self._scratch.name, store.ROWS)
+            self._entry = store.Entry(file, self._build(tokenizer, file), reused=False)
         else:
             self._entry = store.open_or_build(self._key(tokenizer), lambda file: self._build(tokenizer, file))
         self._entry_of = tokenizer

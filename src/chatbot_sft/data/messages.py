@@ -132,11 +132,11 @@ def _text(where: str, content: Any) -> str:
         return ""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        other = next((part.get("type") for part in content if part.get("type") != "text" or not isinstance(part.get("text"), str)), None)
-        if other is None and content:
-            return "".join(part["text"] for part in content)
-        raise BadRow("not text", f"{where}: content has a part of type {other!r}; only text can be trained")
+    if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
+        for part in content:
+            if part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise BadRow("not text", f"{where}: content has a part of type {part.get('type')!r}; only text can be trained")
+        return "".join(part["text"] for part in content)
     raise BadRow("not text", f"{where}: content is not text")
 
 

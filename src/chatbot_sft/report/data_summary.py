@@ -67,6 +67,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{' '.join(template['end_of_turn'])} is no end token of the tokenizer or of generation_config.json: generation may run on after it"
         )
+    if template["system_prompt"] == "left out":
+        found.append("the chat template leaves system prompts out")
     if template["writes_todays_date"]:
         found.append("the chat template writes today's date into every prompt; dataset.chat_template_kwargs={date_string: …} fixes it")
     return found
