@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -259,7 +261,8 @@ class DatasetLoader:
                     elif row.trained:
                         yield row, of_row.pop(here, 1) if uses is not None else 1, held_out
 
-        store.write_rows(file, written())
+        with _no_garbage_collection():
+            store.write_rows(file, written())
         import numpy as np
 
         return {
@@ -400,6 +403,18 @@ class DatasetLoader:
                 wanted -= sizes[number]
         apart = chosen[group]
         return rows[~apart], rows[apart]
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Rows make millions of small objects and no cycles: looking for some took a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _format_or_none(rows: Sequence[Row], reading: Reading) -> str | None:
