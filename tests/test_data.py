@@ -243,3 +243,23 @@ def test_importing_the_package_imports_nothing_heavy():
 
     program = "import sys, chatbot_sft; print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'tokenizers', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_fingerprint_is_of_the_data_not_of_its_place(tmp_path, tokenizer):
+    rows = conversations(6)
+    first, second = loader(write_json(tmp_path / "a.json", rows), tokenizer), loader(write_json(tmp_path / "b.json", rows), tokenizer)
+    other = loader(write_json(tmp_path / "c.json", rows[::-1]), tokenizer)
+    last = loader(tmp_path / "a.json", tokenizer, train_on="all")
+    for made in (first, second, other, last):
+        made.prepare_dataset()
+    assert first.statistics.fingerprint == second.statistics.fingerprint
+    assert len({made.statistics.fingerprint for made in (first, other, last)}) == 3
+
+
+def test_a_split_conversation_is_repeated_whole(tmp_path, tokenizer):
+    turns = [[{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"answer {n}: " + "word " * 30}] for n in range(4)]
+    file = write_json(tmp_path / "data.json", [{"messages": [message for turn in turns for message in turn]}])
+    made = loader(None, tokenizer, sources=[{"data_path": str(file), "count": 3}], max_seq_length=128, overflow="split")
+    texts = Counter(made.prepare_dataset()["text"])
+    assert len(texts) > 1
+    assert set(texts.values()) == {3}

@@ -159,7 +159,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path, chat):
     again = [{"messages": [{"role": "system", "content": "s"}, *({**m, "content": m["content"].upper()} for m in row["messages"])]} for row in once]
     made = loader(write_json(tmp_path / "data.json", once + again), eval_fraction=0.3)
     made.check(chat)
-    training, held_out = (set(rows.tolist()) for rows in made._rows)
+    training, held_out = (set(rows.tolist()) for rows in (made._split.once, made._split.held_out))
     assert len(training) + len(held_out) == 40
     assert {row % 20 for row in training}.isdisjoint({row % 20 for row in held_out})
     own = loader(
@@ -179,7 +179,11 @@ def test_lengths_steps_and_the_template_are_reported(chat):
     report = made.check(chat)
     assert report["lengths"]["p50"] < report["lengths"]["p95"] < report["lengths"]["p100"]
     over = report["lengths"]["over_max_seq_length"]
-    assert 0 < over == made.statistics.truncated_rows + sum(1 for row in made._rows[1] if made._entry.table().column("truncated")[int(row)].as_py())
+    assert (
+        0
+        < over
+        == made.statistics.truncated_rows + sum(1 for row in made._split.held_out if made._entry.table().column("truncated")[int(row)].as_py())
+    )
     assert report["notes"]["an answer cut in two"]["count"] <= over
     assert report["training"] == {
         "effective_batch_size": 8, "steps_per_epoch": 28, "steps": 30, "epochs": 1.071,

@@ -29,6 +29,7 @@ class EncodedRow:
     input_ids: list[int]
     trained: list[Span]
     opening: list[Message] = field(default_factory=list)  # the messages before the first answer
+    uses: int = 1
     dialogue: int = 0  # see `dialogue_hash`; the pieces of a split conversation share it
     length: int = 0  # tokens before any cut
     truncated: bool = False
@@ -231,12 +232,23 @@ class Encoder:
                 notes.append("every answer lies beyond the cut: left out")
             elif any(begin < limit < end for begin, end in trained):
                 notes.append("an answer cut in two")
-        within = [(begin, min(end, limit)) for begin, end in trained if begin < limit]
         messages = made.messages or []
         first = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), 0)
         return EncodedRow(
-            made.file, made.row, item.text, ids[:limit], within, messages[:first], item.dialogue, len(ids), len(ids) > limit, kept, problems, notes
-        )  # fmt: skip
+            made.file,
+            made.row,
+            item.text,
+            ids[:limit],
+            [(begin, min(end, limit)) for begin, end in trained if begin < limit],
+            opening=messages[:first],
+            uses=made.uses,
+            dialogue=item.dialogue,
+            length=len(ids),
+            truncated=len(ids) > limit,
+            kept=kept,
+            problems=problems,
+            notes=notes,
+        )
 
     def _split(self, item: Conversation) -> list[Conversation]:
         """`item` cut before user messages into conversations that fit, each with its system prompt; one exchange too long alone stays whole."""
@@ -258,7 +270,7 @@ class Encoder:
     def _part(self, item: Conversation, indices: Sequence[int], head: int) -> Conversation:
         chosen = [*range(head), *indices]
         messages, trained = [item.messages[i] for i in chosen], [item.trained[i] for i in chosen]
-        return Conversation(item.file, item.row, messages, trained, item.tools, None, item.values)
+        return Conversation(item.file, item.row, messages, trained, item.tools, None, item.uses, item.values)
 
     def _tokens(self, item: Conversation) -> int:
         text = self.tokenizer.template.render(item.messages, False, item.tools)

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import logging
-import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +25,11 @@ from chatbot_sft.data.messages import BadRow, Conversation, Message
 from chatbot_sft.data.mixture import chosen_rows, wanted_rows
 from chatbot_sft.data.preview import PreviewRow
 from chatbot_sft.data.sources import Row, data_files, is_hub_id, read_hub, read_rows
+from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class DatasetStatistics:
     max_length: int = 0
     truncated_rows: int = 0
     dropped_rows: int = 0  # left out for their length: nothing to train on before the cut, or dataset.overflow=drop
-    fingerprint: str = ""  # SHA-256 of the training rows' texts, ids and labels
+    fingerprint: str = ""  # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order
 
 
 class DatasetLoader:
@@ -77,9 +76,7 @@ class DatasetLoader:
         self._chat: ChatTokenizer | None = None
         self._entry: store.Entry | None = None
         self._entry_of: ChatTokenizer | None = None
-        self._rows: tuple[np.ndarray, np.ndarray] | None = None
-        self._openings: list[list[Message]] = []
-        self._repeats = Findings()
+        self._split: Split | None = None
 
     @property
     def writes_its_own_text(self) -> bool:
@@ -108,7 +105,7 @@ class DatasetLoader:
         tokenizer = tokenizer or self._chat_tokenizer()
         started = time.perf_counter()
         entry = self._opened(tokenizer)
-        self._select(entry)
+        self._split = self._select(entry, tokenizer)
         s = self.statistics
         about = entry.about
         self.report = {
@@ -118,7 +115,7 @@ class DatasetLoader:
             **asdict(s),
             "trainable_share": round(s.trainable_tokens / s.tokens, 4) if s.tokens else 0,
             "problems": about["problems"],
-            "notes": {**about["notes"], **self._repeats.kinds},
+            "notes": {**about["notes"], **self._split.notes.kinds},
             "lengths": about["lengths"],
             "template": about["template"],
             "training": gate.schedule(self.settings, s.rows_used),
@@ -157,19 +154,23 @@ class DatasetLoader:
         from datasets import Dataset
 
         rows = Dataset.from_file(str(self._entry.file)).select_columns(["text", "input_ids", "labels"])
-        training, held_out = self._rows
-        self.eval_dataset = rows.select(held_out) if len(held_out) else None
-        return rows.select(training)
+        self.eval_dataset = rows.select(self._split.held_out) if len(self._split.held_out) else None
+        return rows.select(self._split.training)
 
     def sample_prompts(self) -> list[list[Message]]:
         """What the model is asked before and after training: `training.sample_prompts`, else the first questions of three held-out conversations."""
         prompts = self.settings.training.sample_prompts
-        return self._openings if prompts is None else [[{"role": "user", "content": prompt}] for prompt in prompts]
+        if prompts is not None:
+            return [[{"role": "user", "content": prompt}] for prompt in prompts]
+        column = self._entry.table().column("opening")
+        openings = (json.loads(column[int(row)].as_py()) for row in self._split.held_out)
+        return list(itertools.islice((opening for opening in openings if opening), SAMPLES))
 
     def preview_rows(self) -> list[PreviewRow]:
         """Some dozens of the checked rows, token by token, for `preview.write_preview`."""
         limit, problems = self.settings.model.max_seq_length, self._entry.about["problems"]
-        return excerpt(self._entry.table(), *self._rows, problems, self._entry_of, limit, self.settings.seed)
+        used, held_out = self._split.once, self._split.held_out
+        return excerpt(self._entry.table(), used, held_out, problems, self._entry_of, limit, self.settings.seed)
 
     def _chat_tokenizer(self) -> ChatTokenizer:
         if self.tokenizer is None:
@@ -234,15 +235,14 @@ class DatasetLoader:
         counts = {"rows": 0, "bad_rows": 0, "dropped_rows": 0}
         token_counts: list[int] = []
 
-        def written() -> Iterator[tuple[EncodedRow, int, bool]]:
+        def written() -> Iterator[tuple[EncodedRow, bool]]:
             limits = self._limits()
             for number, source in enumerate([*dataset.mixture, *self._eval_source()]):
                 held_out = number >= len(dataset.mixture)
                 uses = limits[number] if limits and not held_out else None
-                of_row: dict[tuple[str, int], int] = {}
                 sources.append({"path": source.data_path, "held_out": held_out})
                 last = None
-                for row in encoder.rows(self._conversations(source, tokenizer, uses, of_row, sources[-1])):
+                for row in encoder.rows(self._conversations(source, tokenizer, uses, sources[-1])):
                     here = (row.file, row.row)
                     counts["rows"] += here != last
                     refused = isinstance(row, Refused)
@@ -259,7 +259,7 @@ class DatasetLoader:
                     if not row.kept:
                         counts["dropped_rows"] += 1
                     elif row.trained:
-                        yield row, of_row.pop(here, 1) if uses is not None else 1, held_out
+                        yield row, held_out
 
         with _no_garbage_collection():
             store.write_rows(file, written())
@@ -294,9 +294,9 @@ class DatasetLoader:
         return read_rows(source.data_path)
 
     def _conversations(
-        self, source: SourceConfig, tokenizer: ChatTokenizer, uses: dict[int, int] | None, of_row: dict[tuple[str, int], int], about: dict[str, Any]
+        self, source: SourceConfig, tokenizer: ChatTokenizer, uses: dict[int, int] | None, about: dict[str, Any]
     ) -> Iterator[Conversation | Refused]:
-        """The rows of `source` as conversations. Fills `of_row` with how often a row is used and `about` with what was decided."""
+        """The rows of `source` as conversations. `uses` says which and how often (None: all, once). Fills in `about`."""
         dataset = self.settings.dataset
         columns = {"messages": dataset.message_field, "text": dataset.text_field, **source.columns}
         reading = Reading(columns, dataset.thinking, tokenizer.template.thinking_field, dataset.system_prompt)
@@ -313,16 +313,14 @@ class DatasetLoader:
                 reading = replace(reading, columns=found)
         about |= {"format": name or "the formatting function's own", "rows": 0}
         for index, row in enumerate(itertools.chain(begin, rows)):
-            if uses is not None:
-                if index not in uses:
-                    continue
-                of_row[row.file, row.number] = uses[index]
+            if uses is not None and index not in uses:
+                continue
             about["rows"] += 1
             try:
-                if name is None:
-                    yield Conversation(row.file, row.number, None, text="", values=row.values)
-                else:
-                    yield to_conversation(row, name, reading)
+                text_only = Conversation(row.file, row.number, None, text="", values=row.values)
+                made = to_conversation(row, name, reading) if name else text_only
+                made.uses = 1 if uses is None else uses[index]
+                yield made
             except BadRow as bad:
                 yield Refused(row.file, row.number, bad.kind, bad.detail)
 
@@ -337,72 +335,23 @@ class DatasetLoader:
             raise UserError(f"{type(self).__name__}.formatting_prompts_func: expected one text for each of {len(batch)} conversations")
         return texts
 
-    def _select(self, entry: store.Entry) -> None:
-        """Which of the rows are trained on and which are held out, and the counts of both."""
+    def _select(self, entry: store.Entry, tokenizer: ChatTokenizer) -> Split:
+        """The split of the rows; fills in the counts of both parts."""
         import numpy as np
 
-        table = entry.table()
-        self._repeats = Findings()
-        column = {name: store.numbers(table, name) for name in ("uses", "length", "trained", "identity", "dialogue", "truncated")}
-        bad, own_eval = (store.numbers(table, name).astype(bool) for name in ("bad", "held_out"))
-        usable = ~bad if self.settings.dataset.on_bad_row != "warn" else np.ones(len(bad), bool)
-        s = self.statistics
-        if self.settings.dataset.eval_data_path:
-            training, held_out = np.flatnonzero(usable & ~own_eval), np.flatnonzero(usable & own_eval)
-            leaked = np.isin(column["dialogue"][held_out], column["dialogue"][training])
-            s.leaked_rows = int(leaked.sum())
-            self._note_repeats("held out and trained on", table, column["dialogue"], training, held_out[leaked])
-            held_out = held_out[~leaked]
-        else:
-            training, held_out = self._drawn(np.flatnonzero(usable), column["dialogue"])
-        once = training
-        training = np.repeat(training, column["uses"][training])
-        limit = self.settings.model.max_seq_length
-        tokens = np.minimum(column["length"], limit)
-        about = entry.about
+        dataset, table = self.settings.dataset, entry.table()
+        chosen = split(table, dataset.eval_fraction, dataset.eval_data_path is not None, dataset.on_bad_row == "warn", self.settings.seed)
+        length, trained, truncated, identity = (store.numbers(table, name) for name in ("length", "trained", "truncated", "identity"))
+        tokens = np.minimum(length, self.settings.model.max_seq_length)
+        s, about = self.statistics, entry.about
         s.rows, s.bad_rows, s.dropped_rows = about["rows"], about["bad_rows"], about["dropped_rows"]
-        s.rows_used, s.rows_held_out = len(training), len(held_out)
-        _, first = np.unique(column["identity"][once], return_index=True)
-        repeated = np.delete(once, first)
-        s.duplicates = len(repeated)
-        self._note_repeats("exact duplicate", table, column["identity"], once[np.sort(first)], repeated)
-        s.tokens, s.trainable_tokens = int(tokens[training].sum()), int(column["trained"][training].sum())
-        s.max_length = int(tokens[training].max(initial=0))
-        s.truncated_rows = int(column["truncated"][once].sum())
-        s.fingerprint = hashlib.sha256(entry.about.get("sha256", "").encode() + training.tobytes()).hexdigest()
-        if not self.settings.dataset.shuffle:
-            training = np.sort(training)
-        self._rows = (training, held_out)
-        self._openings = _openings(table, held_out)
-
-    def _note_repeats(self, kind: str, table: Any, hashes: np.ndarray, originals: np.ndarray, repeats: np.ndarray) -> None:
-        """Name each of `repeats` with the one of `originals` that has its hash."""
-        place = {int(hashes[index]): int(index) for index in originals} if len(repeats) else {}
-
-        def where(index: int) -> tuple[str, int]:
-            return table.column("file")[index].as_py(), table.column("row")[index].as_py()
-
-        for index in repeats:
-            file, row = where(place[int(hashes[index])])
-            self._repeats.add(kind, *where(int(index)), f"the same as row {row} of {file}")
-
-    def _drawn(self, rows: np.ndarray, dialogue: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`eval_fraction` of `rows` drawn with the seed, at least one above 0; rows that say the same stay on one side, so that nothing leaks."""
-        import numpy as np
-
-        share = self.settings.dataset.eval_fraction
-        if not share or not len(rows):
-            return rows, rows[:0]
-        _, group, sizes = np.unique(dialogue[rows], return_inverse=True, return_counts=True)
-        order = list(dict.fromkeys(group.tolist()))  # in the order of the file, whatever the hashes are
-        random.Random(self.settings.seed).shuffle(order)
-        wanted, chosen = max(1, round(len(rows) * share)), np.zeros(len(sizes), bool)
-        for number in order:
-            if sizes[number] <= wanted:
-                chosen[number] = True
-                wanted -= sizes[number]
-        apart = chosen[group]
-        return rows[~apart], rows[apart]
+        s.rows_used, s.rows_held_out = len(chosen.training), len(chosen.held_out)
+        s.duplicates, s.leaked_rows = chosen.duplicates, chosen.leaked
+        s.tokens, s.trainable_tokens = int(tokens[chosen.training].sum()), int(trained[chosen.training].sum())
+        s.max_length = int(tokens[chosen.training].max(initial=0))
+        s.truncated_rows = int(truncated[chosen.once].sum())
+        s.fingerprint = hashlib.sha256(tokenizer.fingerprint.encode() + identity[chosen.training].tobytes()).hexdigest()
+        return chosen
 
 
 @contextlib.contextmanager
@@ -423,9 +372,3 @@ def _format_or_none(rows: Sequence[Row], reading: Reading) -> str | None:
         return detect(rows, reading)[0]
     except UserError:
         return None
-
-
-def _openings(table: Any, rows: np.ndarray) -> list[list[Message]]:
-    """The messages before the first answer, of the first rows that have any."""
-    openings = (json.loads(table.column("opening")[int(row)].as_py()) for row in rows)
-    return list(itertools.islice((opening for opening in openings if opening), SAMPLES))

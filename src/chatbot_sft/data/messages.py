@@ -42,6 +42,7 @@ class Conversation:
     trained: list[bool] = field(default_factory=list)
     tools: list[Any] | None = None
     text: str | None = None
+    uses: int = 1  # how often a mixture takes it
     values: dict[str, Any] = field(default_factory=dict)
 
 

@@ -121,14 +121,14 @@ def schema() -> pyarrow.Schema:
             "truncated": pa.uint8(),
             "uses": pa.int32(),  # how often the mixture takes it
             "held_out": pa.uint8(),  # comes from dataset.eval_data_path
-            "identity": pa.uint64(),  # hash of the text: equal for exact duplicates
+            "identity": pa.uint64(),  # hash of the text, its length and what is trained of it: equal for exact duplicates
             "dialogue": pa.uint64(),  # hash of what is said, whatever the system prompt, case and white space
         }
     )
 
 
-def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, int, bool]]) -> None:
-    """Write (row, uses, held out) as they come; at most `BATCH` rows are in memory."""
+def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, bool]]) -> None:
+    """Write (row, held out) as they come; at most `BATCH` rows are in memory."""
     import pyarrow as pa
 
     layout = schema()
@@ -137,12 +137,12 @@ def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, int, bool]]) -> None
             writer.write_batch(pa.record_batch(_columns(batch), schema=layout))
 
 
-def _columns(batch: Sequence[tuple[EncodedRow, int, bool]]) -> list[pyarrow.Array]:
+def _columns(batch: Sequence[tuple[EncodedRow, bool]]) -> list[pyarrow.Array]:
     """The columns of `schema` for some rows."""
     import numpy as np
     import pyarrow as pa
 
-    made = [row for row, _, _ in batch]
+    made = [row for row, _ in batch]
     sizes = [len(row.input_ids) for row in made]
     begins = np.cumsum([0, *sizes], dtype=np.int64)
     ids = np.fromiter(itertools.chain.from_iterable(row.input_ids for row in made), np.int32, begins[-1])
@@ -161,9 +161,9 @@ def _columns(batch: Sequence[tuple[EncodedRow, int, bool]]) -> list[pyarrow.Arra
         _numbers([sum(last - first for first, last in row.trained) for row in made], pa.int32()),
         _numbers([bool(row.problems) for row in made], pa.uint8()),
         _numbers([row.truncated for row in made], pa.uint8()),
-        _numbers([uses for _, uses, _ in batch], pa.int32()),
-        _numbers([held_out for _, _, held_out in batch], pa.uint8()),
-        _numbers([text_hash(row.text) for row in made], pa.uint64()),
+        _numbers([row.uses for row in made], pa.int32()),
+        _numbers([held_out for _, held_out in batch], pa.uint8()),
+        _numbers([text_hash(f"{row.trained} {len(row.input_ids)} {row.text}") for row in made], pa.uint64()),
         _numbers([row.dialogue for row in made], pa.uint64()),
     ]
 

@@ -1,0 +1,84 @@
+"""Which of the tokenised rows are trained on and which are held out, so that nothing held out is trained on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chatbot_sft.data.gate import LISTED, Findings
+from chatbot_sft.data.store import numbers
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+
+
+@dataclass
+class Split:
+    """Indices into the table, in the order of the files. `once` has each training row once, `training` as often as the mixture uses it."""
+
+    training: np.ndarray
+    once: np.ndarray
+    held_out: np.ndarray
+    duplicates: int
+    leaked: int
+    notes: Findings
+
+
+def split(table: pyarrow.Table, eval_fraction: float, given: bool, keep_bad: bool, seed: int) -> Split:
+    """Hold out `eval_fraction` of the rows or, where conversations to hold out were `given`, those of them that are not trained on."""
+    import numpy as np
+
+    uses, identity, dialogue = (numbers(table, name) for name in ("uses", "identity", "dialogue"))
+    bad, marked = (numbers(table, name).astype(bool) for name in ("bad", "held_out"))
+    usable = np.ones(len(bad), bool) if keep_bad else ~bad
+    notes, leaked = Findings(), 0
+    if given:
+        once, held_out = np.flatnonzero(usable & ~marked), np.flatnonzero(usable & marked)
+        leaks = np.isin(dialogue[held_out], dialogue[once])
+        leaked = int(leaks.sum())
+        _note_repeats(notes, "held out and trained on", table, dialogue, once, held_out[leaks])
+        held_out = held_out[~leaks]
+    else:
+        once, held_out = _drawn(np.flatnonzero(usable), dialogue, eval_fraction, seed)
+    _, first = np.unique(identity[once], return_index=True)
+    repeated = np.delete(once, first)
+    _note_repeats(notes, "exact duplicate", table, identity, once[np.sort(first)], repeated)
+    return Split(np.repeat(once, uses[once]), once, held_out, len(repeated), leaked, notes)
+
+
+def _drawn(rows: np.ndarray, dialogue: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training, held out): `share` of `rows` drawn with the seed, at least one above 0; rows that say the same stay on one side."""
+    import numpy as np
+
+    if not share or not len(rows):
+        return rows, rows[:0]
+    _, group, sizes = np.unique(dialogue[rows], return_inverse=True, return_counts=True)
+    order = list(dict.fromkeys(group.tolist()))  # in the order of the file, whatever the hashes are
+    random.Random(seed).shuffle(order)
+    wanted, chosen = max(1, round(len(rows) * share)), np.zeros(len(sizes), bool)
+    for number in order:
+        if sizes[number] <= wanted:
+            chosen[number] = True
+            wanted -= sizes[number]
+    apart = chosen[group]
+    return rows[~apart], rows[apart]
+
+
+def _note_repeats(notes: Findings, kind: str, table: pyarrow.Table, hashes: np.ndarray, originals: np.ndarray, repeats: np.ndarray) -> None:
+    """Name the first of `repeats`, each with the one of `originals` that has its hash; count all."""
+    import numpy as np
+
+    if not len(repeats):
+        return
+    named = repeats[:LISTED]
+    origin = {int(hashes[index]): index for index in originals[np.isin(hashes[originals], hashes[named])]}
+
+    def where(index: int) -> tuple[str, int]:
+        return table.column("file")[int(index)].as_py(), table.column("row")[int(index)].as_py()
+
+    for index in named:
+        file, row = where(origin[int(hashes[index])])
+        notes.add(kind, *where(index), f"the same as row {row} of {file}")
+    notes.kinds[kind]["count"] = len(repeats)
