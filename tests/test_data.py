@@ -143,6 +143,17 @@ def test_a_users_function_sees_the_files_columns_and_checked_messages(tmp_path, 
     assert seen == [{"ask": ["a", "c"], "reply": ["b", "d"]}]
     assert [trained(tokenizer, row) for row in dataset] == ["b<|im_end|>", "d<|im_end|>"]
 
+    config["dataset"]["eval_fraction"] = 0.5
+    made = Mine(config, tokenizer)
+    assert len(made.prepare_dataset()) == len(made.eval_dataset) == 1
+
+    class Listed(DatasetLoader):
+        def formatting_prompts_func(self, examples):
+            return ["one", "two"]
+
+    with pytest.raises(UserError, match=r'Listed.formatting_prompts_func: expected {"text": \[...\]}, got list'):
+        Listed(config, tokenizer).prepare_dataset()
+
     class TooFew(DatasetLoader):
         def formatting_prompts_func(self, examples):
             return {"text": ["one"]}

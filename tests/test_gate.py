@@ -92,6 +92,14 @@ def test_an_end_of_turn_that_would_not_be_learned_is_caught(tmp_path, chat, toke
         made.prepare_dataset()
 
 
+def test_a_tool_call_that_the_template_leaves_out_is_caught(tmp_path, chat):
+    """SmolLM2's template knows no tools: it would write an empty answer, and the model would learn to say nothing."""
+    call = assistant(None, tool_calls=[{"function": {"name": "price", "arguments": {}}}])
+    rows = [{"messages": [user("how much?"), call, {"role": "tool", "content": "1"}, assistant("one")]}]
+    with pytest.raises(UserError, match="row 1: message 2: the chat template does not write its call of price"):
+        loader(write_json(tmp_path / "data.json", rows)).check(chat)
+
+
 def test_a_doubled_bos_is_caught(tmp_path, chat):
     text = "<|im_start|><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"
     with pytest.raises(UserError, match="row 1: it begins with two begin-of-sequence tokens"):
@@ -165,7 +173,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path, chat):
     own = loader(
         write_json(tmp_path / "train.json", once), eval_data_path=str(write_json(tmp_path / "eval.json", again[:3] + conversations(25)[20:]))
     )
-    leaks = own.check(chat)["notes"]["held out and trained on"]
+    leaks = own.check(chat)["notes"]["not held out: trained on"]
     assert [(entry["file"], entry["row"], entry["detail"]) for entry in leaks["rows"]] == [
         (f"{tmp_path}/eval.json", n, f"the same as row {n} of {tmp_path}/train.json") for n in (1, 2, 3)
     ]

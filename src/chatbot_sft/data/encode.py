@@ -115,6 +115,12 @@ class Encoder:
             problems = self._contents(item)
             if text is None:
                 text = item.text if item.messages is None else self.tokenizer.template.render(item.messages, False, item.tools)
+            for number, message in enumerate(item.messages or (), 1):
+                lost = [call["function"]["name"] for call in message.get("tool_calls", ()) if call["function"]["name"] not in text]
+                if lost:
+                    raise BadRow("tool call left out", f"message {number}: the chat template does not write its call of {lost[0]}")
+            if item.messages is None:
+                item.text = text
             if not _utf8(text):
                 raise BadRow("invalid unicode", "the text has half of a surrogate pair, which is no character")
             spans, notes = self._spans(text, item)
@@ -221,12 +227,13 @@ class Encoder:
                 )
             )
         elif self.train_on == "all" and made.messages is None and not (ends | self.tokenizer.stop_ids).intersection(ids[-3:]):
-            problems.append(("end of turn not trained", "the text does not end with an end token: the model would not learn to stop"))
+            end = " or ".join(self.end_of_turn) or "an end token"
+            problems.append(("end of turn not trained", f"the text does not end with {end}: the model would not learn to stop"))
         bos = self.tokenizer.bos_id
         if bos is not None and ids[:2] == [bos, bos]:
             problems.append(("doubled BOS", "it begins with two begin-of-sequence tokens"))
         kept = True
-        if len(ids) > limit:
+        if len(ids) > limit and self.overflow != "drop":
             if trained and not any(begin < limit for begin, _ in trained):
                 kept = False
                 notes.append("every answer lies beyond the cut: left out")

@@ -90,6 +90,8 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
         other = format_of(row.values, reading)
         if other:
             raise BadRow("mixed formats", f"this row is {other}, the file is read as {format_name}; one format per file")
+        if missing[0] in row.values:
+            raise BadRow("empty content", f"{missing[0]} is null")
         raise BadRow("no such column", f"no {missing[0]!r}; it has {', '.join(map(str, row.values)) or 'nothing'}{_near(missing[0], row.values)}")
     if found.turns is None:
         text = reading.of(row.values, "text")

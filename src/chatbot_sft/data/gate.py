@@ -52,7 +52,11 @@ def refusal(path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], po
         return what
     kinds = Findings(dict(findings)).counts()
     share = f"{bad_rows:,} of {rows:,} rows are bad ({100 * bad_rows / rows:.1f}%): {kinds}"
-    advice = "mend them, or leave them out with dataset.on_bad_row=drop" if usable else "none is left to train on"
+    advice = (
+        "mend them, or leave them out with dataset.on_bad_row=drop"
+        if usable
+        else "none is left to train on (dataset.on_bad_row=warn takes those that can be tokenised)"
+    )
     return f"{what}; {share}; {advice}"
 
 

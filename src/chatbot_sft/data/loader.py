@@ -330,7 +330,10 @@ class DatasetLoader:
         columns: dict[str, list[Any]] = {name: [item.values.get(name) for item in batch] for name in names}
         if any(item.messages is not None for item in batch):
             columns[self.settings.dataset.message_field] = [item.messages for item in batch]
-        texts = self.formatting_prompts_func(columns)["text"]
+        returned = self.formatting_prompts_func(columns)
+        if not isinstance(returned, Mapping) or "text" not in returned:
+            raise UserError(f'{type(self).__name__}.formatting_prompts_func: expected {{"text": [...]}}, got {type(returned).__name__}')
+        texts = returned["text"]
         if len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{type(self).__name__}.formatting_prompts_func: expected one text for each of {len(batch)} conversations")
         return texts

@@ -271,7 +271,7 @@ def _json_lines(name: str, lines: Iterator[str], first: int) -> Iterator[Row]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{name}: line {number} is not JSON: {error.msg} at character {error.colno}") from None
+            raise UserError(f"{name}: line {number} is not JSON: {error.msg.removesuffix(' at')} at character {error.colno}") from None
         yield _row(name, number, value)
 
 

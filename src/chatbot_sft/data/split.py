@@ -38,7 +38,7 @@ def split(table: pyarrow.Table, eval_fraction: float, given: bool, keep_bad: boo
         once, held_out = np.flatnonzero(usable & ~marked), np.flatnonzero(usable & marked)
         leaks = np.isin(dialogue[held_out], dialogue[once])
         leaked = int(leaks.sum())
-        _note_repeats(notes, "held out and trained on", table, dialogue, once, held_out[leaks])
+        _note_repeats(notes, "not held out: trained on", table, dialogue, once, held_out[leaks])
         held_out = held_out[~leaks]
     else:
         once, held_out = _drawn(np.flatnonzero(usable), dialogue, eval_fraction, seed)

@@ -22,7 +22,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
     console.print(table)
     rows = [(kind, found, "red") for kind, found in report["problems"].items()] + [(kind, found, "yellow") for kind, found in report["notes"].items()]
     if rows:
-        one_file = len({entry["file"] for _, found, _ in rows for entry in found["rows"]}) == 1
+        one_file = len(report["sources"]) == 1 and len({entry["file"] for _, found, _ in rows for entry in found["rows"]}) == 1
         problems = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         problems.add_column("found", no_wrap=True)
         problems.add_column("rows", justify="right")
