@@ -75,6 +75,7 @@ class DatasetLoader:
         self.report: dict[str, Any] = {}
         self._chat: ChatTokenizer | None = None
         self._entry: store.Entry | None = None
+        self._scratch: tempfile.TemporaryDirectory | None = None  # the rows of a user's own function live as long as this loader
         self._entry_of: ChatTokenizer | None = None
         self._split: Split | None = None
 
@@ -90,7 +91,7 @@ class DatasetLoader:
 
     def find_files(self) -> None:
         """Raises UserError where a file of the configuration is not there; reads nothing."""
-        for source in [*self.settings.dataset.mixture, *self._eval_source()]:
+        for source in self._sources():
             if not is_hub_id(source.data_path):
                 data_files(source.data_path)
 
@@ -201,12 +202,9 @@ class DatasetLoader:
         options |= {name: getattr(dataset, name) for name in ("message_field", "text_field")}
         chosen = self.settings.seed if dataset.max_rows or any(source.weight or source.count for source in dataset.mixture) else None
         parts = [
-            *(
-                json.dumps([asdict(source), self._content(source)], sort_keys=True, default=str)
-                for source in [*dataset.mixture, *self._eval_source()]
-            ),
+            *(json.dumps([asdict(source), self._content(source)], sort_keys=True, default=str) for source in self._sources()),
             tokenizer.fingerprint,
-            json.dumps([options, self.settings.model.max_seq_length, len(self._eval_source()), chosen], sort_keys=True),
+            json.dumps([options, self.settings.model.max_seq_length, bool(dataset.eval_data_path), chosen], sort_keys=True),
             *(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -221,9 +219,10 @@ class DatasetLoader:
                 hashes.append(f"{file}:{hashlib.file_digest(stream, 'sha256').hexdigest()}")
         return hashes
 
-    def _eval_source(self) -> list[SourceConfig]:
+    def _sources(self) -> list[SourceConfig]:
+        """The training sources, then the one of `eval_data_path` where it is set."""
         dataset = self.settings.dataset
-        return [dataset.source(SourceConfig(dataset.eval_data_path))] if dataset.eval_data_path else []
+        return [*dataset.mixture, *([dataset.source(SourceConfig(dataset.eval_data_path))] if dataset.eval_data_path else [])]
 
     def _build(self, tokenizer: ChatTokenizer, file: Path) -> dict[str, Any]:
         """Stream every source through the encoder into `file`; returns what was found on the way."""
@@ -237,7 +236,7 @@ class DatasetLoader:
 
         def written() -> Iterator[tuple[EncodedRow, bool]]:
             limits = self._limits()
-            for number, source in enumerate([*dataset.mixture, *self._eval_source()]):
+            for number, source in enumerate(self._sources()):
                 held_out = number >= len(dataset.mixture)
                 uses = limits[number] if limits and not held_out else None
                 sources.append({"path": source.data_path, "held_out": held_out})
