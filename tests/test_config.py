@@ -52,7 +52,7 @@ save:
         ({"experiment": {}}, "experiment: an overlay has to begin with the line `# @package _global_`"),
         ({"training": {"optim": "adamw8bit"}}, "training.optim=adamw8bit: not one of"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "training.lr_scheduler_type=cosin: not one of"),
-        ({"training": {"packing": True}}, "training.packing: not supported by this version"),
+        ({"training": {"padding_free": True}}, "training.padding_free: set training.batch_layout instead"),
         ({"lora": {"target_modules": "q_proj"}}, "lora.target_modules='q_proj': Invalid value assigned"),
         ({"trainig": {}}, "trainig: no such key; did you mean training?"),
         ({"model": {"load_in_4bit": "maybe"}}, "model.load_in_4bit='maybe': Value 'maybe' is not a valid bool (type str)"),

@@ -216,13 +216,6 @@ def test_rows_are_repeated_evenly(available, wanted, shuffle, seed):
     assert max(uses.values()) - min([uses.get(index, 0) for index in range(available)]) <= 1
 
 
-def test_training_in_the_order_of_the_file():
-    from chatbot_sft.train.sampler import epoch_order
-
-    assert epoch_order([5, 9, 7, 1, 2, 3], 3, seed=1, shuffle=False) == [1, 2, 0, 5, 4, 3]
-    assert sorted(epoch_order([5, 9, 7, 1, 2, 3], 3, seed=1, shuffle=True)) == list(range(6))
-
-
 def test_a_hub_dataset_without_a_network_says_so(launch):
     error = only_error(launch("dataset.data_path=some-org/some-chats", "task=check", env={"HF_HUB_OFFLINE": "1"}))
     assert error.startswith("some-org/some-chats: cannot be had from the Hugging Face hub (")

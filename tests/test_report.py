@@ -10,7 +10,7 @@ from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import markdown
 from chatbot_sft.report.run_report import git_commit, new_report, write_json
 from chatbot_sft.train.callbacks import duration
-from chatbot_sft.train.sampler import StepSampler, epoch_order
+from chatbot_sft.train.sampler import epoch_steps
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
@@ -50,17 +50,15 @@ def test_the_loss_figure_is_drawn_from_what_was_logged(tmp_path):
 
 def test_rows_are_ordered_by_length_within_a_step_only():
     lengths = [5, 1, 4, 2, 3, 9, 7, 8, 6, 10]
-    order = epoch_order(lengths, 4, seed=1, shuffle=True)
-    assert sorted(order) == list(range(10))
-    for start in (0, 4, 8):
-        step = [lengths[row] for row in order[start : start + 4]]
-        assert step == sorted(step, reverse=True)
-    assert order == epoch_order(lengths, 4, seed=1, shuffle=True) != epoch_order(lengths, 4, seed=2, shuffle=True)
-    sampler = StepSampler(lengths, 4, seed=1, shuffle=True)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    assert first == order != list(sampler)
-    assert len(sampler) == 10
+    packs = [[row] for row in range(10)]
+    steps = epoch_steps(packs, lengths, 4, seed=1, shuffle=True)
+    assert sorted(pack for step in steps for pack in step) == packs
+    assert [len(step) for step in steps] == [4, 4, 2]
+    for step in steps:
+        sizes = [lengths[row] for (row,) in step]
+        assert sizes == sorted(sizes, reverse=True)
+    assert steps != epoch_steps(packs, lengths, 4, seed=2, shuffle=True)
+    assert epoch_steps(packs[:6], [5, 9, 7, 1, 2, 3], 3, seed=1, shuffle=False) == [[[1], [2], [0]], [[5], [4], [3]]]
 
 
 def test_durations_are_as_people_write_them():

@@ -112,6 +112,9 @@ class TrainingConfig:
     output_dir: str = "checkpoints"
     per_device_train_batch_size: int = 2
     gradient_accumulation_steps: int = 4
+    batch_layout: str = "auto"  # auto: run the steps as is fastest here | as_configured
+    memory_margin: float = 0.1  # share of the card that the fastest layout has to leave free
+    packing: bool = False  # fill sequences of model.max_seq_length with whole conversations
     max_steps: int | None = 30  # null: use num_train_epochs
     num_train_epochs: float | None = None
     learning_rate: float = 2.0e-4
@@ -296,6 +299,7 @@ def check_values(config: Config) -> None:
     one_of("dataset.thinking", dataset.thinking, ("keep", "drop", "last"))
     one_of("dataset.train_on", dataset.train_on, ("assistant", "last_assistant", "all"))
     one_of("dataset.overflow", dataset.overflow, ("truncate", "drop", "error", "split"))
+    one_of("training.batch_layout", config.training.batch_layout, ("auto", "as_configured"))
     one_of("dataset.on_bad_row", dataset.on_bad_row, ("auto", "error", "drop", "warn"))
     one_of("save.method", config.save.method, ("lora", "merged_16bit", "none"))
     for key, value, usual, source in (
@@ -324,7 +328,11 @@ def check_values(config: Config) -> None:
     ):
         if number is not None and not 0 < number < float("inf"):
             raise UserError(f"{key}={number}: must be above 0")
-    for key, share in (("dataset.eval_fraction", config.dataset.eval_fraction), ("lora.lora_dropout", config.lora.lora_dropout)):
+    for key, share in (
+        ("dataset.eval_fraction", config.dataset.eval_fraction),
+        ("lora.lora_dropout", config.lora.lora_dropout),
+        ("training.memory_margin", config.training.memory_margin),
+    ):
         if not 0 <= share < 1:
             raise UserError(f"{key}={share}: must be at least 0 and below 1")
     if config.model.token is not None:

@@ -96,6 +96,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any]) -
     trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
     trainer.setup()
     start = memory.measure()
+    trainer.plan_layout()
     prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
     eval_loss_before = trainer.evaluate()
     before = answers(model_loader, model, tokenizer, prompts)
@@ -107,7 +108,8 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any]) -
     report["training"] = {
         "steps": trainer_stats.global_step,
         "effective_batch_size": settings.effective_batch_size,
-        "batch_layout": f"{settings.training.per_device_train_batch_size} × {settings.training.gradient_accumulation_steps}",
+        "batch_layout": trainer.trainer.layout.describe(settings.effective_batch_size),
+        "batch_layouts": trainer.measured_layouts(),
         "tokens": trainer.progress.step_tokens[-1],
         "seconds": round(trainer_stats.metrics["train_runtime"], 3),
         "tokens_per_second": round(trainer.progress.tokens_per_second(), 1),
@@ -163,9 +165,7 @@ def answers(model_loader: Any, model: Any, tokenizer: Any, prompts: list[list[di
     limit = model_loader.settings.training.sample_max_new_tokens
     kwargs = model_loader.settings.dataset.chat_template_kwargs
     with quiet():
-        texts = [as_text(tokenizer, greedy_answer(model, tokenizer, prompt, limit, **kwargs)) for prompt in prompts]
-    model_loader.engine.for_training(model)
-    return texts
+        return [as_text(tokenizer, greedy_answer(model, tokenizer, prompt, limit, **kwargs)) for prompt in prompts]
 
 
 def summary(report: dict[str, Any], folder: str) -> str:

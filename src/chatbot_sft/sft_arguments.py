@@ -36,8 +36,11 @@ MANAGED = {
     "use_cpu": None,
     "disable_tqdm": None,
     "model_init_kwargs": None,
+    "padding_free": "training.batch_layout",
+    "logging_nan_inf_filter": None,
+    "include_num_input_tokens_seen": None,
+    "eval_packing": None,
 }
-NOT_SUPPORTED = ("packing", "eval_packing", "padding_free")
 SOURCES = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
@@ -88,8 +91,6 @@ def check(arguments: Mapping[str, Any]) -> None:
         if key in MANAGED:
             instead = MANAGED[key]
             raise UserError(f"training.{key}: " + (f"set {instead} instead" if instead else "the launcher sets this itself; leave it out"))
-        if key in NOT_SUPPORTED:
-            raise UserError(f"training.{key}: not supported by this version; leave it out")
         annotation = known()[key]
         if not _fits(value, annotation):
             raise UserError(f"training.{key}={value!r}: expected {annotation}")

@@ -34,11 +34,14 @@ class Engine(Protocol):
     def checkpointing(self, settings: Config) -> bool | str:
         """Whether activations are recomputed in the backward pass; Unsloth also knows "unsloth", which offloads them."""
 
-    def for_training(self, model: Any) -> None:
-        """Switch to training mode."""
+    def for_training(self, model: Any, checkpointing: bool) -> None:
+        """Switch to training mode, with or without recomputed activations."""
 
     def for_inference(self, model: Any) -> None:
         """Switch to generation mode."""
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the model's forward takes of a micro-batch: row lengths of a padding-free one, or positions alone."""
 
     def trainer_class(self) -> type:
         """TRL's SFTTrainer, as this engine needs it on this machine."""

@@ -69,14 +69,23 @@ def checkpointing(settings: Config) -> bool:
     return torch.cuda.is_available() if value == "unsloth" else bool(value)
 
 
-def for_training(model: Any) -> None:
+def for_training(model: Any, checkpointing: bool) -> None:
     model.train()
     model.config.use_cache = False
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
 
 
 def for_inference(model: Any) -> None:
     model.eval()
     model.config.use_cache = True
+
+
+def inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """transformers finds the rows of a padding-free batch where the positions begin anew."""
+    return {name: values for name, values in batch.items() if name != "packed_seq_lengths"}
 
 
 def trainer_class() -> type:

@@ -53,12 +53,16 @@ def checkpointing(settings: Config) -> bool | str:
     return False if value == "unsloth" and unsloth.DEVICE_TYPE == "cpu" else value
 
 
-def for_training(model: Any) -> None:
-    unsloth.FastLanguageModel.for_training(model)
+def for_training(model: Any, checkpointing: bool) -> None:
+    unsloth.FastLanguageModel.for_training(model, use_gradient_checkpointing=checkpointing)
 
 
 def for_inference(model: Any) -> None:
     unsloth.FastLanguageModel.for_inference(model)
+
+
+def inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
 
 
 def trainer_class() -> type:

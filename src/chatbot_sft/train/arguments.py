@@ -35,9 +35,10 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         optim = CPU_OPTIMIZER
     arguments: dict[str, Any] = {
         "output_dir": training.output_dir,
-        "per_device_train_batch_size": training.per_device_train_batch_size,
+        # The trainer sees whole optimizer steps; the batch layout cuts them into micro-batches.
+        "per_device_train_batch_size": settings.effective_batch_size,
+        "gradient_accumulation_steps": 1,
         "per_device_eval_batch_size": training.per_device_train_batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "max_steps": training.max_steps if training.max_steps is not None else -1,
         "num_train_epochs": training.num_train_epochs if training.num_train_epochs is not None else 1,
         "learning_rate": training.learning_rate,
@@ -53,10 +54,11 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": bool(engine.checkpointing(settings)),
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "padding_free": False,
+        "logging_nan_inf_filter": False,  # it waits for the device after every micro-batch, and hides what should stop the run
         "max_length": settings.model.max_seq_length,
         "dataset_kwargs": {"skip_prepare_dataset": True},  # the rows come with input_ids and labels
         "remove_unused_columns": False,
-        "include_num_input_tokens_seen": "non_padding",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "save_total_limit": 1,
         "disable_tqdm": True,  # our own progress bar

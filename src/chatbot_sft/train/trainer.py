@@ -1,21 +1,29 @@
-"""SFTTrainerWrapper: TRL's SFTTrainer over rows that already carry their labels."""
+"""SFTTrainerWrapper: TRL's SFTTrainer over rows that already carry their labels, its steps run in the layout that is fastest here."""
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.logs import quiet
+from chatbot_sft.logs import THIRD_PARTY, quiet
 from chatbot_sft.model.engine import Engine, load_engine
+from chatbot_sft.report.run_report import versions
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
+from chatbot_sft.train.layout import Layout, as_configured, candidates, step_down
+from chatbot_sft.train.measure import Plan, Trial, cache_key, choose
 from chatbot_sft.train.sampler import StepSampler, row_lengths
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from chatbot_sft.train.rows import StepRows
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +32,7 @@ class SFTTrainerWrapper:
     """Trains `model` on `dataset` (columns input_ids and labels, as `DatasetLoader.prepare_dataset` makes it).
 
     `create_trainer` alone trains on every token; `enable_response_only_training` restricts the loss to the assistant's. `setup_and_train` does
-    what `training.response_only` says. `trainer` is the TRL trainer once created.
+    what `training.response_only` says. `trainer` is the TRL trainer once created, `plan` the batch layout once chosen.
     """
 
     def __init__(self, config: Mapping[str, Any] | Config, model: Any, tokenizer: Any, dataset: Dataset, eval_dataset: Dataset | None = None) -> None:
@@ -40,6 +48,7 @@ class SFTTrainerWrapper:
         self.engine: Engine = load_engine(self.settings.model.engine)[0]
         self.trainer: Any = None
         self.progress: Any = None
+        self.plan: Plan | None = None
 
     def create_trainer(self) -> Any:
         """The TRL trainer, with the loss on every token of a conversation.
@@ -52,7 +61,7 @@ class SFTTrainerWrapper:
         from chatbot_sft.train.callbacks import Progress
 
         with quiet():
-            self.trainer = trainer_class(self.engine, self.settings.dataset.shuffle)(
+            self.trainer = trainer_class(self.engine, self.settings)(
                 model=self.model,
                 args=sft_arguments(self.settings, self.engine),
                 train_dataset=_all_tokens(self.dataset),
@@ -71,6 +80,25 @@ class SFTTrainerWrapper:
         if self.eval_dataset is not None:
             self.trainer.eval_dataset = _columns(self.eval_dataset)
 
+    def plan_layout(self) -> Plan:
+        """Choose the batch layout as `training.batch_layout` says, log it, and use it."""
+        training = self.settings.training
+        batch_size = self.settings.effective_batch_size
+        configured = as_configured(training.per_device_train_batch_size, bool(self.engine.checkpointing(self.settings)), training.packing)
+        if training.batch_layout == "as_configured":
+            self.plan = Plan(configured, "as configured")
+        else:
+            with quiet():
+                self.plan = self._measured_plan(configured, batch_size)
+        self.trainer.use_layout(self.plan.layout)
+        times = {found.layout: f", {1000 * found.seconds:,.0f} ms a step" for found in self.plan.measurements if found.seconds is not None}
+        chosen = self.plan.layout
+        other = f"; as configured: {configured.describe(batch_size)}{times.get(configured, '')}" if configured != chosen else ""
+        log.info("layout: %s (%s%s%s)", chosen.describe(batch_size), self.plan.reason, times.get(chosen, ""), other)
+        for row in self.measured_layouts():
+            THIRD_PARTY.info("layout measured: %s", row)
+        return self.plan
+
     def evaluate(self) -> float | None:
         """Mean loss per trained token of the held-out conversations, in nats; None where nothing is held out."""
         if self.eval_dataset is None:
@@ -80,7 +108,9 @@ class SFTTrainerWrapper:
 
     def train(self) -> Any:
         """Run the training. Returns transformers' `TrainOutput` (global_step, training_loss, metrics)."""
-        self.engine.for_training(self.model)
+        if self.plan is None:
+            self.plan_layout()
+        self.trainer.use_layout(self.plan.layout)
         with quiet():
             return self.trainer.train()
 
@@ -99,15 +129,149 @@ class SFTTrainerWrapper:
         """Save what was trained as `config.save` says, or as `save_config` (keys of that section) does. Returns `save.SaveResult`."""
         return locate("save", self.settings.save._target_)(self.config, self.model, self.tokenizer).save(save_config)
 
+    def _measured_plan(self, configured: Layout, batch_size: int) -> Plan:
+        import torch
 
-def trainer_class(engine: Engine, shuffle: bool) -> type:
-    """The engine's SFTTrainer with our row order and a held-out loss that does not depend on how rows fall into batches."""
+        gpu = torch.cuda.is_available()
+        sampler = self.trainer.step_sampler()
+        sizes = sorted(sum(sampler.lengths[row] for row in pack) for pack in sampler.packs)
+        key = cache_key(
+            self.model.config.to_dict(),
+            {name: asdict(part) for name, part in (("model", self.settings.model), ("lora", self.settings.lora))},
+            [sizes[-1], sizes[len(sizes) // 2], sizes[9 * len(sizes) // 10]],
+            [batch_size, self.settings.training.packing, self.settings.training.memory_margin, configured.as_dict()],
+            torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(),
+            self.trainer.args.world_size,
+            {name: version for name, version in versions().items() if name != "chatbot-sft"},
+        )
+        layouts = candidates(configured, batch_size, gpu, gpu and self.trainer.capturable())
+        return choose(layouts, configured, self.trainer.trial(self.settings.training.memory_margin), key)
+
+    def measured_layouts(self) -> list[dict[str, Any]]:
+        """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in GB."""
+        return [
+            {
+                "layout": found.layout.describe(self.settings.effective_batch_size),
+                "milliseconds": found.seconds and round(1000 * found.seconds, 3),
+                "peak_gb": found.peak_gb,
+                "why_not": found.why_not,
+            }
+            for found in self.plan.measurements
+        ]
+
+
+def trainer_class(engine: Engine, settings: Config) -> type:
+    """The engine's SFTTrainer with our steps: one StepRows each, run in `layout`, and a held-out loss that does not depend on the batches."""
+    import torch
+
+    from chatbot_sft.train.flat import FlatParameters, flattens
+    from chatbot_sft.train.rows import IGNORED, StepLoader, StepRows
 
     class Trainer(engine.trainer_class()):
-        def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepSampler:
-            rows = self.train_dataset if train_dataset is None else train_dataset
-            effective_batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-            return StepSampler(row_lengths(rows), effective_batch_size, self.args.seed, shuffle)
+        layout: Layout
+        flat: FlatParameters | None = None
+
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            if self.optimizer is None and "8bit" in self.args.optim and flattens(trained):
+                self.flat = FlatParameters(trained)
+                optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                self.optimizer = optimizer_class([self.flat.vector], weight_decay=self.args.weight_decay, **options)
+            return super().create_optimizer(*args, **kwargs)
+
+        def step_sampler(self) -> StepSampler:
+            """The conversations of each step of this process; `args.per_device_train_batch_size` is the whole step's."""
+            training = settings.training
+            return StepSampler(
+                row_lengths(self.train_dataset),
+                self.args.per_device_train_batch_size * self.args.world_size,
+                self.args.seed,
+                settings.dataset.shuffle,
+                settings.model.max_seq_length if training.packing else None,
+                self.args.process_index,
+                self.args.world_size,
+            )
+
+        def get_train_dataloader(self) -> StepLoader:
+            return StepLoader(self.train_dataset, self.step_sampler(), self.args.dataloader_num_workers)
+
+        def use_layout(self, layout: Layout) -> None:
+            self.layout = layout
+            self.args.gradient_checkpointing = layout.checkpointing  # Unsloth reads it when training begins
+            engine.for_training(self.model, layout.checkpointing)
+
+        def capturable(self) -> bool:
+            return False
+
+        def trial(self, memory_margin: float) -> Trial:
+            """The typical and the longest step of this run, and a way to run them without a trace."""
+            sampler = self.step_sampler()
+            steps = sorted(sampler.steps(), key=lambda step: sum(sampler.lengths[row] for pack in step for row in pack))
+            by_size = sorted(sampler.packs, key=lambda pack: -sum(sampler.lengths[row] for row in pack))
+            rows = StepLoader(self.train_dataset, sampler).dataset
+            typical, longest = (
+                StepRows([rows[pack] for pack in step[: self.args.per_device_train_batch_size]]) for step in (steps[len(steps) // 2], by_size)
+            )
+
+            def run(layout: Layout, step: StepRows) -> None:
+                self.use_layout(layout)
+                with self.accelerator.autocast():
+                    self._run(self.model, step, torch.tensor(max(1, step.trained_tokens), device=self.args.device))
+                self.model.zero_grad()
+
+            steps_planned = self.args.max_steps if self.args.max_steps > 0 else int(self.args.num_train_epochs * len(sampler))
+            return Trial(run, typical, longest, steps_planned, memory_margin)
+
+        def training_step(self, model: Any, inputs: StepRows, num_items_in_batch: Any = None) -> torch.Tensor:
+            """One optimizer step's gradient. Out of memory, it is computed again from its beginning in the next smaller layout."""
+            while True:
+                try:
+                    return self._run(model, inputs, num_items_in_batch)
+                except torch.OutOfMemoryError as error:
+                    smaller = step_down(self.layout, checkpoints=True)
+                    if smaller is None or self.args.world_size > 1:
+                        raise UserError(
+                            f"out of memory at step {self.state.global_step + 1} ({self.layout.describe(len(inputs.packs))}); "
+                            "set a smaller training.per_device_train_batch_size or model.max_seq_length, or model.load_in_4bit=true"
+                        ) from error
+                # Out of the handler: until then the exception holds on to the activations of the step that failed.
+                model.zero_grad()
+                gc.collect()
+                torch.cuda.empty_cache()
+                size = len(inputs.packs)
+                log.warning("layout: out of memory; step %d again as %s", self.state.global_step + 1, smaller.describe(size))
+                self.use_layout(smaller)
+
+        def _run(self, model: Any, step: StepRows, num_items_in_batch: Any) -> torch.Tensor:
+            if self.flat is not None:
+                self.flat.attach()
+            groups = list(self.layout.groups(step))
+            losses = []
+            for number, rows in enumerate(groups, 1):
+                batch = self.layout.batch(rows, self.processing_class.pad_token_id)
+                with nullcontext() if number == len(groups) else self.accelerator.no_sync(model):
+                    losses.append(super().training_step(model, engine.inputs(batch), num_items_in_batch))
+            return torch.stack(losses).sum()
+
+        def _get_num_items_in_batch(self, batch_samples: list[StepRows], device: torch.device) -> torch.Tensor:
+            """Trained tokens of the step over all processes; the tokens seen are counted on the way, without waiting for the device."""
+            counts = torch.tensor([sum(step.trained_tokens for step in batch_samples), sum(step.tokens for step in batch_samples)], device=device)
+            if self.args.world_size > 1:
+                torch.distributed.all_reduce(counts)
+                self.state.num_input_tokens_seen += int(counts[1])
+            else:
+                self.state.num_input_tokens_seen += sum(step.tokens for step in batch_samples)
+            return counts[0].clamp(min=1)
+
+        def floating_point_ops(self, inputs: Any) -> int:
+            return 0  # counted by walking over all modules each time, and used for nothing here
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            if self.model_accepts_loss_kwargs or not model.training:
+                return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            # Such a model averages over its own micro-batch: weighted by its trained tokens, the parts add up to the mean of the step.
+            share = (inputs["labels"][:, 1:] != IGNORED).sum() / num_items_in_batch * self.args.world_size
+            return super().compute_loss(model, inputs) * share
 
         def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
             rows = dataloader.dataset
@@ -116,7 +280,7 @@ def trainer_class(engine: Engine, shuffle: bool) -> type:
 
         def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             # transformers averages the batches' mean losses over rows; weighted by tokens, that average is the loss per token.
-            tokens = (inputs["labels"][:, 1:] != -100).sum()
+            tokens = (inputs["labels"][:, 1:] != IGNORED).sum()
             rows = inputs["labels"].shape[0]
             loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
             return loss * (tokens / rows / self._tokens_per_row).to(loss.device), logits, labels

@@ -1,0 +1,51 @@
+"""An adapter's many small matrices as one vector, for optimizers that launch a kernel (and run Python) for each parameter.
+
+bitsandbytes' 8-bit AdamW over the 392 matrices of a 3B LoRA takes 23 ms a step on an H200, more than the gradient's own kernels for a short
+batch; over one vector it takes one launch. Its states are quantised in blocks of 256 values: every matrix begins at a block of its own, so the
+result is the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 256  # values that share a quantisation constant
+SMALLEST_8BIT = 4096  # bitsandbytes keeps 32-bit states for parameters below this size
+
+
+def flattens(parameters: Sequence[torch.nn.Parameter]) -> bool:
+    """Whether one vector can stand for `parameters` without changing what an 8-bit optimizer computes: matrices alone, of one dtype and device."""
+    kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
+    return len(kinds) == 1 and all(parameter.ndim == 2 and parameter.numel() >= SMALLEST_8BIT for parameter in parameters)
+
+
+class FlatParameters:
+    """Moves `parameters` into `vector` (shape (total values,)) and their gradients into `vector.grad`; both stay views of it."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        import torch
+
+        self.parameters = list(parameters)
+        starts = [0]
+        for parameter in self.parameters:
+            starts.append(starts[-1] + -(-parameter.numel() // BLOCK) * BLOCK)
+        like = self.parameters[0]
+        self.vector = torch.nn.Parameter(torch.zeros(starts[-1], dtype=like.dtype, device=like.device))
+        self.vector.grad = torch.zeros_like(self.vector)
+        self.gradients = [
+            self.vector.grad[start : start + parameter.numel()].view_as(parameter) for start, parameter in zip(starts, self.parameters, strict=False)
+        ]
+        for start, parameter in zip(starts, self.parameters, strict=False):
+            place = self.vector.data[start : start + parameter.numel()].view_as(parameter)
+            place.copy_(parameter.data)
+            parameter.data = place
+
+    def attach(self) -> None:
+        """Zero the gradients and put them in place; the backward pass then adds into `vector.grad`."""
+        self.vector.grad.zero_()
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient

@@ -1,0 +1,73 @@
+"""How one optimizer step is run: micro-batches, padding, recomputation. The step's gradient is the same in every layout; time and memory are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from chatbot_sft.train.rows import Row, StepRows, padded, padding_free
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to run the packs of a step on one device."""
+
+    packs: int  # conversations (packs of them with training.packing) in one micro-batch
+    padding_free: bool = False  # one long sequence without padding, in place of a rectangle
+    checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
+    captured: bool = False  # the layers run as CUDA graphs: no launch and no Python between their kernels
+
+    def describe(self, batch_size: int) -> str:
+        """For people: "8 × 1 padded, no checkpointing" for `batch_size` packs a step."""
+        form = "padding-free" if self.padding_free else "padded"
+        recomputed = "checkpointing" if self.checkpointing else "no checkpointing"
+        return f"{self.packs} × {math.ceil(batch_size / self.packs)} {form}, {recomputed}" + (", captured" if self.captured else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def groups(self, step: StepRows) -> Iterator[list[Row]]:
+        """The conversations of each micro-batch; neighbours in length, because a step's packs are sorted by it."""
+        for start in range(0, len(step.packs), self.packs):
+            yield [row for pack in step.packs[start : start + self.packs] for row in pack]
+
+    def batch(self, rows: list[Row], pad_token_id: int) -> dict[str, Any]:
+        """The tensors of one micro-batch, on the CPU."""
+        return padding_free(rows) if self.padding_free else padded(rows, pad_token_id)
+
+
+def as_configured(packs: int, checkpointing: bool, packing: bool) -> Layout:
+    """What `training.per_device_train_batch_size` says, to the letter. Packed conversations are never padded apart again."""
+    return Layout(packs, padding_free=packing, checkpointing=checkpointing)
+
+
+def candidates(configured: Layout, batch_size: int, gpu: bool, capturable: bool) -> list[Layout]:
+    """The layouts worth measuring for `batch_size` packs a step, the likeliest first.
+
+    On a GPU that is the largest micro-batch without recomputation: short conversations leave it idle while Python launches kernels. On a CPU,
+    where padding is the only loss, it is what is configured, then its neighbours.
+    """
+    sizes = [batch_size]
+    while sizes[-1] > 1:
+        sizes.append(math.ceil(sizes[-1] / 2))
+    # A single conversation has no padding; packed ones are never padded apart.
+    forms = [(size, form) for size in sizes for form in (False, True) if (form if configured.padding_free else size > 1 or not form)]
+    if not gpu:
+        near = sorted(forms, key=lambda form: abs(math.log2(form[0] / configured.packs)))
+        return list(dict.fromkeys([configured, *(Layout(*form) for form in near)]))
+    captured = [Layout(size, captured=True) for size in sizes[:2] if capturable and not configured.padding_free]
+    recomputed = [Layout(*form, checkpointing=True) for form in forms]
+    return list(dict.fromkeys([*captured, *(Layout(*form) for form in forms), *recomputed, configured]))
+
+
+def step_down(layout: Layout, checkpoints: bool) -> Layout | None:
+    """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation (where the model can); None at the end."""
+    if layout.captured:
+        return Layout(layout.packs, layout.padding_free, layout.checkpointing)
+    if layout.packs > 1:
+        return Layout(math.ceil(layout.packs / 2), layout.padding_free and layout.packs > 2, layout.checkpointing)
+    if not layout.checkpointing and checkpoints:
+        return Layout(1, layout.padding_free, checkpointing=True)
+    return None

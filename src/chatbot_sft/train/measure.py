@@ -1,0 +1,148 @@
+"""Which layout runs a step fastest here: each is tried on real batches, and the answer is remembered in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chatbot_sft.cache import cache_dir
+from chatbot_sft.train.layout import Layout
+from chatbot_sft.train.rows import StepRows
+
+log = logging.getLogger(__name__)
+
+BUDGET_SECONDS, BUDGET_SHARE = 20.0, 0.05  # measuring ends after so long, or this share of the planned run where that is more
+CLEARLY_FASTER = 0.97  # timings of one layout differ by about this much; what is configured stays unless another beats it
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One layout on this machine: seconds for the typical step, GB (10^9 bytes) at the peak of the longest; None where it did not run."""
+
+    layout: Layout
+    seconds: float | None = None
+    peak_gb: float | None = None
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chosen layout with what was measured for it."""
+
+    layout: Layout
+    reason: str
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @property
+    def peak_gb(self) -> float | None:
+        """Peak of the chosen layout on the longest batch, where it was measured on a GPU."""
+        return next((found.peak_gb for found in self.measurements if found.layout == self.layout), None)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What measuring needs: `run` does the forward and backward passes of a step and throws the gradients away."""
+
+    run: Callable[[Layout, StepRows], None]
+    typical: StepRows
+    longest: StepRows
+    steps: int  # optimizer steps of the planned run
+    memory_margin: float
+
+
+def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str) -> Plan:
+    """The fastest of `layouts`, measured now or remembered under `key`.
+
+    A layout that runs out of memory, or leaves less than `memory_margin` of the card free, is not taken. Where none fits, the most frugal is.
+    """
+    memory = cache_dir() / "layouts" / f"{key}.json"
+    if memory.is_file():
+        return _remembered(memory)
+    measurements = _measure(layouts, configured, trial)
+    ran = [found for found in measurements if found.seconds is not None]
+    if not ran:
+        return Plan(layouts[-1], "no layout fits the memory margin; the most frugal one is taken", measurements)
+    best = min(ran, key=lambda found: found.seconds)
+    ours = next((found for found in ran if found.layout == configured), None)
+    if ours is not None and best.seconds > CLEARLY_FASTER * ours.seconds:
+        best = ours
+    plan = Plan(best.layout, "measured", measurements)
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = memory.with_suffix(f".{time.monotonic_ns()}")
+    temporary.write_text(json.dumps(asdict(plan)), encoding="utf-8")
+    temporary.replace(memory)
+    return plan
+
+
+def cache_key(*parts: Any) -> str:
+    """Everything a measurement depends on, as one file name."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _remembered(file: Path) -> Plan:
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    measurements = [Measurement(**{**found, "layout": Layout(**found["layout"])}) for found in stored["measurements"]]
+    return Plan(Layout(**stored["layout"]), "measured by an earlier run", measurements)
+
+
+def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> list[Measurement]:
+    import torch
+
+    gpu = torch.cuda.is_available()
+    typical = trial.typical if gpu else StepRows(trial.typical.packs[::2])
+    limit = (1 - trial.memory_margin) * torch.cuda.get_device_properties(0).total_memory if gpu else float("inf")
+    found: list[Measurement] = []
+    started = None
+    with torch.random.fork_rng():
+        if not gpu:
+            trial.run(Layout(1), StepRows(typical.packs[-1:]))  # first calls are slow
+        for layout in layouts:
+            fits = [measured.seconds for measured in found if measured.seconds is not None]
+            if fits and time.perf_counter() - started > max(BUDGET_SECONDS, BUDGET_SHARE * trial.steps * min(fits)):
+                found.append(Measurement(layout, why_not="no time left to measure"))
+                continue
+            if layout.checkpointing and layout != configured and any(not measured.layout.checkpointing for measured in found if measured.seconds):
+                found.append(Measurement(layout, why_not="fits without checkpointing"))
+                continue
+            found.append(_try(layout, typical, trial, limit, gpu))
+            # The first layout pays for the engine's compilation, which the run would pay as well.
+            started = started or time.perf_counter()
+            log.debug("layout: %s", found[-1])
+    return found
+
+
+def _try(layout: Layout, typical: StepRows, trial: Trial, limit: float, gpu: bool) -> Measurement:
+    import torch
+
+    peak = None
+    try:
+        if gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            trial.run(layout, trial.longest)
+            trial.run(layout, typical)
+            peak = torch.cuda.max_memory_reserved()
+            if peak > limit:
+                return Measurement(layout, peak_gb=round(peak / 1e9, 3), why_not="over the memory margin")
+        seconds = min(_timed(lambda: trial.run(layout, typical), gpu) for _ in range(2 if gpu else 1))
+    except torch.OutOfMemoryError:
+        return Measurement(layout, why_not="out of memory")
+    return Measurement(layout, round(seconds, 6), round(peak / 1e9, 3) if peak is not None else None)
+
+
+def _timed(run: Callable[[], None], gpu: bool) -> float:
+    import torch
+
+    if gpu:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,0 +1,112 @@
+"""The conversations of one optimizer step on their way from the dataset to a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from chatbot_sft.train.sampler import Pack, StepSampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IGNORED = -100  # the label of a token without a loss
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation: its number in the dataset, `input_ids` and `labels` of the same length. The first label is never predicted."""
+
+    number: int
+    input_ids: list[int]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What one process trains in one optimizer step: packs of rows, from long to short; without packing one row each."""
+
+    packs: list[list[Row]]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for pack in self.packs for row in pack]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(row.trained_tokens for row in self.rows)
+
+
+class PackedDataset:
+    """Gives the DataLoader whole packs: an index is a list of row numbers of `dataset`. Without a column of labels every token is trained."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, pack: Pack) -> list[Row]:
+        columns = self.dataset[pack]
+        ids = columns["input_ids"]
+        return [Row(number, *row) for number, row in zip(pack, zip(ids, columns.get("labels", ids), strict=True), strict=True)]
+
+
+class StepLoader(DataLoader):
+    """One StepRows an optimizer step."""
+
+    def __init__(self, dataset: Dataset, sampler: StepSampler, workers: int = 0) -> None:
+        super().__init__(PackedDataset(dataset), batch_sampler=sampler, collate_fn=StepRows, num_workers=workers)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+def padded(rows: Sequence[Row], pad_token_id: int, length: int | None = None, mask: bool = True) -> dict[str, Any]:
+    """input_ids, labels and attention_mask of shape (rows, longest row or `length`), padded on the right.
+
+    Padding is marked by position, so a pad token that equals the end token is still learned where it ends a turn. `mask=False` leaves the mask
+    out: behind a causal attention no real token ever sees the padding on its right.
+    """
+    import torch
+
+    length = length or max(map(len, rows))
+    shape = (len(rows), length)
+    batch = {"input_ids": torch.full(shape, pad_token_id), "labels": torch.full(shape, IGNORED)}
+    if mask:
+        batch["attention_mask"] = torch.zeros(shape, dtype=torch.long)
+    for index, row in enumerate(rows):
+        batch["input_ids"][index, : len(row)] = torch.tensor(row.input_ids)
+        batch["labels"][index, : len(row)] = torch.tensor(row.labels)
+        if mask:
+            batch["attention_mask"][index, : len(row)] = 1
+    return batch
+
+
+def padding_free(rows: Sequence[Row]) -> dict[str, Any]:
+    """input_ids, labels and position_ids of shape (1, all tokens). Positions begin anew with each row: attention stays inside it.
+
+    The first token of a row has no loss: what it would be predicted from is the row before.
+    """
+    import torch
+
+    return {
+        "input_ids": torch.tensor([[token for row in rows for token in row.input_ids]]),
+        "labels": torch.tensor([[label for row in rows for label in (IGNORED, *row.labels[1:])]]),
+        "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
+        "packed_seq_lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
+    }

@@ -1,0 +1,318 @@
+"""One gradient, many ways to run it: packing, padding, micro-batches, and what happens when memory runs out."""
+
+import itertools
+import json
+import random
+
+import pytest
+from conftest import EXAMPLE, report_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatbot_sft.train.layout import Layout, as_configured, candidates, step_down
+from chatbot_sft.train.measure import Trial, cache_key, choose
+from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded, padding_free
+from chatbot_sft.train.sampler import StepSampler, best_fit
+
+rows_of_ids = st.lists(st.lists(st.integers(3, 99), min_size=2, max_size=9), min_size=1, max_size=7)
+
+
+def made(ids: list[list[int]], seed: int = 0) -> list[Row]:
+    draw = random.Random(seed)
+    return [Row(number, row, [token if draw.random() < 0.6 else IGNORED for token in row]) for number, row in enumerate(ids)]
+
+
+# Packing and steps
+
+
+@given(st.lists(st.integers(1, 120), max_size=60), st.integers(10, 100))
+def test_best_fit_puts_every_row_in_one_pack_and_fills_them(lengths, capacity):
+    packs = best_fit(lengths, capacity)
+    assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
+    sizes = [sum(lengths[row] for row in pack) for pack in packs]
+    assert all(size <= capacity or len(pack) == 1 for size, pack in zip(sizes, packs, strict=True))
+    # Two packs that would fit into one are what best fit never leaves.
+    assert all(a + b > capacity for a, b in itertools.combinations(sizes, 2))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 3), st.booleans())
+def test_the_steps_of_all_processes_are_those_of_one(lengths, batch_size, processes, packed):
+    def sampler(process, processes):
+        return StepSampler(lengths, batch_size, 7, True, 60 if packed else None, process, processes)
+
+    whole = list(sampler(0, 1))
+    assert len(whole) == len(sampler(0, 1))
+    assert sorted(row for step in whole for pack in step for row in pack) == list(range(len(lengths)))
+    shares = [list(sampler(process, processes)) for process in range(processes)]
+    for step, *parts in zip(whole, *shares, strict=True):
+        assert sorted(map(tuple, step)) == sorted(tuple(pack) for part in parts for pack in part)
+
+
+def test_each_epoch_has_an_order_of_its_own_and_a_seed_repeats_it():
+    sampler = StepSampler(range(1, 41), 8, 1, True)
+    first = list(sampler)
+    assert first == list(StepSampler(range(1, 41), 8, 1, True)) != list(StepSampler(range(1, 41), 8, 2, True))
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+    assert [pack for step in StepSampler(range(1, 41), 8, 1, False) for pack in sorted(step)] == [[row] for row in range(40)]
+
+
+# Batches
+
+
+@given(rows_of_ids)
+def test_a_batch_holds_every_token_and_every_trained_label(ids):
+    rows = made(ids)
+    trained = sum(row.trained_tokens for row in rows)
+    rectangle, line = padded(rows, pad_token_id=0), padding_free(rows)
+    for index, row in enumerate(rows):
+        assert rectangle["input_ids"][index, : len(row)].tolist() == row.input_ids
+        assert rectangle["labels"][index].tolist() == row.labels + [IGNORED] * (max(map(len, rows)) - len(row))
+    assert rectangle["attention_mask"].sum() == line["input_ids"].numel() == sum(map(len, rows))
+    assert (rectangle["labels"][:, 1:] != IGNORED).sum() == trained
+    # Shifted by one, the label of a row's first token would be predicted from the row before.
+    assert (line["labels"][:, 1:] != IGNORED).sum() == trained
+    assert line["position_ids"][0].tolist() == [position for row in rows for position in range(len(row))]
+    assert line["packed_seq_lengths"].tolist() == [len(row) for row in rows]
+
+
+@given(rows_of_ids, st.integers(1, 8))
+def test_micro_batches_are_a_partition_of_the_step(ids, size):
+    step = StepRows([[row] for row in made(ids)])
+    groups = list(Layout(size).groups(step))
+    assert [row.number for group in groups for row in group] == list(range(len(ids)))
+    assert all(len(group) <= size for group in groups)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llama, tmp_path_factory):
+    """`trained(**training)`: a trainer of the tiny model in float32, ready to run steps."""
+    from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper
+
+    def build(**training):
+        folder = tmp_path_factory.mktemp("layout")
+        config = {
+            "model": {"name": str(tiny_llama), "engine": "transformers", "load_in_4bit": False, "dtype": "float32", "max_seq_length": 512},
+            "dataset": {"data_path": str(EXAMPLE), "max_rows": 40, "eval_fraction": 0.0},
+            "training": {"output_dir": str(folder), "max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, **training},
+            "save": {"method": "none"},
+        }
+        model, tokenizer = ModelLoader(config).load_and_configure()
+        wrapper = SFTTrainerWrapper(config, model, tokenizer, DatasetLoader(config, tokenizer).prepare_dataset())
+        wrapper.setup()
+        return wrapper
+
+    return build
+
+
+def gradient(trainer, layout, step):
+    import torch
+
+    trainer.use_layout(layout)
+    trainer.model.zero_grad()
+    loss = trainer._run(trainer.model, step, torch.tensor(step.trained_tokens))
+    return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+def test_every_layout_gives_the_loss_and_the_gradient_of_the_configured_one(trained):
+    wrapper = trained()
+    trainer = wrapper.trainer
+    step = next(iter(trainer.get_train_dataloader()))
+    loss, expected = gradient(trainer, as_configured(2, False, False), step)
+    layouts = [*candidates(as_configured(2, False, False), 8, gpu=False, capturable=False), Layout(4, checkpointing=True)]
+    assert len(layouts) == 8
+    for layout in layouts:
+        found, ours = gradient(trainer, layout, step)
+        assert found == pytest.approx(loss, abs=1e-5), layout
+        assert (ours - expected).norm() < 1e-5 * expected.norm(), layout
+
+
+def test_packed_conversations_have_the_losses_they_have_alone(trained):
+    import torch
+
+    wrapper = trained(packing=True)
+    trainer = wrapper.trainer
+    step = next(iter(trainer.get_train_dataloader()))
+    pack = max(step.packs, key=len)
+    assert len(pack) > 1
+    assert all(sum(map(len, pack)) <= 512 for pack in step.packs)
+    batch = padding_free(pack)
+    del batch["packed_seq_lengths"]
+    trainer.model.eval()
+    with torch.no_grad():
+        logits = trainer.model(**batch).logits[0]
+        start = 0
+        for row in pack:
+            alone = trainer.model(input_ids=torch.tensor([row.input_ids])).logits[0]
+            assert torch.allclose(logits[start : start + len(row)], alone, atol=1e-5)
+            start += len(row)
+        # Positions that run on let attention cross: the check above can fail.
+        batch["position_ids"] = torch.arange(start)[None]
+        crossed = trainer.model(**batch).logits[0]
+    assert not torch.allclose(logits[len(pack[0]) :], crossed[len(pack[0]) :], atol=1e-5)
+    assert wrapper.setup_and_train().global_step == 2
+
+
+def test_out_of_memory_is_a_smaller_layout_and_the_same_losses(trained, monkeypatch, caplog):
+    import torch
+    import transformers
+
+    expected = trained(batch_layout="as_configured", per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    expected.setup_and_train()
+    micro_step = transformers.Trainer.training_step
+    sizes = []
+
+    def small_card(self, model, inputs, num_items_in_batch=None):
+        rows = inputs["input_ids"].shape[0]
+        sizes.append(rows)
+        loss = micro_step(self, model, inputs, num_items_in_batch)
+        if rows > 3:  # in the middle of the backward pass, some gradients are there already
+            raise torch.OutOfMemoryError("planted")
+        return loss
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", small_card)
+    wrapper = trained(batch_layout="as_configured", per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    wrapper.setup_and_train()
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert wrapper.trainer.layout == Layout(2)
+    assert [loss for _, loss in wrapper.progress.losses] == pytest.approx([loss for _, loss in expected.progress.losses], abs=1e-5)
+    assert "layout: out of memory; step 1 again as 2 × 4 padded" in caplog.text
+
+
+def test_without_a_smaller_layout_out_of_memory_is_one_line(trained, monkeypatch):
+    import torch
+    import transformers
+
+    from chatbot_sft import UserError
+
+    def no_card(*_):
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", no_card)
+    wrapper = trained(batch_layout="as_configured")
+    with pytest.raises(UserError, match=r"out of memory at step 1 .*; set a smaller training.per_device_train_batch_size"):
+        wrapper.setup_and_train()
+
+
+# The choice
+
+
+def trial(seconds, steps=100):
+    """A Trial on a machine where each layout takes as long as `seconds` says; an exception there is raised."""
+    from torch import OutOfMemoryError
+
+    clock = iter(itertools.count())
+    calls = []
+
+    def run(layout, step):
+        calls.append((layout, len(step.packs)))
+        if layout not in seconds:
+            raise OutOfMemoryError(f"{layout}")
+        import time
+
+        time.sleep(seconds[layout])
+
+    step = StepRows([[row] for row in made([[5, 6, 7]] * 8)])
+    return Trial(run, step, step, steps, 0.1), calls, clock
+
+
+def test_the_fastest_layout_is_taken_and_remembered():
+    slow, fast, too_large = Layout(2), Layout(4), Layout(8)
+    planned, calls, _ = trial({Layout(1): 0.0, slow: 0.05, fast: 0.01})
+    key = cache_key("fastest", random.random())
+    plan = choose([slow, fast, too_large], slow, planned, key)
+    assert plan.layout == fast
+    assert [(found.layout, found.why_not) for found in plan.measurements] == [(slow, None), (fast, None), (too_large, "out of memory")]
+    before = len(calls)
+    again = choose([slow, fast, too_large], slow, planned, key)
+    assert len(calls) == before
+    assert again.layout == fast
+    assert again.reason == "measured by an earlier run"
+    assert again.measurements == plan.measurements
+
+
+def test_what_is_configured_stays_where_nothing_is_clearly_faster():
+    configured, other = Layout(2), Layout(4)
+    planned, _, _ = trial({Layout(1): 0.0, configured: 0.0505, other: 0.05})
+    assert choose([configured, other], configured, planned, cache_key("close", random.random())).layout == configured
+
+
+def test_where_nothing_fits_the_most_frugal_layout_is_taken():
+    planned, _, _ = trial({Layout(1): 0.0})
+    plan = choose([Layout(8), Layout(2)], Layout(8), planned, cache_key("none", random.random()))
+    assert plan.layout == Layout(2)
+    assert all(found.why_not == "out of memory" for found in plan.measurements)
+
+
+def test_candidates_begin_with_what_is_likeliest_and_hold_what_is_configured():
+    configured = as_configured(2, True, False)
+    gpu = candidates(configured, 8, gpu=True, capturable=True)
+    assert gpu[0] == Layout(8, captured=True)
+    assert gpu.index(Layout(8)) < gpu.index(Layout(8, checkpointing=True))
+    assert configured in gpu
+    assert len(set(gpu)) == len(gpu)
+    packed = candidates(as_configured(2, False, True), 8, gpu=True, capturable=True)
+    assert all(layout.padding_free and not layout.captured for layout in packed)
+    assert candidates(configured, 8, gpu=False, capturable=False)[0] == configured
+
+
+def test_stepping_down_ends():
+    layout, seen = Layout(8, captured=True), []
+    while layout is not None:
+        seen.append(layout)
+        layout = step_down(layout, checkpoints=True)
+    assert seen[0].captured
+    assert seen[-1] == Layout(1, checkpointing=True)
+    assert len(seen) == len(set(seen)) == 6
+
+
+# The optimizer's single vector
+
+
+def test_one_vector_is_optimized_as_its_matrices_are():
+    import torch
+
+    from chatbot_sft.train.flat import BLOCK, FlatParameters, flattens
+
+    def matrices():
+        torch.manual_seed(1)
+        return [torch.nn.Parameter(torch.randn(shape)) for shape in ((16, 300), (70, 64), (8, 1000))]
+
+    apart, together = matrices(), matrices()
+    assert flattens(together)
+    assert not flattens([*together, torch.nn.Parameter(torch.randn(8))])
+    flat = FlatParameters(together)
+    assert flat.vector.numel() % BLOCK == 0
+    one, many = (torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1, foreach=False) for parameters in ([flat.vector], apart))
+    for step in range(3):
+        flat.attach()
+        for parameters in (apart, together):
+            torch.manual_seed(step)
+            sum((parameter * torch.randn_like(parameter)).sum() for parameter in parameters).backward()
+        one.step()
+        many.step()
+        for parameter in (*apart, *together):
+            parameter.grad = None  # as the trainer does after a step
+        assert all(torch.equal(a, b) for a, b in zip(apart, together, strict=True))
+
+
+# The command line
+
+
+def test_auto_and_as_configured_train_the_same_losses_and_say_what_they_did(launch, tiny, tmp_path):
+    for layout in ("auto", "as_configured"):
+        arguments = ["model.dtype=float32", "save=none", "training.sample_max_new_tokens=0", f"training.batch_layout={layout}"]
+        process = launch(*tiny, *arguments, f"hydra.run.dir={layout}")
+        assert process.returncode == 0, process.stderr
+        assert "layout: " in process.stderr
+    auto, configured = (report_of(tmp_path / name)["training"] for name in ("auto", "as_configured"))
+    assert configured["batch_layout"] == "2 × 4 padded, no checkpointing"
+    assert configured["batch_layouts"] == []
+    measured = [found for found in auto["batch_layouts"] if found["milliseconds"]]
+    assert auto["batch_layout"] in [found["layout"] for found in measured]
+    assert len(measured) > 1
+    assert auto["tokens"] == configured["tokens"]
+    for a, b in zip(auto["history"], configured["history"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    assert list((tmp_path / "auto").glob("report.json"))
+    assert json.loads((tmp_path / "auto" / "report.json").read_text())["training"]["effective_batch_size"] == 8
