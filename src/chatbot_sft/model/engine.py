@@ -43,6 +43,9 @@ class Engine(Protocol):
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes of a micro-batch: row lengths of a padding-free one, or positions alone."""
 
+    def capturable(self, model: Any) -> bool:
+        """Whether `hidden_states` can run as a CUDA graph and `head_loss` does the rest; an engine without them says no."""
+
     def trainer_class(self) -> type:
         """TRL's SFTTrainer, as this engine needs it on this machine."""
 

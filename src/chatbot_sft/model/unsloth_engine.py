@@ -69,3 +69,25 @@ def trainer_class() -> type:
     import trl
 
     return trl.SFTTrainer
+
+
+def capturable(model: Any) -> bool:
+    """Whether `model` runs Unsloth's own layers (Llama, Mistral, Qwen …), which wait for nothing on their way, under a plain head."""
+    base = model.get_base_model()
+    return type(base.model).forward.__module__.startswith("unsloth.") and not base.lm_head.weight.requires_grad
+
+
+def hidden_states(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """What the layers make of `input_ids` (rows, length): (rows, length, width), padding on the right left unmasked behind causal attention."""
+    return model.get_base_model().model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+
+def head_loss(model: Any, hidden: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor) -> torch.Tensor:
+    """Cross entropy summed over the trained positions of `labels` (rows, length), divided by `trained_tokens`: Unsloth's fused kernel."""
+    from unsloth.models.llama import resolve_logit_transforms
+    from unsloth_zoo.fused_losses.cross_entropy_loss import unsloth_fused_ce_loss
+
+    base = model.get_base_model()
+    names = ("logit_softcapping", "logit_scale_multiply", "logit_scale_divide")
+    transforms = dict(zip(names, resolve_logit_transforms(base.config), strict=True))
+    return unsloth_fused_ce_loss(None, hidden, base.lm_head.weight, None, labels, n_items=trained_tokens, **transforms)

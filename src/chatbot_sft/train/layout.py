@@ -57,9 +57,10 @@ def candidates(configured: Layout, batch_size: int, gpu: bool, capturable: bool)
     if not gpu:
         near = sorted(forms, key=lambda form: abs(math.log2(form[0] / configured.packs)))
         return list(dict.fromkeys([configured, *(Layout(*form) for form in near)]))
+    plain = [Layout(*form) for form in forms]
     captured = [Layout(size, captured=True) for size in sizes[:2] if capturable and not configured.padding_free]
     recomputed = [Layout(*form, checkpointing=True) for form in forms]
-    return list(dict.fromkeys([*captured, *(Layout(*form) for form in forms), *recomputed, configured]))
+    return list(dict.fromkeys([*plain[:2], *captured, *plain[2:], *recomputed, configured]))
 
 
 def step_down(layout: Layout, checkpoints: bool) -> Layout | None:

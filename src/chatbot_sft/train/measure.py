@@ -28,6 +28,7 @@ class Measurement:
     layout: Layout
     seconds: float | None = None
     peak_gb: float | None = None
+    capture_seconds: float = 0.0  # what each new shape costs once
     why_not: str | None = None
 
 
@@ -54,30 +55,35 @@ class Trial:
     longest: StepRows
     steps: int  # optimizer steps of the planned run
     memory_margin: float
+    shapes: int = 1  # different shapes that capturing would meet
 
 
 def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str) -> Plan:
-    """The fastest of `layouts`, measured now or remembered under `key`.
+    """The layout of `layouts` that ends the run first, measured now or remembered under `key`.
 
     A layout that runs out of memory, or leaves less than `memory_margin` of the card free, is not taken. Where none fits, the most frugal is.
     """
     memory = cache_dir() / "layouts" / f"{key}.json"
     if memory.is_file():
-        return _remembered(memory)
-    measurements = _measure(layouts, configured, trial)
+        measurements, reason = _remembered(memory), "measured by an earlier run"
+    else:
+        measurements, reason = _measure(layouts, configured, trial), "measured"
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_suffix(f".{time.monotonic_ns()}")
+        temporary.write_text(json.dumps([asdict(found) for found in measurements]), encoding="utf-8")
+        temporary.replace(memory)
+
+    def run_seconds(found: Measurement) -> float:
+        return found.seconds * trial.steps + found.capture_seconds * trial.shapes
+
     ran = [found for found in measurements if found.seconds is not None]
     if not ran:
         return Plan(layouts[-1], "no layout fits the memory margin; the most frugal one is taken", measurements)
-    best = min(ran, key=lambda found: found.seconds)
-    ours = next((found for found in ran if found.layout == configured), None)
-    if ours is not None and best.seconds > CLEARLY_FASTER * ours.seconds:
+    best = min(ran, key=run_seconds)
+    ours = next((found for found in ran if found.layout == configured), best)
+    if run_seconds(best) > CLEARLY_FASTER * run_seconds(ours):
         best = ours
-    plan = Plan(best.layout, "measured", measurements)
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_suffix(f".{time.monotonic_ns()}")
-    temporary.write_text(json.dumps(asdict(plan)), encoding="utf-8")
-    temporary.replace(memory)
-    return plan
+    return Plan(best.layout, reason, measurements)
 
 
 def cache_key(*parts: Any) -> str:
@@ -85,10 +91,8 @@ def cache_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _remembered(file: Path) -> Plan:
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    measurements = [Measurement(**{**found, "layout": Layout(**found["layout"])}) for found in stored["measurements"]]
-    return Plan(Layout(**stored["layout"]), "measured by an earlier run", measurements)
+def _remembered(file: Path) -> list[Measurement]:
+    return [Measurement(**{**found, "layout": Layout(**found["layout"])}) for found in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> list[Measurement]:
@@ -120,20 +124,24 @@ def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> lis
 def _try(layout: Layout, typical: StepRows, trial: Trial, limit: float, gpu: bool) -> Measurement:
     import torch
 
-    peak = None
+    from chatbot_sft.train.graphs import CaptureFailed
+
+    peak, first = None, 0.0
     try:
         if gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             trial.run(layout, trial.longest)
-            trial.run(layout, typical)
-            peak = torch.cuda.max_memory_reserved()
-            if peak > limit:
-                return Measurement(layout, peak_gb=round(peak / 1e9, 3), why_not="over the memory margin")
+            first = _timed(lambda: trial.run(layout, typical), gpu)
+            peak = round(torch.cuda.max_memory_reserved() / 1e9, 3)
+            if torch.cuda.max_memory_reserved() > limit:
+                return Measurement(layout, peak_gb=peak, why_not="over the memory margin")
         seconds = min(_timed(lambda: trial.run(layout, typical), gpu) for _ in range(2 if gpu else 1))
     except torch.OutOfMemoryError:
         return Measurement(layout, why_not="out of memory")
-    return Measurement(layout, round(seconds, 6), round(peak / 1e9, 3) if peak is not None else None)
+    except CaptureFailed as error:
+        return Measurement(layout, why_not=f"cannot be captured: {error}")
+    return Measurement(layout, round(seconds, 6), peak, round(max(0.0, first - seconds), 3) if layout.captured else 0.0)
 
 
 def _timed(run: Callable[[], None], gpu: bool) -> float:

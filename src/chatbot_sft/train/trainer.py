@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WORTH_CAPTURING = 200  # optimizer steps; below, capturing costs more seconds than it saves
+
 
 class SFTTrainerWrapper:
     """Trains `model` on `dataset` (columns input_ids and labels, as `DatasetLoader.prepare_dataset` makes it).
@@ -133,19 +135,21 @@ class SFTTrainerWrapper:
         import torch
 
         gpu = torch.cuda.is_available()
+        trial = self.trainer.trial(self.settings.training.memory_margin)
+        capturable = gpu and trial.steps >= WORTH_CAPTURING and self.trainer.capturable()
+        layouts = candidates(configured, batch_size, gpu, capturable)
         sampler = self.trainer.step_sampler()
         sizes = sorted(sum(sampler.lengths[row] for row in pack) for pack in sampler.packs)
         key = cache_key(
             self.model.config.to_dict(),
             {name: asdict(part) for name, part in (("model", self.settings.model), ("lora", self.settings.lora))},
             [sizes[-1], sizes[len(sizes) // 2], sizes[9 * len(sizes) // 10]],
-            [batch_size, self.settings.training.packing, self.settings.training.memory_margin, configured.as_dict()],
+            [self.settings.training.memory_margin, configured.as_dict(), [layout.as_dict() for layout in layouts]],
             torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(),
             self.trainer.args.world_size,
             {name: version for name, version in versions().items() if name != "chatbot-sft"},
         )
-        layouts = candidates(configured, batch_size, gpu, gpu and self.trainer.capturable())
-        return choose(layouts, configured, self.trainer.trial(self.settings.training.memory_margin), key)
+        return choose(layouts, configured, trial, key)
 
     def measured_layouts(self) -> list[dict[str, Any]]:
         """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in GB."""
@@ -164,17 +168,22 @@ def trainer_class(engine: Engine, settings: Config) -> type:
     """The engine's SFTTrainer with our steps: one StepRows each, run in `layout`, and a held-out loss that does not depend on the batches."""
     import torch
 
-    from chatbot_sft.train.flat import FlatParameters, flattens
-    from chatbot_sft.train.rows import IGNORED, StepLoader, StepRows
+    from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
+    from chatbot_sft.train.graphs import CapturedLayers, layers_and_loss
+    from chatbot_sft.train.rows import IGNORED, StepLoader, StepRows, padded
 
     class Trainer(engine.trainer_class()):
         layout: Layout
-        flat: FlatParameters | None = None
+        captured: CapturedLayers | None = None
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            self.flat = FlatParameters(trained) if "8bit" in self.args.optim and flattens(trained) else None
+            self.gradients = self.flat or Gradients(trained)
 
         def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            if self.optimizer is None and "8bit" in self.args.optim and flattens(trained):
-                self.flat = FlatParameters(trained)
+            if self.optimizer is None and self.flat is not None:
                 optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
                 self.optimizer = optimizer_class([self.flat.vector], weight_decay=self.args.weight_decay, **options)
             return super().create_optimizer(*args, **kwargs)
@@ -201,7 +210,10 @@ def trainer_class(engine: Engine, settings: Config) -> type:
             engine.for_training(self.model, layout.checkpointing)
 
         def capturable(self) -> bool:
-            return False
+            """Whether `layout.captured` may be tried: on one GPU, an adapter alone, nothing random in the layers, no loss scaling."""
+            lora, extra = settings.lora, settings.sft_arguments
+            plain = not settings.full_finetuning and not lora.modules_to_save and not lora.lora_dropout and not extra.get("neftune_noise_alpha")
+            return plain and self.args.world_size == 1 and self.accelerator.scaler is None and engine.capturable(self.model)
 
         def trial(self, memory_margin: float) -> Trial:
             """The typical and the longest step of this run, and a way to run them without a trace."""
@@ -220,7 +232,8 @@ def trainer_class(engine: Engine, settings: Config) -> type:
                 self.model.zero_grad()
 
             steps_planned = self.args.max_steps if self.args.max_steps > 0 else int(self.args.num_train_epochs * len(sampler))
-            return Trial(run, typical, longest, steps_planned, memory_margin)
+            shapes = {CapturedLayers.length(max(sampler.lengths[row] for pack in step for row in pack)) for step in steps}
+            return Trial(run, typical, longest, steps_planned, memory_margin, len(shapes))
 
         def training_step(self, model: Any, inputs: StepRows, num_items_in_batch: Any = None) -> torch.Tensor:
             """One optimizer step's gradient. Out of memory, it is computed again from its beginning in the next smaller layout."""
@@ -242,12 +255,19 @@ def trainer_class(engine: Engine, settings: Config) -> type:
                 log.warning("layout: out of memory; step %d again as %s", self.state.global_step + 1, smaller.describe(size))
                 self.use_layout(smaller)
 
-        def _run(self, model: Any, step: StepRows, num_items_in_batch: Any) -> torch.Tensor:
-            if self.flat is not None:
-                self.flat.attach()
+        def _run(self, model: Any, step: StepRows, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+            if self.layout.captured and self.captured is None:
+                self.captured = CapturedLayers(*layers_and_loss(engine, self.model, self.accelerator.autocast))
+            if self.layout.captured or self.flat is not None:
+                self.gradients.attach()
             groups = list(self.layout.groups(step))
             losses = []
             for number, rows in enumerate(groups, 1):
+                if self.layout.captured and len(rows) == self.layout.packs:
+                    batch = padded(rows, self.processing_class.pad_token_id, CapturedLayers.length(max(map(len, rows))), mask=False)
+                    ids, labels = (batch[name].to(self.args.device, non_blocking=True) for name in ("input_ids", "labels"))
+                    losses.append(self.captured.run(ids, labels, num_items_in_batch))
+                    continue
                 batch = self.layout.batch(rows, self.processing_class.pad_token_id)
                 with nullcontext() if number == len(groups) else self.accelerator.no_sync(model):
                     losses.append(super().training_step(model, engine.inputs(batch), num_items_in_batch))
