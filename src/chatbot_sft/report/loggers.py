@@ -139,19 +139,18 @@ def _tensorboard(trainer: Any, folder: Path, config: dict[str, Any]) -> Generato
 
 
 def _wandb(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any, Ending, None]:
-    defaults = {"WANDB_DIR": str(folder), "WANDB_CACHE_DIR": str(folder / "cache"), "WANDB_ERROR_REPORTING": "false"}
+    defaults = {"WANDB_CACHE_DIR": str(folder / "cache"), "WANDB_ERROR_REPORTING": "false"}
     with _environment(defaults, WANDB_LOG_MODEL="false", WANDB_WATCH="false"):
         import wandb
         from transformers.integrations import WandbCallback
 
-        directory = Path(os.environ["WANDB_DIR"])
+        directory = Path(os.environ.get("WANDB_DIR", folder))
         directory.mkdir(parents=True, exist_ok=True)
-        offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False)
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", trainer.args.project),
             name=os.environ.get("WANDB_NAME", trainer.args.run_name),
             dir=directory,
-            mode="offline" if offline else None,
+            mode="offline" if wandb_stays_offline() else None,
             config=config,
             # The metadata would hold the command line as it was typed, secrets included.
             settings=wandb.Settings(console="off", disable_git=True, save_code=False, x_disable_meta=True),
@@ -167,6 +166,13 @@ def _wandb(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any,
             file.write_text(text, encoding="utf-8")
             run.save(file, base_path=run.dir, policy="end")
         run.finish(exit_code=0 if ending.status == "completed" else 1)
+
+
+def wandb_stays_offline() -> bool:
+    """Whether the user neither chose a mode nor is logged in (WANDB_API_KEY, netrc, W&B's own settings). Asks nobody, and not over the network."""
+    import wandb
+
+    return "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False)
 
 
 def _mlflow(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any, Ending, None]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 MASK = "***"
-SECRET_NAME = re.compile(r"(token|key|password|passwd|passphrase|secrets?|credentials?)$", re.IGNORECASE)
+WORDS = r"(?:token|key|password|passwd|passphrase|secrets?|credentials?)"
+SECRET_NAME = re.compile(f"{WORDS}$", re.IGNORECASE)
 SPECIAL_TOKEN = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token$")
-ASSIGNMENT = re.compile(r"""(?P<name>[\w.+-]+)(?P<sign>[=:])(?P<value>[^\s'",}&]+)""")
+ASSIGNMENT = re.compile(rf"""(?P<name>[\w.+-]*{WORDS})(?P<sign>[=:])(?P<value>[^\s'",}}&]+)""", re.IGNORECASE)
 # Hugging Face, Weights & Biases, OpenAI and the like, GitHub, AWS; a password in an address.
 KNOWN_SHAPE = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bwandb_v\d_\w{20,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b"
