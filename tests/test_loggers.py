@@ -6,7 +6,10 @@ import json
 import os
 import sqlite3
 import struct
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import conversations, only_error, write_json
@@ -15,6 +18,7 @@ from chatbot_sft import UserError
 from chatbot_sft.config import Config
 from chatbot_sft.report import loggers
 from chatbot_sft.report.masking import masked
+from chatbot_sft.report.run_report import new_report
 
 ENVIRONMENT_SECRETS = {
     "HF_TOKEN": "hf_" + "aB3dE5" * 6,
@@ -37,9 +41,6 @@ class Mine(SFTTrainerWrapper):
 @pytest.fixture(scope="module")
 def sweep(tiny, tmp_path_factory):
     """Two runs in one process with all loggers that are installed: the first fails in training, the second does not."""
-    import subprocess
-    import sys
-
     cwd = tmp_path_factory.mktemp("loggers")
     home = tmp_path_factory.mktemp("home")
     (cwd / "my_trainer.py").write_text(TRAINER)
@@ -50,7 +51,7 @@ def sweep(tiny, tmp_path_factory):
         **ENVIRONMENT_SECRETS,
         "WANDB_MODE": "offline",
         "HOME": str(home),
-        "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib")),
+        "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib")),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     arguments = [
@@ -60,6 +61,7 @@ def sweep(tiny, tmp_path_factory):
         f"dataset.system_prompt=say {CONFIG_SECRETS[1]}",
         "training._target_=my_trainer.Mine",
         f"training.api_key={CONFIG_SECRETS[0]}",
+        "training.odd={a+b: c}",
         "training.sample_max_new_tokens=0",
         f"training.report_to=[{','.join(names)}]",
         "save=none",
@@ -141,6 +143,7 @@ def test_mlflow(sweep, monkeypatch):
         assert [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, "loss")] == curve(report)
         assert found.data.params["lora.r"] == "16"
         assert found.data.params["training.api_key"] == "***"
+        assert found.data.params["training.odd.a_b"] == "c"
         assert json.loads(found.data.params["lora.target_modules"])[0] == "q_proj"
         assert sorted(file.path for file in client.list_artifacts(found.info.run_id)) == ["config.yaml", "report.json", "report.md"]
         (kept,) = (run / "logs" / "mlflow").rglob("report.json")
@@ -261,6 +264,39 @@ def test_a_name_that_is_no_logger_is_refused(value, message):
     assert str(caught.value).startswith(message)
     if isinstance(value, str) and value != "all":
         assert "did you mean tensorboard?" in str(caught.value)
+
+
+def test_a_logger_that_fails_does_not_take_the_others_or_the_run_with_it(tmp_path, monkeypatch, caplog):
+    endings = []
+
+    def good(trainer, folder, config):
+        endings.append((yield "callback"))
+
+    def bad_start(trainer, folder, config):
+        raise ConnectionError(f"no answer\nfrom https://me:{ENVIRONMENT_SECRETS['HF_TOKEN']}@host")
+        yield
+
+    def bad_end(trainer, folder, config):
+        yield "callback"
+        raise OSError("disk full")
+
+    callbacks = []
+    trainer = SimpleNamespace(add_callback=callbacks.append)
+    settings = Config.from_mapping({"paths": {"output_dir": str(tmp_path)}, "training": {"report_to": ["tensorboard", "mlflow"]}})
+    monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_start})
+    with pytest.raises(UserError) as caught:
+        loggers.Loggers().start(trainer, settings, settings)
+    assert str(caught.value) == "training.report_to=mlflow: it cannot be opened: ConnectionError: no answer from https://***@host"
+    assert [ending.status for ending in endings] == ["failed"]
+
+    monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_end})
+    started = loggers.Loggers()
+    started.start(trainer, settings, settings)
+    started.finish({**new_report("python -m chatbot_sft", "train", 1), "status": "interrupted"})
+    started.finish({})
+    assert callbacks == ["callback"] * 3
+    assert [ending.status for ending in endings] == ["failed", "interrupted"]
+    assert "logs: mlflow did not take the report: OSError: disk full" in caplog.text
 
 
 def test_a_logger_that_is_not_installed_names_its_extra(launch, tiny, monkeypatch):

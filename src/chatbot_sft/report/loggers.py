@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -192,7 +193,7 @@ def _mlflow(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any
         # Ours, not the callback's: that one ends its run with the training.
         mlflow.start_run(experiment_id=experiment, run_name=trainer.args.run_name)
         mlflow.log_text(_yaml(config), "config.yaml")
-        params = list(_texts(config).items())
+        params = [(re.sub(r"[^\w\-. :/]", "_", key), value) for key, value in _texts(config).items()]  # a column of the user's may hold any letter
         for first in range(0, len(params), 100):  # as many as MLflow takes at once
             mlflow.log_params(dict(params[first : first + 100]))
         log.info("logs: mlflow ui --backend-store-uri %s", store if local else mlflow.get_tracking_uri())
