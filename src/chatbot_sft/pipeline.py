@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.model.loader import count_parameters, weights_dtype
 from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
+from chatbot_sft.report.loggers import check as check_loggers
 from chatbot_sft.report.markdown import write_markdown
 from chatbot_sft.report.run_report import new_report, now, write_json
 from chatbot_sft.save import ModelSaver
@@ -40,10 +42,10 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     folder = Path(settings.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     report = new_report(command, settings.task, settings.seed)
-    with run_log(folder):
+    with run_log(folder), contextlib.ExitStack() as loggers:
         log.info("run: %s", folder)
         try:
-            train(config, settings, report)
+            train(config, settings, report, loggers)
             report["status"] = "completed"
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
@@ -62,13 +64,17 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     return report
 
 
-def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any]) -> None:
-    """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`; `task=check` ends after the gate."""
+def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], loggers: contextlib.ExitStack) -> None:
+    """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`; `task=check` ends after the gate.
+
+    What `training.report_to` opens is closed, with the report, when `loggers` is.
+    """
     # Everything that can be refused without importing a model library is refused first.
     dataset_loader = locate("dataset", settings.dataset._target_, DatasetLoader)(config)
     model_loader = locate("model", settings.model._target_, ModelLoader)(config)
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
     saver = locate("save", settings.save._target_, ModelSaver)
+    check_loggers(settings.training.loggers)
     dataset_loader.find_files()
     model_loader.check()
     saver(config).check()
@@ -95,6 +101,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any]) -
 
     trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
     trainer.setup()
+    loggers.callback(trainer.loggers.finish, report)
     start = memory.measure()
     trainer.plan_layout()
     prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []

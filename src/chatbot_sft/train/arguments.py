@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loader import autocast_dtype
+from chatbot_sft.report import loggers
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -47,7 +49,9 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         "weight_decay": training.weight_decay,
         "optim": optim,
         "logging_steps": training.logging_steps,
-        "report_to": training.report_to,
+        "report_to": [name for name in training.loggers if name in loggers.OTHERS] or "none",  # report/loggers.py opens the rest
+        "run_name": loggers.run_name(Path(settings.paths.output_dir)),
+        "project": loggers.PROJECT,
         "seed": settings.seed,
         "bf16": autocast == "bf16",
         "fp16": autocast == "fp16",

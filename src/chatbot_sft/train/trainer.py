@@ -13,6 +13,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import THIRD_PARTY, quiet
 from chatbot_sft.model.engine import Engine, load_engine
+from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.report.run_report import versions
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
@@ -34,7 +35,8 @@ class SFTTrainerWrapper:
     """Trains `model` on `dataset` (columns input_ids and labels, as `DatasetLoader.prepare_dataset` makes it).
 
     `create_trainer` alone trains on every token; `enable_response_only_training` restricts the loss to the assistant's. `setup_and_train` does
-    what `training.response_only` says. `trainer` is the TRL trainer once created, `plan` the batch layout once chosen.
+    what `training.response_only` says. `trainer` is the TRL trainer once created, `plan` the batch layout once chosen, `loggers` what
+    `training.report_to` opened: hand them a report with `loggers.finish(report)`.
     """
 
     def __init__(self, config: Mapping[str, Any] | Config, model: Any, tokenizer: Any, dataset: Dataset, eval_dataset: Dataset | None = None) -> None:
@@ -51,12 +53,13 @@ class SFTTrainerWrapper:
         self.trainer: Any = None
         self.progress: Any = None
         self.plan: Plan | None = None
+        self.loggers = Loggers()
 
     def create_trainer(self) -> Any:
         """The TRL trainer, with the loss on every token of a conversation.
 
         Raises:
-            UserError: TRL refuses the settings.
+            UserError: TRL refuses the settings, or a logger of `training.report_to` cannot be opened.
         """
         from transformers import PrinterCallback
 
@@ -74,6 +77,8 @@ class SFTTrainerWrapper:
         self.trainer.remove_callback(PrinterCallback)
         self.progress = Progress()
         self.trainer.add_callback(self.progress)
+        if self.trainer.is_world_process_zero():
+            self.loggers.start(self.trainer, self.settings, self.config)
         return self.trainer
 
     def enable_response_only_training(self) -> None:
