@@ -53,7 +53,10 @@ save:
         ({"training": {"optim": "adamw8bit"}}, "training.optim=adamw8bit: not one of"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "training.lr_scheduler_type=cosin: not one of"),
         ({"training": {"packing": True}}, "training.packing: not supported by this version"),
-        ({"lora": {"target_modules": "q_proj"}}, "lora.target_modules='q_proj': Invalid value assigned"),
+        (
+            {"lora": {"target_modules": "q_proj"}},
+            "lora.target_modules='q_proj': expected all-linear or a list of module names; write lora.target_modules=[q_proj]",
+        ),
         ({"trainig": {}}, "trainig: no such key; did you mean training?"),
         ({"model": {"load_in_4bit": "maybe"}}, "model.load_in_4bit='maybe': Value 'maybe' is not a valid bool (type str)"),
         ({"lora": {"r": "many"}}, "lora.r='many': Value 'many' of type 'str' could not be converted to Integer"),
