@@ -131,6 +131,15 @@ REPLICAS = {
 LLAMAFIED_PHI = Replica("phi4", chatml_llama)
 
 
+def small_vocabulary(tokenizer: dict, size: int = 2000) -> dict:
+    """A byte-level tokenizer.json cut to its first tokens: the control tokens, the bytes and the most frequent pieces."""
+    model = tokenizer["model"]
+    vocab = {token: number for token, number in model["vocab"].items() if number < size}
+    pairs = (merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
+    merges = [pair for pair in pairs if "".join(pair) in vocab and all(part in vocab for part in pair)]
+    return {**tokenizer, "model": {**model, "vocab": vocab, "merges": merges}}
+
+
 def write(replica: Replica, tokenizer_folder: Path, end_of_turn: str, folder: Path) -> Path:
     """The checkpoint in `folder`, in bfloat16 as the real ones are."""
     import torch

@@ -28,7 +28,12 @@ def add_adapter(model: Any, settings: Config, engine: Engine, new_token_ids: Seq
     """
     if settings.full_finetuning:
         return model
-    return engine.add_lora(model, settings, lora_arguments(model, settings, new_token_ids))
+    arguments = lora_arguments(model, settings, new_token_ids)
+    model = engine.add_lora(model, settings, arguments)
+    head = model.get_output_embeddings()
+    if type(head).__name__ == "TrainableTokensWrapper":
+        head.bias = head.original_module.bias  # TRL's fused loss reads it, and PEFT's wrapper passes on the weight alone
+    return model
 
 
 def lora_arguments(model: Any, settings: Config, new_token_ids: Sequence[int] = ()) -> dict[str, Any]:
