@@ -67,6 +67,7 @@ def train(tmp_path, monkeypatch):
         kept.append(self)
 
     monkeypatch.setattr(SFTTrainerWrapper, "__init__", keep)
+    monkeypatch.setattr(pipeline, "write_loss_figure", lambda *_: None)  # half a second each
     data = write_json(tmp_path / "data.json", conversations(8))
 
     def run(*overrides: str):
@@ -292,15 +293,15 @@ def test_every_lora_option_trains(option, replica_folder, train):
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "olora", "pissa", "mica"])
-def test_initialisations_begin_as_the_base_and_are_saved(init, replica_folder, train, tmp_path):
-    folder, first = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"]), {}
-    for value in ("true", init):
-        wrapper, report = train("model=mistral7b", f"model.name={folder}", f"lora.init_lora_weights={value}", "lora.r=4")
-        first[value] = [point["loss"] for point in report["training"]["history"]]
-    assert abs(first["true"][0] - first[init][0]) < 1e-4
-    assert first["true"][1] != first[init][1]
-    assert_saved(wrapper, tmp_path)
+def test_initialisations_begin_as_the_base_and_are_saved(replica_folder, train, tmp_path):
+    folder, seen = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"]), {}
+    for init in ("true", "gaussian", "orthogonal", "olora", "pissa", "mica"):
+        wrapper, report = train("model=mistral7b", f"model.name={folder}", f"lora.init_lora_weights={init}", "lora.r=4")
+        seen[init] = [point["loss"] for point in report["training"]["history"]]
+        assert abs(seen[init][0] - seen["true"][0]) < 1e-4, init
+        if init in ("olora", "pissa", "mica"):
+            assert_saved(wrapper, tmp_path / init)
+    assert len({second for _, second in seen.values()}) == len(seen)
 
 
 # ---- Unsloth
@@ -309,14 +310,7 @@ def test_initialisations_begin_as_the_base_and_are_saved(init, replica_folder, t
 def test_unsloth_trains_the_replicas_as_transformers_does(replica_folder, train, tmp_path):
     """One process for all of them: the same modules, and the same losses in float32."""
     data, full = thinking(tmp_path), "lora.modules_to_save=[embed_tokens,lm_head]"
-    runs = [
-        ("llama1b", NEW),
-        ("llama8b", full),
-        ("qwen3_4b", NEW),
-        ("gemma3_4b", NEW),
-        ("mistral7b", "lora.init_lora_weights=pissa"),
-        ("phi4_mini", full),
-    ]
+    runs = [("llama8b", NEW), ("qwen3_4b", full), ("gemma3_4b", NEW), ("phi4_mini", "lora.init_lora_weights=pissa"), ("mistral7b", "lora.r=4")]
     jobs, plain = [], []
     for option, extra in runs:
         folder = replica_folder(option, replicas.REPLICAS[option])
