@@ -59,7 +59,7 @@ def test_hub_ids_are_those_that_unsloth_itself_knows():
     for path in (conf_dir() / "model").glob("*.yaml"):
         config = OmegaConf.load(path)
         if path.stem not in ("local", "smollm2"):
-            assert f'"{config.name}"' in mapper, path.name
+            assert f'"{config.get("model", config).name}"' in mapper, path.name
 
 
 @pytest.mark.parametrize(

@@ -196,9 +196,12 @@ FAMILIES = {
 @pytest.fixture(scope="session")
 def folders(smollm2, tmp_path_factory) -> dict[str, Path]:
     """A Hugging Face tokenizer folder per family."""
-    base = tmp_path_factory.mktemp("families")
-    bytes_, pieces = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8")), sentence_pieces()
-    found = {}
+    return write_folders(tmp_path_factory.mktemp("families"), json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8")))
+
+
+def write_folders(base: Path, bytes_: dict) -> dict[str, Path]:
+    """The families' tokenizer folders below `base`; the byte-level ones over the vocabulary of the tokenizer.json `bytes_`."""
+    pieces, found = sentence_pieces(), {}
     for name, family in FAMILIES.items():
         made = byte_level(bytes_, family) if "unk_token" not in family.named else sentence_piece(pieces, family)
         found[name] = base / name

@@ -6,6 +6,7 @@ The defaults here are those of the original `configs/sft.yaml`. `conf/` states t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +22,10 @@ from chatbot_sft.report import loggers
 OUR_PACKAGE = "chatbot_sft."
 FORMATS = ("auto", "json", "messages", "sharegpt", "alpaca", "prompt_completion", "text")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ALL_LINEAR = "all-linear"
+# Those of PEFT's `LoraConfig.init_lora_weights` that need nothing but the weights; pissa_niter_16 and the like are taken too.
+LORA_INITS = (True, False, "gaussian", "orthogonal", "olora", "pissa", "loftq", "mica")
+LORA_INITS_FROM_DATA = ("eva", "corda", "lora_ga")
 
 
 @dataclass
@@ -39,6 +44,7 @@ class ModelConfig:
     dtype: str | None = None  # float16 | bfloat16 | float32; null: what the hardware does best
     load_in_4bit: bool = True  # QLoRA: the frozen base in 4 bits (bitsandbytes nf4)
     trust_remote_code: bool = False  # run Python code that comes with a hub model
+    new_tokens: list[str] | None = None  # special tokens added to the tokenizer; their embeddings are trained
     token: str | None = None  # stays null: set HF_TOKEN in the environment
 
 
@@ -48,11 +54,14 @@ class LoraConfig:
     r: int = 16  # rank; 0 trains every weight instead (full fine-tuning)
     lora_alpha: int = 16
     lora_dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: list(PROJECTIONS))
+    target_modules: Any = field(default_factory=lambda: list(PROJECTIONS))  # names, or "all-linear": every linear layer of the language model
     bias: str = "none"  # none | all | lora_only
     use_rslora: bool = False  # scale by alpha / sqrt(r)
     use_dora: bool = False
     modules_to_save: list[str] | None = None  # trained in full beside the adapter: embed_tokens, lm_head
+    init_lora_weights: Union[bool, str] = True  # noqa: UP007 (as below); true | false | gaussian | orthogonal | olora | pissa | pissa_niter_16 | loftq | mica
+    loftq_bits: int = 4  # 4 | 8: what init_lora_weights=loftq quantises to
+    loftq_iter: int = 1
     use_gradient_checkpointing: Union[bool, str] = "unsloth"  # noqa: UP007 (OmegaConf 2.3 reads no bool | str); unsloth | true | false
 
 
@@ -172,6 +181,12 @@ class Config:
     @property
     def full_finetuning(self) -> bool:
         return self.lora.r == 0
+
+    @property
+    def lora_changes_base(self) -> bool:
+        """Whether the adapter's initialisation takes its part out of the base weights, so that base plus adapter begin as the model was."""
+        init = self.lora.init_lora_weights
+        return isinstance(init, str) and (init in ("olora", "loftq") or init.startswith("pissa"))
 
     @property
     def effective_batch_size(self) -> int:
@@ -303,6 +318,7 @@ def check_values(config: Config) -> None:
     one_of("model.engine", config.model.engine, ("auto", "unsloth", "transformers"))
     if config.model.dtype is not None:
         one_of("model.dtype", config.model.dtype, ("float16", "bfloat16", "float32"))
+    check_lora(config)
     one_of("lora.bias", config.lora.bias, ("none", "all", "lora_only"))
     one_of("lora.use_gradient_checkpointing", config.lora.use_gradient_checkpointing, ("unsloth", True, False))
     dataset = config.dataset
@@ -331,6 +347,7 @@ def check_values(config: Config) -> None:
         ("dataset.max_rows", dataset.max_rows, 1),
         ("lora.r", config.lora.r, 0),
         ("lora.lora_alpha", config.lora.lora_alpha, 1),
+        ("lora.loftq_iter", config.lora.loftq_iter, 1),
         ("training.per_device_train_batch_size", config.training.per_device_train_batch_size, 1),
         ("training.gradient_accumulation_steps", config.training.gradient_accumulation_steps, 1),
         ("training.max_steps", config.training.max_steps, 1),
@@ -365,6 +382,30 @@ def check_values(config: Config) -> None:
         raise UserError("save.method=lora with lora.r=0: a full fine-tune has no adapter; use save=merged_16bit")
     if config.save.push_to_hub:
         raise UserError("save.push_to_hub=true: not supported by this version; save locally and upload with `hf upload <repo> <folder>`")
+
+
+def check_lora(config: Config) -> None:
+    """The part of `check_values` about target modules, initialisation and new tokens."""
+    targets, init = config.lora.target_modules, config.lora.init_lora_weights
+    if targets != ALL_LINEAR and not (isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)):
+        hint = f"; write lora.target_modules=[{targets}]" if isinstance(targets, str) else ""
+        raise UserError(
+            f"lora.target_modules={targets!r}: expected {ALL_LINEAR} or a list of module names{did_you_mean(str(targets), [ALL_LINEAR])}{hint}"
+        )
+    if init in LORA_INITS_FROM_DATA:
+        raise UserError(f"lora.init_lora_weights={init}: needs a pass over the data that this version does not make; pissa and olora need none")
+    if not re.fullmatch(r"pissa_niter_\d+", str(init)):
+        one_of("lora.init_lora_weights", init, LORA_INITS)
+    one_of("lora.loftq_bits", config.lora.loftq_bits, (4, 8))
+    if config.lora_changes_base and config.model.load_in_4bit and not config.full_finetuning:
+        why = "LoftQ quantises the 16-bit weights itself" if init == "loftq" else "it changes the base weights, which 4 bits cannot hold"
+        raise UserError(f"lora.init_lora_weights={init} with model.load_in_4bit=true: {why}; set model.load_in_4bit=false")
+    if init == "orthogonal" and config.lora.r % 2:
+        raise UserError(f"lora.r={config.lora.r} with lora.init_lora_weights=orthogonal: must be even")
+    tokens = config.model.new_tokens or []
+    for token in tokens:
+        if not token.strip() or tokens.count(token) > 1:
+            raise UserError(f"model.new_tokens: {token!r} is {'there twice' if token.strip() else 'empty'}")
 
 
 def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -138,7 +138,8 @@ class Encoder:
             problems.append(("invalid unicode", "a message has a NUL character"))
         if not _utf8(whole):
             raise BadRow("invalid unicode", "a message has half of a surrogate pair, which is no character")
-        found = next((token for token in self.tokenizer.special_tokens if token in whole and token not in THINK_TAGS), None)
+        wanted = (*THINK_TAGS, *self.tokenizer.new_tokens)
+        found = next((token for token in self.tokenizer.special_tokens if token in whole and token not in wanted), None)
         if found:
             number = next(n for n, message in enumerate(item.messages, 1) if found in message["content"])
             who = item.messages[number - 1]["role"]

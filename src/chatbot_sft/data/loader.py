@@ -177,7 +177,8 @@ class DatasetLoader:
         if self.tokenizer is None:
             raise UserError("DatasetLoader needs a tokenizer to prepare the dataset: DatasetLoader(config, tokenizer)")
         if self._chat is None:
-            self._chat = ChatTokenizer.from_transformers(self.tokenizer, self.settings.model.name, self.settings.dataset.chat_template_kwargs)
+            model, kwargs = self.settings.model, self.settings.dataset.chat_template_kwargs
+            self._chat = ChatTokenizer.from_transformers(self.tokenizer, model.name, kwargs, model.new_tokens or ())
         return self._chat
 
     def _opened(self, tokenizer: ChatTokenizer) -> store.Entry:

@@ -17,7 +17,7 @@ from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
     import jinja2
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
 THINKING_FIELD = "reasoning_content"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
@@ -107,13 +107,14 @@ class ChatTokenizer:
     backend: Tokenizer
     template: ChatTemplate
     stop_ids: frozenset[int] = frozenset()  # what generation stops at: eos of the tokenizer and of generation_config.json
+    new_tokens: tuple[str, ...] = ()  # model.new_tokens: special tokens that conversations do contain
 
     @classmethod
-    def from_folder(cls, folder: Path, name: str, kwargs: Mapping[str, Any]) -> ChatTokenizer | None:
-        """From a model folder; None where it has no tokenizer.json, which only transformers can make up for.
+    def from_folder(cls, folder: Path, name: str, kwargs: Mapping[str, Any], new_tokens: Sequence[str] = ()) -> ChatTokenizer | None:
+        """From a model folder, `new_tokens` added; None where it has no tokenizer.json, which only transformers can make up for.
 
         Raises:
-            UserError: no chat template, or one that is not Jinja.
+            UserError: no chat template, or one that is not Jinja; a new token that is there already.
         """
         from tokenizers import Tokenizer
 
@@ -124,12 +125,13 @@ class ChatTokenizer:
         separate = folder / "chat_template.jinja"
         source = separate.read_text(encoding="utf-8") if separate.is_file() else config.get("chat_template")
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.add_special_tokens(added_tokens(new_tokens, backend, name))
         ends = _json(folder / "generation_config.json").get("eos_token_id")
-        return cls._made(backend, source, tokens, ends, name, kwargs)
+        return cls._made(backend, source, tokens, ends, name, kwargs, new_tokens)
 
     @classmethod
-    def from_transformers(cls, tokenizer: Any, name: str, kwargs: Mapping[str, Any]) -> ChatTokenizer:
-        """From a fast tokenizer that transformers has loaded (and the user may have changed).
+    def from_transformers(cls, tokenizer: Any, name: str, kwargs: Mapping[str, Any], new_tokens: Sequence[str] = ()) -> ChatTokenizer:
+        """From a fast tokenizer that transformers has loaded (and the user may have changed); it has the `new_tokens` already.
 
         Raises:
             UserError: a slow tokenizer, or one without a chat template.
@@ -142,10 +144,19 @@ class ChatTokenizer:
         from tokenizers import Tokenizer
 
         own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the user's stays as it is
-        return cls._made(own, tokenizer.chat_template, tokens, None, name, kwargs)
+        return cls._made(own, tokenizer.chat_template, tokens, None, name, kwargs, new_tokens)
 
     @classmethod
-    def _made(cls, backend: Tokenizer, source: Any, tokens: dict[str, str], ends: Any, name: str, kwargs: Mapping[str, Any]) -> ChatTokenizer:
+    def _made(
+        cls,
+        backend: Tokenizer,
+        source: Any,
+        tokens: dict[str, str],
+        ends: Any,
+        name: str,
+        kwargs: Mapping[str, Any],
+        new_tokens: Sequence[str],
+    ) -> ChatTokenizer:
         if isinstance(source, list):  # several named templates
             source = {entry["name"]: entry["template"] for entry in source}
         if isinstance(source, dict):
@@ -159,7 +170,7 @@ class ChatTokenizer:
         stops = {eos, *(ends if isinstance(ends, list) else [ends])} - {None}
         compile_template(source)
         control = tuple(token.content for token in backend.get_added_tokens_decoder().values() if token.special)
-        return cls(backend, ChatTemplate(source, tokens, dict(kwargs), control), frozenset(stops))
+        return cls(backend, ChatTemplate(source, tokens, dict(kwargs), control), frozenset(stops), tuple(new_tokens))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -167,6 +178,7 @@ class ChatTokenizer:
         template = self.template
         day = datetime.now().strftime("%Y-%m-%d") if template.dated else ""
         parts = [self.backend.to_str(), template.source, json.dumps([dict(template.tokens), dict(template.kwargs)], sort_keys=True, default=str), day]
+        parts += self.new_tokens
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @functools.cached_property
@@ -179,6 +191,21 @@ class ChatTokenizer:
     def bos_id(self) -> int | None:
         bos = self.template.tokens.get("bos_token")
         return self.backend.token_to_id(bos) if bos else None
+
+
+def added_tokens(new_tokens: Sequence[str], backend: Tokenizer, name: str) -> list[AddedToken]:
+    """`model.new_tokens` for `tokenizers` and transformers alike: special, and matched as they are written.
+
+    Raises:
+        UserError: the tokenizer `backend` has one of them.
+    """
+    from tokenizers import AddedToken
+
+    for token in new_tokens:
+        number = backend.token_to_id(token)
+        if number is not None:
+            raise UserError(f"model.new_tokens: {token} is already a token of {name} (id {number}); leave it out")
+    return [AddedToken(token, special=True, normalized=False) for token in new_tokens]
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -28,8 +28,8 @@ class Engine(Protocol):
     def load(self, source: str, settings: Config, dtype: Any) -> Any:
         """The base model from a folder or hub id, ready for an adapter or for full fine-tuning."""
 
-    def add_lora(self, model: Any, settings: Config) -> Any:
-        """The PEFT model: `model` frozen, with the adapter that `settings.lora` describes."""
+    def add_lora(self, model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
+        """The PEFT model: `model` frozen, with the adapter that `arguments`, those of `peft.LoraConfig`, describe."""
 
     def checkpointing(self, settings: Config) -> bool | str:
         """Whether activations are recomputed in the backward pass; Unsloth also knows "unsloth", which offloads them."""

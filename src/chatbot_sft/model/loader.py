@@ -16,6 +16,7 @@ from chatbot_sft.logs import quiet
 from chatbot_sft.model import embedded, hardware, memory
 from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.hub import allow_network, is_local, readable_errors, tokenizer_folder
+from chatbot_sft.model.tokens import add_tokens, extend_embeddings
 from chatbot_sft.targets import locate
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class ModelLoader:
         model = self.settings.model
         if model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
             raise UserError("model.load_in_4bit=true needs bitsandbytes: `pip install bitsandbytes`, or set model.load_in_4bit=false")
+        if self.settings.lora.init_lora_weights == "loftq" and not self.settings.full_finetuning and not hardware.gpus():
+            raise UserError("lora.init_lora_weights=loftq: PEFT computes it on a GPU, and there is none here; pissa and olora need none")
         if not is_local(model.name):
             return
         folder = Path(model.name).expanduser()
@@ -73,7 +76,9 @@ class ModelLoader:
         dtype = weights_dtype(self.settings)
         with quiet(progress=not is_local(self.source)), readable_errors(self.settings.model.name):
             model = engine.load(self.source, self.settings, dtype)
-            model = locate("lora", self.settings.lora._target_)(model, self.settings, engine)
+            new = self.settings.model.new_tokens
+            extra = {"new_token_ids": extend_embeddings(model, tokenizer, new)} if new else {}
+            model = locate("lora", self.settings.lora._target_)(model, self.settings, engine, **extra)
         model.config.pad_token_id = tokenizer.pad_token_id
         trainable, total = count_parameters(model)
         log.info(
@@ -100,17 +105,17 @@ class ModelLoader:
         Raises:
             UserError: it cannot be had, or has no chat template.
         """
-        name, kwargs = self.settings.model.name, self.settings.dataset.chat_template_kwargs
+        name, kwargs, new = self.settings.model.name, self.settings.dataset.chat_template_kwargs, self.settings.model.new_tokens or ()
         source = embedded.resolve(name)
         folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, self.settings.model.revision)
-        found = ChatTokenizer.from_folder(folder, name, kwargs)
-        return found or ChatTokenizer.from_transformers(self.load_tokenizer(), name, kwargs)
+        found = ChatTokenizer.from_folder(folder, name, kwargs, new)
+        return found or ChatTokenizer.from_transformers(self.load_tokenizer(), name, kwargs, new)
 
     def load_tokenizer(self) -> Any:
-        """The tokenizer of the base, the same for both engines.
+        """The tokenizer of the base with `model.new_tokens`, the same for both engines.
 
         Raises:
-            UserError: it cannot be loaded, or has no chat template.
+            UserError: it cannot be loaded, has no chat template, or has one of the new tokens.
         """
         self.load_engine()
         from transformers import AutoTokenizer
@@ -123,6 +128,8 @@ class ModelLoader:
             raise UserError(f"model.name={self.settings.model.name}: its tokenizer has no chat template; name an instruct model")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if self.settings.model.new_tokens:
+            add_tokens(tokenizer, self.settings.model.new_tokens, self.settings.model.name)
         return tokenizer
 
     @staticmethod

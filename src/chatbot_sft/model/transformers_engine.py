@@ -32,11 +32,10 @@ def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
     return model
 
 
-def add_lora(model: Any, settings: Config) -> Any:
+def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    lora = settings.lora
     if settings.model.load_in_4bit:
         model = prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=checkpointing(settings), gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -45,20 +44,7 @@ def add_lora(model: Any, settings: Config) -> Any:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     torch.manual_seed(settings.seed)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            target_modules=lora.target_modules,
-            bias=lora.bias,
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-            modules_to_save=lora.modules_to_save,
-            task_type="CAUSAL_LM",
-        ),
-    )
+    return get_peft_model(model, LoraConfig(**arguments, task_type="CAUSAL_LM"))
 
 
 def checkpointing(settings: Config) -> bool:

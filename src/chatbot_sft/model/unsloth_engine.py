@@ -29,21 +29,13 @@ def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
     return model
 
 
-def add_lora(model: Any, settings: Config) -> Any:
-    lora = settings.lora
+def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
     return unsloth.FastLanguageModel.get_peft_model(
         model,
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=list(lora.target_modules),
-        bias=lora.bias,
-        use_rslora=lora.use_rslora,
-        modules_to_save=lora.modules_to_save,
+        **arguments,
         use_gradient_checkpointing=checkpointing(settings),
         random_state=settings.seed,
         max_seq_length=settings.model.max_seq_length,
-        **({"use_dora": True} if lora.use_dora else {}),
     )
 
 

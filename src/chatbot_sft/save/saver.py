@@ -82,7 +82,8 @@ class ModelSaver:
 
     def _write(self, folder: Path) -> None:
         if self.settings.save.method == "lora":
-            self.model.save_pretrained(folder)
+            # Rows of new tokens and modules to save are in the adapter anyway; a whole table that was merely enlarged need not be.
+            self.model.save_pretrained(folder, save_embedding_layers=False)
         else:
             write_merged(self.model, self.settings, folder)
         self.tokenizer.save_pretrained(folder)
