@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.engine import Engine, load_engine
+from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.sampler import StepSampler, row_lengths
@@ -40,6 +42,8 @@ class SFTTrainerWrapper:
         self.engine: Engine = load_engine(self.settings.model.engine)[0]
         self.trainer: Any = None
         self.progress: Any = None
+        self.evaluations: Any = None
+        self.sample_prompts: list[list[dict[str, Any]]] = []  # messages, answered at each evaluation
 
     def create_trainer(self) -> Any:
         """The TRL trainer, with the loss on every token of a conversation.
@@ -47,9 +51,10 @@ class SFTTrainerWrapper:
         Raises:
             UserError: TRL refuses the settings.
         """
-        from transformers import PrinterCallback
+        from transformers import EarlyStoppingCallback, PrinterCallback
 
         from chatbot_sft.train.callbacks import Progress
+        from chatbot_sft.train.evaluation import Evaluations
 
         with quiet():
             self.trainer = trainer_class(self.engine, self.settings.dataset.shuffle)(
@@ -61,7 +66,14 @@ class SFTTrainerWrapper:
                 data_collator=_collator(self.tokenizer),
             )
         self.trainer.remove_callback(PrinterCallback)
-        self.progress = Progress()
+        training = self.settings.training
+        stopping = None
+        if training.early_stopping_patience is not None:
+            stopping = EarlyStoppingCallback(training.early_stopping_patience, training.early_stopping_threshold)
+            self.trainer.add_callback(stopping)
+        self.evaluations = Evaluations(Path(training.output_dir), self.samples, stopping)
+        self.trainer.add_callback(self.evaluations)
+        self.progress = Progress()  # last: it takes the time of an evaluation out of the training speed
         self.trainer.add_callback(self.progress)
         return self.trainer
 
@@ -72,17 +84,51 @@ class SFTTrainerWrapper:
             self.trainer.eval_dataset = _columns(self.eval_dataset)
 
     def evaluate(self) -> float | None:
-        """Mean loss per trained token of the held-out conversations, in nats; None where nothing is held out."""
-        if self.eval_dataset is None:
-            return None
+        """Mean loss per trained token of the held-out conversations, in nats; None where nothing is held out.
+
+        The last of `evaluations.records` then holds it, with perplexity, token accuracy and the answers to `sample_prompts`.
+        """
         with quiet():
+            if self.eval_dataset is None:
+                if self.sample_prompts:
+                    self.evaluations.add(self.trainer.state)
+                return None
             return float(self.trainer.evaluate()["eval_loss"])
+
+    def evaluate_trained(self) -> float | None:
+        """`evaluate` after training, unless the last step was evaluated and its weights are still the model's."""
+        last = self.evaluations.at(self.trainer.state.global_step)
+        if last is None or self.evaluations.reloaded is not None:
+            return self.evaluate()
+        return last["loss"]
+
+    def samples(self) -> list[dict[str, str]]:
+        """The model's greedy answers to `sample_prompts`; training goes on from there as if they had not been asked for."""
+        if not self.sample_prompts:
+            return []
+        self.engine.for_inference(self.model)
+        limit, kwargs = self.settings.training.sample_max_new_tokens, self.settings.dataset.chat_template_kwargs
+        answers = [as_text(self.tokenizer, greedy_answer(self.model, self.tokenizer, prompt, limit, **kwargs)) for prompt in self.sample_prompts]
+        self.engine.for_training(self.model)
+        return [{"prompt": prompt[-1]["content"], "answer": answer} for prompt, answer in zip(self.sample_prompts, answers, strict=True)]
 
     def train(self) -> Any:
         """Run the training. Returns transformers' `TrainOutput` (global_step, training_loss, metrics)."""
         self.engine.for_training(self.model)
         with quiet():
-            return self.trainer.train()
+            output = self.trainer.train()
+        self._note_end()
+        return output
+
+    def _note_end(self) -> None:
+        """Say where training stopped early and whose weights the model has now."""
+        state = self.trainer.state
+        if self.evaluations.stopped_early:
+            patience = self.settings.training.early_stopping_patience
+            log.info("step %d: stopped, %d evaluations in a row without a better held-out loss", state.global_step, patience)
+        if self.trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None and state.best_global_step != state.global_step:
+            self.evaluations.reloaded = state.best_global_step
+            log.info("step %d: its weights are loaded back, held out %.3f was the lowest", state.best_global_step, state.best_metric)
 
     def setup_and_train(self) -> Any:
         """`create_trainer`, response-only labels where `training.response_only` says so, `train`."""
@@ -101,31 +147,16 @@ class SFTTrainerWrapper:
 
 
 def trainer_class(engine: Engine, shuffle: bool) -> type:
-    """The engine's SFTTrainer with our row order and a held-out loss that does not depend on how rows fall into batches."""
+    """The engine's SFTTrainer with our row order and our evaluation."""
+    from chatbot_sft.train.evaluation import HeldOut
 
-    class Trainer(engine.trainer_class()):
+    class Trainer(HeldOut, engine.trainer_class()):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepSampler:
             rows = self.train_dataset if train_dataset is None else train_dataset
             effective_batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
             return StepSampler(row_lengths(rows), effective_batch_size, self.args.seed, shuffle)
 
-        def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-            rows = dataloader.dataset
-            self._tokens_per_row = sum(map(_predicted, rows["labels" if "labels" in rows.column_names else "input_ids"])) / len(rows)
-            return super().evaluation_loop(dataloader, *args, **kwargs)
-
-        def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-            # transformers averages the batches' mean losses over rows; weighted by tokens, that average is the loss per token.
-            tokens = (inputs["labels"][:, 1:] != -100).sum()
-            rows = inputs["labels"].shape[0]
-            loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-            return loss * (tokens / rows / self._tokens_per_row).to(loss.device), logits, labels
-
     return Trainer
-
-
-def _predicted(labels: list[int]) -> int:
-    return sum(label != -100 for label in labels[1:])
 
 
 def _columns(dataset: Dataset) -> Dataset:
