@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 TRAINING, HELD_OUT, TEXT = "#2a6fbb", "#c2410c", "#333333"
+SMOOTHED_FROM = 120  # logged steps
 
 
 def write_loss_figure(training: dict[str, Any], evaluations: Sequence[dict[str, Any]], folder: Path) -> Path | None:
@@ -24,7 +26,7 @@ def write_loss_figure(training: dict[str, Any], evaluations: Sequence[dict[str, 
     losses = [point["loss"] for point in training["history"]]
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(steps, losses, color=TRAINING, linewidth=1.8, marker="o" if len(steps) < 3 else None, label="training")
+    _draw_training(axes, steps, losses)
     held_out = [(record["step"], record["loss"]) for record in evaluations if record["loss"] is not None]
     if held_out:
         _draw_held_out(axes, held_out)
@@ -38,6 +40,18 @@ def write_loss_figure(training: dict[str, Any], evaluations: Sequence[dict[str, 
     target = folder / "loss.png"
     FigureCanvasAgg(figure).print_png(target)
     return target
+
+
+def _draw_training(axes: Any, steps: list[int], losses: list[float]) -> None:
+    """The training loss; a long run's is drawn pale, with its running mean on top."""
+    if len(steps) <= SMOOTHED_FROM:
+        axes.plot(steps, losses, color=TRAINING, linewidth=1.8, marker="o" if len(steps) < 3 else None, label="training")
+        return
+    window = len(steps) // 20 | 1
+    edge = window // 2
+    means = [statistics.fmean(losses[index - edge : index + edge + 1]) for index in range(edge, len(steps) - edge)]
+    axes.plot(steps, losses, color=TRAINING, linewidth=0.8, alpha=0.35)
+    axes.plot(steps[edge:-edge], means, color=TRAINING, linewidth=1.8, label=f"training, mean of {window}")
 
 
 def _draw_held_out(axes: Any, points: list[tuple[int, float]]) -> None:
