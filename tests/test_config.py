@@ -53,8 +53,6 @@ save:
         ({"training": {"optim": "adamw8bit"}}, "training.optim=adamw8bit: not one of"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "training.lr_scheduler_type=cosin: not one of"),
         ({"training": {"padding_free": True}}, "training.padding_free: set training.batch_layout instead"),
-        ({"lora": {"target_modules": "q_proj"}}, "lora.target_modules='q_proj': Invalid value assigned"),
-        ({"training": {"packing": True}}, "training.packing: not supported by this version"),
         (
             {"lora": {"target_modules": "q_proj"}},
             "lora.target_modules='q_proj': expected all-linear or a list of module names; write lora.target_modules=[q_proj]",

@@ -43,9 +43,11 @@ def test_a_failed_run_has_a_readable_report():
 
 
 def test_the_loss_figure_is_drawn_from_what_was_logged(tmp_path):
-    training = {"history": [{"step": s, "loss": 3 / s} for s in range(1, 31)], "steps": 30, "eval_loss_before": 3.2, "eval_loss": 1.1}
-    assert write_loss_figure(training, tmp_path).stat().st_size > 10_000
-    assert write_loss_figure({"history": []}, tmp_path) is None
+    training = {"history": [{"step": s, "loss": 3 / s} for s in range(1, 31)]}
+    evaluations = [{"step": s, "loss": 3.2 - s / 15} for s in (0, 10, 20, 30)]
+    sizes = [write_loss_figure(training, evaluations[::stride], tmp_path).stat().st_size for stride in (5, 3, 1)]
+    assert 10_000 < sizes[0] < sizes[1] < sizes[2]
+    assert write_loss_figure({"history": []}, [], tmp_path) is None
 
 
 def test_rows_are_ordered_by_length_within_a_step_only():

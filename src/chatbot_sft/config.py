@@ -137,6 +137,11 @@ class TrainingConfig:
     response_only: bool = True  # loss on the assistant's tokens alone
     sample_prompts: list[str] | None = None  # null: the first questions of three held-out conversations
     sample_max_new_tokens: int = 96  # 0: no sample answers
+    eval_steps: float | None = None  # optimizer steps between evaluations, below 1 a share of the run; null: before and after training only
+    per_device_eval_batch_size: int | None = None  # null: as in training
+    early_stopping_patience: int | None = None  # evaluations without a better held-out loss before training stops; null: it does not
+    early_stopping_threshold: float = 0.0  # nats that count as better
+    load_best_model_at_end: bool = False  # end with the weights of the lowest held-out loss, not with the last
 
     @property
     def loggers(self) -> list[str]:
@@ -354,6 +359,9 @@ def check_values(config: Config) -> None:
         ("training.warmup_steps", config.training.warmup_steps, 0),
         ("training.logging_steps", config.training.logging_steps, 1),
         ("training.sample_max_new_tokens", config.training.sample_max_new_tokens, 0),
+        ("training.per_device_eval_batch_size", config.training.per_device_eval_batch_size, 1),
+        ("training.early_stopping_patience", config.training.early_stopping_patience, 1),
+        ("training.early_stopping_threshold", config.training.early_stopping_threshold, 0),
     ):
         if value is not None and value < smallest:
             raise UserError(f"{key}={value}: must be at least {smallest}")
@@ -370,6 +378,7 @@ def check_values(config: Config) -> None:
     ):
         if not 0 <= share < 1:
             raise UserError(f"{key}={share}: must be at least 0 and below 1")
+    _check_evaluation(config.training, dataset)
     if config.model.token is not None:
         raise UserError(
             "model.token: leave it null and set the environment variable HF_TOKEN; a token in a config would be written to the run directory"
@@ -406,6 +415,21 @@ def check_lora(config: Config) -> None:
     for token in tokens:
         if not token.strip() or tokens.count(token) > 1:
             raise UserError(f"model.new_tokens: {token!r} is {'there twice' if token.strip() else 'empty'}")
+def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
+    """What evaluations during training need."""
+    steps = training.eval_steps
+    if steps is None:
+        for key, value in (
+            ("early_stopping_patience", training.early_stopping_patience),
+            ("load_best_model_at_end", training.load_best_model_at_end),
+        ):
+            if value:
+                raise UserError(f"training.{key}={str(value).lower()} needs evaluations during training: set training.eval_steps, for instance 0.1")
+        return
+    if steps <= 0 or (steps >= 1 and steps != int(steps)):
+        raise UserError(f"training.eval_steps={steps:g}: must be a whole number of optimizer steps, or a share of the run between 0 and 1")
+    if not dataset.eval_fraction and dataset.eval_data_path is None and dataset._target_.startswith(OUR_PACKAGE):
+        raise UserError(f"training.eval_steps={steps:g}: nothing is held out; set dataset.eval_fraction or dataset.eval_data_path")
 
 
 def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:

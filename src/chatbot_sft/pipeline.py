@@ -16,7 +16,6 @@ from chatbot_sft.data.preview import write_preview
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, memory
-from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.model.loader import count_parameters, weights_dtype
 from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
@@ -57,7 +56,7 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
             report["finished"] = now()
             try:
                 with quiet():
-                    write_loss_figure(report["training"], folder)
+                    write_loss_figure(report["training"], report["evaluations"], folder)
                 write_markdown(report, folder)
             finally:
                 write_json(report, folder)
@@ -84,6 +83,10 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
     if settings.task == "check":
         return
+    if settings.training.eval_steps is not None and not dataset_loader.statistics.rows_held_out:
+        raise UserError(
+            f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
+        )
 
     model, tokenizer = model_loader.load_and_configure()
     trainable, total = count_parameters(model)
@@ -100,13 +103,13 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
 
     trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
+    trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
     trainer.setup()
     loggers.callback(trainer.loggers.finish, report)
     start = memory.measure()
-    trainer.plan_layout()
-    prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
+    report["evaluations"] = trainer.evaluations.records  # filled as the run goes, whatever its end
+    start = memory.measure()
     eval_loss_before = trainer.evaluate()
-    before = answers(model_loader, model, tokenizer, prompts)
     try:
         trainer_stats = trainer.train()
     finally:
@@ -124,7 +127,8 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         "loss_last": losses[-1],
         "train_loss": trainer_stats.training_loss,
         "eval_loss_before": eval_loss_before,
-        "eval_loss": trainer.evaluate(),
+        "eval_loss": trainer.evaluate_trained(),
+        **evaluated(trainer),
         **report["training"],
     }
     end = memory.measure(start.current_gb)
@@ -134,10 +138,11 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         "peak_gb": end.peak_gb,
         "training_gb": round(end.peak_gb - start.current_gb, 3),
     }
-    after = answers(model_loader, model, tokenizer, prompts)
-    report["samples"] = [
-        {"prompt": prompt[-1]["content"], "before": first, "after": second} for prompt, first, second in zip(prompts, before, after, strict=True)
-    ]
+    if trainer.sample_prompts:
+        before, after = (trainer.evaluations.at(step)["samples"] for step in (0, report["training"]["weights_of_step"]))
+        report["samples"] = [
+            {"prompt": first["prompt"], "before": first["answer"], "after": second["answer"]} for first, second in zip(before, after, strict=True)
+        ]
     report["save"] = dataclasses.asdict(trainer.save_model())
 
 
@@ -166,13 +171,16 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
         log.warning("data: %s", remark)
 
 
-def answers(model_loader: Any, model: Any, tokenizer: Any, prompts: list[list[dict[str, Any]]]) -> list[str]:
-    """The model's greedy answers to `prompts`."""
-    model_loader.engine.for_inference(model)
-    limit = model_loader.settings.training.sample_max_new_tokens
-    kwargs = model_loader.settings.dataset.chat_template_kwargs
-    with quiet():
-        return [as_text(tokenizer, greedy_answer(model, tokenizer, prompt, limit, **kwargs)) for prompt in prompts]
+def evaluated(trainer: SFTTrainerWrapper) -> dict[str, Any]:
+    """What the report's training section says of the evaluations beside the loss; `weights_of_step` are the weights that are saved."""
+    evaluations, last = trainer.evaluations, trainer.trainer.state.global_step
+    step = last if evaluations.reloaded is None else evaluations.reloaded
+    found: dict[str, Any] = {"weights_of_step": step, "stopped_early": evaluations.stopped_early}
+    for suffix, record in (("_before", evaluations.at(0)), ("", evaluations.at(step))):
+        for key in ("perplexity", "token_accuracy"):
+            found[f"eval_{key}{suffix}"] = record[key] if record else None
+    best = evaluations.best() if trainer.settings.training.eval_steps is not None else None
+    return {**found, "best_step": best and best["step"], "best_eval_loss": best and best["loss"]}
 
 
 def summary(report: dict[str, Any], folder: str) -> str:

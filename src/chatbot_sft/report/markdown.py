@@ -21,10 +21,12 @@ def markdown(report: dict[str, Any], picture: bool) -> str:
     if picture:
         lines += ["![loss](loss.png)", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _figures(report)), ""]
+    lines += _evaluations(report)
     if report["samples"]:
         lines += ["## Answers before and after", ""]
         for sample in report["samples"]:
             lines += [f"**{sample['prompt']}**", "", *_quote("before", sample["before"]), "", *_quote("after", sample["after"]), ""]
+            lines += _on_the_way(sample["prompt"], report["evaluations"])
     if report["save"].get("files"):
         lines += [f"## Saved ({report['save']['method']})", "", f"`{report['save']['path']}`", ""]
         lines += [f"- {name} ({size / 1e6:,.1f} MB)" for name, size in report["save"]["files"].items()]
@@ -53,10 +55,40 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("training loss", f"{training['loss_first']:.3f} → {training['loss_last']:.3f}"))
     if training.get("eval_loss") is not None:
         rows.append(("held-out loss", f"{training['eval_loss_before']:.3f} → {training['eval_loss']:.3f}"))
+        rows.append(("perplexity", f"{training['eval_perplexity_before']:,.1f} → {training['eval_perplexity']:,.1f}"))
+        right = f"{100 * training['eval_token_accuracy_before']:.1f}% → {100 * training['eval_token_accuracy']:.1f}%"
+        rows.append(("answer tokens right", f"{right} (the likeliest token, given all before it)"))
+        if training["best_step"] is not None:
+            early = f"; stopped early at step {training['steps']:,}" if training["stopped_early"] else ""
+            ends = f"the weights kept are those of step {training['weights_of_step']:,}"
+            rows.append(("lowest held-out loss", f"{training['best_eval_loss']:.3f} at step {training['best_step']:,}; {ends}{early}"))
     if memory:
         added = f"{memory['training_gb']:.2f} GB of it added by training"
         rows.append(("memory", f"{memory['peak_gb']:.2f} GB at peak, {added} ({memory['device']})"))
     return rows
+
+
+def _evaluations(report: dict[str, Any]) -> list[str]:
+    """The held-out conversations step by step, the lowest loss in bold; nothing where they were read before and after training only."""
+    records = [record for record in report["evaluations"] if record["loss"] is not None]
+    if len(records) < 3:
+        return []
+    best = min(records, key=lambda record: record["loss"])
+    lines = ["## Held-out conversations", "", "| step | loss | perplexity | tokens right | seconds |", "|--:|--:|--:|--:|--:|"]
+    for record in records:
+        bold = "**" if record is best else ""
+        cells = f"{record['loss']:.3f}{bold} | {record['perplexity']:,.1f} | {100 * record['token_accuracy']:.1f}% | {record['seconds']:.1f}"
+        lines.append(f"| {record['step']:,} | {bold}{cells} |")
+    return [*lines, ""]
+
+
+def _on_the_way(prompt: str, evaluations: list[dict[str, Any]]) -> list[str]:
+    """The answers to `prompt` at each evaluation, folded away; nothing where there are only those before and after."""
+    answers = [(record["step"], sample["answer"]) for record in evaluations for sample in record["samples"] if sample["prompt"] == prompt]
+    if len(answers) < 3:
+        return []
+    steps = [line for step, answer in answers for line in (*_quote(f"step {step:,}", answer), "")]
+    return ["<details><summary>at each evaluation</summary>", "", *steps, "</details>", ""]
 
 
 def _quote(name: str, text: str) -> list[str]:

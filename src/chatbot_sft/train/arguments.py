@@ -40,7 +40,7 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         # The trainer sees whole optimizer steps; the batch layout cuts them into micro-batches.
         "per_device_train_batch_size": settings.effective_batch_size,
         "gradient_accumulation_steps": 1,
-        "per_device_eval_batch_size": training.per_device_train_batch_size,
+        "per_device_eval_batch_size": training.per_device_eval_batch_size or training.per_device_train_batch_size,
         "max_steps": training.max_steps if training.max_steps is not None else -1,
         "num_train_epochs": training.num_train_epochs if training.num_train_epochs is not None else 1,
         "learning_rate": training.learning_rate,
@@ -68,7 +68,16 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         "disable_tqdm": True,  # our own progress bar
         "logging_first_step": True,
     }
+    if training.eval_steps is not None:
+        steps = training.eval_steps if training.eval_steps < 1 else int(training.eval_steps)
+        arguments |= {"eval_strategy": "steps", "eval_steps": steps, "metric_for_best_model": "eval_loss"}
+    arguments |= settings.sft_arguments
+    if training.load_best_model_at_end and arguments.get("save_strategy") == "no":
+        arguments["save_strategy"] = "best"
     try:
-        return trl.SFTConfig(**{**arguments, **settings.sft_arguments})
+        built = trl.SFTConfig(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
+    # Set late: as an argument it demands save_steps to be a multiple of eval_steps. `Evaluations` saves each new best when it is found.
+    built.load_best_model_at_end = training.load_best_model_at_end
+    return built

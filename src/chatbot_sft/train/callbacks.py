@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 class Progress(TrainerCallback):
     """A bar with loss, tokens per second and the time left on a terminal; a line every tenth of the run elsewhere.
 
-    `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, `step_tokens` the tokens trained by then.
+    `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, stopped while the model is evaluated,
+    `step_tokens` the tokens trained by then.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class Progress(TrainerCallback):
         self.step_ends: list[float] = []
         self.step_tokens: list[int] = []
         self._bar: tqdm | None = None
+        self._evaluating = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_ends, self.step_tokens = [time.perf_counter()], [state.num_input_tokens_seen]
@@ -31,7 +33,7 @@ class Progress(TrainerCallback):
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.__stderr__, dynamic_ncols=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_ends.append(time.perf_counter())
+        self.step_ends.append(time.perf_counter() - self._evaluating)
         self.step_tokens.append(state.num_input_tokens_seen)
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
@@ -53,6 +55,10 @@ class Progress(TrainerCallback):
                 f"{rate:,.0f}",
                 duration(left),
             )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.step_ends:
+            self._evaluating += time.perf_counter() - self._evaluating - self.step_ends[-1]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:

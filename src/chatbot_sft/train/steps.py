@@ -1,0 +1,174 @@
+"""The trainer's steps: whole optimizer steps of conversations, run in the layout that is fastest here. Imported after the engine."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from chatbot_sft.config import Config
+from chatbot_sft.errors import UserError
+from chatbot_sft.model.engine import Engine
+from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
+from chatbot_sft.train.graphs import CapturedLayers, layers_and_loss
+from chatbot_sft.train.layout import Layout, step_down
+from chatbot_sft.train.measure import Trial
+from chatbot_sft.train.rows import IGNORED, StepLoader, StepRows, padded
+from chatbot_sft.train.sampler import StepSampler, row_lengths
+
+log = logging.getLogger(__name__)
+
+
+class Steps:
+    """For a `transformers.Trainer` whose `args.per_device_train_batch_size` is the whole step's, with one gradient accumulation step.
+
+    Its data loader gives one StepRows a step; `layout` says how that is run, and can change between any two steps.
+    """
+
+    engine: Engine
+    settings: Config
+    layout: Layout
+    step: StepRows  # what is being trained
+    captured: CapturedLayers | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.flat = FlatParameters(trained) if "8bit" in self.args.optim and flattens(trained) else None
+        self.gradients = self.flat or Gradients(trained)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self.optimizer is None and self.flat is not None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class([self.flat.vector], weight_decay=self.args.weight_decay, **options)
+        return super().create_optimizer(*args, **kwargs)
+
+    def step_sampler(self) -> StepSampler:
+        """The conversations of each step of this process."""
+        return StepSampler(
+            row_lengths(self.train_dataset),
+            self.args.per_device_train_batch_size * self.args.world_size,
+            self.args.seed,
+            self.settings.dataset.shuffle,
+            self.settings.model.max_seq_length if self.settings.training.packing else None,
+            self.args.process_index,
+            self.args.world_size,
+        )
+
+    def get_train_dataloader(self) -> StepLoader:
+        return StepLoader(self.train_dataset, self.step_sampler(), self.args.dataloader_num_workers)
+
+    def use_layout(self, layout: Layout) -> None:
+        """Switch to training mode, with or without recomputed activations."""
+        self.layout = layout
+        self.engine.for_training(self.model, layout.checkpointing)
+
+    def capturable(self) -> bool:
+        """Whether `layout.captured` may be tried: on one GPU, an adapter alone, nothing random in the layers, no loss scaling."""
+        lora, extra = self.settings.lora, self.settings.sft_arguments
+        plain = not lora.modules_to_save and not self.settings.model.new_tokens and not lora.lora_dropout and not extra.get("neftune_noise_alpha")
+        alone = self.args.world_size == 1 and self.accelerator.scaler is None
+        return alone and plain and not self.settings.full_finetuning and self.engine.capturable(self.model)
+
+    def trial(self) -> Trial:
+        """The typical and the longest step of this run, and a way to run them without a trace."""
+        sampler = self.step_sampler()
+
+        def size(packs: list[list[int]]) -> int:
+            return sum(sampler.lengths[row] for pack in packs for row in pack)
+
+        steps = sorted(sampler.steps(), key=size)
+        longest = sorted(sampler.packs, key=lambda pack: -size([pack]))
+        rows = StepLoader(self.train_dataset, sampler).dataset
+        count = self.args.per_device_train_batch_size
+        typical, longest = (StepRows([rows[pack] for pack in packs[:count]]) for packs in (steps[len(steps) // 2], longest))
+        shapes = {CapturedLayers.length(max(sampler.lengths[row] for pack in step for row in pack)) for step in steps}
+
+        def run(layout: Layout, step: StepRows) -> None:
+            self.use_layout(layout)
+            # In no_sync: each process measures for itself.
+            with self.accelerator.no_sync(self.model_wrapped), self.accelerator.autocast():
+                self._run(self.model_wrapped, step, torch.tensor(max(1, step.trained_tokens), device=self.args.device))
+            self.model.zero_grad()
+
+        return Trial(run, typical, longest, self.state.max_steps, self.settings.training.memory_margin, len(shapes))
+
+    def get_batch_samples(self, epoch_iterator: Iterator[StepRows], num_batches: int, device: torch.device) -> tuple[list[StepRows], Any]:
+        """The next step, and its trained tokens over all processes; the tokens seen are counted on the way, without waiting for the device."""
+        steps = list(itertools.islice(epoch_iterator, num_batches))
+        counts = torch.tensor([sum(step.trained_tokens for step in steps), sum(step.tokens for step in steps)])
+        if self.args.world_size > 1:
+            counts = counts.to(device)
+            torch.distributed.all_reduce(counts)
+        self.state.num_input_tokens_seen += int(counts[1])
+        return steps, counts[0].clamp(min=1).to(device, non_blocking=True)
+
+    def training_step(self, model: Any, inputs: StepRows, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One optimizer step's gradient. Out of memory, it is computed again from its beginning in the next smaller layout.
+
+        Raises:
+            UserError: there is no smaller one.
+        """
+        self.step = inputs
+        while True:
+            try:
+                return self._run(model, inputs, num_items_in_batch)
+            except torch.OutOfMemoryError as error:
+                smaller = step_down(self.layout, checkpoints=True)
+                if smaller is None or self.args.world_size > 1:
+                    raise UserError(
+                        f"out of memory at step {self.state.global_step + 1} ({self.layout.describe(len(inputs.packs))}); "
+                        "set a smaller training.per_device_train_batch_size or model.max_seq_length, or model.load_in_4bit=true"
+                    ) from error
+            # Out of the handler: until then the exception holds on to the activations of the step that failed.
+            self.captured = None
+            model.zero_grad()
+            gc.collect()
+            torch.cuda.empty_cache()
+            log.warning("layout: out of memory; step %d again as %s", self.state.global_step + 1, smaller.describe(len(inputs.packs)))
+            self.use_layout(smaller)
+
+    def _run(self, model: Any, step: StepRows, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        """Forward and backward passes of all micro-batches; the sum of their losses, each already divided by `num_items_in_batch`."""
+        if self.layout.captured and self.captured is None:
+            self.captured = CapturedLayers(*layers_and_loss(self.engine, self.model, self.accelerator.autocast))
+        if self.layout.captured or self.flat is not None:
+            self.gradients.attach()
+        groups = list(self.layout.groups(step))
+        losses = []
+        for number, rows in enumerate(groups, 1):
+            if self.layout.captured and len(rows) == self.layout.packs:
+                batch = padded(rows, self.processing_class.pad_token_id, CapturedLayers.length(max(map(len, rows))), mask=False)
+                ids, labels = (batch[name].to(self.args.device, non_blocking=True) for name in ("input_ids", "labels"))
+                losses.append(self.captured.run(ids, labels, num_items_in_batch))
+                continue
+            batch = self.layout.batch(rows, self.processing_class.pad_token_id)
+            with nullcontext() if number == len(groups) else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, self.engine.inputs(batch), num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        if self.model_accepts_loss_kwargs:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        # Such a model averages over its own micro-batch: weighted by its trained tokens, the parts add up to the mean of the step.
+        share = (inputs["labels"][:, 1:] != IGNORED).sum() / num_items_in_batch * self.args.world_size
+        return super().compute_loss(model, inputs) * share
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counted by walking over all modules each time, and used for nothing here
+
+
+class PlanLayout(TrainerCallback):
+    """Chooses the layout as training begins: only then is the model as it will be trained (Unsloth drops what it compiled before)."""
+
+    def __init__(self, plan: Callable[[], Any]) -> None:
+        self.plan = plan
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.plan()
