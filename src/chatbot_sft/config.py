@@ -120,6 +120,10 @@ class TrainingConfig:
     weight_decay: float = 0.01
     optim: str = "adamw_8bit"
     logging_steps: int = 1
+    resume: str = "auto"  # auto: from the run directory's last checkpoint | never | a checkpoint or run directory to go on from
+    save_steps: float = 0.1  # optimizer steps between checkpoints; below 1: a share of the run
+    save_total_limit: int | None = 2  # checkpoints kept, the newest and the best always; null: all
+    stop_on_divergence: bool = True  # stop where the loss is not finite or leaves the rails
     report_to: str = "none"  # none | tensorboard | wandb | …
     response_only: bool = True  # loss on the assistant's tokens alone
     sample_prompts: list[str] | None = None  # null: the first questions of three held-out conversations
@@ -314,6 +318,7 @@ def check_values(config: Config) -> None:
         ("training.max_steps", config.training.max_steps, 1),
         ("training.warmup_steps", config.training.warmup_steps, 0),
         ("training.logging_steps", config.training.logging_steps, 1),
+        ("training.save_total_limit", config.training.save_total_limit, 1),
         ("training.sample_max_new_tokens", config.training.sample_max_new_tokens, 0),
     ):
         if value is not None and value < smallest:
@@ -324,6 +329,9 @@ def check_values(config: Config) -> None:
     ):
         if number is not None and not 0 < number < float("inf"):
             raise UserError(f"{key}={number}: must be above 0")
+    save_steps = config.training.save_steps
+    if not save_steps > 0 or (save_steps > 1 and save_steps % 1 != 0):
+        raise UserError(f"training.save_steps={save_steps:g}: expected a number of optimizer steps, or a share of the run below 1")
     for key, share in (("dataset.eval_fraction", config.dataset.eval_fraction), ("lora.lora_dropout", config.lora.lora_dropout)):
         if not 0 <= share < 1:
             raise UserError(f"{key}={share}: must be at least 0 and below 1")

@@ -30,7 +30,7 @@ MANAGED = {
     "dataset_kwargs": None,
     "hub_token": None,
     "push_to_hub": None,
-    "resume_from_checkpoint": None,
+    "resume_from_checkpoint": "training.resume",
     "logging_strategy": "training.logging_steps",
     "remove_unused_columns": None,
     "use_cpu": None,

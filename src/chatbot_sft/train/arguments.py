@@ -58,7 +58,9 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         "remove_unused_columns": False,
         "include_num_input_tokens_seen": "non_padding",
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "save_total_limit": 1,
+        "save_steps": training.save_steps,
+        "save_total_limit": training.save_total_limit,
+        "logging_nan_inf_filter": not training.stop_on_divergence,  # it would hide what the guard looks for, and wait for the device each micro-batch
         "disable_tqdm": True,  # our own progress bar
         "logging_first_step": True,
     }

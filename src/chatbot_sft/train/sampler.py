@@ -5,6 +5,7 @@ The eight rows of a 2 × 4 step give the same gradient in any order; laid side b
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -37,6 +38,12 @@ class StepSampler:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """The row indices of one optimizer step, counted from 0 over all epochs."""
+        size = self.effective_batch_size
+        epoch, place = divmod(step, math.ceil(len(self.lengths) / size))
+        return epoch_order(self.lengths, size, self.seed + epoch, self.shuffle)[place * size : (place + 1) * size]
 
 
 def row_lengths(dataset: Any) -> list[int]:

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft import preemption
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
+from chatbot_sft.train.checkpoints import Origin
 from chatbot_sft.train.sampler import StepSampler, row_lengths
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class SFTTrainerWrapper:
         self.dataset = dataset
         self.eval_dataset = eval_dataset
         self.engine: Engine = load_engine(self.settings.model.engine)[0]
+        self.origin = Origin()  # where the training begins; the pipeline sets it
         self.trainer: Any = None
         self.progress: Any = None
 
@@ -50,6 +53,8 @@ class SFTTrainerWrapper:
         from transformers import PrinterCallback
 
         from chatbot_sft.train.callbacks import Progress
+        from chatbot_sft.train.guard import Guard
+        from chatbot_sft.train.resumable import Resume
 
         with quiet():
             self.trainer = trainer_class(self.engine, self.settings.dataset.shuffle)(
@@ -63,6 +68,10 @@ class SFTTrainerWrapper:
         self.trainer.remove_callback(PrinterCallback)
         self.progress = Progress()
         self.trainer.add_callback(self.progress)
+        self.trainer.origin = self.origin
+        self.trainer.add_callback(Resume(self.trainer))
+        if self.settings.training.stop_on_divergence:
+            self.trainer.add_callback(Guard(self.trainer, self.dataset, self.settings.dataset.shuffle))
         return self.trainer
 
     def enable_response_only_training(self) -> None:
@@ -79,10 +88,16 @@ class SFTTrainerWrapper:
             return float(self.trainer.evaluate()["eval_loss"])
 
     def train(self) -> Any:
-        """Run the training. Returns transformers' `TrainOutput` (global_step, training_loss, metrics)."""
+        """Run the training, from `origin` on. Returns transformers' `TrainOutput` (global_step, training_loss, metrics).
+
+        Raises:
+            UserError: the loss diverged, or a checkpoint cannot be written.
+            Preempted: a signal asked to stop; a checkpoint was saved.
+        """
         self.engine.for_training(self.model)
-        with quiet():
-            return self.trainer.train()
+        checkpoint = self.origin.checkpoint
+        with quiet(), preemption.deferred():
+            return self.trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
 
     def setup_and_train(self) -> Any:
         """`create_trainer`, response-only labels where `training.response_only` says so, `train`."""
@@ -103,7 +118,9 @@ class SFTTrainerWrapper:
 def trainer_class(engine: Engine, shuffle: bool) -> type:
     """The engine's SFTTrainer with our row order and a held-out loss that does not depend on how rows fall into batches."""
 
-    class Trainer(engine.trainer_class()):
+    from chatbot_sft.train.resumable import Resumable
+
+    class Trainer(Resumable, engine.trainer_class()):
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepSampler:
             rows = self.train_dataset if train_dataset is None else train_dataset
             effective_batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
