@@ -80,9 +80,9 @@ def read(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder`; None where it is not whole."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return Checkpoint(folder, record) if record["files"] == _sizes(folder) else None
     except (OSError, ValueError):
         return None
-    return Checkpoint(folder, record) if record["files"] == _sizes(folder) else None
 
 
 def _named(folder: Path) -> list[Path]:

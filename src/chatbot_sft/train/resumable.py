@@ -50,9 +50,9 @@ class Resumable:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
                 checkpoints.publish(staged, target, self._record())
         except Exception as error:
+            shutil.rmtree(self._staging, ignore_errors=True)
             if not is_write_error(error):
                 raise
-            shutil.rmtree(self._staging, ignore_errors=True)
             last = checkpoints.last_in(folder)
             kept = f"the one of step {last.step} is kept" if last else "there is none before it"
             raise UserError(
