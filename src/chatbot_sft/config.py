@@ -134,6 +134,10 @@ class TrainingConfig:
     optim: str = "adamw_8bit"
     logging_steps: int = 1
     report_to: Any = "none"  # none | tensorboard | wandb | mlflow | trackio, or a list of them
+    resume: str = "auto"  # auto: from the run directory's last checkpoint | never | a checkpoint or run directory to go on from
+    save_steps: float = 0.1  # optimizer steps between checkpoints; below 1: a share of the run
+    save_total_limit: int | None = 2  # checkpoints kept, the newest and the best always; null: all
+    stop_on_divergence: bool = True  # stop where the loss is not finite or leaves the rails
     response_only: bool = True  # loss on the assistant's tokens alone
     sample_prompts: list[str] | None = None  # null: the first questions of three held-out conversations
     sample_max_new_tokens: int = 96  # 0: no sample answers
@@ -358,6 +362,7 @@ def check_values(config: Config) -> None:
         ("training.max_steps", config.training.max_steps, 1),
         ("training.warmup_steps", config.training.warmup_steps, 0),
         ("training.logging_steps", config.training.logging_steps, 1),
+        ("training.save_total_limit", config.training.save_total_limit, 1),
         ("training.sample_max_new_tokens", config.training.sample_max_new_tokens, 0),
         ("training.per_device_eval_batch_size", config.training.per_device_eval_batch_size, 1),
         ("training.early_stopping_patience", config.training.early_stopping_patience, 1),
@@ -371,6 +376,9 @@ def check_values(config: Config) -> None:
     ):
         if number is not None and not 0 < number < float("inf"):
             raise UserError(f"{key}={number}: must be above 0")
+    save_steps = config.training.save_steps
+    if not save_steps > 0 or (save_steps > 1 and save_steps % 1 != 0):
+        raise UserError(f"training.save_steps={save_steps:g}: expected a number of optimizer steps, or a share of the run below 1")
     for key, share in (
         ("dataset.eval_fraction", config.dataset.eval_fraction),
         ("lora.lora_dropout", config.lora.lora_dropout),
@@ -415,6 +423,8 @@ def check_lora(config: Config) -> None:
     for token in tokens:
         if not token.strip() or tokens.count(token) > 1:
             raise UserError(f"model.new_tokens: {token!r} is {'there twice' if token.strip() else 'empty'}")
+
+
 def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
     """What evaluations during training need."""
     steps = training.eval_steps

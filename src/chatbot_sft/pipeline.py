@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft import preemption
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
 from chatbot_sft.data.preview import write_preview
+from chatbot_sft.data.template import render_as_of
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, memory
 from chatbot_sft.model.loader import count_parameters, weights_dtype
+from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.loggers import check as check_loggers
@@ -24,7 +28,8 @@ from chatbot_sft.report.markdown import write_markdown
 from chatbot_sft.report.run_report import new_report, now, write_json
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.targets import locate
-from chatbot_sft.train import SFTTrainerWrapper
+from chatbot_sft.train import SFTTrainerWrapper, checkpoints
+from chatbot_sft.train.checkpoints import Origin
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +41,23 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
 
     Raises:
         UserError: something the user can mend. Every other exception passes through; KeyboardInterrupt too.
+        Preempted: SIGTERM or SIGUSR1, exit code 143.
     """
     settings = Config.from_mapping(config)
     folder = Path(settings.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.refuse_completed(settings)
     report = new_report(command, settings.task, settings.seed)
-    with run_log(folder), contextlib.ExitStack() as loggers:
+    with run_log(folder), preemption.handled(), contextlib.ExitStack() as loggers:
         log.info("run: %s", folder)
         try:
             train(config, settings, report, loggers)
             report["status"] = "completed"
+        except Preempted as error:
+            report["status"] = "interrupted"
+            report["error"] = stopped(error, settings, command)
+            log.warning("%s", report["error"])
+            raise
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             report["status"] = "interrupted" if interrupted else "failed"
@@ -63,6 +75,13 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     return report
 
 
+def stopped(error: Preempted, settings: Config, command: str) -> str:
+    """What a signal left behind, and the command that goes on from it."""
+    last = checkpoints.last_in(Path(settings.training.output_dir))
+    again = f": {command} {shlex.quote(f'hydra.run.dir={settings.paths.output_dir}')}" if command else ""
+    return f"{error.signal}: {f'checkpoint at step {last.step}' if last else 'no checkpoint yet'}; the same command goes on from there{again}"
+
+
 def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], loggers: contextlib.ExitStack) -> None:
     """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`; `task=check` ends after the gate.
 
@@ -77,6 +96,8 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     dataset_loader.find_files()
     model_loader.check()
     saver(config).check()
+    origin = checkpoints.find_origin(settings) if settings.task == "train" else Origin()
+    render_as_of(origin.started)
     try:
         check_data(dataset_loader, model_loader, settings)
     finally:
@@ -87,6 +108,8 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         raise UserError(
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
+    checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
+    checkpoints.settle(origin, settings)
 
     model, tokenizer = model_loader.load_and_configure()
     trainable, total = count_parameters(model)
@@ -104,9 +127,11 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
 
     trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
     trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
+    trainer.origin = origin
     trainer.setup()
     loggers.callback(trainer.loggers.finish, report)
-    start = memory.measure()
+    machine = checkpoints.resolved(model_loader.engine.NAME, report["model"]["dtype"], trainer.trainer.args.optim)
+    checkpoints.refuse_changes(origin, machine, whole=False)
     report["evaluations"] = trainer.evaluations.records  # filled as the run goes, whatever its end
     start = memory.measure()
     eval_loss_before = trainer.evaluate()
@@ -121,7 +146,9 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         "batch_layout": trainer.trainer.layout.describe(settings.effective_batch_size),
         "batch_layouts": trainer.measured_layouts(),
         "tokens": trainer.progress.step_tokens[-1],
-        "seconds": round(trainer_stats.metrics["train_runtime"], 3),
+        "seconds": trainer.trainer.seconds(),
+        "resumed_from": origin.checkpoint.step if origin.checkpoint else None,
+        "resumes": origin.resumes,
         "tokens_per_second": round(trainer.progress.tokens_per_second(), 1),
         "loss_first": losses[0],
         "loss_last": losses[-1],

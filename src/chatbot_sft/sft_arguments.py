@@ -30,7 +30,7 @@ MANAGED = {
     "dataset_kwargs": None,
     "hub_token": None,
     "push_to_hub": None,
-    "resume_from_checkpoint": None,
+    "resume_from_checkpoint": "training.resume",
     "logging_strategy": "training.logging_steps",
     "eval_strategy": "training.eval_steps",
     "eval_on_start": None,

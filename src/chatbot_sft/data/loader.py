@@ -137,7 +137,7 @@ class DatasetLoader:
         return self.report
 
     def prepare_dataset(self) -> Dataset:
-        """The training rows as a `datasets.Dataset` with columns text, input_ids and labels (lists of ints, one conversation a row).
+        """The training rows as a `datasets.Dataset` with columns text, input_ids and labels (lists of ints, one conversation a row), file and row.
 
         Raises:
             UserError: see `check`.
@@ -154,7 +154,7 @@ class DatasetLoader:
         )  # fmt: skip
         from datasets import Dataset
 
-        rows = Dataset.from_file(str(self._entry.file)).select_columns(["text", "input_ids", "labels"])
+        rows = Dataset.from_file(str(self._entry.file)).select_columns(["text", "input_ids", "labels", "file", "row"])
         self.eval_dataset = rows.select(self._split.held_out) if len(self._split.held_out) else None
         return rows.select(self._split.training)
 

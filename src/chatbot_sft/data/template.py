@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 
 THINKING_FIELD = "reasoning_content"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+
+_date: ContextVar[datetime | None] = ContextVar("date", default=None)
+
+
+def render_as_of(date: datetime) -> None:
+    """From now on templates write `date` for today: that of a run's first start, so that a run resumed the next day trains on the same text."""
+    _date.set(date)
+
+
+def strftime_now(form: str) -> str:
+    """The template function of that name."""
+    return (_date.get() or datetime.now()).strftime(form)
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def compile_template(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = strftime_now
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -176,7 +189,7 @@ class ChatTokenizer:
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides which ids a conversation gets; of today's date too where the template writes it."""
         template = self.template
-        day = datetime.now().strftime("%Y-%m-%d") if template.dated else ""
+        day = strftime_now("%Y-%m-%d") if template.dated else ""
         parts = [self.backend.to_str(), template.source, json.dumps([dict(template.tokens), dict(template.kwargs)], sort_keys=True, default=str), day]
         parts += self.new_tokens
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

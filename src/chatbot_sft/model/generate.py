@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from chatbot_sft.data.messages import Message
+from chatbot_sft.data.template import strftime_now
 
 
 def greedy_answer(model: Any, tokenizer: Any, messages: Sequence[Message], max_new_tokens: int, **template_kwargs: Any) -> list[int]:
     """Token ids of the answer to `messages`, at most `max_new_tokens`, ending with an end token where the model ends by itself."""
     import torch
 
-    prompt = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True, **template_kwargs)
+    given = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
+    prompt = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True, **given)
     prompt = {key: prompt[key].to(model.device) for key in ("input_ids", "attention_mask")}
     with torch.inference_mode():
         output = model.generate(

@@ -53,6 +53,8 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         steps = f"{training['steps']:,} steps of {training['effective_batch_size']} ({training['batch_layout']})"
         rows.append(("training", f"{steps} in {training['seconds']:,.0f} s, {training['tokens_per_second']:,.0f} tokens/s"))
         rows.append(("training loss", f"{training['loss_first']:.3f} → {training['loss_last']:.3f}"))
+    for entry in training.get("resumes", []):
+        rows.append(("resumed", f"from step {entry['step']:,} at {entry['time']}"))
     if training.get("eval_loss") is not None:
         rows.append(("held-out loss", f"{training['eval_loss_before']:.3f} → {training['eval_loss']:.3f}"))
         rows.append(("perplexity", f"{training['eval_perplexity_before']:,.1f} → {training['eval_perplexity']:,.1f}"))

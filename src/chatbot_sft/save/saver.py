@@ -70,7 +70,7 @@ class ModelSaver:
             with quiet():
                 build_folder(folder, self._write)
         except Exception as error:
-            if not _is_write_error(error):
+            if not is_write_error(error):
                 raise
             raise UserError(
                 f"save.save_path={folder}: cannot be written ({' '.join(str(error).split())}); nothing is left there, "
@@ -89,6 +89,7 @@ class ModelSaver:
         self.tokenizer.save_pretrained(folder)
 
 
-def _is_write_error(error: Exception) -> bool:
-    """An OSError, or safetensors' own error for the same thing."""
-    return isinstance(error, OSError) or (type(error).__name__ == "SafetensorError" and "os error" in str(error).lower())
+def is_write_error(error: Exception) -> bool:
+    """An OSError, or what safetensors, tokenizers and torch.save raise for the same thing."""
+    text = str(error).lower()
+    return isinstance(error, OSError) or "os error " in text or "pytorchstreamwriter" in text or "inline_container" in text

@@ -64,7 +64,8 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         "dataset_kwargs": {"skip_prepare_dataset": True},  # the rows come with input_ids and labels
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "save_total_limit": 1,
+        "save_steps": training.save_steps,
+        "save_total_limit": training.save_total_limit,
         "disable_tqdm": True,  # our own progress bar
         "logging_first_step": True,
     }

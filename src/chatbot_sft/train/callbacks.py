@@ -29,6 +29,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_ends, self.step_tokens = [time.perf_counter()], [state.num_input_tokens_seen]
+        self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]  # of a resumed run's former starts
         if sys.__stderr__.isatty():
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.__stderr__, dynamic_ncols=True)
 

@@ -1,0 +1,81 @@
+"""SIGTERM and SIGUSR1, with which schedulers take a machine back: the run stops in good order and its process exits with 143."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_CODE = 128 + signal.SIGTERM  # for both: what a scheduler expects of a process that it asked to go
+SAME = 1.0  # seconds; `timeout` and others signal a process and then its whole group: one request
+
+
+class Preempted(SystemExit):
+    """A signal asked the run to stop. A SystemExit, so that it ends a sweep too; `signal` is its name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(EXIT_CODE)
+        self.signal = name
+
+
+@dataclass
+class _State:
+    received: str | None = None
+    at: float = 0.0
+    deferred: bool = False
+
+
+_state = _State()
+
+
+def requested() -> bool:
+    """Whether a signal waits for the current optimizer step to end."""
+    return _state.received is not None
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Within it, a signal raises Preempted at once, or at the end of a `deferred` block. Outside of the main thread signals stay as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def receive(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a forked worker: its parent ends it with this very signal
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        now = time.monotonic()
+        if _state.received is not None and now - _state.at < SAME:
+            return
+        first = _state.received is None
+        _state.received, _state.at = signal.Signals(number).name, now
+        if not (first and _state.deferred):
+            raise Preempted(_state.received)
+
+    _state.__init__()
+    before = {number: signal.signal(number, receive) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Within it the first signal only sets `requested`; a second one, or the end of the block, raises Preempted."""
+    _state.deferred = True
+    try:
+        yield
+    finally:
+        _state.deferred = False
+    if _state.received is not None:
+        raise Preempted(_state.received)

@@ -1,0 +1,490 @@
+"""Runs that are killed, preempted, changed, started again, or that diverge."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from conftest import conversations, write_json
+
+from chatbot_sft.config import Config
+from chatbot_sft.errors import UserError
+from chatbot_sft.train import checkpoints
+
+STEPS = 14  # 23 rows in steps of 4: more than two epochs, with a checkpoint at the end of the first
+
+
+class Forked:
+    """See forked.py."""
+
+    def __init__(self, engine):
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forked.py")), engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, config, days=0):
+        self.process.stdin.write(json.dumps([config, days]) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def exit_code(self):
+        return int(self.process.stdout.readline())
+
+    def run(self, config, days=0):
+        self.start(config, days)
+        return self.exit_code()
+
+    def kill_when(self, happened, config, number=signal.SIGKILL):
+        """Start a run, send it a signal as soon as `happened()`, return the exit code."""
+        child = self.start(config)
+        limit = time.monotonic() + 120
+        while not happened():
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+        os.kill(child, number)
+        return self.exit_code()
+
+
+def close(forked):
+    forked.process.stdin.close()
+    forked.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def forked():
+    forked = Forked("transformers")
+    yield forked
+    close(forked)
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_llama, tmp_path_factory):
+    """`settings(folder, **training)`: a run of 14 steps with everything that a resume could lose: dropout, epochs, losses between two logs."""
+    rows = [
+        {"messages": [*row["messages"][:1], {"role": "assistant", "content": "trả lời " * (1 + n % 5)}]} for n, row in enumerate(conversations(25))
+    ]
+    data = write_json(tmp_path_factory.mktemp("data") / "short.json", rows)
+
+    def made(folder, **training):
+        return {
+            "paths": {"output_dir": str(folder)},
+            "model": {"name": str(tiny_llama), "load_in_4bit": False, "engine": "transformers"},
+            "lora": {"lora_dropout": 0.1},
+            "dataset": {"data_path": str(data)},
+            "training": {
+                "output_dir": str(folder / "checkpoints"),
+                "max_steps": STEPS,
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "learning_rate": 1e-2,
+                "logging_steps": 3,
+                "save_steps": 2,
+                "save_total_limit": 1,
+                "sample_max_new_tokens": 0,
+                **training,
+            },
+            "save": {"method": "lora", "save_path": str(folder / "model")},
+        }
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(forked, settings, tmp_path_factory):
+    """The directory of an uninterrupted run. While it ran there was a whole checkpoint at every moment after the first."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    place = folder / "checkpoints"
+    child = forked.start(settings(folder))
+    steps = set()
+    while os.path.exists(f"/proc/{child}"):  # noqa: PTH110
+        # One may be pruned while it is looked at; the one before which it was pruned is there then.
+        found = checkpoints.last_in(place) or checkpoints.last_in(place)
+        assert found or not steps
+        steps |= {found.step} if found else set()
+        time.sleep(0.001)
+    assert forked.exit_code() == 0, log_of(folder)
+    assert len(steps) > 3
+    assert [path.name for path in place.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
+    return folder
+
+
+def log_of(folder):
+    return folder.with_suffix(".out").read_text()
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def assert_the_same_run(folder, whole):
+    ours, theirs = report(folder), report(whole)
+    assert ours["status"] == "completed", ours["error"]
+    for key in ("history", "eval_loss_before", "eval_loss", "train_loss", "steps", "tokens", "loss_first", "loss_last"):
+        assert ours["training"][key] == theirs["training"][key], key
+    name = "model/adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+def unfinished(whole, folder):
+    """A copy of a finished run as if it had been killed after its last checkpoint."""
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "model")
+    (folder / "report.json").unlink()
+    return folder
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(forked, settings, whole, tmp_path):
+    """Killed while loading, while writing a checkpoint, at the end of an epoch and after the last checkpoint."""
+    folder = tmp_path / "killed"
+    place, config = folder / "checkpoints", settings(folder)
+    chance = random.Random(20)
+    after = time.monotonic() + chance.uniform(0.1, 0.5)
+    assert forked.kill_when(lambda: time.monotonic() > after, config) == -signal.SIGKILL
+    step = chance.choice([2, 4])
+    writing = place / checkpoints.SAVING / f"checkpoint-{step}"
+    assert forked.kill_when(writing.exists, config) == -signal.SIGKILL
+    assert forked.kill_when((place / "checkpoint-6").exists, config) == -signal.SIGKILL
+    last = chance.choice([8, 10])
+    assert forked.kill_when((place / f"checkpoint-{last}").exists, config) == -signal.SIGKILL
+    assert forked.kill_when((place / f"checkpoint-{STEPS}").exists, config) == -signal.SIGKILL
+    assert forked.run(config) == 0, log_of(folder)
+    assert_the_same_run(folder, whole)
+    training = report(folder)["training"]
+    assert training["resumed_from"] == STEPS
+    resumed = [entry["step"] for entry in training["resumes"]]
+    assert resumed == sorted(resumed)
+    assert {6, STEPS} <= set(resumed)
+    assert not (place / checkpoints.SAVING).exists()
+    assert "resumed | from step 6 at" in (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(number, forked, settings, whole, tmp_path):
+    folder = tmp_path / "preempted"
+    config = settings(folder)
+    assert forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config, number) == 143, log_of(folder)
+    left = report(folder)
+    step = checkpoints.last_in(folder / "checkpoints").step
+    assert left["status"] == "interrupted"
+    assert left["error"] == f"{number.name}: checkpoint at step {step}; the same command goes on from there: COMMAND hydra.run.dir={folder}"
+    assert left["error"] in log_of(folder)
+    assert "Traceback" not in log_of(folder)
+    assert forked.run(config) == 0, log_of(folder)
+    assert_the_same_run(folder, whole)
+    assert "interrupted" not in report(folder)["status"]
+    assert (folder / "run.log").read_text().count("engine: transformers") == 2
+
+
+def test_a_signal_before_training_stops_at_once(forked, settings, tmp_path):
+    folder = tmp_path / "early"
+    said = folder / "run.log"
+    config = settings(folder)
+    assert forked.kill_when(lambda: said.exists() and "engine: " in said.read_text(), config, signal.SIGTERM) == 143
+    assert report(folder)["status"] == "interrupted"
+    assert report(folder)["error"].startswith("SIGTERM: no checkpoint yet; ")
+
+
+def test_sigterm_ends_a_whole_sweep(tiny, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chatbot_sft", "-m", *tiny, "training.max_steps=100000,200000", "save=none", "hydra.sweep.dir=sweep"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in stderr
+    last = stderr.rstrip().splitlines()[-1]
+    assert last.startswith("SIGTERM: checkpoint at step ")
+    assert last.endswith(f"hydra.run.dir={tmp_path}/sweep/0")
+    assert "training.max_steps=100000 " in last
+    assert [path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == ["0"]
+
+
+def test_a_completed_run_is_not_trained_again(forked, settings, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert forked.run(settings(whole)) == 2
+    with pytest.raises(UserError, match=r"whole: this run is already completed; name another run directory \(hydra.run.dir=DIR\)"):
+        checkpoints.refuse_completed(Config.from_mapping(settings(whole)))
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_changed_run_is_refused_with_all_that_changed(forked, settings, whole, tmp_path):
+    folder = unfinished(whole, tmp_path / "changed")
+    config = settings(folder, learning_rate=0.5, neftune_noise_alpha=5, per_device_train_batch_size=4)
+    config["seed"] = 1
+    config["lora"]["r"] = 8
+    assert forked.run(config) == 2, log_of(folder)
+    error = report(folder)["error"]
+    assert error.startswith(f"training.resume: {folder}/checkpoints/checkpoint-{STEPS} was trained with other settings: seed 3407 → 1; ")
+    for change in (
+        "dataset (training rows) ", "effective batch size 4 → 8", "lora.r 16 → 8", "training.learning_rate 0.01 → 0.5",
+        "training.neftune_noise_alpha (not set) → 5",
+    ):  # fmt: skip
+        assert f"; {change}" in error
+    assert error.count("→") == 6
+    assert error.endswith("or start afresh in this one with training.resume=never")
+    assert checkpoints.last_in(folder / "checkpoints").step == STEPS
+
+
+def test_what_does_not_decide_the_result_may_change_and_a_day_may_pass(forked, settings, tiny_llama, tmp_path):
+    """The template writes today's date. Killed yesterday; today other steps of the same rows, and another cadence."""
+    model = shutil.copytree(tiny_llama, tmp_path / "dated")
+    template = model / "chat_template.jinja"
+    template.write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + template.read_text())
+    folder = tmp_path / "run"
+    config = settings(folder, max_steps=3, save_steps=1)
+    config["model"]["name"] = str(model)
+    assert forked.run(config, days=-1) == 0, log_of(folder)
+    first = report(folder)
+    unfinished(folder, tmp_path / "copy")
+    for changed in (
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "save_steps": 2, "logging_steps": 1, "report_to": "none"},
+        {"learning_rate": 0.5, "resume": "never"},
+    ):
+        config = settings(tmp_path / "copy", max_steps=3, **changed)
+        config["model"]["name"] = str(model)
+        config["save"]["method"] = "none"
+        assert forked.run(config) == 0, log_of(tmp_path / "copy")
+        second = report(tmp_path / "copy")
+        if "resume" not in changed:
+            assert second["training"]["resumed_from"] == 3
+            assert second["dataset"]["fingerprint"] == first["dataset"]["fingerprint"]
+            assert second["training"]["eval_loss_before"] == first["training"]["eval_loss_before"]
+            (tmp_path / "copy" / "report.json").unlink()
+    assert second["training"]["resumed_from"] is None
+    assert second["dataset"]["fingerprint"] != first["dataset"]["fingerprint"]
+    assert [path.name for path in (tmp_path / "copy" / "checkpoints.1").iterdir()] == ["checkpoint-3"]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(forked, settings, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = (
+        os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(small)], capture_output=True).returncode == 0
+    )
+    if not mounted:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        folder = tmp_path / "run"
+        assert forked.run(settings(folder, output_dir=str(small / "checkpoints"))) == 2, log_of(folder)
+        error = report(folder)["error"]
+        assert error.startswith(f"training.output_dir={small}/checkpoints: the checkpoint of step 4 cannot be written (")
+        assert error.endswith("; the one of step 2 is kept")
+        assert checkpoints.last_in(small / "checkpoints").step == 2
+        assert not (small / "checkpoints" / checkpoints.SAVING).exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(forked, settings, tmp_path):
+    folder = tmp_path / "best"
+    evaluated = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    config = settings(folder, max_steps=8, greater_is_better=True, save_total_limit=2, **evaluated)  # the worst, so that it is not the last
+    assert forked.run(config) == 0, log_of(folder)
+    last = checkpoints.last_in(folder / "checkpoints")
+    best = json.loads((last.folder / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert Path(best).parent == folder / "checkpoints"
+    assert best != str(last.folder)
+    name = "adapter_model.safetensors"
+    assert (folder / "model" / name).read_bytes() == Path(best, name).read_bytes() != (last.folder / name).read_bytes()
+
+
+def test_a_run_on_unsloth_resumes_too(settings, tmp_path):
+    forked = Forked("unsloth")
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+
+    def config(place):
+        made = settings(place, max_steps=6)
+        made["model"]["engine"] = "unsloth"
+        return made
+
+    try:
+        assert forked.run(config(whole)) == 0, log_of(whole)
+        assert forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config(folder)) == -signal.SIGKILL
+        assert forked.run(config(folder)) == 0, log_of(folder)
+    finally:
+        close(forked)
+    assert_the_same_run(folder, whole)
+    assert report(folder)["training"]["resumed_from"] == 4
+
+
+# Divergence.
+
+
+@pytest.fixture(scope="module")
+def broken_model(tiny_llama, tmp_path_factory):
+    """The tiny model with its output untied and the input embedding of one word's tokens not a number: a loss is NaN where a row has that word."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "broken"
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, tie_word_embeddings=False)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=0.02)
+        for token in tokenizer(" zebra")["input_ids"]:
+            model.model.embed_tokens.weight[token] = float("nan")
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny_llama / name, folder)
+    return folder
+
+
+def finite_checkpoints(place):
+    import torch
+    from safetensors.torch import load_file
+
+    from chatbot_sft.train.checkpoints import all_in
+
+    found = all_in(place)
+    for checkpoint in found:
+        for name, weight in load_file(checkpoint.folder / "adapter_model.safetensors").items():
+            assert torch.isfinite(weight).all(), name
+    return [checkpoint.step for checkpoint in found]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(forked, settings, broken_model, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * (1 + n % 3)}]} for n in range(25)]
+    rows[16]["messages"][0]["content"] = "a zebra"
+    data = write_json(tmp_path / "zebra.json", rows)
+    folder = tmp_path / "nan"
+    config = settings(folder, max_steps=7, save_steps=1)
+    config["model"]["name"] = str(broken_model)
+    config["dataset"] = {"data_path": str(data), "eval_fraction": 0}
+    assert forked.run(config) == 2, log_of(folder)
+    error = report(folder)["error"]
+    found = re.fullmatch(
+        rf"step (\d): the loss is nan; the last good checkpoint is checkpoint-(\d)\. It trained {re.escape(str(data))} rows ([\d, ]+)\. "
+        r"Lower training\.learning_rate=0\.01 or look at these rows; training\.stop_on_divergence=false goes on regardless",
+        error,
+    )
+    assert found, error
+    step, kept = int(found[1]), int(found[2])
+    named = [int(row) for row in found[3].split(", ")]
+    assert kept == step - 1
+    assert len(named) == 4
+    assert 17 in named  # counted from 1
+    assert finite_checkpoints(folder / "checkpoints") == [kept]
+    assert [point["step"] for point in report(folder)["training"]["history"]] == [1, 3, 6][: 1 + (kept >= 3) + (kept >= 6)]
+
+
+def test_a_learning_rate_of_a_million_is_stopped(forked, settings, tmp_path):
+    folder = tmp_path / "million"
+    assert forked.run(settings(folder, learning_rate=1e6, warmup_steps=2, max_steps=20, save_steps=1)) == 2, log_of(folder)
+    assert re.match(r"step \d+: the (loss|gradient norm) is ", report(folder)["error"])
+    assert report(folder)["status"] == "failed"
+    assert finite_checkpoints(folder / "checkpoints")
+
+
+# Finding and keeping, without a run.
+
+
+def planted(folder, step, **record):
+    """A checkpoint that is whole."""
+    made = folder / f"checkpoint-{step}"
+    staged = folder / "made"
+    staged.mkdir(parents=True)
+    (staged / "weights").write_bytes(bytes(10))
+    origin = checkpoints.Origin(started=datetime(2026, 1, 2, 3, 4, 5))
+    checkpoints.publish(staged, made, {**checkpoints.record(origin, step, 1.5, False, {}), **record})
+    return made
+
+
+def from_config(folder, **training):
+    return Config.from_mapping({"paths": {"output_dir": str(folder)}, "training": {"output_dir": str(folder / "checkpoints"), **training}})
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    place = tmp_path / "checkpoints"
+    assert checkpoints.last_in(place) is None
+    for step in (2, 4, 10):
+        planted(place, step)
+    assert [checkpoint.step for checkpoint in checkpoints.all_in(place)] == [2, 4, 10]
+    (place / "checkpoint-10" / "weights").write_bytes(bytes(9))
+    (place / "checkpoint-12").mkdir()
+    (place / "checkpoint-12" / "weights").write_bytes(bytes(10))
+    (place / "checkpoint-4" / "run.json").write_text("{")
+    assert checkpoints.last_in(place).step == 2
+    origin = checkpoints.find_origin(from_config(tmp_path))
+    assert (origin.checkpoint.step, origin.started, origin.seconds) == (2, datetime(2026, 1, 2, 3, 4, 5), 1.5)
+    checkpoints.settle(origin, from_config(tmp_path))
+    assert [path.name for path in place.iterdir()] == ["checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints.1").iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-4"]
+
+
+def test_a_path_says_where_a_run_begins_and_its_own_checkpoints_where_it_goes_on(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "here"
+    planted(there / "checkpoints", 4)
+    planted(there / "checkpoints", 6)
+    for path, step in ((there, 6), (there / "checkpoints", 6), (there / "checkpoints" / "checkpoint-4", 4)):
+        settings = from_config(here, resume=str(path))
+        origin = checkpoints.find_origin(settings)
+        assert origin.checkpoint.step == step
+    own = planted(here / "checkpoints", 8, resumes=origin.resumes)
+    assert checkpoints.find_origin(settings).checkpoint.folder == own  # begun there, so the same command goes on
+    assert checkpoints.find_origin(from_config(here)).checkpoint.folder == own
+    other = from_config(here, resume=str(there))
+    assert checkpoints.find_origin(other).checkpoint.step == 6  # another beginning: its own checkpoint is moved away
+    checkpoints.settle(checkpoints.find_origin(other), other)
+    assert [path.name for path in (here / "checkpoints.1").iterdir()] == ["checkpoint-8"]
+    assert checkpoints.last_in(there / "checkpoints").step == 6
+    back = from_config(there, resume=str(there / "checkpoints" / "checkpoint-4"))
+    checkpoints.settle(checkpoints.find_origin(back), back)
+    assert checkpoints.last_in(there / "checkpoints").step == 4
+    with pytest.raises(UserError, match="no whole checkpoint there; name a checkpoint-N folder, or a run directory"):
+        checkpoints.find_origin(from_config(here, resume=str(tmp_path)))
+
+
+def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
+    place = tmp_path / "checkpoints"
+    kept = planted(place, 2)
+    for leftover in (place / checkpoints.SAVING / "checkpoint-4", place / checkpoints.REMOVING / "checkpoint-1", tmp_path / ".model.x1"):
+        leftover.mkdir(parents=True)
+    (place / "final_model").mkdir()
+    settings = Config.from_mapping({**from_config(tmp_path).to_dict(), "save": {"save_path": str(tmp_path / "model")}})
+    checkpoints.settle(checkpoints.find_origin(settings), settings)
+    assert sorted(path.name for path in place.iterdir()) == ["checkpoint-2", "final_model"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    checkpoints.settle(checkpoints.Origin(), settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "checkpoints.1"]
+    assert checkpoints.last_in(tmp_path / "checkpoints.1").step == 2
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"), [(None, None, [2, 4, 6, 10]), (1, None, [10]), (2, None, [6, 10]), (1, 2, [2, 10]), (2, 4, [4, 10])]
+)
+def test_pruning_keeps_the_newest_and_the_best(limit, best, left, tmp_path):
+    for step in (10, 2, 6, 4):
+        planted(tmp_path, step)
+    checkpoints.prune(tmp_path, limit, str(tmp_path / f"checkpoint-{best}") if best else None)
+    assert [checkpoint.step for checkpoint in checkpoints.all_in(tmp_path)] == left
+    assert len(list(tmp_path.iterdir())) == len(left)
+
+
+def test_the_weights_are_recognised_wherever_they_lie(tiny_llama, tmp_path):
+    def found(folder):
+        return checkpoints.weights_fingerprint(Config.from_mapping({"model": {"name": str(folder)}}))
+
+    copy = shutil.copytree(tiny_llama, tmp_path / tiny_llama.name)
+    assert found(copy) == found(tiny_llama)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert found(copy) != found(tiny_llama)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "nan", "inf"])
+def test_a_cadence_that_is_none_is_refused(value, tmp_path):
+    with pytest.raises(UserError, match=r"training.save_steps=.*: expected a number of optimizer steps, or a share of the run below 1"):
+        from_config(tmp_path, save_steps=float(value))
