@@ -316,3 +316,21 @@ def test_auto_and_as_configured_train_the_same_losses_and_say_what_they_did(laun
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
     assert list((tmp_path / "auto").glob("report.json"))
     assert json.loads((tmp_path / "auto" / "report.json").read_text())["training"]["effective_batch_size"] == 8
+
+
+def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, tmp_path):
+    process = launch(*tiny, "task=plan")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["model", "memory", "layout"]
+    report = report_of(tmp_path)
+    assert report["status"] == "completed"
+    assert report["training"] == {}
+    parts = report["plan"]["memory_gb"]
+    assert set(parts) == {"weights", "adapter", "gradients", "optimizer", "activations", "total"}
+    assert parts["total"] == pytest.approx(sum(parts.values()) - parts["total"], abs=0.002)
+    assert f"{report['plan']['layout']}" in lines[2]
+    assert "| batch layout |" in next(tmp_path.glob("outputs/*/*/report.md")).read_text()
+    (run,) = tmp_path.glob("outputs/*/*")
+    assert not list(run.glob("checkpoints/checkpoint-*"))
+    assert not (run / "model").exists()

@@ -20,12 +20,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from chatbot_sft import config as schema
+from chatbot_sft import distributed
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.resources import conf_dir, examples_dir
 
 SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
+ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
 
 OmegaConf.register_new_resolver("examples_dir", lambda: str(examples_dir()), replace=True)
+OmegaConf.register_new_resolver("started", lambda form: distributed.started().strftime(form), replace=True)
 
 
 class CheckedConfigLoader(ConfigLoaderImpl):
@@ -102,8 +105,12 @@ def entrypoint(config: DictConfig) -> float | None:
         # In a sweep Hydra has to see the exception, so that it counts the job as failed and goes on with the next.
         if job.mode == RunMode.MULTIRUN or os.environ.get(SHOW_TRACEBACK):
             raise
-        sys.exit(f"error: {one_line(error, in_run=True)}")
-    if report["training"]:
+        sys.exit(f"{ERROR}{one_line(error, in_run=True)}")
+    if not distributed.is_first():
+        return None
+    if report["plan"]:
+        print(pipeline.plan_summary(report))
+    elif report["training"]:
         print(pipeline.summary(report, plain["paths"]["output_dir"]))
     return report["training"].get("eval_loss")
 
@@ -114,6 +121,8 @@ def main() -> None:
         os.environ[SHOW_TRACEBACK] = "1"
     # Makes Hydra hand its errors to us instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if not distributed.is_first():
+        sys.argv.append("hydra.output_subdir=null")  # the first process writes it
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a _target_ may name a file beside the user)
     try:
         entrypoint()
@@ -123,7 +132,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"{ERROR}{one_line(error)}")
 
 
 def one_line(error: BaseException, in_run: bool = False) -> str:

@@ -323,7 +323,7 @@ def check_values(config: Config) -> None:
     Raises:
         UserError: names the key, the value and what would be right.
     """
-    one_of("task", config.task, ("train", "check"))
+    one_of("task", config.task, ("train", "check", "plan"))
     one_of("model.engine", config.model.engine, ("auto", "unsloth", "transformers"))
     if config.model.dtype is not None:
         one_of("model.dtype", config.model.dtype, ("float16", "bfloat16", "float32"))

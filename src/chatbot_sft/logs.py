@@ -13,9 +13,17 @@ THIRD_PARTY = logging.getLogger("third_party")
 
 
 @contextlib.contextmanager
-def run_log(folder: Path) -> Iterator[None]:
-    """Within it, our lines go to the terminal and every logger's to `folder`/run.log."""
+def run_log(folder: Path, first: bool = True) -> Iterator[None]:
+    """Within it, our lines go to the terminal and every logger's to `folder`/run.log; nowhere in a process that is not the run's `first`."""
     root, ours = logging.getLogger(), logging.getLogger("chatbot_sft")
+    if not first:
+        silent = logging.NullHandler()
+        root.addHandler(silent)
+        try:
+            yield
+        finally:
+            root.removeHandler(silent)
+        return
     file = logging.FileHandler(folder / "run.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)

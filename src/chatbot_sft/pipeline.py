@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chatbot_sft import preemption
+from chatbot_sft import distributed, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
@@ -28,7 +28,7 @@ from chatbot_sft.report.markdown import write_markdown
 from chatbot_sft.report.run_report import new_report, now, write_json
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.targets import locate
-from chatbot_sft.train import SFTTrainerWrapper, checkpoints
+from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
 from chatbot_sft.train.checkpoints import Origin
 
 log = logging.getLogger(__name__)
@@ -45,10 +45,11 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     """
     settings = Config.from_mapping(config)
     folder = Path(settings.paths.output_dir)
+    first = distributed.is_first()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.refuse_completed(settings)
     report = new_report(command, settings.task, settings.seed)
-    with run_log(folder), preemption.handled(), contextlib.ExitStack() as loggers:
+    with run_log(folder, first), preemption.handled(), contextlib.ExitStack() as loggers:
         log.info("run: %s", folder)
         try:
             train(config, settings, report, loggers)
@@ -66,13 +67,19 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
             raise
         finally:
             report["finished"] = now()
-            try:
-                with quiet():
-                    write_loss_figure(report["training"], report["evaluations"], folder)
-                write_markdown(report, folder)
-            finally:
-                write_json(report, folder)
+            if first:
+                write_reports(report, folder)
     return report
+
+
+def write_reports(report: dict[str, Any], folder: Path) -> None:
+    """loss.png, report.md and, whatever becomes of those, report.json."""
+    try:
+        with quiet():
+            write_loss_figure(report["training"], report["evaluations"], folder)
+        write_markdown(report, folder)
+    finally:
+        write_json(report, folder)
 
 
 def stopped(error: Preempted, settings: Config, command: str) -> str:
@@ -83,7 +90,9 @@ def stopped(error: Preempted, settings: Config, command: str) -> str:
 
 
 def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], loggers: contextlib.ExitStack) -> None:
-    """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`; `task=check` ends after the gate.
+    """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`.
+
+    `task=check` ends after the gate, `task=plan` before the first step.
 
     What `training.report_to` opens is closed, with the report, when `loggers` is.
     """
@@ -134,43 +143,32 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     checkpoints.refuse_changes(origin, machine, whole=False)
     report["evaluations"] = trainer.evaluations.records  # filled as the run goes, whatever its end
     start = memory.measure()
-    eval_loss_before = trainer.evaluate()
+    if settings.task == "train":
+        trainer.evaluate()
     try:
-        trainer_stats = trainer.train()
+        trainer.train()
+    except Planned:
+        report["plan"] = {
+            "layout": trainer.plan.layout.describe(settings.effective_batch_size),
+            "layouts": trainer.measured_layouts(),
+            "memory_gb": trainer.memory_estimate,
+            "device": start.device,
+            "device_gb": start.total_gb,
+        }
+        return
     finally:
-        report["training"] = {"history": [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]}
-    losses = [loss for _, loss in trainer.progress.losses]
-    report["training"] = {
-        "steps": trainer_stats.global_step,
-        "effective_batch_size": settings.effective_batch_size,
-        "batch_layout": trainer.trainer.layout.describe(settings.effective_batch_size),
-        "batch_layouts": trainer.measured_layouts(),
-        "tokens": trainer.progress.step_tokens[-1],
-        "seconds": trainer.trainer.seconds(),
-        "resumed_from": origin.checkpoint.step if origin.checkpoint else None,
-        "resumes": origin.resumes,
-        "tokens_per_second": round(trainer.progress.tokens_per_second(), 1),
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
-        "train_loss": trainer_stats.training_loss,
-        "eval_loss_before": eval_loss_before,
-        "eval_loss": trainer.evaluate_trained(),
-        **evaluated(trainer),
-        **report["training"],
-    }
-    end = memory.measure(start.current_gb)
-    report["memory"] = {
-        "device": end.device,
-        "start_gb": start.current_gb,
-        "peak_gb": end.peak_gb,
-        "training_gb": round(end.peak_gb - start.current_gb, 3),
-    }
+        if trainer.progress.losses:
+            report["training"]["history"] = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
+    eval_loss = trainer.evaluate_trained()
+    report["training"] |= trained(trainer, eval_loss)
+    report["memory"] = used(start)
     if trainer.sample_prompts:
         before, after = (trainer.evaluations.at(step)["samples"] for step in (0, report["training"]["weights_of_step"]))
         report["samples"] = [
             {"prompt": first["prompt"], "before": first["answer"], "after": second["answer"]} for first, second in zip(before, after, strict=True)
         ]
-    report["save"] = dataclasses.asdict(trainer.save_model())
+    if distributed.is_first():
+        report["save"] = dataclasses.asdict(trainer.save_model())
 
 
 def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, settings: Config) -> None:
@@ -188,7 +186,7 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
         refused = True
         raise
     finally:
-        if dataset_loader.report:
+        if dataset_loader.report and distributed.is_first():
             write_report(dataset_loader.report, folder)
             title = f"{settings.model.name} on {', '.join(Path(source['path']).name for source in dataset_loader.report['sources'])}"
             write_preview(folder / PREVIEW, title, data_summary.facts(dataset_loader.report)[1:], dataset_loader.preview_rows())
@@ -198,16 +196,67 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
         log.warning("data: %s", remark)
 
 
-def evaluated(trainer: SFTTrainerWrapper) -> dict[str, Any]:
-    """What the report's training section says of the evaluations beside the loss; `weights_of_step` are the weights that are saved."""
-    evaluations, last = trainer.evaluations, trainer.trainer.state.global_step
+def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, Any]:
+    """The report's training section; `weights_of_step` are the weights that are evaluated last and saved."""
+    settings, progress, evaluations, origin = trainer.settings, trainer.progress, trainer.evaluations, trainer.origin
+    losses = [loss for _, loss in progress.losses]
+    last = trainer.trainer.state.global_step
     step = last if evaluations.reloaded is None else evaluations.reloaded
-    found: dict[str, Any] = {"weights_of_step": step, "stopped_early": evaluations.stopped_early}
-    for suffix, record in (("_before", evaluations.at(0)), ("", evaluations.at(step))):
-        for key in ("perplexity", "token_accuracy"):
-            found[f"eval_{key}{suffix}"] = record[key] if record else None
-    best = evaluations.best() if trainer.settings.training.eval_steps is not None else None
-    return {**found, "best_step": best and best["step"], "best_eval_loss": best and best["loss"]}
+    best = evaluations.best() if settings.training.eval_steps is not None else None
+    before, after = evaluations.at(0) or {}, evaluations.at(step) or {}
+    return {
+        "steps": last,
+        "effective_batch_size": settings.effective_batch_size * distributed.processes(),
+        "processes": distributed.processes(),
+        "batch_layout": trainer.trainer.layout.describe(settings.effective_batch_size),
+        "batch_layouts": trainer.measured_layouts(),
+        "tokens": progress.step_tokens[-1],
+        "seconds": trainer.trainer.seconds(),
+        "resumed_from": origin.checkpoint.step if origin.checkpoint else None,
+        "resumes": origin.resumes,
+        "tokens_per_second": round(progress.tokens_per_second(), 1),
+        "milliseconds_per_step": round(1000 * progress.seconds_per_step(), 3),
+        "seconds_to_first_step": progress.first_step_after,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "train_loss": trainer.output.training_loss,
+        "eval_loss_before": before.get("loss"),
+        "eval_loss": eval_loss,
+        "eval_perplexity_before": before.get("perplexity"),
+        "eval_perplexity": after.get("perplexity"),
+        "eval_token_accuracy_before": before.get("token_accuracy"),
+        "eval_token_accuracy": after.get("token_accuracy"),
+        "weights_of_step": step,
+        "stopped_early": evaluations.stopped_early,
+        "best_step": best and best["step"],
+        "best_eval_loss": best and best["loss"],
+    }
+
+
+def used(start: memory.MemoryStatistics) -> dict[str, Any]:
+    """The report's memory section: what training added to `start`."""
+    end = memory.measure(start.current_gb)
+    return {
+        "device": end.device,
+        "start_gb": start.current_gb,
+        "peak_gb": end.peak_gb,
+        "training_gb": round(end.peak_gb - start.current_gb, 3),
+    }
+
+
+def plan_summary(report: dict[str, Any]) -> str:
+    """Three lines of `task=plan`: parameters, memory by part, batch layout."""
+    model, parts = report["model"], dict(report["plan"]["memory_gb"])
+    total = parts.pop("total")
+    trained = f"{model['trainable_parameters'] / 1e6:,.2f}M trained ({100 * model['trainable_parameters'] / model['parameters']:.2f}%)"
+    return "\n".join(
+        [
+            f"model   {model['parameters'] / 1e6:,.1f}M parameters, {trained}, {model['dtype']}",
+            f"memory  {total:.2f} GB of {report['plan']['device_gb']:.1f} GB ({report['plan']['device']}): "
+            + ", ".join(f"{name} {size:.2f}" for name, size in parts.items()),
+            f"layout  {report['plan']['layout']}",
+        ]
+    )
 
 
 def summary(report: dict[str, Any], folder: str) -> str:

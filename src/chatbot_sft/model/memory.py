@@ -36,11 +36,11 @@ class MemoryStatistics:
 
 
 def measure(start_gb: float | None = None) -> MemoryStatistics:
-    """Now and at the highest: memory reserved by PyTorch on the first GPU, or the resident set of this process."""
+    """Now and at the highest: memory reserved by PyTorch on this process's GPU, or the resident set of this process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        device = torch.cuda.get_device_properties(0)
-        current, peak = torch.cuda.memory_reserved(0), torch.cuda.max_memory_reserved(0)
+        device = torch.cuda.get_device_properties(torch.cuda.current_device())
+        current, peak = torch.cuda.memory_reserved(), torch.cuda.max_memory_reserved()
         return MemoryStatistics(device.name, _gb(device.total_memory), _gb(current), _gb(peak), start_gb)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft import distributed
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +27,7 @@ def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
         dtype=dtype,
         quantization_config=quantization,
         trust_remote_code=settings.model.trust_remote_code,
-        device_map={"": 0} if torch.cuda.is_available() else None,
+        device_map={"": distributed.local_rank()} if torch.cuda.is_available() else None,
     )
     if settings.full_finetuning and checkpointing(settings):
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan"}
+
 
 def write_markdown(report: dict[str, Any], folder: Path) -> Path:
     """Write report.md from what report.json holds."""
@@ -15,7 +17,7 @@ def write_markdown(report: dict[str, Any], folder: Path) -> Path:
 
 def markdown(report: dict[str, Any], picture: bool) -> str:
     """The report as Markdown; parts that a run did not reach are left out."""
-    lines = [f"# {'Data check' if report['task'] == 'check' else 'Fine-tuning run'}: {report['status']}", "", f"    {report['command']}", ""]
+    lines = [f"# {TITLES[report['task']]}: {report['status']}", "", f"    {report['command']}", ""]
     if report["error"]:
         lines += [f"**{report['error']}**", ""]
     if picture:
@@ -49,6 +51,14 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("tokens", f"{data['tokens']:,}, {share}; longest {data['max_length']:,}, {data['truncated_rows']:,} cut"))
         bad = f"{data['bad_rows']:,} bad, {data['duplicates']:,} exact duplicates"
         rows.append(("checked", f"{bad}; [every token of some rows](data_preview.html), [all findings](data_report.json)"))
+    if report["plan"]:
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in report["plan"]["memory_gb"].items())
+        rows.append(("memory (GB)", f"{parts}; {report['plan']['device']} has {report['plan']['device_gb']:.1f}"))
+        rows.append(("batch layout", report["plan"]["layout"]))
+    for found in report["plan"].get("layouts", []) or training.get("batch_layouts", []):
+        took = f"{found['milliseconds']:,.0f} ms a step" if found["milliseconds"] else found["why_not"]
+        peak = f", peak {found['peak_gb']:.1f} GB" if found["peak_gb"] else ""
+        rows.append((f"layout {found['layout']}", f"{took}{peak}"))
     if "seconds" in training:
         steps = f"{training['steps']:,} steps of {training['effective_batch_size']} ({training['batch_layout']})"
         rows.append(("training", f"{steps} in {training['seconds']:,.0f} s, {training['tokens_per_second']:,.0f} tokens/s"))

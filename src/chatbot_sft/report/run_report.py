@@ -27,6 +27,7 @@ def new_report(command: str, task: str, seed: int) -> dict[str, Any]:
         "dataset": {},
         "training": {},
         "memory": {},
+        "plan": {},
         "evaluations": [],
         "samples": [],
         "save": {},

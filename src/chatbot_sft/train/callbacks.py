@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -25,17 +26,19 @@ class Progress(TrainerCallback):
         self.step_ends: list[float] = []
         self.step_tokens: list[int] = []
         self._bar: tqdm | None = None
+        self.first_step_after: float | None = None  # seconds from the start of the process to the end of its first step
         self._evaluating = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_ends, self.step_tokens = [time.perf_counter()], [state.num_input_tokens_seen]
         self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]  # of a resumed run's former starts
-        if sys.__stderr__.isatty():
+        if sys.__stderr__.isatty() and state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.__stderr__, dynamic_ncols=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_ends.append(time.perf_counter() - self._evaluating)
         self.step_tokens.append(state.num_input_tokens_seen)
+        self.first_step_after = self.first_step_after or round(time.time() - psutil.Process().create_time(), 3)
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
@@ -66,11 +69,16 @@ class Progress(TrainerCallback):
             self._bar.close()
 
     def tokens_per_second(self) -> float:
-        """Real (unpadded) tokens per second, without the first step where there are others: it compiles and warms up."""
-        first = 1 if len(self.step_ends) > 2 else 0
+        """Real (unpadded) tokens per second over the later half of the steps: the first ones compile and warm up."""
+        half = len(self.step_ends) // 2
         if len(self.step_ends) < 2:
             return 0.0
-        return (self.step_tokens[-1] - self.step_tokens[first]) / (self.step_ends[-1] - self.step_ends[first])
+        return (self.step_tokens[-1] - self.step_tokens[half - 1]) / (self.step_ends[-1] - self.step_ends[half - 1])
+
+    def seconds_per_step(self) -> float:
+        """Over the same steps."""
+        half = len(self.step_ends) // 2
+        return (self.step_ends[-1] - self.step_ends[half - 1]) / (len(self.step_ends) - half) if half else 0.0
 
 
 def duration(seconds: float) -> str:

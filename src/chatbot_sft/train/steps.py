@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.engine import Engine
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
-from chatbot_sft.train.graphs import CapturedLayers, layers_and_loss
+from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed, layers_and_loss
 from chatbot_sft.train.layout import Layout, step_down
 from chatbot_sft.train.measure import Trial
 from chatbot_sft.train.rows import IGNORED, StepLoader, StepRows, padded
@@ -119,8 +120,10 @@ class Steps:
         while True:
             try:
                 return self._run(model, inputs, num_items_in_batch)
+            except CaptureFailed as error:
+                why, smaller = f"cannot be captured ({error})", replace(self.layout, captured=False)
             except torch.OutOfMemoryError as error:
-                smaller = step_down(self.layout, checkpoints=True)
+                why, smaller = "out of memory", step_down(self.layout, checkpoints=True)
                 if smaller is None or self.args.world_size > 1:
                     raise UserError(
                         f"out of memory at step {self.state.global_step + 1} ({self.layout.describe(len(inputs.packs))}); "
@@ -131,11 +134,13 @@ class Steps:
             model.zero_grad()
             gc.collect()
             torch.cuda.empty_cache()
-            log.warning("layout: out of memory; step %d again as %s", self.state.global_step + 1, smaller.describe(len(inputs.packs)))
+            log.warning("layout: %s; step %d again as %s", why, self.state.global_step + 1, smaller.describe(len(inputs.packs)))
             self.use_layout(smaller)
 
     def _run(self, model: Any, step: StepRows, num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """Forward and backward passes of all micro-batches; the sum of their losses, each already divided by `num_items_in_batch`."""
+        if self.layout.captured and not self.model.training:  # after an evaluation
+            self.use_layout(self.layout)
         if self.layout.captured and self.captured is None:
             self.captured = CapturedLayers(*layers_and_loss(self.engine, self.model, self.accelerator.autocast))
         if self.layout.captured or self.flat is not None:

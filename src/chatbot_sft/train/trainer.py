@@ -19,6 +19,7 @@ from chatbot_sft.report.run_report import versions
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.checkpoints import Origin
+from chatbot_sft.train.estimate import memory_estimate
 from chatbot_sft.train.layout import Layout, as_configured, candidates
 from chatbot_sft.train.measure import Plan, cache_key, choose
 
@@ -58,6 +59,8 @@ class SFTTrainerWrapper:
         self.progress: Any = None
         self.evaluations: Any = None
         self.plan: Plan | None = None
+        self.memory_estimate: dict[str, float] = {}  # GB by part, of task=plan
+        self.output: Any = None  # what `train` returned
         self.loggers = Loggers()
         self.sample_prompts: list[list[dict[str, Any]]] = []  # messages, answered at each evaluation
 
@@ -131,6 +134,7 @@ class SFTTrainerWrapper:
         for row in self.measured_layouts():
             THIRD_PARTY.info("layout measured: %s", row)
         if self.settings.task == "plan":
+            self.memory_estimate = memory_estimate(self.trainer, self.trainer.trial())
             raise Planned
 
     def evaluate(self) -> float | None:
@@ -170,9 +174,9 @@ class SFTTrainerWrapper:
         """
         checkpoint = self.origin.checkpoint
         with quiet(), preemption.deferred():
-            output = self.trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+            self.output = self.trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
         self._note_end()
-        return output
+        return self.output
 
     def setup_and_train(self) -> Any:
         """`create_trainer`, response-only labels where `training.response_only` says so, `train`."""
@@ -216,7 +220,10 @@ class SFTTrainerWrapper:
             [torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(), self.trainer.args.world_size],
             {name: version for name, version in versions().items() if name != "chatbot-sft"},
         )
-        return choose(layouts, configured, trial, key)
+        plan = [choose(layouts, configured, trial, key)]
+        if self.trainer.args.world_size > 1:
+            torch.distributed.broadcast_object_list(plan)  # each process has measured; the first one's choice is everyone's
+        return plan[0]
 
     def _note_end(self) -> None:
         """Say where training stopped early and whose weights the model has now."""

@@ -1,0 +1,63 @@
+"""One run in two processes: the losses of one, one run directory, one log, one report."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import report_of
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_llama):
+    """(folder of one process, folder of two, what two printed): the same effective batch of 8, evaluated on the way, float32."""
+    from conftest import EXAMPLE
+
+    folder = tmp_path_factory.mktemp("processes")
+    common = [
+        "-m", "chatbot_sft", "model=local", f"model.name={tiny_llama}", "model.load_in_4bit=false", "model.engine=transformers",
+        "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=60", "training.max_steps=3", "training.warmup_steps=0",
+        "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
+    ]  # fmt: skip
+    one = [sys.executable, *common, "training.gradient_accumulation_steps=4"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *common, "training.gradient_accumulation_steps=2"]
+    printed = []
+    for name, command in (("one", one), ("two", two)):
+        (folder / name).mkdir()
+        process = subprocess.run(command, cwd=folder / name, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert process.returncode == 0, process.stderr
+        printed.append(process)
+    return folder / "one", folder / "two", printed[1]
+
+
+def test_two_processes_train_the_losses_of_one(runs):
+    one, two = (report_of(folder) for folder in runs[:2])
+    assert one["training"]["effective_batch_size"] == two["training"]["effective_batch_size"] == 8
+    assert two["training"]["processes"] == 2
+    assert one["training"]["tokens"] == two["training"]["tokens"]
+    for a, b in zip(one["training"]["history"], two["training"]["history"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+    for a, b in zip(one["evaluations"], two["evaluations"], strict=True):
+        assert a["step"] == b["step"]
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+    assert [sample["after"] for sample in one["samples"]] == [sample["after"] for sample in two["samples"]]
+
+
+def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
+    _, folder, process = runs
+    (run,) = folder.glob("outputs/*/*")
+    one = next(runs[0].glob("outputs/*/*"))
+    assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in one.iterdir())
+    log = (run / "run.log").read_text()
+    assert log.count("layout: ") == 1
+    assert log.count("saved: lora") == 1
+    assert len([line for line in process.stdout.splitlines() if line.startswith("loss ")]) == 1
+    assert process.stderr.count("run: ") == 1
+
+
+def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
+    """As torchrun starts the second process: its own line names it."""
+    first, second = (launch("dataset.data_path=nowhere.json", env={"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}) for rank in "01")
+    assert first.stderr.rstrip().splitlines()[-1].startswith("error: ")
+    assert second.stderr.startswith("error in process 1: ")
+    assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
