@@ -100,7 +100,6 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any]) -
     if settings.task == "check":
         return
     checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
-    checkpoints.settle(origin, settings)
 
     model, tokenizer = model_loader.load_and_configure()
     trainable, total = count_parameters(model)

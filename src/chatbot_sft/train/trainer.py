@@ -13,7 +13,7 @@ from chatbot_sft.logs import quiet
 from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
-from chatbot_sft.train.checkpoints import Origin
+from chatbot_sft.train.checkpoints import Origin, settle
 from chatbot_sft.train.sampler import StepSampler, row_lengths
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class SFTTrainerWrapper:
         """
         self.engine.for_training(self.model)
         checkpoint = self.origin.checkpoint
+        if self.trainer.args.should_save:
+            settle(self.origin, self.settings)
         with quiet(), preemption.deferred():
             return self.trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
 
