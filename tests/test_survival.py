@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from statistics import median
 
 import pytest
 from conftest import conversations, write_json
@@ -122,6 +123,10 @@ def log_of(folder):
 
 def report(folder):
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def losses_of(folder):
+    return {point["step"]: point["loss"] for point in report(folder)["training"]["history"]}
 
 
 def assert_the_same_run(folder, whole):
@@ -385,6 +390,25 @@ def test_a_learning_rate_of_a_million_is_stopped(forked, settings, tmp_path):
     assert re.match(r"step \d+: the (loss|gradient norm) is ", report(folder)["error"])
     assert report(folder)["status"] == "failed"
     assert finite_checkpoints(folder / "checkpoints")
+
+
+def test_a_run_that_leaves_the_rails_keeps_a_checkpoint_from_before(forked, settings, tmp_path):
+    """All weights at a learning rate of 3: losses of 6 to 13 during the warm-up, then of 60 and more."""
+    folder = tmp_path / "rails"
+    config = settings(folder, learning_rate=3, warmup_steps=10, max_steps=40, save_steps=1, logging_steps=1)
+    config["lora"] = {"r": 0}
+    config["save"]["method"] = "none"
+    assert forked.run(config) == 2, log_of(folder)
+    found = re.match(
+        r"step (\d+): the loss is [\d.]+, its median over the last \d+ steps ([\d.]+), once ([\d.]+) \(limit ([\d.]+)\); "
+        r"the last good checkpoint is checkpoint-(\d+)\. It trained ",
+        report(folder)["error"],
+    )
+    step, middle, lowest, limit, kept = map(float, found.groups())
+    assert kept <= step - 3
+    assert lowest < limit < middle
+    assert median(losses_of(folder)[int(kept) - back] for back in range(3)) < limit
+    assert f"step {step - 1:.0f}: no checkpoint, the last losses are above" in (folder / "run.log").read_text()
 
 
 # Finding and keeping, without a run.

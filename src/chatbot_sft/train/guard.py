@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,8 +63,9 @@ class Guard(TrainerCallback):
         if not math.isfinite(norm) and not args.fp16:  # float16 gradients overflow now and then; the loss scaler leaves such steps out
             self._stop(args, state, f"the gradient norm is {norm} (loss {loss:.4f})")
         if self.rails.add(loss) and self.shuffled:
-            what = f"the loss is {loss:.4f}, the median of the last {len(self.rails.losses)} steps above {self.rails.limit:.4f}"
-            self._stop(args, state, f"{what}, where it had been {self.rails.lowest:.4f}")
+            losses = self.rails.losses
+            what = f"the loss is {loss:.4f}, its median over the last {len(losses)} steps {median(losses):.4f}, once {self.rails.lowest:.4f}"
+            self._stop(args, state, f"{what} (limit {self.rails.limit:.4f})")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep weights that are broken, or seem to be, out of checkpoints. Raises Diverged."""

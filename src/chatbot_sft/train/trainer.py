@@ -18,7 +18,7 @@ from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.report.run_report import versions
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
-from chatbot_sft.train.checkpoints import Origin
+from chatbot_sft.train.checkpoints import Origin, settle
 from chatbot_sft.train.estimate import memory_estimate
 from chatbot_sft.train.layout import Layout, as_configured, candidates
 from chatbot_sft.train.measure import Plan, cache_key, choose
@@ -173,6 +173,8 @@ class SFTTrainerWrapper:
             Planned: the task is to plan alone.
         """
         checkpoint = self.origin.checkpoint
+        if self.trainer.args.should_save:
+            settle(self.origin, self.settings)
         with quiet(), preemption.deferred():
             self.output = self.trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
         self._note_end()
