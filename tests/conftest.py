@@ -91,6 +91,7 @@ def tiny(tiny_llama):
         "model.engine=transformers",
         f"dataset.data_path={EXAMPLE}",
         "training.max_steps=2",
+        "training.batch_layout=as_configured",
         "training.sample_max_new_tokens=4",
     ]
 

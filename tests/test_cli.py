@@ -16,7 +16,7 @@ def test_help_says_what_it_does_in_one_screen(launch):
     text = process.stdout
     assert text.startswith("chatbot_sft: fine-tune a chat model")
     assert text.count("  python -m chatbot_sft") == 5  # five examples
-    for group in ("model: gemma3_4b", "lora: default, dora, none, rslora", "dataset:", "training:", "save: lora, merged_16bit, none"):
+    for group in ("model: gemma3_4b", "lora: default, dora, loftq, none, rslora", "dataset:", "training:", "save: lora, merged_16bit, none"):
         assert group in text
     assert len(text.splitlines()) < 50
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatbot_sft.train.rails import WINDOW, Rails
-from chatbot_sft.train.sampler import StepSampler
 
 
 def left_at(losses, max_steps=None):
@@ -65,15 +64,3 @@ def test_single_spikes_and_small_losses_are_no_divergence():
     rails.add(2.0)
     rails.add(2.0)
     assert not rails.doubtful
-
-
-@given(rows=st.integers(1, 40), size=st.integers(1, 9), epochs=st.integers(1, 3), shuffle=st.booleans())
-def test_the_rows_of_a_step_are_those_that_the_sampler_gives(rows, size, epochs, shuffle):
-    sampler = StepSampler([n % 5 for n in range(rows)], size, 7, shuffle)
-    step = 0
-    for epoch in range(epochs):
-        sampler.set_epoch(epoch)
-        order = list(sampler)
-        for start in range(0, rows, size):
-            assert sampler.rows_of_step(step) == order[start : start + size]
-            step += 1

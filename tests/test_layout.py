@@ -9,7 +9,7 @@ from conftest import EXAMPLE, report_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatbot_sft.train.layout import Layout, as_configured, candidates, step_down
+from chatbot_sft.train.layout import Layout, candidates, step_down
 from chatbot_sft.train.measure import Trial, cache_key, choose
 from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded, padding_free
 from chatbot_sft.train.sampler import StepSampler, best_fit
@@ -118,8 +118,8 @@ def test_every_layout_gives_the_loss_and_the_gradient_of_the_configured_one(trai
     wrapper = trained()
     trainer = wrapper.trainer
     step = next(iter(trainer.get_train_dataloader()))
-    loss, expected = gradient(trainer, as_configured(2, False, False), step)
-    layouts = [*candidates(as_configured(2, False, False), 8, gpu=False, capturable=False), Layout(4, checkpointing=True)]
+    loss, expected = gradient(trainer, Layout(2), step)
+    layouts = [*candidates(Layout(2), 8, packing=False, gpu=False, capturable=False), Layout(4, checkpointing=True)]
     assert len(layouts) == 8
     for layout in layouts:
         found, ours = gradient(trainer, layout, step)
@@ -197,12 +197,11 @@ def test_without_a_smaller_layout_out_of_memory_is_one_line(trained, monkeypatch
 # The choice
 
 
-def trial(seconds, steps=100):
-    """A Trial on a machine where each layout takes as long as `seconds` says; an exception there is raised."""
+def trial(seconds, steps=100, losses=None):
+    """A Trial on a machine where each layout takes as long as `seconds` says, and one that it does not name too much memory; and its calls."""
     from torch import OutOfMemoryError
 
-    clock = iter(itertools.count())
-    calls = []
+    calls, losses = [], losses or {}
 
     def run(layout, step):
         calls.append((layout, len(step.packs)))
@@ -211,14 +210,15 @@ def trial(seconds, steps=100):
         import time
 
         time.sleep(seconds[layout])
+        return losses.get(layout, 1.0)
 
     step = StepRows([[row] for row in made([[5, 6, 7]] * 8)])
-    return Trial(run, step, step, steps, 0.1), calls, clock
+    return Trial(run, step, step, steps, 0.1), calls
 
 
 def test_the_fastest_layout_is_taken_and_remembered():
     slow, fast, too_large = Layout(2), Layout(4), Layout(8)
-    planned, calls, _ = trial({Layout(1): 0.0, slow: 0.05, fast: 0.01})
+    planned, calls = trial({Layout(1): 0.0, slow: 0.05, fast: 0.01})
     key = cache_key("fastest", random.random())
     plan = choose([slow, fast, too_large], slow, planned, key)
     assert plan.layout == fast
@@ -233,27 +233,35 @@ def test_the_fastest_layout_is_taken_and_remembered():
 
 def test_what_is_configured_stays_where_nothing_is_clearly_faster():
     configured, other = Layout(2), Layout(4)
-    planned, _, _ = trial({Layout(1): 0.0, configured: 0.0505, other: 0.05})
+    planned, _ = trial({Layout(1): 0.0, configured: 0.0505, other: 0.05})
     assert choose([configured, other], configured, planned, cache_key("close", random.random())).layout == configured
 
 
+def test_a_layout_whose_loss_is_another_is_not_taken_however_fast():
+    padded, leaking = Layout(2), Layout(4, padding_free=True)
+    planned, _ = trial({Layout(1): 0.0, padded: 0.05, leaking: 0.01}, losses={padded: 2.0, leaking: 1.9})
+    plan = choose([padded, leaking], padded, planned, cache_key("leak", random.random()))
+    assert plan.layout == padded
+    assert plan.measurements[1].why_not == "computes another loss: 1.9000, not 2.0000"
+
+
 def test_where_nothing_fits_the_most_frugal_layout_is_taken():
-    planned, _, _ = trial({Layout(1): 0.0})
+    planned, _ = trial({Layout(1): 0.0})
     plan = choose([Layout(8), Layout(2)], Layout(8), planned, cache_key("none", random.random()))
     assert plan.layout == Layout(2)
     assert all(found.why_not == "out of memory" for found in plan.measurements)
 
 
 def test_candidates_begin_with_what_is_likeliest_and_hold_what_is_configured():
-    configured = as_configured(2, True, False)
-    gpu = candidates(configured, 8, gpu=True, capturable=True)
+    configured = Layout(2, checkpointing=True)
+    gpu = candidates(configured, 8, packing=False, gpu=True, capturable=True)
     assert gpu[:3] == [Layout(8), Layout(8, padding_free=True), Layout(8, captured=True)]
     assert gpu.index(Layout(8)) < gpu.index(Layout(8, checkpointing=True))
     assert configured in gpu
     assert len(set(gpu)) == len(gpu)
-    packed = candidates(as_configured(2, False, True), 8, gpu=True, capturable=True)
+    packed = candidates(Layout(2, padding_free=True), 8, packing=True, gpu=True, capturable=True)
     assert all(layout.padding_free and not layout.captured for layout in packed)
-    assert candidates(configured, 8, gpu=False, capturable=False)[0] == configured
+    assert candidates(configured, 8, packing=False, gpu=False, capturable=False)[0] == configured
 
 
 def test_stepping_down_ends():
@@ -319,7 +327,7 @@ def test_auto_and_as_configured_train_the_same_losses_and_say_what_they_did(laun
 
 
 def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, tmp_path):
-    process = launch(*tiny, "task=plan")
+    process = launch(*tiny, "task=plan", "training.batch_layout=auto")
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["model", "memory", "layout"]

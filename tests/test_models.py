@@ -377,7 +377,7 @@ def arguments_of(tiny_llama, output: Path, *overrides: str):
         ("+training.max_grad_norm=0.5", "max_grad_norm", 0.5),
         ("+training.adam_beta2=0.95", "adam_beta2", 0.95),
         ("+training.label_smoothing_factor=0.1", "label_smoothing_factor", 0.1),
-        ("+training.save_steps=3", "save_steps", 3),
+        ("training.save_steps=3", "save_steps", 3),
         ("training.optim=adafactor", "optim", "adafactor"),
         ("training.optim=adamw_torch_fused", "optim", "adamw_torch_fused"),
         ("training.optim=sgd", "optim", "sgd"),

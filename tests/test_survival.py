@@ -421,7 +421,7 @@ def planted(folder, step, **record):
     staged.mkdir(parents=True)
     (staged / "weights").write_bytes(bytes(10))
     origin = checkpoints.Origin(started=datetime(2026, 1, 2, 3, 4, 5))
-    checkpoints.publish(staged, made, {**checkpoints.record(origin, step, 1.5, False, {}), **record})
+    checkpoints.publish(staged, made, {**checkpoints.record(origin, step, 1.5, False, {}, {}), **record})
     return made
 
 

@@ -65,7 +65,7 @@ def test_the_terminal_shows_three_last_lines_and_no_third_party_chatter(launch, 
     assert [line.split()[0] for line in last] == ["run", "loss", "answer"]
     assert re.search(r"held out \d\.\d\d|held out \d+\.\d\d → ", last[1])
     assert "before: “" in last[2]
-    allowed = r"(run|hub|engine|model|data|optimizer|step|saved)[: ]"
+    allowed = r"(run|hub|engine|model|data|optimizer|layout|step|saved)[: ]"
     assert all(re.match(allowed, line) for line in process.stderr.splitlines()), process.stderr
 
 

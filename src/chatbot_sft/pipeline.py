@@ -160,7 +160,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
             report["training"]["history"] = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
     eval_loss = trainer.evaluate_trained()
     report["training"] |= trained(trainer, eval_loss)
-    report["memory"] = used(start)
+    report["memory"] = used(start, trainer)
     if trainer.sample_prompts:
         before, after = (trainer.evaluations.at(step)["samples"] for step in (0, report["training"]["weights_of_step"]))
         report["samples"] = [
@@ -232,14 +232,15 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, An
     }
 
 
-def used(start: memory.MemoryStatistics) -> dict[str, Any]:
-    """The report's memory section: what training added to `start`."""
+def used(start: memory.MemoryStatistics, trainer: SFTTrainerWrapper) -> dict[str, Any]:
+    """The report's memory section: what training added to `start`, and what had been estimated before the first step."""
     end = memory.measure(start.current_gb)
     return {
         "device": end.device,
         "start_gb": start.current_gb,
         "peak_gb": end.peak_gb,
         "training_gb": round(end.peak_gb - start.current_gb, 3),
+        "estimate_gb": trainer.memory_estimate,
     }
 
 

@@ -46,6 +46,9 @@ class Engine(Protocol):
     def capturable(self, model: Any) -> bool:
         """Whether `hidden_states` can run as a CUDA graph and `head_loss` does the rest; an engine without them says no."""
 
+    def padding_free(self, model: Any) -> bool:
+        """Whether the engine trains a batch without padding where nothing else is asked for."""
+
     def trainer_class(self) -> type:
         """TRL's SFTTrainer, as this engine needs it on this machine."""
 

@@ -80,6 +80,10 @@ def capturable(model: Any) -> bool:
     return False  # its masks are looked at on the host
 
 
+def padding_free(model: Any) -> bool:
+    return False
+
+
 def trainer_class() -> type:
     import torch
     import transformers

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import unsloth  # first: it patches transformers and trl as they are imported
 
+import peft  # isort: skip
+
 if TYPE_CHECKING:
     import torch
 
@@ -64,9 +66,19 @@ def trainer_class() -> type:
 
 
 def capturable(model: Any) -> bool:
-    """Whether `model` runs Unsloth's own layers (Llama, Mistral, Qwen …), which wait for nothing on their way, under a plain head."""
-    base = model.get_base_model()
-    return type(base.model).forward.__module__.startswith("unsloth.") and not base.lm_head.weight.requires_grad
+    """Whether `model` runs Unsloth's own layers, which wait for nothing on their way, under a plain head that is not trained."""
+    return _own_layers(model) and not model.get_base_model().lm_head.weight.requires_grad
+
+
+def padding_free(model: Any) -> bool:
+    """Unsloth itself trains its own layers without padding where nothing else is asked for, on a GPU."""
+    return unsloth.DEVICE_TYPE != "cpu" and _own_layers(model)
+
+
+def _own_layers(model: Any) -> bool:
+    """Llama, Mistral, Qwen …; the other families run transformers' code, compiled."""
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    return type(base.model).forward.__module__.startswith("unsloth.")
 
 
 def hidden_states(model: Any, input_ids: torch.Tensor) -> torch.Tensor:

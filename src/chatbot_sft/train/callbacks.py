@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Progress(TrainerCallback):
     """A bar with loss, tokens per second and the time left on a terminal; a line every tenth of the run elsewhere.
 
-    `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, stopped while the model is evaluated,
+    `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, stopped while the model is evaluated or saved,
     `step_tokens` the tokens trained by then.
     """
 
@@ -63,6 +63,8 @@ class Progress(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.step_ends:
             self._evaluating += time.perf_counter() - self._evaluating - self.step_ends[-1]
+
+    on_save = on_evaluate
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:

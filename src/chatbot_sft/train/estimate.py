@@ -17,10 +17,11 @@ def memory_estimate(trainer: Any, trial: Trial) -> dict[str, float]:
     """
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # elsewhere the peak is that of the process, which no one can take back
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    trial.run(trainer.layout, trial.longest)
+        with torch.random.fork_rng():
+            trial.run(trainer.layout, trial.longest)
     peak = memory.measure().peak_gb
     parameters = list(trainer.model.parameters())
     weights = sum(parameter.nbytes for parameter in parameters if not parameter.requires_grad)

@@ -38,12 +38,7 @@ class Layout:
         return padding_free(rows) if self.padding_free else padded(rows, pad_token_id)
 
 
-def as_configured(packs: int, checkpointing: bool, packing: bool) -> Layout:
-    """What `training.per_device_train_batch_size` says, to the letter. Packed conversations are never padded apart again."""
-    return Layout(packs, padding_free=packing, checkpointing=checkpointing)
-
-
-def candidates(configured: Layout, batch_size: int, gpu: bool, capturable: bool) -> list[Layout]:
+def candidates(configured: Layout, batch_size: int, packing: bool, gpu: bool, capturable: bool) -> list[Layout]:
     """The layouts worth measuring for `batch_size` packs a step, the likeliest first.
 
     On a GPU that is the largest micro-batch without recomputation: short conversations leave it idle while Python launches kernels. On a CPU,
@@ -53,12 +48,12 @@ def candidates(configured: Layout, batch_size: int, gpu: bool, capturable: bool)
     while sizes[-1] > 1:
         sizes.append(math.ceil(sizes[-1] / 2))
     # A single conversation has no padding; packed ones are never padded apart.
-    forms = [(size, form) for size in sizes for form in (False, True) if (form if configured.padding_free else size > 1 or not form)]
+    forms = [(size, form) for size in sizes for form in (False, True) if (form if packing else size > 1 or not form)]
     if not gpu:
         near = sorted(forms, key=lambda form: abs(math.log2(form[0] / configured.packs)))
         return list(dict.fromkeys([configured, *(Layout(*form) for form in near)]))
     plain = [Layout(*form) for form in forms]
-    captured = [Layout(size, captured=True) for size in sizes[:2] if capturable and not configured.padding_free]
+    captured = [Layout(size, captured=True) for size in sizes[:2] if capturable and not packing]
     recomputed = [Layout(*form, checkpointing=True) for form in forms]
     return list(dict.fromkeys([*plain[:2], *captured, *plain[2:], *recomputed, configured]))
 

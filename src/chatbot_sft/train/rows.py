@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from torch.utils.data import DataLoader
-
-from chatbot_sft.train.sampler import Pack, StepSampler
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from typing import Any
 
 IGNORED = -100  # the label of a token without a loss
 
@@ -49,31 +42,6 @@ class StepRows:
     @property
     def trained_tokens(self) -> int:
         return sum(row.trained_tokens for row in self.rows)
-
-
-class PackedDataset:
-    """Gives the DataLoader whole packs: an index is a list of row numbers of `dataset`. Without a column of labels every token is trained."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, pack: Pack) -> list[Row]:
-        columns = self.dataset[pack]
-        ids = columns["input_ids"]
-        return [Row(number, *row) for number, row in zip(pack, zip(ids, columns.get("labels", ids), strict=True), strict=True)]
-
-
-class StepLoader(DataLoader):
-    """One StepRows an optimizer step."""
-
-    def __init__(self, dataset: Dataset, sampler: StepSampler, workers: int = 0) -> None:
-        super().__init__(PackedDataset(dataset), batch_sampler=sampler, collate_fn=StepRows, num_workers=workers)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batch_sampler.set_epoch(epoch)
 
 
 def padded(rows: Sequence[Row], pad_token_id: int, length: int | None = None, mask: bool = True) -> dict[str, Any]:

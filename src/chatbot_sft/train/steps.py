@@ -8,9 +8,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from chatbot_sft.config import Config
@@ -20,10 +21,40 @@ from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed, layers_and_loss
 from chatbot_sft.train.layout import Layout, step_down
 from chatbot_sft.train.measure import Trial
-from chatbot_sft.train.rows import IGNORED, StepLoader, StepRows, padded
-from chatbot_sft.train.sampler import StepSampler, row_lengths
+from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded
+from chatbot_sft.train.sampler import Pack, StepSampler, row_lengths
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
+
+FLOAT32_NOISE, FLOAT16_NOISE = 1e-4, 5e-3  # relative difference of one step's loss between layouts that compute the same
+
+
+class PackedDataset:
+    """Gives the DataLoader whole packs: an index is a list of row numbers of `dataset`. Without a column of labels every token is trained."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, pack: Pack) -> list[Row]:
+        columns = self.dataset[pack]
+        ids = columns["input_ids"]
+        return [Row(number, *row) for number, row in zip(pack, zip(ids, columns.get("labels", ids), strict=True), strict=True)]
+
+
+class StepLoader(DataLoader):
+    """One StepRows an optimizer step."""
+
+    def __init__(self, dataset: Dataset, sampler: StepSampler, workers: int = 0) -> None:
+        super().__init__(PackedDataset(dataset), batch_sampler=sampler, collate_fn=StepRows, num_workers=workers)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
 
 
 class Steps:
@@ -91,14 +122,33 @@ class Steps:
         typical, longest = (StepRows([rows[pack] for pack in packs[:count]]) for packs in (steps[len(steps) // 2], longest))
         shapes = {CapturedLayers.length(max(sampler.lengths[row] for pack in step for row in pack)) for step in steps}
 
-        def run(layout: Layout, step: StepRows) -> None:
-            self.use_layout(layout)
-            # In no_sync: each process measures for itself.
-            with self.accelerator.no_sync(self.model_wrapped), self.accelerator.autocast():
-                self._run(self.model_wrapped, step, torch.tensor(max(1, step.trained_tokens), device=self.args.device))
-            self.model.zero_grad()
+        exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
+        tolerance = FLOAT32_NOISE if exact else FLOAT16_NOISE
+        return Trial(self.trial_run, typical, longest, self.state.max_steps, self.settings.training.memory_margin, tolerance, len(shapes))
 
-        return Trial(run, typical, longest, self.state.max_steps, self.settings.training.memory_margin, len(shapes))
+    def trial_run(self, layout: Layout, step: StepRows) -> torch.Tensor:
+        """The loss of `step`; its gradients are computed and thrown away."""
+        self.use_layout(layout)
+        # In no_sync: each process measures for itself.
+        with self.accelerator.no_sync(self.model_wrapped), self.accelerator.autocast():
+            loss = self._run(self.model_wrapped, step, torch.tensor(max(1, step.trained_tokens), device=self.args.device))
+        self.model.zero_grad()
+        return loss
+
+    def capture(self) -> None:
+        """Capture every shape that the run will meet, the largest first: the smaller ones then fit into its memory, and none comes as a surprise."""
+        self.captured = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        sampler, rows = self.step_sampler(), StepLoader(self.train_dataset, self.step_sampler()).dataset
+        by_shape: dict[int, list[Pack]] = {}
+        for step in sampler.steps():
+            for group in (step[start : start + self.layout.packs] for start in range(0, len(step), self.layout.packs)):
+                if len(group) == self.layout.packs:
+                    length = CapturedLayers.length(max(sampler.lengths[row] for pack in group for row in pack))
+                    by_shape.setdefault(length, list(group))
+        for length in sorted(by_shape, reverse=True):
+            self.trial_run(self.layout, StepRows([rows[pack] for pack in by_shape[length]]))
 
     def get_batch_samples(self, epoch_iterator: Iterator[StepRows], num_batches: int, device: torch.device) -> tuple[list[StepRows], Any]:
         """The next step, and its trained tokens over all processes; the tokens seen are counted on the way, without waiting for the device."""

@@ -20,7 +20,7 @@ from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.checkpoints import Origin, settle
 from chatbot_sft.train.estimate import memory_estimate
-from chatbot_sft.train.layout import Layout, as_configured, candidates
+from chatbot_sft.train.layout import Layout, candidates
 from chatbot_sft.train.measure import Plan, cache_key, choose
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SFTTrainerWrapper:
         self.progress: Any = None
         self.evaluations: Any = None
         self.plan: Plan | None = None
-        self.memory_estimate: dict[str, float] = {}  # GB by part, of task=plan
+        self.memory_estimate: dict[str, float] = {}  # GB by part, once the layout is chosen
         self.output: Any = None  # what `train` returned
         self.loggers = Loggers()
         self.sample_prompts: list[list[dict[str, Any]]] = []  # messages, answered at each evaluation
@@ -119,7 +119,8 @@ class SFTTrainerWrapper:
             Planned: the task is to plan alone.
         """
         training, batch_size = self.settings.training, self.settings.effective_batch_size
-        configured = as_configured(training.per_device_train_batch_size, bool(self.engine.checkpointing(self.settings)), training.packing)
+        padding_free = training.packing or self.engine.padding_free(self.model)
+        configured = Layout(training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings)))
         if training.batch_layout == "as_configured":
             self.plan = Plan(configured, "as configured")
         elif self.origin.checkpoint:
@@ -128,13 +129,15 @@ class SFTTrainerWrapper:
             self.plan = self._measured_plan(configured)
         chosen = self.plan.layout
         self.trainer.use_layout(chosen)
+        if chosen.captured:
+            self.trainer.capture()
+        self.memory_estimate = memory_estimate(self.trainer, self.trainer.trial())
         times = {found.layout: f", {1000 * found.seconds:,.0f} ms a step" for found in self.plan.measurements if found.seconds is not None}
         other = f"; as configured: {configured.describe(batch_size)}{times.get(configured, '')}" if configured != chosen else ""
         log.info("layout: %s (%s%s%s)", chosen.describe(batch_size), self.plan.reason, times.get(chosen, ""), other)
         for row in self.measured_layouts():
             THIRD_PARTY.info("layout measured: %s", row)
         if self.settings.task == "plan":
-            self.memory_estimate = memory_estimate(self.trainer, self.trainer.trial())
             raise Planned
 
     def evaluate(self) -> float | None:
@@ -213,7 +216,7 @@ class SFTTrainerWrapper:
         gpu = torch.cuda.is_available()
         trial = self.trainer.trial()
         capturable = gpu and trial.steps >= WORTH_CAPTURING and self.trainer.capturable()
-        layouts = candidates(configured, self.settings.effective_batch_size, gpu, capturable)
+        layouts = candidates(configured, self.settings.effective_batch_size, self.settings.training.packing, gpu, capturable)
         key = cache_key(
             self.model.config.to_dict(),
             [asdict(self.settings.model), asdict(self.settings.lora), self.trainer.args.optim],
