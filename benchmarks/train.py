@@ -213,6 +213,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="short,long")
     parser.add_argument("--contenders", default="abcde")
     parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--first-gpu", type=int, default=0)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # contender, bits, began
     options = parser.parse_args()
     models = dict(item.split("=") for item in options.model.split(","))
@@ -254,7 +255,7 @@ def main() -> None:
     jobs = [(name, bits) for name in models for bits in map(int, options.bits.split(","))]
     with ThreadPoolExecutor(options.gpus) as pool:
         for gpu in range(options.gpus):
-            pool.submit(lambda gpu=gpu: [contend((gpu, *job)) for job in jobs[gpu :: options.gpus]])
+            pool.submit(lambda gpu=gpu: [contend((options.first_gpu + gpu, *job)) for job in jobs[gpu :: options.gpus]])
     results = []
     for name, bits in jobs:
         for kind in data:

@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLE = REPO / "data" / "thinking_teacher_conversations.json"
 
+# A first call that imports something is no slow example.
+settings.register_profile("chatbot_sft", deadline=None)
+settings.load_profile("chatbot_sft")
 # Two workers on two cores: a thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing a test does may reach the network; read at import by huggingface_hub.

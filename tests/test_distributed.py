@@ -61,3 +61,36 @@ def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     assert first.stderr.rstrip().splitlines()[-1].startswith("error: ")
     assert second.stderr.startswith("error in process 1: ")
     assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
+
+
+def test_the_optimizers_single_vector_sees_the_gradients_of_all_processes(tmp_path):
+    """DistributedDataParallel keeps gradients in buckets of its own: the vector must be moved by their mean, not by its own process's."""
+    (tmp_path / "run.py").write_text(
+        """
+import torch, torch.distributed as dist
+from chatbot_sft.train.gradients import FlatParameters
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 80, bias=False), torch.nn.Linear(80, 64, bias=False))
+alone = torch.nn.Sequential(*(torch.nn.Linear(*layer.weight.shape[::-1], bias=False) for layer in model))
+alone.load_state_dict(model.state_dict())
+flat = FlatParameters(list(model.parameters()))
+ddp = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+optimizer = torch.optim.SGD([flat.vector], lr=0.1)
+optimizer.register_step_pre_hook(lambda *_: flat.collect())
+expected = torch.optim.SGD(alone.parameters(), lr=0.1)
+for step in range(3):
+    data = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(step))
+    ddp(data[dist.get_rank()]).pow(2).mean().backward()
+    alone(data.flatten(0, 1)).pow(2).mean().backward()
+    for one in (optimizer, expected):
+        one.step()
+    model.zero_grad()
+    alone.zero_grad()
+assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), alone.parameters())), "not the mean"
+dist.destroy_process_group()
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.returncode == 0, process.stderr

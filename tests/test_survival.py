@@ -294,8 +294,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(forked, settings, tmp_path):
 
 def test_the_best_checkpoint_is_kept_and_loaded(forked, settings, tmp_path):
     folder = tmp_path / "best"
-    evaluated = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
-    config = settings(folder, max_steps=8, greater_is_better=True, save_total_limit=2, **evaluated)  # the worst, so that it is not the last
+    evaluated = {"eval_steps": 2, "load_best_model_at_end": True, "stop_on_divergence": False}
+    config = settings(folder, max_steps=8, learning_rate=50.0, save_total_limit=2, **evaluated)  # destroys the model: the last is not the best
     assert forked.run(config) == 0, log_of(folder)
     last = checkpoints.last_in(folder / "checkpoints")
     best = json.loads((last.folder / "trainer_state.json").read_text())["best_model_checkpoint"]

@@ -168,6 +168,8 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         ]
     if distributed.is_first():
         report["save"] = dataclasses.asdict(trainer.save_model())
+    if distributed.processes() > 1:
+        trainer.trainer.accelerator.end_training()
 
 
 def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, settings: Config) -> None:

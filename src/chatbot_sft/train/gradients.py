@@ -61,3 +61,9 @@ class FlatParameters(Gradients):
             place = self.vector.data[start : start + parameter.numel()].view_as(parameter)
             place.copy_(parameter.data)
             parameter.data = place
+
+    def collect(self) -> None:
+        """Copy gradients that are elsewhere (DistributedDataParallel keeps its own) into `vector.grad`."""
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            if parameter.grad is not gradient:
+                gradient.copy_(parameter.grad)

@@ -79,6 +79,7 @@ class Steps:
         if self.optimizer is None and self.flat is not None:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class([self.flat.vector], weight_decay=self.args.weight_decay, **options)
+            self.optimizer.register_step_pre_hook(lambda *_: self.flat.collect())
         return super().create_optimizer(*args, **kwargs)
 
     def step_sampler(self) -> StepSampler:
@@ -193,7 +194,7 @@ class Steps:
             self.use_layout(self.layout)
         if self.layout.captured and self.captured is None:
             self.captured = CapturedLayers(*layers_and_loss(self.engine, self.model, self.accelerator.autocast))
-        if self.layout.captured or self.flat is not None:
+        if self.layout.captured or (self.flat is not None and self.args.world_size == 1):
             self.gradients.attach()
         groups = list(self.layout.groups(step))
         losses = []

@@ -19,7 +19,6 @@ from chatbot_sft.report.run_report import versions
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.checkpoints import Origin, settle
-from chatbot_sft.train.estimate import memory_estimate
 from chatbot_sft.train.layout import Layout, candidates
 from chatbot_sft.train.measure import Plan, cache_key, choose
 
@@ -118,6 +117,8 @@ class SFTTrainerWrapper:
         Raises:
             Planned: the task is to plan alone.
         """
+        from chatbot_sft.train.estimate import memory_estimate
+
         training, batch_size = self.settings.training, self.settings.effective_batch_size
         padding_free = training.packing or self.engine.padding_free(self.model)
         configured = Layout(training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings)))
