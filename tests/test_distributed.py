@@ -10,13 +10,16 @@ from conftest import report_of
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_llama):
-    """(folder of one process, folder of two, what two printed): the same effective batch of 8, evaluated on the way, float32."""
+    """(folder of one process, folder of two, what two printed): the same effective batch of 8, evaluated on the way, float32.
+
+    Nine conversations are trained: the second step has one of them, and nothing for the second process.
+    """
     from conftest import EXAMPLE
 
     folder = tmp_path_factory.mktemp("processes")
     common = [
         "-m", "chatbot_sft", "model=local", f"model.name={tiny_llama}", "model.load_in_4bit=false", "model.engine=transformers",
-        "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=60", "training.max_steps=3", "training.warmup_steps=0",
+        "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=10", "training.max_steps=3", "training.warmup_steps=0",
         "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
     ]  # fmt: skip
     one = [sys.executable, *common, "training.gradient_accumulation_steps=4"]

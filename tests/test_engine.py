@@ -1,6 +1,9 @@
 """Which engine `auto` takes, told from versions and hardware alone."""
 
 import importlib.metadata
+import json
+import subprocess
+import sys
 
 import pytest
 
@@ -40,3 +43,39 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert hardware.gpus() == ()
     hardware.gpus.cache_clear()
+
+
+def test_layers_and_head_apart_give_the_loss_and_gradient_of_the_model(tiny_llama, tmp_path):
+    """What CUDA graphs hold and what stays outside of them, on real Unsloth; the graphs themselves need a GPU."""
+    program = f"""
+import json, torch
+from chatbot_sft import ModelLoader
+loader = ModelLoader({{"model": {{"name": {str(tiny_llama)!r}, "engine": "unsloth", "load_in_4bit": False, "dtype": "float32"}}}})
+model, _ = loader.load_and_configure()
+engine = loader.engine
+engine.for_training(model, False)
+trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+torch.manual_seed(0)
+for parameter in trained:
+    parameter.data.normal_(0, 0.05)
+ids = torch.randint(3, 900, (3, 40))
+labels = ids.clone()
+labels[0, 25:], labels[2, :10] = -100, -100
+count = (labels[:, 1:] != -100).sum()
+whole = model(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids), num_items_in_batch=count).loss
+whole.backward()
+expected = torch.cat([parameter.grad.flatten() for parameter in trained])
+model.zero_grad()
+hidden = engine.hidden_states(model, ids)
+leaf = hidden.detach().requires_grad_()
+parts = engine.head_loss(model, leaf, labels, count)
+parts.backward()
+hidden.backward(leaf.grad)
+found = torch.cat([parameter.grad.flatten() for parameter in trained])
+print(json.dumps([whole.item(), parts.item(), ((found - expected).norm() / expected.norm()).item()]))
+"""
+    process = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    whole, parts, difference = json.loads(process.stdout.splitlines()[-1])
+    assert parts == pytest.approx(whole, abs=1e-5)
+    assert difference < 1e-5

@@ -118,7 +118,7 @@ class Steps:
 
         steps = sorted(sampler.steps(), key=size)
         longest = sorted(sampler.packs, key=lambda pack: -size([pack]))
-        rows = StepLoader(self.train_dataset, sampler).dataset
+        rows = PackedDataset(self.train_dataset)
         count = self.args.per_device_train_batch_size
         typical, longest = (StepRows([rows[pack] for pack in packs[:count]]) for packs in (steps[len(steps) // 2], longest))
         shapes = {CapturedLayers.length(max(sampler.lengths[row] for pack in step for row in pack)) for step in steps}
@@ -141,7 +141,7 @@ class Steps:
         self.captured = None
         gc.collect()
         torch.cuda.empty_cache()
-        sampler, rows = self.step_sampler(), StepLoader(self.train_dataset, self.step_sampler()).dataset
+        sampler, rows = self.step_sampler(), PackedDataset(self.train_dataset)
         by_shape: dict[int, list[Pack]] = {}
         for step in sampler.steps():
             for group in (step[start : start + self.layout.packs] for start in range(0, len(step), self.layout.packs)):
@@ -196,15 +196,17 @@ class Steps:
             self.captured = CapturedLayers(*layers_and_loss(self.engine, self.model, self.accelerator.autocast))
         if self.layout.captured or (self.flat is not None and self.args.world_size == 1):
             self.gradients.attach()
-        groups = list(self.layout.groups(step))
+        # The last step of an epoch may hold fewer conversations than there are processes; all of them have to take part in it.
+        pad = self.processing_class.pad_token_id
+        groups = list(self.layout.groups(step)) or [[Row(-1, [pad, pad], [IGNORED, IGNORED])]]
         losses = []
         for number, rows in enumerate(groups, 1):
             if self.layout.captured and len(rows) == self.layout.packs:
-                batch = padded(rows, self.processing_class.pad_token_id, CapturedLayers.length(max(map(len, rows))), mask=False)
+                batch = padded(rows, pad, CapturedLayers.length(max(map(len, rows))), mask=False)
                 ids, labels = (batch[name].to(self.args.device, non_blocking=True) for name in ("input_ids", "labels"))
                 losses.append(self.captured.run(ids, labels, num_items_in_batch))
                 continue
-            batch = self.layout.batch(rows, self.processing_class.pad_token_id)
+            batch = self.layout.batch(rows, pad)
             with nullcontext() if number == len(groups) else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, self.engine.inputs(batch), num_items_in_batch))
         return torch.stack(losses).sum()
