@@ -247,8 +247,8 @@ def test_a_layout_whose_loss_is_another_is_not_taken_however_fast():
 
 def test_where_nothing_fits_the_most_frugal_layout_is_taken():
     planned, _ = trial({Layout(1): 0.0})
-    plan = choose([Layout(8), Layout(2)], Layout(8), planned, cache_key("none", random.random()))
-    assert plan.layout == Layout(2)
+    plan = choose([Layout(8), Layout(1, checkpointing=True), Layout(2)], Layout(2), planned, cache_key("none", random.random()))
+    assert plan.layout == Layout(1, checkpointing=True)
     assert all(found.why_not == "out of memory" for found in plan.measurements)
 
 
@@ -268,7 +268,7 @@ def test_stepping_down_ends():
     layout, seen = Layout(8, captured=True), []
     while layout is not None:
         seen.append(layout)
-        layout = step_down(layout, checkpoints=True)
+        layout = step_down(layout)
     assert seen[0].captured
     assert seen[-1] == Layout(1, checkpointing=True)
     assert len(seen) == len(set(seen)) == 6

@@ -58,12 +58,12 @@ def candidates(configured: Layout, batch_size: int, packing: bool, gpu: bool, ca
     return list(dict.fromkeys([*plain[:2], *captured, *plain[2:], *recomputed, configured]))
 
 
-def step_down(layout: Layout, checkpoints: bool) -> Layout | None:
-    """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation (where the model can); None at the end."""
+def step_down(layout: Layout) -> Layout | None:
+    """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; None at the end."""
     if layout.captured:
         return Layout(layout.packs, layout.padding_free, layout.checkpointing)
     if layout.packs > 1:
         return Layout(math.ceil(layout.packs / 2), layout.padding_free and layout.packs > 2, layout.checkpointing)
-    if not layout.checkpointing and checkpoints:
+    if not layout.checkpointing:
         return Layout(1, layout.padding_free, checkpointing=True)
     return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,8 +13,6 @@ from typing import Any
 from chatbot_sft.cache import cache_dir
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.rows import StepRows
-
-log = logging.getLogger(__name__)
 
 BUDGET_SECONDS, BUDGET_SHARE = 20.0, 0.05  # measuring ends after so long, or this share of the planned run where that is more
 CLEARLY_FASTER = 0.97  # timings of one layout differ by about this much; what is configured stays unless another beats it
@@ -79,7 +76,8 @@ def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str
 
     ran = [found for found in measurements if found.seconds is not None]
     if not ran:
-        return Plan(layouts[-1], "no layout fits the memory margin; the most frugal one is taken", measurements)
+        frugal = min(layouts, key=lambda layout: (not layout.checkpointing, layout.packs))
+        return Plan(frugal, "no layout fits the memory margin; the most frugal one is taken", measurements)
     best = min(ran, key=run_seconds)
     ours = next((found for found in ran if found.layout == configured), best)
     if run_seconds(best) > CLEARLY_FASTER * run_seconds(ours):
@@ -99,12 +97,14 @@ def _remembered(file: Path) -> list[Measurement]:
 def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> list[Measurement]:
     import torch
 
+    from chatbot_sft.train.evaluation import undisturbed
+
     gpu = torch.cuda.is_available()
     typical = trial.typical if gpu else StepRows(trial.typical.packs[::2])
-    limit = (1 - trial.memory_margin) * torch.cuda.get_device_properties(0).total_memory if gpu else float("inf")
+    limit = (1 - trial.memory_margin) * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if gpu else float("inf")
     found: list[Measurement] = []
     started = expected = None
-    with torch.random.fork_rng():
+    with undisturbed():
         if not gpu:
             trial.run(Layout(1), StepRows(typical.packs[-1:]))  # first calls are slow
         for layout in layouts:
@@ -112,8 +112,9 @@ def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> lis
             if fits and time.perf_counter() - started > max(BUDGET_SECONDS, BUDGET_SHARE * trial.steps * min(fits)):
                 found.append(Measurement(layout, why_not="no time left to measure"))
                 continue
-            if layout.checkpointing and layout != configured and any(not measured.layout.checkpointing for measured in found if measured.seconds):
-                found.append(Measurement(layout, why_not="fits without checkpointing"))
+            without = [measured.layout.packs for measured in found if measured.seconds is not None and not measured.layout.checkpointing]
+            if layout.checkpointing and layout != configured and layout.packs <= max(without, default=0):
+                found.append(Measurement(layout, why_not="as many fit without checkpointing"))
                 continue
             measured, loss = _try(layout, typical, trial, limit, gpu)
             if loss is not None and expected is not None and not abs(loss - expected) <= trial.tolerance * abs(expected):
@@ -123,7 +124,6 @@ def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> lis
             found.append(measured)
             # The first layout pays for the engine's compilation, which the run would pay as well.
             started = started or time.perf_counter()
-            log.debug("layout: %s", found[-1])
     return found
 
 

@@ -98,7 +98,9 @@ class Steps:
         return StepLoader(self.train_dataset, self.step_sampler(), self.args.dataloader_num_workers)
 
     def use_layout(self, layout: Layout) -> None:
-        """Switch to training mode, with or without recomputed activations."""
+        """Switch to training mode, with or without recomputed activations; what was captured for another layout is let go."""
+        if not layout.captured:
+            self.captured = None
         self.layout = layout
         self.engine.for_training(self.model, layout.checkpointing)
 
@@ -174,19 +176,18 @@ class Steps:
             except CaptureFailed as error:
                 why, smaller = f"cannot be captured ({error})", replace(self.layout, captured=False)
             except torch.OutOfMemoryError as error:
-                why, smaller = "out of memory", step_down(self.layout, checkpoints=True)
+                why, smaller = "out of memory", step_down(self.layout)
                 if smaller is None or self.args.world_size > 1:
                     raise UserError(
                         f"out of memory at step {self.state.global_step + 1} ({self.layout.describe(len(inputs.packs))}); "
                         "set a smaller training.per_device_train_batch_size or model.max_seq_length, or model.load_in_4bit=true"
                     ) from error
             # Out of the handler: until then the exception holds on to the activations of the step that failed.
-            self.captured = None
             model.zero_grad()
+            self.use_layout(smaller)
             gc.collect()
             torch.cuda.empty_cache()
             log.warning("layout: %s; step %d again as %s", why, self.state.global_step + 1, smaller.describe(len(inputs.packs)))
-            self.use_layout(smaller)
 
     def _run(self, model: Any, step: StepRows, num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """Forward and backward passes of all micro-batches; the sum of their losses, each already divided by `num_items_in_batch`."""
