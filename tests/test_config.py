@@ -86,7 +86,7 @@ save:
         ({"model": {"dtype": "float8"}}, "model.dtype=float8: not one of float16, bfloat16, float32; did you mean float32?"),
         ({"lora": {"use_gradient_checkpointing": "yes please"}}, "lora.use_gradient_checkpointing=yes please: not one of unsloth, true, false"),
         ({"save": {"method": "merged16bit"}}, "save.method=merged16bit: not one of lora, merged_16bit, none; did you mean merged_16bit?"),
-        ({"task": "trian"}, "task=trian: not one of train, check; did you mean train?"),
+        ({"task": "trian"}, "task=trian: not one of train, check, plan; did you mean train?"),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
         ({"training": {"bf16": True}}, "training.bf16: set model.dtype instead"),

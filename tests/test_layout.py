@@ -309,7 +309,7 @@ def test_one_vector_is_optimized_as_its_matrices_are():
 
 def test_auto_and_as_configured_train_the_same_losses_and_say_what_they_did(launch, tiny, tmp_path):
     for layout in ("auto", "as_configured"):
-        arguments = ["model.dtype=float32", "save=none", "training.sample_max_new_tokens=0", f"training.batch_layout={layout}"]
+        arguments = ["model.dtype=float32", "dataset.max_rows=40", "save=none", "training.sample_max_new_tokens=0", f"training.batch_layout={layout}"]
         process = launch(*tiny, *arguments, f"hydra.run.dir={layout}")
         assert process.returncode == 0, process.stderr
         assert "layout: " in process.stderr
@@ -327,7 +327,7 @@ def test_auto_and_as_configured_train_the_same_losses_and_say_what_they_did(laun
 
 
 def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, tmp_path):
-    process = launch(*tiny, "task=plan", "training.batch_layout=auto")
+    process = launch(*tiny, "task=plan", "training.batch_layout=auto", "dataset.max_rows=40")
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["model", "memory", "layout"]

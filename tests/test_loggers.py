@@ -20,6 +20,9 @@ from chatbot_sft.report import loggers
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.run_report import new_report
 
+BESIDE = Path(sys.prefix, "loggers")  # where `make setup` puts those that are not in the environment
+sys.path.append(str(BESIDE))
+
 ENVIRONMENT_SECRETS = {
     "HF_TOKEN": "hf_" + "aB3dE5" * 6,
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -49,6 +52,7 @@ def sweep(tiny, tmp_path_factory):
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "MLFLOW", "TRACKIO", "TENSORBOARD"))},
         **ENVIRONMENT_SECRETS,
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(BESIDE)])),
         "WANDB_MODE": "offline",
         "HOME": str(home),
         "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib")),

@@ -38,7 +38,7 @@ def losses(report):
     return [point["loss"] for point in report["training"]["history"]]
 
 
-def test_a_run_leaves_the_directory_that_the_contract_promises(launch, tiny, tmp_path):
+def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_three_lines(launch, tiny, tmp_path):
     process = launch(*tiny)
     assert process.returncode == 0, process.stderr
     (run,) = tmp_path.glob("outputs/*/*")
@@ -57,10 +57,6 @@ def test_a_run_leaves_the_directory_that_the_contract_promises(launch, tiny, tmp
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "| held-out loss |" in (run / "report.md").read_text()
     assert not list(tmp_path.glob("unsloth*"))
-
-
-def test_the_terminal_shows_three_last_lines_and_no_third_party_chatter(launch, tiny):
-    process = launch(*tiny)
     last = process.stdout.splitlines()
     assert [line.split()[0] for line in last] == ["run", "loss", "answer"]
     assert re.search(r"held out \d\.\d\d|held out \d+\.\d\d → ", last[1])
@@ -69,19 +65,19 @@ def test_the_terminal_shows_three_last_lines_and_no_third_party_chatter(launch, 
     assert all(re.match(allowed, line) for line in process.stderr.splitlines()), process.stderr
 
 
-def test_one_seed_gives_identical_losses(launch, tiny, tmp_path):
-    for name in ("a", "b", "c"):
-        seed = 7 if name == "c" else 3407
-        process = launch(*tiny, f"seed={seed}", "save=none", "training.sample_max_new_tokens=0", f"hydra.run.dir={name}")
+def test_one_seed_gives_identical_losses_and_the_held_out_loss_does_not_depend_on_its_batches(launch, tiny, tmp_path):
+    for name, size in (("a", 1), ("b", 4), ("c", 4)):
+        arguments = ["model.dtype=float32", "dataset.max_rows=60", "save=none", "training.sample_max_new_tokens=0", f"hydra.run.dir={name}"]
+        process = launch(*tiny, *arguments, f"seed={7 if name == 'c' else 3407}", f"training.per_device_eval_batch_size={size}")
         assert process.returncode == 0, process.stderr
     a, b, c = (report_of(tmp_path / name) for name in ("a", "b", "c"))
     assert losses(a) == losses(b) != losses(c)
-    assert a["training"]["eval_loss"] == b["training"]["eval_loss"]
+    for which in ("eval_loss_before", "eval_loss"):
+        assert a["training"][which] == pytest.approx(b["training"][which], abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["lora", "merged_16bit"])
-def test_what_is_saved_loads_and_answers_as_the_trained_model(method, tiny_llama, tmp_path):
-    """In one process: train, save, load again with the library a user would take, compare token ids."""
+def test_what_is_saved_loads_and_answers_as_the_trained_model(tmp_path):
+    """In one process: train, save in both ways, load again with the library a user would take, compare token ids."""
     script = tmp_path / "run.py"
     script.write_text(
         "import json, sys\n"
@@ -94,32 +90,37 @@ def test_what_is_saved_loads_and_answers_as_the_trained_model(method, tiny_llama
         "dataset = DatasetLoader(config, tokenizer)\n"
         "trainer = SFTTrainerWrapper(config, model, tokenizer, dataset.prepare_dataset())\n"
         "trainer.setup_and_train()\n"
-        "result = trainer.save_model()\n"
+        "for method in ('lora', 'merged_16bit'):\n"
+        "    trainer.save_model({'method': method, 'save_path': method})\n"
         "loader.engine.for_inference(model)\n"
         "prompts = [[{'role': 'user', 'content': text}] for text in ('Bia Lager bao nhiêu độ?', 'Where can I buy it?', 'Tour mấy giờ?')]\n"
         "print(json.dumps([greedy_answer(model, tokenizer, prompt, 12) for prompt in prompts]))\n"
+        "from peft import AutoPeftModelForCausalLM\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "again = AutoTokenizer.from_pretrained('model')\n"
-        "if config['save']['method'] == 'lora':\n"
-        "    from peft import AutoPeftModelForCausalLM\n"
-        "    saved = AutoPeftModelForCausalLM.from_pretrained('model')\n"
-        "else:\n"
-        "    saved = AutoModelForCausalLM.from_pretrained('model')\n"
-        "base = AutoModelForCausalLM.from_pretrained(loader.source)\n"
-        "print(json.dumps([greedy_answer(saved, again, prompt, 12) for prompt in prompts]))\n"
-        "print(json.dumps([greedy_answer(base, again, prompt, 12) for prompt in prompts]))\n"
+        "again = AutoTokenizer.from_pretrained('lora')\n"
+        "models = (AutoPeftModelForCausalLM, 'lora'), (AutoModelForCausalLM, 'merged_16bit'), (AutoModelForCausalLM, loader.source)\n"
+        "for kind, folder in models:\n"
+        "    loaded = kind.from_pretrained(folder)\n"
+        "    print(json.dumps([greedy_answer(loaded, again, prompt, 12) for prompt in prompts]))\n"
     )
     config = {
         "model": {"name": "smollm2", "engine": "transformers", "load_in_4bit": False, "dtype": "float32"},
         "dataset": {"data_path": str(EXAMPLE)},
-        "training": {"output_dir": "checkpoints", "max_steps": 2, "learning_rate": 3e-3, "warmup_steps": 0, "gradient_accumulation_steps": 1},
-        "save": {"method": method, "save_path": "model"},
+        "training": {
+            "output_dir": "checkpoints",
+            "max_steps": 2,
+            "learning_rate": 3e-3,
+            "warmup_steps": 0,
+            "gradient_accumulation_steps": 1,
+            "batch_layout": "as_configured",
+        },
     }
     write_json(tmp_path / "config.json", config)
     process = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
-    trained, saved, base = (json.loads(line) for line in process.stdout.splitlines()[-3:])
-    assert saved == trained
+    trained, adapter, merged, base = (json.loads(line) for line in process.stdout.splitlines()[-4:])
+    assert adapter == trained
+    assert merged == trained
     assert base != trained
 
 
@@ -138,23 +139,13 @@ def test_full_finetuning_changes_every_weight_and_saves(launch, tiny, tmp_path, 
             assert not ours.get_tensor(name).equal(base.get_tensor(name)), name
 
 
-@pytest.mark.parametrize("option", ["rslora", "dora"])
-def test_lora_variants_train_and_merge(option, launch, tiny, tmp_path):
-    process = launch(*tiny, f"lora={option}", "lora.r=4")
-    assert process.returncode == 0, process.stderr
-    assert report_of(tmp_path)["status"] == "completed"
-
-
-def test_response_only_is_a_choice(launch, tiny, tmp_path):
+def test_response_only_is_a_choice_and_save_none_saves_nothing_beyond_checkpoints(launch, tiny, tmp_path):
     for value in ("true", "false"):
         assert launch(*tiny, f"training.response_only={value}", "save=none", f"hydra.run.dir=only_{value}").returncode == 0
-    assert losses(report_of(tmp_path / "only_true")) != losses(report_of(tmp_path / "only_false"))
-
-
-def test_save_none_saves_nothing_beyond_checkpoints(launch, tiny, tmp_path):
-    assert launch(*tiny, "save=none").returncode == 0
-    assert not list(tmp_path.glob("outputs/*/*/model"))
-    assert report_of(tmp_path)["save"] == {"method": "none", "path": None, "files": {}, "verified": None}
+    response, everything = (report_of(tmp_path / f"only_{value}") for value in ("true", "false"))
+    assert losses(response) != losses(everything)
+    assert response["save"] == {"method": "none", "path": None, "files": {}, "verified": None}
+    assert not list(tmp_path.glob("only_*/model"))
 
 
 def test_both_engines_agree_on_the_embedded_model(launch, tmp_path):
@@ -168,6 +159,7 @@ def test_both_engines_agree_on_the_embedded_model(launch, tmp_path):
             f"dataset.data_path={data}",
             "save=none",
             "training.max_steps=10",
+            "training.batch_layout=as_configured",
             "training.per_device_train_batch_size=1",
             "training.gradient_accumulation_steps=2",
             "training.sample_max_new_tokens=0",
@@ -187,15 +179,6 @@ def test_auto_says_which_engine_it_took_and_why(launch, tiny):
     process = launch(*arguments, "save=none", "training.sample_max_new_tokens=0")
     assert process.returncode == 0, process.stderr
     assert "engine: unsloth (auto: unsloth " in process.stderr
-
-
-def test_the_held_out_loss_does_not_depend_on_the_batches(launch, tiny, tmp_path):
-    """Per trained token, however the rows fall into batches."""
-    for size in (1, 4):
-        arguments = [f"training.per_device_eval_batch_size={size}", "save=none", "training.sample_max_new_tokens=0", f"hydra.run.dir={size}"]
-        assert launch(*tiny, "model.dtype=float32", *arguments).returncode == 0
-    one, four = (report_of(tmp_path / str(size))["training"]["eval_loss_before"] for size in (1, 4))
-    assert abs(one - four) < 1e-4
 
 
 # Bad input: one line that names the file, key or row; nothing half-written.
