@@ -53,6 +53,25 @@ def launch(tmp_path):
     return run
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """`small_disk("1m")` is the folder of a file system of that size; the test is skipped where none may be mounted."""
+    folder = tmp_path / "small"
+    mounted = []
+
+    def mount(size):
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("needs the right to mount a small tmpfs")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
 @pytest.fixture(scope="session")
 def smollm2(cache):
     from chatbot_sft.model import embedded

@@ -272,24 +272,15 @@ def test_what_does_not_decide_the_result_may_change_and_a_day_may_pass(forked, s
     assert [path.name for path in (tmp_path / "copy" / "checkpoints.1").iterdir()] == ["checkpoint-3"]
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(forked, settings, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = (
-        os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(small)], capture_output=True).returncode == 0
-    )
-    if not mounted:
-        pytest.skip("needs the right to mount a small tmpfs")
-    try:
-        folder = tmp_path / "run"
-        assert forked.run(settings(folder, output_dir=str(small / "checkpoints"))) == 2, log_of(folder)
-        error = report(folder)["error"]
-        assert error.startswith(f"training.output_dir={small}/checkpoints: the checkpoint of step 4 cannot be written (")
-        assert error.endswith("; the one of step 2 is kept")
-        assert checkpoints.last_in(small / "checkpoints").step == 2
-        assert not (small / "checkpoints" / checkpoints.SAVING).exists()
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+def test_a_full_disk_keeps_the_last_checkpoint(forked, settings, tmp_path, small_disk):
+    small = small_disk("6m")
+    folder = tmp_path / "run"
+    assert forked.run(settings(folder, output_dir=str(small / "checkpoints"))) == 2, log_of(folder)
+    error = report(folder)["error"]
+    assert error.startswith(f"training.output_dir={small}/checkpoints: the checkpoint of step 4 cannot be written (")
+    assert error.endswith("; the one of step 2 is kept")
+    assert checkpoints.last_in(small / "checkpoints").step == 2
+    assert not (small / "checkpoints" / checkpoints.SAVING).exists()
 
 
 def test_the_best_checkpoint_is_kept_and_loaded(forked, settings, tmp_path):

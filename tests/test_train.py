@@ -256,26 +256,17 @@ def test_a_save_path_that_is_taken_is_refused_before_training(launch, tiny, tmp_
     assert (tmp_path / "kept" / "thesis.txt").read_text() == "mine"
 
 
-def test_a_full_disk_while_saving_leaves_nothing_half_written(launch, tiny, tmp_path):
+def test_a_full_disk_while_saving_leaves_nothing_half_written(launch, tiny, tmp_path, small_disk):
     """The export goes to a file system of one megabyte."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = (
-        os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode == 0
-    )
-    if not mounted:
-        pytest.skip("needs the right to mount a small tmpfs")
-    try:
-        process = launch(*tiny, f"save.save_path={small}/model")
-        error = only_error(process)
-        assert error.startswith(f"save.save_path={small}/model: cannot be written (")
-        assert "os error 28" in error or "No space left" in error
-        assert list(small.iterdir()) == []
-        report = report_of(tmp_path)
-        assert (report["status"], report["training"]["steps"]) == ("failed", 2)
-        assert list(tmp_path.glob("outputs/*/*/checkpoints/checkpoint-2/adapter_model.safetensors"))
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    small = small_disk("1m")
+    process = launch(*tiny, f"save.save_path={small}/model")
+    error = only_error(process)
+    assert error.startswith(f"save.save_path={small}/model: cannot be written (")
+    assert "os error 28" in error or "No space left" in error
+    assert list(small.iterdir()) == []
+    report = report_of(tmp_path)
+    assert (report["status"], report["training"]["steps"]) == ("failed", 2)
+    assert list(tmp_path.glob("outputs/*/*/checkpoints/checkpoint-2/adapter_model.safetensors"))
 
 
 def test_ctrl_c_leaves_a_report_that_says_so(tiny, tmp_path):

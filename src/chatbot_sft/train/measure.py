@@ -37,11 +37,6 @@ class Plan:
     reason: str
     measurements: list[Measurement] = field(default_factory=list)
 
-    @property
-    def peak_gb(self) -> float | None:
-        """Peak of the chosen layout on the longest batch, where it was measured on a GPU."""
-        return next((found.peak_gb for found in self.measurements if found.layout == self.layout), None)
-
 
 @dataclass(frozen=True)
 class Trial:

@@ -20,7 +20,7 @@ from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.checkpoints import Origin, settle
 from chatbot_sft.train.layout import Layout, candidates
-from chatbot_sft.train.measure import Plan, cache_key, choose
+from chatbot_sft.train.measure import Plan, Trial, cache_key, choose
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -123,17 +123,18 @@ class SFTTrainerWrapper:
         training, batch_size = self.settings.training, self.settings.effective_batch_size
         padding_free = training.packing or self.engine.padding_free(self.model)
         configured = Layout(training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings)))
+        trial = self.trainer.trial()
         if training.batch_layout == "as_configured":
             self.plan = Plan(configured, "as configured")
         elif self.origin.checkpoint:
             self.plan = Plan(Layout(**self.origin.checkpoint.record["layout"]), "as the run began")
         else:
-            self.plan = self._measured_plan(configured)
+            self.plan = self._measured_plan(configured, trial)
         chosen = self.plan.layout
         self.trainer.use_layout(chosen)
         if chosen.captured:
             self.trainer.capture()
-        self.memory_estimate = memory_estimate(self.trainer, self.trainer.trial())
+        self.memory_estimate = memory_estimate(self.trainer, trial)
         times = {found.layout: f", {1000 * found.seconds:,.0f} ms a step" for found in self.plan.measurements if found.seconds is not None}
         other = f"; as configured: {configured.describe(batch_size)}{times.get(configured, '')}" if configured != chosen else ""
         log.info("layout: %s (%s%s%s)", chosen.describe(batch_size), self.plan.reason, times.get(chosen, ""), other)
@@ -212,11 +213,10 @@ class SFTTrainerWrapper:
             for found in self.plan.measurements
         ]
 
-    def _measured_plan(self, configured: Layout) -> Plan:
+    def _measured_plan(self, configured: Layout, trial: Trial) -> Plan:
         import torch
 
         gpu = torch.cuda.is_available()
-        trial = self.trainer.trial()
         capturable = gpu and trial.steps >= WORTH_CAPTURING and self.trainer.capturable()
         layouts = candidates(configured, self.settings.effective_batch_size, self.settings.training.packing, gpu, capturable)
         sampler = self.trainer.step_sampler()
