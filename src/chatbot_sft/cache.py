@@ -14,25 +14,30 @@ def cache_dir() -> Path:
     return Path(os.environ.get("CHATBOT_SFT_CACHE") or Path.home() / ".cache" / "chatbot_sft")
 
 
-def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
+def build_folder(target: Path, build: Callable[[Path], None], replace: bool = False) -> Path:
     """Fill a temporary folder beside `target` with `build(folder)`, then rename it to `target` in one step.
 
-    Where another process was first, its folder is kept and ours is thrown away: both are the same. A failed build leaves nothing.
+    Where another process was first, its folder is kept and ours is thrown away: both are the same. With `replace` ours takes the place of what was
+    there, once it is whole. A failed build leaves everything as it was.
     """
-    if target.is_dir():
+    if target.is_dir() and not replace:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    made = work / target.name
     try:
-        build(temporary)
-        _share(temporary)
+        made.mkdir()
+        build(made)
+        _share(made)
+        if replace and target.is_dir():
+            target.rename(work / "replaced")
         try:
-            temporary.rename(target)
+            made.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return target
 
 

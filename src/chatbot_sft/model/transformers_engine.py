@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft import distributed
+from chatbot_sft.model.quantization import nf4
 
 if TYPE_CHECKING:
     import torch
@@ -16,16 +17,13 @@ NAME = "transformers"
 
 def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    quantization = None
-    if settings.model.load_in_4bit:
-        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     model = AutoModelForCausalLM.from_pretrained(
         source,
         revision=settings.model.revision,
         dtype=dtype,
-        quantization_config=quantization,
+        quantization_config=nf4(dtype) if settings.model.load_in_4bit else None,
         trust_remote_code=settings.model.trust_remote_code,
         device_map={"": distributed.local_rank()} if torch.cuda.is_available() else None,
     )

@@ -1,0 +1,221 @@
+"""The trained weights one tensor at a time: read, the adapter added in float32, handed on. Nothing here holds a model that was not in memory already.
+
+Every export is written from `Weights`: the base's tensors by the names they have in its checkpoint, and what training made of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.model import embedded
+from chatbot_sft.model.hub import is_local, readable_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from chatbot_sft.config import Config
+
+OWN, AS_TRAINED, DEQUANTISED = "the base's own weights", "the base as it was in training", "the 4-bit base, dequantised: there are no 16-bit weights"
+PEFT_PREFIX = "base_model.model."
+ROWS = ".token_adapter.trainable_tokens_delta"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """`shapes` has the checkpoint's tensors by name, in its order; `read(name)` is one as it was trained, on the CPU.
+
+    What the adapter touches is float32, so that whoever writes it rounds once; the rest has the dtype it is kept in. `base` says what the adapter was
+    merged into, `config` is transformers' configuration of the whole model with as many tokens as the embeddings have rows.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], torch.Tensor]
+    base: str
+    config: Any
+
+
+@contextlib.contextmanager
+def trained_weights(model: Any, settings: Config) -> Iterator[Weights]:
+    """The weights of the trained `model`, which is left as it is.
+
+    They come from the base's safetensors files, whatever the base was loaded as: an adapter trained over 4 bits is merged into the 16-bit weights.
+    Where that cannot be, a merged copy is made in memory: the adapter's initialisation changed the base (`lora.init_lora_weights`), the base is there
+    in 4 bits alone, or transformers stacks its tensors while loading (mixtures of experts). Trained in full, `model` itself is what is read.
+
+    Raises:
+        UserError: the base's files cannot be had.
+    """
+    source = str(Path(embedded.resolve(settings.model.name)).expanduser())
+    hub = {"revision": settings.model.revision, "trust_remote_code": settings.model.trust_remote_code}
+    with tempfile.TemporaryDirectory() as adapter, readable_errors(settings.model.name):
+        if settings.full_finetuning:
+            yield of_model(model, AS_TRAINED)
+            return
+        model.save_pretrained(adapter, save_embedding_layers=False)
+        if settings.lora_changes_base:
+            yield of_model(_merged(copy.deepcopy(model).to("cpu")), AS_TRAINED)
+            return
+        weights = of_checkpoint(source, hub, Path(adapter), model.get_input_embeddings().weight.shape[0])
+        yield weights or _of_loaded(source, hub, Path(adapter), model.get_input_embeddings().weight.shape[0])
+
+
+def of_model(model: Any, base: str) -> Weights:
+    """The weights of a plain transformers model in memory, under the names of its checkpoint."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = dict(model.state_dict())
+    tied = set(model.all_tied_weights_keys)
+    named = revert_weight_conversion(model, {name: tensor for name, tensor in state.items() if name not in tied})
+    return Weights({name: tuple(tensor.shape) for name, tensor in named.items()}, lambda name: named[name].detach().cpu(), base, model.config)
+
+
+def of_checkpoint(source: str, hub: dict[str, Any], adapter: Path, rows: int) -> Weights | None:
+    """The base's safetensors with the PEFT adapter in the folder `adapter`; the embeddings have `rows` rows.
+
+    None where the base has no 16- or 32-bit safetensors, or where its tensors are not the model's parameters one by one.
+    """
+    import torch
+    from peft import PeftConfig, load_peft_weights
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source, **hub)
+    folder = _fetched(source, hub["revision"])
+    if not any(folder.glob("*.safetensors")) or getattr(config, "quantization_config", None) is not None:
+        return None
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=hub["trust_remote_code"])
+    places: dict[str, tuple[Path, str]] = {}  # checkpoint name → file and the model's name
+    shapes = {}
+    module_name = _renaming(skeleton)
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no dictionary)
+                places[name] = file, module_name(name)
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    known = set(skeleton.state_dict())
+    if any(inside not in known for _, inside in places.values()):
+        return None
+    for name in [name for name, (_, inside) in places.items() if inside in skeleton.all_tied_weights_keys]:
+        del places[name], shapes[name]  # the same matrix a second time
+    embeddings = {f"{part}.weight" for part in _embedding_names(skeleton)}
+    for name, (_, inside) in places.items():
+        if inside in embeddings:
+            shapes[name] = (max(rows, shapes[name][0]), *shapes[name][1:])
+    config.get_text_config().vocab_size = next(shapes[name][0] for name, (_, inside) in places.items() if inside in embeddings)
+    trained, peft_config = load_peft_weights(str(adapter), device="cpu"), PeftConfig.from_pretrained(adapter)
+    merge = _Merge(skeleton, peft_config, {name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): t for name, t in trained.items()})
+
+    def read(name: str) -> torch.Tensor:
+        file, inside = places[name]
+        with safe_open(file, "pt") as tensors:  # opened anew each time: pages of a file that stays mapped would stay in memory
+            tensor = tensors.get_tensor(name).clone()
+        if tensor.shape != shapes[name]:
+            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, shapes[name][0] - len(tensor)))
+        return merge(inside, tensor)
+
+    return Weights(shapes, read, OWN, config)
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """PEFT's own arithmetic for one parameter at a time. `trained` has the adapter's tensors by the model's module names."""
+
+    skeleton: Any
+    config: Any
+    trained: dict[str, torch.Tensor]
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, the base's parameter `name`, as it was trained."""
+        import torch
+
+        if name in self.trained:
+            return self.trained[name]
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module + ROWS in self.trained:
+            (rows,) = (rows for part, rows in self.config.trainable_token_indices.items() if f".{module}".endswith(f".{part}"))
+            return tensor.float().index_copy(0, torch.tensor(rows), self.trained[module + ROWS].float())
+        layer = {key.removeprefix(f"{module}."): value for key, value in self.trained.items() if key.startswith(f"{module}.lora_")}
+        return self._layer(module, tensor, layer) if kind == "weight" and layer else tensor
+
+    def _layer(self, module: str, weight: torch.Tensor, adapter: dict[str, torch.Tensor]) -> torch.Tensor:
+        import torch
+        from peft import get_peft_model, set_peft_model_state_dict
+
+        alone = torch.nn.Module()
+        alone.layer = copy.deepcopy(self.skeleton.get_submodule(module))
+        alone.layer.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
+        config = copy.copy(self.config)
+        config.target_modules, config.exclude_modules, config.modules_to_save, config.trainable_token_indices = ["layer"], None, None, None
+        config.ensure_weight_tying, config.bias, config.task_type = False, "none", None
+        adapted = get_peft_model(alone, config)
+        set_peft_model_state_dict(adapted, {f"{PEFT_PREFIX}layer.{key}": value.float() for key, value in adapter.items()})
+        with torch.no_grad():
+            alone.layer.merge()
+        return alone.layer.get_base_layer().weight.data
+
+
+def _of_loaded(source: str, hub: dict[str, Any], adapter: Path, rows: int) -> Weights:
+    """The adapter on a copy of the base that is loaded whole, on the CPU."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(source, dtype="auto", device_map={"": "cpu"}, **hub)
+    quantised = base.is_quantized if hasattr(base, "is_quantized") else False
+    if quantised:
+        base = base.dequantize()
+    if rows > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    return of_model(_merged(PeftModel.from_pretrained(base, adapter)), DEQUANTISED if quantised else OWN)
+
+
+def _merged(adapted: Any) -> Any:
+    """The plain model in `adapted`, its adapter added to the weights; what it touches becomes float32."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            weight = layer.get_base_layer().weight
+            weight.data = weight.data.float()
+            layer.merge()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        return adapted.merge_and_unload()  # what is left: taking the adapter layers out
+
+
+def _fetched(source: str, revision: str | None) -> Path:
+    """The base's folder; of a hub model its safetensors and configuration, which Unsloth, training over a 4-bit copy, need not have fetched."""
+    if is_local(source):
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+
+
+def _renaming(skeleton: Any) -> Callable[[str], str]:
+    """What transformers calls a tensor of the checkpoint as it loads it; the name of no parameter where it stacks or splits it."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    transforms = get_model_conversion_mapping(skeleton)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if not isinstance(transform, WeightRenaming)]
+    known = skeleton.state_dict()
+
+    def inside(name: str) -> str:
+        renamed, converter = rename_source_key(name, renamings, converters, skeleton.base_model_prefix, known)
+        return renamed if converter is None else ""
+
+    return inside
+
+
+def _embedding_names(model: Any) -> list[str]:
+    wanted = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    return [name for name, module in model.named_modules() if id(module) in wanted]
