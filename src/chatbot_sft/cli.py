@@ -93,6 +93,7 @@ def _no_such_option(error: MissingConfigException) -> UserError:
 def entrypoint(config: DictConfig) -> float | None:
     """One job. Returns the held-out loss after training for sweepers, None where nothing is held out."""
     from chatbot_sft import pipeline
+    from chatbot_sft.export import check_overrides
 
     job = HydraConfig.get()
     users = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
@@ -100,6 +101,8 @@ def entrypoint(config: DictConfig) -> float | None:
     command = shlex.join(["python", "-m", "chatbot_sft", *(word for path in users for word in ("--config-dir", path)), *job.overrides.task])
     plain = OmegaConf.to_container(config, resolve=True)
     try:
+        if plain["task"] == "export":
+            check_overrides(job.overrides.task)
         report = pipeline.run(plain, command)
     except Exception as error:
         # In a sweep Hydra has to see the exception, so that it counts the job as failed and goes on with the next.

@@ -25,6 +25,12 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 ALL_LINEAR = "all-linear"
 # Those of PEFT's `LoraConfig.init_lora_weights` that need nothing but the weights; pissa_niter_16 and the like are taken too.
 LORA_INITS = (True, False, "gaussian", "orthogonal", "olora", "pissa", "loftq", "mica")
+METHODS = ("lora", "merged_16bit", "merged_4bit", "gguf")
+# What the gguf package and llama.cpp's quantiser make without a matrix of importances.
+QUANTIZATIONS = (
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_xs", "iq4_nl",
+    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+)  # fmt: skip
 LORA_INITS_FROM_DATA = ("eva", "corda", "lora_ga")
 
 
@@ -167,10 +173,42 @@ class TrainingConfig:
 @dataclass
 class SaveConfig:
     _target_: str = "chatbot_sft.save.ModelSaver"
-    method: str = "merged_16bit"  # lora | merged_16bit | none
-    save_path: str = "checkpoints/final_model"
+    method: Any = "merged_16bit"  # lora | merged_16bit | merged_4bit | gguf | none, or a list of them
+    save_path: str = "checkpoints/final_model"  # with several methods each has a folder in it
+    gguf_quantization: Any = "q4_k_m"  # f32 | f16 | bf16 | q8_0 | q6_k | q5_k_m | q4_k_m | …, or a list of them
+    verify: bool = True  # reload each export and hold it against the trained model
+    overwrite: bool = False  # replace what is at save_path
+    llama_cpp_dir: str | None = None  # a llama.cpp of your own, whose llama-quantize is used
     push_to_hub: bool = False
-    hub_model_id: str | None = None
+    hub_model_id: str | None = None  # org/name
+    hub_private: bool = True
+    hub_revision: str | None = None  # branch
+
+    @property
+    def methods(self) -> list[str]:
+        """`method` as a list, the adapter first: what comes later may fail. "none" is [].
+
+        Raises:
+            UserError: a name that is no method.
+        """
+        names = self.method if isinstance(self.method, list) else [self.method]
+        if names == ["none"]:
+            return []
+        for name in names:
+            one_of("save.method", name, METHODS if len(names) > 1 else (*METHODS, "none"))
+        return [name for name in METHODS if name in names]
+
+    @property
+    def quantizations(self) -> list[str]:
+        """`gguf_quantization` as a list.
+
+        Raises:
+            UserError: a name that is no quantisation.
+        """
+        names = self.gguf_quantization if isinstance(self.gguf_quantization, list) else [self.gguf_quantization]
+        for name in names:
+            one_of("save.gguf_quantization", name.lower() if isinstance(name, str) else name, QUANTIZATIONS)
+        return list(dict.fromkeys(name.lower() for name in names))
 
 
 @dataclass
@@ -178,6 +216,7 @@ class Config:
     """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and what must fit together."""
 
     task: str = "train"
+    run: str | None = None  # of task=export: the directory of the run that is exported
     seed: int = 3407
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -323,7 +362,7 @@ def check_values(config: Config) -> None:
     Raises:
         UserError: names the key, the value and what would be right.
     """
-    one_of("task", config.task, ("train", "check", "plan"))
+    one_of("task", config.task, ("train", "check", "plan", "export"))
     one_of("model.engine", config.model.engine, ("auto", "unsloth", "transformers"))
     if config.model.dtype is not None:
         one_of("model.dtype", config.model.dtype, ("float16", "bfloat16", "float32"))
@@ -344,7 +383,7 @@ def check_values(config: Config) -> None:
     one_of("training.batch_layout", config.training.batch_layout, ("auto", "as_configured"))
     one_of("dataset.on_bad_row", dataset.on_bad_row, ("auto", "error", "drop", "warn"))
     config.training.loggers  # noqa: B018 (raises for a name that is no logger)
-    one_of("save.method", config.save.method, ("lora", "merged_16bit", "none"))
+    check_save(config)
     for key, value, usual, source in (
         ("training.optim", config.training.optim, TrainingConfig.optim, ("training_args.py", "OptimizerNames")),
         ("training.lr_scheduler_type", config.training.lr_scheduler_type, TrainingConfig.lr_scheduler_type, ("trainer_utils.py", "SchedulerType")),
@@ -395,10 +434,28 @@ def check_values(config: Config) -> None:
         raise UserError("training.max_steps and training.num_train_epochs are both null: set one, for instance training.num_train_epochs=1")
     if config.full_finetuning and config.model.load_in_4bit:
         raise UserError("model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full; set model.load_in_4bit=false or use a LoRA")
-    if config.full_finetuning and config.save.method == "lora":
+
+
+def check_save(config: Config) -> None:
+    """The part of `check_values` about exports."""
+    save, methods = config.save, config.save.methods
+    if not save.quantizations or (not methods and save.method != "none"):
+        raise UserError("save.method and save.gguf_quantization: an empty list; name one, or set save.method=none")
+    if config.full_finetuning and "lora" in methods:
         raise UserError("save.method=lora with lora.r=0: a full fine-tune has no adapter; use save=merged_16bit")
-    if config.save.push_to_hub:
-        raise UserError("save.push_to_hub=true: not supported by this version; save locally and upload with `hf upload <repo> <folder>`")
+    if Path(save.save_path).suffix == ".gguf" and methods:
+        if methods != ["gguf"]:
+            raise UserError(f"save.save_path={save.save_path}: names a GGUF file, but save.method={save.method}; name a folder")
+        if len(save.quantizations) > 1:
+            raise UserError(f"save.save_path={save.save_path}: names one file for {len(save.quantizations)} quantizations; name a folder")
+        if save.push_to_hub:
+            raise UserError(f"save.save_path={save.save_path}: names a file, and save.push_to_hub uploads a folder; name a folder")
+    if save.push_to_hub and not methods:
+        raise UserError("save.push_to_hub=true with save.method=none: there is nothing to upload")
+    if (config.task == "export") != (config.run is not None):
+        raise UserError("task=export needs run=DIR, the directory of a run, and run= needs task=export")
+    if config.task == "export" and not methods:
+        raise UserError("task=export with save.method=none: nothing to do; for instance save=gguf")
 
 
 def check_lora(config: Config) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from chatbot_sft import distributed, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
@@ -17,6 +19,7 @@ from chatbot_sft.data.gate import PREVIEW, write_report
 from chatbot_sft.data.preview import write_preview
 from chatbot_sft.data.template import render_as_of
 from chatbot_sft.errors import UserError
+from chatbot_sft.export import CONFIG, earlier_saver
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, memory
 from chatbot_sft.model.loader import count_parameters, weights_dtype
@@ -49,10 +52,15 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.refuse_completed(settings)
     report = new_report(command, settings.task, settings.seed)
+    if first:
+        OmegaConf.save(dict(config), folder / CONFIG)
     with run_log(folder, first), preemption.handled(), contextlib.ExitStack() as loggers:
         log.info("run: %s", folder)
         try:
-            train(config, settings, report, loggers)
+            if settings.task == "export":
+                save(earlier_saver(config, report), report)
+            else:
+                train(config, settings, report, loggers)
             report["status"] = "completed"
         except Preempted as error:
             report["status"] = "interrupted"
@@ -167,9 +175,19 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
             {"prompt": first["prompt"], "before": first["answer"], "after": second["answer"]} for first, second in zip(before, after, strict=True)
         ]
     if distributed.is_first():
-        report["save"] = dataclasses.asdict(trainer.save_model())
+        saver = trainer.saver(report)
+        saver.evidence.write(Path(settings.paths.output_dir))
+        save(saver, report)
     if distributed.processes() > 1:
         trainer.trainer.accelerator.end_training()
+
+
+def save(saver: ModelSaver, report: dict[str, Any]) -> None:
+    """Export what was trained; the report says what there is, whatever becomes of the rest."""
+    try:
+        saver.save()
+    finally:
+        report["save"] = dataclasses.asdict(saver.result)
 
 
 def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, settings: Config) -> None:
@@ -262,10 +280,9 @@ def plan_summary(report: dict[str, Any]) -> str:
 
 
 def summary(report: dict[str, Any], folder: str) -> str:
-    """Three lines: where the run is, how the loss moved, one answer before and after."""
+    """A line each: where the run is, how the loss moved, one answer before and after, what was saved."""
     training = report["training"]
-    path = Path(folder)
-    lines = [f"run     {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"]
+    lines = [f"run     {_short_path(folder)}"]
     moved = f"loss    training {training['loss_first']:.2f} → {training['loss_last']:.2f}"
     if training["eval_loss"] is not None:
         lower = 100 * (1 - training["eval_loss"] / training["eval_loss_before"])
@@ -274,7 +291,15 @@ def summary(report: dict[str, Any], folder: str) -> str:
     if report["samples"]:
         sample = report["samples"][0]
         lines.append(f"answer  {_short(sample['prompt'], 60)}  before: {_short(sample['before'], 100)}  after: {_short(sample['after'], 160)}")
+    for export in report["save"]["exports"]:
+        size = f"{sum(export['files'].values()) / 1e6:,.0f} MB"
+        lines.append(f"saved   {export['method']}, {size}{', verified' if export['verified'] else ''}: {_short_path(export['path'])}")
     return "\n".join(lines)
+
+
+def _short_path(path: str) -> str:
+    """From the current folder, where it is below it."""
+    return str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path)
 
 
 def _short(text: str, limit: int) -> str:

@@ -137,7 +137,8 @@ class DatasetLoader:
         return self.report
 
     def prepare_dataset(self) -> Dataset:
-        """The training rows as a `datasets.Dataset` with columns text, input_ids and labels (lists of ints, one conversation a row), file and row.
+        """The training rows as a `datasets.Dataset` with columns text, input_ids and labels (lists of ints, one conversation a row), file, row
+        and opening (JSON: the messages before the first answer).
 
         Raises:
             UserError: see `check`.
@@ -154,7 +155,7 @@ class DatasetLoader:
         )  # fmt: skip
         from datasets import Dataset
 
-        rows = Dataset.from_file(str(self._entry.file)).select_columns(["text", "input_ids", "labels", "file", "row"])
+        rows = Dataset.from_file(str(self._entry.file)).select_columns(["text", "input_ids", "labels", "file", "row", "opening"])
         self.eval_dataset = rows.select(self._split.held_out) if len(self._split.held_out) else None
         return rows.select(self._split.training)
 

@@ -40,7 +40,7 @@ def allow_network(allowed: bool) -> None:
 
 
 def tokenizer_folder(name: str, revision: str | None) -> Path:
-    """The tokenizer files of a hub model, and nothing else of it, in the hub's local cache.
+    """The tokenizer files and config.json of a hub model, and nothing else of it, in the hub's local cache.
 
     Raises:
         UserError: they cannot be had.
@@ -49,7 +49,7 @@ def tokenizer_folder(name: str, revision: str | None) -> Path:
     import huggingface_hub
 
     with readable_errors(name):
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*TOKENIZER_FILES, "config.json"]))
 
 
 def endpoint() -> str:

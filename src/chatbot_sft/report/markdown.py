@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan"}
+TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan", "export": "Export of an earlier run"}
 
 
 def write_markdown(report: dict[str, Any], folder: Path) -> Path:

@@ -1,86 +1,100 @@
-"""merged_16bit: the adapter added into a fresh copy of the 16-bit base, in float32, rounded once."""
+"""merged_16bit and merged_4bit: folders that AutoModelForCausalLM loads, written from the trained weights a tensor at a time."""
 
 from __future__ import annotations
 
-import copy
+import json
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.model import embedded
+from chatbot_sft.model.hub import is_local
+from chatbot_sft.model.quantization import nf4
 
 if TYPE_CHECKING:
     import torch
 
     from chatbot_sft.config import Config
+    from chatbot_sft.save.trained import Trained
+    from chatbot_sft.save.weights import Weights
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+SHARD = 2e9  # bytes of a safetensors file; one is in memory at a time
+INDEX = "model.safetensors.index.json"
 
 
-def write_merged(model: Any, settings: Config, folder: Path) -> None:
-    """Write config and safetensors of the merged model into `folder`. `model` itself is left as it is.
-
-    The base is read again from where it came from, so an adapter trained over 4-bit weights is merged into the 16-bit ones. Where the adapter's
-    initialisation changed the base (`lora.init_lora_weights`), it is the base in memory. A multimodal model keeps its image processor's files.
-    """
-    from transformers import AutoConfig
-    from transformers.utils import cached_file
-
-    source = str(Path(embedded.resolve(settings.model.name)).expanduser())
-    hub = {"revision": settings.model.revision, "trust_remote_code": settings.model.trust_remote_code}
-    config = AutoConfig.from_pretrained(source, **hub)
-    dtype = sixteen_bit(config.get_text_config().dtype or config.dtype)
-    if settings.full_finetuning:
-        merged = copy.deepcopy(model).to("cpu", dtype)
-    elif settings.lora_changes_base:
-        merged = _unloaded(copy.deepcopy(model).to("cpu"), dtype).to(dtype)
-    else:
-        merged = _unloaded(_on_base(model, source, dtype, hub), dtype)
-    merged.config.get_text_config().use_cache = True
-    merged.save_pretrained(folder)
-    if config.get_text_config() is not config:
-        for name in PROCESSOR_FILES:
-            found = cached_file(source, name, revision=settings.model.revision, _raise_exceptions_for_missing_entries=False)
-            if found is not None:
-                shutil.copyfile(found, folder / name)
+def write_merged_16bit(trained: Trained, folder: Path) -> None:
+    """Config, safetensors, tokenizer and, of a multimodal model, the image processor's files, in the base's own 16-bit dtype."""
+    weights, dtype = trained.weights, sixteen_bit(trained.weights.config)
+    weights.config.dtype = dtype
+    weights.config.save_pretrained(folder)
+    _write_shards(weights, dtype, folder)
+    _finish(trained, folder)
 
 
-def sixteen_bit(dtype: torch.dtype | None) -> torch.dtype:
+def write_merged_4bit(trained: Trained, folder: Path) -> None:
+    """The same in bitsandbytes nf4, as QLoRA loads its base: linear layers in 4 bits, embeddings, norms and output layer in 16."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = sixteen_bit(trained.weights.config)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.16bit.") as merged:
+        write_merged_16bit(trained, Path(merged))
+        model = AutoModelForCausalLM.from_pretrained(merged, quantization_config=nf4(dtype), dtype=dtype, device_map={"": "cpu"})
+        model.save_pretrained(folder)
+    _finish(trained, folder)
+
+
+def _finish(trained: Trained, folder: Path) -> None:
+    """What stands beside the weights. A multimodal model keeps its image processor's files."""
+    trained.write_generation_config(folder)
+    trained.tokenizer.save_pretrained(folder)
+    for file in _processor_files(trained.settings):
+        shutil.copyfile(file, folder / file.name)
+
+
+def sixteen_bit(config: Any) -> torch.dtype:
     """The checkpoint's own 16-bit dtype; float16 for a float32 checkpoint: of the two it rounds eight times finer."""
     import torch
 
+    dtype = config.get_text_config().dtype or config.dtype
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def _on_base(model: Any, source: str, dtype: torch.dtype, hub: dict[str, Any]) -> Any:
-    """`model`'s adapter on a fresh copy of its base, on the CPU."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+def _write_shards(weights: Weights, dtype: torch.dtype, folder: Path) -> None:
+    """safetensors files of at most `SHARD` bytes, named and indexed as transformers does."""
+    from safetensors.torch import save_file
 
-    base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map={"": "cpu"}, **hub)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows > base.get_input_embeddings().weight.shape[0]:
-        base.resize_token_embeddings(rows, mean_resizing=False)
-    with tempfile.TemporaryDirectory() as adapter:
-        model.save_pretrained(adapter, save_embedding_layers=False)
-        return PeftModel.from_pretrained(base, adapter)
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in weights.shapes.items():
+        count = dtype.itemsize
+        for length in shape:
+            count *= length
+        if shards[-1] and size + count > SHARD:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += count
+    files, total = {}, 0
+    for number, names in enumerate(shards, start=1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            tensor = weights.read(name)
+            tensors[name] = tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
+            total += tensors[name].nbytes
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        files |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _unloaded(merged: Any, dtype: torch.dtype) -> Any:
-    """The plain model in `merged`, its adapter added to the weights."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
+def _processor_files(settings: Config) -> list[Path]:
+    from transformers.utils import cached_file
 
-    for layer in merged.modules():
-        if isinstance(layer, ModulesToSaveWrapper):
-            layer.to(dtype)  # PEFT loads them in float32
-        if isinstance(layer, BaseTunerLayer):
-            weight = layer.get_base_layer().weight
-            weight.data = weight.data.float()
-            layer.merge()
-            weight.data = weight.data.to(dtype)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="All adapters are already merged")
-        return merged.merge_and_unload()  # what is left: taking the adapter layers out
+    source = str(Path(embedded.resolve(settings.model.name)).expanduser())
+    revision = None if is_local(source) else settings.model.revision
+    found = [cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False) for name in PROCESSOR_FILES]
+    return [Path(file) for file in found if file is not None]

@@ -1,10 +1,13 @@
-"""ModelSaver: what was trained, as a folder that other libraries load."""
+"""ModelSaver: what was trained, as folders and files that other libraries load, each held against the trained model before it appears."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,84 +15,251 @@ from chatbot_sft.cache import build_folder
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
-from chatbot_sft.save.merged import write_merged
+from chatbot_sft.save import hub_push
+from chatbot_sft.save.adapter import write_adapter
+from chatbot_sft.save.card import CARD, write_card
+from chatbot_sft.save.evidence import Evidence
+from chatbot_sft.save.gguf_export import MODELFILE, check_gguf, file_names, write_gguf_files
+from chatbot_sft.save.merged import write_merged_4bit, write_merged_16bit
+from chatbot_sft.save.probe import ProbeFailed, probe
+from chatbot_sft.save.trained import Trained
+from chatbot_sft.save.verify import Verification, compare
 
 log = logging.getLogger(__name__)
+
+WRITERS: dict[str, Callable[[Trained, Path], None]] = {
+    "lora": write_adapter,
+    "merged_16bit": write_merged_16bit,
+    "merged_4bit": write_merged_4bit,
+    "gguf": write_gguf_files,
+}
+MARK = "export.json"  # in every export: what it was made from, and what was found of it
+
+
+@dataclass
+class Export:
+    """One export; `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the method) to its `Verification`.
+
+    `base` says what an adapter was merged into. `verified` is None where it was not asked for.
+    """
+
+    method: str
+    path: str
+    files: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    base: str | None = None
+    verified: bool | None = None
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
 class SaveResult:
-    """Where an export is; `files` maps names to sizes in bytes. `verified` is None: not compared with the trained model."""
+    """All exports of one `save`; `path`, `files` and `verified` are theirs together, `pushed` is where they were uploaded to."""
 
     method: str
     path: str | None = None
     files: dict[str, int] = field(default_factory=dict)
     verified: bool | None = None
+    exports: list[Export] = field(default_factory=list)
+    pushed: str | None = None
 
 
 class ModelSaver:
-    """Writes `model` and `tokenizer` as `config.save` says. A folder appears whole or not at all."""
+    """Writes `model` and `tokenizer` as `config.save` says. An export appears whole and verified, or not at all.
 
-    def __init__(self, config: Mapping[str, Any] | Config, model: Any = None, tokenizer: Any = None) -> None:
+    `evidence` is what exports are held against (without it nothing is verified), `report` the run's report so far, for the model card. `result` fills
+    as exports are finished, so that it says what there is whatever happens to the next.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | Config,
+        model: Any = None,
+        tokenizer: Any = None,
+        evidence: Evidence | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> None:
         self.settings = Config.from_mapping(config)
         self.model = model
         self.tokenizer = tokenizer
+        self.evidence = evidence or Evidence([], [], 0, [])
+        self.report = report or {}
+        self.result = SaveResult(", ".join(self.settings.save.methods) or "none")
 
     def check(self) -> None:
-        """Before training: is there a place to save to?
+        """Before training: can this be saved, here and in these formats?
 
         Raises:
-            UserError: the folder exists and holds something, or a file stands in its way.
+            UserError: a place that is taken, a format that this model or this machine does not allow, a hub that would not take it.
         """
         save = self.settings.save
-        folder = Path(save.save_path)
-        if save.method == "none":
-            return
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"save.save_path={save.save_path}: a file of that name is in the way")
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"save.save_path={save.save_path}: not empty; name another folder or remove it")
+        for target in self._targets().values():
+            self._check_place(target)
+        if "gguf" in save.methods:
+            check_gguf(self.settings)
+        if save.push_to_hub:
+            hub_push.check(self.settings)
 
     def save(self, save_config: Mapping[str, Any] | None = None) -> SaveResult:
         """Save, with `save_config` (keys of the `save` section) over the configuration's own.
 
         Raises:
-            UserError: an unknown method or key, a folder that is not empty, or a write that failed; then nothing is left behind.
+            UserError: an unknown method or key, a place that is taken, a write that failed, an export that is not the trained model, a failed upload.
+                Exports that were finished before stay.
         """
         if save_config:
             settings = self.settings.to_dict()
             settings["save"].update(save_config)
-            return ModelSaver(Config.from_mapping(settings), self.model, self.tokenizer).save()
-        method, folder = self.settings.save.method, Path(self.settings.save.save_path)
-        if method == "none":
-            return SaveResult(method)
+            return type(self)(Config.from_mapping(settings), self.model, self.tokenizer, self.evidence, self.report).save()
         self.check()
-        if folder.is_dir():
-            folder.rmdir()
+        save, result = self.settings.save, self.result
+        with Trained(self.settings, self.model, self.tokenizer, self.evidence, self.report) as trained:
+            for method, target in self._targets().items():
+                result.exports.append(self._kept(trained, method, target) or self._export(trained, method, target))
+        if result.exports:
+            result.path = save.save_path
+            several = len(result.exports) > 1
+            result.files = {f"{e.method}/{name}" if several else name: size for e in result.exports for name, size in e.files.items()}
+            result.verified = True if all(export.verified for export in result.exports) else None
+        if save.push_to_hub:
+            result.pushed = hub_push.push(Path(save.save_path), self.settings)
+            log.info("pushed: %s", result.pushed)
+        return result
+
+    def _targets(self) -> dict[str, Path]:
+        """Method → place. One method has `save.save_path` to itself, several have a folder each in it."""
+        save = self.settings.save
+        return {method: Path(save.save_path) if len(save.methods) == 1 else Path(save.save_path, method) for method in save.methods}
+
+    def _check_place(self, target: Path) -> None:
+        save = self.settings.save
+        where = f"save.save_path={save.save_path}"
+        if target.is_dir():
+            if any(target.iterdir()) and not save.overwrite and not self._left_by_this_run(target):
+                raise UserError(f"{where}: not empty; name another folder, remove it, or set save.overwrite=true")
+        elif target.exists() and not (_is_file(target) and save.overwrite):
+            hint = " (save.overwrite=true replaces it)" if _is_file(target) else ""
+            raise UserError(f"{where}: a file of that name is in the way{hint}")
+
+    def _left_by_this_run(self, target: Path) -> bool:
+        """Whether an earlier start of this very run, which then did not end well, had finished the export `target`."""
+        return (target / MARK).is_file() and target.resolve().is_relative_to(Path(self.settings.paths.output_dir).resolve())
+
+    def _kept(self, trained: Trained, method: str, target: Path) -> Export | None:
+        """The export that is there already, from the same weights by the same settings."""
+        if not target.is_dir() or not self._left_by_this_run(target):
+            return None
+        mark = json.loads((target / MARK).read_text(encoding="utf-8"))
+        if mark["made_from"] != self._made_from(trained, method):
+            return None
+        log.info("saved: %s in %s, before", method, target)
+        return Export(**mark["export"])
+
+    def _made_from(self, trained: Trained, method: str) -> dict[str, Any]:
+        save = self.settings.save
+        quantizations = save.quantizations if method == "gguf" else None
+        return {"weights": trained.fingerprint, "method": method, "verify": save.verify, "quantizations": quantizations}
+
+    def _export(self, trained: Trained, method: str, target: Path) -> Export:
+        """Write, verify and describe one export in a temporary folder, which then becomes `target`."""
+        export = Export(method, str(target))
+
+        def build(folder: Path) -> None:
+            started = time.perf_counter()
+            WRITERS[method](trained, folder)
+            export.seconds = round(time.perf_counter() - started, 3)
+            if method != "lora":
+                export.base = trained.weights.base
+            export.files = _sizes(folder)
+            if self.settings.save.verify and self.evidence.rows:
+                self._verify(trained, export, folder)
+            write_card(trained, export, folder)
+            export.files = _sizes(folder)
+            mark = {"made_from": self._made_from(trained, method), "export": asdict(export)}
+            (folder / MARK).write_text(json.dumps(mark, indent=2, ensure_ascii=False), encoding="utf-8")
+
         try:
             with quiet():
-                build_folder(folder, self._write)
+                if _is_file(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    export.files = _publish_file(target, build)
+                else:
+                    build_folder(target, build, replace=True)
         except Exception as error:
-            if not is_write_error(error):
+            if isinstance(error, UserError) or not is_write_error(error):
                 raise
             raise UserError(
-                f"save.save_path={folder}: cannot be written ({' '.join(str(error).split())}); nothing is left there, "
+                f"save.save_path={target}: cannot be written ({' '.join(str(error).split())}); nothing is left there, "
                 f"the last checkpoint is in {self.settings.training.output_dir}"
             ) from error
-        files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
-        log.info("saved: %s in %s (%.0f MB)", method, folder, sum(files.values()) / 1e6)
-        return SaveResult(method, str(folder), files)
+        log.info("saved: %s in %s (%.0f MB%s)", method, target, sum(export.files.values()) / 1e6, ", verified" if export.verified else "")
+        return export
 
-    def _write(self, folder: Path) -> None:
-        if self.settings.save.method == "lora":
-            # Rows of new tokens and modules to save are in the adapter anyway; a whole table that was merely enlarged need not be.
-            self.model.save_pretrained(folder, save_embedding_layers=False)
-        else:
-            write_merged(self.model, self.settings, folder)
-        self.tokenizer.save_pretrained(folder)
+    def _verify(self, trained: Trained, export: Export, folder: Path) -> None:
+        """Reload each part of the export from disk and hold it against the trained model.
+
+        Raises:
+            UserError: it is not the trained model. The adapter is kept.
+        """
+        parts = {export.method: folder}
+        if export.method == "gguf":
+            parts = {kind: folder / name for kind, name in file_names(self.settings).items()}
+        four_bit = export.method == "lora" and self.settings.model.load_in_4bit
+        for kind, part in parts.items():
+            try:
+                found = compare(trained.reference, probe(part, self.evidence, four_bit), kind)
+            except ProbeFailed as error:
+                raise UserError(self._failure(trained, export, kind, [str(error)])) from error
+            export.checks[kind] = found.as_dict()
+            log.info("verified: %s: %s", kind, _told(found))
+            if found.failures:
+                export.verified = False
+                raise UserError(self._failure(trained, export, kind, found.failures))
+        export.verified = True
+
+    def _failure(self, trained: Trained, export: Export, kind: str, failures: list[str]) -> str:
+        """What to tell a person, and the adapter put beside the place where the export should have been."""
+        self.result.verified = False
+        self.result.exports.append(export)
+        kept = f"the last checkpoint is in {self.settings.training.output_dir}"
+        saved = next((done.path for done in self.result.exports if done.method == "lora" and done.verified), None)
+        if saved:
+            kept = f"the adapter is in {saved}"
+        elif export.method != "lora" and not self.settings.full_finetuning:
+            adapter = Path(f"{self.settings.save.save_path.removesuffix('.gguf')}-adapter")
+            build_folder(adapter, lambda folder: write_adapter(trained, folder), replace=True)
+            kept = f"the adapter is in {adapter}"
+        return (
+            f"save.method={export.method}: the {kind} export is not the trained model: {'; '.join(failures)}. It was not kept; {kept}. "
+            f"Try another format with task=export run={self.settings.paths.output_dir}, or take it as it is with save.verify=false"
+        )
 
 
 def is_write_error(error: Exception) -> bool:
     """An OSError, or what safetensors, tokenizers and torch.save raise for the same thing."""
     text = str(error).lower()
     return isinstance(error, OSError) or "os error " in text or "pytorchstreamwriter" in text or "inline_container" in text
+
+
+def _told(found: Verification) -> str:
+    share = "" if found.trained_share is None else f", {found.trained_share:.0%} of what training changed"
+    return f"prompts {found.prompts}, KL {found.kl:.2g} nats{share}, greedy tokens {found.greedy}, answers that end {found.ended}"
+
+
+def _is_file(target: Path) -> bool:
+    """Whether `save.save_path` names one GGUF file in place of a folder."""
+    return target.suffix == ".gguf"
+
+
+def _publish_file(target: Path, build: Callable[[Path], None]) -> dict[str, int]:
+    """The GGUF file that `build` writes becomes `target`; what belongs to it gets its name, model.Modelfile and model.md. Returns their sizes."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
+        build(Path(work))
+        names = {MODELFILE: f"{target.stem}.{MODELFILE}", CARD: f"{target.stem}.md", target.name: target.name}  # the file itself last
+        for name, new in names.items():
+            Path(work, name).replace(target.with_name(new))
+    return {new: target.with_name(new).stat().st_size for new in names.values()}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}

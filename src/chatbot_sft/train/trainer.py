@@ -16,6 +16,7 @@ from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.report.run_report import versions
+from chatbot_sft.save.evidence import gather
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.checkpoints import Origin, settle
@@ -199,7 +200,12 @@ class SFTTrainerWrapper:
 
     def save_model(self, save_config: Mapping[str, Any] | None = None) -> Any:
         """Save what was trained as `config.save` says, or as `save_config` (keys of that section) does. Returns `save.SaveResult`."""
-        return locate("save", self.settings.save._target_)(self.config, self.model, self.tokenizer).save(save_config)
+        return self.saver().save(save_config)
+
+    def saver(self, report: Mapping[str, Any] | None = None) -> Any:
+        """The `save.ModelSaver` of this model, with conversations of its data to hold exports against; `report` is the run's, for the model card."""
+        evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
+        return locate("save", self.settings.save._target_)(self.config, self.model, self.tokenizer, evidence, report)
 
     def measured_layouts(self) -> list[dict[str, Any]]:
         """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in GB."""

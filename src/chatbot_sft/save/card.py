@@ -1,0 +1,172 @@
+"""The model card: README.md of every export, as the hub shows it: what the model is, what it was trained on, what was checked, how to run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.model import embedded
+from chatbot_sft.model.hub import is_local
+from chatbot_sft.report.figure import write_loss_figure
+
+if TYPE_CHECKING:
+    from chatbot_sft.config import Config
+    from chatbot_sft.save.saver import Export
+    from chatbot_sft.save.trained import Trained
+
+CARD = "README.md"
+EMBEDDED_LICENCE = "apache-2.0"
+TITLES = {"lora": "LoRA adapter", "merged_16bit": "merged model, 16 bits", "merged_4bit": "merged model, 4 bits (nf4)", "gguf": "GGUF for llama.cpp"}
+QUESTION = "Xin chào!"
+
+
+def write_card(trained: Trained, export: Export, folder: Path) -> None:
+    """README.md in `folder`, where the export stands that it is about, and the loss curve it shows."""
+    report = trained.report
+    picture = write_loss_figure(report.get("training", {}), report.get("evaluations", []), folder)
+    lines = [*_front_matter(trained, export), "", *_body(trained, export, picture is not None)]
+    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _front_matter(trained: Trained, export: Export) -> Iterator[str]:
+    """The metadata that the hub reads (huggingface.co/docs/hub/model-cards); values as JSON, which is YAML."""
+    name = trained.settings.model.name
+    library = {"lora": "peft", "gguf": "gguf"}.get(export.method, "transformers")
+    yield "---"
+    if not is_local(name) and name != embedded.NAME:
+        yield f"base_model: {json.dumps(name)}"
+    licence = licence_of(trained.settings)
+    if licence:
+        yield f"license: {json.dumps(licence)}"
+    yield f"library_name: {library}"
+    yield "pipeline_tag: text-generation"
+    yield f"tags: {json.dumps(['chatbot-sft', 'sft', *(['lora'] if not trained.settings.full_finetuning else [])])}"
+    yield "---"
+
+
+def licence_of(settings: Config) -> str | None:
+    """What the base's own model card calls its licence; None where it has no card here, or says nothing."""
+    name = settings.model.name
+    if name == embedded.NAME:
+        return EMBEDDED_LICENCE
+    if not is_local(name):
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, CARD, revision=settings.model.revision)
+        card = Path(found) if isinstance(found, str) else None
+    else:
+        card = Path(name).expanduser() / CARD
+    if card is None or not card.is_file():
+        return None
+    import yaml
+
+    text = card.read_text(encoding="utf-8")
+    _, begin, rest = text.partition("---\n")
+    metadata = yaml.safe_load(rest.partition("\n---")[0]) if begin and text.startswith("---") else None
+    return metadata.get("license") if isinstance(metadata, dict) and isinstance(metadata.get("license"), str) else None
+
+
+def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
+    settings, report = trained.settings, trained.report
+    target = Path(export.path).name.removesuffix(".gguf")
+    yield f"# {target}: {TITLES[export.method]}"
+    yield ""
+    how = "all weights" if settings.full_finetuning else f"LoRA, r={settings.lora.r}, alpha={settings.lora.lora_alpha}"
+    licence = licence_of(settings)
+    yield f"Fine-tuned from `{settings.model.name}` ({how}; licence of the base: {licence or 'see its model card'}) with chatbot_sft."
+    if export.base and not settings.full_finetuning:
+        yield f"The adapter was merged into {export.base}."
+    yield ""
+    yield from _table(_facts(settings, report))
+    if picture:
+        yield from ("", "![loss](loss.png)")
+    yield from ("", "## How to run it", "", *_how_to_run(trained, export))
+    yield from _checked(export)
+    for sample in report.get("samples", [])[:2]:
+        yield from ("", "## Answer before and after training" if sample is report["samples"][0] else "", f"**{_line(sample['prompt'])}**", "")
+        yield from (f"- before: {_line(sample['before'])}", f"- after: {_line(sample['after'])}")
+
+
+def _facts(settings: Config, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    data, training = report.get("dataset", {}), report.get("training", {})
+    if data:
+        yield "data", f"{data['rows_used']:,} conversations trained, {data['rows_held_out']:,} held out; fingerprint `{data['fingerprint'][:16]}`"
+        yield "tokens", f"{data['tokens']:,} an epoch, {data['trainable_tokens']:,} of them trained"
+    options = settings.training
+    if "steps" in training:
+        yield "training", f"{training['steps']:,} steps of {training['effective_batch_size']} conversations, {training['seconds']:,.0f} s"
+    yield "optimizer", f"{options.optim}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {options.warmup_steps} steps"
+    yield "length", f"{settings.model.max_seq_length:,} tokens at most; seed {settings.seed}"
+    if training.get("eval_loss") is not None:
+        yield "held-out loss", f"{training['eval_loss_before']:.3f} → {training['eval_loss']:.3f} nats per token"
+    if report.get("versions"):
+        wanted = ("chatbot-sft", "unsloth", "trl", "transformers", "peft", "torch")
+        yield "versions", ", ".join(f"{name} {report['versions'][name]}" for name in wanted if name in report["versions"])
+
+
+def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
+    yield from ("| | |", "|---|---|")
+    for name, value in rows:
+        yield f"| {name} | {value} |"
+
+
+def _checked(export: Export) -> Iterator[str]:
+    """What verification found; how it is meant."""
+    if not export.checks:
+        return
+    yield from ("", "## Checked against the trained model", "")
+    yield "Reloaded from disk and asked what the trained model was asked. KL: mean divergence from its probabilities, in nats per token."
+    yield from ("", "| | size | KL | of what training changed | prompts with the same ids | greedy tokens alike | answers that end |")
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    sizes = {name: size for name, size in export.files.items() if name.endswith((".gguf", ".safetensors"))}
+    for kind, found in export.checks.items():
+        size = sum(size for name, size in sizes.items() if export.method != "gguf" or len(export.checks) == 1 or f"-{kind.upper()}." in name)
+        share = "" if found["trained_share"] is None else f"{found['trained_share']:.0%}"
+        yield f"| {kind} | {size / 1e6:,.0f} MB | {found['kl']:.2g} | {share} | {found['prompts']} | {found['greedy']} | {found['ended']} |"
+
+
+def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
+    """Commands that a reader can paste, in the folder of this file."""
+    python = {
+        "lora": (
+            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer, GenerationConfig\n\n"
+            'model = AutoPeftModelForCausalLM.from_pretrained(".")\nmodel.generation_config = GenerationConfig.from_pretrained(".")\n'
+        ),
+        "merged_16bit": 'from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained(".")\n',
+    }
+    python["merged_4bit"] = python["merged_16bit"]
+    if export.method == "gguf":
+        file = next(name for name in export.files if name.endswith(".gguf"))
+        name = Path(file).stem.lower()
+        suffix = Path(export.path).suffix == ".gguf"
+        modelfile = f"{Path(export.path).stem}.Modelfile" if suffix else "Modelfile"
+        yield from ("```bash", f"llama-cli -m {file} --jinja  # llama.cpp")
+        yield from (f"ollama create {name} -f {modelfile} && ollama run {name}", f"python -m chatbot_sft.chat {file}", "```")
+        return
+    yield "```python"
+    yield from python[export.method].splitlines()
+    yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    yield f'messages = [{{"role": "user", "content": {json.dumps(QUESTION, ensure_ascii=False)}}}]'
+    yield 'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)'
+    yield f"answer = model.generate(**prompt, max_new_tokens={trained.evidence.max_new_tokens})"
+    yield 'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))'
+    yield from ("```", "", "```bash", "python -m chatbot_sft.chat .")
+    if export.method == "lora":
+        base = trained.settings.model.name
+        place = str(embedded.folder()) if base == embedded.NAME else base
+        served = "BASE" if is_local(place) else place
+        yield f"vllm serve {served} --enable-lora --max-lora-rank {_vllm_rank(trained.settings.lora.r)} --lora-modules chatbot=."
+    else:
+        yield "vllm serve ."
+    yield "```"
+
+
+def _vllm_rank(rank: int) -> int:
+    """The smallest value that vLLM takes for --max-lora-rank and that holds `rank`."""
+    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512, rank) if size >= rank)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,63 @@
+"""An export, read from disk by its user's library in a process of its own: nothing that training left in memory helps it, and a crash is a finding.
+
+`python -m chatbot_sft.save.probe EXPORT EVIDENCE_FOLDER OUTPUT [4bit]` writes the `Observation` of EXPORT into the file OUTPUT.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from chatbot_sft.save.evidence import Evidence
+from chatbot_sft.save.verify import Observation, observe
+
+log = logging.getLogger("third_party")
+
+
+class ProbeFailed(Exception):
+    """The library does not read the export, or crashes on it; the message says what it said last."""
+
+
+def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observation:
+    """What the export in the folder or .gguf file `export` makes of `evidence`; `four_bit`: an adapter's base is loaded in 4 bits, as in training.
+
+    Raises:
+        ProbeFailed: it cannot be read.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        evidence.write(Path(place))
+        output = Path(place, "observation.npz")
+        command = [sys.executable, "-m", "chatbot_sft.save.probe", str(export), place, str(output), *(["4bit"] if four_bit else [])]
+        process = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        for line in process.stderr.splitlines():
+            log.info("probe of %s: %s", export.name, line)
+        if process.returncode < 0:
+            raise ProbeFailed(f"the library that reads it crashed ({signal.Signals(-process.returncode).name})")
+        if process.returncode:
+            raise ProbeFailed((process.stderr.strip().splitlines() or ["it cannot be read"])[-1])
+        return Observation.read(output)
+
+
+def main() -> None:
+    from chatbot_sft.model.engine import prepare_environment
+
+    prepare_environment()
+    export, evidence, output = map(Path, sys.argv[1:4])
+    if export.suffix == ".gguf":
+        from chatbot_sft.inference.gguf_model import GGUFModel
+
+        model = GGUFModel.load(export)
+    else:
+        from chatbot_sft.inference.hf_model import HFModel
+
+        model = HFModel.load(export, four_bit="4bit" in sys.argv[4:])
+    observe(model, Evidence.read(evidence)).write(output)
+
+
+if __name__ == "__main__":
+    main()

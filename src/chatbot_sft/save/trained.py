@@ -1,0 +1,105 @@
+"""The trained model as exports are made from it: its weights, and what it says itself, each found once however many exports there are."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chatbot_sft.config import Config
+from chatbot_sft.data.template import ChatTemplate
+from chatbot_sft.inference.hf_model import HFModel
+from chatbot_sft.model import embedded
+from chatbot_sft.model.engine import load_engine
+from chatbot_sft.save.evidence import Evidence
+from chatbot_sft.save.verify import MOVED, Reference, refer
+from chatbot_sft.save.weights import Weights, trained_weights
+
+log = logging.getLogger(__name__)
+
+
+class Trained(contextlib.ExitStack):
+    """`model` and `tokenizer` after training by `settings`, with the `evidence` that exports are held against and the run's `report` so far.
+
+    A context manager: what was opened for the exports is closed with it.
+    """
+
+    def __init__(self, settings: Config, model: Any, tokenizer: Any, evidence: Evidence, report: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.model = model
+        self.tokenizer = tokenizer
+        self.evidence = evidence
+        self.report = report
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """The weights that merged and GGUF exports are written from."""
+        return self.enter_context(trained_weights(self.model, self.settings))
+
+    @functools.cached_property
+    def reference(self) -> Reference:
+        """What the model says, and what its base says without the adapter."""
+        from accelerate.utils import extract_model_from_parallel
+
+        load_engine(self.settings.model.engine)[0].for_inference(self.model)
+        extract_model_from_parallel(self.model, keep_fp32_wrapper=False)  # no autocast: the weights' own precision, as whoever loads them has it
+        self.model.generation_config.eos_token_id = self.stops
+        model = HFModel(self.model, self.tokenizer, self.settings.model.name, self.settings.dataset.chat_template_kwargs)
+        base_logits = None
+        if not self.settings.full_finetuning:
+            import numpy as np
+
+            with self.model.disable_adapter():
+                base_logits = np.concatenate([model.logits(row.ids, row.positions) for row in self.evidence.rows])
+        reference = refer(model, self.evidence, base_logits, self.settings.model.load_in_4bit)
+        if reference.moved is not None and reference.moved < MOVED:
+            log.warning("save: training has hardly changed the model (its answers are %.1e nats from the base's)", reference.moved)
+        return reference
+
+    @functools.cached_property
+    def stops(self) -> list[int]:
+        """What generation has to stop at: the base's ends, the tokenizer's, and those that the trained answers have."""
+        kept = self.generation_config.eos_token_id
+        return sorted({*(kept if isinstance(kept, list) else [kept]), self.tokenizer.eos_token_id, *self.evidence.ends} - {None})
+
+    @functools.cached_property
+    def generation_config(self) -> Any:
+        """The base's own; generation settings that training changed for itself do not reach an export."""
+        from transformers import GenerationConfig
+
+        source = str(Path(embedded.resolve(self.settings.model.name)).expanduser())
+        try:
+            return GenerationConfig.from_pretrained(source, revision=self.settings.model.revision)
+        except OSError:  # it has none
+            return GenerationConfig.from_model_config(self.model.config)
+
+    def write_generation_config(self, folder: Path) -> None:
+        """generation_config.json, with every end token in it."""
+        config = self.generation_config
+        config.eos_token_id = self.stops if len(self.stops) > 1 else self.stops[0]
+        config.pad_token_id = self.tokenizer.pad_token_id
+        config.save_pretrained(folder)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what was trained."""
+        import torch
+
+        found = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                found.update(name.encode())
+                found.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template with its special tokens, as the data gate has it."""
+        tokens = {name: str(text) for name, text in self.tokenizer.special_tokens_map.items() if isinstance(text, str)}
+        control = tuple(self.tokenizer.all_special_tokens)
+        return ChatTemplate(self.tokenizer.chat_template, tokens, self.settings.dataset.chat_template_kwargs, control)
