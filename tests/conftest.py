@@ -117,6 +117,7 @@ def tiny(tiny_llama):
         "training.max_steps=2",
         "training.batch_layout=as_configured",
         "training.sample_max_new_tokens=4",
+        "save.verify=false",
     ]
 
 

@@ -75,5 +75,5 @@ def _modelfile(trained: Trained, files: list[str]) -> str:
     system = trained.settings.dataset.system_prompt or evidence.system_prompt
     made = modelfile(files, trained.template, stops, system, bos=tokenizer.bos_token if adds_bos(tokenizer) else None)
     if made.problem:
-        log.warning("save: the Modelfile has no TEMPLATE: %s", made.problem)
+        log.warning("save: Modelfile: %s", made.problem)
     return made.text

@@ -56,7 +56,7 @@ class Trained(contextlib.ExitStack):
 
             with self.model.disable_adapter():
                 base_logits = np.concatenate([model.logits(row.ids, row.positions) for row in self.evidence.rows])
-        reference = refer(model, self.evidence, base_logits, self.settings.model.load_in_4bit)
+        reference = refer(model, self.evidence, base_logits, self.settings.model.load_in_4bit, lambda number: self.tokenizer.decode([number]))
         if reference.moved is not None and reference.moved < MOVED:
             log.warning("save: training has hardly changed the model (its answers are %.1e nats from the base's)", reference.moved)
         return reference

@@ -65,7 +65,7 @@ class Reference:
     base_logits: np.ndarray | None
     ends: list[int]  # with which trained answers end
     over_4_bits: bool
-    token: Callable[[int], str] = str
+    token: Callable[[int], str]
 
     @property
     def moved(self) -> float | None:
@@ -85,7 +85,7 @@ class Verification:
     kl_base: float | None  # the same of the base without the adapter: how far training went
     trained_share: float | None  # of that way, how much the export has gone: 1 is all of it
     positions: int
-    noise: float  # largest change of a top-2 margin, logits
+    noise: float  # what a top-2 margin may change by in this format, logits
     greedy: str  # "231/240": tokens of the trained model's answers that are the export's too, up to the first that differs
     ended: str  # "3/3": answers that ended by themselves
     trained_ended: str
@@ -109,8 +109,8 @@ def observe(model: ChatModel, evidence: Evidence) -> Observation:
     return Observation(prompt_ids, answers, logits, sorted(model.stop_ids))
 
 
-def refer(model: ChatModel, evidence: Evidence, base_logits: np.ndarray | None, over_4_bits: bool) -> Reference:
-    """`observe` the trained model, and how sure it was of each token it said."""
+def refer(model: ChatModel, evidence: Evidence, base_logits: np.ndarray | None, over_4_bits: bool, token: Callable[[int], str]) -> Reference:
+    """`observe` the trained model, and how sure it was of each token it said; `token` is what a person calls one."""
     import numpy as np
 
     trained = observe(model, evidence)
@@ -118,7 +118,7 @@ def refer(model: ChatModel, evidence: Evidence, base_logits: np.ndarray | None, 
     for prompt, answer in zip(trained.prompt_ids, trained.answers, strict=False):
         said = model.logits([*prompt, *answer], range(len(prompt) - 1, len(prompt) - 1 + len(answer)))
         margins.append(_margins(np.sort(said, axis=1)[:, -2:]).tolist() if len(answer) else [])
-    return Reference(trained, margins, base_logits, evidence.ends, over_4_bits, lambda number: model.text([number]) or f"token {number}")
+    return Reference(trained, margins, base_logits, evidence.ends, over_4_bits, token)
 
 
 def compare(reference: Reference, export: Observation, kind: str) -> Verification:
@@ -186,12 +186,15 @@ def _margins(values: np.ndarray) -> np.ndarray:
 
 
 def _noise(trained: np.ndarray, export: np.ndarray) -> float:
-    """The largest change between the formats of the distance between the trained model's two likeliest tokens."""
+    """Twice the largest change, over the trained positions, of the distance between the trained model's two likeliest tokens.
+
+    Twice, because the answers have more positions than were measured, and other ones.
+    """
     import numpy as np
 
     pairs = np.argpartition(trained, -2, axis=1)[:, -2:]
     ours, theirs = (np.take_along_axis(logits, pairs, axis=1) for logits in (trained, export))
-    return float(np.abs(_margins(ours) - _margins(theirs)).max())
+    return 2 * float(np.abs(_margins(ours) - _margins(theirs)).max())
 
 
 def _greedy(reference: Reference, export: Observation, noise: float) -> tuple[int, int, list[bool], list[str]]:

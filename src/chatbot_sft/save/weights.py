@@ -154,7 +154,7 @@ class _Merge:
         alone.layer.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
         config = copy.copy(self.config)
         config.target_modules, config.exclude_modules, config.modules_to_save, config.trainable_token_indices = ["layer"], None, None, None
-        config.ensure_weight_tying, config.bias, config.task_type = False, "none", None
+        config.ensure_weight_tying, config.bias, config.task_type, config.base_model_name_or_path = False, "none", None, None
         adapted = get_peft_model(alone, config)
         set_peft_model_state_dict(adapted, {f"{PEFT_PREFIX}layer.{key}": value.float() for key, value in adapter.items()})
         with torch.no_grad():

@@ -1,0 +1,267 @@
+"""Exports and their verification: every format of every architecture is the trained model, and whatever is planted in it is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import replicas
+from conftest import conversations, write_json
+from test_models import composed
+from test_templates import FAMILIES, write_folders
+
+from chatbot_sft import pipeline
+from chatbot_sft.errors import UserError
+from chatbot_sft.save import gguf_file, saver
+from chatbot_sft.save.gguf_file import check_architecture
+from chatbot_sft.save.gguf_vocab import read_vocabulary
+from chatbot_sft.save.saver import ModelSaver
+
+ARCHITECTURES = ("llama3b", "llama8b", "qwen3_4b", "mistral7b", "gemma3_4b")  # of conf/model: tied and untied, rope scaling, norms, a vision tower
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(smollm2, tmp_path_factory) -> dict[str, Path]:
+    whole = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
+    return write_folders(tmp_path_factory.mktemp("families"), replicas.small_vocabulary(whole))
+
+
+@pytest.fixture(scope="session")
+def trained(tokenizer_folders, tmp_path_factory):
+    """`trained("llama3b")` is the saver of a replica that was trained; its adapter has been made large enough to be seen in any format."""
+    base, made = tmp_path_factory.mktemp("trained"), {}
+
+    def train(option: str, *overrides: str) -> ModelSaver:
+        key = (option, *overrides)
+        if key not in made:
+            replica, folder = replicas.REPLICAS[option], base / str(len(made))
+            checkpoint = replicas.write(replica, tokenizer_folders[replica.family], FAMILIES[replica.family].end, folder / "base")
+            data = write_json(folder / "data.json", conversations(24))
+            savers = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(pipeline, "save", lambda saver, report: savers.append(saver))
+                given = [f"model={option}", f"model.name={checkpoint}", f"dataset.data_path={data}", *QUICK, *overrides]
+                pipeline.run(composed(folder / "run", *given))
+            made[key] = savers[0]
+        return made[key]
+
+    return train
+
+
+QUICK = [
+    "model.engine=transformers", "model.load_in_4bit=false", "training.max_steps=6", "training.warmup_steps=0", "training.learning_rate=2e-2",
+    "training.batch_layout=as_configured", "training.sample_max_new_tokens=0", "training.save_steps=1.0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ARCHITECTURES)
+def test_a_gguf_is_the_trained_model(option, trained, tmp_path):
+    kinds = ["f32", "q8_0"]
+    result = trained(option).save({"method": "gguf", "save_path": str(tmp_path / "out"), "gguf_quantization": kinds})
+    assert result.verified is True
+    (export,) = result.exports
+    assert set(export.checks) == set(kinds)
+    exact = export.checks["f32"]
+    assert abs(exact["kl"]) < 1e-3
+    assert exact["kl_base"] > 0.01, "training has to show for the check to mean anything"
+    assert exact["trained_share"] == pytest.approx(1, abs=0.05)
+    assert exact["prompts"] == "2/2"
+    assert {"out-F32.gguf", "out-Q8_0.gguf", "Modelfile", "README.md"} <= set(export.files)
+    assert "TEMPLATE" in (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8")
+
+
+def test_every_format_at_once_has_a_folder_each(trained, tmp_path):
+    methods = ["gguf", "merged_16bit", "lora"]
+    result = trained("llama3b").save({"method": methods, "save_path": str(tmp_path / "out"), "gguf_quantization": ["f16", "q4_k_m"]})
+    assert [export.method for export in result.exports] == ["lora", "merged_16bit", "gguf"]
+    assert result.verified is True
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["gguf", "lora", "merged_16bit"]
+    kl = {kind: abs(found["kl"]) for export in result.exports for kind, found in export.checks.items()}
+    assert kl["lora"] < 1e-6 <= kl["merged_16bit"] < kl["q4_k_m"] < 0.4
+    assert result.exports[0].base is None
+    assert result.exports[1].base == "the base's own weights"
+
+
+# ---- planted faults
+
+
+def corrupt(method: str, damage):
+    """The writer of `method`, followed by `damage(trained, folder)`."""
+    write = saver.WRITERS[method]
+
+    def both(trained, folder):
+        write(trained, folder)
+        damage(trained, folder)
+
+    return both
+
+
+def without_the_adapter(trained, folder):
+    """The base's own weights under the export's name."""
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    for file in Path(trained.settings.model.name).glob("*.safetensors"):
+        shutil.copy(file, folder)
+
+
+def without_the_end(trained, folder):
+    file = folder / "generation_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    other = trained.tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+    file.write_text(json.dumps({**config, "eos_token_id": other}), encoding="utf-8")
+
+
+def with_another_template(trained, folder):
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text(encoding="utf-8").replace("<|end_header_id|>\\n\\n", "<|end_header_id|>\\n"), encoding="utf-8")
+
+
+def with_another_tokenizer(trained, folder):
+    other = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    other["model"]["merges"] = other["model"]["merges"][:100]
+    (folder / "tokenizer.json").write_text(json.dumps(other), encoding="utf-8")
+
+
+FAULTS = {
+    "base merged instead of adapter": (without_the_adapter, "it shows 0% of what training changed: the adapter is missing"),
+    "end removed": (without_the_end, "it does not stop at <|eot_id|>, with which the trained answers end"),
+    "wrong template": (with_another_template, "becomes other token ids, from the"),
+    "tokenizer of another model": (with_another_tokenizer, "becomes other token ids, from the"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_planted_in_a_merged_model_is_found(fault, trained, tmp_path, monkeypatch):
+    damage, found = FAULTS[fault]
+    monkeypatch.setitem(saver.WRITERS, "merged_16bit", corrupt("merged_16bit", damage))
+    refused(trained("llama3b"), "merged_16bit", tmp_path, found)
+
+
+def test_an_adapter_that_is_the_base_is_found(trained, tmp_path, monkeypatch):
+    def zeroed(trained, folder):
+        from safetensors.torch import load_file, save_file
+
+        file = folder / "adapter_model.safetensors"
+        save_file({name: tensor * ("lora_B" not in name) for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+
+    monkeypatch.setitem(saver.WRITERS, "lora", corrupt("lora", zeroed))
+    error = failure(trained("llama3b"), "lora", tmp_path)
+    assert "it shows 0% of what training changed: the adapter is missing" in error
+
+
+def refused(saver: ModelSaver, method: str, tmp_path: Path, found: str, **settings) -> None:
+    error = failure(saver, method, tmp_path, **settings)
+    assert found in error
+    assert f"the adapter is in {tmp_path / 'out-adapter'}" in error
+    assert (tmp_path / "out-adapter" / "adapter_model.safetensors").is_file()
+
+
+def failure(saver: ModelSaver, method: str, tmp_path: Path, **settings) -> str:
+    """The error of an export that is refused; nothing of it stands on the disk."""
+    with pytest.raises(UserError) as caught:
+        saver.save({"method": method, "save_path": str(tmp_path / "out"), **settings})
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    return str(caught.value)
+
+
+def test_a_wrong_rope_permutation_in_a_gguf_is_found(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_file, "permute", lambda tensor, heads: tensor)
+    refused(trained("llama3b"), "gguf", tmp_path, "nats away from the trained model's", gguf_quantization="f16")
+
+
+def test_a_wrong_template_in_a_gguf_is_found(trained, tmp_path, monkeypatch):
+    add = gguf_file.add_vocabulary
+
+    def other(writer, tokenizer, *rest):
+        add(writer, tokenizer, *rest)
+        template = writer.kv_data[0]["tokenizer.chat_template"]
+        template.value = template.value.replace("<|end_header_id|>\\n\\n", "<|end_header_id|>\\n")
+
+    monkeypatch.setattr(gguf_file, "add_vocabulary", other)
+    refused(trained("llama3b"), "gguf", tmp_path, "becomes other token ids", gguf_quantization="f16")
+
+
+def test_a_beginning_of_text_too_many_in_a_gguf_is_found(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("chatbot_sft.save.gguf_vocab.adds_bos", lambda tokenizer: True)
+    refused(trained("qwen3_4b"), "gguf", tmp_path, "prompt 1 becomes other token ids, from the 1. on", gguf_quantization="f16")
+
+
+def test_a_gguf_that_does_not_end_is_found(trained, tmp_path, monkeypatch):
+    add = gguf_file.add_vocabulary
+
+    def endless(writer, tokenizer, folder, rows, end_of_turn):
+        add(writer, tokenizer, folder, rows, None)
+        values = writer.kv_data[0]
+        values["tokenizer.ggml.eos_token_id"].value = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+        tokens = values["tokenizer.ggml.tokens"].value
+        tokens[tokenizer.convert_tokens_to_ids("<|eot_id|>")] = "<|eot|>"  # a name by which llama.cpp knows no end
+
+    monkeypatch.setattr(gguf_file, "add_vocabulary", endless)
+    assert "it does not stop at <|eot_id|>" in failure(trained("llama3b"), "gguf", tmp_path, gguf_quantization="f16")
+
+
+def test_a_gguf_that_llama_cpp_does_not_read_is_a_finding(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_file, "_rope_factors", lambda config: __import__("numpy").ones(3, "float32"))
+    error = failure(trained("llama3b"), "gguf", tmp_path, gguf_quantization="f16")
+    assert "the f16 export is not the trained model" in error
+
+
+# ---- places
+
+
+def test_a_file_name_is_a_file(trained, tmp_path):
+    target = tmp_path / "bot.gguf"
+    result = trained("llama3b").save({"method": "gguf", "save_path": str(target), "gguf_quantization": "q8_0"})
+    assert target.is_file()
+    assert set(result.files) == {"bot.gguf", "bot.Modelfile", "bot.md"} == {path.name for path in tmp_path.iterdir()}
+    assert "FROM ./bot.gguf" in (tmp_path / "bot.Modelfile").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match=r"a file of that name is in the way \(save.overwrite=true replaces it\)"):
+        trained("llama3b").save({"method": "gguf", "save_path": str(target)})
+
+
+def test_a_folder_is_replaced_only_when_told(trained, tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty; name another folder, remove it, or set save.overwrite=true"):
+        trained("llama3b").save({"method": "lora", "save_path": str(target), "verify": False})
+    assert (target / "mine.txt").read_text() == "mine"
+    result = trained("llama3b").save({"method": "lora", "save_path": str(target), "verify": False, "overwrite": True})
+    assert result.verified is None
+    assert not (target / "mine.txt").exists()
+    assert (target / "adapter_model.safetensors").is_file()
+
+
+# ---- refused before training
+
+
+def test_rope_factors_are_those_of_transformers():
+    import numpy as np
+    import torch
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {**replicas.LLAMA3_ROPE, "factor": 32.0, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(hidden_size=3072, num_attention_heads=24, head_dim=128, rope_parameters=rope, max_position_embeddings=131072)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 1 / 500000.0 ** (np.arange(0, 128, 2) / 128)
+    factors = gguf_file._rope_factors(config)
+    np.testing.assert_allclose(plain / factors, scaled.numpy(), rtol=1e-5)
+    assert len(set(factors.tolist())) > 3, "of all three parts: unchanged, in between, divided by 32"
+
+
+def test_what_has_no_gguf_is_refused_by_name():
+    with pytest.raises(UserError, match=r"model.name=x is a phi3 model; GGUF is written for llama, mistral, qwen2, qwen3, gemma3"):
+        check_architecture({"model_type": "phi3"}, "x")
+    with pytest.raises(UserError, match="rope type dynamic, which is not written to GGUF"):
+        check_architecture({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "x")
+
+
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(tokenizer_folders):
+    whole = json.loads((tokenizer_folders["phi4"] / "tokenizer.json").read_text(encoding="utf-8"))
+    whole["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] += "|x"
+    with pytest.raises(UserError, match=r"llama.cpp has no tokenizer like that of model.name=x \(BPE, pre-tokenizer Split \+ ByteLevel\)"):
+        read_vocabulary(whole, "x")
