@@ -16,7 +16,7 @@ def test_help_says_what_it_does_in_one_screen(launch):
     text = process.stdout
     assert text.startswith("chatbot_sft: fine-tune a chat model")
     assert text.count("  python -m chatbot_sft") == 5  # five examples
-    for group in ("model: gemma3_4b", "lora: default, dora, loftq, none, rslora", "dataset:", "training:", "save: lora, merged_16bit, none"):
+    for group in ("model: gemma3_4b", "lora: default, dora, loftq, none, rslora", "dataset:", "training:", "save: gguf, lora, merged_16bit"):
         assert group in text
     assert len(text.splitlines()) < 50
 
@@ -70,7 +70,7 @@ def test_hub_ids_are_those_that_unsloth_itself_knows():
         (["++lora.rank=3", "--cfg", "job"], "lora.rank: no such key"),
         (["modle.name=x"], "modle: no such key; did you mean model?"),
         (["model=lama3b"], "model=lama3b: no such option; did you mean llama3b?"),
-        (["save=gguf"], "save=gguf: no such option"),
+        (["save=ggfu"], "save=ggfu: no such option; did you mean gguf?"),
         (["lora.r=eight"], "lora.r='eight': Value 'eight' of type 'str' could not be converted to Integer"),
         (["model=local"], "model.name: not set; give it a value, for instance model.name=…"),
         (["model.token=hf_secret"], "model.token: leave it null and set the environment variable HF_TOKEN"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import replicas
-from conftest import conversations, write_json
+from conftest import conversations, only_error, write_json
 from test_models import composed
 from test_templates import FAMILIES, write_folders
 
@@ -226,7 +227,7 @@ def test_a_folder_is_replaced_only_when_told(trained, tmp_path):
     target = tmp_path / "out"
     target.mkdir()
     (target / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty; name another folder, remove it, or set save.overwrite=true"):
+    with pytest.raises(UserError, match=r"not empty; name another folder, remove it, or set save\.overwrite=true"):
         trained("llama3b").save({"method": "lora", "save_path": str(target), "verify": False})
     assert (target / "mine.txt").read_text() == "mine"
     result = trained("llama3b").save({"method": "lora", "save_path": str(target), "verify": False, "overwrite": True})
@@ -265,3 +266,136 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(tokenizer_folders):
     whole["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] += "|x"
     with pytest.raises(UserError, match=r"llama.cpp has no tokenizer like that of model.name=x \(BPE, pre-tokenizer Split \+ ByteLevel\)"):
         read_vocabulary(whole, "x")
+
+
+# ---- what training can leave behind
+
+
+def test_new_tokens_and_full_embeddings_reach_the_gguf(trained, tmp_path):
+    for extra in ("model.new_tokens=['<|gold|>']", "lora.modules_to_save=[embed_tokens,lm_head]"):
+        saver = trained("llama8b", extra, "training.max_steps=4")
+        result = saver.save({"method": "gguf", "save_path": str(tmp_path / extra[:9]), "gguf_quantization": "f32"})
+        assert abs(result.exports[0].checks["f32"]["kl"]) < 1e-3
+
+
+def test_a_dora_adapter_and_a_changed_base_are_merged(trained, tmp_path):
+    for number, extra in enumerate((["lora=dora"], ["lora.init_lora_weights=pissa", "lora.r=4"], ["lora=rslora", "lora.r=8"])):
+        result = trained("mistral7b", *extra).save(
+            {"method": ["merged_16bit", "gguf"], "save_path": str(tmp_path / str(number)), "gguf_quantization": "f32"}
+        )
+        assert result.verified is True, extra
+        assert abs(result.exports[1].checks["f32"]["kl"]) < 1e-3
+        assert result.exports[1].base == ("the base as it was in training" if "pissa" in extra[0] else "the base's own weights")
+
+
+def test_a_full_fine_tune_is_exported_from_memory(trained, tmp_path):
+    result = trained("gemma3_4b", "lora=none", "training.learning_rate=1e-3").save(
+        {"method": ["merged_16bit", "gguf"], "save_path": str(tmp_path / "x")}
+    )
+    assert result.verified is True
+    assert {export.base for export in result.exports} == {"the base as it was in training"}
+    assert result.exports[0].checks["merged_16bit"]["trained_share"] is None, "there is no base beside it"
+
+
+def test_a_base_that_is_there_in_4_bits_alone_is_dequantised(tokenizer_folders, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from chatbot_sft.model.quantization import nf4
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folders["chatml"])
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends, dtype="bfloat16")).to(torch.bfloat16).save_pretrained(tmp_path / "whole")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=nf4(torch.bfloat16)).save_pretrained(tmp_path / "base")
+    for file in tokenizer_folders["chatml"].iterdir():
+        shutil.copy(file, tmp_path / "base")
+    data = write_json(tmp_path / "data.json", conversations(24))
+    given = [
+        "model=local",
+        f"model.name={tmp_path / 'base'}",
+        f"dataset.data_path={data}",
+        *QUICK,
+        "model.load_in_4bit=true",
+        "save.method=[lora,merged_16bit]",
+    ]
+    report = pipeline.run(composed(tmp_path / "run", *given))
+    lora, merged = report["save"]["exports"]
+    assert merged["base"] == "the 4-bit base, dequantised: there are no 16-bit weights"
+    assert lora["verified"] is merged["verified"] is True
+    assert abs(lora["checks"]["lora"]["kl"]) < 1e-4
+    config = json.loads((tmp_path / "run" / "model" / "merged_16bit" / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in config
+
+
+# ---- the command line
+
+
+def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others(launch, tiny, tmp_path):
+    process = launch(*tiny, "save.method=[lora,gguf]", "save.gguf_quantization=f16", "save.verify=true", "hydra.run.dir=run")
+    assert process.returncode == 0, process.stderr
+    first = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert [export["method"] for export in first["save"]["exports"]] == ["lora", "gguf"]
+    saved = [line for line in process.stdout.splitlines() if line.startswith("saved ")]
+    assert len(saved) == 2
+    assert saved[1].endswith("verified: run/model/gguf")
+    assert "| gguf f16 |" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+
+    # Killed while it wrote its last export: the same command goes on with what is missing.
+    (tmp_path / "run" / "report.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "model" / "gguf")
+    kept = (tmp_path / "run" / "model" / "lora" / "export.json").stat().st_mtime_ns
+    again = launch(*tiny, "save.method=[lora,gguf]", "save.gguf_quantization=f16", "save.verify=true", "hydra.run.dir=run")
+    assert again.returncode == 0, again.stderr
+    assert "saved: lora in" in again.stderr
+    assert (tmp_path / "run" / "model" / "lora" / "export.json").stat().st_mtime_ns == kept
+    assert (tmp_path / "run" / "model" / "gguf" / "gguf-F16.gguf").is_file()
+
+    process = launch("task=export", "run=run", "save=gguf", "save.gguf_quantization=q8_0", "save.save_path=bot.gguf", "hydra.run.dir=export")
+    assert process.returncode == 0, process.stderr
+    report = json.loads((tmp_path / "export" / "report.json").read_text(encoding="utf-8"))
+    assert (report["status"], report["task"], report["save"]["verified"]) == ("completed", "export", True)
+    assert report["training"]["steps"] == 2
+    assert (tmp_path / "bot.gguf").read_bytes()[:4] == b"GGUF"
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # the adapter that was saved is enough
+    process = launch("task=export", "run=run", "save=lora", "save.save_path=adapter", "hydra.run.dir=again")
+    assert process.returncode == 0, process.stderr
+    ours, theirs = (tmp_path / place / "adapter_model.safetensors" for place in ("adapter", "run/model/lora"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["task=export", "save=gguf"], "task=export needs run=DIR, the directory of a run, and run= needs task=export"),
+        (["task=export", "run=nowhere", "save=gguf"], "run=nowhere: not a run directory: no report.json and config.yaml in it"),
+        (["task=export", "run=x", "model=llama3b"], "model: task=export takes everything but save.* from the run; leave it out"),
+        (["model=phi4_mini", "save=gguf"], "is a phi3 model"),
+        (["save=gguf", "save.llama_cpp_dir=/nowhere"], "save.llama_cpp_dir=/nowhere: no llama-quantize in it, nor in bin/ or build/bin/"),
+        (["save.push_to_hub=true"], "save.push_to_hub=true: save.hub_model_id is missing; set it to ORGANISATION/NAME or USER/NAME"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_anything_is_computed(arguments, expected, launch, tmp_path):
+    if "model=phi4_mini" in arguments:
+        folder = write_json(tmp_path / "config.json", {"model_type": "phi3"}).parent
+        (folder / "model.safetensors").write_bytes(b"")
+        arguments = [*arguments, f"model.name={folder}"]
+    process = launch(*arguments, "hydra.run.dir=run")
+    assert expected in only_error(process)
+    assert "engine:" not in process.stderr
+
+
+def test_a_llama_cpp_of_the_users_own_quantises(trained, tmp_path):
+    """Theirs is a script here, that notes it was called and hands on to the one in the wheel."""
+    place = tmp_path / "llama.cpp" / "build" / "bin"
+    place.mkdir(parents=True)
+    binary = place / "llama-quantize"
+    binary.write_text(f'#!/bin/sh\necho "$3" >> "{tmp_path}/called"\nexec "{sys.executable}" -m chatbot_sft.save.llama_cpp "$@"\n')
+    binary.chmod(0o755)
+    settings = {"gguf_quantization": ["q4_k_m", "q5_k_m"], "llama_cpp_dir": str(tmp_path / "llama.cpp"), "verify": False}
+    result = trained("llama3b").save({"method": "gguf", "save_path": str(tmp_path / "out"), **settings})
+    assert (tmp_path / "called").read_text().split() == ["Q4_K_M", "Q5_K_M"]
+    assert {"out-Q4_K_M.gguf", "out-Q5_K_M.gguf"} <= set(result.files)
+    assert "out-F16.gguf" not in result.files

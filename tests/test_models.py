@@ -71,8 +71,8 @@ def train(tmp_path, monkeypatch):
     data = write_json(tmp_path / "data.json", conversations(8))
 
     def run(*overrides: str):
-        given = ["model.engine=transformers", "model.load_in_4bit=false", "model.dtype=float32", f"dataset.data_path={data}", "save=none"]
-        quick = ["dataset.eval_fraction=0", "training.sample_max_new_tokens=0", *SPEED]
+        given = ["model.engine=transformers", "model.load_in_4bit=false", "model.dtype=float32", f"dataset.data_path={data}"]
+        quick = ["save=none", "save.verify=false", "dataset.eval_fraction=0", "training.sample_max_new_tokens=0", *SPEED]
         folder = tmp_path / f"run{len(kept)}"
         report = pipeline.run(composed(folder, *given, *quick, *overrides))
         kept[-1].folder = folder

@@ -30,7 +30,7 @@ CONTRACT = {
         "eval_loss",
     },
     "memory": {"start_gb", "peak_gb", "training_gb"},
-    "save": {"method", "path", "files", "verified"},
+    "save": {"method", "path", "files", "verified", "exports"},
 }
 
 
@@ -42,8 +42,8 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
     process = launch(*tiny, "dataset.max_rows=null")
     assert process.returncode == 0, process.stderr
     (run,) = tmp_path.glob("outputs/*/*")
-    made = [".hydra", "checkpoints", "data_preview.html", "data_report.json", "loss.png", "model", "report.json", "report.md", "run.log"]
-    assert sorted(path.name for path in run.iterdir()) == made
+    made = [".hydra", "checkpoints", "config.yaml", "data_preview.html", "data_report.json", "evidence.json", "loss.png", "model"]
+    assert sorted(path.name for path in run.iterdir()) == [*made, "report.json", "report.md", "run.log"]
     report = report_of(tmp_path)
     for part, keys in CONTRACT.items():
         assert keys <= set(report[part] if part else report), part
@@ -58,7 +58,7 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
     assert "| held-out loss |" in (run / "report.md").read_text()
     assert not list(tmp_path.glob("unsloth*"))
     last = process.stdout.splitlines()
-    assert [line.split()[0] for line in last] == ["run", "loss", "answer"]
+    assert [line.split()[0] for line in last] == ["run", "loss", "answer", "saved"]
     assert re.search(r"held out \d\.\d\d|held out \d+\.\d\d → ", last[1])
     assert "before: “" in last[2]
     allowed = r"(run|hub|engine|model|data|optimizer|layout|step|saved)[: ]"
@@ -106,6 +106,7 @@ def test_what_is_saved_loads_and_answers_as_the_trained_model(tmp_path):
     config = {
         "model": {"name": "smollm2", "engine": "transformers", "load_in_4bit": False, "dtype": "float32"},
         "dataset": {"data_path": str(EXAMPLE)},
+        "save": {"verify": False},
         "training": {
             "output_dir": "checkpoints",
             "max_steps": 2,
@@ -144,7 +145,7 @@ def test_response_only_is_a_choice_and_save_none_saves_nothing_beyond_checkpoint
         assert launch(*tiny, f"training.response_only={value}", "save=none", f"hydra.run.dir=only_{value}").returncode == 0
     response, everything = (report_of(tmp_path / f"only_{value}") for value in ("true", "false"))
     assert losses(response) != losses(everything)
-    assert response["save"] == {"method": "none", "path": None, "files": {}, "verified": None}
+    assert response["save"] == {"method": "none", "path": None, "files": {}, "verified": None, "exports": [], "pushed": None}
     assert not list(tmp_path.glob("only_*/model"))
 
 
@@ -251,7 +252,7 @@ def test_a_save_path_that_is_taken_is_refused_before_training(launch, tiny, tmp_
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("mine")
     process = launch(*tiny, "save.save_path=kept")
-    assert only_error(process) == "save.save_path=kept: not empty; name another folder or remove it"
+    assert only_error(process) == "save.save_path=kept: not empty; name another folder, remove it, or set save.overwrite=true"
     assert "engine" not in process.stderr
     assert (tmp_path / "kept" / "thesis.txt").read_text() == "mine"
 

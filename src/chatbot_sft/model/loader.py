@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ class ModelLoader:
         """What can be said of the model without loading anything.
 
         Raises:
-            UserError: a folder that holds no model, 4-bit without bitsandbytes, a merge that this base does not allow.
+            UserError: a folder that holds no model, 4-bit without bitsandbytes.
         """
         model = self.settings.model
         if model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
@@ -58,11 +57,6 @@ class ModelLoader:
             raise UserError(f"model.name={model.name}: no config.json in it, so it is not a Hugging Face model folder{hint}")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise UserError(f"model.name={model.name}: no weights in it (*.safetensors)")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if "quantization_config" in config and self.settings.save.method == "merged_16bit":
-            raise UserError(
-                f"model.name={model.name}: already quantised, so there are no 16-bit weights to merge into; name the 16-bit model or use save=lora"
-            )
 
     def load_and_configure(self) -> tuple[Any, Any]:
         """(model, tokenizer): the adapter in place, the chat template checked.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft.report.verification import verification_table
+
 TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan", "export": "Export of an earlier run"}
 
 
@@ -32,7 +34,8 @@ def markdown(report: dict[str, Any], picture: bool) -> str:
     if report["save"].get("files"):
         lines += [f"## Saved ({report['save']['method']})", "", f"`{report['save']['path']}`", ""]
         lines += [f"- {name} ({size / 1e6:,.1f} MB)" for name, size in report["save"]["files"].items()]
-        lines.append("")
+        lines += ["", *verification_table(report["save"]["exports"]), ""]
+        lines += [f"The adapter was merged into {base}.\n" for base in dict.fromkeys(e["base"] for e in report["save"]["exports"]) if base]
     lines += ["## Versions", "", ", ".join(f"{name} {version}" for name, version in report["versions"].items()), ""]
     return "\n".join(lines)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.figure import write_loss_figure
+from chatbot_sft.report.verification import verification_table
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -83,10 +85,13 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
     if picture:
         yield from ("", "![loss](loss.png)")
     yield from ("", "## How to run it", "", *_how_to_run(trained, export))
-    yield from _checked(export)
+    checked = verification_table([asdict(export)])
+    if checked:
+        yield from ("", "## Checked against the trained model", "", *checked)
+    if report.get("samples"):
+        yield from ("", "## Answers before and after training")
     for sample in report.get("samples", [])[:2]:
-        yield from ("", "## Answer before and after training" if sample is report["samples"][0] else "", f"**{_line(sample['prompt'])}**", "")
-        yield from (f"- before: {_line(sample['before'])}", f"- after: {_line(sample['after'])}")
+        yield from ("", f"**{_line(sample['prompt'])}**", "", f"- before: {_line(sample['before'])}", f"- after: {_line(sample['after'])}")
 
 
 def _facts(settings: Config, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -110,21 +115,6 @@ def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
     yield from ("| | |", "|---|---|")
     for name, value in rows:
         yield f"| {name} | {value} |"
-
-
-def _checked(export: Export) -> Iterator[str]:
-    """What verification found; how it is meant."""
-    if not export.checks:
-        return
-    yield from ("", "## Checked against the trained model", "")
-    yield "Reloaded from disk and asked what the trained model was asked. KL: mean divergence from its probabilities, in nats per token."
-    yield from ("", "| | size | KL | of what training changed | prompts with the same ids | greedy tokens alike | answers that end |")
-    yield "|---|--:|--:|--:|--:|--:|--:|"
-    sizes = {name: size for name, size in export.files.items() if name.endswith((".gguf", ".safetensors"))}
-    for kind, found in export.checks.items():
-        size = sum(size for name, size in sizes.items() if export.method != "gguf" or len(export.checks) == 1 or f"-{kind.upper()}." in name)
-        share = "" if found["trained_share"] is None else f"{found['trained_share']:.0%}"
-        yield f"| {kind} | {size / 1e6:,.0f} MB | {found['kl']:.2g} | {share} | {found['prompts']} | {found['greedy']} | {found['ended']} |"
 
 
 def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:

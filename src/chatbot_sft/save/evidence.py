@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE = "evidence.json"
-ROWS, ROW_TOKENS, POSITIONS = 12, 512, 300  # conversations, tokens of each, trained positions in all
+ROWS, ROW_TOKENS, POSITIONS = 8, 512, 40  # conversations, tokens of each, trained positions of each
 PROMPTS = 8  # whose token ids are compared
-ANSWERS = 3  # of them, that are answered
+ANSWERS = 2  # of them, that are answered
 LONGEST_ANSWER = 256  # tokens generated at most
 LOOKED_AT = 2000  # rows from which the length and end of answers and the usual system prompt are told
 ANY_PROMPT = [{"role": "user", "content": "Xin chào!"}]  # for ready-made text, which has no messages
@@ -72,13 +72,13 @@ def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Ev
 
 
 def _rows(dataset: Dataset) -> list[Row]:
-    rows, left = [], POSITIONS
+    """The beginning and the end of what is trained in each conversation."""
+    rows = []
     for row in dataset.select(range(min(ROWS, len(dataset)))):
         ids, labels = row["input_ids"][:ROW_TOKENS], row["labels"][:ROW_TOKENS]
-        positions = [place for place, label in enumerate(labels[1:]) if label != IGNORED][:left]
+        positions = [place for place, label in enumerate(labels[1:]) if label != IGNORED]
         if positions:
-            rows.append(Row(ids, positions))
-            left -= len(positions)
+            rows.append(Row(ids, [*positions[: POSITIONS - 1], *positions[POSITIONS - 1 :][-1:]]))
     return rows
 
 

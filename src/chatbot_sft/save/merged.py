@@ -29,7 +29,7 @@ def write_merged_16bit(trained: Trained, folder: Path) -> None:
     weights, dtype = trained.weights, sixteen_bit(trained.weights.config)
     weights.config.dtype = dtype
     weights.config.save_pretrained(folder)
-    _write_shards(weights, dtype, folder)
+    write_shards(weights, dtype, folder)
     _finish(trained, folder)
 
 
@@ -61,7 +61,7 @@ def sixteen_bit(config: Any) -> torch.dtype:
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
-def _write_shards(weights: Weights, dtype: torch.dtype, folder: Path) -> None:
+def write_shards(weights: Weights, dtype: torch.dtype, folder: Path) -> None:
     """safetensors files of at most `SHARD` bytes, named and indexed as transformers does."""
     from safetensors.torch import save_file
 

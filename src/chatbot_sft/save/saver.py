@@ -206,11 +206,12 @@ class ModelSaver:
             parts = {kind: folder / name for kind, name in file_names(self.settings).items()}
         four_bit = export.method == "lora" and self.settings.model.load_in_4bit
         for kind, part in parts.items():
+            started = time.perf_counter()
             try:
                 found = compare(trained.reference, probe(part, self.evidence, four_bit), kind)
             except ProbeFailed as error:
                 raise UserError(self._failure(trained, export, kind, [str(error)])) from error
-            export.checks[kind] = found.as_dict()
+            export.checks[kind] = {**found.as_dict(), "seconds": round(time.perf_counter() - started, 3)}
             log.info("verified: %s: %s", kind, _told(found))
             if found.failures:
                 export.verified = False

@@ -55,28 +55,30 @@ def trained_weights(model: Any, settings: Config) -> Iterator[Weights]:
     source = str(Path(embedded.resolve(settings.model.name)).expanduser())
     hub = {"revision": settings.model.revision, "trust_remote_code": settings.model.trust_remote_code}
     with tempfile.TemporaryDirectory() as adapter, readable_errors(settings.model.name):
+        from transformers import AutoConfig
+
+        config, rows = AutoConfig.from_pretrained(source, **hub), model.get_input_embeddings().weight.shape[0]
         if settings.full_finetuning:
-            yield of_model(model, AS_TRAINED)
+            yield of_model(model, config, AS_TRAINED)
             return
         model.save_pretrained(adapter, save_embedding_layers=False)
         if settings.lora_changes_base:
-            yield of_model(_merged(copy.deepcopy(model).to("cpu")), AS_TRAINED)
+            yield of_model(_merged(copy.deepcopy(model).to("cpu")), config, AS_TRAINED)
             return
-        weights = of_checkpoint(source, hub, Path(adapter), model.get_input_embeddings().weight.shape[0])
-        yield weights or _of_loaded(source, hub, Path(adapter), model.get_input_embeddings().weight.shape[0])
+        yield of_checkpoint(source, config, hub, Path(adapter), rows) or _of_loaded(source, config, hub, Path(adapter), rows)
 
 
-def of_model(model: Any, base: str) -> Weights:
-    """The weights of a plain transformers model in memory, under the names of its checkpoint."""
+def of_model(model: Any, config: Any, base: str) -> Weights:
+    """The weights of a plain transformers model in memory, under the names of its checkpoint; `config` is the base's, which knows its own dtype."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    state = dict(model.state_dict())
+    state, rows = dict(model.state_dict()), model.get_input_embeddings().weight.shape[0]
     tied = set(model.all_tied_weights_keys)
     named = revert_weight_conversion(model, {name: tensor for name, tensor in state.items() if name not in tied})
-    return Weights({name: tuple(tensor.shape) for name, tensor in named.items()}, lambda name: named[name].detach().cpu(), base, model.config)
+    return Weights({name: tuple(tensor.shape) for name, tensor in named.items()}, lambda name: named[name].detach().cpu(), base, _sized(config, rows))
 
 
-def of_checkpoint(source: str, hub: dict[str, Any], adapter: Path, rows: int) -> Weights | None:
+def of_checkpoint(source: str, config: Any, hub: dict[str, Any], adapter: Path, rows: int) -> Weights | None:
     """The base's safetensors with the PEFT adapter in the folder `adapter`; the embeddings have `rows` rows.
 
     None where the base has no 16- or 32-bit safetensors, or where its tensors are not the model's parameters one by one.
@@ -84,9 +86,8 @@ def of_checkpoint(source: str, hub: dict[str, Any], adapter: Path, rows: int) ->
     import torch
     from peft import PeftConfig, load_peft_weights
     from safetensors import safe_open
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source, **hub)
     folder = _fetched(source, hub["revision"])
     if not any(folder.glob("*.safetensors")) or getattr(config, "quantization_config", None) is not None:
         return None
@@ -109,7 +110,7 @@ def of_checkpoint(source: str, hub: dict[str, Any], adapter: Path, rows: int) ->
     for name, (_, inside) in places.items():
         if inside in embeddings:
             shapes[name] = (max(rows, shapes[name][0]), *shapes[name][1:])
-    config.get_text_config().vocab_size = next(shapes[name][0] for name, (_, inside) in places.items() if inside in embeddings)
+    rows = next(shapes[name][0] for name, (_, inside) in places.items() if inside in embeddings)
     trained, peft_config = load_peft_weights(str(adapter), device="cpu"), PeftConfig.from_pretrained(adapter)
     merge = _Merge(skeleton, peft_config, {name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): t for name, t in trained.items()})
 
@@ -121,7 +122,7 @@ def of_checkpoint(source: str, hub: dict[str, Any], adapter: Path, rows: int) ->
             tensor = torch.nn.functional.pad(tensor, (0, 0, 0, shapes[name][0] - len(tensor)))
         return merge(inside, tensor)
 
-    return Weights(shapes, read, OWN, config)
+    return Weights(shapes, read, OWN, _sized(config, rows))
 
 
 @dataclass(frozen=True)
@@ -162,18 +163,27 @@ class _Merge:
         return alone.layer.get_base_layer().weight.data
 
 
-def _of_loaded(source: str, hub: dict[str, Any], adapter: Path, rows: int) -> Weights:
+def _of_loaded(source: str, config: Any, hub: dict[str, Any], adapter: Path, rows: int) -> Weights:
     """The adapter on a copy of the base that is loaded whole, on the CPU."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(source, dtype="auto", device_map={"": "cpu"}, **hub)
-    quantised = base.is_quantized if hasattr(base, "is_quantized") else False
+    quantised = getattr(config, "quantization_config", None) is not None
     if quantised:
         base = base.dequantize()
     if rows > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
-    return of_model(_merged(PeftModel.from_pretrained(base, adapter)), DEQUANTISED if quantised else OWN)
+    return of_model(_merged(PeftModel.from_pretrained(base, adapter)), config, DEQUANTISED if quantised else OWN)
+
+
+def _sized(config: Any, rows: int) -> Any:
+    """`config` for embeddings of `rows` rows, in 16 or 32 bits."""
+    config = copy.deepcopy(config)
+    config.get_text_config().vocab_size = rows
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    return config
 
 
 def _merged(adapted: Any) -> Any:

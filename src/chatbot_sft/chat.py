@@ -1,0 +1,375 @@
+"""`python -m chatbot_sft.chat PATH`: talk in the terminal with a run, an export or a GGUF file, or with two of them side by side."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from chatbot_sft.data.messages import Message
+from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.inference.opening import find
+from chatbot_sft.logs import quiet
+from chatbot_sft.model.engine import prepare_environment
+
+if TYPE_CHECKING:
+    from chatbot_sft.inference.gguf_model import GGUFModel
+    from chatbot_sft.inference.hf_model import HFModel
+
+COMMANDS = {
+    "/reset": "forget the conversation; the system message stays",
+    "/system TEXT": "put TEXT before the conversation as its system message; without TEXT there is none",
+    "/save FILE": "add the conversation to FILE, a JSON list that dataset.data_path reads",
+    "/help": "this list",
+    "/quit": "end, as Ctrl-D does; Ctrl-C stops an answer",
+}
+
+
+def main() -> None:
+    """Chat, or answer `--prompt`. What goes wrong is one line on stderr; HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    arguments = parse()
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        from chatbot_sft.cli import one_line
+
+        sys.exit(f"error: {one_line(error)}")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        sys.exit(f"error: {message}; --help lists the arguments")
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(prog="python -m chatbot_sft.chat", description="Talk with a model in the terminal, or with two side by side.")
+    parser.add_argument("path", metavar="PATH", help="a run directory, an export, a checkpoint or a .gguf file; smollm2: the embedded model")
+    parser.add_argument("second", metavar="PATH2", nargs="?", help="another one, beside the first")
+    parser.add_argument("--prompt", metavar="TEXT", help="print the answer to TEXT and nothing else")
+    parser.add_argument("--system", metavar="TEXT", default="", help="the system message")
+    parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=512, help="longest answer, in tokens (%(default)s)")
+    parser.add_argument("--temperature", metavar="T", type=not_negative, default=0.0, help="0 (default): always the likeliest token")
+    parser.add_argument("--before", action="store_true", help="first the model that PATH was trained on, beside it")
+    arguments = parser.parse_args()
+    if arguments.before and arguments.second:
+        parser.error("--before takes one PATH: its base is the other")
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        parser.error("--prompt: empty")
+    return arguments
+
+
+def positive_int(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: not a whole number above 0")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: not a number from 0 on")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> None:
+    console = Console(file=sys.stdout, highlight=False)  # this stdout, whatever `quiet` puts in its place
+    terminal = sys.stdin.isatty() and sys.stdout.isatty() and arguments.prompt is None
+    prepare_environment()
+    with console.status("loading") if terminal else contextlib.nullcontext():
+        speakers = open_speakers(arguments)
+    chat = Chat(speakers, console, arguments.system, arguments.max_new_tokens, arguments.temperature)
+    if arguments.prompt is not None:
+        chat.answer_once(arguments.prompt)
+        return
+    if terminal:
+        for speaker in speakers:
+            chat.note(f"{speaker.title}: {speaker.model.name}, {speaker.model.context:,} tokens of context")
+        chat.note("/help lists the commands, Ctrl-D ends")
+    chat.converse()
+
+
+@dataclass
+class Speaker:
+    """A model and its own side of the conversation: questions and answers by turns."""
+
+    title: str
+    model: HFModel | GGUFModel
+    turns: list[Message] = field(default_factory=list)
+
+
+def open_speakers(arguments: argparse.Namespace) -> list[Speaker]:
+    found = [find(path) for path in (arguments.path, arguments.second) if path]  # all of them before the first is loaded
+    with quiet():
+        if arguments.before:
+            return [Speaker("before", found[0].open_base()), Speaker("after", found[0].open())]
+        return [Speaker(title, model.open()) for title, model in zip((arguments.path, arguments.second), found, strict=False)]
+
+
+class Chat:
+    """The conversation of one person with one or two models, on `console`."""
+
+    def __init__(self, speakers: list[Speaker], console: Console, system: str, max_new_tokens: int, temperature: float) -> None:
+        self.speakers = speakers
+        self.console = console
+        self.system = system
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+
+    @property
+    def opening(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def note(self, text: str) -> None:
+        self.console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def answer_once(self, question: str) -> None:
+        """Print what each model answers; of several each under its name."""
+        for number, speaker in enumerate(self.speakers):
+            if len(self.speakers) > 1:
+                print("\n" * bool(number) + speaker.title)
+            _, prompt = fitting(speaker.model, self.opening, [user(question)], self.max_new_tokens)
+            self.printed(speaker.model, prompt)
+
+    def converse(self) -> None:
+        """Until Ctrl-D or /quit."""
+        for line in typed_lines():
+            try:
+                if not self.obey(line):
+                    return
+            except UserError as error:
+                self.console.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+
+    def obey(self, line: str) -> bool:
+        """Do what a typed line says. False: it was the last.
+
+        Raises:
+            UserError: it cannot be done; nothing has changed then.
+        """
+        command, _, rest = line.strip().partition(" ")
+        match command:
+            case "":
+                pass
+            case "/quit":
+                return False
+            case "/help":
+                self.note("\n".join(f"{name:<14}{what}" for name, what in COMMANDS.items()))
+            case "/reset":
+                for speaker in self.speakers:
+                    speaker.turns = []
+                self.note("forgotten")
+            case "/system":
+                self.system = rest.strip()
+                self.note(f"system message: {self.system or 'none'}")
+            case "/save":
+                self.save(rest.strip())
+            case _ if re.fullmatch(r"/[a-z]+", command):
+                names = [name.split()[0] for name in COMMANDS]
+                raise UserError(f"{command}: no such command{did_you_mean(command, names)}; /help lists them")
+            case _:
+                self.ask(line.strip())
+        return True
+
+    def ask(self, question: str) -> None:
+        """One turn with every model.
+
+        Raises:
+            UserError: a template refuses it, or it is too long for a context.
+        """
+        asked = [fitting(speaker.model, self.opening, [*speaker.turns, user(question)], self.max_new_tokens) for speaker in self.speakers]
+        for speaker, (turns, _) in zip(self.speakers, asked, strict=True):
+            dropped = len(speaker.turns) + 1 - len(turns)
+            if dropped:
+                self.note(f"{speaker.title}: the context of {speaker.model.context:,} tokens is full; the oldest {dropped} messages were dropped")
+        several = len(self.speakers) > 1
+        prompts = [prompt for _, prompt in asked]
+        answers = self.in_columns(prompts) if several else [self.printed(self.speakers[0].model, prompts[0])]
+        for speaker, (turns, _), (answer, ending) in zip(self.speakers, asked, answers, strict=True):
+            if answer:
+                speaker.turns = [*turns, {"role": "assistant", "content": answer}]
+            remarks = [remark for remark in (ending, "" if answer else "nothing was said, so the question is forgotten") if remark]
+            if remarks:
+                self.note(f"({speaker.title + ': ' if several else ''}{'; '.join(remarks)})")
+        print()
+
+    def answer(self, model: HFModel | GGUFModel, prompt: Sequence[int], show: Callable[[str], None]) -> tuple[str, str]:
+        """(answer, what ended it); the second is empty where the model ended it itself. `show` is told the text as it grows."""
+        said: list[int] = []
+
+        def hear(token: int) -> None:
+            said.append(token)
+            show(model.text(said))
+
+        try:
+            with quiet(), unseen_keys():
+                model.answer(prompt, self.max_new_tokens, self.temperature, hear)
+        except KeyboardInterrupt:
+            return model.text(said), "stopped"
+        if said and said[-1] in model.stop_ids:
+            return model.text(said), ""
+        limit = "--max-new-tokens" if len(said) == self.max_new_tokens else f"the context of {model.context:,} tokens is full"
+        return model.text(said), f"cut off after {len(said)} tokens: {limit}"
+
+    def printed(self, model: HFModel | GGUFModel, prompt: Sequence[int]) -> tuple[str, str]:
+        """`answer`, on lines of its own."""
+        answer = self.answer(model, prompt, Printer(sys.stdout))
+        print()
+        return answer
+
+    def in_columns(self, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str]]:
+        """`answer` of each model, one after the other, in columns side by side."""
+        columns = Columns([speaker.title for speaker in self.speakers])
+        answers = []
+        with Live(columns, console=self.console, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False):
+            for column, (speaker, prompt) in enumerate(zip(self.speakers, prompts, strict=True)):
+                answers.append(self.answer(speaker.model, prompt, functools.partial(columns.show, column)))
+            columns.finished = True
+        return answers
+
+    def save(self, name: str) -> None:
+        """Add every conversation that has an answer to the file `name`.
+
+        Raises:
+            UserError: no name, nothing to save, or a file that does not take it.
+        """
+        if not name:
+            raise UserError("/save FILE: name a file")
+        rows = [{"messages": [*self.opening, *speaker.turns]} for speaker in self.speakers if speaker.turns]
+        if not rows:
+            raise UserError("/save: there is no answer yet")
+        total = append_rows(Path(name).expanduser(), rows)
+        self.note(f"saved: {name} now has {total} {'conversation' if total == 1 else 'conversations'}")
+
+
+def user(text: str) -> Message:
+    """A question; bytes that were no UTF-8 when they were typed become question marks."""
+    return {"role": "user", "content": text.encode(errors="replace").decode()}
+
+
+def fitting(model: HFModel | GGUFModel, opening: list[Message], turns: list[Message], max_new_tokens: int) -> tuple[list[Message], list[int]]:
+    """(turns, their prompt's token ids): the newest of `turns` that leave room in the model's context for an answer, the last at least.
+
+    An answer may have `max_new_tokens`, but no more than half of the context.
+
+    Raises:
+        UserError: the chat template refuses them.
+    """
+    room = model.context - min(max_new_tokens, model.context // 2)
+    while True:
+        ids = model.prompt_ids([*opening, *turns])
+        if len(ids) <= room or len(turns) == 1:
+            return turns, ids
+        turns = turns[2:]
+
+
+def typed_lines() -> Iterator[str]:
+    """Lines from a terminal or a pipe, until Ctrl-D; Ctrl-C throws a line away."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        import readline  # noqa: F401 (lets input() edit and remember)
+    while True:
+        try:
+            yield input("> " if terminal else "")
+        except EOFError:
+            if terminal:
+                print()
+            return
+        except KeyboardInterrupt:
+            print()
+
+
+@contextlib.contextmanager
+def unseen_keys() -> Iterator[None]:
+    """What is typed meanwhile waits for the next `input`, and does not stand in the middle of an answer."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    silent = before.copy()
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(keyboard, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSANOW, before)
+
+
+def append_rows(file: Path, rows: list[dict]) -> int:
+    """Add `rows` to the JSON list in `file`, or begin one; in one step. Returns how many rows there are.
+
+    Raises:
+        UserError: the file holds something else, or cannot be read or written.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        if not isinstance(before, list):
+            raise ValueError
+        temporary.write_text(json.dumps([*before, *rows], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(file)
+    except ValueError:
+        raise UserError(f"{file}: not a JSON list, so nothing was added to it; name another file") from None
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    return len(before) + len(rows)
+
+
+@dataclass
+class Printer:
+    """Writes a text that grows: each time what is new of it."""
+
+    out: TextIO
+    shown: str = ""
+
+    def __call__(self, text: str) -> None:
+        print(text[len(self.shown) :], end="", flush=True, file=self.out)
+        self.shown = text
+
+
+class Columns:
+    """Texts that grow, side by side under their titles; until they are `finished`, as much of their ends as the terminal has lines for."""
+
+    def __init__(self, titles: Sequence[str]) -> None:
+        self.titles = titles
+        self.texts = [""] * len(titles)
+        self.finished = False
+
+    def show(self, column: int, text: str) -> None:
+        self.texts[column] = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=box.MINIMAL, show_edge=False, expand=True)
+        for title in self.titles:
+            table.add_column(Text(title, style="bold"), ratio=1, overflow="fold")
+        width = options.max_width // len(self.titles) - 3  # a border and a space on both sides
+        lines = [Text(text).wrap(console, width) for text in self.texts]
+        first = 0 if self.finished else -(console.height - 4)
+        table.add_row(*(Text("\n").join(column[first:]) for column in lines))
+        yield table
+
+
+if __name__ == "__main__":
+    main()

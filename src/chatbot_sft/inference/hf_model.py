@@ -1,0 +1,185 @@
+"""Models of transformers and PEFT: a folder with a whole model or an adapter, or what is in memory after training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.cache import cache_dir
+from chatbot_sft.data.messages import Message
+from chatbot_sft.data.template import strftime_now
+from chatbot_sft.errors import UserError
+from chatbot_sft.inference import room_for_answer
+from chatbot_sft.model import embedded
+from chatbot_sft.model.generate import as_text
+from chatbot_sft.model.hub import allow_network, is_local, readable_errors
+from chatbot_sft.model.quantization import nf4
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ADAPTER_CONFIG = "adapter_config.json"
+# Over what a checkpoint's generation_config.json may say, so that greedy is the likeliest token, and sampling the temperature alone.
+PLAIN = {"top_p": None, "top_k": None, "min_p": None, "repetition_penalty": None}
+
+
+class HFModel:
+    """A `model` of transformers or PEFT, in evaluation mode, with its transformers `tokenizer`; `template_kwargs` go to the chat template.
+
+    `stop_ids` is what `model.generate` stops at and no more, so that a missing end token shows. `context` is how many tokens a prompt and its answer
+    may have together.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str = "", template_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.template_kwargs = dict(template_kwargs or {})
+        ends = model.generation_config.eos_token_id
+        self.stop_ids = frozenset(ends if isinstance(ends, list) else {ends} - {None})
+        # Not every architecture has a limit of its own.
+        self.context = min(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
+
+    @classmethod
+    def load(cls, folder: Path | str, adapter: bool = True, four_bit: bool = False) -> HFModel:
+        """The model in `folder`; an adapter on its base, with the adapter's tokenizer, or with `adapter=False` that base alone, with its own.
+
+        On a GPU in the dtype it was saved in, on a CPU in float32; a bitsandbytes checkpoint as it is, any other with `four_bit` as QLoRA trains it.
+        The network is used only where the base is a hub id. `folder` may be a hub id, too.
+
+        Raises:
+            UserError: the model, or the adapter's base, cannot be loaded; it has no chat template.
+        """
+        base, revision = adapter_base(Path(folder).expanduser())
+        weights = base or str(folder)
+        source = str(folder) if adapter else weights
+        allow_network(not is_local(weights))
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        if base and adapter:
+            from peft import AutoPeftModelForCausalLM as Auto
+        else:
+            Auto = AutoModelForCausalLM
+        gpu = torch.cuda.is_available()
+        given = {"revision": revision, "trust_remote_code": False}
+        how: dict[str, Any] = {"dtype": "auto", "device_map": "auto"} if gpu else {"dtype": torch.float32}
+        with _readable_errors(source, weights):
+            config = AutoConfig.from_pretrained(_place(weights), **given)
+            if getattr(config, "quantization_config", None) is not None:
+                how["dtype"] = "auto"
+            elif four_bit:
+                how["quantization_config"] = nf4(torch.bfloat16 if gpu else torch.float32)
+            model = Auto.from_pretrained(_place(source), **how, **given)
+            tokenizer = AutoTokenizer.from_pretrained(_place(source), **given)
+        if not tokenizer.chat_template:
+            raise UserError(f"{source}: its tokenizer has no chat template, so it cannot chat; name an instruct model")
+        return cls(model, tokenizer, source)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Of `messages` and the beginning of an answer.
+
+        Raises:
+            UserError: the chat template refuses them.
+        """
+        import jinja2
+
+        given = {"strftime_now": strftime_now, **self.template_kwargs}  # in place of transformers' own clock
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **given)
+        except jinja2.TemplateError as error:
+            raise UserError(f"{self.name}: the chat template refuses the conversation: {error}") from None
+
+    def answer(
+        self, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float = 0.0, on_token: Callable[[int], Any] | None = None
+    ) -> list[int]:
+        """The ids of an answer, its stop token included; it ends with the context at the latest.
+
+        Raises:
+            UserError: the prompt fills the context.
+        """
+        import torch
+
+        room = room_for_answer(self.name, self.context, prompt_ids)
+        prompt = torch.tensor([list(prompt_ids)], device=self.model.device)
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=min(max_new_tokens, room),
+                do_sample=temperature > 0,
+                temperature=temperature or None,
+                pad_token_id=self.tokenizer.pad_token_id,
+                streamer=_Streamer(on_token) if on_token else None,
+                **PLAIN,
+            )
+        return output[0, len(prompt_ids) :].tolist()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Without special tokens, and without the letter that a cut left half."""
+        return as_text(self.tokenizer, ids)
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+        """float32 logits of the tokens after `positions` of `ids`, shape (positions, vocabulary); one forward pass, computed for these alone."""
+        import torch
+
+        wanted = torch.tensor(list(positions), device=self.model.device)
+        with torch.inference_mode():
+            logits = self.model(input_ids=torch.tensor([list(ids)], device=self.model.device), logits_to_keep=wanted, use_cache=False).logits[0]
+            if len(logits) > len(wanted):  # Unsloth's own layers compute all of them, whatever is asked
+                logits = logits[wanted]
+            return logits.float().cpu().numpy()
+
+
+class _Streamer:
+    """What `generate` calls with each new token; the prompt comes first, and is passed over."""
+
+    def __init__(self, on_token: Callable[[int], Any]) -> None:
+        self.on_token = on_token
+        self.begun = False
+
+    def put(self, value: Any) -> None:
+        if self.begun:
+            self.on_token(value.item())
+        self.begun = True
+
+    def end(self) -> None:
+        pass
+
+
+def adapter_base(folder: Path) -> tuple[str | None, str | None]:
+    """(folder or hub id, revision) of the model that the adapter in `folder` was trained on; (None, None) where there is no adapter.
+
+    Raises:
+        UserError: a folder that is no longer there.
+    """
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        return None, None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    if Path(base).parent == cache_dir() / "models" and not Path(base).is_dir():
+        embedded.folder()  # the cache was cleared
+    if is_local(base) and not Path(base).expanduser().is_dir():
+        raise UserError(f"{folder}: the model it was trained on is not at {base} any more; correct base_model_name_or_path in its {ADAPTER_CONFIG}")
+    return base, config.get("revision")
+
+
+def _place(name: str) -> str:
+    return str(Path(name).expanduser()) if is_local(name) else name
+
+
+@contextlib.contextmanager
+def _readable_errors(source: str, weights: str) -> Iterator[None]:
+    """One line for what transformers says in paragraphs; `weights` may come from the hub."""
+    if not is_local(weights):
+        with readable_errors(weights):
+            yield
+        return
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: cannot be loaded: {' '.join(str(error).split())}") from error

@@ -1,0 +1,114 @@
+"""What a person names (a run, an export, a GGUF file, a checkpoint) becomes a model that answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from chatbot_sft.errors import UserError
+from chatbot_sft.inference.gguf_model import GGUFModel
+from chatbot_sft.inference.hf_model import ADAPTER_CONFIG, HFModel
+from chatbot_sft.model import embedded
+from chatbot_sft.train import checkpoints
+
+Kind = Literal["merged", "adapter", "gguf"]
+KINDS: tuple[Kind, ...] = ("merged", "adapter", "gguf")  # which is taken where there are several
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on disk: a folder, or a .gguf file. `base` is the name of the model that its run was trained on, where a run was named."""
+
+    kind: Kind
+    path: Path
+    base: str | None = None
+
+    def open(self) -> HFModel | GGUFModel:
+        """Load it (seconds).
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        return GGUFModel.load(self.path) if self.kind == "gguf" else HFModel.load(self.path)
+
+    def open_base(self) -> HFModel:
+        """Load the model it was trained on.
+
+        Raises:
+            UserError: that is not known, or cannot be loaded.
+        """
+        if self.kind == "adapter":
+            return HFModel.load(self.path, adapter=False)
+        if self.base is None:
+            raise UserError(f"{self.path}: what it was trained on is not written in it; name its run directory, or an adapter")
+        return HFModel.load(embedded.resolve(self.base))
+
+
+def open_model(path: Path | str) -> HFModel | GGUFModel:
+    """The model that `path` names, loaded; see `find`.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    return find(path).open()
+
+
+def find(path: Path | str) -> Found:
+    """The model that `path` names; nothing is loaded.
+
+    It is a .gguf file, a folder with a model, an adapter or GGUF files, or with folders of these, or a run directory: there what the run saved, else
+    its newest checkpoint. Of several, a merged model comes before an adapter, and that before a GGUF file; of GGUF files the largest is the most
+    exact. "smollm2" is the embedded model.
+
+    Raises:
+        UserError: nothing is there, or no model.
+    """
+    place = Path(embedded.resolve(str(path))).expanduser()
+    if not place.exists():
+        raise UserError(f"{path}: no such folder or file; name a run directory, an exported model or a .gguf file")
+    report = _report(place)
+    for folder in _places(place, report):
+        for kind in KINDS:
+            for inside in _with_folders(folder):
+                found = _model(kind, inside)
+                if found:
+                    return Found(kind, found, report.get("model", {}).get("name"))
+    if report:
+        raise UserError(f"{path}: this run is {report['status']} and has neither saved a model nor kept a checkpoint")
+    raise UserError(f"{path}: neither a model (config.json with *.safetensors, {ADAPTER_CONFIG}, *.gguf) nor a run (report.json) is in this folder")
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    file = folder / "report.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _places(folder: Path, report: dict[str, Any]) -> Iterator[Path]:
+    """Where the model may be, the likeliest first."""
+    saved = report.get("save", {}).get("path")
+    if saved:
+        yield Path(saved)
+    yield folder / "model"  # of a run that was moved, or killed before its report
+    yield folder
+    newest = checkpoints.last_in(folder / "checkpoints") or checkpoints.last_in(folder)
+    if newest:
+        yield newest.folder
+
+
+def _with_folders(folder: Path) -> list[Path]:
+    """`folder` and the folders in it. Checkpoints go by their step, not by their name."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [folder, *(path for path in inside if path.is_dir() and not path.name.startswith(".") and not checkpoints.NAME.fullmatch(path.name))]
+
+
+def _model(kind: Kind, folder: Path) -> Path | None:
+    """The model of that kind in `folder`; any file is taken for a GGUF file, which llama.cpp then judges."""
+    if kind == "gguf":
+        files = [folder] if folder.is_file() else folder.glob("*.gguf")
+        return max(files, key=lambda file: file.stat().st_size, default=None)
+    adapter = (folder / ADAPTER_CONFIG).is_file()
+    weights = (folder / "config.json").is_file() and any((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+    return folder if (adapter if kind == "adapter" else weights and not adapter) else None
