@@ -350,7 +350,7 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
     assert again.returncode == 0, again.stderr
     assert "saved: lora in" in again.stderr
     assert (tmp_path / "run" / "model" / "lora" / "export.json").stat().st_mtime_ns == kept
-    assert (tmp_path / "run" / "model" / "gguf" / "gguf-F16.gguf").is_file()
+    assert (tmp_path / "run" / "model" / "gguf" / "model-F16.gguf").is_file()
 
     process = launch("task=export", "run=run", "save=gguf", "save.gguf_quantization=q8_0", "save.save_path=bot.gguf", "hydra.run.dir=export")
     assert process.returncode == 0, process.stderr

@@ -260,14 +260,22 @@ def test_a_save_path_that_is_taken_is_refused_before_training(launch, tiny, tmp_
 def test_a_full_disk_while_saving_leaves_nothing_half_written(launch, tiny, tmp_path, small_disk):
     """The export goes to a file system of one megabyte."""
     small = small_disk("1m")
-    process = launch(*tiny, f"save.save_path={small}/model")
+    process = launch(*tiny, f"save.save_path={small}/model", "hydra.run.dir=run")
     error = only_error(process)
     assert error.startswith(f"save.save_path={small}/model: cannot be written (")
     assert "os error 28" in error or "No space left" in error
     assert list(small.iterdir()) == []
     report = report_of(tmp_path)
     assert (report["status"], report["training"]["steps"]) == ("failed", 2)
-    assert list(tmp_path.glob("outputs/*/*/checkpoints/checkpoint-2/adapter_model.safetensors"))
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors").is_file()
+
+    # With room on it, the same command saves, and trains nothing again.
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+    process = launch(*tiny, f"save.save_path={small}/model", "hydra.run.dir=run")
+    assert process.returncode == 0, process.stderr
+    assert "resume: from step 2" in process.stderr
+    assert not re.search(r"^step [12]/2 ", process.stderr, re.MULTILINE)
+    assert (small / "model" / "model.safetensors").is_file()
 
 
 def test_ctrl_c_leaves_a_report_that_says_so(tiny, tmp_path):

@@ -113,9 +113,9 @@ class ModelSaver:
             return type(self)(Config.from_mapping(settings), self.model, self.tokenizer, self.evidence, self.report).save()
         self.check()
         save, result = self.settings.save, self.result
-        with Trained(self.settings, self.model, self.tokenizer, self.evidence, self.report) as trained:
-            for method, target in self._targets().items():
-                result.exports.append(self._kept(trained, method, target) or self._export(trained, method, target))
+        trained = Trained(self.settings, self.model, self.tokenizer, self.evidence, self.report)
+        for method, target in self._targets().items():
+            result.exports.append(self._kept(trained, method, target) or self._export(trained, method, target))
         if result.exports:
             result.path = save.save_path
             several = len(result.exports) > 1
@@ -208,7 +208,7 @@ class ModelSaver:
         for kind, part in parts.items():
             started = time.perf_counter()
             try:
-                found = compare(trained.reference, probe(part, self.evidence, four_bit), kind)
+                found = compare(trained.reference, probe(part, trained.reference.evidence, four_bit), kind)
             except ProbeFailed as error:
                 raise UserError(self._failure(trained, export, kind, [str(error)])) from error
             export.checks[kind] = {**found.as_dict(), "seconds": round(time.perf_counter() - started, 3)}

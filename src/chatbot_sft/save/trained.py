@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -16,20 +15,16 @@ from chatbot_sft.inference.hf_model import HFModel
 from chatbot_sft.model import embedded
 from chatbot_sft.model.engine import load_engine
 from chatbot_sft.save.evidence import Evidence
-from chatbot_sft.save.verify import MOVED, Reference, refer
+from chatbot_sft.save.verify import MOVED, Reference, logits_of, refer
 from chatbot_sft.save.weights import Weights, trained_weights
 
 log = logging.getLogger(__name__)
 
 
-class Trained(contextlib.ExitStack):
-    """`model` and `tokenizer` after training by `settings`, with the `evidence` that exports are held against and the run's `report` so far.
-
-    A context manager: what was opened for the exports is closed with it.
-    """
+class Trained:
+    """`model` and `tokenizer` after training by `settings`, with the `evidence` that exports are held against and the run's `report` so far."""
 
     def __init__(self, settings: Config, model: Any, tokenizer: Any, evidence: Evidence, report: Mapping[str, Any]) -> None:
-        super().__init__()
         self.settings = settings
         self.model = model
         self.tokenizer = tokenizer
@@ -39,23 +34,21 @@ class Trained(contextlib.ExitStack):
     @functools.cached_property
     def weights(self) -> Weights:
         """The weights that merged and GGUF exports are written from."""
-        return self.enter_context(trained_weights(self.model, self.settings))
+        return trained_weights(self.model, self.settings)
 
     @functools.cached_property
     def reference(self) -> Reference:
         """What the model says, and what its base says without the adapter."""
-        from accelerate.utils import extract_model_from_parallel
-
         load_engine(self.settings.model.engine)[0].for_inference(self.model)
-        extract_model_from_parallel(self.model, keep_fp32_wrapper=False)  # no autocast: the weights' own precision, as whoever loads them has it
+        original = vars(self.model).pop("_original_forward", None)
+        if original is not None:  # without accelerate's autocast: an export is read in the weights' own precision
+            self.model.forward = original
         self.model.generation_config.eos_token_id = self.stops
         model = HFModel(self.model, self.tokenizer, self.settings.model.name, self.settings.dataset.chat_template_kwargs)
         base_logits = None
         if not self.settings.full_finetuning:
-            import numpy as np
-
             with self.model.disable_adapter():
-                base_logits = np.concatenate([model.logits(row.ids, row.positions) for row in self.evidence.rows])
+                base_logits = logits_of(model, self.evidence.rows)
         reference = refer(model, self.evidence, base_logits, self.settings.model.load_in_4bit, lambda number: self.tokenizer.decode([number]))
         if reference.moved is not None and reference.moved < MOVED:
             log.warning("save: training has hardly changed the model (its answers are %.1e nats from the base's)", reference.moved)

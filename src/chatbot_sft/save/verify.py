@@ -6,12 +6,12 @@ Everything is measured on the export as its user's library reads it from disk; s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.inference import ChatModel
-from chatbot_sft.save.evidence import ANSWERS, Evidence
+from chatbot_sft.save.evidence import ANSWERS, Evidence, Row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 # Mean KL divergence from the trained model, in nats, that an export may have. What each format really has on SmolLM2-135M, the hardest to
 # quantise of the models here, is in docs/export.md; a wrong export is off by whole nats.
 KL_BOUNDS = {
-    "lora": 0.005, "f32": 0.005, "f16": 0.01, "bf16": 0.02, "merged_16bit": 0.02, "q8_0": 0.03, "q6_k": 0.06, "q5_k_m": 0.12, "q5_k_s": 0.15,
-    "q5_0": 0.2, "q5_1": 0.2, "q4_k_m": 0.4, "q4_k_s": 0.5, "q4_0": 0.6, "q4_1": 0.6, "iq4_nl": 0.5, "iq4_xs": 0.5, "merged_4bit": 0.6,
+    "lora": 0.005, "f32": 0.005, "f16": 0.01, "bf16": 0.02, "merged_16bit": 0.02, "q8_0": 0.03, "q6_k": 0.06, "q5_k_m": 0.25, "q5_k_s": 0.25,
+    "q5_0": 0.3, "q5_1": 0.3, "q4_k_m": 0.4, "q4_k_s": 0.5, "q4_0": 0.6, "q4_1": 0.6, "iq4_nl": 0.5, "iq4_xs": 0.5, "merged_4bit": 0.6,
     "q3_k_l": 0.8, "q3_k_m": 1.0, "q3_k_s": 1.5, "q2_k": 2.5,
 }  # fmt: skip
 OVER_4_BITS = 0.4  # more, for an export in more bits than the base had in training: what rounding it did to the trained model
 SHARE = (0.5, 1.5)  # of what training changed, that an export has to show
+TIE = 0.01  # logits; two tokens that are nearer to each other are even in any 16-bit arithmetic, that of llama.cpp's cache of keys and values too
 MOVED = 1e-4  # nats; below, training has changed too little for its direction to be told
 
 
@@ -58,21 +59,24 @@ class Observation:
 
 @dataclass(frozen=True)
 class Reference:
-    """The trained model's observation, its top-2 margins (logits) at each token of its answers, and the base's logits where it has an adapter."""
+    """The trained model's observation of `evidence`, which ends with its own answers, so that an export's logits are measured on these texts too.
+
+    `base_logits` are those of the base without the adapter at the first `positions`, the trained ones; None where there is no base beside it.
+    """
 
     trained: Observation
-    margins: list[list[float]]
+    evidence: Evidence
+    positions: int
     base_logits: np.ndarray | None
-    ends: list[int]  # with which trained answers end
     over_4_bits: bool
-    token: Callable[[int], str]
+    token: Callable[[int], str]  # what a person calls it
 
     @property
     def moved(self) -> float | None:
         """Mean KL divergence of the base from the trained model, in nats; None where there is no base beside it."""
         if self.base_logits is None:
             return None
-        return _kl(_log_probabilities(self.trained.logits), _log_probabilities(self.base_logits))
+        return _kl(_log_probabilities(self.trained.logits[: self.positions]), _log_probabilities(self.base_logits))
 
 
 @dataclass
@@ -85,7 +89,6 @@ class Verification:
     kl_base: float | None  # the same of the base without the adapter: how far training went
     trained_share: float | None  # of that way, how much the export has gone: 1 is all of it
     positions: int
-    noise: float  # what a top-2 margin may change by in this format, logits
     greedy: str  # "231/240": tokens of the trained model's answers that are the export's too, up to the first that differs
     ended: str  # "3/3": answers that ended by themselves
     trained_ended: str
@@ -101,40 +104,43 @@ class Verification:
 
 def observe(model: ChatModel, evidence: Evidence) -> Observation:
     """Ask `model` everything that `evidence` holds."""
+    prompt_ids = [model.prompt_ids(prompt) for prompt in evidence.prompts]
+    answers = [model.answer(ids, evidence.max_new_tokens) for ids in prompt_ids[:ANSWERS]]
+    return Observation(prompt_ids, answers, logits_of(model, evidence.rows), sorted(model.stop_ids))
+
+
+def logits_of(model: ChatModel, rows: Sequence[Row]) -> np.ndarray:
+    """float32 (positions of all rows, vocabulary)."""
     import numpy as np
 
-    prompt_ids = [model.prompt_ids(prompt) for prompt in evidence.prompts]
-    logits = np.concatenate([model.logits(row.ids, row.positions) for row in evidence.rows])
-    answers = [model.answer(ids, evidence.max_new_tokens) for ids in prompt_ids[:ANSWERS]]
-    return Observation(prompt_ids, answers, logits, sorted(model.stop_ids))
+    return np.concatenate([model.logits(row.ids, row.positions) for row in rows])
 
 
 def refer(model: ChatModel, evidence: Evidence, base_logits: np.ndarray | None, over_4_bits: bool, token: Callable[[int], str]) -> Reference:
-    """`observe` the trained model, and how sure it was of each token it said; `token` is what a person calls one."""
+    """Ask the trained model, and hold its own answers against it as well."""
     import numpy as np
 
     trained = observe(model, evidence)
-    margins = []
-    for prompt, answer in zip(trained.prompt_ids, trained.answers, strict=False):
-        said = model.logits([*prompt, *answer], range(len(prompt) - 1, len(prompt) - 1 + len(answer)))
-        margins.append(_margins(np.sort(said, axis=1)[:, -2:]).tolist() if len(answer) else [])
-    return Reference(trained, margins, base_logits, evidence.ends, over_4_bits, token)
+    pairs = zip(trained.prompt_ids, trained.answers, strict=False)
+    said = [Row([*prompt, *answer], list(range(len(prompt) - 1, len(prompt) - 1 + len(answer)))) for prompt, answer in pairs]
+    positions = len(trained.logits)
+    trained = replace(trained, logits=np.concatenate([trained.logits, logits_of(model, said)]))
+    return Reference(trained, replace(evidence, rows=[*evidence.rows, *said]), positions, base_logits, over_4_bits, token)
 
 
 def compare(reference: Reference, export: Observation, kind: str) -> Verification:
-    """Hold `export`, of the format `kind` (a key of `KL_BOUNDS`), against the trained model."""
-    trained = reference.trained
+    """Hold `export`, asked `reference.evidence`, of the format `kind` (a key of `KL_BOUNDS`), against the trained model."""
+    trained, count, ends = reference.trained, reference.positions, reference.evidence.ends
     size = min(trained.logits.shape[1], export.logits.shape[1])  # a table with rows to spare may be saved without them
-    t, e = _log_probabilities(trained.logits[:, :size]), _log_probabilities(export.logits[:, :size])
+    t, e = (_log_probabilities(logits[:count, :size]) for logits in (trained.logits, export.logits))
     bound = KL_BOUNDS[kind] + (OVER_4_BITS if reference.over_4_bits and kind != "lora" else 0)
     kl, kl_base, share = _kl(t, e), reference.moved, None
     if kl_base is not None and kl_base > MOVED:
         share = _share(t, _log_probabilities(reference.base_logits[:, :size]), e)
-    noise = _noise(trained.logits, export.logits)
-    agreed, compared, strayed, wrong = _greedy(reference, export, noise)
+    agreed, strayed, wrong = _greedy(reference, export)
     stops = set(export.stop_ids)
     equal = [ours == theirs for ours, theirs in zip(trained.prompt_ids, export.prompt_ids, strict=True)]
-    ended, trained_ended = _ended(export.answers, stops), _ended(trained.answers, {*trained.stop_ids, *reference.ends})
+    ended, trained_ended = _ended(export.answers, stops), _ended(trained.answers, {*trained.stop_ids, *ends})
     failures = []
     if not all(equal):
         failures.append(_differing_prompt(trained.prompt_ids, export.prompt_ids, equal))
@@ -143,14 +149,14 @@ def compare(reference: Reference, export: Observation, kind: str) -> Verificatio
     if share is not None and not SHARE[0] <= share <= SHARE[1]:
         failures.append(f"it shows {share:.0%} of what training changed: {_what_share_means(share)}")
     failures += wrong
-    missing = [token for token in reference.ends if token not in stops]
+    missing = [token for token in ends if token not in stops]
     if missing:
         failures.append(f"it does not stop at {', '.join(map(reference.token, missing))}, with which the trained answers end")
     unended = [n for n, (said, stopped) in enumerate(zip(ended, trained_ended, strict=True)) if stopped and not said and not strayed[n]]
     if unended:
         failures.append(f"its answer to prompt {unended[0] + 1} does not end, where the trained model's does")
     return Verification(
-        f"{sum(equal)}/{len(equal)}", kl, bound, kl_base, share, len(t), noise, f"{agreed}/{compared}",
+        f"{sum(equal)}/{len(equal)}", kl, bound, kl_base, share, count, f"{agreed}/{sum(map(len, trained.answers))}",
         f"{sum(ended)}/{len(ended)}", f"{sum(trained_ended)}/{len(trained_ended)}", failures,
     )  # fmt: skip
 
@@ -181,38 +187,39 @@ def _share(t: np.ndarray, b: np.ndarray, e: np.ndarray) -> float:
     return float((weight * (e - b) * way).sum() / (weight * way * way).sum())
 
 
-def _margins(values: np.ndarray) -> np.ndarray:
-    return values[:, 1] - values[:, 0]
-
-
-def _noise(trained: np.ndarray, export: np.ndarray) -> float:
-    """Twice the largest change, over the trained positions, of the distance between the trained model's two likeliest tokens.
-
-    Twice, because the answers have more positions than were measured, and other ones.
-    """
+def _margin_changes(trained: np.ndarray, export: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per position how far the trained model's likeliest token is above its second, and by how much that distance is another in `export`."""
     import numpy as np
 
     pairs = np.argpartition(trained, -2, axis=1)[:, -2:]
     ours, theirs = (np.take_along_axis(logits, pairs, axis=1) for logits in (trained, export))
-    return 2 * float(np.abs(_margins(ours) - _margins(theirs)).max())
+    return np.abs(ours[:, 1] - ours[:, 0]), np.abs((ours[:, 1] - ours[:, 0]) - (theirs[:, 1] - theirs[:, 0]))
 
 
-def _greedy(reference: Reference, export: Observation, noise: float) -> tuple[int, int, list[bool], list[str]]:
-    """(equal tokens, tokens compared, whether each answer strayed where it may, what is wrong)."""
-    agreed = compared = 0
+def _greedy(reference: Reference, export: Observation) -> tuple[int, list[bool], list[str]]:
+    """(equal tokens, whether each answer strayed where it may, what is wrong).
+
+    The format's noise is twice the largest change of a margin, on the trained positions and on the answer up to the token in question: twice, because
+    the largest of some hundreds is not the largest of all.
+    """
+    margins, changes = _margin_changes(reference.trained.logits, export.logits)
+    agreed, begin = 0, reference.positions
     strayed, wrong = [], []
-    for number, (ours, theirs, margins) in enumerate(zip(reference.trained.answers, export.answers, reference.margins, strict=True)):
+    for number, (ours, theirs) in enumerate(zip(reference.trained.answers, export.answers, strict=True)):
         first = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-        agreed, compared = agreed + first, compared + len(ours)
+        agreed += first
         differs = first < len(ours) and first < len(theirs)
         strayed.append(differs)
-        if differs and margins[first] > noise:
-            said = f"{reference.token(ours[first])!r} → {reference.token(theirs[first])!r}"
-            wrong.append(
-                f"its answer to prompt {number + 1} differs at token {first + 1} ({said}), where the trained model was sure by "
-                f"{margins[first]:.3g} logits and the format's noise is {noise:.3g}"
-            )
-    return agreed, compared, strayed, wrong
+        if differs:
+            noise = max(TIE, 2 * changes[: reference.positions].max(), 2 * changes[begin : begin + first].max(initial=0))
+            margin, said = margins[begin + first], f"{reference.token(ours[first])!r} → {reference.token(theirs[first])!r}"
+            if margin > noise:
+                wrong.append(
+                    f"its answer to prompt {number + 1} differs at token {first + 1} ({said}), where the trained model was sure by "
+                    f"{margin:.3g} logits and the format's noise is {noise:.3g}"
+                )
+        begin += len(ours)
+    return agreed, strayed, wrong
 
 
 def _ended(answers: Sequence[Sequence[int]], stops: set[int]) -> list[bool]:

@@ -5,11 +5,10 @@ Every export is written from `Weights`: the base's tensors by the names they hav
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +40,7 @@ class Weights:
     config: Any
 
 
-@contextlib.contextmanager
-def trained_weights(model: Any, settings: Config) -> Iterator[Weights]:
+def trained_weights(model: Any, settings: Config) -> Weights:
     """The weights of the trained `model`, which is left as it is.
 
     They come from the base's safetensors files, whatever the base was loaded as: an adapter trained over 4 bits is merged into the 16-bit weights.
@@ -52,20 +50,18 @@ def trained_weights(model: Any, settings: Config) -> Iterator[Weights]:
     Raises:
         UserError: the base's files cannot be had.
     """
+    from transformers import AutoConfig
+
     source = str(Path(embedded.resolve(settings.model.name)).expanduser())
     hub = {"revision": settings.model.revision, "trust_remote_code": settings.model.trust_remote_code}
-    with tempfile.TemporaryDirectory() as adapter, readable_errors(settings.model.name):
-        from transformers import AutoConfig
-
+    with readable_errors(settings.model.name), tempfile.TemporaryDirectory() as adapter:
         config, rows = AutoConfig.from_pretrained(source, **hub), model.get_input_embeddings().weight.shape[0]
         if settings.full_finetuning:
-            yield of_model(model, config, AS_TRAINED)
-            return
-        model.save_pretrained(adapter, save_embedding_layers=False)
+            return of_model(model, config, AS_TRAINED)
         if settings.lora_changes_base:
-            yield of_model(_merged(copy.deepcopy(model).to("cpu")), config, AS_TRAINED)
-            return
-        yield of_checkpoint(source, config, hub, Path(adapter), rows) or _of_loaded(source, config, hub, Path(adapter), rows)
+            return of_model(_merged(copy.deepcopy(model).to("cpu")), config, AS_TRAINED)
+        model.save_pretrained(adapter, save_embedding_layers=False)
+        return of_checkpoint(source, config, hub, Path(adapter), rows) or _of_loaded(source, config, hub, Path(adapter), rows)
 
 
 def of_model(model: Any, config: Any, base: str) -> Weights:
@@ -93,36 +89,49 @@ def of_checkpoint(source: str, config: Any, hub: dict[str, Any], adapter: Path, 
         return None
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=hub["trust_remote_code"])
-    places: dict[str, tuple[Path, str]] = {}  # checkpoint name → file and the model's name
-    shapes = {}
-    module_name = _renaming(skeleton)
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no dictionary)
-                places[name] = file, module_name(name)
-                shapes[name] = tuple(tensors.get_slice(name).get_shape())
-    known = set(skeleton.state_dict())
-    if any(inside not in known for _, inside in places.values()):
+    tensors = _tensors(folder, skeleton, rows)
+    if tensors is None:
         return None
-    for name in [name for name, (_, inside) in places.items() if inside in skeleton.all_tied_weights_keys]:
-        del places[name], shapes[name]  # the same matrix a second time
-    embeddings = {f"{part}.weight" for part in _embedding_names(skeleton)}
-    for name, (_, inside) in places.items():
-        if inside in embeddings:
-            shapes[name] = (max(rows, shapes[name][0]), *shapes[name][1:])
-    rows = next(shapes[name][0] for name, (_, inside) in places.items() if inside in embeddings)
+    rows = next(tensor.shape[0] for tensor in tensors.values() if tensor.inside == f"{_embedding_names(skeleton)[0]}.weight")
     trained, peft_config = load_peft_weights(str(adapter), device="cpu"), PeftConfig.from_pretrained(adapter)
     merge = _Merge(skeleton, peft_config, {name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): t for name, t in trained.items()})
 
     def read(name: str) -> torch.Tensor:
-        file, inside = places[name]
-        with safe_open(file, "pt") as tensors:  # opened anew each time: pages of a file that stays mapped would stay in memory
-            tensor = tensors.get_tensor(name).clone()
-        if tensor.shape != shapes[name]:
-            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, shapes[name][0] - len(tensor)))
-        return merge(inside, tensor)
+        found = tensors[name]
+        with safe_open(found.file, "pt") as file:  # opened anew each time: pages of a file that stays mapped would stay in memory
+            tensor = file.get_tensor(name).clone()
+        if tensor.shape != found.shape:
+            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, found.shape[0] - len(tensor)))
+        return merge(found.inside, tensor)
 
-    return Weights(shapes, read, OWN, _sized(config, rows))
+    return Weights({name: tensor.shape for name, tensor in tensors.items()}, read, OWN, _sized(config, rows))
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Where a tensor of the checkpoint is, which parameter of the model it becomes, and its shape there."""
+
+    file: Path
+    inside: str
+    shape: tuple[int, ...]
+
+
+def _tensors(folder: Path, skeleton: Any, rows: int) -> dict[str, _Tensor] | None:
+    """By name; None where they are not the parameters of `skeleton` one by one. Embeddings get `rows` rows where they have fewer."""
+    from safetensors import safe_open
+
+    module_name, known = _renaming(skeleton), set(skeleton.state_dict())
+    embeddings = {f"{name}.weight" for name in _embedding_names(skeleton)}
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no dictionary)
+                inside, shape = module_name(name), tuple(tensors.get_slice(name).get_shape())
+                if inside not in known:
+                    return None
+                if inside not in skeleton.all_tied_weights_keys:  # else the same matrix a second time
+                    found[name] = _Tensor(file, inside, (max(rows, shape[0]), *shape[1:]) if inside in embeddings else shape)
+    return found
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,7 @@ def _of_loaded(source: str, config: Any, hub: dict[str, Any], adapter: Path, row
     quantised = getattr(config, "quantization_config", None) is not None
     if quantised:
         base = base.dequantize()
+        base._weight_conversions = None  # how the 4 bits were read, which would be undone when names are turned back
     if rows > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
     return of_model(_merged(PeftModel.from_pretrained(base, adapter)), config, DEQUANTISED if quantised else OWN)
@@ -227,5 +237,6 @@ def _renaming(skeleton: Any) -> Callable[[str], str]:
 
 
 def _embedding_names(model: Any) -> list[str]:
-    wanted = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    return [name for name, module in model.named_modules() if id(module) in wanted]
+    """Of the input embeddings, and of the output's."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(module)] for module in (model.get_input_embeddings(), model.get_output_embeddings())]

@@ -149,7 +149,7 @@ def settle(origin: Origin, settings: Config) -> None:
     """
     folder = Path(settings.training.output_dir)
     save = Path(settings.save.save_path)
-    exports = save.parent.glob(f".{save.name}.*") if save.is_relative_to(settings.paths.output_dir) else []
+    exports = [*save.parent.glob(f".{save.name}.*"), *save.glob(".*.*")] if save.is_relative_to(settings.paths.output_dir) else []
     for leftover in (folder / SAVING, folder / REMOVING, *exports):
         shutil.rmtree(leftover, ignore_errors=True)
     begin = origin.checkpoint if origin.checkpoint and origin.checkpoint.folder.parent.resolve() == folder.resolve() else None
