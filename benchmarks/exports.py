@@ -79,7 +79,7 @@ def peft(work: Path, output: Path) -> None:
     AutoPeftModelForCausalLM.from_pretrained(work / "adapter", dtype=torch.bfloat16).merge_and_unload().save_pretrained(output)
 
 
-CASES: dict[str, Callable[[Path, Path], None]] = {"ours": ours, "peft": peft}
+CASES: dict[str, Callable[..., None]] = {"make": make, "ours": ours, "peft": peft}
 
 
 def timed(command: list[str]) -> tuple[float, float]:
@@ -96,8 +96,8 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     if sys.argv[1] == "case":
-        _, _, name, work, output = sys.argv
-        CASES[name](Path(work), Path(output))
+        _, _, name, work, output, *rest = sys.argv
+        CASES[name](Path(work), Path(output), *rest)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -107,7 +107,8 @@ def main() -> None:
     given = parser.parse_args()
     work = given.work / given.shape
     if not (work / "adapter").is_dir():
-        make(work, given.tokenizer, given.shape)
+        # In a process of its own, too: what this one has had in memory would count as its children's.
+        subprocess.run([sys.executable, __file__, "case", "make", str(work), str(given.tokenizer), given.shape], check=True)
     shards = [file.stat().st_size / 1e9 for file in (work / "base").glob("*.safetensors")]
     print(f"weights {sum(shards):.2f} GB, largest shard {max(shards):.2f} GB, 1.3 × that + 1 GB = {1.3 * max(shards) + 1:.2f} GB")
     runs = {"merged_16bit, ours": ("ours", work / "merged"), "merged_16bit, PEFT": ("peft", work / "merged_by_peft")}

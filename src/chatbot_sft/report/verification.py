@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEAD = "| export | size | KL | of what training changed | prompts with the same ids | greedy tokens alike | answers that end |"
+HEAD = "| export | size | written in | KL | of what training changed | prompts with the same ids | greedy tokens alike | answers that end |"
 WEIGHTS = (".gguf", ".safetensors")
 
 
@@ -15,7 +15,7 @@ def verification_table(exports: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     how = "Reloaded from disk and asked what the trained model was asked. KL: mean divergence from its probabilities, in nats per token."
-    return [how, "", HEAD, "|---|--:|--:|--:|--:|--:|--:|", *rows]
+    return [how, "", HEAD, "|---|--:|--:|--:|--:|--:|--:|--:|", *rows]
 
 
 def _row(export: Mapping[str, Any], kind: str, found: Mapping[str, Any]) -> str:
@@ -23,4 +23,5 @@ def _row(export: Mapping[str, Any], kind: str, found: Mapping[str, Any]) -> str:
     size = sum(size for name, size in sizes.items() if len(export["checks"]) == 1 or f"-{kind.upper()}." in name)
     share = "" if found["trained_share"] is None else f"{100 * found['trained_share']:.0f}%"
     name = f"gguf {kind}" if export["method"] == "gguf" else kind
-    return f"| {name} | {size / 1e6:,.0f} MB | {found['kl']:.2g} | {share} | {found['prompts']} | {found['greedy']} | {found['ended']} |"
+    cells = [name, f"{size / 1e6:,.0f} MB", f"{export['seconds'][kind]:.1f} s", f"{found['kl']:.2g}", share]
+    return f"| {' | '.join(cells)} | {found['prompts']} | {found['greedy']} | {found['ended']} |"

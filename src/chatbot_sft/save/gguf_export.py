@@ -63,9 +63,11 @@ def write_gguf_files(trained: Trained, folder: Path) -> None:
         if rest:
             direct.setdefault("f16", Path(work, "f16.gguf"))
         for kind, file in direct.items():
-            write_gguf(trained.weights, trained.tokenizer, tokenizer_folder, end, kind, name, file)
+            with trained.timed(kind):
+                write_gguf(trained.weights, trained.tokenizer, tokenizer_folder, end, kind, name, file)
         for kind, file in rest.items():
-            llama_cpp.quantize(llama_cpp.quantizer(save.llama_cpp_dir), direct["f16"], file, kind)
+            with trained.timed(kind):
+                llama_cpp.quantize(llama_cpp.quantizer(save.llama_cpp_dir), direct["f16"], file, kind)
     (folder / MODELFILE).write_text(_modelfile(trained, [file.name for file in files.values()]), encoding="utf-8")
 
 

@@ -38,7 +38,8 @@ MARK = "export.json"  # in every export: what it was made from, and what was fou
 
 @dataclass
 class Export:
-    """One export; `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the method) to its `Verification`.
+    """One export; `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the method) to its `Verification`, `seconds` the
+    method and each quantisation to what writing it took.
 
     `base` says what an adapter was merged into. `verified` is None where it was not asked for.
     """
@@ -46,7 +47,7 @@ class Export:
     method: str
     path: str
     files: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
     base: str | None = None
     verified: bool | None = None
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -165,9 +166,10 @@ class ModelSaver:
         export = Export(method, str(target))
 
         def build(folder: Path) -> None:
-            started = time.perf_counter()
-            WRITERS[method](trained, folder)
-            export.seconds = round(time.perf_counter() - started, 3)
+            trained.seconds = {}
+            with trained.timed(method):
+                WRITERS[method](trained, folder)
+            export.seconds = trained.seconds
             if method != "lora":
                 export.base = trained.weights.base
             export.files = _sizes(folder)

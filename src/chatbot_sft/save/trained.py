@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,14 @@ class Trained:
         self.tokenizer = tokenizer
         self.evidence = evidence
         self.report = report
+        self.seconds: dict[str, float] = {}  # what writing took, by format
+
+    @contextlib.contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Note in `seconds` how long the block took."""
+        started = time.perf_counter()
+        yield
+        self.seconds[kind] = round(time.perf_counter() - started, 3)
 
     @functools.cached_property
     def weights(self) -> Weights:
