@@ -370,7 +370,8 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
     ("arguments", "expected"),
     [
         (["task=export", "save=gguf"], "task=export needs run=DIR, the directory of a run, and run= needs task=export"),
-        (["task=export", "run=nowhere", "save=gguf"], "run=nowhere: not a run directory: no report.json and config.yaml in it"),
+        (["task=export", "run=nowhere", "save=gguf"], "run=nowhere: not a run directory: no report.json in it"),
+        (["task=export", "run=run", "save=gguf"], "run=run: the export would overwrite that run's own report; leave hydra.run.dir out"),
         (["task=export", "run=x", "model=llama3b"], "model: task=export takes everything but save.* from the run; leave it out"),
         (["model=phi4_mini", "save=gguf"], "is a phi3 model"),
         (["save=gguf", "save.llama_cpp_dir=/nowhere"], "save.llama_cpp_dir=/nowhere: no llama-quantize in it, nor in bin/ or build/bin/"),

@@ -21,7 +21,7 @@ from chatbot_sft.train import checkpoints
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"  # in every run directory: what was composed, with nothing left to resolve
+CONFIG = "config.yaml"  # in the directory of a run that has trained: what was composed, with nothing left to resolve
 KEPT = ("model", "dataset", "training", "memory", "evaluations", "samples")  # of the earlier report, what is still true of the export
 OF_EXPORT = ("task", "run", "save", "paths", "hydra")  # what a task=export command may set
 
@@ -43,10 +43,10 @@ class Earlier:
             UserError: it is no run directory, did not get as far as its evaluation, or kept no weights.
         """
         where = f"run={folder}"
-        if not (folder / "report.json").is_file() or not (folder / CONFIG).is_file():
-            raise UserError(f"{where}: not a run directory: no report.json and {CONFIG} in it")
+        if not (folder / "report.json").is_file():
+            raise UserError(f"{where}: not a run directory: no report.json in it")
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        if not (folder / "evidence.json").is_file():
+        if not (folder / CONFIG).is_file() or "weights_of_step" not in report["training"]:
             raise UserError(
                 f"{where}: its training (task={report['task']}, {report['status']}) did not end; the same command again goes on from there"
             )
@@ -86,6 +86,8 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
     Raises:
         UserError: the run cannot be exported, or not in this way.
     """
+    if Path(config["run"]).expanduser().resolve() == Path(config["paths"]["output_dir"]).resolve():
+        raise UserError(f"run={config['run']}: the export would overwrite that run's own report; leave hydra.run.dir out, or name another folder")
     earlier = Earlier.find(Path(config["run"]).expanduser())
     kept = {name: part for name, part in earlier.config.items() if name not in OF_EXPORT}
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
@@ -94,11 +96,13 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
     saver(now).check()
     report |= {name: earlier.report[name] for name in KEPT}
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
-    loaded = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
-    model, tokenizer = locate("model", settings.model._target_, ModelLoader)(loaded).load_and_configure()
+    base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
+    model, tokenizer = locate("model", settings.model._target_, ModelLoader)(base).load_and_configure()
     if not settings.full_finetuning:
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, load_peft_weights(str(earlier.weights), device="cpu"))
+        loaded = set_peft_model_state_dict(model, load_peft_weights(str(earlier.weights), device="cpu"))
+        if loaded.unexpected_keys:
+            raise UserError(f"run={config['run']}: {earlier.weights} is not an adapter of this model: it has {loaded.unexpected_keys[0]}")
     log.info("weights: %s", earlier.weights)
     return saver(now, model, tokenizer, earlier.evidence, report)

@@ -52,8 +52,6 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.refuse_completed(settings)
     report = new_report(command, settings.task, settings.seed)
-    if first:
-        OmegaConf.save(dict(config), folder / CONFIG)
     with run_log(folder, first), preemption.handled(), contextlib.ExitStack() as loggers:
         log.info("run: %s", folder)
         try:
@@ -177,6 +175,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     if distributed.is_first():
         saver = trainer.saver(report)
         saver.evidence.write(Path(settings.paths.output_dir))
+        OmegaConf.save(dict(config), Path(settings.paths.output_dir, CONFIG))
         save(saver, report)
     if distributed.processes() > 1:
         trainer.trainer.accelerator.end_training()
