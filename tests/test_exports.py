@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import replicas
 from conftest import conversations, only_error, write_json
+from hub_double import Failure, serve, user
 from test_models import composed
 from test_templates import FAMILIES, write_folders
 
@@ -386,6 +387,31 @@ def test_what_cannot_be_exported_is_said_before_anything_is_computed(arguments, 
     process = launch(*arguments, "hydra.run.dir=run")
     assert expected in only_error(process)
     assert "engine:" not in process.stderr
+
+
+def test_a_run_is_pushed_and_a_failed_push_loses_nothing(launch, tiny, tmp_path):
+    token = "hf_" + "x" * 34
+    with serve() as hub:
+        hub.tokens = {token: user(orgs=[("bia", "write")])}
+        env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+        arguments = [*tiny, "save=lora", "save.push_to_hub=true", "save.hub_model_id=bia/chat", "hydra.run.dir=run"]
+        hub.failures["commit"] = Failure(403)
+        process = launch(*arguments, env=env)
+        error = only_error(process)
+        assert "the upload to bia/chat failed" in error
+        assert f"the export in {tmp_path / 'run' / 'model'} is whole" in error
+        report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+        assert (report["status"], report["save"]["method"]) == ("failed", "lora")
+        assert "adapter_model.safetensors" in report["save"]["exports"][0]["files"]
+
+        hub.failures.clear()
+        process = launch(*arguments, env=env)  # nothing is trained or saved again
+        assert process.returncode == 0, process.stderr
+        assert "saved: lora in" in process.stderr
+        assert f"pushed: {hub.url}/bia/chat" in process.stderr
+        assert set(hub.repos["bia/chat"].branches["main"]) >= {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    for file in (file for file in (tmp_path / "run").rglob("*") if file.is_file()):
+        assert token.encode() not in file.read_bytes(), file
 
 
 def test_a_llama_cpp_of_the_users_own_quantises(trained, tmp_path):

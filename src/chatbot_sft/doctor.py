@@ -16,6 +16,7 @@ from chatbot_sft.model import embedded, hardware
 from chatbot_sft.model.engine import expected
 from chatbot_sft.model.hub import USER_SAYS_OFFLINE
 from chatbot_sft.report.run_report import versions
+from chatbot_sft.save import llama_cpp
 
 
 def main() -> None:
@@ -68,6 +69,7 @@ def findings() -> list[tuple[str, str]]:
     choice = expected("auto")
     rows.append(("engine", f"{choice.name} ({choice.reason})"))
     rows.append(("4-bit", _four_bit()))
+    rows.append(("llama.cpp", _llama_cpp()))
     rows.append(("smollm2", _embedded()))
     rows.append(("hub", "offline (HF_HUB_OFFLINE)" if USER_SAYS_OFFLINE else "used where model.name is a hub id"))
     rows.append(("HF_TOKEN", "set" if os.environ.get("HF_TOKEN") else "not set"))
@@ -88,6 +90,16 @@ def _four_bit() -> str:
         return f"bitsandbytes {importlib.metadata.version('bitsandbytes')}"
     except importlib.metadata.PackageNotFoundError:
         return "not available: bitsandbytes is not installed"
+
+
+def _llama_cpp() -> str:
+    """What checks GGUF files, and what quantises them."""
+    try:
+        quantizer = llama_cpp.quantizer(None)[0]
+    except UserError:
+        return f"not available: {llama_cpp.INSTALL}"
+    wheel = f"cyllama {importlib.metadata.version('cyllama')}" if llama_cpp.has_wheel() else f"no wheel to check GGUF files: {llama_cpp.INSTALL}"
+    return wheel if quantizer == sys.executable else f"{wheel}, {quantizer}"
 
 
 def _embedded() -> str:
