@@ -89,18 +89,22 @@ def tokenizer(smollm2):
 @pytest.fixture(scope="session")
 def tiny_llama(smollm2, tmp_path_factory):
     """A Llama of random weights with SmolLM2's tokenizer: two small layers, for tests about everything but the answers."""
+    return random_llama(tmp_path_factory.mktemp("models") / "tiny-llama", smollm2, 32)
+
+
+def random_llama(folder: Path, tokenizer: Path, width: int) -> Path:
+    """bitsandbytes wants a `width` of 64 and more."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=49152, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(smollm2 / name, folder)
+        shutil.copy(tokenizer / name, folder)
     return folder
 
 

@@ -85,7 +85,10 @@ save:
         ({"model": {"engine": "unslot"}}, "model.engine=unslot: not one of auto, unsloth, transformers; did you mean unsloth?"),
         ({"model": {"dtype": "float8"}}, "model.dtype=float8: not one of float16, bfloat16, float32; did you mean float32?"),
         ({"lora": {"use_gradient_checkpointing": "yes please"}}, "lora.use_gradient_checkpointing=yes please: not one of unsloth, true, false"),
-        ({"save": {"method": "merged16bit"}}, "not one of lora, merged_16bit, merged_4bit, gguf, none; did you mean merged_16bit?"),
+        (
+            {"save": {"method": "merged16bit"}},
+            "save.method=merged16bit: not one of lora, merged_16bit, merged_4bit, gguf, none; did you mean merged_16bit?",
+        ),
         ({"task": "trian"}, "task=trian: not one of train, check, plan, export; did you mean train?"),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),

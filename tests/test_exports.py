@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -426,3 +428,23 @@ def test_a_llama_cpp_of_the_users_own_quantises(trained, tmp_path):
     assert (tmp_path / "called").read_text().split() == ["Q4_K_M", "Q5_K_M"]
     assert {"out-Q4_K_M.gguf", "out-Q5_K_M.gguf"} <= set(result.files)
     assert "out-F16.gguf" not in result.files
+
+
+@pytest.mark.parametrize("method", ["lora", "merged_16bit", "gguf"])
+def test_what_a_model_card_shows_runs_in_its_folder(method, trained, tmp_path):
+    saver = trained("llama3b")
+    saver.save({"method": method, "save_path": str(tmp_path / "out"), "gguf_quantization": "q8_0", "verify": False})
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    assert "| training | 6 steps of 8 conversations" in card
+    assert f"fingerprint `{saver.report['dataset']['fingerprint'][:16]}`" in card
+    assert (tmp_path / "out" / "loss.png").is_file()
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", card, re.DOTALL))
+    if method != "gguf":
+        process = subprocess.run([sys.executable, "-c", blocks["python"]], cwd=tmp_path / "out", capture_output=True, text=True, timeout=120)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.strip()
+    (chat,) = re.findall(r"^python -m chatbot_sft.chat (\S+)", blocks["bash"], re.MULTILINE)
+    command = [sys.executable, "-m", "chatbot_sft.chat", chat, "--prompt", "Xin chào!", "--max-new-tokens", "8"]
+    process = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr

@@ -492,7 +492,7 @@ def test_a_local_model_never_reaches_the_network(tiny_adapter, hub, tmp_path):
 import sys
 from chatbot_sft.inference.opening import open_model
 open_model(sys.argv[1])
-print("opened")
+print("opened", flush=True)
 sys.stdin.readline()
 open_model(sys.argv[2])
 """

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import EXAMPLE
+from conftest import EXAMPLE, random_llama
 from test_config import SEED_YAML
 
 SNIPPETS = {
@@ -102,11 +102,12 @@ assert CustomDatasetLoader(config, tokenizer).prepare_dataset()[0]["text"] == da
 
 
 @pytest.mark.parametrize("engine", ["unsloth", "transformers"])
-def test_the_seeds_snippets_run_in_order(engine, tiny_llama, tmp_path):
+def test_the_seeds_snippets_run_in_order(engine, smollm2, tmp_path):
+    model = random_llama(tmp_path / "model", smollm2, 64)
     (tmp_path / "configs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / EXAMPLE.name).symlink_to(EXAMPLE)
-    yaml = SEED_YAML.replace('"unsloth/Llama-3.2-3B-Instruct"', f'"{tiny_llama}"\n  engine: {engine}').replace("max_steps: 30", "max_steps: 2")
+    yaml = SEED_YAML.replace('"unsloth/Llama-3.2-3B-Instruct"', f'"{model}"\n  engine: {engine}').replace("max_steps: 30", "max_steps: 2")
     verify = engine == "unsloth"  # one of the two is enough: five exports take their time
     yaml = yaml.replace("save:\n", f"save:\n  verify: {str(verify).lower()}\n")
     (tmp_path / "configs" / "sft.yaml").write_text(yaml.replace("load_in_4bit: true", "load_in_4bit: false"))

@@ -31,9 +31,14 @@ def render_as_of(date: datetime) -> None:
     _date.set(date)
 
 
+def today() -> datetime:
+    """What templates write for today."""
+    return _date.get() or datetime.now()
+
+
 def strftime_now(form: str) -> str:
     """The template function of that name."""
-    return (_date.get() or datetime.now()).strftime(form)
+    return today().strftime(form)
 
 
 @dataclass(frozen=True)

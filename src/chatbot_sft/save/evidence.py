@@ -6,11 +6,12 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.labels import IGNORED
+from chatbot_sft.data.template import today
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +37,7 @@ class Row:
 class Evidence:
     """`prompts` are lists of messages that end with a question. `longest_answer` is in tokens, `ends` the tokens with which trained answers end.
 
-    `system_prompt` is the one that most training conversations have.
+    `system_prompt` is the one that most training conversations have, `date` (ISO 8601) what templates wrote for today in training.
     """
 
     rows: list[Row]
@@ -44,6 +45,7 @@ class Evidence:
     longest_answer: int
     ends: list[int]
     system_prompt: str | None = None
+    date: str = field(default_factory=lambda: today().isoformat())
 
     @property
     def max_new_tokens(self) -> int:

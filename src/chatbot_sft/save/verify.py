@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft.data.template import render_as_of
 from chatbot_sft.inference import ChatModel
 from chatbot_sft.save.evidence import ANSWERS, Evidence, Row
 
@@ -103,7 +105,8 @@ class Verification:
 
 
 def observe(model: ChatModel, evidence: Evidence) -> Observation:
-    """Ask `model` everything that `evidence` holds."""
+    """Ask `model` everything that `evidence` holds, as of the day of the training."""
+    render_as_of(datetime.fromisoformat(evidence.date))
     prompt_ids = [model.prompt_ids(prompt) for prompt in evidence.prompts]
     answers = [model.answer(ids, evidence.max_new_tokens) for ids in prompt_ids[:ANSWERS]]
     return Observation(prompt_ids, answers, logits_of(model, evidence.rows), sorted(model.stop_ids))
