@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import random_llama
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference.gguf_model import BATCH, GGUFModel
@@ -67,6 +68,12 @@ def write_gguf(target: Path, blocks: int = 2, half: bool = False, **changes) -> 
 def tiny_gguf(tmp_path_factory):
     """Two layers of the embedded model, and a context of 256 tokens."""
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", **{"llama.context_length": 256})
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(smollm2, tmp_path_factory):
+    """In place of the narrower one, which bitsandbytes does not take."""
+    return random_llama(tmp_path_factory.mktemp("models") / "tiny-llama", smollm2, 64)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: Any, folder: Path, rows: int, 
         writer.add_eot_token_id(end_of_turn)
     writer.add_add_bos_token(adds_bos(tokenizer))
     writer.add_add_eos_token(False)
-    writer.add_chat_template(tokenizer.chat_template)
+    writer.add_chat_template(tokenizer.get_chat_template())
 
 
 def adds_bos(tokenizer: Any) -> bool:

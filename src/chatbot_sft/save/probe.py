@@ -18,6 +18,8 @@ from chatbot_sft.save.verify import Observation, observe
 
 log = logging.getLogger("third_party")
 
+OF_SEVERAL = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # torchrun's, which would make libraries wait for other processes
+
 
 class ProbeFailed(Exception):
     """The library does not read the export, or crashes on it; the message says what it said last."""
@@ -33,7 +35,8 @@ def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observati
         evidence.write(Path(place))
         output = Path(place, "observation.npz")
         command = [sys.executable, "-m", "chatbot_sft.save.probe", str(export), place, str(output), *(["4bit"] if four_bit else [])]
-        process = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        alone = {name: value for name, value in os.environ.items() if name not in OF_SEVERAL}
+        process = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**alone, "HF_HUB_OFFLINE": "1"})
         for line in process.stderr.splitlines():
             log.info("probe of %s: %s", export.name, line)
         if process.returncode < 0:

@@ -105,4 +105,4 @@ class Trained:
         """The chat template with its special tokens, as the data gate has it."""
         tokens = {name: str(text) for name, text in self.tokenizer.special_tokens_map.items() if isinstance(text, str)}
         control = tuple(self.tokenizer.all_special_tokens)
-        return ChatTemplate(self.tokenizer.chat_template, tokens, self.settings.dataset.chat_template_kwargs, control)
+        return ChatTemplate(self.tokenizer.get_chat_template(), tokens, self.settings.dataset.chat_template_kwargs, control)

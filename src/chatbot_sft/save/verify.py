@@ -96,10 +96,6 @@ class Verification:
     trained_ended: str
     failures: list[str] = field(default_factory=list)
 
-    @property
-    def passed(self) -> bool:
-        return not self.failures
-
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
