@@ -19,9 +19,11 @@ from test_templates import FAMILIES, write_folders
 from chatbot_sft import pipeline
 from chatbot_sft.errors import UserError
 from chatbot_sft.save import gguf_file, saver
+from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.save.gguf_file import check_architecture
 from chatbot_sft.save.gguf_vocab import read_vocabulary
 from chatbot_sft.save.saver import ModelSaver
+from chatbot_sft.save.verify import Observation, Reference, compare
 
 ARCHITECTURES = ("llama3b", "llama8b", "qwen3_4b", "mistral7b", "gemma3_4b")  # of conf/model: tied and untied, rope scaling, norms, a vision tower
 
@@ -86,6 +88,33 @@ def test_every_format_at_once_has_a_folder_each(trained, tmp_path):
     assert kl["lora"] < 1e-6 <= kl["merged_16bit"] < kl["q4_k_m"] < 0.4
     assert result.exports[0].base is None
     assert result.exports[1].base == "the base's own weights"
+
+
+# ---- the comparison itself
+
+
+@pytest.mark.parametrize(
+    ("moved", "noise", "gone", "expected"),
+    [
+        (1.0, 0.1, 1, None),
+        (1.0, 0.1, 0, "it shows -?[0-9]+% of what training changed: the adapter is missing"),
+        (1.0, 0.1, 2, "it shows [0-9]+% of what training changed: the adapter was added more than once"),
+        (0.05, 0.3, 1, None),  # two steps of training, under a coarse quantisation: nothing can be said of its direction
+        (0.05, 0.3, 0, None),
+        (0.05, 0.001, 0, "the adapter is missing"),
+    ],
+)
+def test_what_training_changed_is_told_from_the_noise_of_a_format(moved, noise, gone, expected):
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    base, way, error = (random.normal(0, size, (100, 500)).astype("float32") for size in (3, moved, noise))
+    trained = Observation([[1]], [[7]], np.concatenate([base + way, base[:1]]), [7])
+    reference = Reference(trained, Evidence([], [], 1, [7]), 100, base, False, str)
+    export = Observation([[1]], [[7]], np.concatenate([base + gone * way + error, base[:1]]), [7])
+    told = [failure for failure in compare(reference, export, "q2_k").failures if "training changed" in failure]
+    assert len(told) == (expected is not None)
+    assert expected is None or re.search(expected, told[0])
 
 
 # ---- planted faults

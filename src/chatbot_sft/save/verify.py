@@ -89,7 +89,7 @@ class Verification:
     kl: float  # mean over the trained positions, nats
     kl_bound: float
     kl_base: float | None  # the same of the base without the adapter: how far training went
-    trained_share: float | None  # of that way, how much the export has gone: 1 is all of it
+    trained_share: float | None  # of that way, how much the export has gone: 1 is all of it; None where it cannot be told
     positions: int
     greedy: str  # "231/240": tokens of the trained model's answers that are the export's too, up to the first that differs
     ended: str  # "3/3": answers that ended by themselves
@@ -173,17 +173,20 @@ def _kl(t: np.ndarray, other: np.ndarray) -> float:
     return float((np.exp(t) * (t - other)).sum(axis=1).mean())
 
 
-def _share(t: np.ndarray, b: np.ndarray, e: np.ndarray) -> float:
+def _share(t: np.ndarray, b: np.ndarray, e: np.ndarray) -> float | None:
     """How far `e` has gone from the base `b` towards `t`: the projection of e - b on t - b, weighted by the trained probabilities.
 
-    Rounding errors of a format point anywhere and hardly change it; an adapter that was left out makes it 0, one that was added twice 2.
+    Rounding errors of a format point anywhere and change it little; an adapter that was left out makes it 0, one that was added twice 2. None where
+    those errors are larger than all that training changed, so that the way cannot be told from them.
     """
     import numpy as np
 
     weight = np.exp(t)
-    way = t - b
-    way = way - (weight * way).sum(axis=1, keepdims=True)
-    return float((weight * (e - b) * way).sum() / (weight * way * way).sum())
+    way, gone = (change - (weight * change).sum(axis=1, keepdims=True) for change in (t - b, e - b))
+    length = (weight * way**2).sum()
+    share = float((weight * gone * way).sum() / length)
+    beside = (weight * (gone - share * way) ** 2).sum()
+    return share if beside <= length else None
 
 
 def _margin_changes(trained: np.ndarray, export: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
