@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -209,8 +210,13 @@ def test_an_answer_streams_and_control_c_stops_it_alone(gguf, tmp_path):
         terminal.until(r"\(stopped\)\n\n> ")
         terminal.type("nothing")
         terminal.until("nothing")
-        terminal.type("\x03")
-        terminal.until("\n> ")
+        for _ in range(10):  # one that comes just as readline takes the terminal over is lost
+            terminal.type("\x03")
+            with contextlib.suppress(AssertionError):
+                terminal.until("\n> ", timeout=5)
+                break
+        else:
+            pytest.fail("Ctrl-C does not bring the prompt back")
         terminal.type(f"/save {tmp_path / 'talk.json'}\n")
         terminal.until("now has 1 conversation")
         terminal.type("/quit\n")
