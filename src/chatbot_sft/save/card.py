@@ -12,6 +12,7 @@ from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.verification import verification_table
+from chatbot_sft.save.gguf_export import file_names
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -27,7 +28,8 @@ QUESTION = "Xin chào!"
 def write_card(trained: Trained, export: Export, folder: Path) -> None:
     """README.md in `folder`, where the export stands that it is about, and the loss curve it shows."""
     report = trained.report
-    picture = write_loss_figure(report.get("training", {}), report.get("evaluations", []), folder)
+    alone = Path(export.path).suffix == ".gguf"  # a file without a folder, so without a picture beside its card
+    picture = None if alone else write_loss_figure(report.get("training", {}), report.get("evaluations", []), folder)
     lines = [*_front_matter(trained, export), "", *_body(trained, export, picture is not None)]
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -128,7 +130,7 @@ def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
     }
     python["merged_4bit"] = python["merged_16bit"]
     if export.method == "gguf":
-        file = next(name for name in export.files if name.endswith(".gguf"))
+        file = next(iter(file_names(trained.settings).values()))  # the one that the Modelfile names
         name = Path(file).stem.lower()
         suffix = Path(export.path).suffix == ".gguf"
         modelfile = f"{Path(export.path).stem}.Modelfile" if suffix else "Modelfile"
