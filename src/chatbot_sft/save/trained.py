@@ -54,7 +54,7 @@ class Trained:
         if original is not None:  # without accelerate's autocast: an export is read in the weights' own precision
             self.model.forward = original
         self.model.generation_config.eos_token_id = self.stops
-        model = HFModel(self.model, self.tokenizer, self.settings.model.name, self.settings.dataset.chat_template_kwargs)
+        model = HFModel(self.model, self.tokenizer, self.settings.model.name)  # no chat_template_kwargs: an export's user gives none
         base_logits = None
         if not self.settings.full_finetuning:
             with self.model.disable_adapter():
