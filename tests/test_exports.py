@@ -253,19 +253,29 @@ def test_a_file_name_is_a_file(trained, tmp_path):
     assert "FROM ./bot.gguf" in (tmp_path / "bot.Modelfile").read_text(encoding="utf-8")
     with pytest.raises(UserError, match=r"a file of that name is in the way \(save.overwrite=true replaces it\)"):
         trained("llama3b").save({"method": "gguf", "save_path": str(target)})
+    for kind in ("q8_0", "q4_k_m"):  # each replaces what was there: llama.cpp's quantiser keeps our name in the metadata
+        trained("llama3b").save({"method": "gguf", "save_path": str(target), "gguf_quantization": kind, "overwrite": True, "verify": False})
 
 
 def test_a_folder_is_replaced_only_when_told(trained, tmp_path):
     target = tmp_path / "out"
     target.mkdir()
     (target / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"not empty, and no export of this program \(export\.json\)"):
+            trained("llama3b").save({"method": "lora", "save_path": str(target), "verify": False, "overwrite": overwrite})
+    assert (target / "mine.txt").read_text() == "mine"
+    (target / "mine.txt").unlink()
+    for overwrite in (False, True):
+        result = trained("llama3b").save({"method": "lora", "save_path": str(target), "verify": False, "overwrite": overwrite})
+        assert result.verified is None
+        assert (target / "adapter_model.safetensors").is_file()
+    link = tmp_path / "link"
+    link.symlink_to(target)  # a link means the folder that it leads to
+    trained("llama3b").save({"method": "lora", "save_path": str(link), "verify": False, "overwrite": True})
+    assert link.is_symlink()
     with pytest.raises(UserError, match=r"not empty; name another folder, remove it, or set save\.overwrite=true"):
         trained("llama3b").save({"method": "lora", "save_path": str(target), "verify": False})
-    assert (target / "mine.txt").read_text() == "mine"
-    result = trained("llama3b").save({"method": "lora", "save_path": str(target), "verify": False, "overwrite": True})
-    assert result.verified is None
-    assert not (target / "mine.txt").exists()
-    assert (target / "adapter_model.safetensors").is_file()
 
 
 # ---- refused before training

@@ -18,7 +18,7 @@ def build_folder(target: Path, build: Callable[[Path], None], replace: bool = Fa
     """Fill a temporary folder beside `target` with `build(folder)`, then rename it to `target` in one step.
 
     Where another process was first, its folder is kept and ours is thrown away: both are the same. With `replace` ours takes the place of what was
-    there, once it is whole. A failed build leaves everything as it was.
+    there, once it is whole; whoever reads the old one goes on reading it. A failed build leaves everything as it was.
     """
     if target.is_dir() and not replace:
         return target
@@ -29,12 +29,15 @@ def build_folder(target: Path, build: Callable[[Path], None], replace: bool = Fa
         made.mkdir()
         build(made)
         _share(made)
+        replaced = work / "replaced"
         if replace and target.is_dir():
-            target.rename(work / "replaced")
+            target.rename(replaced)
         try:
             made.rename(target)
         except OSError:
-            if not target.is_dir():
+            if replaced.is_dir() and not target.exists():
+                replaced.rename(target)
+            if replace or not target.is_dir():
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

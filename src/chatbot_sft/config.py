@@ -278,6 +278,10 @@ class Config:
         sft_arguments.check(extra)
         root = _typed("", cls, {key: plain[key] for key in scalars if key in plain})
         built = cls(**root, **{name: schema(**values[name]) for name, schema in sections.items()}, sft_arguments=extra)
+        for section, key in ConfigLoader.PATH_KEYS:
+            holder = getattr(built, section)
+            if getattr(holder, key).startswith("~/"):  # inside of key=value no shell expands it
+                setattr(holder, key, os.path.expanduser(getattr(holder, key)))
         check_values(built)
         return built
 
@@ -539,7 +543,7 @@ class ConfigLoader:
         for holder, key in [(dataset, "data_path"), (dataset, "eval_data_path"), *((source, "data_path") for source in dataset["sources"] or [])]:
             holder[key] = _resolved_data(root, holder[key])
         name = config["model"]["name"]
-        if name.startswith(("./", "../")):
+        if name.startswith(("./", "../")) or (root / name).is_dir():
             config["model"]["name"] = str((root / name).resolve())
         return config
 

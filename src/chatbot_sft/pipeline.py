@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chatbot_sft import distributed, preemption
+from chatbot_sft import distributed, places, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
@@ -49,6 +49,7 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     settings = Config.from_mapping(config)
     folder = Path(settings.paths.output_dir)
     first = distributed.is_first()
+    places.check_run(settings)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints.refuse_completed(settings)
     report = new_report(command, settings.task, settings.seed)

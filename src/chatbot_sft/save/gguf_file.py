@@ -76,6 +76,7 @@ def write_gguf(weights: Weights, tokenizer: Any, tokenizer_folder: Path, end_of_
     architecture = ARCHITECTURES[config.model_type]
     names = gguf_names(weights, architecture)
     writer = gguf.GGUFWriter(file, architecture.name)
+    writer.add_string("general.quantized_by", "chatbot_sft")  # by this save.overwrite knows its own file
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

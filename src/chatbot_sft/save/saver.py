@@ -15,6 +15,7 @@ from chatbot_sft.cache import build_folder
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
+from chatbot_sft.places import MARK, check_export, gguf_companions, left_by, read_mark
 from chatbot_sft.save import hub_push
 from chatbot_sft.save.adapter import write_adapter
 from chatbot_sft.save.card import CARD, write_card
@@ -33,7 +34,6 @@ WRITERS: dict[str, Callable[[Trained, Path], None]] = {
     "merged_4bit": write_merged_4bit,
     "gguf": write_gguf_files,
 }
-MARK = "export.json"  # in every export: what it was made from, and what was found of it
 
 
 @dataclass
@@ -95,7 +95,7 @@ class ModelSaver:
         """
         save = self.settings.save
         for target in self._targets().values():
-            self._check_place(target)
+            check_export(self.settings, target)
         if "gguf" in save.methods:
             check_gguf(self.settings)
         if save.push_to_hub:
@@ -128,30 +128,15 @@ class ModelSaver:
         return result
 
     def _targets(self) -> dict[str, Path]:
-        """Method → place. One method has `save.save_path` to itself, several have a folder each in it."""
-        save = self.settings.save
-        return {method: Path(save.save_path) if len(save.methods) == 1 else Path(save.save_path, method) for method in save.methods}
-
-    def _check_place(self, target: Path) -> None:
-        save = self.settings.save
-        where = f"save.save_path={save.save_path}"
-        if target.is_dir():
-            if any(target.iterdir()) and not save.overwrite and not self._left_by_this_run(target):
-                raise UserError(f"{where}: not empty; name another folder, remove it, or set save.overwrite=true")
-        elif target.exists() and not (_is_file(target) and save.overwrite):
-            hint = " (save.overwrite=true replaces it)" if _is_file(target) else ""
-            raise UserError(f"{where}: a file of that name is in the way{hint}")
-
-    def _left_by_this_run(self, target: Path) -> bool:
-        """Whether an earlier start of this very run, which then did not end well, had finished the export `target`."""
-        return (target / MARK).is_file() and target.resolve().is_relative_to(Path(self.settings.paths.output_dir).resolve())
+        """Method → place. One method has `save.save_path` to itself, several have a folder each in it. A link to a folder means that folder."""
+        save, place = self.settings.save, Path(self.settings.save.save_path)
+        place = place.resolve() if place.is_symlink() and not _is_file(place) else place
+        return {method: place if len(save.methods) == 1 else place / method for method in save.methods}
 
     def _kept(self, trained: Trained, method: str, target: Path) -> Export | None:
-        """The export that is there already, from the same weights by the same settings."""
-        if not target.is_dir() or not self._left_by_this_run(target):
-            return None
-        mark = json.loads((target / MARK).read_text(encoding="utf-8"))
-        if mark["made_from"] != self._made_from(trained, method):
+        """The export that is there already, whole, from the same weights by the same settings."""
+        mark = read_mark(target) if left_by(self.settings, target) else None
+        if mark is None or mark["made_from"] != self._made_from(trained, method) or not _has(target, mark["export"]["files"]):
             return None
         log.info("saved: %s in %s, before", method, target)
         return Export(**mark["export"])
@@ -229,13 +214,26 @@ class ModelSaver:
         if saved:
             kept = f"the adapter is in {saved}"
         elif export.method != "lora" and not self.settings.full_finetuning:
-            adapter = Path(f"{self.settings.save.save_path.removesuffix('.gguf')}-adapter")
-            build_folder(adapter, lambda folder: write_adapter(trained, folder), replace=True)
+            adapter = self._beside(trained)
             kept = f"the adapter is in {adapter}"
         return (
             f"save.method={export.method}: the {kind} export is not the trained model: {'; '.join(failures)}. It was not kept; {kept}. "
             f"Try another format with task=export run={self.settings.paths.output_dir}, or take it as it is with save.verify=false"
         )
+
+    def _beside(self, trained: Trained) -> Path:
+        """The adapter, in a folder beside the place of an export that failed: the one an earlier failure of this run left, or a new one."""
+        first = Path(f"{self.settings.save.save_path.removesuffix('.gguf')}-adapter")
+        places = [first, *(first.with_name(f"{first.name}.{number}") for number in range(2, 1000))]
+        place = next(place for place in places if not place.exists() or left_by(self.settings, place))
+
+        def build(folder: Path) -> None:
+            write_adapter(trained, folder)
+            export = Export("lora", str(place), _sizes(folder))
+            mark = {"made_from": self._made_from(trained, "lora"), "export": asdict(export)}
+            (folder / MARK).write_text(json.dumps(mark, indent=2, ensure_ascii=False), encoding="utf-8")
+
+        return build_folder(place, build, replace=True)
 
 
 def is_write_error(error: Exception) -> bool:
@@ -258,10 +256,17 @@ def _publish_file(target: Path, build: Callable[[Path], None]) -> dict[str, int]
     """The GGUF file that `build` writes becomes `target`; what belongs to it gets its name, model.Modelfile and model.md. Returns their sizes."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
         build(Path(work))
-        names = {MODELFILE: f"{target.stem}.{MODELFILE}", CARD: f"{target.stem}.md", target.name: target.name}  # the file itself last
+        beside = gguf_companions(target)
+        names = {MODELFILE: beside[0].name, CARD: beside[1].name, target.name: target.name}  # the file itself last
         for name, new in names.items():
             Path(work, name).replace(target.with_name(new))
     return {new: target.with_name(new).stat().st_size for new in names.values()}
+
+
+def _has(folder: Path, files: Mapping[str, int]) -> bool:
+    """Whether every one of `files` is in `folder`, as long as it was."""
+    found = _sizes(folder)
+    return all(found.get(name) == size for name, size in files.items())
 
 
 def _sizes(folder: Path) -> dict[str, int]:

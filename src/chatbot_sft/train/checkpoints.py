@@ -148,9 +148,9 @@ def settle(origin: Origin, settings: Config) -> None:
     way: they are moved into a folder beside, `checkpoints.1` and so on.
     """
     folder = Path(settings.training.output_dir)
-    save = Path(settings.save.save_path)
+    save = Path(settings.save.save_path).absolute()
     exports = [*save.parent.glob(f".{save.name}.*"), *save.glob(".*.*")] if save.is_relative_to(settings.paths.output_dir) else []
-    for leftover in (folder / SAVING, folder / REMOVING, *exports):
+    for leftover in (folder / SAVING, folder / REMOVING, *filter(_of_killed_export, exports)):
         shutil.rmtree(leftover, ignore_errors=True)
     begin = origin.checkpoint if origin.checkpoint and origin.checkpoint.folder.parent.resolve() == folder.resolve() else None
     kept = [checkpoint.folder.name for checkpoint in all_in(folder) if begin and checkpoint.step <= begin.step]
@@ -164,6 +164,13 @@ def settle(origin: Origin, settings: Config) -> None:
         log.warning("resume: this run does not go on from %s; moved to %s", ", ".join(sorted(path.name for path in aside)), place)
     if origin.checkpoint:
         log.info("resume: from step %d, %s", origin.checkpoint.step, origin.checkpoint.folder)
+
+
+def _of_killed_export(path: Path) -> bool:
+    """Whether `path` is what `cache.build_folder` makes its folders in: named by `tempfile`, for its owner alone; or an empty one."""
+    if not path.is_dir() or path.is_symlink():
+        return False
+    return not any(path.iterdir()) or (re.fullmatch(r"[a-z0-9_]{8}", path.suffix[1:]) is not None and path.stat().st_mode & 0o077 == 0)
 
 
 # Identity
