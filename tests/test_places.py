@@ -1,4 +1,4 @@
-"""Where a run may write: `save.overwrite` replaces exports of ours and nothing else, and nothing is written over the base, the data or another run."""
+"""Where a run may write: `save.overwrite` replaces exports of ours and nothing else, and nothing is written over the base or the data."""
 
 from __future__ import annotations
 

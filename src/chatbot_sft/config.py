@@ -281,7 +281,7 @@ class Config:
         for section, key in ConfigLoader.PATH_KEYS:
             holder = getattr(built, section)
             if getattr(holder, key).startswith("~/"):  # inside of key=value no shell expands it
-                setattr(holder, key, os.path.expanduser(getattr(holder, key)))
+                setattr(holder, key, str(Path(getattr(holder, key)).expanduser()))
         check_values(built)
         return built
 

@@ -93,7 +93,7 @@ def _places(folder: Path, report: dict[str, Any]) -> Iterator[Path]:
         yield Path(saved)
     yield folder / "model"  # of a run that was moved, or killed before its report
     yield folder
-    newest = checkpoints.last_in(folder / "checkpoints") or checkpoints.last_in(folder)
+    newest = checkpoints.last_verified(folder / "checkpoints") or checkpoints.last_verified(folder)
     if newest:
         yield newest.folder
 

@@ -1,7 +1,8 @@
 """Checkpoints on disk: which are whole, what they were trained from, and how they appear and go in one step. Imports no torch.
 
 A checkpoint is transformers' `checkpoint-N` folder with `run.json` in it, written last: what decides the run's result (its identity), when the run
-began, what the trainer's own state leaves out, and the size of every file.
+began, what the trainer's own state leaves out, and the size and checksum of every file, itself included. Sizes are compared whenever a checkpoint is
+looked for, checksums before it is used: one flipped byte, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ RECORD = "run.json"
 SAVING, REMOVING = ".saving", ".removing"  # names that transformers' search for checkpoint-N passes by
 NAME = re.compile(r"checkpoint-(\d+)")
 PROBE = 1 << 20  # bytes read from each end of a weights file
+RECORD_KEYS: dict[str, type | tuple[type, ...]] = {
+    "step": int, "started": str, "seconds": (int, float), "finished": bool, "losses": dict, "layout": dict, "resumes": list, "identity": dict,
+    "files": dict,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Origin:
     checkpoint: Checkpoint | None = None
     resumes: list[dict[str, Any]] = field(default_factory=list)  # step, time, checkpoint, and the training.resume that asked for it
     identity: dict[str, Any] = field(default_factory=dict)
+    extended: bool = False  # the run at `checkpoint` had come to its end, and more steps are asked for now
 
     @property
     def seconds(self) -> float:
@@ -59,7 +65,7 @@ class Origin:
     @property
     def finished(self) -> bool:
         """Whether the training had come to its end; evaluation and saving may still be missing."""
-        return self.checkpoint is not None and self.checkpoint.record["finished"]
+        return self.checkpoint is not None and self.checkpoint.record["finished"] and not self.extended
 
 
 # Finding
@@ -79,15 +85,102 @@ def last_in(folder: Path) -> Checkpoint | None:
 def read(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder`; None where it is not whole."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return Checkpoint(folder, record) if record["files"] == _sizes(folder) else None
-    except (OSError, ValueError):
+        return _read(folder)
+    except Damaged:
         return None
+
+
+class Damaged(Exception):
+    """A checkpoint that is not as it was written; the message says what of it."""
+
+
+def _read(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, by its record and the sizes of its files.
+
+    Raises:
+        Damaged: it is not whole.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Damaged(f"{RECORD}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise Damaged(f"{RECORD} is no JSON") from None
+    if not isinstance(record, dict):
+        raise Damaged(f"{RECORD} is no object")
+    for key, kind in RECORD_KEYS.items():
+        if not isinstance(record.get(key), kind):
+            raise Damaged(f"{RECORD}: {key} is {'missing' if key not in record else 'damaged'}")
+    if "checksums" in record and record.get("checksum") != _own_checksum(record):  # earlier versions wrote none
+        raise Damaged(f"{RECORD} was changed after it was written")
+    try:
+        datetime.fromisoformat(record["started"])
+        found = _sizes(folder)
+    except (ValueError, OSError):
+        raise Damaged(f"{RECORD}: started is no time, or a file cannot be read") from None
+    for name in sorted(found.keys() | record["files"].keys()):
+        if name not in found:
+            raise Damaged(f"{name} is missing")
+        if name not in record["files"]:
+            raise Damaged(f"{name} was not written with it")
+        if found[name] != record["files"][name]:
+            raise Damaged(f"{name} has {found[name]:,} bytes in place of {record['files'][name]:,}")
+    return Checkpoint(folder, record)
+
+
+def verified(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, every byte of it read.
+
+    Raises:
+        Damaged: it is not as it was written.
+    """
+    found = _read(folder)
+    for name, checksum in found.record.get("checksums", {}).items():
+        try:
+            if _checksum(folder / name) != checksum:
+                raise Damaged(f"{name} is damaged (its checksum is another)")
+        except OSError as error:
+            raise Damaged(f"{name}: {error.strerror}") from None
+    return found
+
+
+def last_verified(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint in `folder` that is as it was written; each newer one is named with what is wrong with it."""
+    for path in sorted(_named(folder), key=_step, reverse=True):
+        try:
+            return verified(path)
+        except Damaged as error:
+            log.warning("checkpoints: %s is passed over: %s", path, error)
+    return None
 
 
 def _named(folder: Path) -> list[Path]:
     """Everything called checkpoint-N, whole or not."""
     return [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+
+
+def _step(path: Path) -> int:
+    return int(NAME.fullmatch(path.name)[1])
+
+
+def _checksum(file: Path) -> str:
+    """XXH3 of every byte. It finds accidents, not forgers, and is as fast as the file can be read."""
+    import xxhash
+
+    found = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(PROBE))
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            found.update(buffer[:size])
+    return found.hexdigest()
+
+
+def _own_checksum(record: Mapping[str, Any]) -> str:
+    """Of run.json's content but this."""
+    import xxhash
+
+    content = json.dumps({key: value for key, value in record.items() if key != "checksum"}, sort_keys=True)
+    return xxhash.xxh3_128(content.encode()).hexdigest()
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -97,7 +190,10 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def refuse_completed(settings: Config) -> None:
-    """Raises UserError where the run directory holds the report of a training that came to its end, unless `training.resume` is never."""
+    """Raises UserError where the run directory holds the report of a training that came to its end.
+
+    Unless `training.resume` is never, or more steps are asked for than it had.
+    """
     file = Path(settings.paths.output_dir, "report.json")
     if settings.task != "train" or settings.training.resume == "never" or not file.is_file():
         return
@@ -105,8 +201,11 @@ def refuse_completed(settings: Config) -> None:
         report = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return
-    if report.get("task") == "train" and report.get("status") == "completed":
-        raise UserError(f"{file.parent}: this run is already completed; name another run directory (hydra.run.dir=DIR)")
+    if isinstance(report, dict) and report.get("task") == "train" and report.get("status") == "completed":
+        last = last_in(Path(settings.training.output_dir))
+        if last and longer(last, settings):
+            return
+        raise UserError(f"{file.parent}: this run is already completed; name another run directory (hydra.run.dir=DIR), or raise training.max_steps to go on")
 
 
 def find_origin(settings: Config) -> Origin:
@@ -117,28 +216,63 @@ def find_origin(settings: Config) -> Origin:
     Raises:
         UserError: PATH holds no whole checkpoint.
     """
-    resume, own = settings.training.resume, last_in(Path(settings.training.output_dir))
+    resume = settings.training.resume
     if resume == "never":
         return Origin()
+    own = last_verified(Path(settings.training.output_dir))
     if resume == "auto":
         found = own
+        if found is None and _named(Path(settings.training.output_dir)):
+            log.warning("resume: no whole checkpoint is left in %s; the training begins anew", settings.training.output_dir)
     else:
-        found = _at(Path(resume).expanduser())
-        if found is None:
-            raise UserError(f"training.resume={resume}: no whole checkpoint there; name a checkpoint-N folder, or a run directory that has one")
-        if own and any(entry["asked"] == str(Path(resume).expanduser().resolve()) for entry in own.record["resumes"]):
-            found = own
+        asked = str(Path(resume).expanduser().resolve())
+        begun = own is not None and any(isinstance(entry, dict) and entry.get("asked") == asked for entry in own.record["resumes"])
+        found = own if begun else _at(Path(resume).expanduser(), f"training.resume={resume}")
     if found is None:
         return Origin()
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     entry = {"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked}
-    return Origin(datetime.fromisoformat(found.record["started"]), found, [*found.record["resumes"], entry])
+    origin = Origin(datetime.fromisoformat(found.record["started"]), found, [*found.record["resumes"], entry], extended=longer(found, settings))
+    if origin.extended:
+        training = settings.training
+        length = f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
+        log.warning(
+            "resume: the run had ended at step %d; it goes on to %s. The learning rate's schedule is a new one: %s over %s, from where it is at step %d",
+            found.step, length, training.lr_scheduler_type, length, found.step,
+        )  # fmt: skip
+    return origin
 
 
-def _at(place: Path) -> Checkpoint | None:
-    """`place` as a checkpoint, a folder of checkpoints, or a run directory."""
-    return read(place) or last_in(place) or last_in(place / "checkpoints")
+LENGTH = ("training.max_steps", "training.num_train_epochs")  # of the identity
+
+
+def longer(checkpoint: Checkpoint, settings: Config) -> bool:
+    """Whether `checkpoint` is the end of a run, and `settings` ask for more steps than that run was to have."""
+    steps, epochs = (checkpoint.record["identity"].get(key) for key in LENGTH)
+    training = settings.training
+    if not checkpoint.record["finished"]:
+        return False
+    if training.max_steps is not None:
+        return training.max_steps > (steps if steps is not None else checkpoint.step)
+    return steps is None and epochs is not None and training.num_train_epochs > epochs
+
+
+def _at(place: Path, where: str) -> Checkpoint:
+    """`place` as a checkpoint, or the last one of a folder of checkpoints or a run directory.
+
+    Raises:
+        UserError: none is there that is whole.
+    """
+    if NAME.fullmatch(place.name) or (place / RECORD).exists():
+        try:
+            return verified(place)
+        except Damaged as error:
+            raise UserError(f"{where}: that checkpoint cannot be gone on from: {error}; name the one before it") from None
+    found = last_verified(place) or last_verified(place / "checkpoints")
+    if found is None:
+        raise UserError(f"{where}: no whole checkpoint there; name a checkpoint-N folder, or a run directory that has one")
+    return found
 
 
 def settle(origin: Origin, settings: Config) -> None:
@@ -227,7 +361,7 @@ def weights_fingerprint(settings: Config) -> str:
             found.update(stream.read(PROBE))
             stream.seek(max(0, size - PROBE))
             found.update(stream.read(PROBE))
-    return f"{folder.name} {found.hexdigest()[:16]}"
+    return f"{folder.resolve().name} {found.hexdigest()[:16]}"
 
 
 def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
@@ -242,6 +376,7 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
         return
     before = origin.checkpoint.record["identity"]
     keys = [*now, *(key for key in before if whole and key not in now and key not in resolved("", "", ""))]
+    keys = [key for key in keys if not (origin.extended and key in LENGTH)]
     changed = [f"{key} {_shown(before, key)} → {_shown(now, key)}" for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise UserError(
@@ -259,7 +394,9 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 def publish(staged: Path, target: Path, record: Mapping[str, Any]) -> None:
     """Make the finished folder `staged` appear as `target` in one step, with its run.json, after all of it has reached the disk."""
-    (staged / RECORD).write_text(json.dumps({**record, "files": _sizes(staged)}, indent=1, ensure_ascii=False), encoding="utf-8")
+    files = _sizes(staged)
+    whole = json.loads(json.dumps({**record, "files": files, "checksums": {name: _checksum(staged / name) for name in files}}))
+    (staged / RECORD).write_text(json.dumps({**whole, "checksum": _own_checksum(whole)}, indent=1, ensure_ascii=False), encoding="utf-8")
     for path in [*staged.rglob("*"), staged]:
         _sync(path)
     staged.rename(target)
@@ -267,7 +404,7 @@ def publish(staged: Path, target: Path, record: Mapping[str, Any]) -> None:
 
 
 def record(origin: Origin, step: int, seconds: float, finished: bool, losses: Mapping[str, float], layout: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of run.json, but for the files' sizes."""
+    """The content of run.json, but for the files' sizes and checksums."""
     return {
         "step": step,
         "started": origin.started.isoformat(),

@@ -83,6 +83,29 @@ class Resumable:
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.origin.extended and isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR):
+            # What was loaded is the end of the old schedule, where the learning rate is often 0; the new schedule would set its own a step late.
+            scheduler = self.lr_scheduler
+            rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            scheduler._last_lr = rates
+
+    def _load_best_model(self) -> None:
+        """As transformers' own.
+
+        Raises:
+            UserError: the best checkpoint is not as it was written.
+        """
+        best = Path(self.state.best_model_checkpoint)
+        try:
+            checkpoints.verified(best)
+        except checkpoints.Damaged as error:
+            raise UserError(f"{best}, the best of this run: {error}; training.load_best_model_at_end=false ends with the last weights") from None
+        super()._load_best_model()
+
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self.grad_norm = super()._get_grad_norm(*args, **kwargs)
         return self.grad_norm
