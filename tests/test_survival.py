@@ -272,6 +272,39 @@ def test_what_does_not_decide_the_result_may_change_and_a_day_may_pass(forked, s
     assert [path.name for path in (tmp_path / "copy" / "checkpoints.1").iterdir()] == ["checkpoint-3"]
 
 
+def test_a_finished_run_goes_on_with_more_steps(forked, settings, tmp_path):
+    """Under a constant learning rate it ends as the longer run does; under another the schedule is the longer run's from there."""
+    shared = {"logging_steps": 1, "warmup_steps": 0, "save_steps": 2, "save_total_limit": 4}
+    whole, folder, falling = tmp_path / "whole", tmp_path / "longer", tmp_path / "falling"
+    assert forked.run(settings(whole, max_steps=8, lr_scheduler_type="constant", **shared)) == 0, log_of(whole)
+    for steps in (4, 8):
+        config = settings(folder, max_steps=steps, lr_scheduler_type="constant", **shared)
+        assert forked.run(config) == 0, log_of(folder)
+    assert_the_same_run(folder, whole)
+    assert report(folder)["training"]["resumed_from"] == 4
+    assert "resume: the run had ended at step 4; it goes on to 8 steps. The learning rate's schedule is a new one: constant over" in log_of(folder)
+    assert forked.run(config) == 2  # it is complete again
+    for steps in (4, 8):
+        assert forked.run(settings(falling, max_steps=steps, **shared)) == 0, log_of(falling)
+    state = json.loads((falling / "checkpoints" / "checkpoint-8" / "trainer_state.json").read_text())
+    rates = {entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry}
+    assert [rates[step] for step in (1, 2, 3, 4)] == pytest.approx([1e-2 * (4 - taken) / 4 for taken in range(4)])
+    assert [rates[step] for step in (5, 6, 7, 8)] == pytest.approx([1e-2 * (8 - taken) / 8 for taken in range(4, 8)])
+
+
+def test_a_flipped_byte_is_found_and_the_run_ends_as_if_it_never_was(forked, settings, whole, tmp_path):
+    folder = tmp_path / "flipped"
+    config = settings(folder, save_total_limit=2)
+    assert forked.kill_when((folder / "checkpoints" / "checkpoint-6").exists, config) == -signal.SIGKILL
+    last = checkpoints.last_in(folder / "checkpoints").folder
+    content = bytearray((last / "adapter_model.safetensors").read_bytes())
+    content[-1000] ^= 1
+    (last / "adapter_model.safetensors").write_bytes(content)
+    assert forked.run(config) == 0, log_of(folder)
+    assert f"{last.name} is passed over: adapter_model.safetensors is damaged (its checksum is another)" in log_of(folder)
+    assert_the_same_run(folder, whole)
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(forked, settings, tmp_path, small_disk):
     small = small_disk("6m")
     folder = tmp_path / "run"

@@ -22,6 +22,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.export import CONFIG, earlier_saver
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, memory
+from chatbot_sft.model.base import description, located
 from chatbot_sft.model.loader import count_parameters, weights_dtype
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import data_summary
@@ -46,6 +47,7 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
         UserError: something the user can mend. Every other exception passes through; KeyboardInterrupt too.
         Preempted: SIGTERM or SIGUSR1, exit code 143.
     """
+    config = located(config)
     settings = Config.from_mapping(config)
     folder = Path(settings.paths.output_dir)
     first = distributed.is_first()
@@ -130,6 +132,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     trainable, total = count_parameters(model)
     report["model"] = {
         "name": settings.model.name,
+        "base": description(settings, Path(settings.paths.output_dir)),
         "engine": model_loader.engine.NAME,
         "parameters": total,
         "trainable_parameters": trainable,

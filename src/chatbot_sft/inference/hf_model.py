@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from chatbot_sft.data.template import strftime_now
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference import room_for_answer
 from chatbot_sft.model import embedded
+from chatbot_sft.model.base import moved
 from chatbot_sft.model.generate import as_text
 from chatbot_sft.model.hub import allow_network, is_local, readable_errors
 from chatbot_sft.model.quantization import nf4
@@ -67,14 +69,15 @@ class HFModel:
         gpu = torch.cuda.is_available()
         given = {"revision": revision, "trust_remote_code": False}
         how: dict[str, Any] = {"dtype": "auto", "device_map": "auto"} if gpu else {"dtype": torch.float32}
-        with _readable_errors(source, weights):
+        with _readable_errors(source, weights), contextlib.ExitStack() as stack:
             config = AutoConfig.from_pretrained(_place(weights), **given)
+            place = stack.enter_context(_pointing(Path(folder).expanduser(), weights)) if base and adapter else _place(source)
             if getattr(config, "quantization_config", None) is not None:
                 how["dtype"] = "auto"
             elif four_bit:
                 how["quantization_config"] = nf4(torch.bfloat16 if gpu else torch.float32)
-            model = Auto.from_pretrained(_place(source), **how, **given)
-            tokenizer = AutoTokenizer.from_pretrained(_place(source), **given)
+            model = Auto.from_pretrained(place, **how, **given)
+            tokenizer = AutoTokenizer.from_pretrained(place, **given)
         if not tokenizer.chat_template:
             raise UserError(f"{source}: its tokenizer has no chat template, so it cannot chat; name an instruct model")
         return cls(model, tokenizer, source)
@@ -161,11 +164,29 @@ def adapter_base(folder: Path) -> tuple[str | None, str | None]:
         return None, None
     config = json.loads(file.read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
-    if Path(base).parent == cache_dir() / "models" and not Path(base).is_dir():
+    if Path(base).parent in (cache_dir() / "models", (cache_dir() / "models").resolve()) and not Path(base).is_dir():
         embedded.folder()  # the cache was cleared
     if is_local(base) and not Path(base).expanduser().is_dir():
+        now = moved(folder)
+        if now:
+            return now, None
         raise UserError(f"{folder}: the model it was trained on is not at {base} any more; correct base_model_name_or_path in its {ADAPTER_CONFIG}")
     return base, config.get("revision")
+
+
+@contextlib.contextmanager
+def _pointing(adapter: Path, base: str) -> Iterator[str]:
+    """The folder `adapter`; where its base has moved, one that names `base`, where that is now, and has links to the rest."""
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if config["base_model_name_or_path"] == base:
+        yield str(adapter)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        for path in adapter.iterdir():
+            if path.name != ADAPTER_CONFIG:
+                Path(place, path.name).symlink_to(path.resolve())
+        Path(place, ADAPTER_CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8")
+        yield place
 
 
 def _place(name: str) -> str:

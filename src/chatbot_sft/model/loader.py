@@ -87,7 +87,7 @@ class ModelLoader:
         if self.engine is None:
             self.source = embedded.resolve(self.settings.model.name)
             if is_local(self.source):
-                self.source = str(Path(self.source).expanduser())
+                self.source = str(Path(self.source).expanduser().resolve())  # it is written into adapter_config.json
             allow_network(not is_local(self.source))
             self.engine, choice = load_engine(self.settings.model.engine)
             log.info("engine: %s (%s)", choice.name, choice.reason)

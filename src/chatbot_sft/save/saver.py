@@ -15,6 +15,7 @@ from chatbot_sft.cache import build_folder
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
+from chatbot_sft.model.base import description
 from chatbot_sft.places import MARK, check_export, gguf_companions, left_by, read_mark
 from chatbot_sft.save import hub_push
 from chatbot_sft.save.adapter import write_adapter
@@ -162,7 +163,7 @@ class ModelSaver:
                 self._verify(trained, export, folder)
             write_card(trained, export, folder)
             export.files = _sizes(folder)
-            mark = {"made_from": self._made_from(trained, method), "export": asdict(export)}
+            mark = {"made_from": self._made_from(trained, method), "base": description(self.settings, target), "export": asdict(export)}
             (folder / MARK).write_text(json.dumps(mark, indent=2, ensure_ascii=False), encoding="utf-8")
 
         try:
@@ -230,7 +231,7 @@ class ModelSaver:
         def build(folder: Path) -> None:
             write_adapter(trained, folder)
             export = Export("lora", str(place), _sizes(folder))
-            mark = {"made_from": self._made_from(trained, "lora"), "export": asdict(export)}
+            mark = {"made_from": self._made_from(trained, "lora"), "base": description(self.settings, place), "export": asdict(export)}
             (folder / MARK).write_text(json.dumps(mark, indent=2, ensure_ascii=False), encoding="utf-8")
 
         return build_folder(place, build, replace=True)

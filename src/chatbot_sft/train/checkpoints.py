@@ -7,7 +7,6 @@ looked for, checksums before it is used: one flipped byte, and the one before it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,15 +20,14 @@ from typing import Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.model import embedded
-from chatbot_sft.model.hub import is_local, tokenizer_folder
+from chatbot_sft.model.base import weights_fingerprint
 
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"
 SAVING, REMOVING = ".saving", ".removing"  # names that transformers' search for checkpoint-N passes by
 NAME = re.compile(r"checkpoint-(\d+)")
-PROBE = 1 << 20  # bytes read from each end of a weights file
+CHUNK = 1 << 20  # bytes read at a time
 RECORD_KEYS: dict[str, type | tuple[type, ...]] = {
     "step": int, "started": str, "seconds": (int, float), "finished": bool, "losses": dict, "layout": dict, "resumes": list, "identity": dict,
     "files": dict,
@@ -168,7 +166,7 @@ def _checksum(file: Path) -> str:
     import xxhash
 
     found = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(PROBE))
+    buffer = memoryview(bytearray(CHUNK))
     with file.open("rb", buffering=0) as stream:
         while size := stream.readinto(buffer):
             found.update(buffer[:size])
@@ -345,23 +343,6 @@ def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> d
 def resolved(engine: str, dtype: str, optim: str) -> dict[str, Any]:
     """The part of the identity that depends on the machine."""
     return {"model.engine": engine, "model.dtype": dtype, "training.optim": optim}
-
-
-def weights_fingerprint(settings: Config) -> str:
-    """A hub model's id and commit; for a folder a hash of config.json and of the size and both ends of every weights file, wherever it lies."""
-    source = embedded.resolve(settings.model.name)
-    if not is_local(source):
-        return f"{source}@{tokenizer_folder(source, settings.model.revision).name}"
-    folder = Path(source).expanduser()
-    found = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = file.stat().st_size
-        found.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            found.update(stream.read(PROBE))
-            stream.seek(max(0, size - PROBE))
-            found.update(stream.read(PROBE))
-    return f"{folder.resolve().name} {found.hexdigest()[:16]}"
 
 
 def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:

@@ -1,0 +1,84 @@
+"""The model that a run is trained on: where it is, whether it is still the same one, and where it went with the run when both were moved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from chatbot_sft.config import Config
+from chatbot_sft.model import embedded
+from chatbot_sft.model.hub import is_local, tokenizer_folder
+from chatbot_sft.places import read_mark
+
+PROBE = 1 << 20  # bytes read from each end of a weights file
+ABOVE = 3  # folders above an export or a checkpoint in which its run directory is looked for
+
+
+def located(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`config` with the folder that model.name leads to from here, written out: what stands in a run's files has to be found from anywhere."""
+    model = dict(config.get("model") or {})
+    name = model.get("name")
+    if not isinstance(name, str) or name == embedded.NAME or not Path(name).expanduser().is_dir():
+        return config
+    return {**config, "model": {**model, "name": str(Path(name).expanduser().resolve())}}
+
+
+def weights_fingerprint(settings: Config) -> str:
+    """A hub model's id and commit; for a folder its name and a hash of config.json and of the size and both ends of every weights file."""
+    source = embedded.resolve(settings.model.name)
+    if not is_local(source):
+        return f"{source}@{tokenizer_folder(source, settings.model.revision).name}"
+    folder = Path(source).expanduser().resolve()
+    return f"{folder.name} {_content(folder)}"
+
+
+def _content(folder: Path) -> str:
+    found = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            found.update(stream.read(PROBE))
+            stream.seek(max(0, size - PROBE))
+            found.update(stream.read(PROBE))
+    return found.hexdigest()[:16]
+
+
+def description(settings: Config, beside: Path) -> dict[str, Any]:
+    """What export.json and report.json say of the base: its name, and of a folder the way to it from `beside`, and what it held."""
+    name = settings.model.name
+    if name == embedded.NAME or not is_local(name):
+        return {"name": name}
+    folder = Path(name).expanduser().resolve()
+    return {"name": name, "relative": os.path.relpath(folder, beside.resolve()), "content": _content(folder)}
+
+
+def moved(beside: Path) -> str | None:
+    """The base of the export, checkpoint or run in the folder `beside`, where it is now; None where it did not move along."""
+    for place, base in _descriptions(beside):
+        if base.get("name") == embedded.NAME:
+            return str(embedded.folder())
+        if isinstance(base.get("relative"), str):
+            folder = (place / base["relative"]).resolve()
+            if (folder / "config.json").is_file() and _content(folder) == base.get("content"):
+                return str(folder)
+    return None
+
+
+def _descriptions(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(place, what is said there of the base) in `folder` itself, and in the run directory that it is in."""
+    folder = folder.resolve()
+    mark = read_mark(folder) or {}
+    if isinstance(mark.get("base"), dict):
+        yield folder, mark["base"]
+    for place in (folder, *list(folder.parents)[:ABOVE]):
+        try:
+            report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(report, dict) and isinstance(report.get("model"), dict) and isinstance(report["model"].get("base"), dict):
+            yield place, report["model"]["base"]
