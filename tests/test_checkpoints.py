@@ -15,7 +15,15 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.train import checkpoints
 
-FILES = ("adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin")
+FILES = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "training_args.bin",
+)
 
 
 def planted(folder: Path, step: int, finished: bool = False, identity: dict | None = None) -> Path:
@@ -103,7 +111,9 @@ DAMAGE = {
     "a flipped byte in training_args.bin": (flipped("training_args.bin"), "training_args.bin is damaged"),
     "trainer_state.json is a list": (written("trainer_state.json", b'[{"global_step": 4, "log_history": [] }]'), "trainer_state.json has"),
     "trainer_state.json is as long, and lacks a key": (
-        lambda folder: (folder / "trainer_state.json").write_bytes((folder / "trainer_state.json").read_bytes().replace(b"global_step", b"global_stop")),
+        lambda folder: (folder / "trainer_state.json").write_bytes(
+            (folder / "trainer_state.json").read_bytes().replace(b"global_step", b"global_stop")
+        ),
         "trainer_state.json is damaged",
     ),
     "trainer_state.json is empty": (written("trainer_state.json", b""), "trainer_state.json has 0 bytes in place of"),
@@ -150,7 +160,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(case, tmp_path, caplog)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"checkpoints: {last} is passed over: {expected}")
     assert "\n" not in line
-    with pytest.raises(UserError, match="training.resume=.*: that checkpoint cannot be gone on from: .*; name the one before it"):
+    with pytest.raises(UserError, match=r"training.resume=.*: that checkpoint cannot be gone on from: .*; name the one before it"):
         checkpoints.find_origin(from_config(tmp_path / "new", resume=str(last)))
     checkpoints.settle(origin, from_config(tmp_path))
     assert [path.name for path in (tmp_path / "checkpoints.1").iterdir()] == ["checkpoint-4"]  # kept, out of the way
@@ -200,7 +210,7 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(before, now, expec
     (tmp_path / "report.json").write_text(json.dumps({"task": "train", "status": "completed"}))
     settings = from_config(tmp_path, **now)
     if not expected:
-        with pytest.raises(UserError, match="already completed; .* or raise training.max_steps to go on"):
+        with pytest.raises(UserError, match=r"already completed; .* or raise training.max_steps to go on"):
             checkpoints.refuse_completed(settings)
         return
     checkpoints.refuse_completed(settings)
@@ -212,7 +222,7 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(before, now, expec
     assert "schedule is a new one: linear over " in line
     length = {"training.max_steps": settings.training.max_steps, "training.num_train_epochs": settings.training.num_train_epochs}
     checkpoints.refuse_changes(origin, {**length, "lora.r": 16}, whole=True)
-    with pytest.raises(UserError, match="was trained with other settings: lora.r 16 → 8"):
+    with pytest.raises(UserError, match=r"was trained with other settings: lora.r 16 → 8"):
         checkpoints.refuse_changes(origin, {**length, "lora.r": 8}, whole=True)
 
 
@@ -221,7 +231,7 @@ def test_more_steps_do_not_make_an_interrupted_run_another_one(tmp_path):
     planted(tmp_path / "checkpoints", 4, identity={"training.max_steps": 30})
     origin = checkpoints.find_origin(from_config(tmp_path, max_steps=60))
     assert not origin.extended
-    with pytest.raises(UserError, match="training.max_steps 30 → 60"):
+    with pytest.raises(UserError, match=r"training.max_steps 30 → 60"):
         checkpoints.refuse_changes(origin, {"training.max_steps": 60}, whole=True)
 
 

@@ -16,8 +16,8 @@ from chatbot_sft.export import Earlier, earlier_saver
 from chatbot_sft.model.base import description, located, moved
 
 REPORT = {
-    "task": "train", "status": "completed", "model": {"name": "m"}, "dataset": {}, "training": {"weights_of_step": 4}, "memory": {}, "evaluations": [],
-    "samples": [], "save": {"exports": []},
+    "task": "train", "status": "completed", "model": {"name": "m"}, "dataset": {}, "training": {"weights_of_step": 4}, "memory": {},
+    "evaluations": [], "samples": [], "save": {"exports": []},
 }  # fmt: skip
 EVIDENCE = {"rows": [], "prompts": [], "longest_answer": 1, "ends": [2], "system_prompt": None, "date": "2026-01-02"}
 
@@ -33,7 +33,9 @@ def base(folder: Path, content: str = "{}") -> Path:
 def run(tmp_path):
     """A run directory as a completed training left it, and its base beside it."""
     folder = tmp_path / "project" / "run"
-    config = Config.from_mapping({"model": {"name": str(base(tmp_path / "project" / "base"))}, "training": {"output_dir": str(folder / "checkpoints")}})
+    config = Config.from_mapping(
+        {"model": {"name": str(base(tmp_path / "project" / "base"))}, "training": {"output_dir": str(folder / "checkpoints")}}
+    )
     planted(folder / "checkpoints", 4, finished=True, identity={"lora.r": 16, "lora.lora_alpha": 16, "seed": 1})
     write_json(folder / "report.json", {**REPORT, "model": {"name": config.model.name, "base": description(config, folder)}})
     write_json(folder / "config.yaml", config.to_dict())
@@ -66,7 +68,10 @@ BAD = {
         "a list": ("[1, 2]", "its config.yaml is damaged: there is no model in it"),
         "text": ("hello", "its config.yaml"),
         "Latin-1": ("model: \udce9", "its config.yaml cannot be read"),
-        "another rank": ("{model: {name: /base}, lora: {r: 8}, training: {output_dir: x}}", r"its config.yaml was edited: lora.r 16 → 8; set it back"),
+        "another rank": (
+            "{model: {name: /base}, lora: {r: 8}, training: {output_dir: x}}",
+            r"its config.yaml was edited: lora.r 16 → 8; set it back",
+        ),
         "an unknown key": ("{model: {name: /base}, lora: {rank: 8}, training: {output_dir: x}}", "lora.rank: no such key"),
     },
     "evidence.json": {
@@ -108,7 +113,12 @@ def test_a_damaged_checkpoint_is_not_exported(run, caplog):
 
 
 def exporting(run: Path, folder: Path) -> dict:
-    return {"task": "export", "run": str(run), "save": {"method": "lora", "save_path": str(folder / "out")}, "paths": {"output_dir": str(folder / "export")}}
+    return {
+        "task": "export",
+        "run": str(run),
+        "save": {"method": "lora", "save_path": str(folder / "out")},
+        "paths": {"output_dir": str(folder / "export")},
+    }
 
 
 def test_a_base_that_is_gone_is_named(run, tmp_path):
@@ -128,7 +138,9 @@ def test_a_base_that_moved_with_its_run_is_found_and_another_one_is_not(run, tmp
     assert moved(project / "run") is None
 
 
-@pytest.mark.parametrize("report", ["", "[]", '{"model": []}', '{"model": {"base": {"relative": 5}}}', '{"model": {"base": {"relative": "../base"}}}'])
+@pytest.mark.parametrize(
+    "report", ["", "[]", '{"model": []}', '{"model": {"base": {"relative": 5}}}', '{"model": {"base": {"relative": "../base"}}}']
+)
 def test_a_damaged_hint_is_none(report, run):
     (run / "report.json").write_text(report)
     assert moved(run) is None
@@ -143,7 +155,9 @@ def test_a_model_folder_is_written_out(name, tmp_path, monkeypatch):
     assert located({"model": {"name": name, "dtype": "float32"}}) == {"model": {"name": str(place), "dtype": "float32"}}
 
 
-@pytest.mark.parametrize("config", [{}, {"model": None}, {"model": {}}, {"model": {"name": "org/model"}}, {"model": {"name": "smollm2"}}, {"model": {"name": "/no"}}])
+@pytest.mark.parametrize(
+    "config", [{}, {"model": None}, {"model": {}}, {"model": {"name": "org/model"}}, {"model": {"name": "smollm2"}}, {"model": {"name": "/no"}}]
+)
 def test_what_is_no_folder_stays_as_it_is(config):
     assert located(config) == config
 
@@ -153,7 +167,9 @@ def test_a_relative_model_is_found_from_anywhere_and_moves_with_its_run(launch, 
     project = tmp_path / "project"
     shutil.copytree(tiny_llama, project / "models" / "base")
     data = shutil.copy(tiny[4].partition("=")[2], project / "chats.json")
-    process = launch(*tiny, "model.name=models/base", "dataset.data_path=chats.json", "save=lora", "save.verify=true", "hydra.run.dir=run", cwd=project)
+    process = launch(
+        *tiny, "model.name=models/base", "dataset.data_path=chats.json", "save=lora", "save.verify=true", "hydra.run.dir=run", cwd=project
+    )
     assert process.returncode == 0, process.stderr
     for file in (project / "run" / "model" / "adapter_config.json", project / "run" / "checkpoints" / "checkpoint-2" / "adapter_config.json"):
         assert json.loads(file.read_text())["base_model_name_or_path"] == str(project / "models" / "base")

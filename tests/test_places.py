@@ -115,7 +115,7 @@ def test_overwrite_replaces_nothing_that_is_no_export(path, expected, method, pr
     if method != "lora" and "mine.txt" in path:
         return  # several exports have folders in it, which a file does not
     with pytest.raises(UserError, match=rf"save\.save_path=.*: .*{expected}"):
-        for target in saver._targets().values():
+        for target in places.targets(saver.settings).values():
             check_export(saver.settings, target)
     assert everything(project) == before
 

@@ -17,6 +17,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import ModelLoader
 from chatbot_sft.model.base import moved
+from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import Evidence
@@ -157,6 +158,7 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
     earlier = Earlier.find(Path(config["run"]).expanduser())
     kept = {name: part for name, part in earlier.config.items() if name not in OF_EXPORT}
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
+    now["model"] = {**now["model"], "adapter": None}  # what it went on from is in what it became
     settings = Config.from_mapping(now)
     saver = locate("save", settings.save._target_, ModelSaver)
     if is_local(settings.model.name) and not Path(settings.model.name).is_dir():
@@ -170,10 +172,6 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
     base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
     model, tokenizer = locate("model", settings.model._target_, ModelLoader)(base).load_and_configure()
     if not settings.full_finetuning:
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        loaded = set_peft_model_state_dict(model, load_peft_weights(str(earlier.weights), device="cpu"))
-        if loaded.unexpected_keys:
-            raise UserError(f"run={config['run']}: {earlier.weights} is not an adapter of this model: it has {loaded.unexpected_keys[0]}")
+        load_weights(model, earlier.weights, f"run={config['run']}")
     log.info("weights: %s", earlier.weights)
     return saver(now, model, tokenizer, earlier.evidence, report)

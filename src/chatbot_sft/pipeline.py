@@ -23,6 +23,7 @@ from chatbot_sft.export import CONFIG, earlier_saver
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, memory
 from chatbot_sft.model.base import description, located
+from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.loader import count_parameters, weights_dtype
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import data_summary
@@ -106,6 +107,8 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     What `training.report_to` opens is closed, with the report, when `loggers` is.
     """
     # Everything that can be refused without importing a model library is refused first.
+    config = adopt(config)
+    settings = Config.from_mapping(config)
     dataset_loader = locate("dataset", settings.dataset._target_, DatasetLoader)(config)
     model_loader = locate("model", settings.model._target_, ModelLoader)(config)
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
@@ -133,6 +136,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     report["model"] = {
         "name": settings.model.name,
         "base": description(settings, Path(settings.paths.output_dir)),
+        "adapter": settings.model.adapter,
         "engine": model_loader.engine.NAME,
         "parameters": total,
         "trainable_parameters": trainable,

@@ -49,6 +49,13 @@ def check_run(settings: Config) -> None:
         raise UserError(f"{where}: {foreign[0].name} there is not of this program (no run.json in it); name another folder, or move it away")
 
 
+def targets(settings: Config) -> dict[str, Path]:
+    """Method → place. One method has `save.save_path` to itself, several have a folder each in it. A link to a folder means that folder."""
+    save, place = settings.save, Path(settings.save.save_path)
+    place = place.resolve() if place.is_symlink() and place.suffix != ".gguf" else place
+    return {method: place if len(save.methods) == 1 else place / method for method in save.methods}
+
+
 def check_export(settings: Config, target: Path) -> None:
     """Is `target`, an export's folder or .gguf file, a place that may be written, and with `save.overwrite` replaced?
 
@@ -162,6 +169,8 @@ def _read(settings: Config) -> Iterator[tuple[str, Path]]:
     name = settings.model.name
     if is_local(name):
         yield f"model.name={name}", Path(name).expanduser().resolve()
+    if settings.model.adapter:
+        yield f"model.adapter={settings.model.adapter}", Path(settings.model.adapter).expanduser().resolve()
     dataset = settings.dataset
     for path in (dataset.eval_data_path, *(source.data_path for source in dataset.mixture)):
         if path and not is_hub_id(path):

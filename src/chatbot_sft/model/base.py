@@ -28,15 +28,16 @@ def located(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def weights_fingerprint(settings: Config) -> str:
-    """A hub model's id and commit; for a folder its name and a hash of config.json and of the size and both ends of every weights file."""
+    """A hub model's id and commit; for a folder its name and `content`."""
     source = embedded.resolve(settings.model.name)
     if not is_local(source):
         return f"{source}@{tokenizer_folder(source, settings.model.revision).name}"
     folder = Path(source).expanduser().resolve()
-    return f"{folder.name} {_content(folder)}"
+    return f"{folder.name} {content(folder)}"
 
 
-def _content(folder: Path) -> str:
+def content(folder: Path) -> str:
+    """A hash of config.json and of the size and both ends of every weights file."""
     found = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = file.stat().st_size
@@ -54,7 +55,7 @@ def description(settings: Config, beside: Path) -> dict[str, Any]:
     if name == embedded.NAME or not is_local(name):
         return {"name": name}
     folder = Path(name).expanduser().resolve()
-    return {"name": name, "relative": os.path.relpath(folder, beside.resolve()), "content": _content(folder)}
+    return {"name": name, "relative": os.path.relpath(folder, beside.resolve()), "content": content(folder)}
 
 
 def moved(beside: Path) -> str | None:
@@ -64,9 +65,14 @@ def moved(beside: Path) -> str | None:
             return str(embedded.folder())
         if isinstance(base.get("relative"), str):
             folder = (place / base["relative"]).resolve()
-            if (folder / "config.json").is_file() and _content(folder) == base.get("content"):
+            if (folder / "config.json").is_file() and content(folder) == base.get("content"):
                 return str(folder)
     return None
+
+
+def known_base(beside: Path) -> dict[str, Any]:
+    """What is said of the base of the export, checkpoint or run in the folder `beside`; {} where nothing is."""
+    return next((base for _, base in _descriptions(beside)), {})
 
 
 def _descriptions(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import embedded, hardware, memory
+from chatbot_sft.model.earlier import adopt, load_weights
 from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.hub import allow_network, is_local, readable_errors, tokenizer_folder
 from chatbot_sft.model.tokens import add_tokens, extend_embeddings
@@ -31,8 +32,8 @@ class ModelLoader:
     """
 
     def __init__(self, config: Mapping[str, Any] | Config) -> None:
-        self.config = config
-        self.settings = Config.from_mapping(config)
+        self.config = adopt(config)
+        self.settings = Config.from_mapping(self.config)
         self.engine: Engine | None = None
         self.source = ""
 
@@ -53,7 +54,11 @@ class ModelLoader:
         if not folder.is_dir():
             raise UserError(f"model.name={model.name}: no such folder")
         if not (folder / "config.json").is_file():
-            hint = "; this is a LoRA adapter, name its base model" if (folder / "adapter_config.json").is_file() else ""
+            hint = (
+                "; this is a LoRA adapter, name its base model, and this with model.adapter to go on from it"
+                if (folder / "adapter_config.json").is_file()
+                else ""
+            )
             raise UserError(f"model.name={model.name}: no config.json in it, so it is not a Hugging Face model folder{hint}")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise UserError(f"model.name={model.name}: no weights in it (*.safetensors)")
@@ -73,8 +78,13 @@ class ModelLoader:
             new = self.settings.model.new_tokens
             extra = {"new_token_ids": extend_embeddings(model, tokenizer, new)} if new else {}
             model = locate("lora", self.settings.lora._target_)(model, self.settings, engine, **extra)
+            if self.settings.model.adapter:
+                load_weights(model, Path(self.settings.model.adapter), f"model.adapter={self.settings.model.adapter}")
         model.config.pad_token_id = tokenizer.pad_token_id
         trainable, total = count_parameters(model)
+        if self.settings.model.adapter:
+            lora = self.settings.lora
+            log.info("adapter: goes on from %s, which decides lora.* (r=%d, alpha=%d)", self.settings.model.adapter, lora.r, lora.lora_alpha)
         log.info(
             "model: %s, %.0fM parameters, %.2fM trained (%.2f%%), %s",
             self.settings.model.name, total / 1e6, trainable / 1e6, 100 * trainable / total,

@@ -46,6 +46,8 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
     if model:
         trained = f"{model['trainable_parameters'] / 1e6:,.2f}M trained ({100 * model['trainable_parameters'] / model['parameters']:.2f}%)"
         rows.append(("model", f"{model['name']}, {model['parameters'] / 1e6:,.0f}M parameters, {trained}, {model['dtype']}"))
+        if model.get("adapter"):
+            rows.append(("goes on from", model["adapter"]))
         rows.append(("engine", model["engine"]))
     if data.get("tokens"):
         split = f"{data['rows_used']:,} trained, {data['rows_held_out']:,} held out"

@@ -16,7 +16,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.base import description
-from chatbot_sft.places import MARK, check_export, gguf_companions, left_by, read_mark
+from chatbot_sft.places import MARK, check_export, gguf_companions, left_by, read_mark, targets
 from chatbot_sft.save import hub_push
 from chatbot_sft.save.adapter import write_adapter
 from chatbot_sft.save.card import CARD, write_card
@@ -95,7 +95,7 @@ class ModelSaver:
             UserError: a place that is taken, a format that this model or this machine does not allow, a hub that would not take it.
         """
         save = self.settings.save
-        for target in self._targets().values():
+        for target in targets(self.settings).values():
             check_export(self.settings, target)
         if "gguf" in save.methods:
             check_gguf(self.settings)
@@ -116,7 +116,7 @@ class ModelSaver:
         self.check()
         save, result = self.settings.save, self.result
         trained = Trained(self.settings, self.model, self.tokenizer, self.evidence, self.report)
-        for method, target in self._targets().items():
+        for method, target in targets(self.settings).items():
             result.exports.append(self._kept(trained, method, target) or self._export(trained, method, target))
         if result.exports:
             result.path = save.save_path
@@ -127,12 +127,6 @@ class ModelSaver:
             result.pushed = hub_push.push(Path(save.save_path), self.settings)
             log.info("pushed: %s", result.pushed)
         return result
-
-    def _targets(self) -> dict[str, Path]:
-        """Method → place. One method has `save.save_path` to itself, several have a folder each in it. A link to a folder means that folder."""
-        save, place = self.settings.save, Path(self.settings.save.save_path)
-        place = place.resolve() if place.is_symlink() and not _is_file(place) else place
-        return {method: place if len(save.methods) == 1 else place / method for method in save.methods}
 
     def _kept(self, trained: Trained, method: str, target: Path) -> Export | None:
         """The export that is there already, whole, from the same weights by the same settings."""

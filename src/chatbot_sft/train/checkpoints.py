@@ -21,6 +21,7 @@ from typing import Any
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import weights_fingerprint
+from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +204,9 @@ def refuse_completed(settings: Config) -> None:
         last = last_in(Path(settings.training.output_dir))
         if last and longer(last, settings):
             return
-        raise UserError(f"{file.parent}: this run is already completed; name another run directory (hydra.run.dir=DIR), or raise training.max_steps to go on")
+        raise UserError(
+            f"{file.parent}: this run is already completed; name another run directory (hydra.run.dir=DIR), or raise training.max_steps to go on"
+        )
 
 
 def find_origin(settings: Config) -> Origin:
@@ -236,7 +239,7 @@ def find_origin(settings: Config) -> Origin:
         training = settings.training
         length = f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
         log.warning(
-            "resume: the run had ended at step %d; it goes on to %s. The learning rate's schedule is a new one: %s over %s, from where it is at step %d",
+            "resume: the run had ended at step %d; it goes on to %s. The learning rate's schedule is a new one: %s over %s, from step %d on",
             found.step, length, training.lr_scheduler_type, length, found.step,
         )  # fmt: skip
     return origin
@@ -307,7 +310,14 @@ def _of_killed_export(path: Path) -> bool:
 
 # Identity
 
-MODEL_ASIDE = {"name", "token", "trust_remote_code", "engine", "dtype"}  # name: see weights_fingerprint; engine and dtype as they turned out
+MODEL_ASIDE = {
+    "name",
+    "adapter",
+    "token",
+    "trust_remote_code",
+    "engine",
+    "dtype",
+}  # name: see weights_fingerprint; engine and dtype as they turned out
 LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
 TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
     "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
@@ -333,6 +343,8 @@ def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> d
         "dataset.shuffle": settings.dataset.shuffle,
         "effective batch size": settings.effective_batch_size * int(os.environ.get("WORLD_SIZE", "1")),
     }
+    if settings.model.adapter:
+        values["model.adapter (weights)"] = adapter_fingerprint(settings)
     for name, aside in (("model", MODEL_ASIDE), ("lora", LORA_ASIDE), ("training", TRAINING_ASIDE)):
         for key, value in sorted(sections[name].items()):
             if key not in aside and not (key in passed and REPORTING.match(key)):

@@ -12,8 +12,10 @@ from chatbot_sft import preemption
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import THIRD_PARTY, quiet
+from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.generate import as_text, greedy_answer
+from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.report.run_report import versions
 from chatbot_sft.save.evidence import gather
@@ -48,8 +50,8 @@ class SFTTrainerWrapper:
         for name, rows in (("dataset", dataset), ("eval_dataset", eval_dataset)):
             if rows is not None and not {"input_ids", "labels"} <= set(rows.column_names):
                 raise UserError(f"{name} has no input_ids and labels; make it with DatasetLoader(config, tokenizer).prepare_dataset()")
-        self.config = config
-        self.settings = Config.from_mapping(config)
+        self.config = adopt(config)
+        self.settings = Config.from_mapping(self.config)
         self.model = model
         self.tokenizer = tokenizer
         self.dataset = dataset
@@ -69,8 +71,11 @@ class SFTTrainerWrapper:
         """The TRL trainer, with the loss on every token of a conversation.
 
         Raises:
-            UserError: TRL refuses the settings, or a logger of `training.report_to` cannot be opened.
+            UserError: the place for checkpoints or for the model is taken, TRL refuses the settings, or a logger cannot be opened.
         """
+        check_run(self.settings)
+        for target in targets(self.settings).values():
+            check_export(self.settings, target)
         from transformers import EarlyStoppingCallback, PrinterCallback
 
         from chatbot_sft.train.callbacks import Progress
@@ -199,8 +204,11 @@ class SFTTrainerWrapper:
             self.enable_response_only_training()
 
     def save_model(self, save_config: Mapping[str, Any] | None = None) -> Any:
-        """Save what was trained as `config.save` says, or as `save_config` (keys of that section) does. Returns `save.SaveResult`."""
-        return self.saver().save(save_config)
+        """Save what was trained as `config.save` says, or `save_config` (keys of that section), and print where. Returns `save.SaveResult`."""
+        result = self.saver().save(save_config)
+        for export in result.exports:
+            print(f"saved {export.method}{', verified' if export.verified else ''}: {Path(export.path).absolute()}")
+        return result
 
     def saver(self, report: Mapping[str, Any] | None = None) -> Any:
         """The `save.ModelSaver` of this model, with conversations of its data to hold exports against; `report` is the run's, for the model card."""
