@@ -316,3 +316,38 @@ def test_it_is_refused_before_training(key, tiny, tiny_llama, launch, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
     if (tmp_path / "run" / "report.json").exists():
         assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("taken", ["save.save_path=out: not empty", "training.output_dir=base: that is model.name="])
+def test_the_python_api_refuses_a_taken_place_before_it_trains(taken, project, monkeypatch):
+    from chatbot_sft import SFTTrainerWrapper
+    from chatbot_sft.train import trainer as module
+
+    class Rows:
+        column_names = ("input_ids", "labels")
+
+    monkeypatch.setattr(module, "load_engine", lambda name: [None])
+    (project / "base").symlink_to("models/base")
+    export(project / "out")
+    made = settings(overwrite=False) if "save" in taken else settings("new", output_dir="base")
+    with pytest.raises(UserError, match=taken):
+        SFTTrainerWrapper(made, None, None, Rows()).setup_and_train()
+
+
+def test_the_python_api_says_where_it_saved(project, monkeypatch, capsys):
+    from chatbot_sft import SFTTrainerWrapper
+    from chatbot_sft.save.saver import Export, SaveResult
+    from chatbot_sft.train import trainer as module
+
+    class Rows:
+        column_names = ("input_ids", "labels")
+
+    class Saver:
+        def save(self, save_config):
+            return SaveResult("lora", "out", exports=[Export("lora", "out", verified=True), Export("gguf", "out/bot.gguf")])
+
+    monkeypatch.setattr(module, "load_engine", lambda name: [None])
+    wrapper = SFTTrainerWrapper(settings(), None, None, Rows())
+    monkeypatch.setattr(wrapper, "saver", Saver)
+    wrapper.save_model()
+    assert capsys.readouterr().out == f"saved lora, verified: {project}/out\nsaved gguf: {project}/out/bot.gguf\n"
