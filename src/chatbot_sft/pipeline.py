@@ -124,6 +124,8 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
     checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
+    if settings.brought:
+        log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
 
     model, tokenizer = model_loader.load_and_configure()
     trainable, total = count_parameters(model)
