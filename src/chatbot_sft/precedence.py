@@ -47,7 +47,7 @@ def settle(config: DictConfig, overrides: list[str]) -> None:
     """Make of a composed configuration one of plain values: the command line beats the files, and every `${default:…}` is what it comes to."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parsed = [item for item in OverridesParser.create().parse_overrides(overrides) if not item.is_sweep_override()]  # those come with each job
     named = {item.key_or_group.removeprefix("training."): item.value() for item in parsed if item.key_or_group.startswith("training.")}
     for key in ended_by(named):
         OmegaConf.update(config, f"training.{key}", None, force_add=True)
