@@ -21,8 +21,9 @@ from chatbot_sft.data.template import render_as_of
 from chatbot_sft.errors import UserError
 from chatbot_sft.export import CONFIG, earlier_saver
 from chatbot_sft.logs import quiet, run_log
-from chatbot_sft.model import ModelLoader, memory
+from chatbot_sft.model import ModelLoader, hardware, memory
 from chatbot_sft.model.loader import count_parameters, weights_dtype
+from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
@@ -108,6 +109,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
     saver = locate("save", settings.save._target_, ModelSaver)
     check_loggers(settings.training.loggers)
+    check_packages(settings.training.optim, bool(hardware.gpus()))
     dataset_loader.find_files()
     model_loader.check()
     saver(config).check()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loader import autocast_dtype
+from chatbot_sft.optimization import REPLACED
 from chatbot_sft.report import loggers
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GPU_OPTIMIZERS = ("8bit", "paged", "bnb", "apex")
 CPU_OPTIMIZER = "adamw_torch_fused"
 
 
@@ -32,8 +32,8 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
     training = settings.training
     autocast = autocast_dtype(settings)
     optim = training.optim
-    if not torch.cuda.is_available() and any(part in optim for part in GPU_OPTIMIZERS):
-        log.info("optimizer: %s needs a GPU, %s takes its place", optim, CPU_OPTIMIZER)
+    if not torch.cuda.is_available() and optim in REPLACED:
+        log.info("optimizer: %s is for a GPU, %s takes its place", optim, CPU_OPTIMIZER)
         optim = CPU_OPTIMIZER
     arguments: dict[str, Any] = {
         "output_dir": training.output_dir,
