@@ -14,14 +14,20 @@ from chatbot_sft.sft_arguments import enum_values
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "training.lr_scheduler_type=cosine_with_min_lr: needs min_lr or min_lr_rate in training.lr_sched"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "training.lr_scheduler_type=cosine_with_min_lr: needs min_lr or min_lr_rate in training.lr_sched",
+        ),
         (
             {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5, "min_lr_rate": 0.1}},
             "training.lr_scheduler_type=cosine_with_min_lr: needs min_lr or min_lr_rate",
         ),
         ({"lr_scheduler_type": "cosine_warmup_with_min_lr"}, "training.lr_scheduler_type=cosine_warmup_with_min_lr: needs min_lr or min_lr_rate"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "training.lr_scheduler_type=warmup_stable_decay: needs num_decay_steps in"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "training.lr_scheduler_type=reduce_lr_on_plateau: it steps after evaluations; set training.eval_s"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau"},
+            "training.lr_scheduler_type=reduce_lr_on_plateau: it steps after evaluations; set training.eval_s",
+        ),
         ({"lr_scheduler_type": "greedy"}, "training.lr_scheduler_type=greedy: it steps after evaluations"),
         # huggingface/open-muse issue 144: eta_min given to cosine
         (

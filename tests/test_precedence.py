@@ -96,12 +96,21 @@ def test_what_the_user_names_wins(composed, overrides, expected):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.max_steps=3", "training.num_train_epochs=2"], "training.max_steps=3 and training.num_train_epochs=2: two values for one thing; set"),
-        (["training=slow", "+experiment=long"], "training.max_steps=7 and training.num_train_epochs=3: two values for one thing; set one of them to null"),
+        (
+            ["training.max_steps=3", "training.num_train_epochs=2"],
+            "training.max_steps=3 and training.num_train_epochs=2: two values for one thing; set",
+        ),
+        (
+            ["training=slow", "+experiment=long"],
+            "training.max_steps=7 and training.num_train_epochs=3: two values for one thing; set one of them to null",
+        ),
         (["training.warmup_steps=5", "training.warmup_ratio=0.1"], "training.warmup_steps=5 and training.warmup_ratio=0.1: two values for one thing"),
         (["training.warmup_steps=1.5"], "training.warmup_steps=1.5: expected a number of optimizer steps, 0 or more, or a share of the run below 1"),
         (["training.warmup_ratio=1.5"], "training.warmup_ratio=1.5: must be at least 0 and below 1"),
-        (["+model.brings.max_step=3"], "model.brings.max_step: a model's option may bring learning_rate, load_in_4bit, max_steps, only_for, target_modules"),
+        (
+            ["+model.brings.max_step=3"],
+            "model.brings.max_step: a model's option may bring learning_rate, load_in_4bit, max_steps, only_for, target_modules",
+        ),
         (["++model.brings.learning_rate=fast"], "model.brings.learning_rate='fast': "),
     ],
 )
@@ -142,7 +151,12 @@ def test_the_python_interface_follows_the_same_rules(tmp_path):
         return Config.from_mapping({"training": given}).training
 
     assert (training(num_train_epochs=3).max_steps, training().max_steps, training(max_steps=7).num_train_epochs) == (None, 30, None)
-    assert (training(warmup_ratio=0.1).warm_up, training(warmup_steps=0.2).warm_up, training(warmup_steps=None).warm_up, training().warm_up) == (0.1, 0.2, 0, 5)
+    assert (training(warmup_ratio=0.1).warm_up, training(warmup_steps=0.2).warm_up, training(warmup_steps=None).warm_up, training().warm_up) == (
+        0.1,
+        0.2,
+        0,
+        5,
+    )
     with pytest.raises(UserError, match=r"^training\.max_steps=30 and training\.num_train_epochs=3: two values"):
         training(max_steps=30, num_train_epochs=3)
     file = tmp_path / "sft.yaml"
@@ -170,4 +184,6 @@ def test_shown_plainly(launch):
     shown = yaml.safe_load(launch("--cfg", "job").stdout)
     assert shown["training"]["max_steps"] == 24
     assert shown["model"]["brings"] == {"load_in_4bit": False, "max_steps": 24, "learning_rate": 2e-3}
-    assert only_error(launch("training.max_steps=3", "training.num_train_epochs=2")).startswith("training.max_steps=3 and training.num_train_epochs=2")
+    assert only_error(launch("training.max_steps=3", "training.num_train_epochs=2")).startswith(
+        "training.max_steps=3 and training.num_train_epochs=2"
+    )

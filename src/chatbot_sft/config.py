@@ -15,7 +15,7 @@ from typing import Any, Union
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chatbot_sft import optimization, sft_arguments
+from chatbot_sft import effects, optimization, sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.precedence import RIVALS, brought, ended_by
 from chatbot_sft.report import loggers
@@ -432,6 +432,7 @@ def check_values(config: Config) -> None:
         if value != usual:  # reading transformers' sources takes a noticeable part of a start; the defaults are known to be right
             one_of(key, value, sft_arguments.enum_values(*source))
     optimization.check_arguments(config)
+    effects.refuse(config)
     for key, value, smallest in (
         ("model.max_seq_length", config.model.max_seq_length, 8),
         ("dataset.max_rows", dataset.max_rows, 1),

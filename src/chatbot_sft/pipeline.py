@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chatbot_sft import distributed, preemption
+from chatbot_sft import distributed, effects, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
@@ -126,6 +126,8 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
     checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
+    if inert := effects.said(settings):
+        log.info("settings: no effect here: %s", ", ".join(inert))
     if settings.brought:
         log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
 

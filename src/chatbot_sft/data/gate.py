@@ -107,7 +107,9 @@ def schedule(settings: Config, rows: int) -> dict[str, Any]:
     steps = training.max_steps if training.max_steps is not None else math.ceil(per_epoch * training.num_train_epochs)
     warning = None
     if training.warm_up >= steps:
-        warning = f"training.warmup_steps={training.warm_up:g} is not below the {steps} steps of the run: the learning rate never reaches its full value"
+        warning = (
+            f"training.warmup_steps={training.warm_up:g} is not below the {steps} steps of the run: the learning rate never reaches its full value"
+        )
     return {
         "effective_batch_size": settings.effective_batch_size,
         "steps_per_epoch": per_epoch,

@@ -168,7 +168,14 @@ def settle(origin: Origin, settings: Config) -> None:
 
 # Identity
 
-MODEL_ASIDE = {"name", "token", "trust_remote_code", "engine", "dtype", "brings"}  # name: see weights_fingerprint; engine and dtype as they turned out
+MODEL_ASIDE = {
+    "name",
+    "token",
+    "trust_remote_code",
+    "engine",
+    "dtype",
+    "brings",
+}  # name: see weights_fingerprint; engine and dtype as they turned out
 LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
 TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
     "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
