@@ -36,7 +36,7 @@ from chatbot_sft.sft_arguments import enum_values
         ),
         (
             {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6, "num_cycle": 2}},
-            "training.lr_scheduler_kwargs.num_cycle: training.lr_scheduler_type=cosine_with_min_lr does not read it; it takes num_cycles, min_lr, min_lr_r",
+            "training.lr_scheduler_kwargs.num_cycle: training.lr_scheduler_type=cosine_with_min_lr does not read it; it takes num_",
         ),
         (
             {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"min_lr": 1e-6}},

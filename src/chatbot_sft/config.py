@@ -293,7 +293,7 @@ class Config:
                 raise UserError(f"{name}: expected keys and values, got {section!r}")
             known = {f.name for f in fields(schema)}
             if name == "training":
-                section = {**{key: None for key in ended_by(section)}, **section}
+                section = {**dict.fromkeys(ended_by(section)), **section}
             section = {**{key: value for key, value in brings.items() if key in known}, **section}
             values[name] = _typed(name, schema, {key: value for key, value in section.items() if key in known})
             unknown = {key: value for key, value in section.items() if key not in known}
@@ -602,7 +602,7 @@ class ConfigLoader:
     @staticmethod
     def merge(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
         """A new configuration: `config` with the nested values of `overrides` put over it, checked. A length in epochs ends one in steps."""
-        ended = {"training": {key: None for key in ended_by(overrides.get("training") or {})}}
+        ended = {"training": dict.fromkeys(ended_by(overrides.get("training") or {}))}
         merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(dict(part)) for part in (config, ended, overrides))))
         return Config.from_mapping(merged).to_dict()
 

@@ -1,4 +1,7 @@
-"""Settings that do nothing beside others. What would train, hold out or save something else than was meant is refused; the rest is said in the run."""
+"""Settings that do nothing beside others.
+
+What would train, hold out or save something else than was meant is refused; the rest is said in the run.
+"""
 
 from __future__ import annotations
 

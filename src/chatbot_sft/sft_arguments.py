@@ -85,9 +85,10 @@ MANAGED = {
 # Keys that are passed on, each with what it changes.
 PASSED = {
     **dict.fromkeys(("lr_scheduler_kwargs", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"), "the losses"),
-    **dict.fromkeys(("neftune_noise_alpha", "label_smoothing_factor", "full_determinism"), "the losses"),
+    **dict.fromkeys(("neftune_noise_alpha", "label_smoothing_factor"), "the losses"),
     **dict.fromkeys(("optim_args", "optim_target_modules"), "the optimizer, where it reads them"),
     **dict.fromkeys(("tf32", "torch_empty_cache_steps"), "a GPU's speed and memory"),
+    "full_determinism": "torch's choice of kernels",
     "dataloader_num_workers": "speed",
     **dict.fromkeys(("logging_first_step", "run_name", "project"), "what is logged"),
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), "where Trackio writes"),
