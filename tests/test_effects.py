@@ -8,7 +8,7 @@ import pytest
 from conftest import only_error
 
 import chatbot_sft
-from chatbot_sft import UserError, effects
+from chatbot_sft import ConfigLoader, UserError, effects
 from chatbot_sft.config import Config
 
 ELSEWHERE = {"data_dir"}  # read by conf/dataset/default.yaml
@@ -57,7 +57,7 @@ def test_every_key_of_the_schema_is_read_outside_of_it():
 )
 def test_what_would_do_nothing_is_refused(config, message):
     with pytest.raises(UserError) as caught:
-        Config.from_mapping(config)
+        ConfigLoader.validate_config(config)
     assert str(caught.value).startswith(message)
 
 
@@ -80,6 +80,7 @@ def test_what_would_do_nothing_is_refused(config, message):
     ],
 )
 def test_what_waits_for_another_setting_is_said(config, expected):
+    assert ConfigLoader.validate_config(config)
     assert effects.said(Config.from_mapping(config)) == expected
 
 

@@ -471,3 +471,26 @@ def test_an_8bit_optimizer_of_its_own_kind_trains_on_a_cpu(replica_folder, train
     wrapper, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.optim=lion_8bit", "training.learning_rate=1e-3")
     assert report["training"]["steps"] == 2
     assert "Lion" in type(getattr(wrapper.trainer.optimizer, "optimizer", wrapper.trainer.optimizer)).__name__
+
+
+def test_the_same_keys_change_the_losses_under_unsloth(replica_folder, tmp_path):
+    folder, data = replica_folder("llama1b", replicas.REPLICAS["llama1b"]), write_json(tmp_path / "data.json", conversations(8))
+    given = ["model=llama1b", f"model.name={folder}", "model.engine=unsloth", "model.load_in_4bit=false", "model.dtype=float32", "lora.r=4"]
+    given += [f"dataset.data_path={data}", "dataset.eval_fraction=0", "training.sample_max_new_tokens=0", "training.batch_layout=as_configured"]
+    given += ["save=none", *SPEED, "training.max_steps=4"]
+    keys = {"nothing": ["seed=3407"], **LOSSES}
+    write_json(tmp_path / "jobs.json", {key: composed(tmp_path / key, *given, *overrides) for key, overrides in keys.items()})
+    script = tmp_path / "keys_on_unsloth.py"
+    script.write_text(
+        "import json\n"
+        "from pathlib import Path\n"
+        "from chatbot_sft import pipeline\n"
+        "pipeline.write_loss_figure = lambda *_: None\n"
+        "for key, job in json.loads(Path('jobs.json').read_text()).items():\n"
+        "    print('RESULT', json.dumps([key, [point['loss'] for point in pipeline.run(job)['training']['history']]]), flush=True)\n"
+    )
+    process = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=dict(os.environ))
+    assert process.returncode == 0, process.stderr[-3000:]
+    seen = dict(json.loads(line.removeprefix("RESULT ")) for line in process.stdout.splitlines() if line.startswith("RESULT "))
+    same = [key for key in LOSSES if max(abs(one - other) for one, other in zip(seen[key], seen["nothing"], strict=True)) < 1e-5]
+    assert same == []

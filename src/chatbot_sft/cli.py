@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from chatbot_sft import config as schema
-from chatbot_sft import distributed, precedence
+from chatbot_sft import distributed, effects, precedence
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.resources import conf_dir, examples_dir
 
@@ -47,7 +47,7 @@ class CheckedConfigLoader(ConfigLoaderImpl):
         precedence.settle(composed, overrides)
         settings = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
         # Hydra knows the run directory only once the job runs.
-        schema.Config.from_mapping(OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}}))
+        effects.refuse(schema.Config.from_mapping(OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})))
         return composed
 
 

@@ -432,7 +432,6 @@ def check_values(config: Config) -> None:
         if value != usual:  # reading transformers' sources takes a noticeable part of a start; the defaults are known to be right
             one_of(key, value, sft_arguments.enum_values(*source))
     optimization.check_arguments(config)
-    effects.refuse(config)
     for key, value, smallest in (
         ("model.max_seq_length", config.model.max_seq_length, 8),
         ("dataset.max_rows", dataset.max_rows, 1),
@@ -581,7 +580,7 @@ class ConfigLoader:
             raise UserError(f"{file}: {' '.join(str(error).split())}") from None
         if not isinstance(loaded, dict):
             raise UserError(f"{file}: expected sections such as `model:` and `training:`, found a list")
-        config = Config.from_mapping(loaded).to_dict()
+        config = ConfigLoader._checked(loaded).to_dict()
         root = Path(project_root) if project_root is not None else _project_root(file)
         for section, key in ConfigLoader.PATH_KEYS:
             config[section][key] = str((root / config[section][key]).resolve())
@@ -596,15 +595,21 @@ class ConfigLoader:
     @staticmethod
     def validate_config(config: Mapping[str, Any]) -> bool:
         """True, or a UserError that says what is wrong."""
-        Config.from_mapping(config)
+        ConfigLoader._checked(config)
         return True
+
+    @staticmethod
+    def _checked(config: Mapping[str, Any]) -> Config:
+        checked = Config.from_mapping(config)
+        effects.refuse(checked)
+        return checked
 
     @staticmethod
     def merge(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
         """A new configuration: `config` with the nested values of `overrides` put over it, checked. A length in epochs ends one in steps."""
         ended = {"training": dict.fromkeys(ended_by(overrides.get("training") or {}))}
         merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(dict(part)) for part in (config, ended, overrides))))
-        return Config.from_mapping(merged).to_dict()
+        return ConfigLoader._checked(merged).to_dict()
 
     @staticmethod
     def save(config: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

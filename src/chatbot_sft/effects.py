@@ -94,7 +94,10 @@ def without_effect(config: Config, table: tuple[Needs, ...]) -> list[tuple[str, 
 
 
 def refuse(config: Config) -> None:
-    """Raises UserError for the first setting of REFUSED that does nothing here."""
+    """Raises UserError for the first setting of REFUSED that does nothing here.
+
+    Asked where a run begins, not of every Config: a saver may be given another method than the configuration's, and an export an older run.
+    """
     for key, value, needs in without_effect(config, REFUSED):
         raise UserError(f"{key}={_shown(value)} has no effect here: it needs {needs}; or leave it out")
 

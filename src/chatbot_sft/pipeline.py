@@ -104,6 +104,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     What `training.report_to` opens is closed, with the report, when `loggers` is.
     """
     # Everything that can be refused without importing a model library is refused first.
+    effects.refuse(settings)
     dataset_loader = locate("dataset", settings.dataset._target_, DatasetLoader)(config)
     model_loader = locate("model", settings.model._target_, ModelLoader)(config)
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
