@@ -1,10 +1,12 @@
 """The schema: every key and value checked, in one line that names the nearest right one."""
 
+import dataclasses
+
 import pytest
 from omegaconf import OmegaConf
 
 from chatbot_sft import ConfigLoader, UserError, sft_arguments
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, TrainingConfig
 
 SEED_YAML = """
 model:
@@ -52,7 +54,7 @@ save:
         ({"experiment": {}}, "experiment: an overlay has to begin with the line `# @package _global_`"),
         ({"training": {"optim": "adamw8bit"}}, "training.optim=adamw8bit: not one of"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "training.lr_scheduler_type=cosin: not one of"),
-        ({"training": {"padding_free": True}}, "training.padding_free: set training.batch_layout instead"),
+        ({"training": {"padding_free": True}}, "training.padding_free: a step is cut by the batch layout: set training.batch_layout"),
         (
             {"lora": {"target_modules": "q_proj"}},
             "lora.target_modules='q_proj': expected all-linear or a list of module names; write lora.target_modules=[q_proj]",
@@ -92,7 +94,7 @@ save:
         ({"task": "trian"}, "task=trian: not one of train, check, plan, export; did you mean train?"),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
-        ({"training": {"bf16": True}}, "training.bf16: set model.dtype instead"),
+        ({"training": {"bf16": True}}, "training.bf16: set model.dtype"),
         ({"training": {"neftune_noise_alpha": "much"}}, "training.neftune_noise_alpha='much': expected float | None"),
         ({"training": {"max_steps": None}}, "training.max_steps and training.num_train_epochs are both null"),
         ({"lora": {"r": 0}}, "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full"),
@@ -136,15 +138,27 @@ def test_sft_arguments_pass_through_and_come_back():
 
 def test_every_sft_argument_is_known_as_trl_itself_knows_it():
     """The parsed sources agree with the imported class, so no key is refused that TRL takes."""
-    import dataclasses
-
     import trl
 
     assert set(sft_arguments.known()) == {field.name for field in dataclasses.fields(trl.SFTConfig) if field.init}
 
 
-def test_managed_arguments_exist():
-    assert set(sft_arguments.MANAGED) <= set(sft_arguments.known())
+def test_every_sft_argument_is_ours_or_passed_on_or_refused_with_what_to_use_instead():
+    """Over the real class: a key that a new TRL brings fails here, and is refused until someone has seen what it does."""
+    ours = {field.name for field in dataclasses.fields(TrainingConfig)} - {"output_dir"}
+    kinds = [set(sft_arguments.MANAGED), set(sft_arguments.PASSED), ours & set(sft_arguments.known())]
+    assert set.union(*kinds) == set(sft_arguments.known())
+    assert sum(map(len, kinds)) == len(set.union(*kinds))
+    for key in sft_arguments.MANAGED:
+        if key != "output_dir":
+            with pytest.raises(UserError, match=rf"^training\.{key}: .*(\bset \w|leave it out)"):
+                Config.from_mapping({"training": {key: 1}})
+
+
+def test_a_key_that_only_a_newer_trl_has_is_refused(monkeypatch):
+    monkeypatch.setattr(sft_arguments, "known", lambda: {"new_trick": "bool"})
+    with pytest.raises(UserError, match=r"^training\.new_trick: a key of this version of TRL that chatbot_sft does not know; leave it out"):
+        Config.from_mapping({"training": {"new_trick": True}})
 
 
 def test_a_users_own_class_may_take_keys_of_its_own():

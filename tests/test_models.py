@@ -370,7 +370,6 @@ def arguments_of(tiny_llama, output: Path, *overrides: str):
     [
         ("training.lr_scheduler_type=cosine", "lr_scheduler_type", "cosine"),
         ("training.lr_scheduler_type=constant_with_warmup", "lr_scheduler_type", "constant_with_warmup"),
-        ("+training.lr_scheduler_kwargs={num_cycles: 2}", "lr_scheduler_kwargs", {"num_cycles": 2}),
         ("training.warmup_steps=7", "warmup_steps", 7),
         ("training.weight_decay=0.3", "weight_decay", 0.3),
         ("+training.neftune_noise_alpha=5", "neftune_noise_alpha", 5),
@@ -411,3 +410,87 @@ def test_keys_change_the_run(replica_folder, train):
     assert abs(noise[0] - plain[0]) > 1e-4, "noise is in the embeddings from the first step on"
     assert seen["training.optim=adafactor"][0] == seen["training.warmup_steps=2"][0] == plain[0]
     assert len({losses[2] for losses in seen.values()}) == len(seen)
+
+
+# Of the keys that are passed on to change the losses: a value, and what else has to be set.
+LOSSES = {
+    "lr_scheduler_kwargs": ["+training.lr_scheduler_kwargs={min_lr_rate: 0.5}", "training.lr_scheduler_type=cosine_with_min_lr"],
+    "adam_beta1": ["+training.adam_beta1=0.1"],
+    "adam_beta2": ["+training.adam_beta2=0.1"],
+    "adam_epsilon": ["+training.adam_epsilon=1"],
+    "max_grad_norm": ["+training.max_grad_norm=1e-9"],
+    "neftune_noise_alpha": ["+training.neftune_noise_alpha=50"],
+    "label_smoothing_factor": ["+training.label_smoothing_factor=0.5"],
+}
+
+
+def test_every_key_that_is_passed_on_for_its_effect_on_the_losses_has_one(replica_folder, train):
+    from chatbot_sft import sft_arguments
+
+    assert LOSSES.keys() == {key for key, changes in sft_arguments.PASSED.items() if changes == "the losses"}
+    folder, seen = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"]), {}
+    for key, overrides in {"nothing": ["seed=3407"], **LOSSES}.items():
+        _, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.max_steps=4", *overrides)
+        seen[key] = [point["loss"] for point in report["training"]["history"]]
+    same = [key for key in LOSSES if max(abs(one - other) for one, other in zip(seen[key], seen["nothing"], strict=True)) < 1e-5]
+    assert same == []
+
+
+def test_smoothed_labels_do_not_depend_on_the_layout(replica_folder, train):
+    """transformers issue 46731: its smoothed loss was a mean over each micro-batch, summed over all of them."""
+    folder, seen = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"]), []
+    for size in (1, 4):
+        layout = [f"training.per_device_train_batch_size={size}", f"training.gradient_accumulation_steps={4 // size}"]
+        smoothed = "+training.label_smoothing_factor=0.5"
+        _, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.batch_layout=as_configured", smoothed, *layout)
+        seen.append([point["loss"] for point in report["training"]["history"]])
+    assert seen[0] == pytest.approx(seen[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("training.warmup_steps=0.1", "warmup_steps", 0.1),
+        ("training.warmup_ratio=0.25", "warmup_steps", 0.25),
+        ("training.logging_steps=0.5", "logging_steps", 0.5),
+        ("training.num_train_epochs=3", "max_steps", -1),
+        ("training.num_train_epochs=3", "num_train_epochs", 3),
+    ],
+)
+def test_shares_and_lengths_reach_trl(override, key, value, tiny_llama, tmp_path):
+    assert getattr(arguments_of(tiny_llama, tmp_path, override), key) == value
+
+
+@pytest.mark.parametrize("optim", ["lion_8bit", "ademamix_8bit", "rmsprop_bnb_8bit", "paged_lion_32bit"])
+def test_another_algorithm_is_never_put_in_an_optimizers_place(optim, tiny_llama, tmp_path):
+    assert arguments_of(tiny_llama, tmp_path, f"training.optim={optim}").optim == optim
+
+
+def test_an_8bit_optimizer_of_its_own_kind_trains_on_a_cpu(replica_folder, train):
+    folder = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"])
+    wrapper, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.optim=lion_8bit", "training.learning_rate=1e-3")
+    assert report["training"]["steps"] == 2
+    assert "Lion" in type(getattr(wrapper.trainer.optimizer, "optimizer", wrapper.trainer.optimizer)).__name__
+
+
+def test_the_same_keys_change_the_losses_under_unsloth(replica_folder, tmp_path):
+    folder, data = replica_folder("llama1b", replicas.REPLICAS["llama1b"]), write_json(tmp_path / "data.json", conversations(8))
+    given = ["model=llama1b", f"model.name={folder}", "model.engine=unsloth", "model.load_in_4bit=false", "model.dtype=float32", "lora.r=4"]
+    given += [f"dataset.data_path={data}", "dataset.eval_fraction=0", "training.sample_max_new_tokens=0", "training.batch_layout=as_configured"]
+    given += ["save=none", *SPEED, "training.max_steps=4"]
+    keys = {"nothing": ["seed=3407"], **LOSSES}
+    write_json(tmp_path / "jobs.json", {key: composed(tmp_path / key, *given, *overrides) for key, overrides in keys.items()})
+    script = tmp_path / "keys_on_unsloth.py"
+    script.write_text(
+        "import json\n"
+        "from pathlib import Path\n"
+        "from chatbot_sft import pipeline\n"
+        "pipeline.write_loss_figure = lambda *_: None\n"
+        "for key, job in json.loads(Path('jobs.json').read_text()).items():\n"
+        "    print('RESULT', json.dumps([key, [point['loss'] for point in pipeline.run(job)['training']['history']]]), flush=True)\n"
+    )
+    process = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=dict(os.environ))
+    assert process.returncode == 0, process.stderr[-3000:]
+    seen = dict(json.loads(line.removeprefix("RESULT ")) for line in process.stdout.splitlines() if line.startswith("RESULT "))
+    same = [key for key in LOSSES if max(abs(one - other) for one, other in zip(seen[key], seen["nothing"], strict=True)) < 1e-5]
+    assert same == []

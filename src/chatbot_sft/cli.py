@@ -20,13 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from chatbot_sft import config as schema
-from chatbot_sft import distributed
+from chatbot_sft import distributed, effects, precedence
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.resources import conf_dir, examples_dir
 
 SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
 ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
 
+OmegaConf.register_new_resolver("default", precedence.default, replace=True)
 OmegaConf.register_new_resolver("examples_dir", lambda: str(examples_dir()), replace=True)
 OmegaConf.register_new_resolver("started", lambda form: distributed.started().strftime(form), replace=True)
 
@@ -43,9 +44,10 @@ class CheckedConfigLoader(ConfigLoaderImpl):
             composed = super().load_configuration(config_name, overrides, run_mode, **options)
         except MissingConfigException as error:
             raise _no_such_option(error) from error
+        precedence.settle(composed, overrides)
         settings = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
         # Hydra knows the run directory only once the job runs.
-        schema.Config.from_mapping(OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}}))
+        effects.refuse(schema.Config.from_mapping(OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})))
         return composed
 
 

@@ -15,8 +15,9 @@ from typing import Any, Union
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chatbot_sft import sft_arguments
+from chatbot_sft import effects, optimization, sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.precedence import RIVALS, brought, ended_by
 from chatbot_sft.report import loggers
 
 OUR_PACKAGE = "chatbot_sft."
@@ -41,6 +42,17 @@ class PathsConfig:
 
 
 @dataclass
+class BringsConfig:
+    """What an option of `conf/model` sets in place of defaults; see `precedence`."""
+
+    only_for: str | None = None  # the model.name that it is meant for; null: whatever the name
+    load_in_4bit: bool | None = None
+    max_steps: int | None = None
+    learning_rate: float | None = None
+    target_modules: Any = None
+
+
+@dataclass
 class ModelConfig:
     _target_: str = "chatbot_sft.model.ModelLoader"
     name: str = "unsloth/Llama-3.2-3B-Instruct"  # hub id, local folder, or "smollm2", the embedded model
@@ -53,6 +65,7 @@ class ModelConfig:
     adapter: str | None = None  # go on from an earlier adapter: a run directory, an export or an adapter's folder; its rank and targets are kept
     new_tokens: list[str] | None = None  # special tokens added to the tokenizer; their embeddings are trained
     token: str | None = None  # stays null: set HF_TOKEN in the environment
+    brings: dict[str, Any] = field(default_factory=dict)  # a BringsConfig: {max_steps: 24, learning_rate: 2e-3}
 
 
 @dataclass
@@ -132,14 +145,15 @@ class TrainingConfig:
     batch_layout: str = "auto"  # auto: run the steps as is fastest here | as_configured
     memory_margin: float = 0.1  # share of the card that the fastest layout has to leave free
     packing: bool = False  # fill sequences of model.max_seq_length with whole conversations
-    max_steps: int | None = 30  # null: use num_train_epochs
+    max_steps: int | None = 30  # this or num_train_epochs
     num_train_epochs: float | None = None
     learning_rate: float = 2.0e-4
     lr_scheduler_type: str = "linear"
-    warmup_steps: int = 5
+    warmup_steps: float | None = 5  # optimizer steps; below 1: a share of the run
+    warmup_ratio: float | None = None  # the same share under its older name, in place of warmup_steps
     weight_decay: float = 0.01
     optim: str = "adamw_8bit"
-    logging_steps: int = 1
+    logging_steps: float = 1  # optimizer steps; below 1: a share of the run
     report_to: Any = "none"  # none | tensorboard | wandb | mlflow | trackio, or a list of them
     resume: str = "auto"  # auto: from the run directory's last checkpoint | never | a checkpoint or run directory to go on from
     save_steps: float = 0.1  # optimizer steps between checkpoints; below 1: a share of the run
@@ -153,6 +167,11 @@ class TrainingConfig:
     early_stopping_patience: int | None = None  # evaluations without a better held-out loss before training stops; null: it does not
     early_stopping_threshold: float = 0.0  # nats that count as better
     load_best_model_at_end: bool = False  # end with the weights of the lowest held-out loss, not with the last
+
+    @property
+    def warm_up(self) -> float:
+        """Optimizer steps; below 1 a share of the run."""
+        return self.warmup_ratio if self.warmup_ratio is not None else self.warmup_steps or 0
 
     @property
     def loggers(self) -> list[str]:
@@ -238,6 +257,13 @@ class Config:
         return isinstance(init, str) and (init in ("olora", "loftq") or init.startswith("pissa"))
 
     @property
+    def brought(self) -> list[str]:
+        """What the model's option brought and nobody changed, as "key=value"."""
+        found = brought(self.model.name, self.model.brings, self.lora.r)
+        used = {f.name: getattr(section, f.name) for section in (self.model, self.lora, self.training) for f in fields(section) if f.name in found}
+        return [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in found.items() if used[key] == value]
+
+    @property
     def effective_batch_size(self) -> int:
         """Conversations per optimizer step on one device."""
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps
@@ -259,6 +285,7 @@ class Config:
         for key in plain:
             if key not in sections and key not in scalars:
                 raise UserError(_no_such_section(key, [*sections, *scalars]))
+        brings = _brought(plain)
         values: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         for name, schema in sections.items():
@@ -266,6 +293,9 @@ class Config:
             if not isinstance(section, Mapping):
                 raise UserError(f"{name}: expected keys and values, got {section!r}")
             known = {f.name for f in fields(schema)}
+            if name == "training":
+                section = {**dict.fromkeys(ended_by(section)), **section}
+            section = {**{key: value for key, value in brings.items() if key in known}, **section}
             values[name] = _typed(name, schema, {key: value for key, value in section.items() if key in known})
             unknown = {key: value for key, value in section.items() if key not in known}
             if name == "training":
@@ -299,6 +329,17 @@ SECTIONS = ("paths", "model", "lora", "dataset", "training", "save")
 def _schemas() -> dict[str, type]:
     """Section name → its dataclass."""
     return {f.name: f.default_factory for f in fields(Config) if f.name in SECTIONS}
+
+
+def _brought(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What `model.brings` of this configuration comes to, checked."""
+    model, lora = (plain.get(name) if isinstance(plain.get(name), Mapping) else {} for name in ("model", "lora"))
+    given = model.get("brings") or {}
+    known = {f.name for f in fields(BringsConfig)}
+    for key in given:
+        if key not in known:
+            raise UserError(f"model.brings.{key}: a model's option may bring {', '.join(sorted(known))}{did_you_mean(key, known)}")
+    return brought(model.get("name"), _typed("model.brings", BringsConfig, dict(given)), lora.get("r"))
 
 
 def known_override(key: str) -> bool:
@@ -395,6 +436,7 @@ def check_values(config: Config) -> None:
     ):
         if value != usual:  # reading transformers' sources takes a noticeable part of a start; the defaults are known to be right
             one_of(key, value, sft_arguments.enum_values(*source))
+    optimization.check_arguments(config)
     for key, value, smallest in (
         ("model.max_seq_length", config.model.max_seq_length, 8),
         ("dataset.max_rows", dataset.max_rows, 1),
@@ -404,8 +446,6 @@ def check_values(config: Config) -> None:
         ("training.per_device_train_batch_size", config.training.per_device_train_batch_size, 1),
         ("training.gradient_accumulation_steps", config.training.gradient_accumulation_steps, 1),
         ("training.max_steps", config.training.max_steps, 1),
-        ("training.warmup_steps", config.training.warmup_steps, 0),
-        ("training.logging_steps", config.training.logging_steps, 1),
         ("training.save_total_limit", config.training.save_total_limit, 1),
         ("training.sample_max_new_tokens", config.training.sample_max_new_tokens, 0),
         ("training.per_device_eval_batch_size", config.training.per_device_eval_batch_size, 1),
@@ -420,21 +460,30 @@ def check_values(config: Config) -> None:
     ):
         if number is not None and not 0 < number < float("inf"):
             raise UserError(f"{key}={number}: must be above 0")
-    save_steps = config.training.save_steps
-    if not save_steps > 0 or (save_steps > 1 and save_steps % 1 != 0):
-        raise UserError(f"training.save_steps={save_steps:g}: expected a number of optimizer steps, or a share of the run below 1")
+    for key, steps, smallest in (
+        ("save_steps", config.training.save_steps, "above 0"),
+        ("logging_steps", config.training.logging_steps, "above 0"),
+        ("warmup_steps", config.training.warmup_steps, "0 or more"),
+    ):
+        if steps is not None and (steps < 0 or (steps == 0 and smallest == "above 0") or (steps > 1 and steps % 1 != 0)):
+            raise UserError(f"training.{key}={steps:g}: expected a number of optimizer steps, {smallest}, or a share of the run below 1")
     for key, share in (
         ("dataset.eval_fraction", config.dataset.eval_fraction),
         ("lora.lora_dropout", config.lora.lora_dropout),
         ("training.memory_margin", config.training.memory_margin),
+        ("training.warmup_ratio", config.training.warmup_ratio),
     ):
-        if not 0 <= share < 1:
+        if share is not None and not 0 <= share < 1:
             raise UserError(f"{key}={share}: must be at least 0 and below 1")
     _check_evaluation(config.training, dataset)
     if config.model.token is not None:
         raise UserError(
             "model.token: leave it null and set the environment variable HF_TOKEN; a token in a config would be written to the run directory"
         )
+    for first, second in RIVALS.items():
+        one, other = getattr(config.training, first), getattr(config.training, second)
+        if one is not None and other is not None:
+            raise UserError(f"training.{first}={one:g} and training.{second}={other:g}: two values for one thing; set one of them to null")
     if config.training.max_steps is None and config.training.num_train_epochs is None:
         raise UserError("training.max_steps and training.num_train_epochs are both null: set one, for instance training.num_train_epochs=1")
     if config.full_finetuning and config.model.load_in_4bit:
@@ -536,7 +585,7 @@ class ConfigLoader:
             raise UserError(f"{file}: {' '.join(str(error).split())}") from None
         if not isinstance(loaded, dict):
             raise UserError(f"{file}: expected sections such as `model:` and `training:`, found a list")
-        config = Config.from_mapping(loaded).to_dict()
+        config = ConfigLoader._checked(loaded).to_dict()
         root = Path(project_root) if project_root is not None else _project_root(file)
         for section, key in ConfigLoader.PATH_KEYS:
             config[section][key] = str((root / config[section][key]).resolve())
@@ -551,14 +600,21 @@ class ConfigLoader:
     @staticmethod
     def validate_config(config: Mapping[str, Any]) -> bool:
         """True, or a UserError that says what is wrong."""
-        Config.from_mapping(config)
+        ConfigLoader._checked(config)
         return True
 
     @staticmethod
+    def _checked(config: Mapping[str, Any]) -> Config:
+        checked = Config.from_mapping(config)
+        effects.refuse(checked)
+        return checked
+
+    @staticmethod
     def merge(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """A new configuration: `config` with the nested values of `overrides` put over it, checked."""
-        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(dict(config)), OmegaConf.create(dict(overrides))))
-        return Config.from_mapping(merged).to_dict()
+        """A new configuration: `config` with the nested values of `overrides` put over it, checked. A length in epochs ends one in steps."""
+        ended = {"training": dict.fromkeys(ended_by(overrides.get("training") or {}))}
+        merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(dict(part)) for part in (config, ended, overrides))))
+        return ConfigLoader._checked(merged).to_dict()
 
     @staticmethod
     def save(config: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chatbot_sft import distributed, places, preemption
+from chatbot_sft import distributed, effects, places, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
@@ -21,10 +21,11 @@ from chatbot_sft.data.template import render_as_of
 from chatbot_sft.errors import UserError
 from chatbot_sft.export import CONFIG, earlier_saver
 from chatbot_sft.logs import quiet, run_log
-from chatbot_sft.model import ModelLoader, memory
+from chatbot_sft.model import ModelLoader, hardware, memory
 from chatbot_sft.model.base import description, located
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.loader import count_parameters, weights_dtype
+from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
@@ -109,11 +110,13 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     # Everything that can be refused without importing a model library is refused first.
     config = adopt(config)
     settings = Config.from_mapping(config)
+    effects.refuse(settings)
     dataset_loader = locate("dataset", settings.dataset._target_, DatasetLoader)(config)
     model_loader = locate("model", settings.model._target_, ModelLoader)(config)
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
     saver = locate("save", settings.save._target_, ModelSaver)
     check_loggers(settings.training.loggers)
+    check_packages(settings.training.optim, bool(hardware.gpus()))
     dataset_loader.find_files()
     model_loader.check()
     saver(config).check()
@@ -130,6 +133,10 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
     checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
+    if inert := effects.said(settings):
+        log.info("settings: no effect here: %s", ", ".join(inert))
+    if settings.brought:
+        log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
 
     model, tokenizer = model_loader.load_and_configure()
     trainable, total = count_parameters(model)

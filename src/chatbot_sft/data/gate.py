@@ -106,9 +106,9 @@ def schedule(settings: Config, rows: int) -> dict[str, Any]:
     per_epoch = math.ceil(rows / settings.effective_batch_size)
     steps = training.max_steps if training.max_steps is not None else math.ceil(per_epoch * training.num_train_epochs)
     warning = None
-    if training.warmup_steps >= steps:
+    if training.warm_up >= steps:
         warning = (
-            f"training.warmup_steps={training.warmup_steps} is not below the {steps} steps of the run: the learning rate never reaches its full value"
+            f"training.warmup_steps={training.warm_up:g} is not below the {steps} steps of the run: the learning rate never reaches its full value"
         )
     return {
         "effective_batch_size": settings.effective_batch_size,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.messages import BadRow, Message
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import jinja2
@@ -80,6 +80,23 @@ class ChatTemplate:
     def dated(self) -> bool:
         """Whether the rendering depends on today's date, as Llama 3.2's does unless `date_string` is given."""
         return "strftime_now" in self.source and "date_string" not in self.kwargs
+
+
+def check_kwargs(source: str, kwargs: Mapping[str, Any], name: str) -> None:
+    """Refuse `dataset.chat_template_kwargs` that the template never reads.
+
+    Raises:
+        UserError: names the key, and the nearest name that the template reads.
+    """
+    import jinja2.meta
+
+    environment = compile_template(source).environment
+    read = jinja2.meta.find_undeclared_variables(environment.parse(source))
+    for key in kwargs:
+        if key not in read:
+            raise UserError(
+                f"dataset.chat_template_kwargs.{key}: the chat template of {name} never reads it{did_you_mean(str(key), read)}; leave it out"
+            )
 
 
 @functools.cache
@@ -186,7 +203,7 @@ class ChatTokenizer:
         backend.post_processor = None  # templates write their own special tokens; and some post-processors trim the offsets
         eos = backend.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
         stops = {eos, *(ends if isinstance(ends, list) else [ends])} - {None}
-        compile_template(source)
+        check_kwargs(source, kwargs, name)
         control = tuple(token.content for token in backend.get_added_tokens_decoder().values() if token.special)
         return cls(backend, ChatTemplate(source, tokens, dict(kwargs), control), frozenset(stops), tuple(new_tokens))
 

@@ -36,16 +36,18 @@ PROJECT = "chatbot_sft"
 MODULES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "trackio": ("trackio",)}
 # Loggers that transformers knows besides: it opens them itself, with its own arguments, and they get neither configuration nor report.
 OTHERS = {
-    "azure_ml": "azureml",
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet_ml",
-    "dagshub": "dagshub",
-    "dvclive": "dvclive",
-    "flyte": "flytekit",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
+    "azure_ml": ("azureml", "azureml.core"),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub", "mlflow"),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
 }
+PACKAGE_OF = {"azureml": "azureml-sdk", "azureml.core": "azureml-sdk"}  # where it is not the module's name
+NEEDED = {"neptune": ("NEPTUNE_PROJECT", "NEPTUNE_API_TOKEN")}  # environment variables that a logger does not start without
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,15 @@ def check(names: list[str]) -> None:
         UserError: names the extra that brings it.
     """
     for name in names:
-        missing = next((module for module in MODULES.get(name) or (OTHERS[name],) if importlib.util.find_spec(module) is None), None)
+        missing = next((module for module in MODULES.get(name) or OTHERS[name] if importlib.util.find_spec(module) is None), None)
         if missing is not None:
-            package = f"'chatbot-sft[{name}]'" if name in MODULES else missing
+            package = f"'chatbot-sft[{name}]'" if name in MODULES else PACKAGE_OF.get(missing, missing)
             raise UserError(f"training.report_to={name}: {missing} is not installed; pip install {package}")
+        unset = [variable for variable in NEEDED.get(name, ()) if not os.environ.get(variable)]
+        if unset:
+            raise UserError(f"training.report_to={name}: set {' and '.join(unset)} in the environment")
+        if name == "mlflow" and os.environ.get("DISABLE_MLFLOW_INTEGRATION", "").upper() == "TRUE":
+            raise UserError("training.report_to=mlflow: DISABLE_MLFLOW_INTEGRATION=TRUE is set in the environment; unset it")
 
 
 def run_name(folder: Path) -> str:

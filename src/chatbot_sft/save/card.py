@@ -104,7 +104,8 @@ def _facts(settings: Config, report: Mapping[str, Any]) -> Iterator[tuple[str, s
     options = settings.training
     if "steps" in training:
         yield "training", f"{training['steps']:,} steps of {training['effective_batch_size']} conversations, {training['seconds']:,.0f} s"
-    yield "optimizer", f"{options.optim}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {options.warmup_steps} steps"
+    warm_up = f"{options.warm_up:.0%} of them" if 0 < options.warm_up < 1 else f"{options.warm_up:g} steps"
+    yield "optimizer", f"{options.optim}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {warm_up}"
     yield "length", f"{settings.model.max_seq_length:,} tokens at most; seed {settings.seed}"
     if training.get("eval_loss") is not None:
         yield "held-out loss", f"{training['eval_loss_before']:.3f} → {training['eval_loss']:.3f} nats per token"

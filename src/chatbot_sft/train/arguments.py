@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loader import autocast_dtype
+from chatbot_sft.optimization import REPLACED
 from chatbot_sft.report import loggers
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GPU_OPTIMIZERS = ("8bit", "paged", "bnb", "apex")
 CPU_OPTIMIZER = "adamw_torch_fused"
 
 
@@ -32,8 +32,8 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
     training = settings.training
     autocast = autocast_dtype(settings)
     optim = training.optim
-    if not torch.cuda.is_available() and any(part in optim for part in GPU_OPTIMIZERS):
-        log.info("optimizer: %s needs a GPU, %s takes its place", optim, CPU_OPTIMIZER)
+    if not torch.cuda.is_available() and optim in REPLACED:
+        log.info("optimizer: %s is for a GPU, %s takes its place", optim, CPU_OPTIMIZER)
         optim = CPU_OPTIMIZER
     arguments: dict[str, Any] = {
         "output_dir": training.output_dir,
@@ -45,10 +45,10 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         "num_train_epochs": training.num_train_epochs if training.num_train_epochs is not None else 1,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.lr_scheduler_type,
-        "warmup_steps": training.warmup_steps,
+        "warmup_steps": steps_or_share(training.warm_up),
         "weight_decay": training.weight_decay,
         "optim": optim,
-        "logging_steps": training.logging_steps,
+        "logging_steps": steps_or_share(training.logging_steps),
         "report_to": [name for name in training.loggers if name in loggers.OTHERS] or "none",  # report/loggers.py opens the rest
         "run_name": loggers.run_name(Path(settings.paths.output_dir)),
         "project": loggers.PROJECT,
@@ -70,8 +70,7 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         "logging_first_step": True,
     }
     if training.eval_steps is not None:
-        steps = training.eval_steps if training.eval_steps < 1 else int(training.eval_steps)
-        arguments |= {"eval_strategy": "steps", "eval_steps": steps, "metric_for_best_model": "eval_loss"}
+        arguments |= {"eval_strategy": "steps", "eval_steps": steps_or_share(training.eval_steps), "metric_for_best_model": "eval_loss"}
     arguments |= settings.sft_arguments
     if training.load_best_model_at_end and arguments.get("save_strategy") == "no":
         arguments["save_strategy"] = "best"
@@ -82,3 +81,8 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
     # Set late: as an argument it demands save_steps to be a multiple of eval_steps. `Evaluations` saves each new best when it is found.
     built.load_best_model_at_end = training.load_best_model_at_end
     return built
+
+
+def steps_or_share(number: float) -> float:
+    """`number` of optimizer steps as TRL takes it: whole, or below 1 a share of the run."""
+    return number if 0 < number < 1 else int(number)

@@ -317,6 +317,7 @@ MODEL_ASIDE = {
     "trust_remote_code",
     "engine",
     "dtype",
+    "brings",
 }  # name: see weights_fingerprint; engine and dtype as they turned out
 LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
 TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut

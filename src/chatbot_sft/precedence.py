@@ -1,0 +1,60 @@
+"""Which of two settings counts: what the user names, in an option, a file or an override; then what the model's option brings; then the default.
+
+In `conf/`, a default that gives way is written `${default:…}`: any plain value put in its place wins, by Hydra's own rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, Node, OmegaConf
+
+# Of `training`: two keys that say one thing. The first has a default, which ends where the second is given.
+RIVALS = {"max_steps": "num_train_epochs", "warmup_steps": "warmup_ratio"}
+OF_LORA = ("learning_rate", "target_modules")  # what a model brings for an adapter says nothing about training every weight
+GIVES_WAY = "${default:"
+
+
+def brought(name: Any, brings: Mapping[str, Any] | None, lora_rank: Any) -> dict[str, Any]:
+    """Key → value of what the model's option sets in place of defaults; its keys are those of `config.BringsConfig`, each in one section alone."""
+    given = dict(brings or {})
+    if given.pop("only_for", None) not in (None, name):
+        return {}
+    return {key: value for key, value in given.items() if value is not None and not (lora_rank == 0 and key in OF_LORA)}
+
+
+def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfig) -> Any:
+    """The resolver: `value`, or what takes its place."""
+    key = _node_._key()
+    if key in RIVALS and _parent_.get(RIVALS[key]) is not None:
+        return None
+    return _brought_in(_root_).get(key, value)
+
+
+def _brought_in(config: DictConfig) -> dict[str, Any]:
+    name, brings, lora_rank = (OmegaConf.select(config, key) for key in ("model.name", "model.brings", "lora.r"))
+    return brought(name, brings, lora_rank)
+
+
+def ended_by(training: Mapping[str, Any]) -> list[str]:
+    """The rivals of what is set in `training`, where they are not set there themselves."""
+    pairs = [pair for first, second in RIVALS.items() for pair in ((first, second), (second, first))]
+    return [other for one, other in pairs if training.get(one) is not None and training.get(other) is None]
+
+
+def settle(config: DictConfig, overrides: list[str]) -> None:
+    """Make of a composed configuration one of plain values: the command line beats the files, and every `${default:…}` is what it comes to."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = [item for item in OverridesParser.create().parse_overrides(overrides) if not item.is_sweep_override()]  # those come with each job
+    named = {item.key_or_group.removeprefix("training."): item.value() for item in parsed if item.key_or_group.startswith("training.")}
+    for key in ended_by(named):
+        OmegaConf.update(config, f"training.{key}", None, force_add=True)
+    for section in config.values():
+        if isinstance(section, DictConfig):
+            for key in section:
+                if str(section._get_node(key)._value()).startswith(GIVES_WAY):
+                    section[key] = section[key]
+    if OmegaConf.select(config, "model.brings"):
+        config.model.brings = _brought_in(config)
