@@ -15,6 +15,7 @@ from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
 
 BATCH = 512
+BATCH_CHARACTERS = 4_000_000  # a tokenizer takes some eighty times its text
 THINK_TAGS = ("<think>", "</think>")
 Texts = Callable[[list[Conversation]], list[str]]  # a user's own formatting function over a batch
 
@@ -89,7 +90,7 @@ class Encoder:
         """
         ends = frozenset(self.end_of_turn.values())
         stream = iter(conversations)
-        batches = iter(lambda: list(itertools.islice(stream, BATCH)), [])
+        batches = in_batches(stream, BATCH, _characters)
         with ThreadPoolExecutor(1) as encoding:
             pending = None
             for batch in batches:
@@ -283,6 +284,26 @@ class Encoder:
     def _tokens(self, item: Conversation) -> int:
         text = self.tokenizer.template.render(item.messages, False, item.tools)
         return len(self.tokenizer.backend.encode(text, add_special_tokens=False).ids)
+
+
+def in_batches(items: Iterable[Any], most: int, characters: Callable[[Any], int]) -> Iterator[list[Any]]:
+    """Lists of at most `most` items, and no more than `BATCH_CHARACTERS` but for the last of each: a row may be as long as `dataset.max_row_mb`."""
+    batch: list[Any] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += characters(item)
+        if len(batch) == most or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _characters(item: Conversation | Refused) -> int:
+    if isinstance(item, Refused):
+        return 0
+    return len(item.text or "") if item.messages is None else sum(len(message["content"]) for message in item.messages)
 
 
 def _utf8(text: str) -> bool:

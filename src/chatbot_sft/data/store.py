@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.cache import build_folder, cache_dir
-from chatbot_sft.data.encode import EncodedRow, text_hash
+from chatbot_sft.data.encode import EncodedRow, in_batches, text_hash
 from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.errors import UserError
 
@@ -128,12 +128,12 @@ def schema() -> pyarrow.Schema:
 
 
 def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, bool]]) -> None:
-    """Write (row, held out) as they come; at most `BATCH` rows are in memory."""
+    """Write (row, held out) as they come; at most `BATCH` rows are in memory, fewer where they are long."""
     import pyarrow as pa
 
     layout = schema()
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, layout) as writer:
-        for batch in iter(lambda: list(itertools.islice(rows, BATCH)), []):
+        for batch in in_batches(rows, BATCH, lambda item: len(item[0].text)):
             writer.write_batch(pa.record_batch(_columns(batch), schema=layout))
 
 
