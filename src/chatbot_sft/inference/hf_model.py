@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.cache import cache_dir
 from chatbot_sft.data.messages import Message
 from chatbot_sft.data.template import strftime_now
 from chatbot_sft.errors import UserError
@@ -161,8 +160,7 @@ def adapter_base(folder: Path) -> tuple[str | None, str | None]:
         return None, None
     config = json.loads(file.read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
-    if Path(base).parent == cache_dir() / "models" and not Path(base).is_dir():
-        embedded.folder()  # the cache was cleared
+    base = embedded.found_again(base)
     if is_local(base) and not Path(base).expanduser().is_dir():
         raise UserError(f"{folder}: the model it was trained on is not at {base} any more; correct base_model_name_or_path in its {ADAPTER_CONFIG}")
     return base, config.get("revision")
