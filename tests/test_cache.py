@@ -236,6 +236,15 @@ def test_a_user_without_a_home_gets_a_temporary_cache(monkeypatch, tmp_path):
     assert cache_dir() == cache_dir()
 
 
+def test_a_home_that_is_not_there_costs_speed_alone(tmp_path, launch, tiny):
+    """HOME=/nonexistent is what containers' system users have (wyoming-faster-whisper#27, datasets#1581)."""
+    (tmp_path / "file").write_text("")
+    data = write_json(tmp_path / "data.json", conversations(3))
+    process = launch(*tiny, "task=check", f"dataset.data_path={data}", env={"CHATBOT_SFT_CACHE": "", "HOME": str(tmp_path / "file")})
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("a temporary folder serves for this run") == 1
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "adapter", "config", "missing"])
 def test_a_damaged_converted_model_is_made_again(tmp_path, monkeypatch, own_cache, damage):
     """The conversion itself is stood in for: 540 MB of weights are written and read again elsewhere."""

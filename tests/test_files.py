@@ -40,12 +40,13 @@ def read(path, **options):
         ("valid.csv", "validation"), ("dev.json", "validation"),
         ("val_split.jsonl", "validation"), ("eval_data.jsonl", "validation"), ("evaluation/a.jsonl", "validation"), ("split=test/a.parquet", "test"),
         ("train/test_0.jsonl", "test"), ("train_and_test.jsonl", "train"), ("test/train.jsonl", "train"), ("Test.JSONL", "test"),
-        ("latest.jsonl", "train"), ("contest.jsonl", "train"), ("evaluate_this_chat.jsonl", "train"), ("devices.jsonl", "train"),
+        ("latest.jsonl", "train"),
+        ("www_farodevigo_es.jsonl.gz", "train"), ("contest.jsonl", "train"), ("evaluate_this_chat.jsonl", "train"), ("devices.jsonl", "train"),
         ("validity.jsonl", "train"), ("my-test-chats.jsonl", "train"), ("test-drive/a.jsonl", "train"), ("chats.test.jsonl", "train"),
     ],
 )  # fmt: skip
 def test_a_name_says_which_split_it_is(file, split):
-    """`datasets` once took contest.jsonl for a test set (huggingface/datasets#3754 and others like it)."""
+    """`datasets` once took contest.jsonl for a test set (huggingface/datasets#4477), and www_farodevigo_es for a dev set (#3788)."""
     assert split_of(Path(file)) == split
 
 
@@ -206,7 +207,7 @@ def test_what_save_to_disk_wrote_is_read_without_datasets(tmp_path, datasets_row
 
 
 def test_a_saved_selection_of_old_datasets_is_refused(tmp_path):
-    """Versions before 1.6 wrote the file of the whole dataset and an index of the rows meant (huggingface/datasets#2195)."""
+    """Old versions wrote the file of the whole dataset and an index of the rows that were meant (huggingface/datasets#2197)."""
     state = {"_data_files": [{"filename": "data.arrow"}], "_indices_data_files": [{"filename": "indices.arrow"}]}
     write_json(tmp_path / "state.json", state)
     (tmp_path / "data.arrow").write_bytes(b"")

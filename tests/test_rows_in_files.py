@@ -110,7 +110,7 @@ def test_what_the_decoder_cannot_take_is_named_by_row(tmp_path, content, message
     ],
 )
 def test_what_json_leaves_open_is_a_bad_row(tmp_path, row, kind):
-    """The last of two keys wins in Python, the first elsewhere; NaN is no JSON, and pandas writes it."""
+    """The last of two keys wins in Python, the first elsewhere; NaN is no JSON, and Python writes it."""
     for content in (f'[{{"text": "a"}}, {row}]', f'{{"text": "a"}}\n{row}\n'):
         good, bad = read_rows(str(written(tmp_path / "a.json", content)))
         assert (good.fault, bad.fault[0]) == (None, kind)
@@ -211,7 +211,7 @@ TOOL_ROWS = [
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "feather", "saved", "hub"])
 def test_keys_of_other_rows_are_not_read_as_nulls(tmp_path, monkeypatch, kind):
-    """One struct for all rows: huggingface/datasets#5717 and trl#3326 are about the nulls that this makes of keys."""
+    """One struct for all rows: huggingface/datasets#7617 and #6699 are about the nulls that this makes of keys."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -272,7 +272,7 @@ def test_what_tables_have_beside_text_and_numbers_is_as_json_has_it(tmp_path):
 
 
 def test_json_columns_of_datasets_are_decoded(tmp_path):
-    """`datasets` 4.7 keeps what has no common type as JSON in an extension type; its nulls are the row's own."""
+    """Newer `datasets` keep what has no common type as JSON in an extension type; its nulls are the row's own."""
     import datasets
 
     features = datasets.Features({"arguments": datasets.Json(), "n": datasets.Value("int64")})
