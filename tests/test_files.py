@@ -78,6 +78,8 @@ def test_a_folders_held_out_files_are_evaluated_on_and_the_run_says_so(tmp_path,
     assert process.returncode == 0, process.stderr
     found = report_of(tmp_path / "outputs")["dataset"]
     assert (found["rows_used"], found["rows_held_out"]) == (8, 3)
+    (checked,) = (tmp_path / "outputs").rglob("data_report.json")
+    assert [source["path"] for source in json.loads(checked.read_text())["sources"]] == [str(data), f"{data} [test]"]
     assert f"data: {data}: held out: test.json; not read: notes.txt" in process.stdout + process.stderr
     (tmp_path / "second").mkdir()
     given = write_json(tmp_path / "mine.json", conversations(2))

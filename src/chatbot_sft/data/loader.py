@@ -260,7 +260,8 @@ class DatasetLoader:
             for number, source in enumerate(self._sources()):
                 held_out = number >= len(dataset.mixture)
                 uses = limits[number] if limits and not held_out else None
-                sources.append({"path": source.data_path, "held_out": held_out})
+                by_name = held_out and source.split != TRAIN and not is_hub_id(source.data_path)
+                sources.append({"path": f"{source.data_path} [{source.split}]" if by_name else source.data_path, "held_out": held_out})
                 last = None
                 for row in encoder.rows(self._conversations(source, tokenizer, uses, sources[-1])):
                     here = (row.file, row.row)
