@@ -302,6 +302,9 @@ def tar():
         (b"\x80\x04\x95", "a pickle, which is never opened"),
         (tar(), "a tar archive; unpack it"),
         (gzip.compress(tar()), "a tar archive; unpack it"),
+        (gzip.compress(b"PK\x03\x04"), "a zip file inside another compression; unpack it"),
+        (zstd(b"PAR1" * 200), "Parquet and Arrow files are read from any place of theirs; decompress it"),
+        (b"PK\x05\x06" + b"\0" * 18, "a zip file without data files; it has nothing"),
         (gzip.compress(gzip.compress(b"{}")), "compressed twice (gzip inside)"),
     ],
 )  # fmt: skip

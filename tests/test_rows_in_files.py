@@ -155,6 +155,12 @@ def test_all_of_the_data_in_one_object_is_named_in_one_short_line(tmp_path, valu
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize("content", ['{"a": 1}{"a": 2}', '{\n  "a": 1\n}\n{\n  "a": 2\n}\n'])
+def test_objects_one_after_another_say_how_to_write_them(tmp_path, content):
+    with pytest.raises(UserError, match=r"JSON objects one after another; write one a line \(`jq -c .` does\) or a list of them"):
+        values(written(tmp_path / "a.json", content))
+
+
 def test_one_row_alone_is_a_row(tmp_path):
     row = {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {"name": "f"}}]}
     assert values(write_json(tmp_path / "a.jsonl", row)) == [row]
@@ -190,6 +196,7 @@ def test_a_csv_file_that_would_be_read_otherwise_than_meant_is_refused(tmp_path,
         ("a.csv", ",a\n0,x\n1,y\n", [{"": "0", "a": "x"}, {"": "1", "a": "y"}]),
         ("a.csv", "a,b,,\nx,y,,\n", [{"a": "x", "b": "y"}]),
         ("a.csv", '"a; or b;",c\nx,y\n', [{"a; or b;": "x", "c": "y"}]),
+        ("a.csv", "\n\na,b\nx,y\n", [{"a": "x", "b": "y"}]),
         ("a.tsv", "a\tb, or c\nx, y\tz\n", [{"a": "x, y", "b, or c": "z"}]),
         ("a.csv", '\ufeff"a","b"\r\n"x\r\ny","z"\r\n\r\n', [{"a": "x\r\ny", "b": "z"}]),
     ],

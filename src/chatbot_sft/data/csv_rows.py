@@ -33,7 +33,7 @@ def rows(name: str, stream: BinaryIO, longest: int) -> Iterator[tuple[int, dict[
     lines = counted(streams.lines(streams.text(name, stream), longest))
     reader = None
     try:
-        header = next(lines, "")
+        header = next((line for line in lines if line.strip()), "")
         delimiter = _delimiter(name, header)
         if header.startswith("sep="):  # Excel's own first line
             header = next(lines, "")

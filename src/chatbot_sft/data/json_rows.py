@@ -177,8 +177,12 @@ def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, lon
                 return UserError(f"{name}: expected a JSON list of conversations or one JSON object a line, found an object over many lines")
         try:
             return UserError(f"{name}: expected a JSON list of conversations, found an object{_data_inside(json.loads(chr(10).join(whole)))}")
-        except ValueError as of_the_whole:
+        except json.JSONDecodeError as of_the_whole:
+            if of_the_whole.msg == "Extra data" and of_the_whole.doc[of_the_whole.pos] == "{":
+                return UserError(f"{name}: JSON objects one after another; write one a line (`jq -c .` does) or a list of them")
             error = of_the_whole
+        except ValueError as too_long:
+            return UserError(f"{name}: row 1 {_beyond(too_long)}")
         except RecursionError as too_deep:
             return UserError(f"{name}: row 1 {_beyond(too_deep)}")
     return UserError(f"{name}: not JSON ({error}); a JSON list or one JSON object a line is read, and .csv, .parquet, .arrow by their names")

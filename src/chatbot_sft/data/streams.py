@@ -25,6 +25,7 @@ FOREIGN = {
     b"<html": ("a web page, not data", "download the file itself (on the hub: its download link)"),
     b"<?xml": ("XML", "save it as JSONL or CSV"),
     b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "save the table as CSV (UTF-8)"),
+    b"PK\x03\x04": ("a zip file inside another compression", "unpack it"),
     b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "unpack it"),
     b"Rar!": ("a RAR archive", "unpack it"),
     b"%PDF": ("a PDF", "conversations are read from JSON, JSONL, CSV, Parquet and Arrow"),
@@ -54,7 +55,7 @@ def opened(file: Path) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
     try:
         with file.open("rb") as stream:
             start = stream.read(8)
-        if start.startswith(b"PK\x03\x04"):
+        if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second is an empty one
             with zipfile.ZipFile(file) as archive:
                 yield _members(name, archive)
         else:
@@ -135,11 +136,12 @@ def kind(name: str, stream: BinaryIO) -> tuple[str, BinaryIO]:
         UserError: it begins as something does that is not read.
     """
     start = stream.read(512)
+    if start.startswith((PARQUET, ARROW_FILE, ARROW_STREAM)):
+        if not stream.seekable():
+            raise UserError(f"{name}: Parquet and Arrow files are read from any place of theirs; decompress it")
+        stream.seek(0)
+        return "parquet" if start.startswith(PARQUET) else "arrow", stream
     stream = _from_the_beginning(stream, start)
-    if start.startswith(PARQUET):
-        return "parquet", stream
-    if start.startswith((ARROW_FILE, ARROW_STREAM)):
-        return "arrow", stream
     known = start.lstrip()[:64].lower() if start.lstrip().startswith(b"<") else start
     for begin, (what, advice) in FOREIGN.items():
         if known.startswith(begin):
