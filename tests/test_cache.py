@@ -12,7 +12,7 @@ import pytest
 from conftest import EXAMPLE, conversations, write_json
 
 from chatbot_sft import DatasetLoader, UserError
-from chatbot_sft.cache import LARGE, cache_dir, part_folder
+from chatbot_sft.cache import LARGE, SPARE, cache_dir, part_folder
 from chatbot_sft.data import store
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.model import embedded
@@ -26,6 +26,7 @@ def chat(smollm2):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch, smollm2):
     monkeypatch.setenv("CHATBOT_SFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(SPARE, "")
     return tmp_path / "cache"
 
 
@@ -220,7 +221,7 @@ def test_a_read_only_cache_is_read_and_not_written(tmp_path, launch, small_disk,
 def test_nowhere_to_write_is_one_line(tmp_path, chat, own_cache, monkeypatch):
     as_a_file(own_cache)
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(own_cache / "none"))
-    with pytest.raises(UserError, match=r"cannot be written .* and no temporary folder either; set CHATBOT_SFT_CACHE to a folder with room"):
+    with pytest.raises(UserError, match=r"cannot be written .* and the cache neither; set CHATBOT_SFT_CACHE to a folder with room"):
         loader(write_json(tmp_path / "data.json", conversations(3))).check(chat)
 
 

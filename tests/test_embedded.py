@@ -120,3 +120,9 @@ def test_a_killed_conversion_leaves_no_model_behind(tmp_path):
     assert not (tmp_path / "m").exists()
     build_folder(tmp_path / "m", lambda folder: (folder / "config.json").write_text("{}") and None)
     assert (tmp_path / "m" / "config.json").read_text() == "{}"
+
+
+def test_an_adapter_finds_it_in_another_cache(smollm2, tmp_path):
+    assert embedded.found_again(str(tmp_path / "gone" / "models" / smollm2.name)) == str(smollm2)
+    other = str(tmp_path / "models" / "SmolLM2-135M-Instruct-mine")
+    assert [embedded.found_again(base) for base in (other, str(smollm2), "org/name")] == [other, str(smollm2), "org/name"]

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 PARTS = ("data", "models", "layouts", "unsloth_compiled")  # tokenised rows, converted models, measured layouts, Unsloth's own
 VARIABLE = "CHATBOT_SFT_CACHE"
+SPARE = "CHATBOT_SFT_SPARE_CACHE"  # set by the process that made one, for those it starts
 CHECKSUMS = "checksums.json"
 LARGE = 64 << 20  # bytes; such a file is read again only where its size or time is not as it was written
 PRIVATE = 0o700
@@ -37,15 +38,15 @@ def cache_dir() -> Path:
     try:
         return Path.home() / ".cache" / "chatbot_sft"
     except RuntimeError:  # a container's user without a name and a HOME
-        return _temporary(OSError(errno.ENOENT, "there is no home folder", "~/.cache/chatbot_sft"))
+        return _spare(OSError(errno.ENOENT, "there is no home folder", "~/.cache/chatbot_sft"))
 
 
 def part_folder(part: str) -> Path:
-    """The folder `part` of the cache, made for its owner alone; where that cannot be, the one of a temporary cache, which is said in one line."""
+    """The folder `part` of the cache, made for its owner alone; where that cannot be, the one of the spare cache."""
     try:
         return _private(cache_dir() / part)
     except OSError as error:
-        return _private(_temporary(error) / part)
+        return _spare_part(part, error)
 
 
 def cached(part: str, name: str, build: Callable[[Path], None], what: str) -> tuple[Path, bool]:
@@ -56,13 +57,17 @@ def cached(part: str, name: str, build: Callable[[Path], None], what: str) -> tu
     Raises:
         UserError: neither the cache nor a temporary folder can be written.
     """
-    target = cache_dir() / part / name
-    if _whole(target):
-        return target, True
+    spare = os.environ.get(SPARE)
+    for place in (cache_dir(), *([Path(spare)] if spare else [])):
+        if _whole(place / part / name):
+            return place / part / name, True
     try:
         return _built(part_folder(part) / name, build, what)
     except OSError as error:
-        return _built(_private(_temporary(error) / part) / name, build, what)
+        try:
+            return _built(_spare_part(part, error) / name, build, what)
+        except OSError as second:
+            raise _nowhere(second) from error
 
 
 def build_folder(target: Path, build: Callable[[Path], None], replace: bool = False, private: bool = False) -> Path:
@@ -163,25 +168,33 @@ def _private(folder: Path) -> Path:
         return folder
 
 
-_temporary_cache: Path | None = None
+def _spare_part(part: str, error: OSError) -> Path:
+    try:
+        return _private(_spare(error) / part)
+    except OSError as second:
+        raise _nowhere(second) from error
 
 
-def _temporary(error: OSError) -> Path:
-    """A cache for this process and those it starts, in place of one that cannot be used, as `error` says."""
-    global _temporary_cache
+def _spare(error: OSError) -> Path:
+    """A temporary cache of this process and those it starts, for what cannot be written into the cache, as `error` says."""
+    if spare := os.environ.get(SPARE):
+        return Path(spare)
+    spare = tempfile.mkdtemp(prefix="chatbot_sft_cache_")
+    atexit.register(_remove, spare, os.getpid())
     where, why = error.filename or os.environ.get(VARIABLE, "the cache"), error.strerror or error
-    if _temporary_cache is not None and str(_temporary_cache) == os.environ.get(VARIABLE):
-        raise UserError(f"{where}: cannot be written ({why}), and no temporary folder either; set {VARIABLE} to a folder with room") from error
-    _temporary_cache = Path(tempfile.mkdtemp(prefix="chatbot_sft_cache_"))
-    atexit.register(_remove, _temporary_cache, os.getpid())
     log.warning(
         "cache: %s: %s; a temporary folder serves for this run, the next one makes it all again; %s names another place", where, why, VARIABLE
     )
-    os.environ[VARIABLE] = str(_temporary_cache)
-    return _temporary_cache
+    os.environ[SPARE] = spare
+    return Path(spare)
 
 
-def _remove(folder: Path, owner: int) -> None:
+def _nowhere(error: OSError) -> UserError:
+    where, why = error.filename or os.environ.get(SPARE), error.strerror or error
+    return UserError(f"{where}: cannot be written ({why}), and the cache neither; set {VARIABLE} to a folder with room")
+
+
+def _remove(folder: str, owner: int) -> None:
     """At the end of the process that made it, not of one forked from it."""
     if os.getpid() == owner:
         with contextlib.suppress(OSError):
