@@ -1,5 +1,7 @@
 """From a file of conversations to (input_ids, labels), ours beside TRL's, in one run: python benchmarks/data.py [ROWS]
 
+`python benchmarks/data.py --small ROWS` runs ours alone, over ROWS conversations of one short exchange.
+
 Each way runs in a process of its own over the same file, ROWS (50,000) conversations recombined from the example data with a fixed seed:
 
 ours      the data gate: read, check, render, tokenise, label, write the cache entry, map it as a `datasets.Dataset`
@@ -31,8 +33,11 @@ GENERATION = (
 )
 
 
-def write_conversations(file: Path, rows: int) -> None:
-    """Conversations of one to four exchanges, drawn from those of the example; the reasoning stands in the answers, as `thinking=keep` writes it."""
+def write_conversations(file: Path, rows: int, small: bool = False) -> None:
+    """Conversations of one to four exchanges, drawn from those of the example; the reasoning stands in the answers, as `thinking=keep` writes it.
+
+    `small` ones are a question and the beginning of its answer, each its own.
+    """
     exchanges, systems = [], []
     for row in json.loads(EXAMPLE.read_text(encoding="utf-8")):
         messages = row["messages"]
@@ -41,7 +46,12 @@ def write_conversations(file: Path, rows: int) -> None:
             exchanges.append((question, {"role": "assistant", "content": f"<think>\n{answer['thinking']}\n</think>\n\n{answer['content']}"}))
     draw = random.Random(3407)
     with file.open("w", encoding="utf-8") as stream:
-        for _ in range(rows):
+        for number in range(rows):
+            if small:
+                question, answer = draw.choice(exchanges)
+                messages = [{"role": "user", "content": f"{question['content'][:80]} {number}"}, {**answer, "content": answer["content"][-80:]}]
+                stream.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+                continue
             turns = draw.sample(exchanges, draw.choices((1, 2, 3, 4), (162, 60, 16, 6))[0])
             messages = [draw.choice(systems), *(message for turn in turns for message in turn)]
             stream.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
@@ -114,21 +124,22 @@ def peak_gb() -> float:
 
 def main() -> None:
     """Run every way in a process of its own and print the table."""
-    if len(sys.argv) > 2:
+    small = sys.argv[1:2] == ["--small"]
+    if len(sys.argv) > 3:
         way, file, folder = sys.argv[1:]
         result = ours(Path(file), folder) if way == "ours" else peers(Path(file), folder, way)
         print(json.dumps([*result, peak_gb()]))
         return
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
+    rows = int(sys.argv[-1]) if len(sys.argv) > 1 else 50_000
     from chatbot_sft.model import embedded
 
     folder = str(embedded.folder())
     results = {}
     with tempfile.TemporaryDirectory() as work:
         file = Path(work, "conversations.jsonl")
-        write_conversations(file, rows)
+        write_conversations(file, rows, small)
         print(f"{rows:,} conversations, {file.stat().st_size / 1e6:.0f} MB, {os.cpu_count()} cores")
-        for way in WAYS:
+        for way in WAYS[:1] if small else WAYS:
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": work}
             process = subprocess.run([sys.executable, __file__, way, str(file), folder], capture_output=True, text=True, env=environment)
             if process.returncode:
@@ -137,6 +148,8 @@ def main() -> None:
             results[way] = json.loads(process.stdout.strip().splitlines()[-1])
             seconds, tokens, trained, gigabytes = results[way]
             print(f"{way:<8} {seconds:7.1f} s  {rows / seconds:8,.0f} rows/s  {gigabytes:5.2f} GB  {tokens:,} tokens, {trained:,} trained")
+    if small:
+        return
     fastest = min((way for way in results if way != "ours"), key=lambda way: results[way][0])
     print(f"ours against {fastest}, the faster of the others: {results[fastest][0] / results['ours'][0]:.1f} times as fast,", end=" ")
     print(f"{results['ours'][3] / results[fastest][3]:.2f} of its memory")

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
 
@@ -9,8 +12,10 @@ import pytest
 from conftest import EXAMPLE, conversations, write_json
 
 from chatbot_sft import DatasetLoader, UserError
+from chatbot_sft.cache import LARGE, SPARE, cache_dir, part_folder
 from chatbot_sft.data import store
 from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.model import embedded
 
 
 @pytest.fixture
@@ -21,6 +26,7 @@ def chat(smollm2):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch, smollm2):
     monkeypatch.setenv("CHATBOT_SFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(SPARE, "")
     return tmp_path / "cache"
 
 
@@ -117,16 +123,163 @@ def test_many_processes_want_it_at_once(tmp_path, smollm2, own_cache):
     assert len(set(fingerprints)) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, chat, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CHATBOT_SFT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"the tokenised rows cannot be kept .* set CHATBOT_SFT_CACHE to another folder"):
+@pytest.mark.parametrize("about", ["", "null", "[]", "{}", "1", '{"rows": "x"}', '{"rows": -1, "sources": null}', "[" * 5000])
+@pytest.mark.parametrize("name", [store.ABOUT, "checksums.json"])
+def test_an_entry_with_a_foreign_record_is_made_again(tmp_path, chat, own_cache, about, name):
+    file = write_json(tmp_path / "data.json", conversations(5))
+    first = loader(file)
+    first.check(chat)
+    (first._entry.file.parent / name).write_text(about)
+    again = loader(file)
+    assert again.check(chat)["cached"] is False
+    assert again.statistics == first.statistics
+    assert loader(file).check(chat)["cached"] is True
+
+
+def test_what_stands_in_place_of_an_entry_is_not_believed(tmp_path, chat, own_cache):
+    """Files that were put beside ours, a link to another folder, a file, somebody else's folder."""
+    file = write_json(tmp_path / "data.json", conversations(5))
+    first = loader(file)
+    first.check(chat)
+    entry = first._entry.file.parent
+    (entry / "more.py").write_text("")
+    assert loader(file).check(chat)["cached"] is False
+    elsewhere = entry.rename(tmp_path / "elsewhere")
+    entry.symlink_to(elsewhere)
+    assert loader(file).check(chat)["cached"] is False
+    assert elsewhere.is_dir()
+    shutil.rmtree(entry)
+    entry.write_text("")
+    assert loader(file).check(chat)["cached"] is False
+    assert loader(file).check(chat)["cached"] is True
+    if os.geteuid() == 0:
+        os.chown(entry, 1234, 1234)
+        assert loader(file).check(chat)["cached"] is False
+
+
+def test_the_cache_is_for_its_owner_alone(tmp_path, chat, own_cache):
+    """An older version had made its folders for everybody to read."""
+    old_mask = os.umask(0)
+    try:
+        (own_cache / "data").mkdir(parents=True, mode=0o777)
+        made = loader(write_json(tmp_path / "data.json", conversations(3)))
+        made.check(chat)
+        assert stat.S_IMODE(part_folder("layouts").stat().st_mode) == 0o700
+    finally:
+        os.umask(old_mask)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (own_cache / "data", made._entry.file.parent)] == [0o700, 0o700]
+
+
+def as_a_file(folder):
+    folder.write_text("")
+
+
+def of_somebody_else(folder):
+    if os.geteuid() != 0:
+        pytest.skip("needs the right to give a folder away")
+    (folder / "data").mkdir(parents=True)
+    os.chown(folder / "data", 1234, 1234)
+
+
+@pytest.mark.parametrize("spoil", [as_a_file, of_somebody_else])
+def test_a_cache_that_cannot_be_written_costs_speed_alone(tmp_path, chat, own_cache, caplog, spoil):
+    spoil(own_cache)
+    file = write_json(tmp_path / "data.json", conversations(3))
+    made = loader(file)
+    assert made.check(chat)["cached"] is False
+    assert loader(file).check(chat)["cached"] is True  # of the same process
+    assert not made._entry.file.is_relative_to(own_cache)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "chatbot_sft.cache"]
+    assert line.startswith(f"cache: {own_cache}")
+    assert "a temporary folder serves for this run" in line
+
+
+def test_a_full_cache_costs_speed_alone(tmp_path, launch, small_disk, tiny):
+    folder = small_disk("1m")
+    (folder / "filler").write_bytes(b"x" * (900 << 10))
+    process = launch(*tiny, "task=check", f"dataset.data_path={EXAMPLE}", env={"CHATBOT_SFT_CACHE": str(folder), "TMPDIR": str(tmp_path)})
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("a temporary folder serves for this run") == 1
+    assert "No space left on device" in process.stderr
+    assert list(tmp_path.glob("chatbot_sft_cache_*")) == []
+
+
+def test_a_read_only_cache_is_read_and_not_written(tmp_path, launch, small_disk, tiny):
+    folder = small_disk("20m")
+    arguments = (*tiny, "task=check", f"dataset.data_path={write_json(tmp_path / 'data.json', conversations(5))}")
+    environment = {"CHATBOT_SFT_CACHE": str(folder / "cache")}
+    assert launch(*arguments, env=environment).returncode == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    again = launch(*arguments, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert "a temporary folder serves" not in again.stderr
+    other = launch(*arguments, "dataset.train_on=all", env=environment)
+    assert other.returncode == 0, other.stderr
+    assert "Read-only file system; a temporary folder serves for this run" in other.stderr
+
+
+def test_nowhere_to_write_is_one_line(tmp_path, chat, own_cache, monkeypatch):
+    as_a_file(own_cache)
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(own_cache / "none"))
+    with pytest.raises(UserError, match=r"cannot be written .* and the cache neither; set CHATBOT_SFT_CACHE to a folder with room"):
         loader(write_json(tmp_path / "data.json", conversations(3))).check(chat)
+
+
+def test_a_user_without_a_home_gets_a_temporary_cache(monkeypatch, tmp_path):
+    """As in a container that runs under a number: `Path.home` raises."""
+    monkeypatch.delenv("CHATBOT_SFT_CACHE")
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", home)
+    assert cache_dir().name.startswith("chatbot_sft_cache_")
+    assert cache_dir() == cache_dir()
+
+
+def test_a_home_that_is_not_there_costs_speed_alone(tmp_path, launch, tiny):
+    """HOME=/nonexistent is what containers' system users have (wyoming-faster-whisper#27, datasets#1581)."""
+    (tmp_path / "file").write_text("")
+    data = write_json(tmp_path / "data.json", conversations(3))
+    process = launch(*tiny, "task=check", f"dataset.data_path={data}", env={"CHATBOT_SFT_CACHE": "", "HOME": str(tmp_path / "file")})
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("a temporary folder serves for this run") == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "adapter", "config", "missing"])
+def test_a_damaged_converted_model_is_made_again(tmp_path, monkeypatch, own_cache, damage):
+    """The conversion itself is stood in for: 540 MB of weights are written and read again elsewhere."""
+
+    def convert(folder):
+        (folder / "model.safetensors").write_bytes(bytes(range(256)) * 400_000)  # as large as what is not read each time
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+
+    monkeypatch.setattr(embedded, "convert", convert)
+    folder = embedded.folder()
+    weights = folder / "model.safetensors"
+    assert weights.stat().st_size > LARGE
+    whole = weights.read_bytes()
+    assert embedded.folder() == folder
+    if damage == "cut":
+        weights.write_bytes(whole[:-1])
+    elif damage == "flipped":
+        _flip(weights)
+    elif damage == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
+    elif damage == "config":
+        (folder / "config.json").write_text('{"model_type": "llame"}')
+    else:
+        weights.unlink()
+    assert embedded.folder() == folder
+    assert sorted(file.name for file in folder.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
+    assert weights.read_bytes() == whole
+    assert (folder / "config.json").read_text() == '{"model_type": "llama"}'
 
 
 def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
     loader(write_json(tmp_path / "data.json", conversations(5))).check(chat)
     (own_cache / "models").mkdir()
+    (own_cache / "my_photos").mkdir()  # where CHATBOT_SFT_CACHE names a folder that was there before
 
     def doctor(*arguments):
         return subprocess.run([sys.executable, "-m", "chatbot_sft.doctor", *arguments], capture_output=True, text=True)
@@ -136,6 +289,6 @@ def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
     assert wrong.returncode == 1
     assert wrong.stderr == f"error: dta: no such part of the cache in {own_cache}; there is data, models\n"
     assert doctor("--clear-cache", "data").stdout == "cleared data: 0 MB\n"
-    assert [folder.name for folder in own_cache.iterdir()] == ["models"]
+    assert sorted(folder.name for folder in own_cache.iterdir()) == ["models", "my_photos"]
     assert doctor("--clear-cache").stdout == "cleared models: 0 MB\n"
-    assert list(own_cache.iterdir()) == []
+    assert [folder.name for folder in own_cache.iterdir()] == ["my_photos"]

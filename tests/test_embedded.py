@@ -101,7 +101,7 @@ def test_two_processes_at_once_do_no_harm(tmp_path):
     folders = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert {process.returncode for process in processes} == {0}
     (folder,) = folders
-    assert sorted(os.listdir(tmp_path / "models")) == [os.path.basename(folder)]  # noqa: PTH119, PTH208
+    assert [entry.name for entry in (tmp_path / "models").iterdir() if entry.is_dir()] == [os.path.basename(folder)]  # noqa: PTH119
     assert (tmp_path / "models").joinpath(os.path.basename(folder), "model.safetensors").stat().st_size > 500e6  # noqa: PTH119
 
 
@@ -120,3 +120,9 @@ def test_a_killed_conversion_leaves_no_model_behind(tmp_path):
     assert not (tmp_path / "m").exists()
     build_folder(tmp_path / "m", lambda folder: (folder / "config.json").write_text("{}") and None)
     assert (tmp_path / "m" / "config.json").read_text() == "{}"
+
+
+def test_an_adapter_finds_it_in_another_cache(smollm2, tmp_path):
+    assert embedded.found_again(str(tmp_path / "gone" / "models" / smollm2.name)) == str(smollm2)
+    other = str(tmp_path / "models" / "SmolLM2-135M-Instruct-mine")
+    assert [embedded.found_again(base) for base in (other, str(smollm2), "org/name")] == [other, str(smollm2), "org/name"]

@@ -1,6 +1,7 @@
 """One gradient, many ways to run it: packing, padding, micro-batches, and what happens when memory runs out."""
 
 import itertools
+import json
 import random
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import EXAMPLE, report_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatbot_sft.cache import part_folder
 from chatbot_sft.train.layout import Layout, candidates, step_down
 from chatbot_sft.train.measure import Trial, cache_key, choose
 from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded, padding_free
@@ -228,6 +230,44 @@ def test_the_fastest_layout_is_taken_and_remembered():
     assert again.layout == fast
     assert again.reason == "measured by an earlier run"
     assert again.measurements == plan.measurements
+
+
+def entry(**changes):
+    return {"layout": Layout(2).as_dict(), "seconds": 0.05, "peak_gb": None, "capture_seconds": 0.0, "why_not": None} | changes
+
+
+@pytest.mark.parametrize(
+    "remembered",
+    [
+        "", "[", "null", "[]", "{}", "3", "[null, null]", "[" * 5000,
+        [entry(), entry(layout={"packs": -4})], [entry(), entry(layout={"packs": 0})], [entry(), entry(layout={"packs": "4"})],
+        [entry(), entry(layout={"packs": 16})], [entry()], [entry(), entry(layout={"packs": 4}), entry(layout={"packs": 8})],
+        [entry(), entry(layout={"packs": 4}, seconds="0.1")], [entry(), entry(layout={"packs": 4}, seconds=-1.0)],
+        [entry(), entry(layout={"packs": 4}, seconds=float("nan"))], [entry(), entry(layout={"packs": 4}, capture_seconds=None)],
+        [entry(), entry(layout={"packs": 4}, capture_seconds=-9.0)], [entry(), entry(layout={"packs": 4}, why_not=[1])],
+        [entry(), entry(layout={"packs": 4}, other=1)], [entry(), entry(layout={"packs": 4, "other": 1})], [entry(), entry(layout=None)],
+    ],
+)  # fmt: skip
+def test_a_measurement_that_is_damaged_or_of_something_else_is_made_again(remembered):
+    """A negative number of conversations gave a step of loss 0.000 that trained nothing."""
+    slow, fast = Layout(2), Layout(4)
+    planned, calls = trial({Layout(1): 0.0, slow: 0.03, fast: 0.005})
+    key = cache_key("damaged", random.random())
+    file = part_folder("layouts") / f"{key}.json"
+    file.write_text(remembered if isinstance(remembered, str) else json.dumps(remembered))
+    plan = choose([slow, fast], slow, planned, key)
+    assert (plan.layout, plan.reason) == (fast, "measured")
+    before = len(calls)
+    again = choose([slow, fast], slow, planned, key)
+    assert (again.layout, again.reason, len(calls)) == (fast, "measured by an earlier run", before)
+    assert all(isinstance(found.layout.packs, int) for found in again.measurements)
+
+
+def test_what_was_measured_need_not_be_remembered(monkeypatch, tmp_path):
+    slow, fast = Layout(2), Layout(4)
+    planned, _ = trial({Layout(1): 0.0, slow: 0.03, fast: 0.005})
+    monkeypatch.setattr("chatbot_sft.train.measure.part_folder", lambda _: tmp_path / "gone")
+    assert choose([slow, fast], slow, planned, cache_key("unwritable")).layout == fast
 
 
 def test_what_is_configured_stays_where_nothing_is_clearly_faster():

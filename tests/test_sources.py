@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatbot_sft import UserError
-from chatbot_sft.data.sources import data_files, is_hub_id, read_rows
+from chatbot_sft.data.files import data_files, is_hub_id
+from chatbot_sft.data.sources import read_rows
 
 ROW = '{"messages": [{"role": "assistant", "content": "a"}]}'
 
@@ -152,7 +153,7 @@ cells = st.recursive(st.none() | st.floats(allow_nan=False) | st.text(max_size=3
     chunk=st.integers(1, 40),
 )
 def test_a_list_is_read_the_same_however_it_falls_into_pieces(tmp_path, monkeypatch, rows, indent, chunk):
-    monkeypatch.setattr("chatbot_sft.data.sources.CHUNK", chunk)
+    monkeypatch.setattr("chatbot_sft.data.streams.CHUNK", chunk)
     file = tmp_path / "list.json"
     file.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8")
     assert [row.values for row in read_rows(str(file))] == rows
@@ -164,7 +165,8 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_names(tmp_path):
     (tmp_path / "deeper").mkdir()
     write_json(tmp_path / "deeper" / "c.json", [{"from": "c"}])
     assert [row.values["from"] for row in read_rows(str(tmp_path))] == ["a.json", "b.jsonl", "c"]
-    assert [file.name for file in data_files(str(tmp_path / "*.json*"))] == [".hidden.json", "a.json", "b.jsonl"]
+    assert [file.name for file in data_files(str(tmp_path / "*.json*"))] == ["a.json", "b.jsonl"]
+    assert [file.name for file in data_files(str(tmp_path / ".h*"))] == [".hidden.json"]
     with pytest.raises(UserError, match="no file matches"):
         data_files(str(tmp_path / "*.csv"))
     (tmp_path / "empty").mkdir()

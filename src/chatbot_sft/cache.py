@@ -1,24 +1,81 @@
-"""Where things that are made once are kept, and how a folder appears there whole or not at all."""
+"""Where things that are made once are kept: for their owner alone, whole or not at all, and believed only with their checksums.
+
+A cache makes a run faster, and nothing else: what is damaged or somebody else's is made anew, and where it cannot be written a temporary one serves.
+"""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import errno
+import hashlib
+import json
+import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from chatbot_sft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PARTS = ("data", "models", "layouts", "unsloth_compiled")  # tokenised rows, converted models, measured layouts, Unsloth's own
+VARIABLE = "CHATBOT_SFT_CACHE"
+SPARE = "CHATBOT_SFT_SPARE_CACHE"  # set by the process that made one, for those it starts
+CHECKSUMS = "checksums.json"
+LARGE = 64 << 20  # bytes; such a file is read again only where its size or time is not as it was written
+PRIVATE = 0o700
 
 
 def cache_dir() -> Path:
     """``$CHATBOT_SFT_CACHE``, or ``~/.cache/chatbot_sft``."""
-    return Path(os.environ.get("CHATBOT_SFT_CACHE") or Path.home() / ".cache" / "chatbot_sft")
+    if given := os.environ.get(VARIABLE):
+        return Path(given).expanduser().absolute()
+    try:
+        return Path.home() / ".cache" / "chatbot_sft"
+    except RuntimeError:  # a container's user without a name and a HOME
+        return _spare(OSError(errno.ENOENT, "there is no home folder", "~/.cache/chatbot_sft"))
 
 
-def build_folder(target: Path, build: Callable[[Path], None], replace: bool = False) -> Path:
+def part_folder(part: str) -> Path:
+    """The folder `part` of the cache, made for its owner alone; where that cannot be, the one of the spare cache."""
+    try:
+        return _private(cache_dir() / part)
+    except OSError as error:
+        return _spare_part(part, error)
+
+
+def cached(part: str, name: str, build: Callable[[Path], None], what: str) -> tuple[Path, bool]:
+    """(the folder `name` of `part`, whether it was there); where it was not, or is not as it was written, `build(folder)` fills it.
+
+    Many processes may ask at once: one builds, the others wait for it. `what` names it in messages.
+
+    Raises:
+        UserError: neither the cache nor a temporary folder can be written.
+    """
+    spare = os.environ.get(SPARE)
+    for place in (cache_dir(), *([Path(spare)] if spare else [])):
+        if _whole(place / part / name):
+            return place / part / name, True
+    try:
+        return _built(part_folder(part) / name, build, what)
+    except OSError as error:
+        try:
+            return _built(_spare_part(part, error) / name, build, what)
+        except OSError as second:
+            raise _nowhere(second) from error
+
+
+def build_folder(target: Path, build: Callable[[Path], None], replace: bool = False, private: bool = False) -> Path:
     """Fill a temporary folder beside `target` with `build(folder)`, then rename it to `target` in one step.
 
     Where another process was first, its folder is kept and ours is thrown away: both are the same. With `replace` ours takes the place of what was
-    there, once it is whole; whoever reads the old one goes on reading it. A failed build leaves everything as it was.
+    there, once it is whole; whoever reads the old one goes on reading it. A failed build leaves everything as it was. It gets the user's usual
+    permissions unless it is `private`.
     """
     if target.is_dir() and not replace:
         return target
@@ -26,9 +83,10 @@ def build_folder(target: Path, build: Callable[[Path], None], replace: bool = Fa
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     made = work / target.name
     try:
-        made.mkdir()
+        made.mkdir(PRIVATE)
         build(made)
-        _share(made)
+        if not private:
+            _share(made)
         replaced = work / "replaced"
         if replace and target.is_dir():
             target.rename(replaced)
@@ -42,6 +100,109 @@ def build_folder(target: Path, build: Callable[[Path], None], replace: bool = Fa
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _built(target: Path, build: Callable[[Path], None], what: str) -> tuple[Path, bool]:
+    from filelock import FileLock
+
+    def fill(folder: Path) -> None:
+        build(folder)
+        sums = {str(file.relative_to(folder)): _facts(file) for file in folder.rglob("*") if file.is_file()}
+        (folder / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if _whole(target):
+            return target, True
+        if target.is_dir() and not target.is_symlink():
+            log.warning("%s in %s are damaged; making them again", what, target)
+            shutil.rmtree(target)
+        elif os.path.lexists(target):
+            target.unlink()
+        build_folder(target, fill, private=True)
+    return target, False
+
+
+def _whole(folder: Path) -> bool:
+    """Whether `folder` has the files that were written there, as they were written, and nothing else; and is nobody else's."""
+    try:
+        if not _trusted(folder.parent) or not _trusted(folder):
+            return False
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()}
+        del files[CHECKSUMS]
+        return sums.keys() == files.keys() and all(_as_written(file, sums[name]) for name, file in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _trusted(folder: Path) -> bool:
+    """Ours, or the administrator's and not for everybody to write in."""
+    found = folder.lstat() if folder.is_symlink() else folder.stat()
+    ours = found.st_uid == os.geteuid()
+    return stat.S_ISDIR(found.st_mode) and (ours or (found.st_uid == 0 and not found.st_mode & 0o022))
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    found = file.stat()
+    with file.open("rb") as stream:
+        return {"size": found.st_size, "time": found.st_mtime_ns, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _as_written(file: Path, facts: dict[str, Any]) -> bool:
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size != facts["size"]:
+        return False
+    return (found.st_size >= LARGE and found.st_mtime_ns == facts["time"]) or _facts(file)["sha256"] == facts["sha256"]
+
+
+def _private(folder: Path) -> Path:
+    """`folder`, made where it was not, for its owner alone.
+
+    Raises:
+        OSError: it belongs to somebody else, or cannot be written.
+    """
+    folder.parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    folder.mkdir(mode=PRIVATE, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+    if stat.S_IMODE(found.st_mode) != PRIVATE:
+        folder.chmod(PRIVATE)
+    with tempfile.TemporaryFile(dir=folder):
+        return folder
+
+
+def _spare_part(part: str, error: OSError) -> Path:
+    try:
+        return _private(_spare(error) / part)
+    except OSError as second:
+        raise _nowhere(second) from error
+
+
+def _spare(error: OSError) -> Path:
+    """A temporary cache of this process and those it starts, for what cannot be written into the cache, as `error` says."""
+    if spare := os.environ.get(SPARE):
+        return Path(spare)
+    spare = tempfile.mkdtemp(prefix="chatbot_sft_cache_")
+    atexit.register(_remove, spare, os.getpid())
+    where, why = error.filename or os.environ.get(VARIABLE, "the cache"), error.strerror or error
+    log.warning(
+        "cache: %s: %s; a temporary folder serves for this run, the next one makes it all again; %s names another place", where, why, VARIABLE
+    )
+    os.environ[SPARE] = spare
+    return Path(spare)
+
+
+def _nowhere(error: OSError) -> UserError:
+    where, why = error.filename or os.environ.get(SPARE), error.strerror or error
+    return UserError(f"{where}: cannot be written ({why}), and the cache neither; set {VARIABLE} to a folder with room")
+
+
+def _remove(folder: str, owner: int) -> None:
+    """At the end of the process that made it, not of one forked from it."""
+    if os.getpid() == owner:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
 
 
 def _share(folder: Path) -> None:

@@ -104,7 +104,7 @@ class DatasetConfig:
     _target_: str = "chatbot_sft.data.DatasetLoader"
     data_path: str = "data/thinking_teacher_conversations.json"  # file, folder, glob or hub id
     format: str = "json"  # json and auto: told from the content | messages | sharegpt | alpaca | prompt_completion | text
-    split: str = "train"  # of a hub id
+    split: str = "train"  # of a hub id, or of a folder whose files are called by their splits
     config_name: str | None = None  # of a hub id
     revision: str | None = None  # of a hub id
     text_field: str = "text"  # column of ready-made text
@@ -120,6 +120,7 @@ class DatasetConfig:
     train_on: str = "assistant"  # assistant | last_assistant | all
     overflow: str = "truncate"  # rows over model.max_seq_length: truncate | drop | error | split
     on_bad_row: str = "auto"  # error | drop | warn; auto: error above 1% bad rows, drop below
+    max_row_mb: float = 10.0  # millions of characters that one row of a file may have
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the template: {enable_thinking: false}
 
     @property
@@ -397,6 +398,9 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
             typed[key] = value
         except OmegaConfBaseException as error:
             hint = f"; write {where}=[{value}]" if "ListConfig" in str(error) else ""
+            if key in ("data_path", "eval_data_path") and isinstance(value, list):
+                files = ", ".join(f"{{data_path: {file}}}" for file in value[:3])
+                raise UserError(f"{where}: a list is not read; name a folder or a glob, or write dataset.sources=[{files}]") from None
             raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}{hint}") from None
     plain = OmegaConf.to_container(typed)
     return {key: plain[key] for key in values}
@@ -416,6 +420,12 @@ def check_values(config: Config) -> None:
     one_of("lora.bias", config.lora.bias, ("none", "all", "lora_only"))
     one_of("lora.use_gradient_checkpointing", config.lora.use_gradient_checkpointing, ("unsloth", True, False))
     dataset = config.dataset
+    paths = [("dataset.sources: data_path", source.data_path) for source in dataset.mixture] if dataset.sources else []
+    for key, path in (*paths, ("dataset.data_path", dataset.data_path), ("dataset.eval_data_path", dataset.eval_data_path)):
+        if path is not None and not path.strip():
+            raise UserError(f"{key} is empty; name a file, a folder, a glob or a hub id (org/name)")
+    if not 0 < dataset.max_row_mb < float("inf"):
+        raise UserError(f"dataset.max_row_mb={dataset.max_row_mb:g}: must be above 0")
     for source in dataset.mixture:
         one_of("dataset.format", source.format, FORMATS)
         if source.weight is not None and source.count is not None:
@@ -625,10 +635,12 @@ class ConfigLoader:
 
 
 def _resolved_data(root: Path, path: str | None) -> str | None:
-    """`path` made absolute; a dataset id of the hub (and nothing at all) stays as it is."""
-    from chatbot_sft.data.sources import is_hub_id
+    """`path` made absolute; a dataset id of the hub, a URL and nothing at all stay as they are."""
+    from chatbot_sft.data.files import is_hub_id, is_url
 
-    return path if path is None or (is_hub_id(path) and not (root / path).parent.is_dir()) else str((root / path).resolve())
+    if path is None or not path.strip() or is_url(path) or (is_hub_id(path) and not (root / path).parent.is_dir()):
+        return path
+    return str((root / path).resolve())
 
 
 def _project_root(file: Path) -> Path:

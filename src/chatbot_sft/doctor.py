@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from chatbot_sft.cache import cache_dir
+from chatbot_sft.cache import PARTS, cache_dir
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded, hardware
 from chatbot_sft.model.engine import expected
@@ -49,8 +49,8 @@ def clear(part: str) -> str:
 
 
 def cache_parts() -> dict[str, int]:
-    """Folder of the cache → its size in bytes: `data` holds tokenised rows, `models` converted ones."""
-    return {folder.name: _size(folder) for folder in sorted(cache_dir().iterdir()) if folder.is_dir()} if cache_dir().is_dir() else {}
+    """Folder of the cache → its size in bytes: `data` holds tokenised rows, `models` converted ones. Other folders there are not ours."""
+    return {name: _size(cache_dir() / name) for name in sorted(PARTS) if (cache_dir() / name).is_dir()}
 
 
 def findings() -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
 
 BATCH = 512
+BATCH_CHARACTERS = 4_000_000
+PIECE = 200_000  # characters that are tokenised at once: a tokenizer takes a hundred times and more of that in bytes
+AROUND = 200  # characters on each side of a cut that have to become the same tokens with and without it
+SPACE = re.compile(r"(?<=\S)\s(?=\S)")
 THINK_TAGS = ("<think>", "</think>")
 Texts = Callable[[list[Conversation]], list[str]]  # a user's own formatting function over a batch
 
@@ -89,19 +94,44 @@ class Encoder:
         """
         ends = frozenset(self.end_of_turn.values())
         stream = iter(conversations)
-        batches = iter(lambda: list(itertools.islice(stream, BATCH)), [])
+        batches = in_batches(stream, BATCH, _characters)
         with ThreadPoolExecutor(1) as encoding:
             pending = None
             for batch in batches:
                 rendered = self._render_batch(batch)
                 texts = [item.text for item in rendered if isinstance(item, _Rendered)]
-                # Without offsets: `TokenAligner` does without them, at half the time.
-                job = encoding.submit(self.tokenizer.backend.encode_batch_fast, texts, add_special_tokens=False)
+                job = encoding.submit(self._tokenised, texts)
                 if pending:
                     yield from self._finish(*pending, ends)
                 pending = (rendered, job)
             if pending:
                 yield from self._finish(*pending, ends)
+
+    def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text. Without offsets: `TokenAligner` does without them, at half the time."""
+        usual = iter(self.tokenizer.backend.encode_batch_fast([text for text in texts if len(text) <= PIECE], add_special_tokens=False))
+        return [next(usual).ids if len(text) <= PIECE else self._in_pieces(text) for text in texts]
+
+    def _in_pieces(self, text: str) -> list[int]:
+        """The ids of a long text, piece by piece, cut where that changes no token."""
+        ids: list[int] = []
+        begin = 0
+        while len(text) - begin > PIECE and (cut := self._cut(text, begin + PIECE // 2, begin + PIECE)):
+            ids += self._ids(text[begin:cut])
+            begin = cut
+        return ids + self._ids(text[begin:])
+
+    def _cut(self, text: str, first: int, last: int) -> int | None:
+        """Where between `first` and `last` the tokens are the same with and without a cut; None where no place that was tried is one."""
+        spaces = (found.start() for found in SPACE.finditer(text, first, last))
+        for cut in itertools.chain(itertools.islice(spaces, 20), range(first, first + 20)):
+            before, after = text[cut - AROUND : cut], text[cut : cut + AROUND]
+            if self._ids(before) + self._ids(after) == self._ids(before + after):
+                return cut
+        return None
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _render_batch(self, batch: list[Conversation | Refused]) -> list[_Rendered | Refused]:
         if self.texts is None:
@@ -179,12 +209,12 @@ class Encoder:
                     yield inline.group(1)
 
     def _finish(self, rendered: list[_Rendered | Refused], job: Any, ends: frozenset[int]) -> Iterator[EncodedRow | Refused]:
-        encodings = iter(job.result())
+        tokenised = iter(job.result())
         for item in rendered:
             if isinstance(item, Refused):
                 yield item
             else:
-                yield from self._encoded(item, next(encodings).ids, ends)
+                yield from self._encoded(item, next(tokenised), ends)
 
     def _encoded(self, item: _Rendered, ids: list[int], ends: frozenset[int]) -> Iterator[EncodedRow | Refused]:
         limit = self.max_seq_length
@@ -204,7 +234,7 @@ class Encoder:
                         yield rendered
                         continue
                     rendered.dialogue = item.dialogue
-                    row = self._row(rendered, self.tokenizer.backend.encode(rendered.text, add_special_tokens=False).ids, ends)
+                    row = self._row(rendered, self._in_pieces(rendered.text), ends)
                     row.notes.append("split")
                     yield row
                 return
@@ -282,7 +312,27 @@ class Encoder:
 
     def _tokens(self, item: Conversation) -> int:
         text = self.tokenizer.template.render(item.messages, False, item.tools)
-        return len(self.tokenizer.backend.encode(text, add_special_tokens=False).ids)
+        return len(self._in_pieces(text))
+
+
+def in_batches(items: Iterable[Any], most: int, characters: Callable[[Any], int]) -> Iterator[list[Any]]:
+    """Lists of at most `most` items, and no more than `BATCH_CHARACTERS` but for the last of each: a row may be as long as `dataset.max_row_mb`."""
+    batch: list[Any] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += characters(item)
+        if len(batch) == most or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _characters(item: Conversation | Refused) -> int:
+    if isinstance(item, Refused):
+        return 0
+    return len(item.text or "") if item.messages is None else sum(len(message["content"]) for message in item.messages)
 
 
 def _utf8(text: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft.data.encode import PIECE
 from chatbot_sft.data.preview import PreviewRow, PreviewToken
 from chatbot_sft.data.store import numbers
 from chatbot_sft.data.template import ChatTokenizer
@@ -47,7 +48,8 @@ def _row(
     table: pyarrow.Table, index: int, held_out: bool, complaints: Mapping[tuple[str, int], Sequence[str]], tokenizer: ChatTokenizer
 ) -> PreviewRow:
     values = {name: table.column(name)[index].as_py() for name in ("text", "labels", "file", "row", "length", "truncated")}
-    encoding = tokenizer.backend.encode(values["text"], add_special_tokens=False)
+    begin = values["text"][: max(PIECE, 16 * len(values["labels"]))]  # of a very long row no more than is shown
+    encoding = tokenizer.backend.encode(begin, add_special_tokens=False)
     specials = set(tokenizer.special_tokens.values())
     tokens = []
     shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range

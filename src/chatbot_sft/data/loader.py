@@ -19,12 +19,13 @@ from chatbot_sft.config import Config, SourceConfig
 from chatbot_sft.data import gate, store
 from chatbot_sft.data.encode import EncodedRow, Encoder, Refused
 from chatbot_sft.data.excerpt import excerpt
+from chatbot_sft.data.files import TRAIN, data_files, find, is_hub_id, remarks
 from chatbot_sft.data.formats import Reading, check_columns, detect, to_conversation
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import BadRow, Conversation, Message
 from chatbot_sft.data.mixture import chosen_rows, wanted_rows
 from chatbot_sft.data.preview import PreviewRow
-from chatbot_sft.data.sources import Row, data_files, is_hub_id, read_hub, read_rows
+from chatbot_sft.data.sources import Row, read_hub, read_rows
 from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
@@ -93,7 +94,7 @@ class DatasetLoader:
         """Raises UserError where a file of the configuration is not there; reads nothing."""
         for source in self._sources():
             if not is_hub_id(source.data_path):
-                data_files(source.data_path)
+                data_files(source.data_path, source.split)
 
     def check(self, tokenizer: ChatTokenizer | None = None) -> dict[str, Any]:
         """Read, render, tokenise and label every row (or map what an earlier run made) and return what the gate found; `report` keeps it.
@@ -186,7 +187,9 @@ class DatasetLoader:
         """The tokenised rows: those of this loader, of the cache, or made now. A formatting function of the user's is not known to the cache."""
         if self._entry is not None and self._entry_of.fingerprint == tokenizer.fingerprint:
             return self._entry
-        if self._entry is not None:
+        if self._entry is None:
+            self._note_files()
+        else:
             log.warning("data: transformers loads this tokenizer otherwise than its tokenizer.json says; tokenising again, with what will be trained")
         if self.writes_its_own_text:
             self._scratch = tempfile.TemporaryDirectory(prefix="chatbot_sft_rows_")
@@ -206,7 +209,7 @@ class DatasetLoader:
         parts = [
             *(json.dumps([asdict(source), self._content(source)], sort_keys=True, default=str) for source in self._sources()),
             tokenizer.fingerprint,
-            json.dumps([options, self.settings.model.max_seq_length, bool(dataset.eval_data_path), chosen], sort_keys=True),
+            json.dumps([options, self.settings.model.max_seq_length, len(self._held_out_sources()), dataset.max_row_mb, chosen], sort_keys=True),
             *(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -216,15 +219,31 @@ class DatasetLoader:
         if is_hub_id(source.data_path):
             return [read_hub(source.data_path, source.config_name, source.split, source.revision)[1]]
         hashes = []
-        for file in data_files(source.data_path):
+        for file in data_files(source.data_path, source.split):
             with file.open("rb") as stream:
                 hashes.append(f"{file}:{hashlib.file_digest(stream, 'sha256').hexdigest()}")
         return hashes
 
     def _sources(self) -> list[SourceConfig]:
-        """The training sources, then the one of `eval_data_path` where it is set."""
+        """The training sources, then those that are held out."""
+        return [*self.settings.dataset.mixture, *self._held_out_sources()]
+
+    def _held_out_sources(self) -> list[SourceConfig]:
+        """`eval_data_path` or, without it, what the training folders have under the name of a held-out split."""
         dataset = self.settings.dataset
-        return [*dataset.mixture, *([dataset.source(SourceConfig(dataset.eval_data_path))] if dataset.eval_data_path else [])]
+        if dataset.eval_data_path is None:
+            return [replace(source, split=split) for source in dataset.mixture if source.split == TRAIN and (split := _held_out(source))]
+        given = dataset.source(SourceConfig(dataset.eval_data_path))
+        return [replace(given, split=_held_out(given) or given.split)]
+
+    def _note_files(self) -> None:
+        """Say which files of the folders are not trained on."""
+        held_out = self._held_out_sources()
+        for source in self.settings.dataset.mixture:
+            if not is_hub_id(source.data_path):
+                evaluated = any(other.data_path == source.data_path for other in held_out)
+                for remark in remarks(source.data_path, find(source.data_path), source.split, evaluated):
+                    log.info("data: %s", remark)
 
     def _build(self, tokenizer: ChatTokenizer, file: Path) -> dict[str, Any]:
         """Stream every source through the encoder into `file`; returns what was found on the way."""
@@ -241,7 +260,8 @@ class DatasetLoader:
             for number, source in enumerate(self._sources()):
                 held_out = number >= len(dataset.mixture)
                 uses = limits[number] if limits and not held_out else None
-                sources.append({"path": source.data_path, "held_out": held_out})
+                by_name = held_out and source.split != TRAIN and not is_hub_id(source.data_path)
+                sources.append({"path": f"{source.data_path} [{source.split}]" if by_name else source.data_path, "held_out": held_out})
                 last = None
                 for row in encoder.rows(self._conversations(source, tokenizer, uses, sources[-1])):
                     here = (row.file, row.row)
@@ -288,11 +308,11 @@ class DatasetLoader:
         seed = self.settings.seed
         return [chosen_rows(rows, number, dataset.shuffle, seed + i) for i, (rows, number) in enumerate(zip(available, wanted, strict=True))]
 
-    @staticmethod
-    def _source_rows(source: SourceConfig) -> Iterator[Row]:
+    def _source_rows(self, source: SourceConfig) -> Iterator[Row]:
+        most = self.settings.dataset.max_row_mb
         if is_hub_id(source.data_path):
-            return read_hub(source.data_path, source.config_name, source.split, source.revision)[0]
-        return read_rows(source.data_path)
+            return read_hub(source.data_path, source.config_name, source.split, source.revision, most)[0]
+        return read_rows(source.data_path, source.split, most)
 
     def _conversations(
         self, source: SourceConfig, tokenizer: ChatTokenizer, uses: dict[int, int] | None, about: dict[str, Any]
@@ -317,6 +337,9 @@ class DatasetLoader:
             if uses is not None and index not in uses:
                 continue
             about["rows"] += 1
+            if row.fault:
+                yield Refused(row.file, row.number, *row.fault)
+                continue
             try:
                 text_only = Conversation(row.file, row.number, None, text="", values=row.values)
                 made = to_conversation(row, name, reading) if name else text_only
@@ -344,7 +367,7 @@ class DatasetLoader:
         import numpy as np
 
         dataset, table = self.settings.dataset, entry.table()
-        chosen = split(table, dataset.eval_fraction, dataset.eval_data_path is not None, dataset.on_bad_row == "warn", self.settings.seed)
+        chosen = split(table, dataset.eval_fraction, bool(self._held_out_sources()), dataset.on_bad_row == "warn", self.settings.seed)
         length, trained, truncated, identity = (store.numbers(table, name) for name in ("length", "trained", "truncated", "identity"))
         tokens = np.minimum(length, self.settings.model.max_seq_length)
         s, about = self.statistics, entry.about
@@ -368,6 +391,11 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _held_out(source: SourceConfig) -> str | None:
+    """The split of its folder that is evaluated on, where there is one."""
+    return None if is_hub_id(source.data_path) else find(source.data_path).held_out
 
 
 def _format_or_none(rows: Sequence[Row], reading: Reading) -> str | None:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import itertools
 import json
-import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.cache import build_folder, cache_dir
-from chatbot_sft.data.encode import EncodedRow, text_hash
+from chatbot_sft.cache import cached
+from chatbot_sft.data.encode import EncodedRow, in_batches, text_hash
 from chatbot_sft.data.labels import IGNORED
-from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow
-
-log = logging.getLogger(__name__)
 
 ROWS, ABOUT = "rows.arrow", "about.json"
 BATCH = 256  # rows per record batch
@@ -50,57 +43,15 @@ def numbers(table: pyarrow.Table, name: str) -> np.ndarray:
     return np.from_dlpack(table.column(name).combine_chunks())
 
 
-def folder() -> Path:
-    """Where entries are kept."""
-    return cache_dir() / "data"
-
-
 def open_or_build(key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
-    """The entry of `key`; where there is none, or a damaged one, `build(rows_file)` makes it and returns its `about`.
+    """The entry of `key`; where there is none, or a damaged one, `build(rows_file)` makes it and returns its `about`."""
 
-    Many processes may ask at once: one builds, the others wait for it. An entry appears whole or not at all.
+    def fill(folder: Path) -> None:
+        about = build(folder / ROWS)
+        (folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
-    Raises:
-        UserError: the cache cannot be written.
-    """
-    from filelock import FileLock
-
-    target = folder() / key
-    if entry := _whole(target):
-        return entry
-
-    def fill(temporary: Path) -> None:
-        about = build(temporary / ROWS)
-        about["sha256"] = _sha256(temporary / ROWS)
-        (temporary / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{key}.lock")):
-            if entry := _whole(target):
-                return entry
-            if target.exists():
-                log.warning("data: the cached rows in %s are damaged; making them again", target)
-                shutil.rmtree(target)
-            build_folder(target, fill)
-    except OSError as error:
-        where = error.filename or target
-        raise UserError(f"{where}: the tokenised rows cannot be kept ({error.strerror or error}); set CHATBOT_SFT_CACHE to another folder") from error
-    return Entry(target / ROWS, json.loads((target / ABOUT).read_text(encoding="utf-8")), reused=False)
-
-
-def _whole(target: Path) -> Entry | None:
-    """The entry where it is there and its rows are those that were written."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        about = json.loads((target / ABOUT).read_text(encoding="utf-8"))
-        if about["sha256"] == _sha256(target / ROWS):
-            return Entry(target / ROWS, about, reused=True)
-    return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    folder, reused = cached("data", key, fill, "data: the cached rows")
+    return Entry(folder / ROWS, json.loads((folder / ABOUT).read_text(encoding="utf-8")), reused)
 
 
 def schema() -> pyarrow.Schema:
@@ -128,12 +79,12 @@ def schema() -> pyarrow.Schema:
 
 
 def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, bool]]) -> None:
-    """Write (row, held out) as they come; at most `BATCH` rows are in memory."""
+    """Write (row, held out) as they come; at most `BATCH` rows are in memory, fewer where they are long."""
     import pyarrow as pa
 
     layout = schema()
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, layout) as writer:
-        for batch in iter(lambda: list(itertools.islice(rows, BATCH)), []):
+        for batch in in_batches(rows, BATCH, lambda item: len(item[0].text)):
             writer.write_batch(pa.record_batch(_columns(batch), schema=layout))
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.cache import cache_dir
 from chatbot_sft.data.messages import Message
 from chatbot_sft.data.template import strftime_now
 from chatbot_sft.errors import UserError
@@ -164,8 +163,7 @@ def adapter_base(folder: Path) -> tuple[str | None, str | None]:
         return None, None
     config = json.loads(file.read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
-    if Path(base).parent in (cache_dir() / "models", (cache_dir() / "models").resolve()) and not Path(base).is_dir():
-        embedded.folder()  # the cache was cleared
+    base = embedded.found_again(base)
     if is_local(base) and not Path(base).expanduser().is_dir():
         now = moved(folder)
         if now:

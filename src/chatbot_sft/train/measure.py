@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from chatbot_sft.cache import cache_dir
+from chatbot_sft.cache import part_folder
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.rows import StepRows
+
+log = logging.getLogger(__name__)
 
 BUDGET_SECONDS, BUDGET_SHARE = 20.0, 0.05  # measuring ends after so long, or this share of the planned run where that is more
 CLEARLY_FASTER = 0.97  # timings of one layout differ by about this much; what is configured stays unless another beats it
@@ -56,15 +60,11 @@ def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str
 
     A layout that runs out of memory, or leaves less than `memory_margin` of the card free, is not taken. Where none fits, the most frugal is.
     """
-    memory = cache_dir() / "layouts" / f"{key}.json"
-    if memory.is_file():
-        measurements, reason = _remembered(memory), "measured by an earlier run"
-    else:
+    memory = part_folder("layouts") / f"{key}.json"
+    measurements, reason = _remembered(memory, layouts), "measured by an earlier run"
+    if measurements is None:
         measurements, reason = _measure(layouts, configured, trial), "measured"
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f".{time.monotonic_ns()}")
-        temporary.write_text(json.dumps([asdict(found) for found in measurements]), encoding="utf-8")
-        temporary.replace(memory)
+        _remember(memory, measurements)
 
     def run_seconds(found: Measurement) -> float:
         return found.seconds * trial.steps + found.capture_seconds * trial.shapes
@@ -85,8 +85,31 @@ def cache_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _remembered(file: Path) -> list[Measurement]:
-    return [Measurement(**{**found, "layout": Layout(**found["layout"])}) for found in json.loads(file.read_text(encoding="utf-8"))]
+def _remember(file: Path, measurements: Sequence[Measurement]) -> None:
+    temporary = file.with_suffix(f".{time.monotonic_ns()}")
+    try:
+        temporary.write_text(json.dumps([asdict(found) for found in measurements]), encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        log.warning("layout: what was measured cannot be remembered (%s); the next run measures again", error.strerror or error)
+
+
+def _remembered(file: Path, layouts: Sequence[Layout]) -> list[Measurement] | None:
+    """What an earlier run measured; None where there is nothing, or anything but a measurement of each of `layouts`."""
+    try:
+        found = [Measurement(**{**entry, "layout": Layout(**entry["layout"])}) for entry in json.loads(file.read_text(encoding="utf-8"))]
+        believable = all(
+            (entry.seconds is None or 0 < entry.seconds < math.inf)
+            and (entry.peak_gb is None or 0 <= entry.peak_gb < math.inf)
+            and 0 <= entry.capture_seconds < math.inf
+            and isinstance(entry.why_not, str | None)
+            for entry in found
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    if not believable or [entry.layout for entry in found] != list(layouts):
+        return None
+    return [replace(entry, layout=layout) for entry, layout in zip(found, layouts, strict=True)]
 
 
 def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> list[Measurement]:

@@ -1,0 +1,222 @@
+"""Bytes of a file: what it is by its first bytes, decompressed as it is read, as text and as lines. Nothing here holds a whole file."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from chatbot_sft.data.files import hidden, kind_by_name, split_of
+from chatbot_sft.errors import UserError, listed
+
+CHUNK = 1 << 20  # bytes read at a time
+PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
+# What a file begins with → (what it is, what to do).
+FOREIGN = {
+    b"version https://git-lfs.github.com/": ("a Git LFS pointer, not the file itself", "run `git lfs pull` in its repository"),
+    b"/annex/objects/": ("a git-annex pointer, not the file itself", "run `git annex get` in its repository"),
+    b"<!doctype html": ("a web page, not data", "download the file itself (on the hub: its download link)"),
+    b"<html": ("a web page, not data", "download the file itself (on the hub: its download link)"),
+    b"<?xml": ("XML", "save it as JSONL or CSV"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "save the table as CSV (UTF-8)"),
+    b"PK\x03\x04": ("a zip file inside another compression", "unpack it"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "unpack it"),
+    b"Rar!": ("a RAR archive", "unpack it"),
+    b"%PDF": ("a PDF", "conversations are read from JSON, JSONL, CSV, Parquet and Arrow"),
+    b"SQLite format 3": ("an SQLite database", "export the table as CSV"),
+    b"Obj\x01": ("an Avro file", "save it as Parquet or JSONL"),
+    b"ORC": ("an ORC file", "save it as Parquet or JSONL"),
+    b"FEA1": ("a Feather file of version 1", "save it as Parquet, or as Feather of version 2"),
+    b"\x80\x04": ("a pickle, which is never opened: it may run code", "save it as JSONL or Parquet"),
+    b"\x80\x05": ("a pickle, which is never opened: it may run code", "save it as JSONL or Parquet"),
+    b"\x93NUMPY": ("a NumPy array", "conversations are read from JSON, JSONL, CSV, Parquet and Arrow"),
+}
+OFFICE = {"xl/": ("an Excel file", "save the sheet as CSV (UTF-8)"), "word/": ("a Word file", "save the conversations as JSONL or CSV")}
+
+
+class RowTooLong(Exception):
+    """A line that is longer than a row may be."""
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
+    """(name, bytes) of the file; of a zip file that of each data file in it. A stream is read before the next is asked for.
+
+    Raises:
+        UserError: it is damaged, or nothing that conversations are read from.
+    """
+    name = str(file)
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+        if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second is an empty one
+            with zipfile.ZipFile(file) as archive:
+                yield _members(name, archive)
+        else:
+            with _decompressed(file, start) as stream:
+                yield iter([(name, stream)])
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{name}: the zip file is damaged or cut short ({error}); copy or compress it again") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress it again") from None
+    except OSError as error:
+        if _compression(start) and error.errno is None:  # bz2 and pyarrow know no type of their own
+            raise UserError(f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress it again") from None
+        raise UserError(f"{name}: {error.strerror or error}") from None
+
+
+def _compression(start: bytes) -> str:
+    """The name of the compression that a file begins with, empty where it is none."""
+    magic = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+    return next((name for first, name in magic.items() if start.startswith(first)), "")
+
+
+def _decompressed(file: Path, start: bytes) -> BinaryIO:
+    compression = _compression(start)
+    if compression == "gzip":
+        return gzip.open(file)
+    if compression == "bzip2":
+        import bz2
+
+        return bz2.open(file)
+    if compression == "xz":
+        return _xz(file)
+    if compression:
+        import pyarrow
+
+        return pyarrow.CompressedInputStream(pyarrow.OSFile(str(file)), compression)
+    return file.open("rb")
+
+
+def _xz(file: Path) -> BinaryIO:
+    import lzma
+
+    class Reader(lzma.LZMAFile):
+        """Says what is wrong as the other decompressors do."""
+
+        def read(self, size: int | None = -1) -> bytes:
+            try:
+                return super().read(size)
+            except lzma.LZMAError as error:
+                raise EOFError(str(error)) from None
+
+    return Reader(file)
+
+
+def _members(name: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, BinaryIO]]:
+    files = [info for info in archive.infolist() if not info.is_dir()]
+    for folder, (what, advice) in OFFICE.items():
+        if any(info.filename.startswith(folder) for info in files):
+            raise UserError(f"{name}: {what}; {advice}")
+    data = [info for info in files if kind_by_name(Path(info.filename)) and not any(hidden(part) for part in Path(info.filename).parts)]
+    if not data:
+        raise UserError(f"{name}: a zip file without data files; it has {listed(info.filename for info in files) or 'nothing'}")
+    if len(data) > 1 and (held_out := [info.filename for info in data if split_of(Path(info.filename)) != "train"]):
+        raise UserError(f"{name}: some of it is held out by its name ({listed(held_out)}); unpack it and name the folder")
+    for info in data:
+        if info.flag_bits & 1:
+            raise UserError(f"{name}: {info.filename} in it has a password; unpack it")
+        try:
+            with archive.open(info) as stream:
+                yield f"{name}/{info.filename}", stream
+        except NotImplementedError as error:
+            raise UserError(f"{name}: {info.filename} in it cannot be unpacked here ({error}); unpack it") from None
+
+
+def kind(name: str, stream: BinaryIO) -> tuple[str, BinaryIO]:
+    """(`json`, `csv`, `parquet` or `arrow`, the stream from its beginning): by what it begins with where that is telling, else by its name.
+
+    Raises:
+        UserError: it begins as something does that is not read.
+    """
+    start = stream.read(512)
+    if start.startswith((PARQUET, ARROW_FILE, ARROW_STREAM)):
+        if not stream.seekable():
+            raise UserError(f"{name}: Parquet and Arrow files are read from any place of theirs; decompress it")
+        stream.seek(0)
+        return "parquet" if start.startswith(PARQUET) else "arrow", stream
+    stream = _from_the_beginning(stream, start)
+    known = start.lstrip()[:64].lower() if start.lstrip().startswith(b"<") else start
+    for begin, (what, advice) in FOREIGN.items():
+        if known.startswith(begin):
+            raise UserError(f"{name}: {what}; {advice}")
+    if start[257:262] == b"ustar":
+        raise UserError(f"{name}: a tar archive; unpack it and name the folder")
+    if compression := _compression(start):
+        raise UserError(f"{name}: compressed twice ({compression} inside); decompress it once")
+    found = kind_by_name(Path(name)) or "json"
+    if found in ("parquet", "arrow"):
+        raise UserError(f"{name}: not {'a Parquet' if found == 'parquet' else 'an Arrow'} file, whatever its name says")
+    return found, stream
+
+
+def _from_the_beginning(stream: BinaryIO, start: bytes) -> BinaryIO:
+    if stream.seekable():
+        stream.seek(0)
+        return stream
+    return io.BufferedReader(_Joined(start, stream.read))
+
+
+class _Joined(io.RawIOBase):
+    """A stream that cannot seek, with what was read of it put back."""
+
+    def __init__(self, start: bytes, read: Callable[[int], bytes]) -> None:
+        self._start = start
+        self._read = read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        piece = self._start[: len(buffer)] or self._read(len(buffer))
+        self._start = self._start[len(piece) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def text(name: str, stream: BinaryIO) -> Iterator[str]:
+    """The file as pieces of text, without a byte order mark."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    position = 0
+    while chunk := stream.read(CHUNK):
+        pending = len(decoder.getstate()[0])
+        yield _decode(name, decoder, chunk, position - pending)
+        position += len(chunk)
+    yield _decode(name, decoder, b"", position - len(decoder.getstate()[0]), final=True)
+
+
+def _decode(name: str, decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int, final: bool = False) -> str:
+    try:
+        return decoder.decode(chunk, final)
+    except UnicodeDecodeError as error:
+        hint = "; it looks like UTF-16" if offset == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise UserError(f"{name}: not UTF-8 text (byte {offset + error.start}){hint}; save the file as UTF-8") from None
+
+
+def lines(pieces: Iterator[str], longest: int) -> Iterator[str]:
+    """Lines with their ends; only \\n ends a line, as in JSONL (a conversation may contain the other kinds).
+
+    Raises:
+        RowTooLong: a line of more than `longest` characters.
+    """
+    parts: list[str] = []
+    size = 0
+    for piece in pieces:
+        first, *rest = piece.split("\n")
+        parts.append(first)
+        size += len(first)
+        for line in rest:
+            if size > longest:
+                raise RowTooLong
+            yield "".join(parts) + "\n"
+            parts, size = [line], len(line)
+        if size > longest:
+            raise RowTooLong
+    if last := "".join(parts):
+        yield last
