@@ -62,14 +62,14 @@ def loader(path, **dataset):
         ({"messages": SAID}, []),
         ({"messages": SAID, "id": 7, "score": 0.5, "note": None, "tags": []}, ["id", "score"]),
         ({"messages": [SAID[0], answer(score=5, weight=1)]}, ["messages[].score"]),
+        ({"messages": [SAID[0], answer(audio="a.wav", tool_calls=[{**CALL, "index": 1}])]}, ["messages[].audio", "messages[].tool_calls[].index"]),
         ({"messages": [{**SAID[0], "reasoning": "hm"}, answer(reasoning="hm")]}, ["messages[].reasoning"]),  # of a question
         ({"messages": [{**SAID[0], "reasoning_content": "", "tool_calls": None}, answer()]}, []),
         ({"conversations": [SHARED[0], {**SHARED[1], "emotion": "glad"}]}, ["conversations[].emotion"]),
         ({"prompt": SAID[:1], "completion": [answer(score=1)]}, ["completion[].score"]),
         ({"instruction": "hi", "output": "hello", "text": "hi hello"}, ["text"]),
         ({"text": "hi", "system": "be brief"}, ["system"]),
-        ({"messages": [SAID[0], answer(tool_calls=[{**CALL, "index": 1}], audio={"id": "a"})]}, ["messages[].audio", "messages[].tool_calls[].index"]),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "citations": ["x"]}]}, SAID[1]]}, ["messages[].content[].citations"]),
+        ({"messages": [{**SAID[0], "content": [{"type": "text", "text": "hi", "cited": ["x"]}]}, SAID[1]]}, ["messages[].content[].cited"]),
         ({"messages": SAID, "images": ["cat.png"]}, ["images"]),
         ({"messages": SAID, "a\ud800\x1b": "x\n"}, ["a\\ud800\x1b"]),
     ],
@@ -345,6 +345,8 @@ def test_one_rule_for_numbers_and_lists_in_every_field(values):
 
     assert text(42) == text("42")
     for value, called in ((0.5, "a number with a fraction"), (True, "true or false"), ([1], "a list"), ({"a": 1}, "an object")):
+        if called == "a list" and field in ("prompt", "completion"):
+            continue  # of messages
         assert refused({**values, field: value}).detail == f"{field} is {called}, not text"
 
 
@@ -447,7 +449,7 @@ def trl_template(name, **options):
         ("qwen3", "reasoning_content", False, False),
         ("qwen3_5_think", "reasoning_content", False, True),
         ("glm4moe", "reasoning_content", False, False),
-        ("gemma4", "reasoning", False, False),  # before calls of tools alone
+        ("gemma4", "reasoning_content", False, False),  # before calls of tools alone
         ("deepseek_r1_distill", None, True, True),
         ("llama3", None, False, False),
     ],
@@ -482,12 +484,12 @@ def test_a_template_that_strips_thoughts_or_opens_one_is_said_in_the_run(tmp_pat
     rows = [{"messages": [{"role": "user", "content": f"q{n}"}, answer(**({"thinking": "hm"} if n else {}))]} for n in range(10)]
     report = loader(write_json(tmp_path / "data.json", rows)).check(chat)
     assert remarks(report) == [
-        "no thought, where the prompt ends with <think> in 10 of 10 rows: a trained model will be asked to go on inside a thought, and has learned to "
-        "answer without one",
+        "no thought, where the prompt ends with <think> in 10 of 10 rows: a trained model will be asked to go on inside a thought, and has learned "
+        "to answer without one",
         "thinking left out by the template in 9 of 10 rows: answers are trained without their reasoning",
     ]
     keep = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    chat.template = ChatTemplate(keep + prompt, control=chat.template.control)
+    chat = ChatTokenizer(chat.backend, ChatTemplate(keep + prompt, control=chat.template.control), chat.stop_ids)
     report = loader(tmp_path / "data.json").check(chat)
     assert remarks(report)[0].startswith("no thought, where the prompt ends with <think> in 1 of 10 rows")
 
@@ -499,7 +501,8 @@ def test_the_template_for_tools_is_the_one_transformers_takes(smollm2, tmp_path)
     """A list in tokenizer_config.json as Command R has it, and files as transformers writes them now."""
     from transformers import AutoTokenizer
 
-    plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    plain = turns + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     sources = {"default": plain, "tool_use": "{{ tools | tojson }}\n" + plain, "rag": "rag"}
     config = json.loads((smollm2 / "tokenizer_config.json").read_text(encoding="utf-8"))
     config.pop("chat_template", None)
@@ -522,7 +525,7 @@ def test_the_template_for_tools_is_the_one_transformers_takes(smollm2, tmp_path)
                 assert text == loaded.apply_chat_template(SAID, tools=tools, tokenize=False)
                 assert ("weather" in text) == bool(tools)
                 ((begin, end),) = SpanFinder(chat.template).spans(text, SAID, tools)
-                assert text[begin:end] == "hello<|im_end|>\n"
+                assert text[begin:end] == "hello<|im_end|>"
             assert chat.template.writes_tools
     fingerprints = {ChatTokenizer.from_folder(tmp_path / kind, "x", {}).fingerprint for kind in ("list", "files")}
     assert len(fingerprints) == 1
@@ -693,12 +696,7 @@ def test_values_nested_deeply_are_refused_by_row_or_read(chat, levels):
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=6)
-    | st.sampled_from([HALF, "[", "[]", "{}", "[1]", '[{"role": 1}]', 10**5000]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from([HALF, "[", "[]", "{}", "[1]", '[{"role": 1}]']),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(

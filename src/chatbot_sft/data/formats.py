@@ -98,12 +98,9 @@ def _untrained(turn: Any) -> Any:
 
 def _history(column: str, pairs: Any) -> list[Message]:
     """`[[question, answer], …]`, or its JSON, as turns."""
-    if isinstance(pairs, str) and pairs.strip():
-        try:
-            pairs = decoded(pairs)
-        except ValueError as error:
-            raise BadRow("not messages", f"{column} is not JSON ({error})") from None
-    if pairs in EMPTY or isinstance(pairs, str):
+    if isinstance(pairs, str):
+        pairs = _json(column, "not messages", pairs)
+    if pairs in EMPTY:
         return []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadRow("not messages", f"{column}: expected a list of pairs, each a question and its answer")
@@ -216,22 +213,29 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> list[Any] | None:
     if tools not in EMPTY and functions not in EMPTY:
         raise BadRow("bad tools", f"it has {reading.name('tools')} and {reading.name('functions')}; keep one of them")
     column = reading.name("functions" if tools in EMPTY else "tools")
-    tools = _decoded_tools(column, functions if tools in EMPTY else tools)
+    tools = functions if tools in EMPTY else tools
+    if isinstance(tools, str):  # Parquet has no lists of objects that differ, so files have them as text, all or each
+        tools = _json(column, "bad tools", tools)
     if isinstance(tools, dict):
         tools = [tools]
     if tools not in EMPTY and not isinstance(tools, list):
         raise BadRow("bad tools", f"{column} is {what(tools)}, expected a list of tools")
-    return [_tool(f"{column}: tool {number}", _decoded_tools(column, tool)) for number, tool in enumerate(tools or (), 1)] or None
+    each = (_json(column, "bad tools", tool) if isinstance(tool, str) else tool for tool in tools or ())
+    return [_tool(f"{column}: tool {number}", tool) for number, tool in enumerate(each, 1)] or None
 
 
-def _decoded_tools(column: str, tools: Any) -> Any:
-    """Their JSON decoded: Parquet has no lists of objects that differ, so files have them as text, all or each."""
-    if not isinstance(tools, str) or not tools.strip():
-        return None if isinstance(tools, str) else tools
+def _json(column: str, kind: str, text: str) -> Any:
+    """The value of a cell that holds JSON, None of an empty one.
+
+    Raises:
+        BadRow: of the `kind`; it holds something else.
+    """
+    if not text.strip():
+        return None
     try:
-        return decoded(tools)
+        return decoded(text)
     except ValueError as error:
-        raise BadRow("bad tools", f"{column} is not JSON ({error})") from None
+        raise BadRow(kind, f"{column} is not JSON ({error})") from None
 
 
 def _tool(where: str, tool: Any) -> dict[str, Any]:
