@@ -70,19 +70,24 @@ LONG = {"role": "assistant", "content": "word " * 300}
 QUESTION = {"role": "user", "content": "hi"}
 
 
-def test_truncation_is_counted_and_rows_without_an_answer_are_dropped(tmp_path, tokenizer):
+def test_truncation_is_counted_and_a_row_without_an_answer_before_the_cut_is_bad(tmp_path, tokenizer):
     late = {"messages": [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "late"}]}
     file = write_json(tmp_path / "data.json", [late, {"messages": [QUESTION, LONG]}, *conversations(1)])
-    made = loader(file, tokenizer, max_seq_length=128)
-    assert [len(row["input_ids"]) <= 128 for row in made.prepare_dataset()] == [True, True]
-    assert (made.statistics.rows_used, made.statistics.truncated_rows, made.statistics.dropped_rows) == (2, 1, 1)
-    assert {kind: found["rows"][0]["row"] for kind, found in made.report["notes"].items()} == {
-        "every answer lies beyond the cut: left out": 1,
-        "an answer cut in two": 2,
-    }
+    for policy in ("drop", "warn"):
+        made = loader(file, tokenizer, max_seq_length=128, on_bad_row=policy)
+        assert [len(row["input_ids"]) <= 128 for row in made.prepare_dataset()] == [True, True]
+        assert (made.statistics.rows_used, made.statistics.truncated_rows, made.statistics.bad_rows) == (2, 1, 1)
+        assert made.report["problems"]["no answer before the cut"]["rows"][0]["row"] == 1
+        assert made.report["notes"]["an answer cut in two"]["rows"][0]["row"] == 2
+    for policy in ("auto", "error"):
+        with pytest.raises(
+            UserError, match=r"row 1: every answer lies beyond model\.max_seq_length=128: the row has \d+ tokens; 1 of 3 rows are bad"
+        ):
+            loader(file, tokenizer, max_seq_length=128, on_bad_row=policy).prepare_dataset()
     only_late = write_json(tmp_path / "long.json", [late])
-    with pytest.raises(UserError, match=r"no row has a trainable token within model\.max_seq_length=128"):
+    with pytest.raises(UserError, match=r"every answer lies beyond model\.max_seq_length=128"):
         loader(only_late, tokenizer, max_seq_length=128).prepare_dataset()
+    assert loader(file, tokenizer, max_seq_length=128, overflow="drop", on_bad_row="error").check()["rows_used"] == 1
 
 
 def test_long_rows_are_dropped_or_an_error_where_asked(tmp_path, tokenizer):

@@ -201,6 +201,7 @@ def test_lengths_steps_and_the_template_are_reported(chat):
         "system_prompt": "a turn of its own; where a row has none, the template writes "
         "'You are a helpful AI assistant named SmolLM, trained by Hugging Face'",
         "end_of_turn": ["<|im_end|>"], "end_of_turn_stops_generation": True, "writes_todays_date": False,
+        "leaves_thoughts_out": False, "opens_thought": False,
     }  # fmt: skip
     assert 0.5 < report["trainable_share"] < 0.8
 

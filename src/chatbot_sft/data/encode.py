@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,11 @@ PIECE = 200_000  # characters that are tokenised at once: a tokenizer takes a hu
 AROUND = 200  # characters on each side of a cut that have to become the same tokens with and without it
 SPACE = re.compile(r"(?<=\S)\s(?=\S)")
 THINK_TAGS = ("<think>", "</think>")
+# Notes on what a template makes of a row.
+TOOLS_LEFT_OUT = "tools left out by the template"
+THINKING_LEFT_OUT = "thinking left out by the template"
+THOUGHT_MISSING = "no thought, where the prompt ends with <think>"
+OPENING = 16  # characters beside the beginning of an answer in which its <think> stands
 Texts = Callable[[list[Conversation]], list[str]]  # a user's own formatting function over a batch
 
 
@@ -163,7 +169,9 @@ class Encoder:
         problems = []
         if item.messages is None:
             return [("invalid unicode", "the text has a NUL character")] if "\0" in item.text else []
-        whole = "\n".join(message["content"] for message in item.messages)
+        whole = "\n".join(message["content"] if len(message) == 2 else _said(message) for message in item.messages)
+        if item.tools:
+            whole += f"\n{_json('the tools', item.tools)}"
         if "\0" in whole:
             problems.append(("invalid unicode", "a message has a NUL character"))
         if not _utf8(whole):
@@ -171,16 +179,19 @@ class Encoder:
         wanted = (*THINK_TAGS, *self.tokenizer.new_tokens)
         found = next((token for token in self.tokenizer.special_tokens if token in whole and token not in wanted), None)
         if found:
-            number = next(n for n, message in enumerate(item.messages, 1) if found in message["content"])
-            who = item.messages[number - 1]["role"]
-            problems.append(("special token in text", f"message {number} ({who}) contains {found}, which is a control token of this model"))
+            number = next((n for n, message in enumerate(item.messages, 1) if found in _said(message)), None)
+            where = "a tool's definition" if number is None else f"message {number} ({item.messages[number - 1]['role']})"
+            problems.append(("special token in text", f"{where} contains {found}, which is a control token of this model"))
         if number := repeated_role(item.messages):
             problems.append(("repeated role", f"messages {number - 1} and {number} are both by {item.messages[number - 1]['role']}"))
         return problems
 
     def _spans(self, text: str, item: Conversation) -> tuple[list[Span], list[str]]:
         """Trained character spans, as `train_on` and the row's own marks say, and notes."""
+        template = self.tokenizer.template
         notes = ["replacement character"] if "\ufffd" in text else []
+        if item.tools and not template.writes_tools:
+            notes.append(TOOLS_LEFT_OUT)
         spans = self.finder.spans(text, item.messages, item.tools) if item.messages is not None else None
         if spans is None:
             spans = marker_spans(text, self.finder)
@@ -191,13 +202,22 @@ class Encoder:
             answers = [True] * len(spans)
         else:
             if any(thought.strip() not in text for thought in self._thoughts(item.messages)):
-                notes.append("thinking left out by the template")
+                notes.append(THINKING_LEFT_OUT)
+            if template.opens_thought and not all("<think>" in text[max(0, begin - OPENING) : begin + OPENING] for begin, _ in spans):
+                notes.append(THOUGHT_MISSING)
             answers = [allowed for allowed, message in zip(item.trained, item.messages, strict=True) if message["role"] == "assistant"]
         if self.train_on == "all":
+            self._refuse_marked_questions(item)
             return _without((0, len(text)), [span for span, allowed in zip(spans, answers, strict=True) if not allowed]), notes
         if self.train_on == "last_assistant":
             answers = [False] * (len(answers) - 1) + answers[-1:]
         return [span for span, allowed in zip(spans, answers, strict=True) if allowed], notes
+
+    def _refuse_marked_questions(self, item: Conversation) -> None:
+        """Raises BadRow where everything is to be trained, and the row leaves out a message that is no answer: only answers are found again."""
+        for number, (allowed, message) in enumerate(zip(item.trained, item.messages or (), strict=False), 1):
+            if not allowed and message["role"] != "assistant":
+                raise BadRow("bad weight", f"message {number} ({message['role']}) is not to be trained, but with dataset.train_on=all it would be")
 
     def _thoughts(self, messages: Sequence[Message]) -> Iterator[str]:
         """What the assistant thinks, in a field of its own or at the beginning of an answer."""
@@ -263,11 +283,10 @@ class Encoder:
         bos = self.tokenizer.bos_id
         if bos is not None and ids[:2] == [bos, bos]:
             problems.append(("doubled BOS", "it begins with two begin-of-sequence tokens"))
-        kept = True
         if len(ids) > limit and self.overflow != "drop":
             if trained and not any(begin < limit for begin, _ in trained):
-                kept = False
-                notes.append("every answer lies beyond the cut: left out")
+                detail = f"every answer lies beyond model.max_seq_length={limit}: the row has {len(ids):,} tokens"
+                problems.append(("no answer before the cut", detail))
             elif any(begin < limit < end for begin, end in trained):
                 notes.append("an answer cut in two")
         messages = made.messages or []
@@ -283,7 +302,6 @@ class Encoder:
             dialogue=item.dialogue,
             length=len(ids),
             truncated=len(ids) > limit,
-            kept=kept,
             problems=problems,
             notes=notes,
         )
@@ -333,6 +351,24 @@ def _characters(item: Conversation | Refused) -> int:
     if isinstance(item, Refused):
         return 0
     return len(item.text or "") if item.messages is None else sum(len(message["content"]) for message in item.messages)
+
+
+def _said(message: Message) -> str:
+    """All that a message has for the template to write, its reasoning and calls too."""
+    calls = [_json("the arguments of a call", message["tool_calls"])] if "tool_calls" in message else []
+    return "\n".join([*(value for key, value in message.items() if isinstance(value, str) and key != "role"), *calls])
+
+
+def _json(what: str, value: Any) -> str:
+    """The JSON that templates write of it.
+
+    Raises:
+        BadRow: it has none.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        raise BadRow("nested too deeply", f"{what}: nested too deeply, or with a number of thousands of digits") from None
 
 
 def _utf8(text: str) -> bool:

@@ -6,11 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chatbot_sft.data.messages import BadRow, Conversation, may_be_trained, to_messages
+from chatbot_sft.data.messages import (
+    EMPTY,
+    MARKS,
+    BadRow,
+    Conversation,
+    Message,
+    as_text,
+    canonical_role,
+    decoded,
+    decoded_turns,
+    may_be_trained,
+    to_messages,
+    what,
+)
 from chatbot_sft.data.sources import Row
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.data.unread import unread_columns, unread_keys
+from chatbot_sft.errors import UserError, did_you_mean, listed
 
 Columns = Mapping[str, str]  # our name of a field → the file's
+Turns = list[tuple[str, list[Any]]]  # (the column they stand in, turns), one after the other
 
 
 @dataclass(frozen=True)
@@ -22,60 +37,109 @@ class Reading:
     thinking_field: str | None = None
     system_prompt: str | None = None
 
+    def name(self, name: str) -> str:
+        """The file's name of a field."""
+        return self.columns.get(name, name)
+
     def of(self, values: Mapping[str, Any], name: str) -> Any:
         return values.get(self.columns.get(name, name))
 
+    def text(self, values: Mapping[str, Any], name: str) -> str:
+        """A field that holds text.
 
-def messages(values: Mapping[str, Any], reading: Reading) -> tuple[Any, str, str]:
+        Raises:
+            BadRow: it holds something else.
+        """
+        return as_text(self.name(name), self.of(values, name))
+
+
+def messages(values: Mapping[str, Any], reading: Reading) -> Turns:
     """`{"messages": [{"role", "content"}, …]}`: ChatML, OpenAI, TRL."""
-    return reading.of(values, "messages"), reading.columns.get("role", "role"), reading.columns.get("content", "content")
+    return [(reading.name("messages"), decoded_turns(reading.of(values, "messages")))]
 
 
-def sharegpt(values: Mapping[str, Any], reading: Reading) -> tuple[Any, str, str]:
-    """`{"conversations": [{"from": "human", "value"}, …], "system"?}`: ShareGPT, Vicuna, LLaMA-Factory."""
-    speaker, said = reading.columns.get("from", "from"), reading.columns.get("value", "value")
-    turns = reading.of(values, "conversations")
-    system = reading.of(values, "system")
-    if isinstance(turns, list) and isinstance(system, str) and system.strip():
-        turns = [{speaker: "system", said: system}, *turns]
-    return turns, speaker, said
+def sharegpt(values: Mapping[str, Any], reading: Reading) -> Turns:
+    """`{"conversations": [{"from": "human", "value"}, …]}`: ShareGPT, Vicuna, LLaMA-Factory."""
+    return [(reading.name("conversations"), decoded_turns(reading.of(values, "conversations")))]
 
 
-def alpaca(values: Mapping[str, Any], reading: Reading) -> tuple[Any, str, str]:
-    """`{"instruction", "input"?, "output", "system"?}`: the input stands under the instruction, after an empty line."""
-    instruction, given, output = (reading.of(values, name) for name in ("instruction", "input", "output"))
-    question = f"{instruction}\n\n{given}" if isinstance(given, str) and given.strip() else instruction
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
-    system = reading.of(values, "system")
-    return ([{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []) + turns, "role", "content"
+def alpaca(values: Mapping[str, Any], reading: Reading) -> Turns:
+    """`{"instruction", "input"?, "output", "history"?}`: the input stands under the instruction, after an empty line; LLaMA-Factory's history is
+    pairs of question and answer that came before."""
+    question = [text for text in (reading.text(values, "instruction"), reading.text(values, "input")) if text.strip()]
+    return [
+        (reading.name("history"), _history(reading.name("history"), reading.of(values, "history"))),
+        (reading.name("instruction"), [_turn("user", "\n\n".join(question))]),
+        (reading.name("output"), [_turn("assistant", reading.text(values, "output"))]),
+    ]
 
 
-def prompt_completion(values: Mapping[str, Any], reading: Reading) -> tuple[Any, str, str]:
-    """`{"prompt", "completion"}` of TRL: both strings, or both lists of messages. The prompt is not trained."""
+def prompt_completion(values: Mapping[str, Any], reading: Reading) -> Turns:
+    """`{"prompt", "completion"}` of TRL: each a text or a list of messages. The prompt is not trained."""
+    label = values.get("label")
+    if label is False or label in ("false", "False"):
+        raise BadRow("preference data", "label is false: this completion was marked as one not to give (KTO's data); leave such rows out")
     prompt, completion = reading.of(values, "prompt"), reading.of(values, "completion")
-    if isinstance(prompt, list) and isinstance(completion, list):
-        given = [{**turn, "train": False} if isinstance(turn, dict) and turn.get("role") == "assistant" else turn for turn in prompt]
-        return [*given, *completion], "role", "content"
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], "role", "content"
+    given = prompt if isinstance(prompt, list) else [_turn("user", reading.text(values, "prompt"))]
+    answer = completion if isinstance(completion, list) else [_turn("assistant", reading.text(values, "completion"))]
+    return [(reading.name("prompt"), [_untrained(turn) for turn in given]), (reading.name("completion"), answer)]
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _untrained(turn: Any) -> Any:
+    """An answer that stands in a prompt, whatever its own marks are."""
+    if not isinstance(turn, dict) or canonical_role(turn.get("role")) != "assistant":
+        return turn
+    return {**{key: value for key, value in turn.items() if key not in MARKS}, "train": False}
+
+
+def _history(column: str, pairs: Any) -> list[Message]:
+    """`[[question, answer], …]`, or its JSON, as turns."""
+    if isinstance(pairs, str):
+        pairs = _json(column, "not messages", pairs)
+    if pairs in EMPTY:
+        return []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise BadRow("not messages", f"{column}: expected a list of pairs, each a question and its answer")
+    texts = [(as_text(f"{column}: a question", asked), as_text(f"{column}: an answer", answered)) for asked, answered in pairs]
+    return [turn for asked, answered in texts for turn in (_turn("user", asked), _turn("assistant", answered))]
 
 
 @dataclass(frozen=True)
 class Format:
-    """`needs` are the fields a row must have to be of this format; `optional` those that are read as well."""
+    """`needs` are the fields a row must have to be of this format; `optional` those that are read as well; `keys` those of a message."""
 
-    turns: Callable[[Mapping[str, Any], Reading], tuple[Any, str, str]] | None  # None: the row is text already
+    turns: Callable[[Mapping[str, Any], Reading], Turns] | None  # None: the row is text already
     needs: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()  # of the role and of the content, where `dataset.columns` may name them
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (*self.needs, *self.optional, *self.keys)
 
 
+ABOUT = ("system", "tools", "functions")  # beside the turns of a conversation, whatever its format
 FORMATS = {
-    "messages": Format(messages, ("messages",), ("role", "content", "tools")),
-    "sharegpt": Format(sharegpt, ("conversations",), ("from", "value", "system", "tools")),
-    "alpaca": Format(alpaca, ("instruction", "output"), ("input", "system")),
-    "prompt_completion": Format(prompt_completion, ("prompt", "completion"), ("tools",)),
+    "messages": Format(messages, ("messages",), ABOUT, ("role", "content")),
+    "sharegpt": Format(sharegpt, ("conversations",), ABOUT, ("from", "value")),
+    "alpaca": Format(alpaca, ("instruction", "output"), ("input", "history", *ABOUT)),
+    "prompt_completion": Format(prompt_completion, ("prompt", "completion"), ABOUT),
     "text": Format(None, ("text",)),
 }
-FIELDS = sorted({name for found in FORMATS.values() for name in (*found.needs, *found.optional)})
+FIELDS = sorted({name for found in FORMATS.values() for name in found.fields})
+KEYS = {name for found in FORMATS.values() for name in found.keys}
+# Two columns that can only be a question and its answer, by the names that tables give them.
+PAIRS = (
+    ("question", "answer"), ("question", "response"), ("q", "a"), ("query", "response"), ("query", "answer"), ("prompt", "completion"),
+    ("prompt", "response"), ("prompt", "answer"), ("instruction", "output"), ("instruction", "response"), ("instruction", "completion"),
+    ("instruction", "answer"), ("input", "output"), ("input", "response"), ("user", "assistant"), ("human", "assistant"),
+)  # fmt: skip
+SYSTEM = ("system", "system_prompt")
+GIVEN = ("context", "input", "passage")  # beside a pair: where it belongs is the user's to say
 
 
 def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversation:
@@ -85,34 +149,110 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
         BadRow: what is wrong with it.
     """
     found = FORMATS[format_name]
-    missing = [reading.columns.get(name, name) for name in found.needs if reading.of(row.values, name) is None]
+    missing = [reading.name(name) for name in found.needs if reading.of(row.values, name) is None]
     if missing:
         other = format_of(row.values, reading)
-        if other:
+        if other and other != format_name:
             raise BadRow("mixed formats", f"this row is {other}, the file is read as {format_name}; one format per file")
         if missing[0] in row.values:
             raise BadRow("empty content", f"{missing[0]} is null")
-        raise BadRow("no such column", f"no {missing[0]!r}; it has {', '.join(map(str, row.values)) or 'nothing'}{_near(missing[0], row.values)}")
+        raise BadRow("no such column", f"no {missing[0]!r}; it has {listed(row.values) or 'nothing'}{_near(missing[0], row.values)}")
+    unread = unread_columns(row.values, columns_read(format_name, reading))
     if found.turns is None:
-        text = reading.of(row.values, "text")
-        if not isinstance(text, str) or not text.strip():
-            raise BadRow("empty content", f"{reading.columns.get('text', 'text')} is empty")
-        return Conversation(row.file, row.number, None, text=text, values=row.values)
-    turns, role_key, content_key = found.turns(row.values, reading)
+        text = reading.text(row.values, "text")
+        if not text.strip():
+            raise BadRow("empty content", f"{reading.name('text')} is empty")
+        return Conversation(row.file, row.number, None, text=text, values=row.values, unread=unread)
+    role_key, content_key = (reading.name(key) for key in found.keys or ("role", "content"))
+    parts = found.turns(row.values, reading)
+    turns = [turn for _, part in parts for turn in part]
     made = to_messages(turns, reading.thinking, reading.thinking_field, role_key, content_key)
-    allowed = may_be_trained(turns)
-    if reading.system_prompt and made[0]["role"] != "system":
-        made.insert(0, {"role": "system", "content": reading.system_prompt})
+    allowed = may_be_trained(turns, made)
+    at = 0
+    for column, part in parts:
+        unread.extend(unread_keys(column, part, made[at : at + len(part)], role_key, content_key))
+        at += len(part)
+    if system := _system(row.values, reading, made):
+        made.insert(0, _turn("system", system))
         allowed.insert(0, True)
-    tools = reading.of(row.values, "tools")
-    return Conversation(row.file, row.number, made, allowed, tools if isinstance(tools, list) and tools else None, values=row.values)
+    return Conversation(row.file, row.number, made, allowed, _tools(row.values, reading), values=row.values, unread=unread)
+
+
+def columns_read(format_name: str, reading: Reading) -> frozenset[str]:
+    """The file's columns that this format makes something of."""
+    found = FORMATS[format_name]
+    return frozenset(reading.name(name) for name in (*found.needs, *found.optional))
+
+
+def _system(values: Mapping[str, Any], reading: Reading, made: Sequence[Message]) -> str | None:
+    """The system prompt that `made` lacks: of a column of its own, else the configured one.
+
+    Raises:
+        BadRow: the row has another among its messages.
+    """
+    own = reading.text(values, "system")
+    first = made[0]["content"] if made[0]["role"] == "system" else None
+    if not own.strip():
+        return reading.system_prompt if first is None else None
+    if first is None:
+        return own
+    if first.strip() != own.strip():
+        raise BadRow("two system prompts", f"{reading.name('system')} and the system message say different things; keep one of them")
+    return None
+
+
+def _tools(values: Mapping[str, Any], reading: Reading) -> list[Any] | None:
+    """The definitions of tools as templates expect them, from a list, its JSON, or OpenAI's `functions` of before; None without any.
+
+    Raises:
+        BadRow: they are something else.
+    """
+    tools, functions = reading.of(values, "tools"), reading.of(values, "functions")
+    if tools in EMPTY and functions in EMPTY:
+        return None
+    if tools not in EMPTY and functions not in EMPTY:
+        raise BadRow("bad tools", f"it has {reading.name('tools')} and {reading.name('functions')}; keep one of them")
+    column = reading.name("functions" if tools in EMPTY else "tools")
+    tools = functions if tools in EMPTY else tools
+    if isinstance(tools, str):  # Parquet has no lists of objects that differ, so files have them as text, all or each
+        tools = _json(column, "bad tools", tools)
+    if isinstance(tools, dict):
+        tools = [tools]
+    if tools not in EMPTY and not isinstance(tools, list):
+        raise BadRow("bad tools", f"{column} is {what(tools)}, expected a list of tools")
+    each = (_json(column, "bad tools", tool) if isinstance(tool, str) else tool for tool in tools or ())
+    return [_tool(f"{column}: tool {number}", tool) for number, tool in enumerate(each, 1)] or None
+
+
+def _json(column: str, kind: str, text: str) -> Any:
+    """The value of a cell that holds JSON, None of an empty one.
+
+    Raises:
+        BadRow: of the `kind`; it holds something else.
+    """
+    if not text.strip():
+        return None
+    try:
+        return decoded(text)
+    except ValueError as error:
+        raise BadRow(kind, f"{column} is not JSON ({error})") from None
+
+
+def _tool(where: str, tool: Any) -> dict[str, Any]:
+    """`{"type": "function", "function": {"name", …}}`, around a bare function as well."""
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise BadRow("bad tools", f"{where} needs a function with a name")
+    return tool if function is not tool else {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
 def format_of(values: Mapping[str, Any], reading: Reading) -> str | None:
     """The format that the content of one row shows, None where it is none of ours."""
-    if isinstance(reading.of(values, "messages"), (list, str)) and _keys(reading.of(values, "messages"), "from") is False:
+    turns = reading.of(values, "messages")
+    if isinstance(turns, (list, str)) and "from" not in _first(turns):
         return "messages"
-    if isinstance(reading.of(values, "conversations"), list):
+    talk = reading.of(values, "conversations")
+    if isinstance(talk, list) or _first(talk):
         return "sharegpt"
     for name in ("alpaca", "prompt_completion", "text"):
         if all(reading.of(values, needed) is not None for needed in FORMATS[name].needs):
@@ -120,43 +260,85 @@ def format_of(values: Mapping[str, Any], reading: Reading) -> str | None:
     return None
 
 
-def _keys(turns: Any, key: str) -> bool:
-    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and key in turns[0]
+def _first(turns: Any) -> Mapping[str, Any]:
+    """The first of some turns, or of their JSON; empty where it is no object."""
+    try:
+        turns = decoded_turns(turns)
+    except BadRow:
+        return {}
+    return turns[0] if isinstance(turns[0], dict) else {}
 
 
 def detect(rows: Sequence[Row], reading: Reading) -> tuple[str, Columns]:
     """(format, columns) of a source, from its first `rows`.
 
-    Turns with role and content under `conversations`, or with from and value under `messages`, are found too.
+    Turns with role and content under `conversations`, or with from and value under `messages`, are found too, and so is a question with its
+    answer under the names that tables give them.
 
     Raises:
         UserError: no row is of any format; says which columns there are.
     """
     for row in rows:
-        crossed = _crossed(row.values, reading)
-        if crossed:
-            name, columns = crossed
-        else:
-            name, columns = format_of(row.values, reading), reading.columns
-        if name:
-            return name, columns
-    first = rows[0]
-    wanted = reading.columns.get("messages", "messages")
-    near = _near(wanted, first.values) or next(filter(None, (_near(needed, first.values) for f in FORMATS.values() for needed in f.needs)), "")
-    raise UserError(
-        f"{first.where} has no {wanted!r}; it has {', '.join(map(str, first.values)) or 'nothing'}: no format recognised (messages, conversations, "
-        f"instruction + output, prompt + completion, text); name its columns with dataset.message_field, dataset.text_field or dataset.columns{near}"
-    )
+        found = _crossed(row.values, reading)
+        if found is None and (name := format_of(row.values, reading)):
+            found = name, reading.columns
+        if found := found or _paired(row, reading):
+            return found[0], _with_system(found[1], row.values)
+    raise UserError(_unrecognised(rows[0], reading))
 
 
 def _crossed(values: Mapping[str, Any], reading: Reading) -> tuple[str, Columns] | None:
     """ShareGPT's turns in a column called messages, or role and content in one called conversations."""
-    listed, talk = reading.columns.get("messages", "messages"), reading.columns.get("conversations", "conversations")
-    if _keys(values.get(listed), reading.columns.get("from", "from")) and not _keys(values.get(listed), "role"):
-        return "sharegpt", {**reading.columns, "conversations": listed}
-    if listed not in values and _keys(values.get(talk), reading.columns.get("role", "role")):
+    listed_in, talk = reading.name("messages"), reading.name("conversations")
+    first = _first(values.get(listed_in))
+    if reading.name("from") in first and "role" not in first:
+        return "sharegpt", {**reading.columns, "conversations": listed_in}
+    if listed_in not in values and reading.name("role") in _first(values.get(talk)):
         return "messages", {**reading.columns, "messages": talk}
     return None
+
+
+def _paired(row: Row, reading: Reading) -> tuple[str, Columns] | None:
+    """A question and its answer, whatever capitals their columns are written in.
+
+    Raises:
+        UserError: a third column belongs to the question, and nothing says where.
+    """
+    if not {"instruction", "output", "prompt", "completion", "conversations"}.isdisjoint(reading.columns):
+        return None
+    columns = {str(name).strip().lower(): name for name in row.values}
+    for asked, answered in PAIRS:
+        pair = columns.get(asked), columns.get(answered)
+        if None not in pair and all(row.values[name] is not None and not isinstance(row.values[name], (dict, bool)) for name in pair):
+            given = next((columns[name] for name in GIVEN if name in columns and name not in (asked, answered)), None)
+            if given is None:
+                return "prompt_completion", {**reading.columns, "prompt": pair[0], "completion": pair[1]}
+            names = f"dataset.columns.instruction={pair[0]} dataset.columns.input={given} dataset.columns.output={pair[1]}"
+            raise UserError(f"{row.where} has {pair[0]}, {given} and {pair[1]}: to put {given} under {pair[0]}, say {names}")
+    return None
+
+
+def _with_system(columns: Columns, values: Mapping[str, Any]) -> Columns:
+    """`columns` with the one of the system prompt, where it has the other name for it."""
+    there = [name for name in SYSTEM if name in values]
+    return {**columns, "system": there[0]} if there and "system" not in columns else columns
+
+
+def _unrecognised(row: Row, reading: Reading) -> str:
+    """Why `row` is of no format: the real cause where it can be told."""
+    values = row.values
+    if {"chosen", "rejected"} <= set(values):
+        first = _first(values["chosen"])
+        take = "dataset.message_field=chosen" if first else "dataset.columns.prompt=prompt dataset.columns.completion=chosen"
+        return f"{row.where} is preference data (chosen and rejected, for DPO); to learn the chosen answers alone, say {take}"
+    if values and all(isinstance(value, dict) for value in values.values()):
+        return f"{row.where} is an object keyed by {listed(values, 3)}; save its values as a list, a conversation each"
+    wanted = reading.name("messages")
+    near = _near(wanted, values) or next(filter(None, (_near(needed, values) for f in FORMATS.values() for needed in f.needs)), "")
+    return (
+        f"{row.where} has no {wanted!r}; it has {listed(values) or 'nothing'}: no format recognised (messages, conversations, "
+        f"instruction + output, prompt + completion, text); name its columns with dataset.message_field, dataset.text_field or dataset.columns{near}"
+    )
 
 
 def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
@@ -169,9 +351,21 @@ def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
     for ours, theirs in columns.items():
         if ours not in FIELDS:
             raise UserError(f"dataset.columns.{ours}: no such field (there are {', '.join(FIELDS)}){did_you_mean(ours, FIELDS)}")
-        inside_a_turn = ours in ("role", "content", "from", "value")
-        if theirs not in there and not inside_a_turn:
-            raise UserError(f"{source}: no column {theirs!r} for {ours}; it has {', '.join(map(str, there))}{did_you_mean(theirs, there)}")
+        if theirs not in there and ours not in KEYS:
+            raise UserError(f"{source}: no column {theirs!r} for {ours}; it has {listed(there)}{did_you_mean(theirs, there)}")
+
+
+def check_used(source: str, format_name: str, columns: Columns, reading: Reading) -> None:
+    """Everything that the configuration maps in `columns` is read by the format.
+
+    Raises:
+        UserError: it is not; names what the format reads.
+    """
+    read, fields = columns_read(format_name, reading), FORMATS[format_name].fields
+    for ours, theirs in columns.items():
+        if ours not in fields if ours in KEYS else theirs not in read:
+            key = {"messages": "dataset.message_field", "text": "dataset.text_field"}.get(ours, f"dataset.columns.{ours}")
+            raise UserError(f"{source}: {key}={theirs} has no effect: these rows are read as {format_name}, which has {', '.join(fields)}")
 
 
 def _near(wanted: str, values: Mapping[str, Any]) -> str:

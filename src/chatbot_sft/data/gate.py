@@ -68,6 +68,8 @@ def template_facts(tokenizer: ChatTokenizer, encoder: Encoder) -> dict[str, Any]
         "end_of_turn": list(ends),
         "end_of_turn_stops_generation": bool(tokenizer.stop_ids.intersection(ends.values())),
         "writes_todays_date": tokenizer.template.dated,
+        "leaves_thoughts_out": tokenizer.template.leaves_thoughts_out,
+        "opens_thought": tokenizer.template.opens_thought,
     }
 
 

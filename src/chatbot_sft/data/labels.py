@@ -153,9 +153,9 @@ class SpanFinder:
         prompt = self._prompt([*before[:-1], {**before[-1], "content": mark}], tools)
         return prompt.rpartition(mark)[2] if prompt is not None and mark in prompt else None
 
-    def _generation_prompt(self, messages: Sequence[Message]) -> str:
-        prompt = self.template.render(messages, True)
-        return prompt[len(self._shared_start(prompt, self.template.render(messages))) :]
+    def _generation_prompt(self, messages: Sequence[Message], tools: list[Any] | None = None) -> str:
+        prompt = self.template.render(messages, True, tools)
+        return prompt[len(self._shared_start(prompt, self.template.render(messages, False, tools))) :]
 
     def _compared(self, text: str, messages: Sequence[Message], tools: list[Any] | None) -> list[Span] | None:
         """Spans from more renderings per answer, with one text replaced in each: what differs is that text, however the template writes it."""
@@ -197,7 +197,7 @@ class SpanFinder:
         behind = _shared_length(text[before:][::-1], other[at + len(mark) :][::-1])
         stop = len(text) - behind
         if start is None or start > stop:
-            generation_prompt = self._generation_prompt(messages[: index + 1])
+            generation_prompt = self._generation_prompt(messages[: index + 1], tools)
             at = text.rfind(generation_prompt, 0, before)
             start = at + len(generation_prompt) if generation_prompt and at >= 0 else before
         after = text[stop:] if index == len(messages) - 1 else self._shared_start(text[stop:], self.closing)

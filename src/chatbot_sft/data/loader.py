@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from chatbot_sft.data import gate, store
 from chatbot_sft.data.encode import EncodedRow, Encoder, Refused
 from chatbot_sft.data.excerpt import excerpt
 from chatbot_sft.data.files import TRAIN, data_files, find, is_hub_id, remarks
-from chatbot_sft.data.formats import Reading, check_columns, detect, to_conversation
+from chatbot_sft.data.formats import Reading, check_columns, check_used, detect, to_conversation
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import BadRow, Conversation, Message
 from chatbot_sft.data.mixture import chosen_rows, wanted_rows
@@ -28,6 +28,7 @@ from chatbot_sft.data.preview import PreviewRow
 from chatbot_sft.data.sources import Row, read_hub, read_rows
 from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.data.unread import count, ordered
 from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class DatasetStatistics:
     trainable_tokens: int = 0
     max_length: int = 0
     truncated_rows: int = 0
-    dropped_rows: int = 0  # left out for their length: nothing to train on before the cut, or dataset.overflow=drop
+    dropped_rows: int = 0  # left out for their length, as dataset.overflow=drop says
+    not_read: dict[str, int] = field(default_factory=dict)  # columns and keys of messages that nothing was made of: in how many rows
     fingerprint: str = ""  # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order
 
 
@@ -253,6 +255,7 @@ class DatasetLoader:
         problems, notes = Findings(), Findings()
         sources: list[dict[str, Any]] = []
         counts = {"rows": 0, "bad_rows": 0, "dropped_rows": 0}
+        not_read: dict[str, int] = {}
         token_counts: list[int] = []
 
         def written() -> Iterator[tuple[EncodedRow, bool]]:
@@ -263,7 +266,7 @@ class DatasetLoader:
                 by_name = held_out and source.split != TRAIN and not is_hub_id(source.data_path)
                 sources.append({"path": f"{source.data_path} [{source.split}]" if by_name else source.data_path, "held_out": held_out})
                 last = None
-                for row in encoder.rows(self._conversations(source, tokenizer, uses, sources[-1])):
+                for row in encoder.rows(self._conversations(source, tokenizer, uses, sources[-1], not_read)):
                     here = (row.file, row.row)
                     counts["rows"] += here != last
                     refused = isinstance(row, Refused)
@@ -288,6 +291,7 @@ class DatasetLoader:
 
         return {
             **counts,
+            "not_read": ordered(not_read),
             "sources": sources,
             "problems": problems.kinds,
             "notes": notes.kinds,
@@ -315,9 +319,9 @@ class DatasetLoader:
         return read_rows(source.data_path, source.split, most)
 
     def _conversations(
-        self, source: SourceConfig, tokenizer: ChatTokenizer, uses: dict[int, int] | None, about: dict[str, Any]
+        self, source: SourceConfig, tokenizer: ChatTokenizer, uses: dict[int, int] | None, about: dict[str, Any], not_read: dict[str, int]
     ) -> Iterator[Conversation | Refused]:
-        """The rows of `source` as conversations. `uses` says which and how often (None: all, once). Fills in `about`."""
+        """The rows of `source` as conversations. `uses` says which and how often (None: all, once). Fills in `about`, counts in `not_read`."""
         dataset = self.settings.dataset
         columns = {"messages": dataset.message_field, "text": dataset.text_field, **source.columns}
         reading = Reading(columns, dataset.thinking, tokenizer.template.thinking_field, dataset.system_prompt)
@@ -332,7 +336,11 @@ class DatasetLoader:
             else:
                 name, found = detect(begin, reading)
                 reading = replace(reading, columns=found)
+        if name and not self.writes_its_own_text:
+            check_used(source.data_path, name, named, reading)
         about |= {"format": name or "the formatting function's own", "rows": 0}
+        if told := {ours: theirs for ours, theirs in reading.columns.items() if columns.get(ours) != theirs}:
+            about["columns"] = told
         for index, row in enumerate(itertools.chain(begin, rows)):
             if uses is not None and index not in uses:
                 continue
@@ -344,6 +352,8 @@ class DatasetLoader:
                 text_only = Conversation(row.file, row.number, None, text="", values=row.values)
                 made = to_conversation(row, name, reading) if name else text_only
                 made.uses = 1 if uses is None else uses[index]
+                # A function of the user's own gets every column, but checked messages.
+                count([name for name in made.unread if "[]" in name] if self.writes_its_own_text else made.unread, not_read)
                 yield made
             except BadRow as bad:
                 yield Refused(row.file, row.number, bad.kind, bad.detail)
@@ -371,7 +381,7 @@ class DatasetLoader:
         length, trained, truncated, identity = (store.numbers(table, name) for name in ("length", "trained", "truncated", "identity"))
         tokens = np.minimum(length, self.settings.model.max_seq_length)
         s, about = self.statistics, entry.about
-        s.rows, s.bad_rows, s.dropped_rows = about["rows"], about["bad_rows"], about["dropped_rows"]
+        s.rows, s.bad_rows, s.dropped_rows, s.not_read = about["rows"], about["bad_rows"], about["dropped_rows"], about["not_read"]
         s.rows_used, s.rows_held_out = len(chosen.training), len(chosen.held_out)
         s.duplicates, s.leaked_rows = chosen.duplicates, chosen.leaked
         s.tokens, s.trainable_tokens = int(tokens[chosen.training].sum()), int(trained[chosen.training].sum())

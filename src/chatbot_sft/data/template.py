@@ -13,15 +13,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.data.messages import BadRow, Message
+from chatbot_sft.data.messages import THOUGHTS, BadRow, Message
 from chatbot_sft.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import jinja2
     from tokenizers import AddedToken, Tokenizer
 
-THINKING_FIELD = "reasoning_content"
+PROBE = "\ue000probe\ue001"  # stands for a text, to see whether a template writes it
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+
+NAMED_TEMPLATES = "additional_chat_templates"  # the folder of those beside chat_template.jinja
 
 _date: ContextVar[datetime | None] = ContextVar("date", default=None)
 
@@ -49,6 +51,7 @@ class ChatTemplate:
     tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, …
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     control: tuple[str, ...] = ()  # the tokenizer's special tokens
+    tool_source: str | None = None  # the template named tool_use, where there are several: transformers takes it for rows with tools
 
     @functools.cached_property
     def control_pattern(self) -> re.Pattern[str] | None:
@@ -59,6 +62,10 @@ class ChatTemplate:
     def _compiled(self) -> jinja2.Template:
         return compile_template(self.source)
 
+    @functools.cached_property
+    def _compiled_for_tools(self) -> jinja2.Template:
+        return self._compiled if self.tool_source is None else compile_template(self.tool_source)
+
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: list[Any] | None = None) -> str:
         """The text of `messages`.
 
@@ -67,14 +74,46 @@ class ChatTemplate:
         """
         given = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **self.tokens, **self.kwargs}
         try:
-            return self._compiled.render(messages=list(messages), **given)
+            return (self._compiled if tools is None else self._compiled_for_tools).render(messages=list(messages), **given)
         except Exception as error:  # templates raise through raise_exception, or fail in any way Python can
             raise BadRow("template refuses", f"the chat template refuses it: {' '.join(str(error).split())}") from None
 
-    @property
+    @functools.cached_property
     def thinking_field(self) -> str | None:
-        """The message field this template reads an answer's reasoning from; None where it expects it in the text."""
-        return THINKING_FIELD if THINKING_FIELD in self.source else None
+        """The message field this template reads an answer's reasoning from, be it before calls of tools alone; None where it expects it in the text.
+
+        gpt-oss reads `thinking`, Qwen3 `reasoning_content`.
+        """
+        call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+        answers: list[Message] = [{"content": "!"}, {"content": "", "tool_calls": [call]}]
+        names = [name for name in THOUGHTS if name in self.source]
+        return next((name for answer in answers for name in names if self._writes({**answer, name: PROBE})), None)
+
+    @functools.cached_property
+    def leaves_thoughts_out(self) -> bool:
+        """Whether no thought of an answer is written, however it is given."""
+        return self.thinking_field is None and not self._writes({"content": f"<think>\n{PROBE}\n</think>\n\n!"})
+
+    @functools.cached_property
+    def opens_thought(self) -> bool:
+        """Whether the prompt ends with <think>: the model is asked to go on inside a thought."""
+        try:
+            return self.render([{"role": "user", "content": "?"}], add_generation_prompt=True).rstrip().endswith("<think>")
+        except BadRow:
+            return False
+
+    @functools.cached_property
+    def writes_tools(self) -> bool:
+        """Whether the definitions of a row's tools come into the prompt."""
+        parameters = {"type": "object", "properties": {}, "required": []}
+        return self._writes({"content": "!"}, [{"type": "function", "function": {"name": PROBE, "description": "?", "parameters": parameters}}])
+
+    def _writes(self, answer: Message, tools: list[Any] | None = None) -> bool:
+        """Whether the text has the `PROBE` that stands in `answer` or `tools`."""
+        try:
+            return PROBE in self.render([{"role": "user", "content": "?"}, {"role": "assistant", **answer}], False, tools)
+        except BadRow:
+            return False
 
     @property
     def dated(self) -> bool:
@@ -82,16 +121,15 @@ class ChatTemplate:
         return "strftime_now" in self.source and "date_string" not in self.kwargs
 
 
-def check_kwargs(source: str, kwargs: Mapping[str, Any], name: str) -> None:
-    """Refuse `dataset.chat_template_kwargs` that the template never reads.
+def check_kwargs(sources: Sequence[str], kwargs: Mapping[str, Any], name: str) -> None:
+    """Refuse `dataset.chat_template_kwargs` that none of a model's templates reads.
 
     Raises:
-        UserError: names the key, and the nearest name that the template reads.
+        UserError: names the key, and the nearest name that a template reads; or a template is not Jinja.
     """
     import jinja2.meta
 
-    environment = compile_template(source).environment
-    read = jinja2.meta.find_undeclared_variables(environment.parse(source))
+    read = {variable for source in sources for variable in jinja2.meta.find_undeclared_variables(compile_template(source).environment.parse(source))}
     for key in kwargs:
         if key not in read:
             raise UserError(
@@ -157,8 +195,9 @@ class ChatTokenizer:
             return None
         config = _json(folder / "tokenizer_config.json")
         tokens = _special_tokens({**_json(folder / "special_tokens_map.json"), **config})
-        separate = folder / "chat_template.jinja"
-        source = separate.read_text(encoding="utf-8") if separate.is_file() else config.get("chat_template")
+        named = {file.stem: file for file in sorted(folder.glob(f"{NAMED_TEMPLATES}/*.jinja"))}
+        files = {"default": folder / "chat_template.jinja", **named}
+        source = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()} or config.get("chat_template")
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         backend.add_special_tokens(added_tokens(new_tokens, backend, name))
         ends = _json(folder / "generation_config.json").get("eos_token_id")
@@ -192,10 +231,11 @@ class ChatTokenizer:
         kwargs: Mapping[str, Any],
         new_tokens: Sequence[str],
     ) -> ChatTokenizer:
+        tool_source = None
         if isinstance(source, list):  # several named templates
             source = {entry["name"]: entry["template"] for entry in source}
         if isinstance(source, dict):
-            source = source.get("default")
+            source, tool_source = source.get("default"), source.get("tool_use")
         if not source:
             raise UserError(f"model.name={name}: its tokenizer has no chat template; name an instruct model")
         backend.no_truncation()
@@ -203,9 +243,9 @@ class ChatTokenizer:
         backend.post_processor = None  # templates write their own special tokens; and some post-processors trim the offsets
         eos = backend.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
         stops = {eos, *(ends if isinstance(ends, list) else [ends])} - {None}
-        check_kwargs(source, kwargs, name)
+        check_kwargs([template for template in (source, tool_source) if template], kwargs, name)
         control = tuple(token.content for token in backend.get_added_tokens_decoder().values() if token.special)
-        return cls(backend, ChatTemplate(source, tokens, dict(kwargs), control), frozenset(stops), tuple(new_tokens))
+        return cls(backend, ChatTemplate(source, tokens, dict(kwargs), control, tool_source), frozenset(stops), tuple(new_tokens))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -213,7 +253,7 @@ class ChatTokenizer:
         template = self.template
         day = strftime_now("%Y-%m-%d") if template.dated else ""
         parts = [self.backend.to_str(), template.source, json.dumps([dict(template.tokens), dict(template.kwargs)], sort_keys=True, default=str), day]
-        parts += self.new_tokens
+        parts += [*self.new_tokens, *filter(None, [template.tool_source])]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @functools.cached_property

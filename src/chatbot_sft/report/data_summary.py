@@ -6,6 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft.data.encode import THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
+from chatbot_sft.report.not_read import sentence
+
+# Notes that are said however few rows they touch, and what they come to.
+SAID = {
+    TOOLS_LEFT_OUT: "the model learns to call tools that its prompt does not describe",
+    THINKING_LEFT_OUT: "answers are trained without their reasoning",
+    THOUGHT_MISSING: "a trained model will be asked to go on inside a thought, and has learned to answer without one",
+}
+MOST = 0.5  # share of the rows from which any other note is said in the run
+
 
 def show(report: Mapping[str, Any], folder: Path) -> None:
     """Print the gate's report as a table, and where the whole of it and the preview are."""
@@ -41,7 +52,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) pairs of the report in words."""
     lengths, template, training = report["lengths"], report["template"], report["training"]
-    sources = ", ".join(f"{source['path']} ({source['format']})" for source in report["sources"])
+    sources = ", ".join(f"{source['path']} ({source['format']}{_columns(source)})" for source in report["sources"])
     split = f"{report['rows_used']:,} trained, {report['rows_held_out']:,} held out"
     bad = f", {report['bad_rows']:,} bad" if report["bad_rows"] else ""
     rows = [
@@ -54,7 +65,12 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{lengths['over_max_seq_length']:,} over model.max_seq_length",
         ),
         ("training", f"{training['steps']:,} steps of {training['effective_batch_size']} conversations: {training['epochs']:g} epochs"),
-        ("template", f"system prompt: {template['system_prompt']}; an answer ends with {' '.join(template['end_of_turn']) or 'no control token'}"),
+        (
+            "template",
+            f"system prompt: {template['system_prompt']}; an answer ends with {' '.join(template['end_of_turn']) or 'no control token'}"
+            + ("; the prompt ends with <think>" if template["opens_thought"] else "")
+            + ("; thoughts are left out" if template["leaves_thoughts_out"] else ""),
+        ),
     ]
     return rows + [("note", text) for text in remarks(report)]
 
@@ -62,7 +78,12 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """What is not wrong with any one row, but worth a look."""
     template = report["template"]
-    found = [report["training"]["warning"]] if report["training"]["warning"] else []
+    found = [f"not read: {sentence(report['not_read'])}"] if report["not_read"] else []
+    for kind, note in report["notes"].items():
+        if kind in SAID or note["count"] > MOST * report["rows"]:
+            found.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{': ' + SAID[kind] if kind in SAID else ''}")
+    if report["training"]["warning"]:
+        found.append(report["training"]["warning"])
     if template["end_of_turn"] and not template["end_of_turn_stops_generation"]:
         found.append(
             f"{' '.join(template['end_of_turn'])} is no end token of the tokenizer or of generation_config.json: generation may run on after it"
@@ -72,3 +93,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     if template["writes_todays_date"]:
         found.append("the chat template writes today's date into every prompt; dataset.chat_template_kwargs={date_string: …} fixes it")
     return found
+
+
+def _columns(source: Mapping[str, Any]) -> str:
+    """Which of the file's columns were taken for the format's, where the configuration did not say so."""
+    return "".join(f", {ours}={theirs}" for ours, theirs in source.get("columns", {}).items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.verification import verification_table
 
 TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan", "export": "Export of an earlier run"}
@@ -56,6 +57,8 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("tokens", f"{data['tokens']:,}, {share}; longest {data['max_length']:,}, {data['truncated_rows']:,} cut"))
         bad = f"{data['bad_rows']:,} bad, {data['duplicates']:,} exact duplicates"
         rows.append(("checked", f"{bad}; [every token of some rows](data_preview.html), [all findings](data_report.json)"))
+        if data.get("not_read"):
+            rows.append(("not read", sentence(data["not_read"]).replace("|", "\\|")))
     if report["plan"]:
         parts = ", ".join(f"{name} {size:.2f}" for name, size in report["plan"]["memory_gb"].items())
         rows.append(("memory (GB)", f"{parts}; {report['plan']['device']} has {report['plan']['device_gb']:.1f}"))
