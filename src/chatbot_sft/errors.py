@@ -24,10 +24,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean X?"`` for the closest of `known`, or an empty string where nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def listed(names: Iterable[object], most: int = 10) -> str:
-    """``"a, b, c"``, and after `most` of them only how many more there are: a message is one line that can be read."""
-    known = [str(name) for name in names]
-    more = f" … and {len(known) - most:,} more" if len(known) > most else ""
-    return ", ".join(known[:most]) + more
