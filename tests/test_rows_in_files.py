@@ -142,8 +142,8 @@ def test_a_doubled_key_is_refused_by_the_gate(tmp_path, launch):
     ("value", "message"),
     [
         ({f"id-{n}": {"messages": []} for n in range(2000)}, "found an object keyed by 'id-0', 'id-1', 'id-2', 'id-3', 'id-4', 'id-5', 'id-6',"),
-        ({f"id-{n}": {"messages": []} for n in range(2000)}, "'id-9' … and 1,990 more; save its values as a list"),
-        ({f"{n}": [{"role": "user", "content": "a"}] for n in range(30)}, "… and 20 more; save its values as a list"),
+        ({f"id-{n}": {"messages": []} for n in range(2000)}, "'id-9' and 1,990 more; save its values as a list"),
+        ({f"{n}": [{"role": "user", "content": "a"}] for n in range(30)}, " and 20 more; save its values as a list"),
         ({"train": [{"messages": []}], "test": [{"messages": []}]}, "found an object with several lists (train, test); save each as a file"),
         ({"version": 1, "data": [{"text": "a"}]}, "found an object; save the list under its key 'data' as the file"),
     ],
