@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import conversations, only_error, report_of, write_json
 
-from chatbot_sft import UserError
+from chatbot_sft import DatasetLoader, UserError
 from chatbot_sft.config import Config
 from chatbot_sft.data.files import data_files, find, split_of
 from chatbot_sft.data.sources import read_rows
@@ -86,6 +86,17 @@ def test_a_folders_held_out_files_are_evaluated_on_and_the_run_says_so(tmp_path,
     process = launch(*tiny, "task=check", f"dataset.data_path={data}", f"dataset.eval_data_path={given}", cwd=tmp_path / "second")
     assert "not used: test.json" in process.stdout + process.stderr
     assert report_of(tmp_path / "second")["dataset"]["rows_used"] == 8
+
+
+def test_a_split_of_the_hub_is_no_split_of_a_file_beside_it(tmp_path):
+    """`dataset.split` of a mixture is for its hub ids; files of their own to evaluate on have no split to choose."""
+    file = str(lines(tmp_path / "chats.jsonl"))
+    dataset = {"split": "train_sft", "sources": [{"data_path": "org/name"}, {"data_path": file}], "eval_data_path": file}
+    assert [source.split for source in DatasetLoader({"dataset": dataset})._sources()] == ["train_sft", "train", "train"]
+    lines(tmp_path / "both" / "validation.jsonl")
+    dataset = {"data_path": file, "eval_data_path": str(tmp_path / "both")}
+    (found,) = DatasetLoader({"dataset": dataset})._held_out_sources()
+    assert data_files(found.data_path, found.split) == [tmp_path / "both" / "validation.jsonl"]
 
 
 def test_hidden_files_and_metadata_are_passed_by(tmp_path):

@@ -39,7 +39,12 @@ class Found:
     @property
     def held_out(self) -> str | None:
         """The split to evaluate on beside the one to train on. A test set stays unseen where there is a validation set."""
-        return next((split for split in (VALIDATION, TEST) if split in self.splits), None) if TRAIN in self.splits else None
+        return self.to_evaluate if TRAIN in self.splits and len(self.splits) > 1 else None
+
+    @property
+    def to_evaluate(self) -> str:
+        """The split to evaluate on where the path was named for that."""
+        return next(split for split in (VALIDATION, TEST, TRAIN) if split in self.splits)
 
 
 def find(path: str) -> Found:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config, SourceConfig
 from chatbot_sft.data import gate, store
-from chatbot_sft.data.encode import EncodedRow, Encoder, Refused
+from chatbot_sft.data.encode import EncodedRow, Encoder, Refused, in_batches
 from chatbot_sft.data.excerpt import excerpt
 from chatbot_sft.data.files import TRAIN, data_files, find, is_hub_id, remarks
 from chatbot_sft.data.formats import Reading, check_columns, check_used, detect, to_conversation
@@ -228,20 +228,30 @@ class DatasetLoader:
 
     def _sources(self) -> list[SourceConfig]:
         """The training sources, then those that are held out."""
-        return [*self.settings.dataset.mixture, *self._held_out_sources()]
+        return [*self._training_sources(), *self._held_out_sources()]
+
+    def _training_sources(self) -> list[SourceConfig]:
+        """The mixture. Beside hub ids, `dataset.split` is theirs: the files and folders that have no such split are read as they are without it."""
+        mixture = self.settings.dataset.mixture
+        local = [source for source in mixture if not is_hub_id(source.data_path)]
+        if len(local) == len(mixture):
+            return mixture
+        return [
+            replace(source, split=TRAIN) if source in local and source.split not in find(source.data_path).splits else source for source in mixture
+        ]
 
     def _held_out_sources(self) -> list[SourceConfig]:
         """`eval_data_path` or, without it, what the training folders have under the name of a held-out split."""
         dataset = self.settings.dataset
         if dataset.eval_data_path is None:
-            return [replace(source, split=split) for source in dataset.mixture if source.split == TRAIN and (split := _held_out(source))]
+            return [replace(source, split=split) for source in self._training_sources() if source.split == TRAIN and (split := _held_out(source))]
         given = dataset.source(SourceConfig(dataset.eval_data_path))
-        return [replace(given, split=_held_out(given) or given.split)]
+        return [given if is_hub_id(given.data_path) else replace(given, split=find(given.data_path).to_evaluate)]
 
     def _note_files(self) -> None:
         """Say which files of the folders are not trained on."""
         held_out = self._held_out_sources()
-        for source in self.settings.dataset.mixture:
+        for source in self._training_sources():
             if not is_hub_id(source.data_path):
                 evaluated = any(other.data_path == source.data_path for other in held_out)
                 for remark in remarks(source.data_path, find(source.data_path), source.split, evaluated):
@@ -301,8 +311,7 @@ class DatasetLoader:
 
     def _limits(self) -> list[dict[int, int]] | None:
         """{row index: how often} per source where weights, counts or max_rows choose; this takes a first pass over the files."""
-        dataset = self.settings.dataset
-        mixture = dataset.mixture
+        dataset, mixture = self.settings.dataset, self._training_sources()
         if dataset.max_rows is None and all(source.weight is None and source.count is None for source in mixture):
             return None
         available = [sum(1 for _ in self._source_rows(source)) for source in mixture]
@@ -326,7 +335,7 @@ class DatasetLoader:
         columns = {"messages": dataset.message_field, "text": dataset.text_field, **source.columns}
         reading = Reading(columns, dataset.thinking, tokenizer.template.thinking_field, dataset.system_prompt)
         rows = self._source_rows(source)
-        begin = list(itertools.islice(rows, LOOKED_AT))
+        begin = next(in_batches(rows, LOOKED_AT, lambda row: len(repr(row.values))), [])
         named = {ours: theirs for ours, theirs in columns.items() if ours != theirs or ours in source.columns}
         check_columns(source.data_path, begin, named)
         name = source.format
