@@ -21,6 +21,7 @@ KINDS = {
 }  # fmt: skip
 CHUNK = 1 << 20  # bytes read at a time
 LARGEST_ROW = 64 << 20  # characters; a JSON list that never closes a row must not fill the memory
+TOO_MUCH = "a value is nested too deeply, or a number has thousands of digits"  # Python's JSON reads neither
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 csv.field_size_limit(LARGEST_ROW)  # csv's own limit of 128 KiB is below a long conversation
 
@@ -189,8 +190,10 @@ def _json_rows(name: str, stream: BinaryIO) -> Iterator[Row]:
     first = next(lines)
     try:
         json.loads(first)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise _no_jsonl(name, first, lines, error) from None
+    except (ValueError, RecursionError):
+        pass  # named below, with its line
     rows = _json_lines(name, itertools.chain([first], lines), line)
     begin = list(itertools.islice(rows, 2))
     if len(begin) == 1 and (inside := _list_inside(begin[0].values)):
@@ -204,6 +207,8 @@ def _no_jsonl(name: str, first: str, lines: Iterator[str], error: ValueError) ->
         text = first + "".join(itertools.islice(lines, 1_000_000))
         try:
             return UserError(f"{name}: expected a JSON list of conversations, found an object{_list_inside(json.loads(text))}")
+        except RecursionError:
+            return UserError(f"{name}: {TOO_MUCH}")
         except ValueError as whole:
             error = whole
     return UserError(f"{name}: not JSON ({error}); a JSON list or one JSON object a line is read, and .csv, .parquet, .arrow by their names")
@@ -258,6 +263,8 @@ def _json_list(name: str, pieces: Iterator[str], line: int) -> Iterator[Row]:
                     raise broken(error.msg, error.pos) from None
                 line += text.count("\n", 0, at)
                 text, at = text[at:] + "".join(more), 0
+            except (ValueError, RecursionError):
+                raise UserError(f"{name}: row {number}: {TOO_MUCH}") from None
         yield _row(name, number, value)
     at += 1
     if following := significant():
@@ -272,6 +279,8 @@ def _json_lines(name: str, lines: Iterator[str], first: int) -> Iterator[Row]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{name}: line {number} is not JSON: {error.msg.removesuffix(' at')} at character {error.colno}") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{name}: line {number}: {TOO_MUCH}") from None
         yield _row(name, number, value)
 
 
