@@ -758,3 +758,10 @@ def test_a_file_with_a_value_that_python_cannot_hold_is_refused_by_row(tmp_path,
         with pytest.raises(UserError) as caught:
             loader(tmp_path / name).check(chat)
         assert str(caught.value) == f"{tmp_path}/{name}: {where}: a value is nested too deeply, or a number has thousands of digits"
+
+
+def test_columns_that_were_not_read_are_no_metrics():
+    from chatbot_sft.report.loggers import _figures
+
+    report = {"model": {}, "dataset": {"rows": 3, "not_read": {"messages[].score": 3}}, "training": {}, "memory": {}}
+    assert _figures(report) == {"report/dataset.rows": 3}
