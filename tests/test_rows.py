@@ -743,3 +743,25 @@ def test_any_values_in_any_field_are_read_or_refused(values, chat):
 @given(values=rows)
 def test_any_values_before_a_template_with_tools_and_thoughts(values, chat):
     settle(values, ChatTokenizer(chat.backend, trl_template("qwen3", control=chat.template.control), chat.stop_ids))
+
+
+@pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, '{"a":' * 3000 + "1" + "}" * 3000, "9" * 5000])
+def test_a_file_with_a_value_that_python_cannot_hold_is_refused_by_row(tmp_path, chat, value):
+    good = json.dumps({"messages": SAID})
+    bad = f'{{"messages": {json.dumps(SAID)}, "x": {value}}}'
+    for name, text, where in (
+        ("data.json", f"[{good},\n{bad}]", "row 2"),
+        ("data.jsonl", f"{good}\n{bad}\n", "line 2"),
+        ("first.jsonl", f"{bad}\n{good}\n", "line 1"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError) as caught:
+            loader(tmp_path / name).check(chat)
+        assert str(caught.value) == f"{tmp_path}/{name}: {where}: a value is nested too deeply, or a number has thousands of digits"
+
+
+def test_columns_that_were_not_read_are_no_metrics():
+    from chatbot_sft.report.loggers import _figures
+
+    report = {"model": {}, "dataset": {"rows": 3, "not_read": {"messages[].score": 3}}, "training": {}, "memory": {}}
+    assert _figures(report) == {"report/dataset.rows": 3}
