@@ -101,6 +101,95 @@ def test_a_report_cut_in_half_does_not_stop_the_next_run(launch, tmp_path, data)
     assert report_of(tmp_path)["status"] == "completed"
 
 
+@pytest.mark.parametrize("content", ["[]", '{"status": "ok"}', "null"])
+def test_a_report_of_something_else_is_not_written_over(launch, tmp_path, data, content):
+    (tmp_path / "report.json").write_text(content)
+    assert "report.json: not the report of a run" in only_error(launch(*GOOD, "hydra.run.dir=."))
+    assert (tmp_path / "report.json").read_text() == content
+
+
+def training_in(folder, **report):
+    """A directory as a finished training leaves it, as far as a start looks at it."""
+    folder.mkdir()
+    whole = {"task": "train", "status": "completed", "training": {"eval_loss": 1.5}, "versions": {}, **report}
+    return write_json(folder / "report.json", whole)
+
+
+@pytest.mark.parametrize("task", ["task=check", "task=plan"])
+def test_a_check_does_not_write_over_the_report_of_a_training(launch, tmp_path, data, task):
+    report = training_in(tmp_path / "run")
+    before = report.read_text()
+    error = only_error(launch(task, "dataset.data_path=my.json", "hydra.run.dir=run"))
+    assert f"{task} would write over the report of the training there" in error
+    assert report.read_text() == before
+
+
+def test_a_training_may_follow_a_check_and_a_check_a_failed_start(launch, tmp_path, data):
+    training_in(tmp_path / "run", status="failed", training={})
+    assert launch(*GOOD, "hydra.run.dir=run").returncode == 0
+    error = only_error(launch("model=local", "model.name=nowhere/at-all", "dataset.data_path=my.json", "hydra.run.dir=run"))
+    assert "already completed" not in error
+    assert "write over" not in error
+
+
+def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
+    from omegaconf import OmegaConf
+
+    from chatbot_sft import pipeline
+    from chatbot_sft.errors import UserError
+
+    folder = tmp_path / "run"
+    training_in(folder)
+    config = {"paths": {"output_dir": str(folder)}, "save": {"method": "none"}, "lora": {"r": 8}}
+    OmegaConf.save(config, folder / "config.yaml")
+    other = {**config, "save": {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}}
+    with pytest.raises(UserError) as error:
+        pipeline.run(other)
+    assert str(error.value).endswith(f"for another export of it: task=export run={folder} 'save.method=[lora,gguf]' save.gguf_quantization=q8_0")
+    for changed in (config, {**other, "lora": {"r": 4}}):
+        with pytest.raises(UserError, match="this run is already completed; name another"):
+            pipeline.run(changed)
+
+
+def test_a_full_disk_for_the_report_is_one_line_and_hides_no_other_error(launch, tmp_path, data, small_disk):
+    small = small_disk("200k")
+    (small / "run").mkdir()
+    (small / "filler").write_bytes(b"x" * 150_000)
+    error = only_error(launch(*GOOD, f"hydra.run.dir={small}/run"))
+    assert "No space left on device" in error
+    assert not list((small / "run").glob(".report.json.*"))
+
+
+def test_the_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, caplog):
+    from chatbot_sft import pipeline
+    from chatbot_sft.errors import UserError
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "write_json", full)
+    report = {**pipeline.new_report("", "check", 1), "status": "completed"}
+    with pytest.raises(UserError, match=r"the report cannot be written \(No space left on device\)"):
+        pipeline.write_reports(report, tmp_path)
+    pipeline.write_reports({**report, "error": "the cause"}, tmp_path)
+    assert "the report cannot be written" in caplog.text
+
+
+def test_a_directory_below_one_that_takes_nothing_is_one_line(launch, tmp_path, data, small_disk):
+    small = small_disk("1m")
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    assert "Read-only file system; name another directory" in only_error(launch(*GOOD, f"hydra.run.dir={small}/run"))
+
+
+def test_hydra_job_chdir_leaves_paths_as_they_were_typed(launch, tmp_path, data):
+    process = launch(*GOOD, "hydra.job.chdir=true", "hydra.run.dir=runs/a")
+    assert process.returncode == 0, process.stderr
+    assert f"hydra.job.chdir=true: paths stay those of {tmp_path}" in process.stderr
+    assert (tmp_path / "runs" / "a" / "report.json").is_file()
+    assert launch("-m", *GOOD, "seed=1,2", "hydra.job.chdir=true", "hydra.sweep.dir=runs/b").returncode == 0
+    assert sorted(path.parent.name for path in (tmp_path / "runs" / "b").rglob("report.json")) == ["0", "1"]
+
+
 # The repeated command
 
 
@@ -171,6 +260,30 @@ def test_an_interrupted_sweep_does_not_begin_the_next_job(tmp_path, tiny):
     assert not (tmp_path / "sweep" / "1").exists()
     assert output.splitlines()[-1].startswith("job 0  interrupted")
     assert "Traceback" not in errors
+
+
+def test_jobs_that_would_share_a_directory_are_refused_but_for_the_first(launch, tmp_path, data):
+    process = launch("-m", *GOOD, "seed=1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same")
+    assert process.returncode == 1
+    assert "error: job 1: hydra.sweep.subdir=same: the directory of job 0; give each job its own" in process.stderr
+    assert json.loads((tmp_path / "sweep" / "same" / "report.json").read_text())["seed"] == 1
+
+
+def test_a_subdir_of_overrides_with_slashes_and_spaces(launch, tmp_path, data):
+    write_json(tmp_path / "my other.json", conversations(8))
+    process = launch(
+        "-m", "task=check", 'dataset.data_path=my.json,"my other.json"', "hydra.sweep.dir=sweep", "hydra.sweep.subdir=a/${hydra.job.override_dirname}"
+    )
+    assert process.returncode == 0, process.stderr
+    commands = [json.loads(path.read_text())["command"] for path in (tmp_path / "sweep" / "a").rglob("report.json")]
+    assert len(commands) == 2
+    assert any("my other.json" in command for command in commands)
+
+
+@pytest.mark.parametrize("swept", ["lora=glob(none_such*)", "lora.r=range(8,8)"])
+def test_a_sweep_over_nothing_is_refused(launch, tmp_path, swept):
+    assert only_error(launch("-m", swept)) == f"{swept}: stands for no value; there is nothing to run"
+    assert not list(tmp_path.iterdir())
 
 
 # Flags anywhere

@@ -31,6 +31,9 @@ from chatbot_sft.resources import conf_dir, examples_dir
 
 # Of Hydra's flags those that take the next word. (--info may: all, config, defaults, …; written --info=config it is one word.)
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")
+SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
+# Hydra's overrides that say where and how a command runs, not what: the repeated command has its own.
+OF_THE_START = ("hydra.mode=", "hydra.sweep.", "hydra.output_subdir=", "hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
 JOBS: list[Job] = []  # of the sweep that this process runs
 SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
 ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
@@ -81,11 +84,14 @@ def _each_swept_value(overrides: list[str], loader: ConfigLoader) -> Iterator[li
     `loader` knows the options that a `group=glob(*)` stands for.
     """
     parsed = OverridesParser.create(loader).parse_overrides(overrides)
-    choices = [
-        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] if item.is_discrete_sweep() else [override]
-        for item, override in zip(parsed, overrides, strict=True)
-        if not item.is_sweep_override() or item.is_discrete_sweep()
-    ]
+    choices = []
+    for item, override in zip(parsed, overrides, strict=True):
+        if item.is_discrete_sweep():
+            choices.append([f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()])
+            if not choices[-1]:
+                raise UserError(f"{override}: stands for no value; there is nothing to run")
+        elif not item.is_sweep_override():
+            choices.append([override])
     first = [values[0] for values in choices]
     for index, values in enumerate(choices):
         for value in values if len(values) > 1 else ():
@@ -106,6 +112,9 @@ def entrypoint(config: DictConfig) -> float | None:
     job = HydraConfig.get()
     users = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     sys.path[:0] = users
+    if job.job.chdir:
+        os.chdir(job.runtime.cwd)
+        print(f"hydra.job.chdir=true: paths stay those of {job.runtime.cwd}; what a run writes is in its directory anyway", file=sys.stderr)
     plain = OmegaConf.to_container(config, resolve=True)
     if job.mode == RunMode.MULTIRUN:
         return _swept(plain, job, users)
@@ -136,12 +145,17 @@ def _run(plain: dict[str, Any], job: HydraConf, users: list[str]) -> float | Non
 def _swept(plain: dict[str, Any], hydra_job: HydraConf, users: list[str]) -> float | None:
     """One job of a sweep. What an earlier start of the sweep finished counts as done; an error is told when it happens."""
     job = Job(hydra_job.job.num, list(hydra_job.overrides.task), Path(plain["paths"]["output_dir"]))
+    earlier = [other.number for other in JOBS if other.folder == job.folder]
     JOBS.append(job)
-    if report := finished(plain):
-        job.status, job.eval_loss = "done before", report["training"].get("eval_loss")
-        print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)
-        return job.eval_loss
     try:
+        if earlier:
+            raise UserError(
+                f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]}; give each job its own, as {SUBDIR} does"
+            )
+        if report := finished(plain):
+            job.status, job.eval_loss = "done before", report["training"].get("eval_loss")
+            print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)
+            return job.eval_loss
         job.eval_loss = _run(plain, hydra_job, users)
     except Exception as error:
         job.status, job.error = "failed", one_line(error, in_run=True)
@@ -155,9 +169,9 @@ def _swept(plain: dict[str, Any], hydra_job: HydraConf, users: list[str]) -> flo
 def _command(job: HydraConf, users: list[str]) -> str:
     """The command line that does this run again, in the directory that was named for it."""
     folders = (word for path in users for word in ("--config-dir", path))
-    hydras = [override for override in job.overrides.hydra if override.startswith(("hydra.run.dir=", "hydra.job."))]
+    hydras = [override for override in job.overrides.hydra if not override.startswith(OF_THE_START)]
     if job.mode == RunMode.MULTIRUN:
-        hydras = [f"hydra.run.dir={job.runtime.output_dir}"]
+        hydras = [*(override for override in hydras if not override.startswith("hydra.run.dir=")), f"hydra.run.dir={job.runtime.output_dir}"]
     return shlex.join(["python", "-m", "chatbot_sft", *folders, *job.overrides.task, *hydras])
 
 

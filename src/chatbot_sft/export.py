@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import ModelLoader
+from chatbot_sft.run_directory import CONFIG
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.targets import locate
@@ -21,7 +22,6 @@ from chatbot_sft.train import checkpoints
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"  # in the directory of a run that has trained: what was composed, with nothing left to resolve
 KEPT = ("model", "dataset", "training", "memory", "evaluations", "samples")  # of the earlier report, what is still true of the export
 OF_EXPORT = ("task", "run", "save", "paths", "hydra")  # what a task=export command may set
 

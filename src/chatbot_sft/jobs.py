@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from chatbot_sft.run_directory import CONFIG, report_in
 
 
 @dataclass
@@ -33,15 +35,19 @@ def table(jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def finished(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The report of the training in `config`'s run directory that came to its end with just this configuration; None where there is none."""
-    from chatbot_sft.export import CONFIG
+    """The report of the training in `config`'s run directory that came to its end with just this configuration; None where there is none.
 
+    Raises:
+        UserError: there is a report.json that is none of ours.
+    """
     folder = Path(config["paths"]["output_dir"])
-    if config["task"] != "train" or not (folder / CONFIG).is_file():
+    if config["task"] != "train":
+        return None
+    report = report_in(folder)
+    if (report.get("task"), report.get("status")) != ("train", "completed"):
         return None
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        same = OmegaConf.to_container(OmegaConf.load(folder / CONFIG)) == dict(config)
+    except (OSError, YAMLError):
         return None
-    same = OmegaConf.to_container(OmegaConf.load(folder / CONFIG)) == dict(config)
-    return report if same and report["status"] == "completed" else None
+    return report if same else None

@@ -29,7 +29,7 @@ from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.loggers import check as check_loggers
 from chatbot_sft.report.markdown import write_markdown
 from chatbot_sft.report.run_report import new_report, now, write_json
-from chatbot_sft.run_directory import held
+from chatbot_sft.run_directory import held, refuse_taken
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
@@ -52,6 +52,7 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     first = distributed.is_first()
     report = new_report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
+        refuse_taken(config, settings)
         checkpoints.refuse_completed(settings)
         loggers.enter_context(run_log(folder, first))
         loggers.enter_context(preemption.handled())
@@ -81,13 +82,23 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
 
 
 def write_reports(report: dict[str, Any], folder: Path) -> None:
-    """loss.png, report.md and, whatever becomes of those, report.json."""
+    """loss.png, report.md and, whatever becomes of those, report.json.
+
+    Raises:
+        UserError: they cannot be written, and nothing worse has happened: a run's own error is not hidden behind that.
+    """
     try:
-        with quiet():
-            write_loss_figure(report["training"], report["evaluations"], folder)
-        write_markdown(report, folder)
-    finally:
-        write_json(report, folder)
+        try:
+            with quiet():
+                write_loss_figure(report["training"], report["evaluations"], folder)
+            write_markdown(report, folder)
+        finally:
+            write_json(report, folder)
+    except OSError as error:
+        text = f"{folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports are as they are"
+        if report["error"] is None:
+            raise UserError(text) from error
+        log.error("%s", text)
 
 
 def stopped(error: Preempted, settings: Config, command: str) -> str:

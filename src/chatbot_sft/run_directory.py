@@ -10,13 +10,15 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf, open_dict
+from yaml import YAMLError
 
 from chatbot_sft import distributed
 from chatbot_sft.errors import UserError
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
     from omegaconf import DictConfig
 
+    from chatbot_sft.config import Config
+
 LOCK, HOLDER = ".lock", ".lock.json"  # the lock is the operating system's, so it goes with its process; the second file says whose it is
 BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user typed
+
+CONFIG = "config.yaml"  # in the directory of a run that has trained: what was composed, with nothing left to resolve
 
 _held: list[BaseFileLock] = []  # for as long as this process lives
 
@@ -119,3 +125,60 @@ def _holder(folder: Path) -> str:
         return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    """What report.json in `folder` says; {} where there is none, or one that is cut short.
+
+    Raises:
+        UserError: it is there and no report of a run: a run would write its own over it.
+    """
+    file = folder / "report.json"
+    if not file.exists():
+        return {}
+    other = UserError(f"{file}: not the report of a run, and a run would write its own over it; name another directory (hydra.run.dir=DIR)")
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except IsADirectoryError:
+        raise other from None
+    except ValueError:
+        return {}
+    if not isinstance(report, dict) or not {"task", "status", "training", "versions"} <= report.keys():
+        raise other
+    return report
+
+
+def refuse_taken(config: Mapping[str, Any], settings: Config) -> None:
+    """Raises UserError where the run directory holds what this run would write over, or a finished training that is asked for another export only."""
+    folder, training = Path(settings.paths.output_dir), settings.task == "train"
+    report = report_in(folder)
+    if report.get("task") != "train":
+        return
+    if not training and report["training"]:
+        raise UserError(
+            f"{folder}: task={settings.task} would write over the report of the training there; leave hydra.run.dir out, or name another directory"
+        )
+    if training and report["status"] == "completed" and settings.training.resume != "never":
+        asked = other_export(folder, config)
+        if asked:
+            raise UserError(f"{folder}: this run is already completed; for another export of it: task=export {shlex.quote(f'run={folder}')} {asked}")
+
+
+def other_export(folder: Path, config: Mapping[str, Any]) -> str:
+    """The save.* overrides in which `config` differs from what the run in `folder` was; empty where anything else, or nothing, does."""
+    try:
+        before = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    except (OSError, YAMLError):
+        return ""
+    if not isinstance(before, dict) or not isinstance(before.get("save"), dict) or not isinstance(config.get("save"), Mapping):
+        return ""
+    aside = dict.fromkeys(("save", "paths"))
+    if before | aside != dict(config) | aside:
+        return ""
+    changed = {key: value for key, value in config["save"].items() if before["save"].get(key) != value}
+    return " ".join(shlex.quote(f"save.{key}={_word(value)}") for key, value in changed.items())
+
+
+def _word(value: Any) -> str:
+    """As an override has it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")
