@@ -157,7 +157,7 @@ def test_a_sweep_runs_every_job_into_its_own_folder_and_a_failing_one_does_not_s
     good = write_json(tmp_path / "good.json", conversations(12))
     process = launch("-m", f"dataset.data_path=absent.json,{good}", "lora.r=4,8", *arguments, "save=none", "training.sample_max_new_tokens=0")
     assert process.returncode != 0
-    assert "error: absent.json: no such data file" in process.stderr
+    assert "error: job 0: absent.json: no such data file" in process.stderr
     reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/multirun/*/*/*/report.json"))]
     assert [report["status"] for report in reports] == ["failed", "failed", "completed", "completed"]
     assert [report["command"].split()[4] for report in reports] == ["lora.r=4", "lora.r=8"] * 2

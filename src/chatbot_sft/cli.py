@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal import hydra as hydra_internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.conf import HydraConf
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -22,8 +26,15 @@ from yaml import YAMLError
 from chatbot_sft import config as schema
 from chatbot_sft import distributed, effects, precedence
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.jobs import Job, finished, table
 from chatbot_sft.resources import conf_dir, examples_dir
 
+# Of Hydra's flags those that take the next word. (--info may: all, config, defaults, …; written --info=config it is one word.)
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")
+SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
+# Hydra's overrides that say where and how a command runs, not what: the repeated command has its own.
+OF_THE_START = ("hydra.mode=", "hydra.sweep.", "hydra.output_subdir=", "hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
+JOBS: list[Job] = []  # of the sweep that this process runs
 SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
 ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
 
@@ -38,7 +49,7 @@ class CheckedConfigLoader(ConfigLoaderImpl):
     def load_configuration(self, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: Any) -> DictConfig:
         overrides = [_open(override) for override in overrides]
         if run_mode == RunMode.MULTIRUN and options.get("validate_sweep_overrides", True):
-            for job in _each_swept_value(overrides):
+            for job in _each_swept_value(overrides, self):
                 self.load_configuration(config_name, job, RunMode.RUN)
         try:
             composed = super().load_configuration(config_name, overrides, run_mode, **options)
@@ -69,14 +80,20 @@ def _open(override: str) -> str:
     return override if schema.known_override(parsed.key_or_group) else f"++{override}"
 
 
-def _each_swept_value(overrides: list[str]) -> Iterator[list[str]]:
-    """The overrides of one job for every value of every sweep, the other sweeps at their first: all are checked before a folder is made."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [
-        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] if item.is_discrete_sweep() else [override]
-        for item, override in zip(parsed, overrides, strict=True)
-        if not item.is_sweep_override() or item.is_discrete_sweep()
-    ]
+def _each_swept_value(overrides: list[str], loader: ConfigLoader) -> Iterator[list[str]]:
+    """The overrides of one job for every value of every sweep, the other sweeps at their first: all are checked before a folder is made.
+
+    `loader` knows the options that a `group=glob(*)` stands for.
+    """
+    parsed = OverridesParser.create(loader).parse_overrides(overrides)
+    choices = []
+    for item, override in zip(parsed, overrides, strict=True):
+        if item.is_discrete_sweep():
+            choices.append([f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()])
+            if not choices[-1]:
+                raise UserError(f"{override}: stands for no value; there is nothing to run")
+        elif not item.is_sweep_override():
+            choices.append([override])
     first = [values[0] for values in choices]
     for index, values in enumerate(choices):
         for value in values if len(values) > 1 else ():
@@ -94,23 +111,30 @@ def _no_such_option(error: MissingConfigException) -> UserError:
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def entrypoint(config: DictConfig) -> float | None:
     """One job. Returns the held-out loss after training for sweepers, None where nothing is held out."""
-    from chatbot_sft import pipeline
-    from chatbot_sft.export import check_overrides
-
     job = HydraConfig.get()
     users = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     sys.path[:0] = users
-    command = shlex.join(["python", "-m", "chatbot_sft", *(word for path in users for word in ("--config-dir", path)), *job.overrides.task])
+    if job.job.chdir:
+        os.chdir(job.runtime.cwd)
+        print(f"hydra.job.chdir=true: paths stay those of {job.runtime.cwd}; what a run writes is in its directory anyway", file=sys.stderr)
     plain = OmegaConf.to_container(config, resolve=True)
+    if job.mode == RunMode.MULTIRUN:
+        return _swept(plain, job, users)
     try:
-        if plain["task"] == "export":
-            check_overrides(job.overrides.task)
-        report = pipeline.run(plain, command)
+        return _run(plain, job, users)
     except Exception as error:
-        # In a sweep Hydra has to see the exception, so that it counts the job as failed and goes on with the next.
-        if job.mode == RunMode.MULTIRUN or os.environ.get(SHOW_TRACEBACK):
+        if os.environ.get(SHOW_TRACEBACK):
             raise
         sys.exit(f"{ERROR}{one_line(error, in_run=True)}")
+
+
+def _run(plain: dict[str, Any], job: HydraConf, users: list[str]) -> float | None:
+    from chatbot_sft import pipeline
+    from chatbot_sft.export import check_overrides
+
+    if plain["task"] == "export":
+        check_overrides(job.overrides.task)
+    report = pipeline.run(plain, _command(job, users))
     if not distributed.is_first():
         return None
     if report["plan"]:
@@ -120,24 +144,85 @@ def entrypoint(config: DictConfig) -> float | None:
     return report["training"].get("eval_loss")
 
 
+def _swept(plain: dict[str, Any], hydra_job: HydraConf, users: list[str]) -> float | None:
+    """One job of a sweep. What an earlier start of the sweep finished counts as done; an error is told when it happens."""
+    job = Job(hydra_job.job.num, list(hydra_job.overrides.task), Path(plain["paths"]["output_dir"]))
+    earlier = [other.number for other in JOBS if other.folder == job.folder]
+    JOBS.append(job)
+    try:
+        if earlier:
+            raise UserError(
+                f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]}; give each job its own, as {SUBDIR} does"
+            )
+        if report := finished(plain):
+            job.status, job.eval_loss = "done before", report["training"].get("eval_loss")
+            print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)
+            return job.eval_loss
+        job.eval_loss = _run(plain, hydra_job, users)
+    except Exception as error:
+        job.status, job.error = "failed", one_line(error, in_run=True)
+        print(f"{ERROR}job {job.number}: {job.error} ({job.folder})", file=sys.stderr)
+        # Hydra has to see the exception, so that it counts the job as failed and goes on with the next.
+        raise
+    job.status = "completed"
+    return job.eval_loss
+
+
+def _command(job: HydraConf, users: list[str]) -> str:
+    """The command line that does this run again, in the directory that was named for it."""
+    folders = (word for path in users for word in ("--config-dir", path))
+    hydras = [override for override in job.overrides.hydra if not override.startswith(OF_THE_START)]
+    if job.mode == RunMode.MULTIRUN:
+        hydras = [*(override for override in hydras if not override.startswith("hydra.run.dir=")), f"hydra.run.dir={job.runtime.output_dir}"]
+    return shlex.join(["python", "-m", "chatbot_sft", *folders, *job.overrides.task, *hydras])
+
+
 def main() -> None:
     """Run Hydra, and say what went wrong in one line; HYDRA_FULL_ERROR=1 shows the traceback instead."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ[SHOW_TRACEBACK] = "1"
     # Makes Hydra hand its errors to us instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = flags_first(sys.argv[1:])
     if not distributed.is_first():
         sys.argv.append("hydra.output_subdir=null")  # the first process writes it
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a _target_ may name a file beside the user)
     try:
         entrypoint()
     except KeyboardInterrupt:
+        _tell_jobs()
         print("interrupted; the run's report says how far it came", file=sys.stderr)
         sys.exit(130)
+    except SystemExit:
+        _tell_jobs()
+        raise
     except Exception as error:
+        _tell_jobs()
         if os.environ.get(SHOW_TRACEBACK):
             raise
-        sys.exit(f"{ERROR}{one_line(error)}")
+        failed = [job for job in JOBS if job.status == "failed"]
+        sys.exit(f"error: {len(failed)} of {len(JOBS)} jobs failed" if failed else f"{ERROR}{one_line(error)}")
+    _tell_jobs()
+
+
+def _tell_jobs() -> None:
+    """A line a job, after a sweep; the errors have been told when they happened."""
+    for line in table(JOBS):
+        print(line)
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Command-line `words` with Hydra's flags before the overrides: its parser takes no override behind a flag that stands behind one."""
+    flags, overrides = [], []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        if word in FLAGS_WITH_VALUE:
+            flags += itertools.islice(rest, 1)
+    return flags + overrides
 
 
 def one_line(error: BaseException, in_run: bool = False) -> str:

@@ -19,6 +19,7 @@ from chatbot_sft.model import ModelLoader
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
+from chatbot_sft.run_directory import CONFIG
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.targets import locate
@@ -26,7 +27,6 @@ from chatbot_sft.train import checkpoints
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"  # in the directory of a run that has trained: what was composed, with nothing left to resolve
 KEPT = ("model", "dataset", "training", "memory", "evaluations", "samples")  # of the earlier report, what is still true of the export
 OF_EXPORT = ("task", "run", "save", "paths", "hydra")  # what a task=export command may set
 

@@ -32,6 +32,7 @@ from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.loggers import check as check_loggers
 from chatbot_sft.report.markdown import write_markdown
 from chatbot_sft.report.run_report import new_report, now, write_json
+from chatbot_sft.run_directory import held, refuse_taken
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
@@ -54,10 +55,12 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     folder = Path(settings.paths.output_dir)
     first = distributed.is_first()
     places.check_run(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.refuse_completed(settings)
     report = new_report(command, settings.task, settings.seed)
-    with run_log(folder, first), preemption.handled(), contextlib.ExitStack() as loggers:
+    with held(folder), contextlib.ExitStack() as loggers:
+        refuse_taken(config, settings)
+        checkpoints.refuse_completed(settings)
+        loggers.enter_context(run_log(folder, first))
+        loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
         try:
             if settings.task == "export":
@@ -84,19 +87,30 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
 
 
 def write_reports(report: dict[str, Any], folder: Path) -> None:
-    """loss.png, report.md and, whatever becomes of those, report.json."""
+    """loss.png, report.md and, whatever becomes of those, report.json.
+
+    Raises:
+        UserError: they cannot be written, and nothing worse has happened: a run's own error is not hidden behind that.
+    """
     try:
-        with quiet():
-            write_loss_figure(report["training"], report["evaluations"], folder)
-        write_markdown(report, folder)
-    finally:
-        write_json(report, folder)
+        try:
+            with quiet():
+                write_loss_figure(report["training"], report["evaluations"], folder)
+            write_markdown(report, folder)
+        finally:
+            write_json(report, folder)
+    except OSError as error:
+        text = f"{folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports are as they are"
+        if report["error"] is None:
+            raise UserError(text) from error
+        log.error("%s", text)
 
 
 def stopped(error: Preempted, settings: Config, command: str) -> str:
     """What a signal left behind, and the command that goes on from it."""
     last = checkpoints.last_in(Path(settings.training.output_dir))
-    again = f": {command} {shlex.quote(f'hydra.run.dir={settings.paths.output_dir}')}" if command else ""
+    here = shlex.quote(f"hydra.run.dir={settings.paths.output_dir}")
+    again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
     return f"{error.signal}: {f'checkpoint at step {last.step}' if last else 'no checkpoint yet'}; the same command goes on from there{again}"
 
 

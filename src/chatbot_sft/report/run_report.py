@@ -74,6 +74,9 @@ def write_json(report: dict[str, Any], folder: Path) -> Path:
     """Write report.json in one step: a reader sees the old file or the new one, never half of it."""
     target = folder / "report.json"
     temporary = folder / f".report.json.{os.getpid()}"
-    temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(target)
+    try:
+        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
     return target

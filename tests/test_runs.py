@@ -1,0 +1,310 @@
+"""Runs and sweeps beside each other: a directory for each run, a line for each job, a command line as one types it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import conversations, only_error, report_of, write_json
+
+from chatbot_sft.cli import flags_first
+
+GOOD = ("task=check", "dataset.data_path=my.json")
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_json(tmp_path / "my.json", conversations(8))
+
+
+def start(folder, *arguments, **env):
+    command = [sys.executable, "-m", "chatbot_sft", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.05)
+
+
+# Directories
+
+
+def test_runs_that_start_in_one_second_have_a_directory_each(tmp_path, data):
+    runs = [start(tmp_path, *GOOD) for _ in range(3)]
+    outputs = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0], outputs
+    reports = list(tmp_path.glob("outputs/*/*/report.json"))
+    assert len(reports) == 3
+    assert all(json.loads(report.read_text())["status"] == "completed" for report in reports)
+
+
+def test_a_directory_in_use_is_refused_and_left_as_it_is(launch, tmp_path, data):
+    from filelock import FileLock
+
+    (tmp_path / "mine" / ".hydra").mkdir(parents=True)
+    (tmp_path / "mine" / ".hydra" / "config.yaml").write_text("of the run that is running")
+    (tmp_path / "mine" / ".lock.json").write_text('{"pid": 4711, "host": "elsewhere"}')
+    with FileLock(tmp_path / "mine" / ".lock"):
+        error = only_error(launch(*GOOD, "hydra.run.dir=mine"))
+        sweep = only_error(launch("-m", *GOOD, "lora.r=8,16", "hydra.sweep.dir=mine"))
+    assert error == sweep == "mine: process 4711 on elsewhere is running in it; wait for its end, or name another directory (hydra.run.dir=DIR)"
+    assert (tmp_path / "mine" / ".hydra" / "config.yaml").read_text() == "of the run that is running"
+    assert not (tmp_path / "mine" / "report.json").exists()
+    assert launch(*GOOD, "hydra.run.dir=mine").returncode == 0
+
+
+def test_a_killed_run_leaves_no_lock(launch, tmp_path, data):
+    run = start(tmp_path, *GOOD, "hydra.run.dir=mine")
+    wait_for(tmp_path / "mine" / ".lock.json")
+    run.send_signal(signal.SIGKILL)
+    run.communicate(timeout=60)
+    assert launch(*GOOD, "hydra.run.dir=mine").returncode == 0
+
+
+def test_the_directory_of_another_run_of_this_process_is_not_in_the_way(tmp_path):
+    from chatbot_sft.run_directory import held
+
+    with held(tmp_path / "run"), held(tmp_path / "run"):
+        pass
+    with held(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_directory_that_cannot_be_is_one_line(launch, tmp_path, data, name):
+    (tmp_path / "file").write_text("")
+    error = only_error(launch(*GOOD, f"hydra.run.dir={name}"))
+    assert error.startswith(f"{name}: ")
+    assert "directory" in error
+
+
+def test_a_run_directory_behind_a_link_is_the_same_directory(launch, tmp_path, data):
+    from filelock import FileLock
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with FileLock(tmp_path / "real" / ".lock"):
+        assert "is running in it" in only_error(launch(*GOOD, "hydra.run.dir=link"))
+
+
+def test_a_report_cut_in_half_does_not_stop_the_next_run(launch, tmp_path, data):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.json").write_text('{"status": "comp')
+    assert launch(*GOOD, "hydra.run.dir=mine").returncode == 0
+    assert report_of(tmp_path)["status"] == "completed"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"status": "ok"}', "null"])
+def test_a_report_of_something_else_is_not_written_over(launch, tmp_path, data, content):
+    (tmp_path / "report.json").write_text(content)
+    assert "report.json: not the report of a run" in only_error(launch(*GOOD, "hydra.run.dir=."))
+    assert (tmp_path / "report.json").read_text() == content
+
+
+def training_in(folder, **report):
+    """A directory as a finished training leaves it, as far as a start looks at it."""
+    folder.mkdir()
+    whole = {"task": "train", "status": "completed", "training": {"eval_loss": 1.5}, "versions": {}, **report}
+    return write_json(folder / "report.json", whole)
+
+
+@pytest.mark.parametrize("task", ["task=check", "task=plan"])
+def test_a_check_does_not_write_over_the_report_of_a_training(launch, tmp_path, data, task):
+    report = training_in(tmp_path / "run")
+    before = report.read_text()
+    error = only_error(launch(task, "dataset.data_path=my.json", "hydra.run.dir=run"))
+    assert f"{task} would write over the report of the training there" in error
+    assert report.read_text() == before
+
+
+def test_a_training_may_follow_a_check_and_a_check_a_failed_start(launch, tmp_path, data):
+    training_in(tmp_path / "run", status="failed", training={})
+    assert launch(*GOOD, "hydra.run.dir=run").returncode == 0
+    error = only_error(launch("model=local", "model.name=nowhere/at-all", "dataset.data_path=my.json", "hydra.run.dir=run"))
+    assert "already completed" not in error
+    assert "write over" not in error
+
+
+def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
+    from omegaconf import OmegaConf
+
+    from chatbot_sft import pipeline
+    from chatbot_sft.errors import UserError
+
+    folder = tmp_path / "run"
+    training_in(folder)
+    config = {"paths": {"output_dir": str(folder)}, "save": {"method": "none"}, "lora": {"r": 8}}
+    OmegaConf.save(config, folder / "config.yaml")
+    other = {**config, "save": {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}}
+    with pytest.raises(UserError) as error:
+        pipeline.run(other)
+    assert str(error.value).endswith(f"for another export of it: task=export run={folder} 'save.method=[lora,gguf]' save.gguf_quantization=q8_0")
+    for changed in (config, {**other, "lora": {"r": 4}}):
+        with pytest.raises(UserError, match="this run is already completed; name another"):
+            pipeline.run(changed)
+
+
+def test_a_full_disk_for_the_report_is_one_line_and_hides_no_other_error(launch, tmp_path, data, small_disk):
+    small = small_disk("200k")
+    (small / "run").mkdir()
+    (small / "filler").write_bytes(b"x" * 150_000)
+    error = only_error(launch(*GOOD, f"hydra.run.dir={small}/run"))
+    assert "No space left on device" in error
+    assert not list((small / "run").glob(".report.json.*"))
+
+
+def test_the_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, caplog):
+    from chatbot_sft import pipeline
+    from chatbot_sft.errors import UserError
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "write_json", full)
+    report = {**pipeline.new_report("", "check", 1), "status": "completed"}
+    with pytest.raises(UserError, match=r"the report cannot be written \(No space left on device\)"):
+        pipeline.write_reports(report, tmp_path)
+    pipeline.write_reports({**report, "error": "the cause"}, tmp_path)
+    assert "the report cannot be written" in caplog.text
+
+
+def test_a_directory_below_one_that_takes_nothing_is_one_line(launch, tmp_path, data, small_disk):
+    small = small_disk("1m")
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    assert "Read-only file system; name another directory" in only_error(launch(*GOOD, f"hydra.run.dir={small}/run"))
+
+
+def test_hydra_job_chdir_leaves_paths_as_they_were_typed(launch, tmp_path, data):
+    process = launch(*GOOD, "hydra.job.chdir=true", "hydra.run.dir=runs/a")
+    assert process.returncode == 0, process.stderr
+    assert f"hydra.job.chdir=true: paths stay those of {tmp_path}" in process.stderr
+    assert (tmp_path / "runs" / "a" / "report.json").is_file()
+    assert launch("-m", *GOOD, "seed=1,2", "hydra.job.chdir=true", "hydra.sweep.dir=runs/b").returncode == 0
+    assert sorted(path.parent.name for path in (tmp_path / "runs" / "b").rglob("report.json")) == ["0", "1"]
+
+
+# The repeated command
+
+
+def test_the_command_of_a_report_names_its_directory(launch, tmp_path, data):
+    launch(*GOOD, "hydra.run.dir=my runs/a")
+    assert report_of(tmp_path)["command"].endswith(" 'hydra.run.dir=my runs/a'")
+    launch("-m", *GOOD, "lora.r=8,16", "hydra.sweep.dir=sweep")
+    folder = tmp_path / "sweep" / "1"
+    assert json.loads((folder / "report.json").read_text())["command"].endswith(f"lora.r=16 hydra.run.dir={folder}")
+
+
+# Sweeps
+
+
+def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(launch, tmp_path, data):
+    process = launch("-m", "task=check", "dataset.data_path=nowhere.json,my.json,neither.json")
+    assert process.returncode == 1
+    told = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.partition(":")[2].split(":")[0].strip() for line in told] == ["job 0", "job 2", "2 of 3 jobs failed"]
+    assert "nowhere.json: no such data file" in told[0]
+    assert "neither.json: no such data file" in told[1]
+    lines = [line.split("  ")[:3] for line in process.stdout.splitlines() if line.startswith("job ")]
+    assert lines == [
+        ["job 0", "failed", "dataset.data_path=nowhere.json"],
+        ["job 1", "completed", "dataset.data_path=my.json"],
+        ["job 2", "failed", "dataset.data_path=neither.json"],
+    ]
+
+
+def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny):
+    sweep = ("-m", *tiny, "training.max_steps=1", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep")
+    first = launch(*sweep)
+    assert first.returncode == 0, first.stderr
+    losses = [line.split("  ")[2] for line in first.stdout.splitlines() if line.startswith("job ")]
+    shutil.rmtree(tmp_path / "sweep" / "1")
+    again = launch(*sweep)
+    assert again.returncode == 0, again.stderr
+    lines = [line.split("  ")[:3] for line in again.stdout.splitlines() if line.startswith("job ")]
+    assert lines == [["job 0", "done before", losses[0]], ["job 1", "completed", losses[1]]]
+    # Another space in the same directory is no repetition: nothing is taken for what it is not.
+    other = launch(*(f"{word},8" if word.startswith("lora.r=") else word for word in sweep), "seed=1")
+    assert "job 0: " in other.stderr
+    assert "already completed" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("swept", "jobs"),
+    [
+        ("lora=glob(*, exclude=loftq)", ["lora=default", "lora=dora", "lora=none", "lora=rslora"]),
+        ("lora=glob([d*,r*])", ["lora=default", "lora=dora", "lora=rslora"]),
+        ("+experiment=glob(*)", ["+experiment=company", "+experiment=quick"]),
+        ("experiment=glob(*)", ["+experiment=company", "+experiment=quick"]),
+    ],
+)
+def test_a_glob_over_options_is_a_sweep(launch, data, swept, jobs):
+    process = launch("-m", *GOOD, "model.load_in_4bit=false", "model.name=smollm2", swept)
+    lines = [line.split("  ")[1:3] for line in process.stdout.splitlines() if line.startswith("job ")]
+    assert lines == [["completed", job] for job in jobs], process.stderr
+
+
+def test_an_interrupted_sweep_does_not_begin_the_next_job(tmp_path, tiny):
+    run = start(tmp_path, "-m", *tiny, "training.max_steps=2000", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep")
+    wait_for(tmp_path / "sweep" / "0" / "data_report.json")
+    time.sleep(1)
+    run.send_signal(signal.SIGINT)
+    output, errors = run.communicate(timeout=120)
+    assert run.returncode == 130, errors
+    assert not (tmp_path / "sweep" / "1").exists()
+    assert output.splitlines()[-1].startswith("job 0  interrupted")
+    assert "Traceback" not in errors
+
+
+def test_jobs_that_would_share_a_directory_are_refused_but_for_the_first(launch, tmp_path, data):
+    process = launch("-m", *GOOD, "seed=1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same")
+    assert process.returncode == 1
+    assert "error: job 1: hydra.sweep.subdir=same: the directory of job 0; give each job its own" in process.stderr
+    assert json.loads((tmp_path / "sweep" / "same" / "report.json").read_text())["seed"] == 1
+
+
+def test_a_subdir_of_overrides_with_slashes_and_spaces(launch, tmp_path, data):
+    write_json(tmp_path / "my other.json", conversations(8))
+    process = launch(
+        "-m", "task=check", 'dataset.data_path=my.json,"my other.json"', "hydra.sweep.dir=sweep", "hydra.sweep.subdir=a/${hydra.job.override_dirname}"
+    )
+    assert process.returncode == 0, process.stderr
+    commands = [json.loads(path.read_text())["command"] for path in (tmp_path / "sweep" / "a").rglob("report.json")]
+    assert len(commands) == 2
+    assert any("my other.json" in command for command in commands)
+
+
+@pytest.mark.parametrize("swept", ["lora=glob(none_such*)", "lora.r=range(8,8)"])
+def test_a_sweep_over_nothing_is_refused(launch, tmp_path, swept):
+    assert only_error(launch("-m", swept)) == f"{swept}: stands for no value; there is nothing to run"
+    assert not list(tmp_path.iterdir())
+
+
+# Flags anywhere
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("task=check --multirun x=1,2", "--multirun task=check x=1,2"),
+        ("a=1 --cfg job b=2", "--cfg job a=1 b=2"),
+        ("a=1 -c job --config-dir mine b=2 -m", "-c job --config-dir mine -m a=1 b=2"),
+        ("a=1 --config-dir=mine ~b", "--config-dir=mine a=1 ~b"),
+        ("--info a=1", "--info a=1"),
+    ],
+)
+def test_flags_may_stand_between_overrides(typed, taken):
+    assert flags_first(typed.split()) == taken.split()
+
+
+def test_flags_between_overrides_are_understood(launch, data):
+    process = launch("task=check", "--multirun", "dataset.data_path=my.json", "seed=1,2")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("completed") == 2
+    assert "r: 4" in launch("lora.r=4", "--cfg", "job", "seed=1").stdout
