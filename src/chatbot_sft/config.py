@@ -50,6 +50,7 @@ class ModelConfig:
     dtype: str | None = None  # float16 | bfloat16 | float32; null: what the hardware does best
     load_in_4bit: bool = True  # QLoRA: the frozen base in 4 bits (bitsandbytes nf4)
     trust_remote_code: bool = False  # run Python code that comes with a hub model
+    chat_template: str | None = None  # a Jinja file in place of the tokenizer's own chat template
     new_tokens: list[str] | None = None  # special tokens added to the tokenizer; their embeddings are trained
     token: str | None = None  # stays null: set HF_TOKEN in the environment
 
