@@ -63,6 +63,7 @@ class ModelConfig:
     load_in_4bit: bool = True  # QLoRA: the frozen base in 4 bits (bitsandbytes nf4)
     trust_remote_code: bool = False  # run Python code that comes with a hub model
     adapter: str | None = None  # go on from an earlier adapter: a run directory, an export or an adapter's folder; its rank and targets are kept
+    chat_template: str | None = None  # a Jinja file in place of the tokenizer's own chat template
     new_tokens: list[str] | None = None  # special tokens added to the tokenizer; their embeddings are trained
     token: str | None = None  # stays null: set HF_TOKEN in the environment
     brings: dict[str, Any] = field(default_factory=dict)  # a BringsConfig: {max_steps: 24, learning_rate: 2e-3}

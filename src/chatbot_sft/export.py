@@ -170,6 +170,8 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
     report |= {name: earlier.report[name] for name in KEPT}
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
     base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
+    if settings.model.chat_template:  # as it was trained, wherever the file is now
+        base = {**base, "model": {**base["model"], "chat_template": str(earlier.weights / "chat_template.jinja")}}
     model, tokenizer = locate("model", settings.model._target_, ModelLoader)(base).load_and_configure()
     if not settings.full_finetuning:
         load_weights(model, earlier.weights, f"run={config['run']}")

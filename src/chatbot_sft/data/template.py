@@ -13,14 +13,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft.data.bounds import BYTES, LARGEST_POWER, SECONDS, OutOfBounds, bounded
 from chatbot_sft.data.messages import THOUGHTS, BadRow, Message
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.model_files import read_json, read_text
 
 if TYPE_CHECKING:
     import jinja2
     from tokenizers import AddedToken, Tokenizer
 
 PROBE = "\ue000probe\ue001"  # stands for a text, to see whether a template writes it
+NO_TEMPLATE = (
+    "model.name={name}: its tokenizer has no chat template, as base models have none; name an instruct model, or give one with "
+    "model.chat_template=FILE, a Jinja file"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 
 NAMED_TEMPLATES = "additional_chat_templates"  # the folder of those beside chat_template.jinja
@@ -71,10 +77,15 @@ class ChatTemplate:
 
         Raises:
             BadRow: the template refuses them, or fails on them.
+            UserError: it takes too long, or too much memory.
         """
         given = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **self.tokens, **self.kwargs}
         try:
-            return (self._compiled if tools is None else self._compiled_for_tools).render(messages=list(messages), **given)
+            with bounded():
+                return (self._compiled if tools is None else self._compiled_for_tools).render(messages=list(messages), **given)
+        except (OutOfBounds, MemoryError) as error:
+            bound = f"{SECONDS:.0f} seconds" if isinstance(error, OutOfBounds) else f"{BYTES >> 30} GB of memory"
+            raise UserError(f"the chat template takes over {bound} for one conversation; it is not usable as it is") from None
         except Exception as error:  # templates raise through raise_exception, or fail in any way Python can
             raise BadRow("template refuses", f"the chat template refuses it: {' '.join(str(error).split())}") from None
 
@@ -148,6 +159,14 @@ def compile_template(source: str) -> jinja2.Template:
     import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if isinstance(right, int) and right > LARGEST_POWER:
+                raise jinja2.TemplateRuntimeError(f"an exponent of {right}")
+            return super().call_binop(context, operator, left, right)
+
     class Generation(jinja2.ext.Extension):
         """`{% generation %}` marks answers for TRL; here it only passes its body on."""
 
@@ -163,7 +182,7 @@ def compile_template(source: str) -> jinja2.Template:
     def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
@@ -171,6 +190,8 @@ def compile_template(source: str) -> jinja2.Template:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template is not Jinja: {error.message} (line {error.lineno})") from None
+    except (RecursionError, MemoryError, OverflowError):
+        raise UserError("the chat template is not usable: it is nested too deeply, or too large") from None
 
 
 @dataclass(repr=False)
@@ -183,24 +204,33 @@ class ChatTokenizer:
     new_tokens: tuple[str, ...] = ()  # model.new_tokens: special tokens that conversations do contain
 
     @classmethod
-    def from_folder(cls, folder: Path, name: str, kwargs: Mapping[str, Any], new_tokens: Sequence[str] = ()) -> ChatTokenizer | None:
+    def from_folder(
+        cls, folder: Path, name: str, kwargs: Mapping[str, Any], new_tokens: Sequence[str] = (), template: str | None = None
+    ) -> ChatTokenizer | None:
         """From a model folder, `new_tokens` added; None where it has no tokenizer.json, which only transformers can make up for.
 
+        `template`, where it is given, takes the place of the folder's own.
+
         Raises:
-            UserError: no chat template, or one that is not Jinja; a new token that is there already.
+            UserError: a file that is not what its name says; no chat template, or one that is not Jinja; a new token that is there already.
         """
         from tokenizers import Tokenizer
 
-        if not (folder / "tokenizer.json").is_file():
+        where = f"model.name={name}"
+        if not (folder / "tokenizer.json").exists():
             return None
-        config = _json(folder / "tokenizer_config.json")
-        tokens = _special_tokens({**_json(folder / "special_tokens_map.json"), **config})
+        read_json(folder / "tokenizer.json", where)
+        config = read_json(folder / "tokenizer_config.json", where)
+        tokens = _special_tokens({**read_json(folder / "special_tokens_map.json", where), **config})
         named = {file.stem: file for file in sorted(folder.glob(f"{NAMED_TEMPLATES}/*.jinja"))}
         files = {"default": folder / "chat_template.jinja", **named}
-        source = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()} or config.get("chat_template")
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        source = template or {key: read_text(file, where) for key, file in files.items() if file.exists()} or config.get("chat_template")
+        try:
+            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the tokenizers library raises no other type
+            raise UserError(f"{where}: tokenizer.json is no tokenizer ({' '.join(str(error).split())[:200]})") from None
         backend.add_special_tokens(added_tokens(new_tokens, backend, name))
-        ends = _json(folder / "generation_config.json").get("eos_token_id")
+        ends = read_json(folder / "generation_config.json", where).get("eos_token_id")
         return cls._made(backend, source, tokens, ends, name, kwargs, new_tokens)
 
     @classmethod
@@ -233,11 +263,13 @@ class ChatTokenizer:
     ) -> ChatTokenizer:
         tool_source = None
         if isinstance(source, list):  # several named templates
-            source = {entry["name"]: entry["template"] for entry in source}
+            source = {entry["name"]: entry["template"] for entry in source if isinstance(entry, dict) and {"name", "template"} <= set(entry)}
         if isinstance(source, dict):
             source, tool_source = source.get("default"), source.get("tool_use")
         if not source:
-            raise UserError(f"model.name={name}: its tokenizer has no chat template; name an instruct model")
+            raise UserError(NO_TEMPLATE.format(name=name))
+        if not isinstance(source, str):
+            raise UserError(f"model.name={name}: its chat template is {source!r}, expected text")
         backend.no_truncation()
         backend.no_padding()
         backend.post_processor = None  # templates write their own special tokens; and some post-processors trim the offsets
@@ -287,7 +319,3 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """bos_token, eos_token, … as strings; transformers writes them as strings or as {"content": …}."""
     found = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
     return {key: value for key, value in found.items() if isinstance(value, str)}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

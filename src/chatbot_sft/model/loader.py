@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
-from chatbot_sft.data.template import ChatTokenizer
-from chatbot_sft.errors import UserError
+from chatbot_sft.data.template import NO_TEMPLATE, ChatTokenizer, compile_template
+from chatbot_sft.errors import UserError, listed
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import embedded, hardware, memory
 from chatbot_sft.model.earlier import adopt, load_weights
 from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.hub import allow_network, is_local, readable_errors, tokenizer_folder
 from chatbot_sft.model.tokens import add_tokens, extend_embeddings
+from chatbot_sft.model_files import check_folder, read_json, read_text
 from chatbot_sft.targets import locate
 
 if TYPE_CHECKING:
@@ -48,20 +49,24 @@ class ModelLoader:
             raise UserError("model.load_in_4bit=true needs bitsandbytes: `pip install bitsandbytes`, or set model.load_in_4bit=false")
         if self.settings.lora.init_lora_weights == "loftq" and not self.settings.full_finetuning and not hardware.gpus():
             raise UserError("lora.init_lora_weights=loftq: PEFT computes it on a GPU, and there is none here; pissa and olora need none")
-        if not is_local(model.name):
-            return
-        folder = Path(model.name).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"model.name={model.name}: no such folder")
-        if not (folder / "config.json").is_file():
-            hint = (
-                "; this is a LoRA adapter, name its base model, and this with model.adapter to go on from it"
-                if (folder / "adapter_config.json").is_file()
-                else ""
-            )
-            raise UserError(f"model.name={model.name}: no config.json in it, so it is not a Hugging Face model folder{hint}")
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            raise UserError(f"model.name={model.name}: no weights in it (*.safetensors)")
+        self.chat_template()
+        if is_local(model.name) or Path(model.name).expanduser().is_file():
+            check_folder(model.name, model.trust_remote_code)
+
+    def chat_template(self) -> str | None:
+        """The text of `model.chat_template`; None where the tokenizer's own is used.
+
+        Raises:
+            UserError: no such file, or one that is not Jinja.
+        """
+        if self.settings.model.chat_template is None:
+            return None
+        file, where = Path(self.settings.model.chat_template).expanduser(), f"model.chat_template={self.settings.model.chat_template}"
+        if not file.exists():
+            raise UserError(f"{where}: no such file")
+        source = read_text(file, where)
+        compile_template(source)
+        return source
 
     def load_and_configure(self) -> tuple[Any, Any]:
         """(model, tokenizer): the adapter in place, the chat template checked.
@@ -74,6 +79,7 @@ class ModelLoader:
         tokenizer = self.load_tokenizer()
         dtype = weights_dtype(self.settings)
         with quiet(progress=not is_local(self.source)), readable_errors(self.settings.model.name):
+            self._check_names_of_weights()
             model = engine.load(self.source, self.settings, dtype)
             new = self.settings.model.new_tokens
             extra = {"new_token_ids": extend_embeddings(model, tokenizer, new)} if new else {}
@@ -91,6 +97,35 @@ class ModelLoader:
             "4-bit" if self.settings.model.load_in_4bit else str(dtype).removeprefix("torch."),
         )  # fmt: skip
         return model, tokenizer
+
+    def _check_names_of_weights(self) -> None:
+        """Hold the names and shapes in the weights files against the architecture's, without reading a weight.
+
+        transformers makes up what is missing, with a warning as the only word. Weights that are stored in 4 or 8 bits have names of their own.
+
+        Raises:
+            UserError: the files do not have all of the model.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        model = self.settings.model
+        given = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        if "quantization_config" in AutoConfig.from_pretrained(self.source, **given).to_dict():
+            return
+        try:
+            _, found = AutoModelForCausalLM.from_pretrained(
+                self.source, device_map={"": "meta"}, output_loading_info=True, ignore_mismatched_sizes=True, **given
+            )
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"model.name={model.name}: cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+        for name, stored, wanted in sorted(found["mismatched_keys"]):
+            raise UserError(f"model.name={model.name}: {name} has the shape {tuple(stored)}, config.json makes it {tuple(wanted)}")
+        missing = sorted(found["missing_keys"])
+        if missing:
+            other = f"; it has {min(found['unexpected_keys'])}, which the model does not know" if found["unexpected_keys"] else ""
+            raise UserError(
+                f"model.name={model.name}: its files lack {len(missing):,} of the model's weights, which would be made up: {listed(missing)}{other}"
+            )
 
     def load_engine(self) -> Engine:
         """Import the engine (seconds), once."""
@@ -112,7 +147,9 @@ class ModelLoader:
         name, kwargs, new = self.settings.model.name, self.settings.dataset.chat_template_kwargs, self.settings.model.new_tokens or ()
         source = embedded.resolve(name)
         folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, self.settings.model.revision)
-        found = ChatTokenizer.from_folder(folder, name, kwargs, new)
+        found = ChatTokenizer.from_folder(folder, name, kwargs, new, self.chat_template())
+        if found:
+            _check_vocabulary(found, read_json(folder / "config.json", f"model.name={name}"), name)
         return found or ChatTokenizer.from_transformers(self.load_tokenizer(), name, kwargs, new)
 
     def load_tokenizer(self) -> Any:
@@ -128,8 +165,13 @@ class ModelLoader:
             tokenizer = AutoTokenizer.from_pretrained(
                 self.source, revision=self.settings.model.revision, trust_remote_code=self.settings.model.trust_remote_code
             )
+        if template := self.chat_template():
+            log.info(
+                "chat template: %s, in place of %s", self.settings.model.chat_template, "the tokenizer's own" if tokenizer.chat_template else "none"
+            )
+            tokenizer.chat_template = template
         if not tokenizer.chat_template:
-            raise UserError(f"model.name={self.settings.model.name}: its tokenizer has no chat template; name an instruct model")
+            raise UserError(NO_TEMPLATE.format(name=self.settings.model.name))
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if self.settings.model.new_tokens:
@@ -149,6 +191,14 @@ class ModelLoader:
         print(f"memory at peak    {stats['peak_memory_gb']:.2f} GB")
         if "training_memory_gb" in stats:
             print(f"added by training {stats['training_memory_gb']:.2f} GB (peak: {stats['peak_percent']:.1f}% of the device)")
+
+
+def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name: str) -> None:
+    """Raises UserError where a token of `tokenizer`, but for new ones, has no row in the model's embeddings: it is another model's tokenizer."""
+    rows = (config.get("text_config") or config).get("vocab_size")
+    last = max(number for token, number in tokenizer.backend.get_vocab().items() if token not in tokenizer.new_tokens)
+    if rows is not None and last >= rows:
+        raise UserError(f"model.name={name}: its tokenizer has token {last}, config.json a vocab_size of {rows}; they are not of one model")
 
 
 def weights_dtype(settings: Config) -> torch.dtype:

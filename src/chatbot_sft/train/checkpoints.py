@@ -310,15 +310,8 @@ def _of_killed_export(path: Path) -> bool:
 
 # Identity
 
-MODEL_ASIDE = {
-    "name",
-    "adapter",
-    "token",
-    "trust_remote_code",
-    "engine",
-    "dtype",
-    "brings",
-}  # name: see weights_fingerprint; engine and dtype as they turned out
+# name: see weights_fingerprint; chat_template: its text decides what the training rows are; engine and dtype as they turned out
+MODEL_ASIDE = {"name", "adapter", "token", "trust_remote_code", "chat_template", "engine", "dtype", "brings"}
 LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
 TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
     "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
