@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -22,6 +24,8 @@ from yaml import YAMLError
 from chatbot_sft import config as schema
 from chatbot_sft import distributed
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.report.masking import mask_yaml
+from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.resources import conf_dir, examples_dir
 
 SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
@@ -96,6 +100,7 @@ def entrypoint(config: DictConfig) -> float | None:
     from chatbot_sft.export import check_overrides
 
     job = HydraConfig.get()
+    mask_hydra_files(job)
     users = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     sys.path[:0] = users
     command = shlex.join(["python", "-m", "chatbot_sft", *(word for path in users for word in ("--config-dir", path)), *job.overrides.task])
@@ -112,10 +117,19 @@ def entrypoint(config: DictConfig) -> float | None:
     if not distributed.is_first():
         return None
     if report["plan"]:
-        print(pipeline.plan_summary(report))
+        print(shown(pipeline.plan_summary(report)))
     elif report["training"]:
-        print(pipeline.summary(report, plain["paths"]["output_dir"]))
+        print(shown(pipeline.summary(report, plain["paths"]["output_dir"])))
     return report["training"].get("eval_loss")
+
+
+def mask_hydra_files(job: DictConfig) -> None:
+    """Take the secrets out of what Hydra wrote before this job began: its .hydra folder, and in a sweep the multirun.yaml above it."""
+    files = list(Path(job.runtime.output_dir, job.output_subdir).glob("*.yaml")) if job.output_subdir else []
+    if job.mode == RunMode.MULTIRUN:
+        files += Path(job.sweep.dir).glob("multirun.yaml")
+    for file in files:
+        mask_yaml(file)
 
 
 def main() -> None:
@@ -134,12 +148,17 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
-            raise
+            sys.exit(shown(traceback.format_exc()))
         sys.exit(f"{ERROR}{one_line(error)}")
 
 
 def one_line(error: BaseException, in_run: bool = False) -> str:
-    """What to tell a person: our own texts, Hydra's and YAML's as they are, anything else with its type and where the traceback is."""
+    """What to tell a person, in one line that holds no secret and nothing a terminal would obey."""
+    return shown_line(_said(error, in_run))
+
+
+def _said(error: BaseException, in_run: bool) -> str:
+    """Our own texts, Hydra's and YAML's as they are, anything else with its type and where the traceback is."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import ModelLoader
+from chatbot_sft.report.masking import resolved
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.targets import locate
@@ -22,7 +23,7 @@ from chatbot_sft.train import checkpoints
 log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"  # in the directory of a run that has trained: what was composed, with nothing left to resolve
-KEPT = ("model", "dataset", "training", "memory", "evaluations", "samples")  # of the earlier report, what is still true of the export
+KEPT = ("settings", "model", "dataset", "training", "memory", "evaluations", "samples")  # of the earlier report, what is still true of the export
 OF_EXPORT = ("task", "run", "save", "paths", "hydra")  # what a task=export command may set
 
 
@@ -50,7 +51,7 @@ class Earlier:
             raise UserError(
                 f"{where}: its training (task={report['task']}, {report['status']}) did not end; the same command again goes on from there"
             )
-        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        config = resolved(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
         return cls(config, report, Evidence.read(folder), _weights(folder, config, report))
 
 
@@ -94,7 +95,7 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
     settings = Config.from_mapping(now)
     saver = locate("save", settings.save._target_, ModelSaver)
     saver(now).check()
-    report |= {name: earlier.report[name] for name in KEPT}
+    report |= {name: earlier.report[name] for name in KEPT if name in earlier.report}
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
     base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
     model, tokenizer = locate("model", settings.model._target_, ModelLoader)(base).load_and_configure()

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from chatbot_sft.report.plain import plain_line, shown, uncoloured
+
 THIRD_PARTY = logging.getLogger("third_party")
 
 
@@ -25,9 +27,9 @@ def run_log(folder: Path, first: bool = True) -> Iterator[None]:
             root.removeHandler(silent)
         return
     file = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(Shown("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(Shown("%(message)s"))
     terminal.addFilter(lambda record: record.exc_info is None)
     before = root.level
     root.setLevel(logging.INFO)
@@ -42,6 +44,18 @@ def run_log(folder: Path, first: bool = True) -> Iterator[None]:
         root.removeHandler(file)
         root.setLevel(before)
         file.close()
+
+
+class Shown(logging.Formatter):
+    """Every record, traceback and all, without secrets and without what a terminal would obey; a message of ours is one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        if record.name.startswith("chatbot_sft"):
+            record.message = plain_line(record.message)
+        return super().formatMessage(record)
 
 
 @contextlib.contextmanager
@@ -62,7 +76,7 @@ class _LogWriter(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).replace("\r", "\n").split("\n")
+        *lines, self._rest = uncoloured(self._rest + text).replace("\r", "\n").split("\n")
         for line in filter(str.strip, lines):
-            THIRD_PARTY.info(line.rstrip())
+            THIRD_PARTY.info("%s", line.rstrip())
         return len(text)

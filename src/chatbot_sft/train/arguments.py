@@ -31,10 +31,9 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
 
     training = settings.training
     autocast = autocast_dtype(settings)
-    optim = training.optim
-    if not torch.cuda.is_available() and any(part in optim for part in GPU_OPTIMIZERS):
-        log.info("optimizer: %s needs a GPU, %s takes its place", optim, CPU_OPTIMIZER)
-        optim = CPU_OPTIMIZER
+    optim = optimizer(settings)
+    if optim != training.optim:
+        log.info("optimizer: %s needs a GPU, %s takes its place", training.optim, optim)
     arguments: dict[str, Any] = {
         "output_dir": training.output_dir,
         # The trainer sees whole optimizer steps; the batch layout cuts them into micro-batches.
@@ -82,3 +81,11 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
     # Set late: as an argument it demands save_steps to be a multiple of eval_steps. `Evaluations` saves each new best when it is found.
     built.load_best_model_at_end = training.load_best_model_at_end
     return built
+
+
+def optimizer(settings: Config) -> str:
+    """`training.optim`, or what takes its place where there is no GPU."""
+    import torch
+
+    needs_gpu = any(part in settings.training.optim for part in GPU_OPTIMIZERS)
+    return CPU_OPTIMIZER if needs_gpu and not torch.cuda.is_available() else settings.training.optim

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from chatbot_sft.report.run_report import finite
 from chatbot_sft.train.sampler import row_lengths
 
 log = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class Evaluations(TrainerCallback):
 
     def best(self) -> dict[str, Any] | None:
         """The first record of the lowest loss during training; None where training was not evaluated."""
-        trained = [record for record in self.records if record["step"] and record["loss"] is not None]
+        trained = [record for record in self.records if record["step"] and record["loss"] is not None and math.isfinite(record["loss"])]
         return min(trained, key=lambda record: record["loss"], default=None)
 
     def _rewrite(self) -> None:
@@ -189,7 +190,7 @@ class Evaluations(TrainerCallback):
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json.dumps(finite(record), ensure_ascii=False) + "\n"
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
