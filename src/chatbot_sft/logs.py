@@ -52,7 +52,7 @@ class Shown(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+    def formatMessage(self, record: logging.LogRecord) -> str:
         if record.name.startswith("chatbot_sft"):
             record.message = plain_line(record.message)
         return super().formatMessage(record)

@@ -281,7 +281,7 @@ def warnings(before: float | None, after: float | None, best: Mapping[str, Any] 
 
 
 def refuse_ruined(training: Mapping[str, Any], settings: Config) -> None:
-    """Raises UserError where training ended with a model that the guard would have stopped, had it had the steps to judge; nothing is exported then."""
+    """Raises UserError where training ended with a model that the guard would have stopped in time; nothing is exported then."""
     before, after = training["eval_loss_before"], training["eval_loss"]
     if not settings.training.stop_on_divergence or before is None or after is None or after <= held_out_limit(before):
         return

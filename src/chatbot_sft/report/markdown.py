@@ -102,7 +102,8 @@ def _evaluations(report: dict[str, Any]) -> list[str]:
     lines = ["## Held-out conversations", "", "| step | loss | perplexity | tokens right | seconds |", "|--:|--:|--:|--:|--:|"]
     for record in records:
         bold = "**" if record is best else ""
-        cells = f"{number(record['loss'])}{bold} | {number(record['perplexity'], ',.1f')} | {number(record['token_accuracy'], '.1%')} | {record['seconds']:.1f}"
+        figures = f"{number(record['loss'])}{bold} | {number(record['perplexity'], ',.1f')} | {number(record['token_accuracy'], '.1%')}"
+        cells = f"{figures} | {record['seconds']:.1f}"
         lines.append(f"| {record['step']:,} | {bold}{cells} |")
     return [*lines, ""]
 

@@ -24,6 +24,7 @@ from chatbot_sft.train.sampler import row_lengths
 
 log = logging.getLogger(__name__)
 
+EVERY = 10.0  # seconds between two words on how far an evaluation is
 CHUNK = 1024  # positions whose logits exist at one time
 FILE = "evaluations.jsonl"
 
@@ -82,6 +83,21 @@ def undisturbed() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
+class Part:
+    """Says how far a part of an evaluation is, every `EVERY` seconds: nothing is worse than silence at step 0."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self._said = time.monotonic()
+
+    def advance(self) -> None:
+        self.done += 1
+        if time.monotonic() - self._said >= EVERY and self.done < self.total:
+            self._said = time.monotonic()
+            with tqdm.external_write_mode(file=sys.__stderr__):
+                log.info("%s: %d of %d", self.name, self.done, self.total)
+
+
 class HeldOut:
     """For a `transformers.Trainer`: `evaluate` that scores tokens, leaves the training undisturbed and does not depend on how rows fall into batches.
 
@@ -97,8 +113,9 @@ class HeldOut:
         lengths = row_lengths(eval_dataset)
         return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        self._part = Part(f"step {self.state.global_step}: held-out conversations, batches", len(dataloader))
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss, right, tokens = output.predictions.sum(axis=0)
         output.metrics[f"{metric_key_prefix}_loss"] = float(loss / tokens)
         output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss / tokens)
@@ -109,6 +126,7 @@ class HeldOut:
         """(loss per trained token, `token_scores`, None). The loop gathers and joins the scores; the loss alone would have to be weighted."""
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = token_scores(model, self._prepare_inputs(inputs))
+        self._part.advance()
         loss, _, tokens = scores.sum(dim=0)
         return loss / tokens, scores, None
 
