@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -24,6 +25,7 @@ from yaml import YAMLError
 from chatbot_sft import config as schema
 from chatbot_sft import distributed
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.logs import MaskedStream
 from chatbot_sft.report.masking import mask_yaml
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.resources import conf_dir, examples_dir
@@ -142,7 +144,8 @@ def main() -> None:
         sys.argv.append("hydra.output_subdir=null")  # the first process writes it
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a _target_ may name a file beside the user)
     try:
-        entrypoint()
+        with contextlib.redirect_stderr(MaskedStream(sys.stderr)):
+            entrypoint()
     except KeyboardInterrupt:
         print("interrupted; the run's report says how far it came", file=sys.stderr)
         sys.exit(130)

@@ -8,7 +8,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
+from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import plain_line, shown, uncoloured
 
 THIRD_PARTY = logging.getLogger("third_party")
@@ -44,6 +46,26 @@ def run_log(folder: Path, first: bool = True) -> Iterator[None]:
         root.removeHandler(file)
         root.setLevel(before)
         file.close()
+
+
+class MaskedStream(io.TextIOBase):
+    """`stream` without secrets, for what others write there: Hydra names a failing job by its overrides."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(masked(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 class Shown(logging.Formatter):

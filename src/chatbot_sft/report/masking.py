@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 MASK = "***"
-WORDS = r"(?:token|key|password|passwd|passphrase|pwd|secrets?|credentials?)"
+WORDS = r"(?:token|key|password|passwd|passphrase|secrets?|credentials?)"
 SECRET_NAME = re.compile(rf"^\S*{WORDS}(?:_?\d+)?$", re.IGNORECASE)  # what has spaces is a sentence
 SPECIAL_TOKEN = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token$")
 REFERENCE = re.compile(r"\$\{oc\.env:(\w+)\}")  # names a variable, and holds no value
