@@ -4,10 +4,12 @@ import json
 import math
 
 import pytest
-from conftest import conversations, only_error, report_of, write_json
+from conftest import conversations, only_error, write_json
 
+from chatbot_sft.config import Config
+from chatbot_sft.errors import UserError
 from chatbot_sft.inference.opening import find
-from chatbot_sft.pipeline import warnings
+from chatbot_sft.pipeline import refuse_ruined, warnings
 from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.masking import masked, referring, resolved
 from chatbot_sft.report.plain import plain, plain_line, uncoloured
@@ -97,21 +99,16 @@ def test_no_credential_is_in_any_file_or_stream(launch, tiny, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-def test_a_ruined_model_is_a_failure_and_a_worse_one_a_warning(launch, tiny, tmp_path):
-    ruining = [*tiny, "training.learning_rate=100", "training.warmup_steps=0", "lora.r=0", "model.dtype=float32"]
-    process = launch(*ruining, "hydra.run.dir=run")
-    error = only_error(process)
-    assert error.startswith("training ruined the model: held out 1") and "checkpoint-2" in error
-    report = report_of(tmp_path)
-    assert report["status"] == "failed"
-    assert report["settings"]["learning_rate"] == 100 and report["settings"]["optimizer"] == "adamw_torch_fused"
-    assert not (tmp_path / "run" / "model").exists()
-    regardless = launch(*ruining, "training.stop_on_divergence=false", "hydra.run.dir=run")
-    assert regardless.returncode == 0, regardless.stderr
-    assert "% higher)" in regardless.stdout and "warning the held-out loss ended worse" in regardless.stdout
-    assert "Warning: the held-out loss" in (tmp_path / "run" / "report.md").read_text()
-    card = (tmp_path / "run" / "model" / "README.md").read_text()
-    assert "| warning |" in card and "adamw_torch_fused" in card
+def test_a_ruined_model_is_refused_and_a_worse_one_is_not():
+    settings = Config.from_mapping({"training": {"learning_rate": 100}})
+    regardless = Config.from_mapping({"training": {"learning_rate": 100, "stop_on_divergence": False}})
+    for after in (5.6, math.nan):
+        training = {"eval_loss_before": 2.75, "eval_loss": after, "weights_of_step": 24}
+        with pytest.raises(UserError, match=r"^training ruined the model: held out 2\.750 → .*checkpoint-24"):
+            refuse_ruined(training, settings)
+        refuse_ruined(training, regardless)
+    refuse_ruined({"eval_loss_before": 2.75, "eval_loss": 5.4, "weights_of_step": 24}, settings)
+    refuse_ruined({"eval_loss_before": None, "eval_loss": None, "weights_of_step": 24}, settings)
 
 
 def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):
