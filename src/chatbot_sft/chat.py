@@ -25,6 +25,7 @@ from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.inference.opening import find
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.engine import prepare_environment
+from chatbot_sft.report.plain import plain, plain_line, shown, shown_line
 
 if TYPE_CHECKING:
     from chatbot_sft.inference.gguf_model import GGUFModel
@@ -64,7 +65,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("path", metavar="PATH", help="a run directory, an export, a checkpoint or a .gguf file; smollm2: the embedded model")
     parser.add_argument("second", metavar="PATH2", nargs="?", help="another one, beside the first")
     parser.add_argument("--prompt", metavar="TEXT", help="print the answer to TEXT and nothing else")
-    parser.add_argument("--system", metavar="TEXT", default="", help="the system message")
+    parser.add_argument("--system", metavar="TEXT", help="the system message; without it, the one the model was trained with")
+    parser.add_argument("--no-system", dest="system", action="store_const", const="", help="no system message, as --system '' says too")
     parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=512, help="longest answer, in tokens (%(default)s)")
     parser.add_argument("--temperature", metavar="T", type=not_negative, default=0.0, help="0 (default): always the likeliest token")
     parser.add_argument("--before", action="store_true", help="first the model that PATH was trained on, beside it")
@@ -99,12 +101,17 @@ def run(arguments: argparse.Namespace) -> None:
     with console.status("loading") if terminal else contextlib.nullcontext():
         speakers = open_speakers(arguments)
     chat = Chat(speakers, console, arguments.system, arguments.max_new_tokens, arguments.temperature)
+    told = chat.told_system()
+    if told and not terminal:
+        print(told, file=sys.stderr)
     if arguments.prompt is not None:
         chat.answer_once(arguments.prompt)
         return
     if terminal:
         for speaker in speakers:
             chat.note(f"{speaker.title}: {speaker.model.name}, {speaker.model.context:,} tokens of context")
+        if told:
+            chat.note(told)
         chat.note("/help lists the commands, Ctrl-D ends")
     chat.converse()
 
@@ -116,39 +123,48 @@ class Speaker:
     title: str
     model: HFModel | GGUFModel
     turns: list[Message] = field(default_factory=list)
+    trained_system: str = ""  # the system prompt of its training data
 
 
 def open_speakers(arguments: argparse.Namespace) -> list[Speaker]:
     found = [find(path) for path in (arguments.path, arguments.second) if path]  # all of them before the first is loaded
     with quiet():
         if arguments.before:
-            return [Speaker("before", found[0].open_base()), Speaker("after", found[0].open())]
-        return [Speaker(title, model.open()) for title, model in zip((arguments.path, arguments.second), found, strict=False)]
+            system = found[0].system_prompt or ""  # for both: they are asked the same
+            return [Speaker("before", found[0].open_base(), trained_system=system), Speaker("after", found[0].open(), trained_system=system)]
+        titles = (arguments.path, arguments.second)
+        return [Speaker(title, model.open(), trained_system=model.system_prompt or "") for title, model in zip(titles, found, strict=False)]
 
 
 class Chat:
     """The conversation of one person with one or two models, on `console`."""
 
-    def __init__(self, speakers: list[Speaker], console: Console, system: str, max_new_tokens: int, temperature: float) -> None:
+    def __init__(self, speakers: list[Speaker], console: Console, system: str | None, max_new_tokens: int, temperature: float) -> None:
         self.speakers = speakers
         self.console = console
         self.system = system
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
 
-    @property
-    def opening(self) -> list[Message]:
-        return [{"role": "system", "content": self.system}] if self.system else []
+    def opening(self, speaker: Speaker) -> list[Message]:
+        """The system message: what the person said, else what that model was trained with."""
+        system = speaker.trained_system if self.system is None else self.system
+        return [{"role": "system", "content": system}] if system else []
+
+    def told_system(self) -> str:
+        """One line on a system message that nobody typed; nothing without one."""
+        used = dict.fromkeys(speaker.trained_system for speaker in self.speakers if self.system is None and speaker.trained_system)
+        return "; ".join(f"system prompt of the training data: {plain_line(system)[:200]} (--no-system leaves it out)" for system in used)
 
     def note(self, text: str) -> None:
-        self.console.print(Text(text, style="dim"), soft_wrap=True)
+        self.console.print(Text(shown(text), style="dim"), soft_wrap=True)
 
     def answer_once(self, question: str) -> None:
         """Print what each model answers; of several each under its name."""
         for number, speaker in enumerate(self.speakers):
             if len(self.speakers) > 1:
-                print("\n" * bool(number) + speaker.title)
-            _, prompt = fitting(speaker.model, self.opening, [user(question)], self.max_new_tokens)
+                print("\n" * bool(number) + shown_line(speaker.title))
+            _, prompt = fitting(speaker.model, self.opening(speaker), [user(question)], self.max_new_tokens)
             self.printed(speaker.model, prompt)
 
     def converse(self) -> None:
@@ -158,7 +174,7 @@ class Chat:
                 if not self.obey(line):
                     return
             except UserError as error:
-                self.console.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+                self.console.print(Text(f"error: {shown_line(str(error))}", style="red"), soft_wrap=True)
 
     def obey(self, line: str) -> bool:
         """Do what a typed line says. False: it was the last.
@@ -196,7 +212,7 @@ class Chat:
         Raises:
             UserError: a template refuses it, or it is too long for a context.
         """
-        asked = [fitting(speaker.model, self.opening, [*speaker.turns, user(question)], self.max_new_tokens) for speaker in self.speakers]
+        asked = [fitting(speaker.model, self.opening(speaker), [*speaker.turns, user(question)], self.max_new_tokens) for speaker in self.speakers]
         for speaker, (turns, _) in zip(self.speakers, asked, strict=True):
             dropped = len(speaker.turns) + 1 - len(turns)
             if dropped:
@@ -254,7 +270,7 @@ class Chat:
         """
         if not name:
             raise UserError("/save FILE: name a file")
-        rows = [{"messages": [*self.opening, *speaker.turns]} for speaker in self.speakers if speaker.turns]
+        rows = [{"messages": [*self.opening(speaker), *speaker.turns]} for speaker in self.speakers if speaker.turns]
         if not rows:
             raise UserError("/save: there is no answer yet")
         total = append_rows(Path(name).expanduser(), rows)
@@ -345,7 +361,8 @@ class Printer:
     shown: str = ""
 
     def __call__(self, text: str) -> None:
-        print(text[len(self.shown) :], end="", flush=True, file=self.out)
+        text = text.removesuffix("\r")  # a line feed may follow
+        print(plain(text[len(self.shown) :]), end="", flush=True, file=self.out)
         self.shown = text
 
 
@@ -358,12 +375,12 @@ class Columns:
         self.finished = False
 
     def show(self, column: int, text: str) -> None:
-        self.texts[column] = text
+        self.texts[column] = plain(text)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(box=box.MINIMAL, show_edge=False, expand=True)
         for title in self.titles:
-            table.add_column(Text(title, style="bold"), ratio=1, overflow="fold")
+            table.add_column(Text(shown_line(title), style="bold"), ratio=1, overflow="fold")
         width = options.max_width // len(self.titles) - 3  # a border and a space on both sides
         lines = [Text(text).wrap(console, width) for text in self.texts]
         first = 0 if self.finished else -(console.height - 4)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ from chatbot_sft import config as schema
 from chatbot_sft import distributed, effects, precedence
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.jobs import Job, finished, table
+from chatbot_sft.logs import MaskedStream
+from chatbot_sft.report.masking import mask_yaml
+from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.resources import conf_dir, examples_dir
 
 # Of Hydra's flags those that take the next word. (--info may: all, config, defaults, …; written --info=config it is one word.)
@@ -112,6 +117,7 @@ def _no_such_option(error: MissingConfigException) -> UserError:
 def entrypoint(config: DictConfig) -> float | None:
     """One job. Returns the held-out loss after training for sweepers, None where nothing is held out."""
     job = HydraConfig.get()
+    mask_hydra_files(job)
     users = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     sys.path[:0] = users
     if job.job.chdir:
@@ -138,9 +144,9 @@ def _run(plain: dict[str, Any], job: HydraConf, users: list[str]) -> float | Non
     if not distributed.is_first():
         return None
     if report["plan"]:
-        print(pipeline.plan_summary(report))
+        print(shown(pipeline.plan_summary(report)))
     elif report["training"]:
-        print(pipeline.summary(report, plain["paths"]["output_dir"]))
+        print(shown(pipeline.summary(report, plain["paths"]["output_dir"])))
     return report["training"].get("eval_loss")
 
 
@@ -177,6 +183,15 @@ def _command(job: HydraConf, users: list[str]) -> str:
     return shlex.join(["python", "-m", "chatbot_sft", *folders, *job.overrides.task, *hydras])
 
 
+def mask_hydra_files(job: DictConfig) -> None:
+    """Take the secrets out of what Hydra wrote before this job began: its .hydra folder, and in a sweep the multirun.yaml above it."""
+    files = list(Path(job.runtime.output_dir, job.output_subdir).glob("*.yaml")) if job.output_subdir else []
+    if job.mode == RunMode.MULTIRUN:
+        files += Path(job.sweep.dir).glob("multirun.yaml")
+    for file in files:
+        mask_yaml(file)
+
+
 def main() -> None:
     """Run Hydra, and say what went wrong in one line; HYDRA_FULL_ERROR=1 shows the traceback instead."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -188,7 +203,8 @@ def main() -> None:
         sys.argv.append("hydra.output_subdir=null")  # the first process writes it
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a _target_ may name a file beside the user)
     try:
-        entrypoint()
+        with contextlib.redirect_stderr(MaskedStream(sys.stderr)):
+            entrypoint()
     except KeyboardInterrupt:
         _tell_jobs()
         print("interrupted; the run's report says how far it came", file=sys.stderr)
@@ -199,7 +215,7 @@ def main() -> None:
     except Exception as error:
         _tell_jobs()
         if os.environ.get(SHOW_TRACEBACK):
-            raise
+            sys.exit(shown(traceback.format_exc()))
         failed = [job for job in JOBS if job.status == "failed"]
         sys.exit(f"error: {len(failed)} of {len(JOBS)} jobs failed" if failed else f"{ERROR}{one_line(error)}")
     _tell_jobs()
@@ -208,7 +224,7 @@ def main() -> None:
 def _tell_jobs() -> None:
     """A line a job, after a sweep; the errors have been told when they happened."""
     for line in table(JOBS):
-        print(line)
+        print(shown_line(line))
 
 
 def flags_first(words: Sequence[str]) -> list[str]:
@@ -226,7 +242,12 @@ def flags_first(words: Sequence[str]) -> list[str]:
 
 
 def one_line(error: BaseException, in_run: bool = False) -> str:
-    """What to tell a person: our own texts, Hydra's and YAML's as they are, anything else with its type and where the traceback is."""
+    """What to tell a person, in one line that holds no secret and nothing a terminal would obey."""
+    return shown_line(_said(error, in_run))
+
+
+def _said(error: BaseException, in_run: bool) -> str:
+    """Our own texts, Hydra's and YAML's as they are, anything else with its type and where the traceback is."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text

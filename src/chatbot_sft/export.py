@@ -19,6 +19,7 @@ from chatbot_sft.model import ModelLoader
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
+from chatbot_sft.report.masking import resolved
 from chatbot_sft.run_directory import CONFIG
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import Evidence
@@ -27,7 +28,7 @@ from chatbot_sft.train import checkpoints
 
 log = logging.getLogger(__name__)
 
-KEPT = ("model", "dataset", "training", "memory", "evaluations", "samples")  # of the earlier report, what is still true of the export
+KEPT = ("settings", "model", "dataset", "training", "memory", "evaluations", "samples")  # of the earlier report, what is still true of the export
 OF_EXPORT = ("task", "run", "save", "paths", "hydra")  # what a task=export command may set
 
 
@@ -51,7 +52,7 @@ class Earlier:
         if not (folder / "report.json").is_file():
             raise UserError(f"{where}: not a run directory: no report.json in it{_jobs(folder)}")
         report = _object(where, folder / "report.json")
-        parts = {name: report.get(name) for name in (*KEPT, "save")}
+        parts = {name: report.get(name) for name in (*KEPT, "save") if name != "settings"}
         broken = [name for name, part in parts.items() if not isinstance(part, list if name in ("evaluations", "samples") else dict)]
         if broken:
             raise UserError(f"{where}: its report.json is damaged: {broken[0]} is {'missing' if parts[broken[0]] is None else 'of another kind'}")
@@ -83,7 +84,7 @@ def _object(where: str, file: Path) -> dict[str, Any]:
 def _config(where: str, folder: Path) -> dict[str, Any]:
     """What the run was composed of; a base that moved with the run is looked for where it is now."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        config = resolved(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{where}: its {CONFIG} cannot be read ({_short(error)})") from None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
@@ -167,7 +168,7 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
             f"put it back, or correct model.name in its {CONFIG}"
         )
     saver(now).check()
-    report |= {name: earlier.report[name] for name in KEPT}
+    report |= {name: earlier.report[name] for name in KEPT if name in earlier.report}
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
     base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
     if settings.model.chat_template:  # as it was trained, wherever the file is now

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from chatbot_sft.report.masking import referring
 from chatbot_sft.run_directory import CONFIG, report_in
 
 
@@ -47,7 +48,7 @@ def finished(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if (report.get("task"), report.get("status")) != ("train", "completed"):
         return None
     try:
-        same = OmegaConf.to_container(OmegaConf.load(folder / CONFIG)) == dict(config)
+        same = OmegaConf.to_container(OmegaConf.load(folder / CONFIG)) == referring(dict(config))
     except (OSError, YAMLError):
         return None
     return report if same else None

@@ -8,6 +8,10 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
+
+from chatbot_sft.report.masking import masked
+from chatbot_sft.report.plain import plain_line, shown, uncoloured
 
 THIRD_PARTY = logging.getLogger("third_party")
 
@@ -25,9 +29,9 @@ def run_log(folder: Path, first: bool = True) -> Iterator[None]:
             root.removeHandler(silent)
         return
     file = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(Shown("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(Shown("%(message)s"))
     terminal.addFilter(lambda record: record.exc_info is None)
     before = root.level
     root.setLevel(logging.INFO)
@@ -42,6 +46,38 @@ def run_log(folder: Path, first: bool = True) -> Iterator[None]:
         root.removeHandler(file)
         root.setLevel(before)
         file.close()
+
+
+class MaskedStream(io.TextIOBase):
+    """`stream` without secrets, for what others write there: Hydra names a failing job by its overrides."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(masked(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+class Shown(logging.Formatter):
+    """Every record, traceback and all, without secrets and without what a terminal would obey; a message of ours is one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.name.startswith("chatbot_sft"):
+            record.message = plain_line(record.message)
+        return super().formatMessage(record)
 
 
 @contextlib.contextmanager
@@ -62,7 +98,7 @@ class _LogWriter(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).replace("\r", "\n").split("\n")
+        *lines, self._rest = uncoloured(self._rest + text).replace("\r", "\n").split("\n")
         for line in filter(str.strip, lines):
-            THIRD_PARTY.info(line.rstrip())
+            THIRD_PARTY.info("%s", line.rstrip())
         return len(text)

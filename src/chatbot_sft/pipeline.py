@@ -31,12 +31,17 @@ from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.loggers import check as check_loggers
 from chatbot_sft.report.markdown import write_markdown
+from chatbot_sft.report.masking import masked, referring
+from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.run_report import new_report, now, write_json
+from chatbot_sft.report.words import moved, number
 from chatbot_sft.run_directory import held, refuse_taken
 from chatbot_sft.save import ModelSaver
+from chatbot_sft.save.evidence import usual_system_prompt
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
 from chatbot_sft.train.checkpoints import Origin
+from chatbot_sft.train.rails import held_out_limit
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +92,12 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
 
 
 def write_reports(report: dict[str, Any], folder: Path) -> None:
-    """loss.png, report.md and, whatever becomes of those, report.json.
+    """loss.png, report.md and, whatever becomes of those, report.json; without secrets.
 
     Raises:
         UserError: they cannot be written, and nothing worse has happened: a run's own error is not hidden behind that.
     """
+    report = masked(report)
     try:
         try:
             with quiet():
@@ -169,9 +175,14 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
 
     trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
+    system = usual_system_prompt(dataset) or settings.dataset.system_prompt
+    report["dataset"]["system_prompt"] = system
     trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
+    if system and settings.training.sample_prompts is not None:  # asked as the model was trained to be
+        trainer.sample_prompts = [[{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts]
     trainer.origin = origin
     trainer.setup()
+    report["settings"] = used_settings(settings, trainer.trainer.args)
     loggers.callback(trainer.loggers.finish, report)
     machine = checkpoints.resolved(model_loader.engine.NAME, report["model"]["dtype"], trainer.trainer.args.optim)
     checkpoints.refuse_changes(origin, machine, whole=False)
@@ -204,7 +215,11 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     if distributed.is_first():
         saver = trainer.saver(report)
         saver.evidence.write(Path(settings.paths.output_dir))
-        OmegaConf.save(dict(config), Path(settings.paths.output_dir, CONFIG))
+        OmegaConf.save(referring(dict(config)), Path(settings.paths.output_dir, CONFIG))
+    for warning in report["training"]["warnings"]:
+        log.warning("training: %s", warning)
+    refuse_ruined(report["training"], settings)
+    if distributed.is_first():
         save(saver, report)
     if distributed.processes() > 1:
         trainer.trainer.accelerator.end_training()
@@ -277,6 +292,52 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, An
         "stopped_early": evaluations.stopped_early,
         "best_step": best and best["step"],
         "best_eval_loss": best and best["loss"],
+        "warnings": warnings(before.get("loss"), eval_loss, best),
+    }
+
+
+def warnings(before: float | None, after: float | None, best: Mapping[str, Any] | None) -> list[str]:
+    """What a person has to know of the held-out losses before they use the model."""
+    found = []
+    if before is not None and after is not None and not after <= before:
+        change = moved(before, after)
+        found.append(f"the held-out loss ended worse than it began: {before:.3f} → {number(after)}{f' ({change})' if change else ''}")
+    if before is not None and best and best["loss"] > before:
+        found.append(
+            f"the model before training ({before:.3f}) was better than every evaluation of it, the lowest {best['loss']:.3f} at step {best['step']}"
+        )
+    return found
+
+
+def refuse_ruined(training: Mapping[str, Any], settings: Config) -> None:
+    """Raises UserError where training ended with a model that the guard would have stopped in time; nothing is exported then."""
+    before, after = training["eval_loss_before"], training["eval_loss"]
+    if not settings.training.stop_on_divergence or before is None or after is None or after <= held_out_limit(before):
+        return
+    raise UserError(
+        f"training ruined the model: held out {before:.3f} → {number(after)} (limit {held_out_limit(before):.3f}), so it was not exported; "
+        f"its weights are checkpoint-{training['weights_of_step']} in {settings.training.output_dir}. "
+        f"Lower training.learning_rate={settings.training.learning_rate:g}; training.stop_on_divergence=false exports it regardless"
+    )
+
+
+def used_settings(settings: Config, args: Any) -> dict[str, Any]:
+    """The report's settings section: what decides the result, as it ran."""
+    training, lora = settings.training, settings.lora
+    adapter = {} if settings.full_finetuning else {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+    return {
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "optimizer": str(getattr(args.optim, "value", args.optim)),
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "max_steps": training.max_steps,
+        "num_train_epochs": training.num_train_epochs,
+        "max_seq_length": settings.model.max_seq_length,
+        "full_finetuning": settings.full_finetuning,
+        **adapter,
     }
 
 
@@ -311,11 +372,13 @@ def summary(report: dict[str, Any], folder: str) -> str:
     """A line each: where the run is, how the loss moved, one answer before and after, what was saved."""
     training = report["training"]
     lines = [f"run     {_short_path(folder)}"]
-    moved = f"loss    training {training['loss_first']:.2f} → {training['loss_last']:.2f}"
+    losses = f"loss    training {number(training['loss_first'], '.2f')} → {number(training['loss_last'], '.2f')}"
     if training["eval_loss"] is not None:
-        lower = 100 * (1 - training["eval_loss"] / training["eval_loss_before"])
-        moved += f", held out {training['eval_loss_before']:.2f} → {training['eval_loss']:.2f} ({lower:.0f}% lower)"
-    lines.append(moved)
+        change = moved(training["eval_loss_before"], training["eval_loss"])
+        losses += (
+            f", held out {number(training['eval_loss_before'], '.2f')} → {number(training['eval_loss'], '.2f')}{f' ({change})' if change else ''}"
+        )
+    lines += [losses, *(f"warning {text}" for text in training.get("warnings", []))]
     if report["samples"]:
         sample = report["samples"][0]
         lines.append(f"answer  {_short(sample['prompt'], 60)}  before: {_short(sample['before'], 100)}  after: {_short(sample['after'], 160)}")
@@ -327,7 +390,7 @@ def summary(report: dict[str, Any], folder: str) -> str:
 
 def _short_path(path: str) -> str:
     """From the current folder, where it is below it."""
-    return str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path)
+    return plain_line(str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path))
 
 
 def _short(text: str, limit: int) -> str:

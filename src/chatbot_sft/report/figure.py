@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +24,11 @@ def write_loss_figure(training: dict[str, Any], evaluations: Sequence[dict[str, 
     from matplotlib.ticker import MaxNLocator
 
     steps = [point["step"] for point in training["history"]]
-    losses = [point["loss"] for point in training["history"]]
+    losses = [math.nan if point["loss"] is None else point["loss"] for point in training["history"]]
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.add_subplot()
     _draw_training(axes, steps, losses)
-    held_out = [(record["step"], record["loss"]) for record in evaluations if record["loss"] is not None]
+    held_out = [(record["step"], record["loss"]) for record in evaluations if record["loss"] is not None and math.isfinite(record["loss"])]
     if held_out:
         _draw_held_out(axes, held_out)
     axes.set_xlabel("optimizer step", color=TEXT)

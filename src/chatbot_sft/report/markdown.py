@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.not_read import sentence
+from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
+from chatbot_sft.report.words import number
 
 TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan", "export": "Export of an earlier run"}
 
@@ -20,21 +24,22 @@ def write_markdown(report: dict[str, Any], folder: Path) -> Path:
 
 def markdown(report: dict[str, Any], picture: bool) -> str:
     """The report as Markdown; parts that a run did not reach are left out."""
-    lines = [f"# {TITLES[report['task']]}: {report['status']}", "", f"    {report['command']}", ""]
+    lines = [f"# {TITLES[report['task']]}: {report['status']}", "", f"    {plain_line(report['command'])}", ""]
     if report["error"]:
-        lines += [f"**{report['error']}**", ""]
+        lines += [f"**{inline(report['error'])}**", ""]
     if picture:
         lines += ["![loss](loss.png)", ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _figures(report)), ""]
+    lines += ["| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in _figures(report)), ""]
+    lines += [line for text in report["training"].get("warnings", []) for line in (f"**Warning: {inline(text)}**", "")]
     lines += _evaluations(report)
     if report["samples"]:
         lines += ["## Answers before and after", ""]
         for sample in report["samples"]:
-            lines += [f"**{sample['prompt']}**", "", *_quote("before", sample["before"]), "", *_quote("after", sample["after"]), ""]
+            lines += [f"**{inline(sample['prompt'])}**", "", *_quote("before", sample["before"]), "", *_quote("after", sample["after"]), ""]
             lines += _on_the_way(sample["prompt"], report["evaluations"])
     if report["save"].get("files"):
         lines += [f"## Saved ({report['save']['method']})", "", f"`{report['save']['path']}`", ""]
-        lines += [f"- {name} ({size / 1e6:,.1f} MB)" for name, size in report["save"]["files"].items()]
+        lines += [f"- {inline(name)} ({size / 1e6:,.1f} MB)" for name, size in report["save"]["files"].items()]
         lines += ["", *verification_table(report["save"]["exports"]), ""]
         lines += [f"The adapter was merged into {base}.\n" for base in dict.fromkeys(e["base"] for e in report["save"]["exports"]) if base]
     lines += ["## Versions", "", ", ".join(f"{name} {version}" for name, version in report["versions"].items()), ""]
@@ -46,13 +51,18 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("started", f"{report['started']}, finished {report['finished']}"), ("seed", str(report["seed"]))]
     if model:
         trained = f"{model['trainable_parameters'] / 1e6:,.2f}M trained ({100 * model['trainable_parameters'] / model['parameters']:.2f}%)"
-        rows.append(("model", f"{model['name']}, {model['parameters'] / 1e6:,.0f}M parameters, {trained}, {model['dtype']}"))
+        rows.append(("model", f"{inline(model['name'])}, {model['parameters'] / 1e6:,.0f}M parameters, {trained}, {model['dtype']}"))
         if model.get("adapter"):
-            rows.append(("goes on from", model["adapter"]))
+            rows.append(("goes on from", inline(model["adapter"])))
         rows.append(("engine", model["engine"]))
+    settings = report.get("settings")
+    if settings:
+        rows.append(("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)))
+    if data.get("system_prompt"):
+        rows.append(("system prompt", inline(data["system_prompt"])))
     if data.get("tokens"):
         split = f"{data['rows_used']:,} trained, {data['rows_held_out']:,} held out"
-        rows.append(("data", f"{data['path']}: {data['rows']:,} conversations, {split}"))
+        rows.append(("data", f"{inline(data['path'])}: {data['rows']:,} conversations, {split}"))
         share = f"{100 * data['trainable_tokens'] / data['tokens']:.0f}% of them trained"
         rows.append(("tokens", f"{data['tokens']:,}, {share}; longest {data['max_length']:,}, {data['truncated_rows']:,} cut"))
         bad = f"{data['bad_rows']:,} bad, {data['duplicates']:,} exact duplicates"
@@ -70,13 +80,13 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
     if "seconds" in training:
         steps = f"{training['steps']:,} steps of {training['effective_batch_size']} ({training['batch_layout']})"
         rows.append(("training", f"{steps} in {training['seconds']:,.0f} s, {training['tokens_per_second']:,.0f} tokens/s"))
-        rows.append(("training loss", f"{training['loss_first']:.3f} → {training['loss_last']:.3f}"))
+        rows.append(("training loss", f"{number(training['loss_first'])} → {number(training['loss_last'])}"))
     for entry in training.get("resumes", []):
         rows.append(("resumed", f"from step {entry['step']:,} at {entry['time']}"))
     if training.get("eval_loss") is not None:
-        rows.append(("held-out loss", f"{training['eval_loss_before']:.3f} → {training['eval_loss']:.3f}"))
-        rows.append(("perplexity", f"{training['eval_perplexity_before']:,.1f} → {training['eval_perplexity']:,.1f}"))
-        right = f"{100 * training['eval_token_accuracy_before']:.1f}% → {100 * training['eval_token_accuracy']:.1f}%"
+        rows.append(("held-out loss", f"{number(training['eval_loss_before'])} → {number(training['eval_loss'])}"))
+        rows.append(("perplexity", f"{number(training['eval_perplexity_before'], ',.1f')} → {number(training['eval_perplexity'], ',.1f')}"))
+        right = f"{number(training['eval_token_accuracy_before'], '.1%')} → {number(training['eval_token_accuracy'], '.1%')}"
         rows.append(("answer tokens right", f"{right} (the likeliest token, given all before it)"))
         if training["best_step"] is not None:
             early = f"; stopped early at step {training['steps']:,}" if training["stopped_early"] else ""
@@ -93,11 +103,12 @@ def _evaluations(report: dict[str, Any]) -> list[str]:
     records = [record for record in report["evaluations"] if record["loss"] is not None]
     if len(records) < 3:
         return []
-    best = min(records, key=lambda record: record["loss"])
+    best = min(records, key=lambda record: (math.isnan(record["loss"]), record["loss"]))
     lines = ["## Held-out conversations", "", "| step | loss | perplexity | tokens right | seconds |", "|--:|--:|--:|--:|--:|"]
     for record in records:
         bold = "**" if record is best else ""
-        cells = f"{record['loss']:.3f}{bold} | {record['perplexity']:,.1f} | {100 * record['token_accuracy']:.1f}% | {record['seconds']:.1f}"
+        figures = f"{number(record['loss'])}{bold} | {number(record['perplexity'], ',.1f')} | {number(record['token_accuracy'], '.1%')}"
+        cells = f"{figures} | {record['seconds']:.1f}"
         lines.append(f"| {record['step']:,} | {bold}{cells} |")
     return [*lines, ""]
 
@@ -112,4 +123,4 @@ def _on_the_way(prompt: str, evaluations: list[dict[str, Any]]) -> list[str]:
 
 
 def _quote(name: str, text: str) -> list[str]:
-    return [f"{name}:", "", *(f"> {line}" for line in (text or "(nothing)").splitlines())]
+    return [f"{name}:", "", *quoted(text)]

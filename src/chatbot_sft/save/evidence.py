@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Ev
     longest, ends = _answers(dataset)
     control = [token for token in ends if tokenizer.added_tokens_decoder.get(token) and tokenizer.added_tokens_decoder[token].special]
     prompts = [opening for opening in _openings(shown) if opening][:PROMPTS] or [ANY_PROMPT]
-    return Evidence(_rows(shown), prompts, longest, control, _system_prompt(_openings(dataset)))
+    return Evidence(_rows(shown), prompts, longest, control, usual_system_prompt(dataset))
 
 
 def _rows(dataset: Dataset) -> list[Row]:
@@ -88,8 +87,9 @@ def _openings(dataset: Dataset) -> list[list[dict[str, Any]]]:
     return [json.loads(text) for text in dataset[:LOOKED_AT]["opening"]] if "opening" in dataset.column_names else []
 
 
-def _system_prompt(openings: Sequence[Sequence[dict[str, Any]]]) -> str | None:
+def usual_system_prompt(dataset: Dataset) -> str | None:
     """What over half of the conversations begin with."""
+    openings = _openings(dataset)
     found = Counter(opening[0]["content"] for opening in openings if opening and opening[0]["role"] == "system")
     prompt, count = max(found.items(), key=lambda item: item[1], default=(None, 0))
     return prompt if count > len(openings) / 2 else None

@@ -31,10 +31,9 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
 
     training = settings.training
     autocast = autocast_dtype(settings)
-    optim = training.optim
-    if not torch.cuda.is_available() and optim in REPLACED:
-        log.info("optimizer: %s is for a GPU, %s takes its place", optim, CPU_OPTIMIZER)
-        optim = CPU_OPTIMIZER
+    optim = optimizer(settings)
+    if optim != training.optim:
+        log.info("optimizer: %s is for a GPU, %s takes its place", training.optim, optim)
     arguments: dict[str, Any] = {
         "output_dir": training.output_dir,
         # The trainer sees whole optimizer steps; the batch layout cuts them into micro-batches.
@@ -86,3 +85,10 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
 def steps_or_share(number: float) -> float:
     """`number` of optimizer steps as TRL takes it: whole, or below 1 a share of the run."""
     return number if 0 < number < 1 else int(number)
+
+
+def optimizer(settings: Config) -> str:
+    """`training.optim`, or the AdamW that takes another AdamW's place where there is no GPU."""
+    import torch
+
+    return CPU_OPTIMIZER if settings.training.optim in REPLACED and not torch.cuda.is_available() else settings.training.optim

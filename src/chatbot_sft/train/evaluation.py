@@ -19,10 +19,12 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from chatbot_sft.report.run_report import finite
 from chatbot_sft.train.sampler import row_lengths
 
 log = logging.getLogger(__name__)
 
+EVERY = 10.0  # seconds between two words on how far an evaluation is
 CHUNK = 1024  # positions whose logits exist at one time
 FILE = "evaluations.jsonl"
 
@@ -81,6 +83,21 @@ def undisturbed() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
+class Part:
+    """Says how far a part of an evaluation is, every `EVERY` seconds: nothing is worse than silence at step 0."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self._said = time.monotonic()
+
+    def advance(self) -> None:
+        self.done += 1
+        if time.monotonic() - self._said >= EVERY and self.done < self.total:
+            self._said = time.monotonic()
+            with tqdm.external_write_mode(file=sys.__stderr__):
+                log.info("%s: %d of %d", self.name, self.done, self.total)
+
+
 class HeldOut:
     """For a `transformers.Trainer`: `evaluate` that scores tokens, leaves the training undisturbed and does not depend on how rows fall into batches.
 
@@ -96,8 +113,9 @@ class HeldOut:
         lengths = row_lengths(eval_dataset)
         return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        self._part = Part(f"step {self.state.global_step}: held-out conversations, batches", len(dataloader))
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss, right, tokens = output.predictions.sum(axis=0)
         output.metrics[f"{metric_key_prefix}_loss"] = float(loss / tokens)
         output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss / tokens)
@@ -108,6 +126,7 @@ class HeldOut:
         """(loss per trained token, `token_scores`, None). The loop gathers and joins the scores; the loss alone would have to be weighted."""
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = token_scores(model, self._prepare_inputs(inputs))
+        self._part.advance()
         loss, _, tokens = scores.sum(dim=0)
         return loss / tokens, scores, None
 
@@ -176,7 +195,7 @@ class Evaluations(TrainerCallback):
 
     def best(self) -> dict[str, Any] | None:
         """The first record of the lowest loss during training; None where training was not evaluated."""
-        trained = [record for record in self.records if record["step"] and record["loss"] is not None]
+        trained = [record for record in self.records if record["step"] and record["loss"] is not None and math.isfinite(record["loss"])]
         return min(trained, key=lambda record: record["loss"], default=None)
 
     def _rewrite(self) -> None:
@@ -189,7 +208,7 @@ class Evaluations(TrainerCallback):
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json.dumps(finite(record), ensure_ascii=False) + "\n"
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,11 @@ WINDOW = (16, 64)
 SIGMAS = 8  # standard errors of the reference's median that noise is granted
 
 
+def held_out_limit(before: float) -> float:
+    """The held-out loss after training from which a model counts as ruined: the rails of a reliable reference, here the loss before training."""
+    return max(2 * before, before + 0.5)
+
+
 class Rails:
     """Judges one loss per optimizer step, in nats.
 

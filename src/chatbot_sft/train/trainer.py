@@ -169,9 +169,15 @@ class SFTTrainerWrapper:
         """The model's greedy answers to `sample_prompts`; training goes on from there as if they had not been asked for."""
         if not self.sample_prompts:
             return []
+        from chatbot_sft.train.evaluation import Part
+
         self.engine.for_inference(self.model)
         limit, kwargs = self.settings.training.sample_max_new_tokens, self.settings.dataset.chat_template_kwargs
-        answers = [as_text(self.tokenizer, greedy_answer(self.model, self.tokenizer, prompt, limit, **kwargs)) for prompt in self.sample_prompts]
+        part = Part(f"step {self.trainer.state.global_step}: sample answers", len(self.sample_prompts))
+        answers = []
+        for prompt in self.sample_prompts:
+            answers.append(as_text(self.tokenizer, greedy_answer(self.model, self.tokenizer, prompt, limit, **kwargs)))
+            part.advance()
         if self.plan is not None:
             self.trainer.use_layout(self.trainer.layout)
         return [{"prompt": prompt[-1]["content"], "answer": answer} for prompt, answer in zip(self.sample_prompts, answers, strict=True)]
