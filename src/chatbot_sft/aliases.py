@@ -13,7 +13,9 @@ from chatbot_sft.errors import squash
 
 # Ours: theirs, with the same values.
 SAME_VALUE = {
-    "model.name": "base_model model_name_or_path model_name model_id model_path pretrained_model_name_or_path pretrained_model hf_model base_model_name",
+    "model.name": (
+        "base_model model_name_or_path model_name model_id model_path pretrained_model_name_or_path pretrained_model hf_model base_model_name"
+    ),
     "model.max_seq_length": (
         "sequence_len cutoff_len max_seq_len max_length max_len model_max_length context_length context_len context_size ctx_len max_tokens "
         "block_size seq_len seq_length sequence_length max_model_len max_context"
@@ -54,7 +56,9 @@ SAME_VALUE = {
     "training.learning_rate": "lr learn_rate lrate base_lr peak_lr",
     "training.lr_scheduler_type": "lr_scheduler scheduler scheduler_type lr_schedule schedule learning_rate_schedule",
     "training.num_train_epochs": "epochs num_epochs n_epochs max_epochs epoch train_epochs nepochs",
-    "training.max_steps": "steps num_steps n_steps train_steps max_train_steps num_train_steps total_steps num_training_steps iters iterations max_iters",
+    "training.max_steps": (
+        "steps num_steps n_steps train_steps max_train_steps num_train_steps total_steps num_training_steps iters iterations max_iters"
+    ),
     "training.per_device_train_batch_size": (
         "batch_size micro_batch_size train_batch_size per_gpu_train_batch_size train_micro_batch_size_per_gpu per_device_batch_size mini_batch_size "
         "batch bs bsz"
@@ -158,10 +162,10 @@ for _word in ("torch_dtype", "model_dtype", "compute_dtype", "bnb_4bit_compute_d
     OTHER_VALUE[_word] = {"bf16": "model.dtype=bfloat16", "fp16": "model.dtype=float16", "fp32": "model.dtype=float32", "auto": "model.dtype=null",
                           _ANY: "model.dtype={value}"}  # fmt: skip
 
-SHARES = (
-    "val_set_size val_size eval_size test_size validation_size validation_split val_split eval_split eval_ratio val_ratio test_split "
-    "split_dataset_ratio validation_ratio eval_fraction_size"
-).split()
+SHARES = [
+    "val_set_size", "val_size", "eval_size", "test_size", "validation_size", "validation_split", "val_split", "eval_split", "eval_ratio", "val_ratio",
+    "test_split", "split_dataset_ratio", "validation_ratio",
+]  # fmt: skip
 
 HF_TOKEN = "set the environment variable HF_TOKEN; a token in a configuration would be written to the run directory"
 ATTENTION = "the engine takes the fastest attention there is; leave it out"
@@ -173,7 +177,8 @@ TEMPLATE = "the chat template is the model's own"
 NOTES = {
     "load_in_8bit": "there is no training in 8 bits; did you mean model.load_in_4bit=true, or model.load_in_4bit=false for 16 bits?",
     "chat_template": TEMPLATE, "template": TEMPLATE, "chat_template_jinja": TEMPLATE, "chat_template_path": TEMPLATE, "conversation": TEMPLATE,
-    "hf_token": HF_TOKEN, "hub_token": HF_TOKEN, "hf_hub_token": HF_TOKEN, "use_auth_token": HF_TOKEN, "auth_token": HF_TOKEN, "access_token": HF_TOKEN,
+    "hf_token": HF_TOKEN, "hub_token": HF_TOKEN, "hf_hub_token": HF_TOKEN, "use_auth_token": HF_TOKEN, "auth_token": HF_TOKEN,
+    "access_token": HF_TOKEN,
     "wandb_project": "set the environment variable WANDB_PROJECT", "wandb_entity": "set the environment variable WANDB_ENTITY",
     "wandb_name": "set the environment variable WANDB_NAME", "wandb_run_id": "set the environment variable WANDB_RUN_ID",
     "wandb_api_key": "set the environment variable WANDB_API_KEY", "wandb_mode": "set the environment variable WANDB_MODE",

@@ -14,9 +14,10 @@ from typing import Any, Union
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from chatbot_sft import aliases, bounds, sft_arguments
-from chatbot_sft.errors import UserError, at_most_ten, did_you_mean, misspelled, near, question
+from chatbot_sft.errors import UserError, at_most_ten, did_you_mean, misspelled, near, not_yaml, question
 from chatbot_sft.report import loggers
 
 OUR_PACKAGE = "chatbot_sft."
@@ -312,6 +313,13 @@ def known_override(key: str) -> bool:
     return section in {f.name for f in fields(Config)} or section == "hydra" or "/" in key
 
 
+def kind_of(key: str) -> str:
+    """The type of `section.key` as the schema writes it ("str | None"), empty where it is not in the schema."""
+    section, _, name = key.rpartition(".")
+    schema = _schemas().get(section) if section else Config
+    return next((str(f.type) for f in fields(schema) if f.name == name), "") if schema else ""
+
+
 def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:
     """What an unknown `key` certainly means, whatever section or none it came with: a word of another tool, or a key that stands elsewhere."""
     if isinstance(value, Mapping) and value:  # optimizer.lr, train.epochs: the word is at the end
@@ -548,6 +556,8 @@ class ConfigLoader:
             loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None
+        except YAMLError as error:
+            raise UserError(f"{file}: not YAML: {not_yaml(error)}") from None
         except Exception as error:  # PyYAML and OmegaConf raise unrelated types for text that is not YAML
             raise UserError(f"{file}: {' '.join(str(error).split())}") from None
         if not isinstance(loaded, dict):

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from yaml import MarkedYAMLError, YAMLError
+
 SHOWN = 10  # names that a message lists
 
 
@@ -62,3 +64,18 @@ def at_most_ten(names: Sequence[str]) -> str:
     """``"a, b, c"``; of more than ten the first ones and how many there are more."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def not_yaml(error: YAMLError) -> str:
+    """Where a file is not YAML, and why: `mine/my_run.yaml, line 3: begins with a tab; YAML takes spaces alone`."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark, problem = error.problem_mark, error.problem or ""
+    where = f"{mark.name}, line {mark.line + 1}"
+    if "'\\t'" in problem:
+        return f"{where}: a tab; YAML takes spaces alone at the beginning of a line"
+    if problem.startswith("found duplicate key"):
+        return f"{where}: {problem.removeprefix('found duplicate key ')} is there twice; keep one of them"
+    if problem == "mapping values are not allowed here":
+        return f"{where}, column {mark.column + 1}: a second colon; a text that holds `: ` stands in quotes, and what is nested on a line of its own"
+    return f"{where}, column {mark.column + 1}: {problem}"

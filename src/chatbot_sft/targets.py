@@ -35,7 +35,8 @@ def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
     except AttributeError:
         file = getattr(module, "__file__", None) or "built in"
         hint = did_you_mean(name, [known for known in dir(module) if not known.startswith("_")])
-        raise UserError(f"{where}: {module_name} has no {name}{hint or f' (it is {file}; a file of yours that is called so needs another name)'}") from None
+        hint = hint or f" (it is {file}; a file of yours that is called so needs another name)"
+        raise UserError(f"{where}: {module_name} has no {name}{hint}") from None
     if isinstance(like, type):
         if not (isinstance(found, type) and issubclass(found, like)):
             raise UserError(f"{where}: has to be a subclass of {_public(like)}")
