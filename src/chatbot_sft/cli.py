@@ -73,6 +73,8 @@ def _open(override: str) -> str:
     ours = parsed.key_or_group.partition(".")[0] != "hydra" and "/" not in parsed.key_or_group and schema.known_override(parsed.key_or_group)
     if parsed.is_delete() and ours:
         raise UserError(_deleted(parsed.key_or_group))
+    if parsed.key_or_group in schema.SECTIONS and not parsed.is_sweep_override() and parsed.value() is None:
+        raise UserError(_left_out(parsed.key_or_group, "config"))
     if parsed.is_add() and not parsed.is_force_add() and ours:
         return _open(override[1:])
     if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
@@ -210,13 +212,13 @@ def one_line(error: BaseException, in_run: bool = False) -> str:
         return text
     if isinstance(error, OverrideParseException):
         return command_line.not_understood(error.override, [error.override])
+    if isinstance(error, SearchPathException):
+        return f"--config-dir: {text.removeprefix('Additional config directory ')}; it names the folder above your groups: mine, of mine/experiment/"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = f": {' '.join(str(error.__cause__).split())}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         return text + cause
     if isinstance(error, YAMLError):
         return f"not YAML: {not_yaml(error)}"
-    if isinstance(error, SearchPathException):
-        return f"--config-dir: {text.removeprefix('Additional config directory ')}; it names the folder above your groups: mine, of mine/experiment/"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     kept = "the traceback is in the run's run.log; " if in_run else ""

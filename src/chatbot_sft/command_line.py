@@ -95,8 +95,12 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     if equals and _is_key(key):
         whole = _joined(words, place)
         return f"{start}; quote it: {shlex.quote(whole)}" if whole else f"{start}; {_in_a_file(key)}"
-    if not word.strip("=") or before.endswith("=") or before == "=":
-        written = re.sub(r"\s*=\s*", "=", " ".join(words[max(place - 1, 0) : place + (1 if before.endswith("=") else 2)]), count=1)
+    following = [*words, ""][place + 1]
+    if following == "=" or not word.strip("="):
+        around = words[place : place + 3] if following == "=" else words[max(place - 1, 0) : place + 2]
+        return f"{start}; no space stands beside the equals sign: {shlex.quote(''.join(around))}"
+    if before.endswith("="):
+        written = re.sub(r"\s*=\s*", "=", " ".join(words[max(place - 1, 0) : place + 1]), count=1)
         return f"{start}; no space stands beside the equals sign: {shlex.quote(written)}"
     if "=" in before and _is_key(before.partition("=")[0]):
         whole = _joined(words, place - 1)
