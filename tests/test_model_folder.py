@@ -184,9 +184,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_that_never_ends_or_fills_the_memory_is_stopped(name, monkeypatch):
-    from chatbot_sft.data import bounds
+    from chatbot_sft.data import rendering
 
-    monkeypatch.setattr(bounds, "SECONDS", 2.0)
+    monkeypatch.setattr(rendering, "SECONDS", 2.0)
     with pytest.raises((UserError, BadRow), match="chat template"):
         ChatTemplate(HOSTILE[name]).render([{"role": "user", "content": "?"}])
     assert ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": "?"}]) == "?"

@@ -19,15 +19,15 @@ from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from chatbot_sft import aliases, command_line, completion, distributed, effects, precedence
 from chatbot_sft import config as schema
-from chatbot_sft import distributed, effects, precedence
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.errors import UserError, at_most_ten, did_you_mean, not_yaml, question
 from chatbot_sft.jobs import Job, finished, table
 from chatbot_sft.logs import MaskedStream
 from chatbot_sft.report.masking import mask_yaml
@@ -56,10 +56,19 @@ class CheckedConfigLoader(ConfigLoaderImpl):
         if run_mode == RunMode.MULTIRUN and options.get("validate_sweep_overrides", True):
             for job in _each_swept_value(overrides, self):
                 self.load_configuration(config_name, job, RunMode.RUN)
+        if run_mode == RunMode.RUN and options.get("validate_sweep_overrides", True):
+            for override in OverridesParser.create().parse_overrides(overrides):
+                if override.is_sweep_override():
+                    raise UserError(command_line.several_values(override))
         try:
             composed = super().load_configuration(config_name, overrides, run_mode, **options)
         except MissingConfigException as error:
             raise _no_such_option(error) from error
+        if completion.asked(sys.argv):
+            return composed
+        for section in schema.SECTIONS:
+            if composed.get(section) is None:
+                raise UserError(_left_out(section, config_name))
         precedence.settle(composed, overrides)
         settings = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
         # Hydra knows the run directory only once the job runs.
@@ -75,11 +84,21 @@ def _open(override: str) -> str:
     """`training.weight_decay=0` as `++training.weight_decay=0` where the YAML files do not name the key.
 
     Hydra would refuse it with a text about struct mode. Now the schema decides: it knows SFTConfig's keys, and names the nearest one to a typo.
-    `experiment=NAME` means `+experiment=NAME`: no experiment is in the defaults list.
+    `experiment=NAME` means `+experiment=NAME`: no experiment is in the defaults list. `+model=NAME` and `+lora.r=8` mean what they say without the
+    plus: the key is there.
     """
     parsed = OverridesParser.create().parse_overrides([override])[0]
+    ours = parsed.key_or_group.partition(".")[0] != "hydra" and "/" not in parsed.key_or_group and schema.known_override(parsed.key_or_group)
+    if parsed.is_delete() and ours:
+        raise UserError(_deleted(parsed.key_or_group))
+    if parsed.key_or_group in schema.SECTIONS and not parsed.is_sweep_override() and parsed.value() is None:
+        raise UserError(_left_out(parsed.key_or_group, "config"))
+    if parsed.is_add() and not parsed.is_force_add() and ours:
+        return _open(override[1:])
     if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
         return override
+    if not parsed.is_sweep_override():
+        override = command_line.as_text(override, parsed)
     if parsed.key_or_group == "experiment":
         return f"+{override}"
     return override if schema.known_override(parsed.key_or_group) else f"++{override}"
@@ -105,12 +124,53 @@ def _each_swept_value(overrides: list[str], loader: ConfigLoader) -> Iterator[li
             yield [*first[:index], value, *first[index + 1 :]]
 
 
+# Options of Hydra that are packages of their own.
+PLUGINS = {
+    "optuna": "hydra-optuna-sweeper", "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper", "joblib": "hydra-joblib-launcher",
+    "submitit_slurm": "hydra-submitit-launcher", "submitit_local": "hydra-submitit-launcher", "slurm": "hydra-submitit-launcher",
+    "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher", "ray_aws": "hydra-ray-launcher", "rq": "hydra-rq-launcher",
+    "colorlog": "hydra-colorlog",
+}  # fmt: skip
+NOTHING = {"lora": "lora=none trains every weight", "save": "save=none trains without saving"}
+
+
 def _no_such_option(error: MissingConfigException) -> UserError:
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    """A group option that is no file; the path of a model or a file given for an option is said to be a value."""
+    missing = error.missing_cfg_file or ""
+    group, _, option = missing.partition("/") if not missing.startswith("hydra/") else missing.rpartition("/")
     options = error.options or []
     if not group or not options:
-        return UserError(" ".join(str(error).split()))
-    return UserError(f"{group}={option}: no such option{did_you_mean(option, options)} (there are {', '.join(options)})")
+        there = f"there is no {missing}.yaml in conf/ or in --config-dir"
+        return UserError(f"--config-name {missing}: {there}; options of your own are overlays: --config-dir DIR +experiment=NAME")
+    if group.startswith("hydra/") and option in PLUGINS:
+        return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
+    there = f"there are {at_most_ten(options)}"
+    if not option:
+        return UserError(f"{group}=: names no option ({there})")
+    values = {"model": "model=local model.name", "dataset": "dataset.data_path", "save": "save.save_path"}
+    if group in values and ("/" in option or "." in option):
+        return UserError(f"{group}={option}: no such option ({there}); did you mean {values[group]}={option}?")
+    alias = {("lora", "qlora"): "default model.load_in_4bit=true", ("lora", "full"): "none", ("lora", "lora"): "default"}.get((group, option))
+    alias = alias or aliases.value_of({"save": "save.method"}.get(group, group), option)
+    hint = question([f"{group}={alias}"]) if alias else did_you_mean(option, options)
+    return UserError(f"{group}={option}: no such option{hint} ({there})")
+
+
+def _deleted(key: str) -> str:
+    """The text for `~lora` or `~training.max_steps`."""
+    if key in schema.SECTIONS:
+        return f"~{key}: a section cannot be left out, its defaults would come back" + (f"; {NOTHING[key]}" if key in NOTHING else "")
+    return f"~{key}: a key cannot be left out, its default would come back; give it a value" + (
+        f", or {key}=null" if "None" in schema.kind_of(key) else ""
+    )
+
+
+def _left_out(section: str, config_name: str | None) -> str:
+    """The text for a section that nothing was composed for, so that other defaults than those of conf/ would hold."""
+    if config_name != "config":
+        return f"{section}: not in {config_name}.yaml; a configuration of your own begins with `defaults: [config, _self_]` and holds what differs"
+    nothing = f"; {NOTHING[section]}" if section in NOTHING else ""
+    return f"{section}: null, or nothing under `{section}:` in a file; name one of its options, or leave it out{nothing}"
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -198,12 +258,19 @@ def main() -> None:
         os.environ[SHOW_TRACEBACK] = "1"
     # Makes Hydra hand its errors to us instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = flags_first(sys.argv[1:])
+    if "--version" in sys.argv[1:]:
+        print(command_line.version())
+        return
+    if completion.installs(sys.argv[1:]):
+        print(completion.BASH)
+        return
     if not distributed.is_first():
         sys.argv.append("hydra.output_subdir=null")  # the first process writes it
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a _target_ may name a file beside the user)
     try:
         with contextlib.redirect_stderr(MaskedStream(sys.stderr)):
+            command_line.check(sys.argv[1:])
+            sys.argv[1:] = flags_first(sys.argv[1:])
             entrypoint()
     except KeyboardInterrupt:
         _tell_jobs()
@@ -252,12 +319,14 @@ def _said(error: BaseException, in_run: bool) -> str:
     if isinstance(error, UserError):
         return text
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: not understood as key=value ({text})"
+        return command_line.not_understood(error.override, [error.override])
+    if isinstance(error, SearchPathException):
+        return f"--config-dir: {text.removeprefix('Additional config directory ')}; it names the folder above your groups: mine, of mine/experiment/"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = f": {' '.join(str(error.__cause__).split())}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
         return text + cause
     if isinstance(error, YAMLError):
-        return f"not YAML: {text}"
+        return f"not YAML: {not_yaml(error)}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     kept = "the traceback is in the run's run.log; " if in_run else ""

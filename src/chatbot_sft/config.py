@@ -14,9 +14,10 @@ from typing import Any, Union
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from chatbot_sft import effects, optimization, sft_arguments
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft import aliases, bounds, effects, optimization, sft_arguments
+from chatbot_sft.errors import UserError, at_most_ten, did_you_mean, misspelled, near, not_yaml, question
 from chatbot_sft.precedence import RIVALS, brought, ended_by
 from chatbot_sft.report import loggers
 
@@ -274,7 +275,7 @@ class Config:
     def from_mapping(cls, config: Mapping[str, Any] | DictConfig | Config) -> Config:
         """Check a composed or hand-written configuration and fill in the defaults.
 
-        Keys of a section whose `_target_` is the user's own class are not checked beyond the known ones: they are that class's business.
+        Other keys of a section whose `_target_` is the user's own class are that class's business, but for those that certainly meant one of ours.
 
         Raises:
             UserError: an unknown key (with the nearest known one), a value of the wrong type or out of range, settings that contradict.
@@ -286,15 +287,15 @@ class Config:
         scalars = [f.name for f in fields(cls) if f.name not in sections and f.name != "sft_arguments"]
         for key in plain:
             if key not in sections and key not in scalars:
-                raise UserError(_no_such_section(key, [*sections, *scalars]))
+                raise UserError(_no_such_key("", str(key), plain[key], [*sections, *scalars]))
         brings = _brought(plain)
         values: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         for name, schema in sections.items():
             section = plain.get(name) or {}
             if not isinstance(section, Mapping):
-                raise UserError(f"{name}: expected keys and values, got {section!r}")
-            known = {f.name for f in fields(schema)}
+                raise UserError(f"{name}: expected keys and values, got {section!r}; an option is chosen on the command line: {name}=OPTION")
+            known = [f.name for f in fields(schema)]
             if name == "training":
                 section = {**dict.fromkeys(ended_by(section)), **section}
             section = {**{key: value for key, value in brings.items() if key in known}, **section}
@@ -303,8 +304,14 @@ class Config:
             if name == "training":
                 extra = {key: value for key, value in unknown.items() if key in sft_arguments.known()}
                 unknown = {key: value for key, value in unknown.items() if key not in extra}
-            if unknown and values[name].get("_target_", OUR_PACKAGE).startswith(OUR_PACKAGE):
-                raise UserError(_no_such_key(name, next(iter(unknown)), known))
+            ours = [*(key for key in known if key != "_target_"), *(sft_arguments.known() if name == "training" and unknown else ())]
+            own_class = not values[name].get("_target_", OUR_PACKAGE).startswith(OUR_PACKAGE)
+            for key, value in unknown.items():
+                if not own_class:
+                    raise UserError(_no_such_key(name, str(key), value, ours))
+                if _for_another(name, str(key), value, ours):
+                    force = f"a key of your own class that is called so goes into a mapping: {name}.mine.{key}"
+                    raise UserError(f"{_no_such_key(name, str(key), value, ours)} ({force})")
         sources = values["dataset"].get("sources")
         if sources is not None:
             values["dataset"]["sources"] = [_source(number, given) for number, given in enumerate(sources)]
@@ -354,26 +361,54 @@ def known_override(key: str) -> bool:
     return section in {f.name for f in fields(Config)} or section == "hydra" or "/" in key
 
 
-def _everywhere() -> list[str]:
-    """Every key of the schema with its section: `training.max_steps`, …"""
-    return [f"{section}.{f.name}" for section, schema in _schemas().items() for f in fields(schema)]
+def kind_of(key: str) -> str:
+    """The type of `section.key` as the schema writes it ("str | None"), empty where it is not in the schema."""
+    section, _, name = key.rpartition(".")
+    schema = _schemas().get(section) if section else Config
+    return next((str(f.type) for f in fields(schema) if f.name == name), "") if schema else ""
 
 
-def _no_such_section(key: str, known: list[str]) -> str:
-    if key == "experiment":
+def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:
+    """What an unknown `key` certainly means, whatever section or none it came with: a word of another tool, or a key that stands elsewhere."""
+    if isinstance(value, Mapping) and value:  # optimizer.lr, train.epochs: the word is at the end
+        inner, held = next(iter(value.items()))
+        home = aliases.SECTIONS.get(key, section)
+        return aliases.Meant(f"{home}.{inner}") if known_override(f"{home}.{inner}") else meant(home, str(inner), held)
+    found = aliases.look_up(section, key, value)
+    if found and found.setting:
+        return found
+    elsewhere = [f"{name}.{f.name}" for name, schema in _schemas().items() for f in fields(schema) if f.name == key and key != "_target_"]
+    if elsewhere:
+        return aliases.Meant(elsewhere[0])
+    if key in sft_arguments.known():
+        instead = sft_arguments.MANAGED.get(key, f"training.{key}")
+        return aliases.Meant(instead) if instead else aliases.Meant(note="the launcher sets this itself; leave it out")
+    return found
+
+
+def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
+    """The text for a key that is not there; `section` is empty at the top, `known` what stands beside it."""
+    where = f"{section}.{key}" if section else key
+    if key == "experiment" and not section:
         return "experiment: an overlay has to begin with the line `# @package _global_`, so that its keys go to the top"
-    moved = [name for name in _everywhere() if name.endswith(f".{key}")]
-    hint = f"; did you mean {moved[0]}?" if moved else did_you_mean(key, known)
-    return f"{key}: no such key{hint}"
+    if key == section:
+        return f"{where}: no such key; a file in {section}/ holds the keys of {section} themselves, without `{section}:` above them"
+    found = None if isinstance(value, Mapping) and misspelled(key, known) else meant(section, key, value)
+    if found is None and not misspelled(key, known):
+        # A typo in a key of another section, or in another tool's word.
+        other = misspelled(key, [*(f.name for schema in _schemas().values() for f in fields(schema)), *aliases.WORDS])
+        found = meant(section, other[0], value) if other else None
+    if found:
+        return f"{where}: no such key" + (question([found.setting]) if found.setting else f"; {found.note}")
+    names = near(key, [name for name in known if not name.startswith("_")])
+    hint = question([f"{section}.{name}" if section else name for name in names])
+    return f"{where}: no such key{hint or '; --cfg job shows those that there are'}"
 
 
-def _no_such_key(section: str, key: str, known: set[str]) -> str:
-    if section == "training":
-        known = known | set(sft_arguments.known())
-    here = did_you_mean(f"{section}.{key}", [f"{section}.{name}" for name in known if name != "_target_"])
-    moved = [name for name in _everywhere() if name.endswith(f".{key}")]
-    hint = f"; did you mean {moved[0]}?" if moved else here
-    return f"{section}.{key}: no such key{hint}"
+def _for_another(section: str, key: str, value: Any, known: list[str]) -> bool:
+    """Whether `key` of a user's own class must have meant one of ours: it is spelled like one, or is another tool's word for one of this section."""
+    found = aliases.look_up(section, key, value)
+    return bool(misspelled(key, known)) or (found is not None and found.setting.startswith(f"{section}."))
 
 
 def _source(number: int, given: Any) -> dict[str, Any]:
@@ -381,20 +416,27 @@ def _source(number: int, given: Any) -> dict[str, Any]:
     where = f"dataset.sources[{number}]"
     if not isinstance(given, Mapping) or "data_path" not in given:
         raise UserError(f"{where}={given!r}: expected {{data_path: …}}, with format, columns, weight or count where they are needed")
-    known = {f.name for f in fields(SourceConfig)}
-    for key in given:
+    known = [f.name for f in fields(SourceConfig)]
+    for key, value in given.items():
         if key not in known:
-            raise UserError(f"{where}.{key}: no such key{did_you_mean(str(key), known)}")
+            found = aliases.look_up("dataset", str(key), value)
+            ours = found.setting.removeprefix("dataset.") if found else ""
+            raise UserError(f"{where}.{key}: no such key{question([ours]) if ours in known else did_you_mean(str(key), known)}")
     return asdict(SourceConfig(**_typed(where, SourceConfig, dict(given))))
 
 
 def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` converted to the types of the dataclass `schema`, as OmegaConf converts them ("1e-4" is a float, "yes" is no int)."""
+    """`values` converted to the types of the dataclass `schema`, as OmegaConf converts them ("1e-4" is a float, "yes" is no int).
+
+    Text is not converted: YAML has read `0123456`, `12e4567` and `no` as something else before we see them.
+    """
     typed = OmegaConf.structured(schema)
+    kinds = {f.name: str(f.type) for f in fields(schema)}
     for key, value in values.items():
         where = f"{section}.{key}" if section else key
         if value == MISSING:
             raise UserError(f"{where}: not set; give it a value, for instance {where}=…")
+        _check_kind(where, kinds[key], value)
         try:
             typed[key] = value
         except OmegaConfBaseException as error:
@@ -407,12 +449,32 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
     return {key: plain[key] for key in values}
 
 
+def _check_kind(where: str, kind: str, value: Any) -> None:
+    """What OmegaConf would convert in silence, or say in its own words; `kind` is the annotation in the schema."""
+    optional = kind.endswith("| None")
+    if value is None and not optional and kind != "Any":
+        raise UserError(f"{where}: null (or nothing after the colon in a file); give it a value, or leave the key out")
+    if kind.startswith("str") and isinstance(value, str) and not value.strip():
+        raise UserError(f"{where}: is empty; give it a value{', or null' if optional else ''}")
+    if kind.startswith("str") and isinstance(value, (bool, int, float)):
+        raise UserError(f"{where}={aliases.plain(value)}: read as {_READ_AS[type(value)]}, and this is text; put it in quotes in the file")
+    if kind.startswith("dict") and isinstance(value, str):
+        pairs = re.findall(r"([\w.-]+)\s*[:=]\s*([^,{}]+)", value.strip("{}"))
+        inner = ", ".join(f"{ours}: {theirs.strip()}" for ours, theirs in pairs) or "instruction: question"
+        example = "for instance " if not pairs else ""
+        raise UserError(f"{where}={value}: expected names and values; write {example}'{where}={{{inner}}}'")
+
+
+_READ_AS = {bool: "yes or no", int: "a number", float: "a number"}
+
+
 def check_values(config: Config) -> None:
     """The limits of single values, and the settings that must fit together.
 
     Raises:
         UserError: names the key, the value and what would be right.
     """
+    bounds.check(config)
     one_of("task", config.task, ("train", "check", "plan", "export"))
     one_of("model.engine", config.model.engine, ("auto", "unsloth", "transformers"))
     if config.model.dtype is not None:
@@ -431,9 +493,6 @@ def check_values(config: Config) -> None:
         one_of("dataset.format", source.format, FORMATS)
         if source.weight is not None and source.count is not None:
             raise UserError(f"dataset.sources: {source.data_path} has a weight and a count; give one of them")
-        for name, number in (("weight", source.weight), ("count", source.count)):
-            if number is not None and number <= 0:
-                raise UserError(f"dataset.sources: {source.data_path}: {name}={number} must be above 0")
     one_of("dataset.thinking", dataset.thinking, ("keep", "drop", "last"))
     one_of("dataset.train_on", dataset.train_on, ("assistant", "last_assistant", "all"))
     one_of("dataset.overflow", dataset.overflow, ("truncate", "drop", "error", "split"))
@@ -448,29 +507,6 @@ def check_values(config: Config) -> None:
         if value != usual:  # reading transformers' sources takes a noticeable part of a start; the defaults are known to be right
             one_of(key, value, sft_arguments.enum_values(*source))
     optimization.check_arguments(config)
-    for key, value, smallest in (
-        ("model.max_seq_length", config.model.max_seq_length, 8),
-        ("dataset.max_rows", dataset.max_rows, 1),
-        ("lora.r", config.lora.r, 0),
-        ("lora.lora_alpha", config.lora.lora_alpha, 1),
-        ("lora.loftq_iter", config.lora.loftq_iter, 1),
-        ("training.per_device_train_batch_size", config.training.per_device_train_batch_size, 1),
-        ("training.gradient_accumulation_steps", config.training.gradient_accumulation_steps, 1),
-        ("training.max_steps", config.training.max_steps, 1),
-        ("training.save_total_limit", config.training.save_total_limit, 1),
-        ("training.sample_max_new_tokens", config.training.sample_max_new_tokens, 0),
-        ("training.per_device_eval_batch_size", config.training.per_device_eval_batch_size, 1),
-        ("training.early_stopping_patience", config.training.early_stopping_patience, 1),
-        ("training.early_stopping_threshold", config.training.early_stopping_threshold, 0),
-    ):
-        if value is not None and value < smallest:
-            raise UserError(f"{key}={value}: must be at least {smallest}")
-    for key, number in (
-        ("training.num_train_epochs", config.training.num_train_epochs),
-        ("training.learning_rate", config.training.learning_rate),
-    ):
-        if number is not None and not 0 < number < float("inf"):
-            raise UserError(f"{key}={number}: must be above 0")
     for key, steps, smallest in (
         ("save_steps", config.training.save_steps, "above 0"),
         ("logging_steps", config.training.logging_steps, "above 0"),
@@ -478,14 +514,6 @@ def check_values(config: Config) -> None:
     ):
         if steps is not None and (steps < 0 or (steps == 0 and smallest == "above 0") or (steps > 1 and steps % 1 != 0)):
             raise UserError(f"training.{key}={steps:g}: expected a number of optimizer steps, {smallest}, or a share of the run below 1")
-    for key, share in (
-        ("dataset.eval_fraction", config.dataset.eval_fraction),
-        ("lora.lora_dropout", config.lora.lora_dropout),
-        ("training.memory_margin", config.training.memory_margin),
-        ("training.warmup_ratio", config.training.warmup_ratio),
-    ):
-        if share is not None and not 0 <= share < 1:
-            raise UserError(f"{key}={share}: must be at least 0 and below 1")
     _check_evaluation(config.training, dataset)
     if config.model.token is not None:
         raise UserError(
@@ -567,8 +595,10 @@ def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
 def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises UserError where `value` is none of `allowed`; `1` is not taken for `true`."""
     if not any(value == option and type(value) is type(option) for option in allowed):
-        names = [str(option).lower() if isinstance(option, bool) else str(option) for option in allowed]
-        raise UserError(f"{key}={value}: not one of {', '.join(names)}{did_you_mean(str(value), names)}")
+        names = [aliases.plain(option) for option in allowed]
+        alias = aliases.value_of(key, value)
+        hint = question([alias]) if alias else did_you_mean(str(value), names)
+        raise UserError(f"{key}={aliases.plain(value)}: not one of {at_most_ten(names)}{hint}")
 
 
 class ConfigLoader:
@@ -592,6 +622,8 @@ class ConfigLoader:
             loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None
+        except YAMLError as error:
+            raise UserError(f"{file}: not YAML: {not_yaml(error)}") from None
         except Exception as error:  # PyYAML and OmegaConf raise unrelated types for text that is not YAML
             raise UserError(f"{file}: {' '.join(str(error).split())}") from None
         if not isinstance(loaded, dict):

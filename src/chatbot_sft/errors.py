@@ -1,9 +1,14 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and the words its messages share."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+
+from yaml import MarkedYAMLError, YAMLError
+
+SHOWN = 10  # names that a message lists
 
 
 class UserError(Exception):
@@ -21,6 +26,63 @@ def listed(names: Iterable[object], most: int = 10) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for the closest of `known`, or an empty string where nothing is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    """``"; did you mean X?"`` for those of `known` that `word` may have meant, or an empty string where nothing is near."""
+    return question(near(word, list(known)))
+
+
+def question(names: Sequence[str]) -> str:
+    """``"; did you mean X?"``, ``"; did you mean X, Y or Z?"``, nothing for no name."""
+    if not names:
+        return ""
+    *others, last = names
+    return f"; did you mean {', '.join(others)} or {last}?" if others else f"; did you mean {last}?"
+
+
+def near(word: str, known: Sequence[str]) -> list[str]:
+    """Those of `known` that `word` may have meant: the one spelled like it, or up to three that hold it as whole words."""
+    return misspelled(word, known) or _with_words(word, known)
+
+
+def misspelled(word: str, known: Sequence[str]) -> list[str]:
+    """The one of `known` that is spelled like `word`: but for case and separators, or with three quarters of its letters in order."""
+    squashed = squash(word)
+    same = [name for name in known if squash(name) == squashed]
+    return same[:1] if squashed and same else difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.75)
+
+
+def squash(word: str) -> str:
+    """`learning-rate`, `Learning_Rate` and `learningRate` are one word."""
+    return re.sub(r"[\W_]", "", word).lower()
+
+
+def _with_words(word: str, known: Sequence[str]) -> list[str]:
+    """`lion` in lion_8bit, `llama` in llama3b: at least half of the name, or its beginning. More than three say nothing."""
+    words = re.findall(r"[^\W_]+", word.lower())
+    found = []
+    for name in known:
+        parts = re.findall(r"[^\W_]+", name.lower())
+        begins = len(word) >= 4 and name.lower().startswith(word.lower())
+        if words and (begins or (set(words) <= set(parts) and 2 * len(words) >= len(parts))):
+            found.append(name)
+    return found if len(found) <= 3 else []
+
+
+def at_most_ten(names: Sequence[str]) -> str:
+    """``"a, b, c"``; of more than ten the first ones and how many there are more."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def not_yaml(error: YAMLError) -> str:
+    """Where a file is not YAML, and why: `mine/my_run.yaml, line 3: begins with a tab; YAML takes spaces alone`."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark, problem = error.problem_mark, error.problem or ""
+    where = f"{mark.name}, line {mark.line + 1}"
+    if "'\\t'" in problem:
+        return f"{where}: a tab; YAML takes spaces alone at the beginning of a line"
+    if problem.startswith("found duplicate key"):
+        return f"{where}: {problem.removeprefix('found duplicate key ')} is there twice; keep one of them"
+    if problem == "mapping values are not allowed here":
+        return f"{where}, column {mark.column + 1}: a second colon; a text that holds `: ` stands in quotes, and what is nested on a line of its own"
+    return f"{where}, column {mark.column + 1}: {problem}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chatbot_sft import distributed, effects, places, preemption
+from chatbot_sft import bounds, distributed, effects, places, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
@@ -21,7 +21,7 @@ from chatbot_sft.data.template import render_as_of
 from chatbot_sft.errors import UserError
 from chatbot_sft.export import CONFIG, earlier_saver
 from chatbot_sft.logs import quiet, run_log
-from chatbot_sft.model import ModelLoader, hardware, memory
+from chatbot_sft.model import ModelLoader, add_adapter, embedded, hardware, memory
 from chatbot_sft.model.base import description, located
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.loader import count_parameters, weights_dtype
@@ -131,14 +131,17 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     config = adopt(config)
     settings = Config.from_mapping(config)
     effects.refuse(settings)
-    dataset_loader = locate("dataset", settings.dataset._target_, DatasetLoader)(config)
-    model_loader = locate("model", settings.model._target_, ModelLoader)(config)
+    dataset_class = locate("dataset", settings.dataset._target_, DatasetLoader)
+    model_class = locate("model", settings.model._target_, ModelLoader)
+    locate("lora", settings.lora._target_, add_adapter)
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
     saver = locate("save", settings.save._target_, ModelSaver)
+    dataset_loader, model_loader = dataset_class(config), model_class(config)
     check_loggers(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
     dataset_loader.find_files()
     model_loader.check()
+    bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
     saver(config).check()
     origin = checkpoints.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
@@ -148,6 +151,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
     if settings.task == "check":
         return
+    bounds.check_batch(settings, dataset_loader.statistics.rows_used, distributed.processes())
     if settings.training.eval_steps is not None and not dataset_loader.statistics.rows_held_out:
         raise UserError(
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"

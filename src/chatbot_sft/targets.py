@@ -3,32 +3,64 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
+from collections.abc import Callable
 from typing import Any
 
 from chatbot_sft.errors import UserError, did_you_mean
 
 
-def locate(section: str, target: str, base: type | None = None) -> Any:
-    """The object called `target` ("package.module.Class"), a subclass of `base` where one is given.
+def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
+    """The object called `target` ("package.module.Class"), which the stage may use in place of its own `like`.
+
+    A class has to be a subclass of `like`. Where `like` is a function, `target` has to take what that takes, by the same names: they tell a
+    function that was written for the stage from any other that could be called.
 
     Raises:
-        UserError: no such module, nothing of that name in it, or not a subclass of `base`. An error inside the user's module passes through.
+        UserError: no such module, nothing of that name in it, or nothing like `like`. An error inside the user's module passes through.
     """
+    where = f"{section}._target_={target}"
     module_name, _, name = target.rpartition(".")
-    if not module_name:
-        raise UserError(f"{section}._target_={target}: expected module.Class, for instance my_loader.CustomDatasetLoader")
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target) or name == "py":
+        raise UserError(f"{where}: expected module.Class, for instance my_loader.CustomDatasetLoader for a class in my_loader.py")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise UserError(
-            f"{section}._target_={target}: there is no module {error.name}; the file must stand in the current folder or in --config-dir"
-        ) from None
+        raise UserError(f"{where}: there is no module {error.name}; the file must stand in the current folder or in --config-dir") from None
     try:
         found = getattr(module, name)
     except AttributeError:
-        raise UserError(f"{section}._target_={target}: {module_name} has no {name}{did_you_mean(name, dir(module))}") from None
-    if base is not None and not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{section}._target_={target}: has to be a subclass of {base.__module__.rpartition('.')[0]}.{base.__name__}")
+        file = getattr(module, "__file__", None) or "built in"
+        hint = did_you_mean(name, [known for known in dir(module) if not known.startswith("_")])
+        hint = hint or f" (it is {file}; a file of yours that is called so needs another name)"
+        raise UserError(f"{where}: {module_name} has no {name}{hint}") from None
+    if isinstance(like, type):
+        if not (isinstance(found, type) and issubclass(found, like)):
+            raise UserError(f"{where}: has to be a subclass of {_public(like)}")
+    elif not _takes_the_same(found, like):
+        raise UserError(f"{where}: has to be a function such as {_public(like)}, with the parameters {', '.join(_needed(like))}")
     return found
+
+
+def _public(found: Any) -> str:
+    """The name that users write: the package's, not that of the file inside it."""
+    return f"{found.__module__.rpartition('.')[0]}.{found.__name__}"
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+    """The parameters of `function` that have to be given."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _takes_the_same(found: Any, like: Callable[..., Any]) -> bool:
+    """Whether `found` is no class and needs exactly what `like` needs, in that order."""
+    if isinstance(found, type) or not callable(found):
+        return False
+    try:
+        return _needed(found) == _needed(like)
+    except (TypeError, ValueError):  # written in C, without a signature
+        return False

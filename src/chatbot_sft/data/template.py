@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.data.bounds import BYTES, LARGEST_POWER, SECONDS, OutOfBounds, bounded
 from chatbot_sft.data.messages import THOUGHTS, BadRow, Message
+from chatbot_sft.data.rendering import BYTES, LARGEST_POWER, SECONDS, OutOfBounds, bounded
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.model_files import read_json, read_text
 

@@ -13,6 +13,7 @@ from chatbot_sft.data.template import NO_TEMPLATE, ChatTokenizer, compile_templa
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import embedded, hardware, memory
+from chatbot_sft.model.adapter import add_adapter
 from chatbot_sft.model.earlier import adopt, load_weights
 from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.hub import allow_network, is_local, readable_errors, tokenizer_folder
@@ -83,7 +84,7 @@ class ModelLoader:
             model = engine.load(self.source, self.settings, dtype)
             new = self.settings.model.new_tokens
             extra = {"new_token_ids": extend_embeddings(model, tokenizer, new)} if new else {}
-            model = locate("lora", self.settings.lora._target_)(model, self.settings, engine, **extra)
+            model = locate("lora", self.settings.lora._target_, add_adapter)(model, self.settings, engine, **extra)
             if self.settings.model.adapter:
                 load_weights(model, Path(self.settings.model.adapter), f"model.adapter={self.settings.model.adapter}")
         model.config.pad_token_id = tokenizer.pad_token_id

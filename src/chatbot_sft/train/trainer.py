@@ -18,6 +18,7 @@ from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.report.run_report import versions
+from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import gather
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
@@ -219,7 +220,7 @@ class SFTTrainerWrapper:
     def saver(self, report: Mapping[str, Any] | None = None) -> Any:
         """The `save.ModelSaver` of this model, with conversations of its data to hold exports against; `report` is the run's, for the model card."""
         evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
-        return locate("save", self.settings.save._target_)(self.config, self.model, self.tokenizer, evidence, report)
+        return locate("save", self.settings.save._target_, ModelSaver)(self.config, self.model, self.tokenizer, evidence, report)
 
     def measured_layouts(self) -> list[dict[str, Any]]:
         """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in GB."""

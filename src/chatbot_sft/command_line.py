@@ -1,0 +1,209 @@
+"""The words of a command line, before Hydra reads them: what is no key=value is answered with what to write."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import NoReturn
+
+from hydra import __version__ as hydra_version
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from chatbot_sft import config as schema
+from chatbot_sft import sft_arguments
+from chatbot_sft.errors import UserError, did_you_mean
+
+PROGRAM = "python -m chatbot_sft"
+TASKS = ("train", "check", "plan", "export")
+PROGRAMS = ("chat", "doctor")  # of this package, beside the launcher
+SECRET = re.compile(r"token|secret|password|api_?key|auth", re.IGNORECASE)
+
+
+def version() -> str:
+    """`chatbot_sft 0.1.0 (Python 3.11.7, Hydra 1.3.8)`; `python -m chatbot_sft.doctor` says the rest."""
+    return f"chatbot_sft {importlib.metadata.version('chatbot-sft')} (Python {platform.python_version()}, Hydra {hydra_version})"
+
+
+def check(words: Sequence[str]) -> None:
+    """Refuse a word that is neither a flag nor key=value.
+
+    Raises:
+        UserError: the word, and how to write what it most likely meant.
+    """
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+    parser.error = _refuse
+    given, others = parser.parse_known_intermixed_args(list(words))
+    for flag in others:
+        if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
+            raise UserError(_no_such_flag(flag, words))
+    for word in given.overrides:
+        if _parsed(word) is None:
+            raise UserError(not_understood(word, given.overrides))
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message)
+
+
+def _no_such_flag(flag: str, words: Sequence[str]) -> str:
+    name, equals, value = flag.partition("=")
+    key = name.lstrip("-").replace("-", "_")
+    following = [*words, ""][list(words).index(flag) + 1]
+    if not equals:
+        value = following if following and "=" not in following and not re.match(r"-\D", following) else "true"
+        flag = f"{flag} {following}" if value == following else flag
+    setting = _setting(key, value)
+    if SECRET.search(key):
+        flag, setting = name, ""
+    if setting:
+        return f"{flag}: settings are written without dashes, as key=value: {shlex.quote(setting)}"
+    found = schema.meant("", key, value)
+    if found and found.note:
+        return f"{flag}: no such flag; {found.note}"
+    flags = [option for action in get_args_parser()._actions for option in action.option_strings if option.startswith("--")]
+    near = did_you_mean(name, flags)
+    return f"{flag}: no such flag{near or '; settings are written without dashes, as key=value, for instance training.max_steps=100'}"
+
+
+def _setting(key: str, value: str) -> str:
+    """`key=value` as it has to be written for the flag `--key value`, or an empty string."""
+    section, _, name = key.rpartition(".")
+    if schema.known_override(key):
+        return written_out(key, value)
+    if section in schema.SECTIONS and name in sft_arguments.known():
+        return written_out(key, value)
+    found = schema.meant(section, name, value)
+    if found is None or not found.setting:
+        return ""
+    return found.setting if "=" in found.setting else written_out(found.setting, value)
+
+
+def not_understood(word: str, words: Sequence[str]) -> str:
+    """The text for `word`, which Hydra cannot parse; `words` are all that stand on the command line."""
+    place = list(words).index(word)
+    before = words[place - 1] if place else ""
+    start = f"{shown(word)}: not understood as key=value"
+    key, equals, _ = word.partition("=")
+    if equals and _is_key(key):
+        whole = _joined(words, place)
+        return f"{start}; quote it: {shlex.quote(whole)}" if whole else f"{start}; {_in_a_file(key)}"
+    following = [*words, ""][place + 1]
+    if following == "=" or not word.strip("="):
+        around = words[place : place + 3] if following == "=" else words[max(place - 1, 0) : place + 2]
+        return f"{start}; no space stands beside the equals sign: {shlex.quote(''.join(around))}"
+    if before.endswith("="):
+        written = re.sub(r"\s*=\s*", "=", " ".join(words[max(place - 1, 0) : place + 1]), count=1)
+        return f"{start}; no space stands beside the equals sign: {shlex.quote(written)}"
+    if "=" in before and _is_key(before.partition("=")[0]):
+        whole = _joined(words, place - 1)
+        return f"{start}; if it belongs to {shown(before)}, quote both: {shlex.quote(whole)}" if whole else start
+    if word.endswith(":") and _is_key(word[:-1]):
+        return f"{start}; settings are written with an equals sign: {_with_sections(word[:-1])}=…"
+    if word in TASKS:
+        return f"{start}; write task={word}"
+    if word in PROGRAMS:
+        return f"{start}; that is a program of its own: {PROGRAM}.{word}"
+    if PurePath(word).suffix in (".yaml", ".yml"):
+        name = PurePath(word).stem
+        return (
+            f"{start}; a file of settings is an overlay: put it into a folder, as mine/experiment/{name}.yaml, begin it with the line "
+            f"`# @package _global_`, and write --config-dir mine +experiment={name}"
+        )
+    if PurePath(word).suffix in (".json", ".jsonl", ".csv", ".parquet", ".arrow"):
+        return f"{start}; data is named with {shlex.quote(written_out('dataset.data_path', word))}"
+    if _is_key(word):
+        return f"{start}; give it a value: {_with_sections(word)}=…"
+    return f"{start}, for instance training.max_steps=100"
+
+
+def several_values(override: Override) -> str:
+    """The text for a value with commas, or a function such as range(1,4), where one run was asked for."""
+    line, key, value = shown(override.input_line), override.get_key_element().lstrip("+"), override.input_line.partition("=")[2]
+    if not schema.known_override(key) and "." not in key:
+        return f"{line}: several values are several runs; add -m for them"
+    kind = schema.kind_of(key)
+    if kind.startswith(("list", "Any")):
+        return f"{line}: several values are several runs; add -m for them, or write a list: {shlex.quote(f'{key}=[{value}]')}"
+    if kind.startswith("str") and override.is_choice_sweep() and not value.startswith("choice("):
+        return f"{line}: several values are several runs; add -m for them, or quote it as one text: {shlex.quote(written_out(key, value))}"
+    return f"{line}: several values are several runs; add -m for them"
+
+
+def written_out(key: str, value: str) -> str:
+    """`key=value` so that Hydra reads just `value`: in double quotes where it has to be, without the shell's own quotes."""
+    plain = f"{key}={value}"
+    parsed = _parsed(plain if key else f"key{plain}")
+    if parsed and not parsed.is_sweep_override() and (parsed.value() == value or not schema.kind_of(key).startswith("str")):
+        return plain
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
+    return f'{key}="{escaped}"'
+
+
+def as_text(override: str, parsed: Override) -> str:
+    """`model.revision=12e4567` as `model.revision="12e4567"`: what a text key is given is text, whatever Hydra takes it for."""
+    value = override.partition("=")[2]
+    is_text = schema.kind_of(parsed.key_or_group).startswith("str")
+    return written_out(parsed.key_or_group, value) if is_text and isinstance(parsed.value(), (bool, int, float)) else override
+
+
+def shown(word: str) -> str:
+    """`word` as a message may repeat it: not where it holds a secret."""
+    key, equals, _ = word.partition("=")
+    return f"{key}=…" if equals and SECRET.search(key) else word
+
+
+def _joined(words: Sequence[str], place: int) -> str:
+    """The value that begins at `place` and that the shell cut at its spaces, quoted for Hydra; empty where nothing helps."""
+    rest = next((n for n, word in enumerate(words) if n > place and "=" in word), len(words))
+    whole = " ".join(words[place:rest])
+    key, _, value = whole.partition("=")
+    if SECRET.search(key):
+        return f'{key}="…"'
+    for candidate in (whole if value.startswith(("[", "{")) else "", _quoted_inside(key, value)):
+        if candidate and _parsed(candidate):
+            return candidate
+    text = written_out(key, value)
+    parsed = _parsed(text)
+    return text if parsed and parsed.value() == value else ""
+
+
+def _quoted_inside(key: str, value: str) -> str:
+    """A list or a mapping whose parts are quoted each, empty where `value` is neither."""
+    if re.fullmatch(r"\[.*\]", value):
+        return f"{key}=[" + ",".join(written_out("", part.strip())[1:] for part in value[1:-1].split(",")) + "]"
+    if re.fullmatch(r"\{.*:.*\}", value):
+        pairs = [pair.partition(":") for pair in value[1:-1].split(",")]
+        return f"{key}={{" + ", ".join(f"{name.strip()}: {written_out('', inner.strip())[1:]}" for name, _, inner in pairs) + "}"
+    return ""
+
+
+def _with_sections(key: str) -> str:
+    """`key` with the section it belongs to."""
+    if schema.known_override(key):
+        return key
+    section, _, name = key.rpartition(".")
+    found = schema.meant(section, name, None)
+    return found.setting if found and "=" not in found.setting and found.setting else key
+
+
+def _in_a_file(key: str) -> str:
+    return f"{key} with such a value is best written in a file, an overlay in --config-dir"
+
+
+def _is_key(text: str) -> bool:
+    return re.fullmatch(r"(\+\+?|~)?[A-Za-z_][\w/@-]*(\.[\w-]+)*", text, re.ASCII) is not None
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
