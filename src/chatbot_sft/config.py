@@ -487,8 +487,6 @@ def check_values(config: Config) -> None:
     for key, path in (*paths, ("dataset.data_path", dataset.data_path), ("dataset.eval_data_path", dataset.eval_data_path)):
         if path is not None and not path.strip():
             raise UserError(f"{key} is empty; name a file, a folder, a glob or a hub id (org/name)")
-    if not 0 < dataset.max_row_mb < float("inf"):
-        raise UserError(f"dataset.max_row_mb={dataset.max_row_mb:g}: must be above 0")
     for source in dataset.mixture:
         one_of("dataset.format", source.format, FORMATS)
         if source.weight is not None and source.count is not None:
