@@ -27,7 +27,7 @@ from yaml import YAMLError
 
 from chatbot_sft import aliases, command_line, completion, distributed, effects, precedence
 from chatbot_sft import config as schema
-from chatbot_sft.errors import UserError, at_most_ten, did_you_mean, not_yaml, question
+from chatbot_sft.errors import UserError, did_you_mean, listed, not_yaml, question
 from chatbot_sft.jobs import Job, finished, table
 from chatbot_sft.logs import MaskedStream
 from chatbot_sft.report.masking import mask_yaml
@@ -144,7 +144,7 @@ def _no_such_option(error: MissingConfigException) -> UserError:
         return UserError(f"--config-name {missing}: {there}; options of your own are overlays: --config-dir DIR +experiment=NAME")
     if group.startswith("hydra/") and option in PLUGINS:
         return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
-    there = f"there are {at_most_ten(options)}"
+    there = f"there are {listed(options)}"
     if not option:
         return UserError(f"{group}=: names no option ({there})")
     values = {"model": "model=local model.name", "dataset": "dataset.data_path", "save": "save.save_path"}

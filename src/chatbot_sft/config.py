@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from chatbot_sft import aliases, bounds, effects, optimization, sft_arguments
-from chatbot_sft.errors import UserError, at_most_ten, did_you_mean, misspelled, near, not_yaml, question
+from chatbot_sft.errors import UserError, did_you_mean, listed, misspelled, near, not_yaml, question
 from chatbot_sft.precedence import RIVALS, brought, ended_by
 from chatbot_sft.report import loggers
 
@@ -596,7 +596,7 @@ def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
         names = [aliases.plain(option) for option in allowed]
         alias = aliases.value_of(key, value)
         hint = question([alias]) if alias else did_you_mean(str(value), names)
-        raise UserError(f"{key}={aliases.plain(value)}: not one of {at_most_ten(names)}{hint}")
+        raise UserError(f"{key}={aliases.plain(value)}: not one of {listed(names)}{hint}")
 
 
 class ConfigLoader:

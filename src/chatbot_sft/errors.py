@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 
 from yaml import MarkedYAMLError, YAMLError
 
-SHOWN = 10  # names that a message lists
-
 
 class UserError(Exception):
     """What is wrong, where (file, row or key) and what to do, in one line. Shown without a traceback."""
@@ -65,12 +63,6 @@ def _with_words(word: str, known: Sequence[str]) -> list[str]:
         if words and (begins or (set(words) <= set(parts) and 2 * len(words) >= len(parts))):
             found.append(name)
     return found if len(found) <= 3 else []
-
-
-def at_most_ten(names: Sequence[str]) -> str:
-    """``"a, b, c"``; of more than ten the first ones and how many there are more."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def not_yaml(error: YAMLError) -> str:

@@ -253,7 +253,7 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
         raise
     finally:
         if dataset_loader.report and distributed.is_first():
-            write_report(dataset_loader.report, folder)
+            write_report(masked(dataset_loader.report), folder)
             title = f"{settings.model.name} on {', '.join(Path(source['path']).name for source in dataset_loader.report['sources'])}"
             write_preview(folder / PREVIEW, title, data_summary.facts(dataset_loader.report)[1:], dataset_loader.preview_rows())
             if settings.task == "check" or refused:

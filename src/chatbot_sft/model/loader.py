@@ -195,9 +195,12 @@ class ModelLoader:
 
 
 def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name: str) -> None:
-    """Raises UserError where a token of `tokenizer`, but for new ones, has no row in the model's embeddings: it is another model's tokenizer."""
+    """Raises UserError where a token of `tokenizer` has no row in the model's embeddings: it is another model's tokenizer.
+
+    Added tokens are not judged: Gemma 3 1B has one for images beyond its rows.
+    """
     rows = (config.get("text_config") or config).get("vocab_size")
-    last = max(number for token, number in tokenizer.backend.get_vocab().items() if token not in tokenizer.new_tokens)
+    last = max(tokenizer.backend.get_vocab(with_added_tokens=False).values(), default=0)
     if rows is not None and last >= rows:
         raise UserError(f"model.name={name}: its tokenizer has token {last}, config.json a vocab_size of {rows}; they are not of one model")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from chatbot_sft.data.encode import THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
 from chatbot_sft.report.not_read import sentence
+from chatbot_sft.report.plain import shown_line
 
 # Notes that are said however few rows they touch, and what they come to.
 SAID = {
@@ -29,7 +30,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts(report):
-        table.add_row(name, Text(value))
+        table.add_row(name, Text(shown_line(value)))
     console.print(table)
     rows = [(kind, found, "red") for kind, found in report["problems"].items()] + [(kind, found, "yellow") for kind, found in report["notes"].items()]
     if rows:
@@ -42,7 +43,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
             first = found["rows"][0]
             detail = f": {first['detail']}" if "detail" in first else ""
             where = f"row {first['row']}" if one_file else f"{Path(first['file']).name} row {first['row']}"
-            problems.add_row(Text(kind, style=colour), f"{found['count']:,}", Text(where + detail))
+            problems.add_row(Text(kind, style=colour), f"{found['count']:,}", Text(shown_line(where + detail)))
         console.print()
         console.print(problems)
     console.print()

@@ -40,6 +40,17 @@ class Gradients:
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
 
+    def average(self) -> None:
+        """Put the mean over all processes in place of each process's own gradients: one all-reduce."""
+        import torch
+
+        own = [parameter.grad for parameter in self.parameters]
+        vector = torch.cat([gradient.flatten() for gradient in own])
+        torch.distributed.all_reduce(vector)
+        vector /= torch.distributed.get_world_size()
+        for gradient, part in zip(own, vector.split([gradient.numel() for gradient in own]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
 
 class FlatParameters(Gradients):
     """Moves `parameters` into `vector` (shape (total values,)) and their gradients into `vector.grad`; both stay views of it."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -172,7 +173,11 @@ class Steps:
         self.step = inputs
         while True:
             try:
-                return self._run(model, inputs, num_items_in_batch)
+                loss = self._run(model, inputs, num_items_in_batch)
+                # Under Unsloth, accelerate hands the model back without DistributedDataParallel around it: each process would train by its own rows.
+                if self.args.world_size > 1 and not isinstance(model, DistributedDataParallel):
+                    self.gradients.average()
+                return loss
             except CaptureFailed as error:
                 why, smaller = f"cannot be captured ({error})", replace(self.layout, captured=False)
             except torch.OutOfMemoryError as error:
