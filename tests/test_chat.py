@@ -130,7 +130,8 @@ def test_a_run_before_and_after(launch, tiny, tmp_path):
     run = tmp_path / "run"
     assert (find(run).kind, find(run).path) == ("adapter", run / "model")
     process = chat(run, "--before", "--prompt", "hi", "--max-new-tokens", 4)
-    assert (process.returncode, process.stderr) == (0, "")
+    assert process.returncode == 0
+    assert process.stderr.startswith("system prompt of the training data: Bạn là Mai, ")
     assert re.fullmatch(r"before\n.*\n\nafter\n.*\n", process.stdout, re.DOTALL)
     shutil.rmtree(run / "model")
     assert (find(run).kind, find(run).path) == ("adapter", run / "checkpoints" / "checkpoint-2")

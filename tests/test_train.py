@@ -42,7 +42,7 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
     process = launch(*tiny, "dataset.max_rows=null")
     assert process.returncode == 0, process.stderr
     (run,) = tmp_path.glob("outputs/*/*")
-    made = [".hydra", "checkpoints", "config.yaml", "data_preview.html", "data_report.json", "evidence.json", "loss.png", "model"]
+    made = [".hydra", ".lock", ".lock.json", "checkpoints", "config.yaml", "data_preview.html", "data_report.json", "evidence.json", "loss.png", "model"]
     assert sorted(path.name for path in run.iterdir()) == [*made, "report.json", "report.md", "run.log"]
     report = report_of(tmp_path)
     for part, keys in CONTRACT.items():

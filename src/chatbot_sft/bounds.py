@@ -38,6 +38,7 @@ class Bound:
         return None
 
 
+USUAL_RANK = 64  # of lora=rslora: no model is too narrow for an option of ours
 STEPS, SHARE = 10**9, Bound(0, 1, below=True)
 BOUNDS = {
     "seed": Bound(0, 2**32 - 1),  # NumPy takes no other
@@ -110,7 +111,7 @@ def check_model(config: Config, folder: Path) -> None:
         return
     text = about.get("text_config") if isinstance(about.get("text_config"), dict) else about
     widths = _numbers(text, "hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "n_inner")
-    if widths and config.lora.r > max(widths):
+    if widths and config.lora.r > max(USUAL_RANK, *widths):
         raise UserError(f"lora.r={config.lora.r}: the layers of this model are {max(widths):,} wide, so no matrix has that rank; 8 to 128 is usual")
     positions = _numbers(text, "max_position_embeddings", "n_positions")
     if text.get("model_type") in FIXED_POSITIONS and positions and config.model.max_seq_length > max(positions):
