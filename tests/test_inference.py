@@ -466,7 +466,7 @@ def test_a_base_that_is_gone_is_named(tiny_adapter, tmp_path, monkeypatch):
     monkeypatch.setenv("CHATBOT_SFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(embedded, "convert", lambda folder: None)
     base = embedded.folder()
-    base.rmdir()
+    shutil.rmtree(base)
     trained_on(base)
     assert adapter_base(folder) == (str(base), None)
     assert base.is_dir()

@@ -42,7 +42,18 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
     process = launch(*tiny, "dataset.max_rows=null")
     assert process.returncode == 0, process.stderr
     (run,) = tmp_path.glob("outputs/*/*")
-    made = [".hydra", ".lock", ".lock.json", "checkpoints", "config.yaml", "data_preview.html", "data_report.json", "evidence.json", "loss.png", "model"]
+    made = [
+        ".hydra",
+        ".lock",
+        ".lock.json",
+        "checkpoints",
+        "config.yaml",
+        "data_preview.html",
+        "data_report.json",
+        "evidence.json",
+        "loss.png",
+        "model",
+    ]
     assert sorted(path.name for path in run.iterdir()) == [*made, "report.json", "report.md", "run.log"]
     report = report_of(tmp_path)
     for part, keys in CONTRACT.items():
@@ -208,7 +219,7 @@ def test_a_folder_without_a_model_is_named(launch, tmp_path):
     (tmp_path / "empty").mkdir()
     assert (
         only_error(launch("model=local", "model.name=./empty"))
-        == "model.name=./empty: no config.json in it, so it is not a Hugging Face model folder"
+        == f"model.name={tmp_path}/empty: no config.json in it, so it is not a Hugging Face model folder"
     )
     assert only_error(launch("model=local", "model.name=./absent")) == "model.name=./absent: no such folder"
 
@@ -252,7 +263,7 @@ def test_a_save_path_that_is_taken_is_refused_before_training(launch, tiny, tmp_
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("mine")
     process = launch(*tiny, "save.save_path=kept")
-    assert only_error(process) == "save.save_path=kept: not empty; name another folder, remove it, or set save.overwrite=true"
+    assert only_error(process).startswith("save.save_path=kept: not empty, and no export of this program (export.json)")
     assert "engine" not in process.stderr
     assert (tmp_path / "kept" / "thesis.txt").read_text() == "mine"
 
