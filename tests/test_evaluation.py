@@ -214,7 +214,7 @@ def test_a_run_that_dies_keeps_its_evaluations_and_resumes_from_them(short, tiny
         (["training.load_best_model_at_end=true"], "training.load_best_model_at_end=true needs evaluations during training"),
         (["training.eval_steps=4", "training.early_stopping_threshold=-1"], "training.early_stopping_threshold=-1.0: must be at least 0"),
         (["training.per_device_eval_batch_size=0"], "training.per_device_eval_batch_size=0: must be at least 1"),
-        (["training.eval_strategy=epoch"], "training.eval_strategy: set training.eval_steps instead"),
+        (["training.eval_strategy=epoch"], "training.eval_strategy: set training.eval_steps"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(arguments, message):

@@ -423,7 +423,7 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
 def test_what_cannot_be_exported_is_said_before_anything_is_computed(arguments, expected, launch, tmp_path):
     if "model=phi4_mini" in arguments:
         folder = write_json(tmp_path / "config.json", {"model_type": "phi3"}).parent
-        (folder / "model.safetensors").write_bytes(b"")
+        (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
         arguments = [*arguments, f"model.name={folder}"]
     process = launch(*arguments, "hydra.run.dir=run")
     assert expected in only_error(process)

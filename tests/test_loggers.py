@@ -259,7 +259,7 @@ def test_report_to_is_a_name_or_a_list(value, expected):
         (["mlflow", "wanbd"], "training.report_to=wanbd: not one of tensorboard, "),
         (["none", "wandb"], "training.report_to=none: not one of tensorboard, "),
         ("all", "training.report_to=all: name the loggers, for instance training.report_to=[tensorboard,mlflow]"),
-        (True, "training.report_to=True: not one of "),
+        (True, "training.report_to=true: not one of "),
     ],
 )
 def test_a_name_that_is_no_logger_is_refused(value, message):
