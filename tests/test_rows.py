@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -586,7 +587,7 @@ def test_a_table_of_questions_and_answers_is_read(tmp_path, chat, asked, answere
     assert (report["rows_used"], report["not_read"]) == (3, {"id": 3})
     text = made._entry.table().column("text")[0].as_py()
     assert "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>" in text
-    assert report["sources"][0]["columns"] == {"prompt": asked, "completion": answered}
+    assert report["sources"][0]["columns"] == {"prompt": asked, "completion": answered.strip()}
 
 
 def test_a_third_column_that_belongs_to_the_question_is_asked_for(tmp_path, launch):
@@ -618,10 +619,9 @@ def test_an_object_keyed_by_id_is_called_so(tmp_path, chat):
     file = write_json(tmp_path / "data.json", {f"conversation-{n}": {"messages": SAID} for n in range(2000)})
     with pytest.raises(UserError) as caught:
         loader(file).check(chat)
-    assert str(caught.value) == (
-        f"{file}: row 1 is an object keyed by conversation-0, conversation-1, conversation-2 and 1,997 more; save its values as a list, "
-        "a conversation each"
-    )
+    message = str(caught.value)
+    assert message.startswith(f"{file}: expected a JSON list of conversations, found an object keyed by 'conversation-0', ")
+    assert message.endswith("'conversation-9' and 1,990 more; save its values as a list")
 
 
 @pytest.mark.parametrize("values", [{f"column {n}": "x" for n in range(2000)}, {"x" * 100_000: "y"}])
@@ -757,7 +757,7 @@ def test_a_file_with_a_value_that_python_cannot_hold_is_refused_by_row(tmp_path,
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError) as caught:
             loader(tmp_path / name).check(chat)
-        assert str(caught.value) == f"{tmp_path}/{name}: {where}: a value is nested too deeply, or a number has thousands of digits"
+        assert re.match(rf"{tmp_path}/{name}: {where} (is nested too deeply to be read|has a number of over 4,300 digits)", str(caught.value))
 
 
 def test_columns_that_were_not_read_are_no_metrics():
