@@ -97,3 +97,23 @@ dist.destroy_process_group()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.returncode == 0, process.stderr
+
+
+def test_gradients_are_averaged_where_no_distributed_data_parallel_does(tmp_path):
+    """Under Unsloth accelerate wraps the model in nothing: without this each process would train by its own rows."""
+    (tmp_path / "run.py").write_text(
+        """
+import torch, torch.distributed as dist
+from chatbot_sft.train.gradients import Gradients
+dist.init_process_group("gloo")
+parameters = [torch.nn.Parameter(torch.zeros(3, 4)), torch.nn.Parameter(torch.zeros(5))]
+for number, parameter in enumerate(parameters, 1):
+    parameter.grad = torch.full_like(parameter, number * (1.0 + 2 * dist.get_rank()))
+Gradients(parameters).average()
+assert all((parameter.grad == 2.0 * number).all() for number, parameter in enumerate(parameters, 1)), [p.grad for p in parameters]
+dist.destroy_process_group()
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.returncode == 0, process.stderr
