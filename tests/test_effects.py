@@ -104,9 +104,9 @@ def test_a_template_argument_that_the_template_never_reads_is_refused():
     from chatbot_sft.data.template import check_kwargs
 
     source = "{% for message in messages %}{% if enable_thinking %}<think>{% endif %}{{ message.content }}{% endfor %}"
-    check_kwargs(source, {"enable_thinking": False}, "it")
+    check_kwargs([source], {"enable_thinking": False}, "it")
     with pytest.raises(UserError) as caught:
-        check_kwargs(source, {"enable_thinkin": False}, "org/name")
+        check_kwargs([source], {"enable_thinkin": False}, "org/name")
     expected = (
         "dataset.chat_template_kwargs.enable_thinkin: the chat template of org/name never reads it; did you mean enable_thinking?; leave it out"
     )

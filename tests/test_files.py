@@ -154,16 +154,16 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, launch):
 @pytest.mark.parametrize(
     ("key", "path", "message"),
     [
-        ("data_path", "", "dataset.data_path is empty; name a file, a folder, a glob or a hub id"),
-        ("data_path", " ", "dataset.data_path is empty"),
-        ("eval_data_path", "", "dataset.eval_data_path is empty"),
-        ("sources", [{"data_path": ""}], "dataset.sources: data_path is empty"),
+        ("data_path", "", "dataset.data_path: is empty"),
+        ("data_path", " ", "dataset.data_path: is empty"),
+        ("eval_data_path", "", "dataset.eval_data_path: is empty"),
+        ("sources", [{"data_path": ""}], "dataset.sources[0].data_path: is empty"),
         (
             "data_path",
             ["a.json", "b.json"],
             "a list is not read; name a folder or a glob, or write dataset.sources=[{data_path: a.json}, {data_path: b",
         ),
-        ("max_row_mb", 0, "dataset.max_row_mb=0: must be above 0"),
+        ("max_row_mb", 0, "dataset.max_row_mb=0.0: must be above 0"),
     ],
 )
 def test_an_empty_path_or_a_list_is_refused(key, path, message):
@@ -173,7 +173,7 @@ def test_an_empty_path_or_a_list_is_refused(key, path, message):
 
 def test_an_empty_path_does_not_read_the_current_folder(tmp_path, launch):
     write_json(tmp_path / "private.json", conversations(3))
-    assert only_error(launch("dataset.data_path=")).startswith("dataset.data_path is empty")
+    assert only_error(launch("dataset.data_path=")).startswith("dataset.data_path: is empty")
 
 
 @pytest.mark.parametrize(

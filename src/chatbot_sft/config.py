@@ -483,10 +483,6 @@ def check_values(config: Config) -> None:
     one_of("lora.bias", config.lora.bias, ("none", "all", "lora_only"))
     one_of("lora.use_gradient_checkpointing", config.lora.use_gradient_checkpointing, ("unsloth", True, False))
     dataset = config.dataset
-    paths = [("dataset.sources: data_path", source.data_path) for source in dataset.mixture] if dataset.sources else []
-    for key, path in (*paths, ("dataset.data_path", dataset.data_path), ("dataset.eval_data_path", dataset.eval_data_path)):
-        if path is not None and not path.strip():
-            raise UserError(f"{key} is empty; name a file, a folder, a glob or a hub id (org/name)")
     for source in dataset.mixture:
         one_of("dataset.format", source.format, FORMATS)
         if source.weight is not None and source.count is not None:
