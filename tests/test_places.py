@@ -71,8 +71,6 @@ def export(folder: Path, method: str = "lora", **others: str) -> Path:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("", "not a folder of its own"),
-        ("  ", "not a folder of its own"),
         (".", "not a folder of its own"),
         ("..", "not a folder of its own"),
         ("./", "not a folder of its own"),
