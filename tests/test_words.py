@@ -64,7 +64,7 @@ def test_text_cannot_break_a_page():
         (f"https://h/x?sig={PASSWORD}&n=1", "https://h/x?sig=***&n=1"),
         (f"Authorization: Bearer {PASSWORD}", "Authorization: Bearer ***"),
         ("http://host:8080/model@v2", "http://host:8080/model@v2"),
-        ("cd /work/PWD=/here", "cd /work/PWD=/here"),
+        ("cd /srv/PWD=/here", "cd /srv/PWD=/here"),
         ("training.x_token=${oc.env:MY_TOKEN}", "training.x_token=${oc.env:MY_TOKEN}"),
     ],
 )
