@@ -2,12 +2,16 @@
 
 import json
 import math
+import re
+import shutil
+import zipfile
 
 import pytest
-from conftest import conversations, only_error, write_json
+from conftest import conversations, only_error, report_of, write_json
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
+from chatbot_sft.inference.hf_model import adapter_base
 from chatbot_sft.inference.opening import find
 from chatbot_sft.pipeline import refuse_ruined, warnings
 from chatbot_sft.report.markup import cell, inline, quoted
@@ -17,6 +21,7 @@ from chatbot_sft.report.run_report import write_json as write_report
 from chatbot_sft.report.words import moved, number
 
 PASSWORD = "correct-horse-9"
+PLANTED = ("MODEL_KEY", "DATA_KEY", "SYSTEM_SECRET", "PROMPT_PASSWORD", "PROJECT_TOKEN", "HUB_TOKEN")
 
 
 @pytest.mark.parametrize(
@@ -80,23 +85,60 @@ def test_a_masked_configuration_is_read_from_the_environment_again(monkeypatch):
     assert resolved(kept) == config
 
 
-def test_no_credential_is_in_any_file_or_stream(launch, tiny, tmp_path):
-    environment = {"MY_SECRET": "from-the-environment-7", "DATA_PASSWORD": PASSWORD}
-    planted = ["dataset.system_prompt=ask ${oc.env:MY_SECRET}", f"+training.run_name=https://me:{PASSWORD}x@host/run"]
-    good = launch(*tiny, "save=lora", "hydra.run.dir=good", *planted, env=environment)
-    assert good.returncode == 0, good.stderr
-    bad = launch(*tiny, f"dataset.data_path=https://me:{PASSWORD}y@host/data.json", "hydra.run.dir=bad", env=environment)
-    swept = launch("-m", *tiny, f"dataset.data_path=https://me:{PASSWORD}y@host/data.json", "hydra.sweep.dir=swept", "seed=1,2", env=environment)
-    assert only_error(bad)
-    streams = "".join(process.stdout + process.stderr for process in (good, bad, swept))
-    assert PASSWORD not in streams and environment["MY_SECRET"] not in streams
-    assert "${oc.env:MY_SECRET}" in (tmp_path / "good" / "config.yaml").read_text()
-    text = [file for file in tmp_path.rglob("*") if file.suffix in (".json", ".yaml", ".md", ".log")]
-    assert {"multirun.yaml", "overrides.yaml", "report.md", "run.log"} <= {file.name for file in text}
-    for file in text:
-        assert PASSWORD.encode() not in file.read_bytes(), file
-    again = launch("task=export", "run=good", "save=lora", "save.verify=false", "hydra.run.dir=again", env=environment)
-    assert again.returncode == 0, again.stderr
+def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_path, monkeypatch):
+    """A secret wherever a key can bring one: a run, the same run gone on with, an export of it, a refused run and a sweep, byte by byte."""
+    secrets = {name: f"{name.lower().replace('_', '-')}-x7" for name in PLANTED}
+    work, cache = tmp_path / "work", tmp_path / "cache"
+    work.mkdir()
+    model = shutil.copytree(tiny_llama, tmp_path / secrets["MODEL_KEY"] / "model")
+    data = tmp_path / secrets["DATA_KEY"] / "rows.json"
+    data.parent.mkdir()
+    write_json(data, conversations(24))
+
+    def run(*arguments):
+        return launch(*arguments, cwd=work, env={**secrets, "CHATBOT_SFT_CACHE": str(cache)})
+
+    planted = [
+        *tiny,
+        f"model.name={model.parent.parent}/${{oc.env:MODEL_KEY}}/model",
+        f"dataset.data_path={data.parent.parent}/${{oc.env:DATA_KEY}}/rows.json",
+        "dataset.max_rows=null",
+        "dataset.system_prompt=ask ${oc.env:SYSTEM_SECRET} first",
+        "training.sample_prompts=['what is ${oc.env:PROMPT_PASSWORD}?']",
+        "+training.project='${oc.env:PROJECT_TOKEN}'",
+        f"+training.run_name=https://me:{PASSWORD}@host/run",
+        "training.report_to=tensorboard",
+        "training.save_steps=1",
+        "save.hub_model_id=org/${oc.env:HUB_TOKEN}",
+        "save.method=[lora,merged_16bit,gguf]",
+        "save.gguf_quantization=f16",
+        "hydra.run.dir=good",
+    ]
+    address = f"dataset.data_path=https://me:{PASSWORD}y@host/data.json"
+    processes = [run(*planted), run(*planted, "training.max_steps=3")]
+    processes += [run("task=export", "run=good", "save=lora", "save.verify=true", "hydra.run.dir=again")]
+    assert [process.returncode for process in processes] == [0, 0, 0], "".join(process.stderr for process in processes)
+    processes += [run(*tiny, address, "hydra.run.dir=bad"), run("-m", *tiny, address, "hydra.sweep.dir=swept", "seed=1,2")]
+    assert only_error(processes[3])
+
+    assert report_of(work / "good")["training"]["resumed_from"] == 2
+    assert "${oc.env:SYSTEM_SECRET}" in (work / "good" / "config.yaml").read_text()
+    texts = {"a stream": "".join(process.stdout + process.stderr for process in processes).encode()}
+    for file in (path for place in (work, cache) for path in place.rglob("*") if path.is_file()):
+        texts[str(file.relative_to(tmp_path))] = file.read_bytes()
+        if file.suffix == ".html":
+            texts[f"{file.name} as it is read"] = re.sub(rb"<[^>]*>", b"", file.read_bytes())
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as members:
+                texts |= {f"{file.relative_to(tmp_path)}/{name}": members.read(name) for name in members.namelist()}
+    kept = " ".join(texts)
+    assert all(name in kept for name in ("multirun.yaml", "Modelfile", "adapter_config.json", "training_args.bin/", "tfevents", "preview.html as"))
+    found = [f"{secret} in {name}" for name, text in texts.items() for secret in (PASSWORD, *secrets.values()) if secret.encode() in text]
+    assert not found, "\n".join(found)
+
+    for name, secret in secrets.items():
+        monkeypatch.setenv(name, secret)
+    assert {adapter_base(work / place)[0] for place in ("good/model/lora", "again/model", "good/checkpoints/checkpoint-3")} == {str(model)}
 
 
 def test_a_ruined_model_is_refused_and_a_worse_one_is_not():

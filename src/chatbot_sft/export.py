@@ -19,7 +19,7 @@ from chatbot_sft.model import ModelLoader
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
-from chatbot_sft.report.masking import resolved
+from chatbot_sft.report.masking import referring, resolved
 from chatbot_sft.run_directory import CONFIG
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import Evidence
@@ -129,8 +129,8 @@ def _weights(folder: Path, config: Mapping[str, Any], report: Mapping[str, Any])
 
 def _refuse_edited(folder: Path, config: Mapping[str, Any], checkpoint: checkpoints.Checkpoint) -> None:
     """Raises UserError where config.yaml no longer says how the adapter was made."""
-    lora = asdict(Config.from_mapping(config).lora)
-    trained = {key: value for key, value in checkpoint.record["identity"].items() if key.startswith("lora.")}
+    lora = referring(asdict(Config.from_mapping(config).lora))
+    trained = {key: value for key, value in referring(checkpoint.record["identity"]).items() if key.startswith("lora.")}
     edited = [f"{key} {value} → {lora[key[5:]]}" for key, value in trained.items() if key[5:] in lora and value != lora[key[5:]]]
     if edited:
         raise UserError(f"run={folder}: its {CONFIG} was edited: {', '.join(edited)}; set it back to what {checkpoint.folder.name} was trained with")

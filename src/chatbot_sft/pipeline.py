@@ -18,7 +18,7 @@ from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
 from chatbot_sft.data.preview import write_preview
 from chatbot_sft.data.template import render_as_of
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, listed
 from chatbot_sft.export import CONFIG, earlier_saver
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, add_adapter, embedded, hardware, memory
@@ -31,7 +31,7 @@ from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.loggers import check as check_loggers
 from chatbot_sft.report.markdown import write_markdown
-from chatbot_sft.report.masking import masked, referring
+from chatbot_sft.report.masking import by_name, masked, referring
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.run_report import new_report, now, write_json
 from chatbot_sft.report.words import moved, number
@@ -131,6 +131,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     config = adopt(config)
     settings = Config.from_mapping(config)
     effects.refuse(settings)
+    _check_secrets(settings)
     dataset_class = locate("dataset", settings.dataset._target_, DatasetLoader)
     model_class = locate("model", settings.model._target_, ModelLoader)
     locate("lora", settings.lora._target_, add_adapter)
@@ -227,6 +228,18 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         save(saver, report)
     if distributed.processes() > 1:
         trainer.trainer.accelerator.end_training()
+
+
+def _check_secrets(settings: Config) -> None:
+    """Say that a secret in the system prompt is trained into the model.
+
+    Raises:
+        UserError: one in a new token, whose text would be in the tokenizer of every checkpoint and export.
+    """
+    if by_name(settings.model.new_tokens) != settings.model.new_tokens:
+        raise UserError(f"model.new_tokens: {listed(by_name(settings.model.new_tokens))}: a token's text is in every file of the model; name another")
+    if by_name(settings.dataset.system_prompt) != settings.dataset.system_prompt:
+        log.warning("dataset.system_prompt: the secret in it is trained into the model, and stands in no file; an export's chat asks without it")
 
 
 def save(saver: ModelSaver, report: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.data.files import is_hub_id
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.hub import is_local
+from chatbot_sft.report.masking import by_name, resolved
 
 MARK = "export.json"  # in every export: what it was made from, and what was found of it
 NOWHERE = {"", ".", "..", "/", "~"}
@@ -89,10 +90,15 @@ def left_by(settings: Config, target: Path) -> bool:
     return read_mark(target) is not None and target.resolve().is_relative_to(Path(settings.paths.output_dir).resolve())
 
 
+def write_mark(folder: Path, mark: dict[str, Any]) -> None:
+    """export.json, in which `read_mark` resolves the names of secrets."""
+    (folder / MARK).write_text(json.dumps(by_name(mark), indent=2, ensure_ascii=False), encoding="utf-8")
+
+
 def read_mark(folder: Path) -> dict[str, Any] | None:
     """The export.json that stands in the export `folder`; None where there is none, or none of ours."""
     try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        mark = resolved(json.loads((folder / MARK).read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(mark, dict) and isinstance(mark.get("made_from"), dict) and isinstance(mark.get("export"), dict)

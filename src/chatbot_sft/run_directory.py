@@ -22,6 +22,7 @@ from yaml import YAMLError
 
 from chatbot_sft import distributed
 from chatbot_sft.errors import UserError
+from chatbot_sft.report.masking import referring
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -172,10 +173,10 @@ def other_export(folder: Path, config: Mapping[str, Any]) -> str:
         return ""
     if not isinstance(before, dict) or not isinstance(before.get("save"), dict) or not isinstance(config.get("save"), Mapping):
         return ""
-    aside = dict.fromkeys(("save", "paths"))
-    if before | aside != dict(config) | aside:
+    aside, now = dict.fromkeys(("save", "paths")), referring(dict(config))
+    if before | aside != now | aside:
         return ""
-    changed = {key: value for key, value in config["save"].items() if before["save"].get(key) != value}
+    changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}
     return " ".join(shlex.quote(f"save.{key}={_word(value)}") for key, value in changed.items())
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.encode import PIECE
-from chatbot_sft.data.preview import PreviewRow, PreviewToken
+from chatbot_sft.data.preview import HIDDEN, PreviewRow, PreviewToken
 from chatbot_sft.data.store import numbers
 from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.report.masking import MASK, places
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,10 +52,14 @@ def _row(
     begin = values["text"][: max(PIECE, 16 * len(values["labels"]))]  # of a very long row no more than is shown
     encoding = tokenizer.backend.encode(begin, add_special_tokens=False)
     specials = set(tokenizer.special_tokens.values())
+    secrets, told = places(begin), None  # told: the secret that the token before was a part of
     tokens = []
     shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range
     for number, (start, end), label in zip(encoding.ids, encoding.offsets, values["labels"], strict=False):
-        tokens.append(PreviewToken(values["text"][max(start, shown) : end], number, label >= 0, number in specials))
+        text, secret = values["text"][max(start, shown) : end], next((place for place in secrets if place[0] < end and start < place[1]), None)
+        hidden = secret and (MASK if secret != told else "", HIDDEN)
+        tokens.append(PreviewToken(*(hidden or (text, number)), label >= 0, number in specials))
+        told = secret
         shown = max(shown, end)
     problems = tuple(complaints.get((values["file"], values["row"]), ()))
     return PreviewRow(Path(values["file"]).name, values["row"], tuple(tokens), values["length"], bool(values["truncated"]), held_out, problems)

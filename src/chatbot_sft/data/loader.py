@@ -30,6 +30,7 @@ from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.data.unread import count, ordered
 from chatbot_sft.errors import UserError
+from chatbot_sft.report.masking import by_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +79,7 @@ class DatasetLoader:
         self.report: dict[str, Any] = {}
         self._chat: ChatTokenizer | None = None
         self._entry: store.Entry | None = None
-        self._scratch: tempfile.TemporaryDirectory | None = None  # the rows of a user's own function live as long as this loader
+        self._scratch: tempfile.TemporaryDirectory | None = None  # for rows that live as long as this loader
         self._entry_of: ChatTokenizer | None = None
         self._split: Split | None = None
 
@@ -186,14 +187,18 @@ class DatasetLoader:
         return self._chat
 
     def _opened(self, tokenizer: ChatTokenizer) -> store.Entry:
-        """The tokenised rows: those of this loader, of the cache, or made now. A formatting function of the user's is not known to the cache."""
+        """The tokenised rows: those of this loader, of the cache, or made now.
+
+        A formatting function of the user's is not known to the cache, and rows with a secret of the environment in them do not belong there.
+        """
         if self._entry is not None and self._entry_of.fingerprint == tokenizer.fingerprint:
             return self._entry
         if self._entry is None:
             self._note_files()
         else:
             log.warning("data: transformers loads this tokenizer otherwise than its tokenizer.json says; tokenising again, with what will be trained")
-        if self.writes_its_own_text:
+        dataset = asdict(self.settings.dataset)
+        if self.writes_its_own_text or by_name(dataset) != dataset:
             self._scratch = tempfile.TemporaryDirectory(prefix="chatbot_sft_rows_")
             file = Path(self._scratch.name, store.ROWS)
             self._entry = store.Entry(file, self._build(tokenizer, file), reused=False)

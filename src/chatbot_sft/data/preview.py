@@ -14,10 +14,17 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
+from chatbot_sft.report.masking import masked
+
+HIDDEN = -1  # in place of the id of a token that is a part of a secret
+
 
 @dataclass(frozen=True)
 class PreviewToken:
-    """`text` is the characters of this token, "" for the second and later tokens of a character that needs several."""
+    """`text` is the characters of this token, "" for the second and later tokens of a character that needs several.
+
+    Of a secret, the first token's text is *** and the others' "", and all have the `id` HIDDEN.
+    """
 
     text: str
     id: int
@@ -54,8 +61,8 @@ def page(title: str, facts: Sequence[tuple[str, str]], rows: Sequence[PreviewRow
         script_hash=base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode(),
         style=_STYLE,
         script=_SCRIPT,
-        title=_escape(title),
-        facts="".join(f"<div><dt>{_escape(name)}</dt><dd>{_escape(value)}</dd></div>" for name, value in facts),
+        title=_said(title),
+        facts="".join(f"<div><dt>{_said(name)}</dt><dd>{_said(value)}</dd></div>" for name, value in facts),
         filters=f"<fieldset><legend>only</legend>{''.join(filters)}</fieldset>" if filters else "",
         count=len(rows),
         rows="\n".join(map(_row, rows)),
@@ -79,10 +86,10 @@ def _row(row: PreviewRow) -> str:
     badges = ["<b>cut</b>"] if row.truncated else []
     if row.held_out:
         badges.append('<b title="measured on, not trained on">held out</b>')
-    problems = "".join(f"<li>{_escape(problem)}</li>" for problem in row.problems)
+    problems = "".join(f"<li>{_said(problem)}</li>" for problem in row.problems)
     parts = (
         f'<article data-is="{" ".join(_kinds(row))}">',
-        f"<header><h2>{_escape(row.file)}: <b>row {row.row}</b></h2><div>{size}, {trained:,} trained{''.join(badges)}</div></header>",
+        f"<header><h2>{_said(row.file)}: <b>row {row.row}</b></h2><div>{size}, {trained:,} trained{''.join(badges)}</div></header>",
         f"<ul>{problems}</ul>" if problems else "",
         _bar(row.tokens, missing),
         f"<p>{_text(row.tokens)}</p>",
@@ -136,6 +143,11 @@ _VISIBLE = {code: f"[U+{code:04X}]" for code in _CONTROLS}
 
 def _escape(text: str) -> str:
     return html.escape(text.translate(_VISIBLE))
+
+
+def _said(text: str) -> str:
+    """What stands around the conversations, without secrets."""
+    return _escape(masked(text))
 
 
 _STYLE = """

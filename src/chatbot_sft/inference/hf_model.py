@@ -14,7 +14,7 @@ from chatbot_sft.data.template import strftime_now
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference import room_for_answer
 from chatbot_sft.model import embedded
-from chatbot_sft.model.base import moved
+from chatbot_sft.model.base import moved, named
 from chatbot_sft.model.generate import as_text
 from chatbot_sft.model.hub import allow_network, is_local, readable_errors
 from chatbot_sft.model.quantization import nf4
@@ -162,8 +162,7 @@ def adapter_base(folder: Path) -> tuple[str | None, str | None]:
     if not file.is_file():
         return None, None
     config = json.loads(file.read_text(encoding="utf-8"))
-    base = config["base_model_name_or_path"]
-    base = embedded.found_again(base)
+    base = embedded.found_again(named(config["base_model_name_or_path"]))
     if is_local(base) and not Path(base).expanduser().is_dir():
         now = moved(folder)
         if now:

@@ -13,6 +13,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local, tokenizer_folder
 from chatbot_sft.places import read_mark
+from chatbot_sft.report.masking import resolved
 
 PROBE = 1 << 20  # bytes read from each end of a weights file
 ABOVE = 3  # folders above an export or a checkpoint in which its run directory is looked for
@@ -25,6 +26,12 @@ def located(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(name, str) or name == embedded.NAME or not Path(name).expanduser().is_dir():
         return config
     return {**config, "model": {**model, "name": str(Path(name).expanduser().resolve())}}
+
+
+def named(written: str) -> str:
+    """The base that an adapter_config.json has `written`. Of a folder the names of secrets are resolved; a hub id comes from anybody, and stays."""
+    place = resolved(written)
+    return place if Path(place).expanduser().is_dir() else written
 
 
 def weights_fingerprint(settings: Config) -> str:

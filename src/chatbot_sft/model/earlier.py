@@ -12,7 +12,7 @@ from typing import Any
 from chatbot_sft.config import ALL_LINEAR, Config, LoraConfig
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded
-from chatbot_sft.model.base import content, known_base
+from chatbot_sft.model.base import content, known_base, named
 from chatbot_sft.model.hub import is_local
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def _check_weights(where: str, folder: Path, found: Mapping[str, Any]) -> None:
 
 def _check_base(where: str, folder: Path, found: Mapping[str, Any], settings: Config) -> None:
     """Whether it was trained on the model that `settings` name, wherever that lies now."""
-    theirs, name = found["base_model_name_or_path"], settings.model.name
+    theirs, name = named(found["base_model_name_or_path"]), settings.model.name
     ours = embedded.resolve(name)
     if theirs == ours or (name == embedded.NAME and Path(theirs).name == Path(ours).name):
         return

@@ -19,6 +19,7 @@ from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.hub import allow_network, is_local, readable_errors, tokenizer_folder
 from chatbot_sft.model.tokens import add_tokens, extend_embeddings
 from chatbot_sft.model_files import check_folder, read_json, read_text
+from chatbot_sft.report.masking import by_name
 from chatbot_sft.targets import locate
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class ModelLoader:
             if self.settings.model.adapter:
                 load_weights(model, Path(self.settings.model.adapter), f"model.adapter={self.settings.model.adapter}")
         model.config.pad_token_id = tokenizer.pad_token_id
+        _name_secrets(model)
         trainable, total = count_parameters(model)
         if self.settings.model.adapter:
             lora = self.settings.lora
@@ -192,6 +194,15 @@ class ModelLoader:
         print(f"memory at peak    {stats['peak_memory_gb']:.2f} GB")
         if "training_memory_gb" in stats:
             print(f"added by training {stats['training_memory_gb']:.2f} GB (peak: {stats['peak_percent']:.1f}% of the device)")
+
+
+def _name_secrets(model: Any) -> None:
+    """Where the path of the base has a secret in it, libraries write the variable's name into adapter_config.json, model cards and logs."""
+    from peft import PeftModel
+
+    model.config.name_or_path = by_name(model.config.name_or_path)
+    for adapter in model.peft_config.values() if isinstance(model, PeftModel) else ():
+        adapter.base_model_name_or_path = by_name(adapter.base_model_name_or_path)
 
 
 def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name: str) -> None:

@@ -24,7 +24,7 @@ import yaml
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.report.markdown import markdown
-from chatbot_sft.report.masking import masked
+from chatbot_sft.report.masking import masked, masked_arguments
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -166,7 +166,7 @@ def _wandb(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any,
         synced = Path(run.settings.sync_dir).absolute()
         log.info("logs: %s", f"wandb is offline; `wandb sync {synced}` sends the run" if run.offline else f"wandb {run.url}")
         callback = WandbCallback()
-        callback.setup(trainer.args, trainer.state, trainer.model)
+        callback.setup(masked_arguments(trainer.args), trainer.state, trainer.model)
         ending = yield callback
         run.summary.update({**ending.figures, "report/status": ending.status})
         for name, text in ending.files.items():
@@ -205,7 +205,7 @@ def _mlflow(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any
             mlflow.log_params(dict(params[first : first + 100]))
         log.info("logs: mlflow ui --backend-store-uri %s", store if local else mlflow.get_tracking_uri())
         callback = MLflowCallback()
-        callback.setup(trainer.args, trainer.state, trainer.model)
+        callback.setup(masked_arguments(trainer.args), trainer.state, trainer.model)
         ending = yield callback
         mlflow.flush_async_logging()
         mlflow.log_metrics(ending.figures)
@@ -220,7 +220,7 @@ def _trackio(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[An
         from transformers.integrations import TrackioCallback
 
         callback = _until_the_end(TrackioCallback)()
-        callback.setup(trainer.args, trainer.state, trainer.model)
+        callback.setup(masked_arguments(trainer.args), trainer.state, trainer.model)
         trackio.config.update(_texts(config))
         log.info("logs: TRACKIO_DIR=%s trackio show --project %s", os.environ["TRACKIO_DIR"], trainer.args.project)
         ending = yield callback
@@ -235,9 +235,15 @@ OPEN = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow, "tracki
 
 
 def _until_the_end(callback: type) -> type:
-    """`callback` without its `on_train_end`, which would close the logger: the last evaluation and the report come after the training."""
+    """`callback` without its `on_train_end`, which would close the logger: the last evaluation and the report come after the training.
+
+    What it writes of the arguments as the training begins has no secrets.
+    """
 
     class Callback(callback):
+        def on_train_begin(self, args: Any, *others: Any, **kwargs: Any) -> None:
+            super().on_train_begin(masked_arguments(args), *others, **kwargs)
+
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping
@@ -46,11 +47,35 @@ def is_secret(name: str) -> bool:
 
 def referring(value: Any) -> Any:
     """`masked`, but with `${oc.env:NAME}` for what an environment variable holds, so that `resolved` finds it again."""
-    return _masked(value, {text: f"${{oc.env:{name}}}" for text, name in _named_environment().items()})
+    return _masked(value, _references())
+
+
+def by_name(value: Any) -> Any:
+    """A copy of `value` with `${oc.env:NAME}` for what an environment variable holds, and else as it is.
+
+    For what a model or a library reads again: what only looks like a secret stays there.
+    """
+    return _by_name(value, _references())
+
+
+def places(text: str) -> list[tuple[int, int]]:
+    """(begin, end) of everything in `text` that an environment variable holds."""
+    long = (secret for secret in _named_environment() if len(secret) >= SHORTEST)
+    return [found.span() for secret in long for found in re.finditer(re.escape(secret), text)]
+
+
+def masked_arguments(arguments: Any) -> Any:
+    """A copy of an object of settings, as transformers keeps and logs its training arguments, with *** for every secret."""
+    found = vars(arguments)
+    plain = {name: value for name, value in found.items() if isinstance(value, (str, list, dict))}
+    clean = masked(plain)
+    made = copy.copy(arguments)
+    vars(made).update({name: clean[name] for name, value in plain.items() if clean[name] != value})
+    return made
 
 
 def resolved(value: Any) -> Any:
-    """What `referring` wrote, with the environment's values in place again; a variable that is gone leaves its name."""
+    """What `referring` or `by_name` wrote, with the environment's values in place again; a variable that is gone leaves its name."""
     if isinstance(value, Mapping):
         return {key: resolved(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -80,6 +105,27 @@ def _environment() -> dict[str, str]:
     return dict.fromkeys(_named_environment(), MASK)
 
 
+def _references() -> dict[str, str]:
+    return {text: f"${{oc.env:{name}}}" for text, name in _named_environment().items()}
+
+
+def _by_name(value: Any, references: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _by_name(item, references) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_by_name(item, references) for item in value]
+    return _replaced(value, references) if isinstance(value, str) else value
+
+
+def _replaced(text: str, secrets: Mapping[str, str]) -> str:
+    if text in secrets and len(text) >= 4:
+        return secrets[text]
+    for secret, instead in secrets.items():
+        if len(secret) >= SHORTEST:
+            text = text.replace(secret, instead)
+    return text
+
+
 def _masked(value: Any, secrets: Mapping[str, str]) -> Any:
     """`secrets` maps each to what stands for it."""
     if isinstance(value, Mapping):
@@ -88,12 +134,7 @@ def _masked(value: Any, secrets: Mapping[str, str]) -> Any:
         return [_masked(item, secrets) for item in value]
     if not isinstance(value, str):
         return value
-    if value in secrets and len(value) >= 4:
-        return secrets[value]
-    for secret, instead in secrets.items():
-        if len(secret) >= SHORTEST:
-            value = value.replace(secret, instead)
-    value = KNOWN_SHAPE.sub(MASK, value)
+    value = KNOWN_SHAPE.sub(MASK, _replaced(value, secrets))
     return ASSIGNMENT.sub(_assigned, value)
 
 

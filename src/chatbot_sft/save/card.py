@@ -12,6 +12,7 @@ from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markup import cell, inline
+from chatbot_sft.report.masking import by_name, masked
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import moved, number
@@ -36,7 +37,7 @@ def write_card(trained: Trained, export: Export, folder: Path) -> None:
     alone = Path(export.path).suffix == ".gguf"  # a file without a folder, so without a picture beside its card
     picture = None if alone else write_loss_figure(report.get("training", {}), report.get("evaluations", []), folder)
     lines = [*_front_matter(trained, export), "", *_body(trained, export, picture is not None)]
-    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(masked("\n".join(lines) + "\n"), encoding="utf-8")
 
 
 def _front_matter(trained: Trained, export: Export) -> Iterator[str]:
@@ -78,7 +79,7 @@ def licence_of(settings: Config) -> str | None:
 
 
 def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
-    settings, report = trained.settings, trained.report
+    settings, report = trained.settings, masked(trained.report)  # before markup writes a part of a secret in another way
     target = Path(export.path).name.removesuffix(".gguf")
     yield f"# {inline(target)}: {TITLES[export.method]}"
     yield ""
@@ -182,6 +183,6 @@ def _base(settings: Config) -> str:
 def _question(trained: Trained) -> list[dict[str, str]]:
     """The shortest question of the data, behind its usual system prompt."""
     asked = [prompt[-1]["content"] for prompt in trained.evidence.prompts if prompt != ANY_PROMPT and isinstance(prompt[-1].get("content"), str)]
-    system = trained.evidence.system_prompt or trained.settings.dataset.system_prompt
+    system = trained.evidence.system_prompt or by_name(trained.settings.dataset.system_prompt)
     opening = [{"role": "system", "content": system}] if system else []
     return [*opening, {"role": "user", "content": min(asked, key=len, default=QUESTION)}]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.data.template import today
+from chatbot_sft.report.masking import by_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,13 +64,14 @@ class Evidence:
 def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Evidence:
     """From the rows that were trained on; the conversations are held-out ones where there are any.
 
-    Both have input_ids and labels, and opening (JSON: the messages before the first answer) where `DatasetLoader` made them.
+    Both have input_ids and labels, and opening (JSON: the messages before the first answer) where `DatasetLoader` made them. Secrets of the environment
+    stand in the prompts by the variables' names: an export is asked the same as the trained model, whatever it is.
     """
     shown = dataset if eval_dataset is None else eval_dataset
     longest, ends = _answers(dataset)
     control = [token for token in ends if tokenizer.added_tokens_decoder.get(token) and tokenizer.added_tokens_decoder[token].special]
     prompts = [opening for opening in _openings(shown) if opening][:PROMPTS] or [ANY_PROMPT]
-    return Evidence(_rows(shown), prompts, longest, control, usual_system_prompt(dataset))
+    return Evidence(_rows(shown), by_name(prompts), longest, control, by_name(usual_system_prompt(dataset)))
 
 
 def _rows(dataset: Dataset) -> list[Row]:

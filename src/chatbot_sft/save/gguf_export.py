@@ -11,6 +11,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local, tokenizer_folder
+from chatbot_sft.report.masking import by_name
 from chatbot_sft.save import llama_cpp
 from chatbot_sft.save.gguf_file import WRITTEN, check_architecture, write_gguf
 from chatbot_sft.save.gguf_vocab import adds_bos, read_vocabulary
@@ -74,7 +75,7 @@ def write_gguf_files(trained: Trained, folder: Path) -> None:
 def _modelfile(trained: Trained, files: list[str]) -> str:
     tokenizer, evidence = trained.tokenizer, trained.evidence
     stops = tokenizer.convert_ids_to_tokens(evidence.ends) or [tokenizer.eos_token]
-    system = trained.settings.dataset.system_prompt or evidence.system_prompt
+    system = by_name(trained.settings.dataset.system_prompt) or evidence.system_prompt
     made = modelfile(files, trained.template, stops, system, bos=tokenizer.bos_token if adds_bos(tokenizer) else None)
     if made.problem:
         log.warning("save: Modelfile: %s", made.problem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import time
@@ -16,7 +15,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.base import description
-from chatbot_sft.places import MARK, check_export, gguf_companions, left_by, read_mark, targets
+from chatbot_sft.places import check_export, gguf_companions, left_by, read_mark, targets, write_mark
 from chatbot_sft.save import hub_push
 from chatbot_sft.save.adapter import write_adapter
 from chatbot_sft.save.card import CARD, write_card
@@ -163,7 +162,7 @@ class ModelSaver:
                 "export": asdict(export),
                 "system_prompt": self._system_prompt(),
             }
-            (folder / MARK).write_text(json.dumps(mark, indent=2, ensure_ascii=False), encoding="utf-8")
+            write_mark(folder, mark)
 
         try:
             with quiet():
@@ -235,7 +234,7 @@ class ModelSaver:
             write_adapter(trained, folder)
             export = Export("lora", str(place), _sizes(folder))
             mark = {"made_from": self._made_from(trained, "lora"), "base": description(self.settings, place), "export": asdict(export)}
-            (folder / MARK).write_text(json.dumps(mark, indent=2, ensure_ascii=False), encoding="utf-8")
+            write_mark(folder, mark)
 
         return build_folder(place, build, replace=True)
 

@@ -10,6 +10,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.model.loader import autocast_dtype
 from chatbot_sft.optimization import REPLACED
 from chatbot_sft.report import loggers
+from chatbot_sft.report.masking import masked
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -71,6 +72,7 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
     if training.eval_steps is not None:
         arguments |= {"eval_strategy": "steps", "eval_steps": steps_or_share(training.eval_steps), "metric_for_best_model": "eval_loss"}
     arguments |= settings.sft_arguments
+    arguments |= masked({name: arguments[name] for name in ("run_name", "project")})  # which every logger shows
     if training.load_best_model_at_end and arguments.get("save_strategy") == "no":
         arguments["save_strategy"] = "best"
     try:

@@ -22,6 +22,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
+from chatbot_sft.report.masking import referring
 
 log = logging.getLogger(__name__)
 
@@ -226,14 +227,14 @@ def find_origin(settings: Config) -> Origin:
         if found is None and _named(Path(settings.training.output_dir)):
             log.warning("resume: no whole checkpoint is left in %s; the training begins anew", settings.training.output_dir)
     else:
-        asked = str(Path(resume).expanduser().resolve())
+        asked = referring(str(Path(resume).expanduser().resolve()))
         begun = own is not None and any(isinstance(entry, dict) and entry.get("asked") == asked for entry in own.record["resumes"])
         found = own if begun else _at(Path(resume).expanduser(), f"training.resume={resume}")
     if found is None:
         return Origin()
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    entry = {"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked}
+    entry = referring({"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked})
     origin = Origin(datetime.fromisoformat(found.record["started"]), found, [*found.record["resumes"], entry], extended=longer(found, settings))
     if origin.extended:
         training = settings.training
@@ -324,7 +325,7 @@ REPORTING = re.compile(r"(log|save|hub|report|run_name|project|trackio|dataloade
 def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> dict[str, Any]:
     """What decides a run's result, as flat "section.key" → JSON value. `fingerprint` is that of the training rows.
 
-    The effective batch size stands for its factors. What only an imported engine knows is added later, see `resolved`.
+    Secrets are left out of it: a token that was renewed makes no other run. The effective batch size stands for its factors. What only an imported engine knows is added later, see `resolved`.
     """
     sections = settings.to_dict()
     for name in ("model", "lora", "training"):  # with the keys that a user's own class takes
@@ -343,7 +344,7 @@ def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> d
         for key, value in sorted(sections[name].items()):
             if key not in aside and not (key in passed and REPORTING.match(key)):
                 values[f"{name}.{key}"] = value
-    return json.loads(json.dumps(values, default=str))
+    return referring(json.loads(json.dumps(values, default=str)))
 
 
 def resolved(engine: str, dtype: str, optim: str) -> dict[str, Any]:
@@ -361,7 +362,7 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
     origin.identity |= now
     if origin.checkpoint is None:
         return
-    before = origin.checkpoint.record["identity"]
+    before = referring(origin.checkpoint.record["identity"])  # earlier versions kept secrets in it
     keys = [*now, *(key for key in before if whole and key not in now and key not in resolved("", "", ""))]
     keys = [key for key in keys if not (origin.extended and key in LENGTH)]
     changed = [f"{key} {_shown(before, key)} → {_shown(now, key)}" for key in keys if before.get(key) != now.get(key)]

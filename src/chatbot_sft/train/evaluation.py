@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from chatbot_sft.report.masking import masked
 from chatbot_sft.report.run_report import finite
 from chatbot_sft.train.sampler import row_lengths
 
@@ -208,7 +209,7 @@ class Evaluations(TrainerCallback):
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(finite(record), ensure_ascii=False) + "\n"
+    return json.dumps(finite(masked(record)), ensure_ascii=False) + "\n"
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

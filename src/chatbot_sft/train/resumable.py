@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from chatbot_sft import preemption
 from chatbot_sft.errors import UserError
+from chatbot_sft.report.masking import masked_arguments
 from chatbot_sft.save.saver import is_write_error
 from chatbot_sft.train import checkpoints
 from chatbot_sft.train.checkpoints import Origin
@@ -48,6 +49,7 @@ class Resumable:
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+                torch.save(masked_arguments(self.args), staged / TRAINING_ARGS_NAME)
                 checkpoints.publish(staged, target, self._record())
         except Exception as error:
             shutil.rmtree(self._staging, ignore_errors=True)
