@@ -186,6 +186,31 @@ def test_a_checkpoint_may_be_copied_and_renamed(tmp_path):
     assert checkpoints.find_origin(from_config(tmp_path / "new", resume=str(copy))).checkpoint.step == 4
 
 
+def test_a_checkpoint_names_secrets_and_a_renewed_one_makes_no_other_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "weights_fingerprint", lambda settings: "model")
+    given = {"training": {"note": "first-token-1", "api_key": "typed"}}
+
+    def identity():
+        return checkpoints.identity(given, from_config(tmp_path), "rows")
+
+    monkeypatch.setenv("MY_TOKEN", "first-token-1")
+    written, raw = identity(), {**identity(), "training.note": "first-token-1", "training.api_key": "typed"}  # raw: of an earlier version
+    assert (written["training.note"], written["training.api_key"], written["lora.bias"]) == ("${oc.env:MY_TOKEN}", "***", "none")
+    for number, kept in enumerate((written, raw)):
+        planted(tmp_path / str(number) / "checkpoints", 4, identity=kept)
+        origin = checkpoints.find_origin(from_config(tmp_path / str(number)))
+        checkpoints.refuse_changes(origin, identity(), whole=True)
+    monkeypatch.setenv("MY_TOKEN", "second-token-2")
+    monkeypatch.setenv("OPENAI_API_KEY", "none")  # as lora.bias is
+    given["training"]["note"] = "second-token-2"
+    origin = checkpoints.find_origin(from_config(tmp_path / "0"))
+    checkpoints.refuse_changes(origin, identity(), whole=True)
+    assert "second-token-2" not in str(origin.identity)
+    given["training"]["note"] = "a word"
+    with pytest.raises(UserError, match=r"other settings: training.note \$\{oc.env:MY_TOKEN\} → a word"):
+        checkpoints.refuse_changes(origin, identity(), whole=True)
+
+
 # ---- more steps for a run that has ended
 
 

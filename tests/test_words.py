@@ -13,9 +13,11 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference.hf_model import adapter_base
 from chatbot_sft.inference.opening import find
-from chatbot_sft.pipeline import refuse_ruined, warnings
+from chatbot_sft.model.base import named
+from chatbot_sft.pipeline import check_secrets, refuse_ruined, warnings
+from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.markup import cell, inline, quoted
-from chatbot_sft.report.masking import masked, referring, resolved
+from chatbot_sft.report.masking import by_name, masked, places, referring, resolved
 from chatbot_sft.report.plain import plain, plain_line, uncoloured
 from chatbot_sft.report.run_report import write_json as write_report
 from chatbot_sft.report.words import moved, number
@@ -83,6 +85,27 @@ def test_a_masked_configuration_is_read_from_the_environment_again(monkeypatch):
     kept = referring(config)
     assert kept["model"]["name"] == "${oc.env:MY_MODEL_TOKEN}"
     assert resolved(kept) == config
+
+
+def test_what_is_read_again_keeps_all_but_the_environments_secrets(monkeypatch, tmp_path):
+    monkeypatch.setenv("MY_TOKEN", "a-folder-or-token")
+    row = {"content": "password=typed, a-folder-or-token", "api_key": {"type": "string"}}
+    assert by_name(row) == {"content": "password=typed, ${oc.env:MY_TOKEN}", "api_key": {"type": "string"}}
+    assert places("x a-folder-or-token!") == [(2, 19)]
+    (tmp_path / "a-folder-or-token").mkdir()
+    assert named(by_name(str(tmp_path / "a-folder-or-token"))) == str(tmp_path / "a-folder-or-token")
+    assert named("somebody/${oc.env:MY_TOKEN}") == "somebody/${oc.env:MY_TOKEN}"  # or an adapter's author had it sent to the hub
+    write_mark(tmp_path, {"made_from": {}, "base": {"relative": "../a-folder-or-token"}, "export": {"files": {}}})
+    assert "a-folder-or-token" not in (tmp_path / "export.json").read_text()
+    assert read_mark(tmp_path)["base"] == {"relative": "../a-folder-or-token"}
+
+
+def test_a_secret_is_no_new_token_and_is_said_to_be_trained(monkeypatch, caplog):
+    monkeypatch.setenv("MY_TOKEN", "<|not for others|>")
+    with pytest.raises(UserError, match=r"^model.new_tokens: <a>, \$\{oc.env:MY_TOKEN\}: a token's text is in every file"):
+        check_secrets(Config.from_mapping({"model": {"new_tokens": ["<a>", "<|not for others|>"]}}))
+    check_secrets(Config.from_mapping({"dataset": {"system_prompt": "say <|not for others|>"}}))
+    assert [record.getMessage()[:60] for record in caplog.records] == ["dataset.system_prompt: the secret in it is trained into the "]
 
 
 def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_path, monkeypatch):

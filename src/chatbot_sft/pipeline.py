@@ -131,7 +131,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     config = adopt(config)
     settings = Config.from_mapping(config)
     effects.refuse(settings)
-    _check_secrets(settings)
+    check_secrets(settings)
     dataset_class = locate("dataset", settings.dataset._target_, DatasetLoader)
     model_class = locate("model", settings.model._target_, ModelLoader)
     locate("lora", settings.lora._target_, add_adapter)
@@ -230,7 +230,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         trainer.trainer.accelerator.end_training()
 
 
-def _check_secrets(settings: Config) -> None:
+def check_secrets(settings: Config) -> None:
     """Say that a secret in the system prompt is trained into the model.
 
     Raises:

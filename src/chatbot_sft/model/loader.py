@@ -200,9 +200,12 @@ def _name_secrets(model: Any) -> None:
     """Where the path of the base has a secret in it, libraries write the variable's name into adapter_config.json, model cards and logs."""
     from peft import PeftModel
 
-    model.config.name_or_path = by_name(model.config.name_or_path)
-    for adapter in model.peft_config.values() if isinstance(model, PeftModel) else ():
-        adapter.base_model_name_or_path = by_name(adapter.base_model_name_or_path)
+    base = model
+    if isinstance(model, PeftModel):
+        base = model.get_base_model()
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path = by_name(adapter.base_model_name_or_path)
+    base.name_or_path = base.config.name_or_path = by_name(base.name_or_path)
 
 
 def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name: str) -> None:

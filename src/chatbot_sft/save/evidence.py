@@ -64,8 +64,8 @@ class Evidence:
 def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Evidence:
     """From the rows that were trained on; the conversations are held-out ones where there are any.
 
-    Both have input_ids and labels, and opening (JSON: the messages before the first answer) where `DatasetLoader` made them. Secrets of the environment
-    stand in the prompts by the variables' names: an export is asked the same as the trained model, whatever it is.
+    Both have input_ids and labels, and opening (JSON: the messages before the first answer) where `DatasetLoader` made them. In the prompts a
+    secret of the environment stands by its variable's name: the trained model and the export are asked the same.
     """
     shown = dataset if eval_dataset is None else eval_dataset
     longest, ends = _answers(dataset)

@@ -22,7 +22,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
-from chatbot_sft.report.masking import referring
+from chatbot_sft.report import masking
 
 log = logging.getLogger(__name__)
 
@@ -227,15 +227,17 @@ def find_origin(settings: Config) -> Origin:
         if found is None and _named(Path(settings.training.output_dir)):
             log.warning("resume: no whole checkpoint is left in %s; the training begins anew", settings.training.output_dir)
     else:
-        asked = referring(str(Path(resume).expanduser().resolve()))
-        begun = own is not None and any(isinstance(entry, dict) and entry.get("asked") == asked for entry in own.record["resumes"])
+        asked = masking.referring(str(Path(resume).expanduser().resolve()))
+        resumes = masking.referring(own.record["resumes"]) if own else []
+        begun = any(isinstance(entry, dict) and entry.get("asked") == asked for entry in resumes)
         found = own if begun else _at(Path(resume).expanduser(), f"training.resume={resume}")
     if found is None:
         return Origin()
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    entry = referring({"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked})
-    origin = Origin(datetime.fromisoformat(found.record["started"]), found, [*found.record["resumes"], entry], extended=longer(found, settings))
+    entry = {"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked}
+    resumes = masking.referring([*found.record["resumes"], entry])
+    origin = Origin(datetime.fromisoformat(found.record["started"]), found, resumes, extended=longer(found, settings))
     if origin.extended:
         training = settings.training
         length = f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
@@ -325,7 +327,8 @@ REPORTING = re.compile(r"(log|save|hub|report|run_name|project|trackio|dataloade
 def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> dict[str, Any]:
     """What decides a run's result, as flat "section.key" → JSON value. `fingerprint` is that of the training rows.
 
-    Secrets are left out of it: a token that was renewed makes no other run. The effective batch size stands for its factors. What only an imported engine knows is added later, see `resolved`.
+    A secret of the environment stands in it by its variable's name: renewing one makes no other run. The effective batch size stands for its factors.
+    What only an imported engine knows is added later, see `resolved`.
     """
     sections = settings.to_dict()
     for name in ("model", "lora", "training"):  # with the keys that a user's own class takes
@@ -344,7 +347,7 @@ def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> d
         for key, value in sorted(sections[name].items()):
             if key not in aside and not (key in passed and REPORTING.match(key)):
                 values[f"{name}.{key}"] = value
-    return referring(json.loads(json.dumps(values, default=str)))
+    return masking.referring(json.loads(json.dumps(values, default=str)))
 
 
 def resolved(engine: str, dtype: str, optim: str) -> dict[str, Any]:
@@ -362,13 +365,15 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
     origin.identity |= now
     if origin.checkpoint is None:
         return
-    before = referring(origin.checkpoint.record["identity"])  # earlier versions kept secrets in it
+    before = masking.referring(origin.checkpoint.record["identity"])  # earlier versions kept secrets in it
     keys = [*now, *(key for key in before if whole and key not in now and key not in resolved("", "", ""))]
     keys = [key for key in keys if not (origin.extended and key in LENGTH)]
-    changed = [f"{key} {_shown(before, key)} → {_shown(now, key)}" for key in keys if before.get(key) != now.get(key)]
+    # A variable that was set meanwhile may hold what a setting says ("none").
+    changed = [key for key in keys if masking.resolved(before.get(key)) != masking.resolved(now.get(key))]
     if changed:
+        differences = [f"{key} {_shown(before, key)} → {_shown(now, key)}" for key in changed]
         raise UserError(
-            f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(changed)}. Set them back, name another run "
+            f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(differences)}. Set them back, name another run "
             "directory (hydra.run.dir=DIR), or start afresh in this one with training.resume=never"
         )
 
