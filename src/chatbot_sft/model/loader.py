@@ -205,7 +205,7 @@ def _name_secrets(model: Any) -> None:
         base = model.get_base_model()
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = by_name(adapter.base_model_name_or_path)
-    base.name_or_path = base.config.name_or_path = by_name(base.name_or_path)
+    base.name_or_path, base.config.name_or_path = by_name(base.name_or_path), by_name(base.config.name_or_path)
 
 
 def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name: str) -> None:
