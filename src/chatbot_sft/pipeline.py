@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chatbot_sft import bounds, distributed, effects, places, preemption
+from chatbot_sft import bounds, distributed, effects, places, preemption, start
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
@@ -35,7 +35,7 @@ from chatbot_sft.report.masking import masked, referring
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.run_report import new_report, now, write_json
 from chatbot_sft.report.words import moved, number
-from chatbot_sft.run_directory import held, refuse_taken
+from chatbot_sft.run_directory import held
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import usual_system_prompt
 from chatbot_sft.targets import locate
@@ -62,8 +62,7 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     places.check_run(settings)
     report = new_report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
-        refuse_taken(config, settings)
-        checkpoints.refuse_completed(settings)
+        start.refuse(config)
         loggers.enter_context(run_log(folder, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
