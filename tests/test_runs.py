@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import pytest
 from conftest import conversations, only_error, report_of, write_json
 
+from chatbot_sft import distributed
 from chatbot_sft.cli import flags_first
 
 GOOD = ("task=check", "dataset.data_path=my.json")
@@ -290,8 +292,8 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    OmegaConf.register_new_resolver("started", lambda form: form, replace=True)
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": "outputs/${started:20-01-55}"}}})
+    monkeypatch.setattr(distributed, "started", lambda: datetime(2026, 11, 22, 20, 1, 55))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": "outputs/${started:%H-%M-%S}"}}})
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", rank)
