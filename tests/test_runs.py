@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import pytest
 from conftest import conversations, only_error, report_of, write_json
 
+from chatbot_sft import distributed
 from chatbot_sft.cli import flags_first
 
 GOOD = ("task=check", "dataset.data_path=my.json")
@@ -201,12 +203,123 @@ def test_the_command_of_a_report_names_its_directory(launch, tmp_path, data):
     assert json.loads((folder / "report.json").read_text())["command"].endswith(f"lora.r=16 hydra.run.dir={folder}")
 
 
+# What a refused start leaves
+
+
+def seen(folder):
+    """Every file below `folder` with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "training.nonsense=1",
+        "training.max_steps=-1",
+        "hydra.run.dir=my.json",
+        "hydra.run.dir=my.json/below",
+        "dataset.data_path=my.json training.output_dir=.",
+        "dataset.data_path=my.json training.output_dir=. hydra.run.dir=deep/er",
+        "dataset.data_path=my.json hydra.run.dir=finished",
+        "task=check dataset.data_path=my.json hydra.run.dir=finished",
+        "task=export run=finished lora.r=4",
+        "dataset.data_path=my.json hydra.run.dir=running",
+        "-m lora.r=8,-1",
+        "-m dataset.data_path=my.json seed=1,2 hydra.sweep.dir=running",
+        "-m seed=1,2 hydra.sweep.dir=my.json/below",
+    ],
+)
+def test_nothing_is_left_of_a_run_that_was_refused_before_it_started(launch, tmp_path, data, words):
+    from filelock import FileLock
+
+    training_in(tmp_path / "finished")
+    (tmp_path / "running").mkdir()
+    with FileLock(tmp_path / "running" / ".lock"):
+        before = seen(tmp_path)
+        only_error(launch(*words.split()))
+        assert seen(tmp_path) == before
+
+
+def test_what_a_start_left_is_withdrawn_and_what_a_run_wrote_is_not(tmp_path):
+    from chatbot_sft.run_directory import Claim
+
+    def start_in(folder, *more):
+        claim = Claim.of(folder)
+        (folder / ".hydra").mkdir(parents=True)
+        for name in (".hydra/config.yaml", ".lock", "multirun.yaml", *more):
+            (folder / name).write_text("")
+        claim.withdraw()
+
+    start_in(tmp_path / "a" / "b" / "c")
+    assert not (tmp_path / "a").exists()
+    start_in(tmp_path / "run", "run.log")
+    assert seen(tmp_path / "run").keys() == {".hydra", ".hydra/config.yaml", ".lock", "multirun.yaml", "run.log"}
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("")
+    start_in(mine)
+    assert seen(mine).keys() == {"notes.txt"}
+
+
+# Who holds a directory
+
+
+def test_the_holder_names_its_command_without_secrets(tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    from chatbot_sft.errors import UserError
+    from chatbot_sft.run_directory import LONGEST, held
+
+    monkeypatch.setattr(sys, "argv", ["/x/chatbot_sft/__main__.py", "model.token=abc def", "dataset.data_path=https://me:pass-word@host/a b.json"])
+    with held(tmp_path / "run"):
+        kept = (tmp_path / "run" / ".lock.json").read_text()
+    command = json.loads(kept)["command"]
+    assert command == "python -m chatbot_sft 'model.token=***' 'dataset.data_path=https://***@host/a b.json'"
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UserError) as error, held(tmp_path / "run"):
+        pass
+    assert f"process {os.getpid()} on {os.uname().nodename} ({command}) is running in it; wait for its end" in str(error.value)
+    monkeypatch.setattr(sys, "argv", ["chatbot-sft", *["lora.r=8"] * 100])
+    with held(tmp_path / "run"):
+        assert len(json.loads((tmp_path / "run" / ".lock.json").read_text())["command"]) == LONGEST
+
+
+def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_path, monkeypatch, capsys):
+    """Its processes name the directory each for itself, by the start of their launcher: no suffix could reach the others."""
+    from filelock import FileLock
+    from omegaconf import OmegaConf
+
+    from chatbot_sft.run_directory import ClaimDirectory
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "started", lambda: datetime(2026, 11, 22, 20, 1, 55))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": "outputs/${started:%H-%M-%S}"}}})
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        folder = tmp_path / "outputs" / "20-01-55"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock.json").write_text('{"pid": 4711, "host": "here", "command": "chatbot-sft"}')
+        with FileLock(folder / ".lock"):
+            if rank == "1":
+                ClaimDirectory().on_multirun_start(config)
+                break
+            with pytest.raises(SystemExit) as refused:
+                ClaimDirectory().on_multirun_start(config)
+    assert refused.value.code == (
+        "error: outputs/20-01-55: process 4711 on here (chatbot-sft) is running in it; wait for its end, "
+        "or name another directory (hydra.run.dir=DIR)"
+    )
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["20-01-55"]
+
+
 # Sweeps
 
 
 def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(launch, tmp_path, data):
     process = launch("-m", "task=check", "dataset.data_path=nowhere.json,my.json,neither.json")
     assert process.returncode == 1
+    assert "Error executing job" not in process.stderr
     told = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert [line.partition(":")[2].split(":")[0].strip() for line in told] == ["job 0", "job 2", "2 of 3 jobs failed"]
     assert "nowhere.json: no such data file" in told[0]

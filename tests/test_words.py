@@ -14,7 +14,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.inference.hf_model import adapter_base
 from chatbot_sft.inference.opening import find
 from chatbot_sft.model.base import named
-from chatbot_sft.pipeline import check_secrets, refuse_ruined, warnings
+from chatbot_sft.pipeline import check_secrets, refuse_ruined, rows_warnings, warnings
 from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.masking import by_name, masked, places, referring, resolved
@@ -164,16 +164,59 @@ def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_pa
     assert {adapter_base(work / place)[0] for place in ("good/model/lora", "again/model", "good/checkpoints/checkpoint-3")} == {str(model)}
 
 
-def test_a_ruined_model_is_refused_and_a_worse_one_is_not():
+def losses(before, after, rows_before=None, rows=None):
+    return {"eval_loss_before": before, "eval_loss": after, "rows_loss_before": rows_before, "rows_loss": rows, "weights_of_step": 24}
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (losses(2.75, 5.6), "held out 2.750 → 5.600 (limit 5.500)"),
+        (losses(2.75, math.nan), "held out 2.750 → no number"),
+        (losses(2.75, 5.4), None),
+        (losses(None, None), None),
+        (losses(None, None, 2.75, 5.6), "the loss of trained conversations 2.750 → 5.600 (limit 5.500)"),
+        (losses(None, None, 2.75, math.nan), "the loss of trained conversations 2.750 → no number"),
+        (losses(None, None, 2.75, 3.2), None),
+        (losses(None, None, 0.01, 0.4), None),  # half a nat is granted to what was learned by heart
+        (losses(None, None, 8.0, 11.4), "(limit 11.303)"),  # below twice the loss, above chance
+        (losses(None, None, 10.9, 11.35), None),  # random weights begin at chance
+    ],
+)
+def test_a_ruined_model_is_refused_and_a_worse_one_is_not(training, said):
+    refuse_ruined(training, Config.from_mapping({"training": {"learning_rate": 100, "stop_on_divergence": False}}), 49152)
     settings = Config.from_mapping({"training": {"learning_rate": 100}})
-    regardless = Config.from_mapping({"training": {"learning_rate": 100, "stop_on_divergence": False}})
-    for after in (5.6, math.nan):
-        training = {"eval_loss_before": 2.75, "eval_loss": after, "weights_of_step": 24}
-        with pytest.raises(UserError, match=r"^training ruined the model: held out 2\.750 → .*checkpoint-24"):
-            refuse_ruined(training, settings)
-        refuse_ruined(training, regardless)
-    refuse_ruined({"eval_loss_before": 2.75, "eval_loss": 5.4, "weights_of_step": 24}, settings)
-    refuse_ruined({"eval_loss_before": None, "eval_loss": None, "weights_of_step": 24}, settings)
+    if said is None:
+        refuse_ruined(training, settings, 49152)
+        return
+    with pytest.raises(UserError, match=r"^training ruined the model: .*checkpoint-24") as error:
+        refuse_ruined(training, settings, 49152)
+    assert said in str(error.value)
+
+
+def test_trained_conversations_that_became_less_likely_are_a_warning():
+    assert rows_warnings(None, None) == rows_warnings(2.0, 1.9) == rows_warnings(2.0, 2.009) == []
+    assert rows_warnings(2.0, 3.0) == ["the loss of trained conversations ended worse than it began: 2.000 → 3.000 (50% higher)"]
+    assert rows_warnings(2.0, math.nan) == ["the loss of trained conversations ended worse than it began: 2.000 → no number"]
+
+
+def test_a_short_run_with_nothing_held_out_that_ruined_its_model_is_no_success(launch, tiny, tmp_path):
+    """Two steps, too few for the guard, which looks before a step and not after the last; an ordinary and a tiny learning rate pass."""
+    common = ("-m", *tiny, "training.warmup_steps=0", "dataset.max_rows=9", "dataset.eval_fraction=0", "save=lora")
+    process = launch(*common, "training.learning_rate=100,1e-3,1e-9", "hydra.sweep.dir=sweep")
+    assert process.returncode == 1
+    ruined, good, still = (json.loads((tmp_path / "sweep" / number / "report.json").read_text()) for number in "012")
+    assert (ruined["status"], good["status"], still["status"]) == ("failed", "completed", "completed"), process.stderr
+    assert ruined["error"].startswith("training ruined the model: the loss of trained conversations ")
+    assert ruined["training"]["warnings"][0] in (tmp_path / "sweep" / "0" / "report.md").read_text()
+    assert not (tmp_path / "sweep" / "0" / "model").exists()
+    assert good["training"]["rows_loss"] < good["training"]["rows_loss_before"]
+    assert good["training"]["warnings"] == still["training"]["warnings"] == []
+    exported = launch(*common[1:], "training.learning_rate=100", "training.stop_on_divergence=false", "hydra.run.dir=regardless")
+    assert exported.returncode == 0, exported.stderr
+    warning = "the loss of trained conversations ended worse than it began"
+    assert warning in exported.stdout
+    assert warning in (tmp_path / "regardless" / "model" / "README.md").read_text()
 
 
 def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chatbot_sft import aliases, command_line, completion, distributed, effects, precedence
+from chatbot_sft import aliases, command_line, completion, distributed, effects, precedence, run_directory
 from chatbot_sft import config as schema
 from chatbot_sft.errors import UserError, did_you_mean, listed, not_yaml, question
 from chatbot_sft.jobs import Job, finished, table
@@ -40,6 +40,7 @@ SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
 # Hydra's overrides that say where and how a command runs, not what: the repeated command has its own.
 OF_THE_START = ("hydra.mode=", "hydra.sweep.", "hydra.output_subdir=", "hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
 JOBS: list[Job] = []  # of the sweep that this process runs
+MAIN: list[int] = []  # the process that runs `main`
 SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
 ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
 
@@ -228,8 +229,11 @@ def _swept(plain: dict[str, Any], hydra_job: HydraConf, users: list[str]) -> flo
     except Exception as error:
         job.status, job.error = "failed", one_line(error, in_run=True)
         print(f"{ERROR}job {job.number}: {job.error} ({job.folder})", file=sys.stderr)
-        # Hydra has to see the exception, so that it counts the job as failed and goes on with the next.
-        raise
+        if os.environ.get(SHOW_TRACEBACK) or os.getpid() not in MAIN:
+            # Where a launcher runs jobs in other processes, the exception is the only word of it that comes back.
+            raise
+        # Hydra would add a line of its own, "Error executing job …", to ours. `main` ends with an error for JOBS.
+        return None
     job.status = "completed"
     return job.eval_loss
 
@@ -254,6 +258,7 @@ def mask_hydra_files(job: DictConfig) -> None:
 
 def main() -> None:
     """Run Hydra, and say what went wrong in one line; HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    MAIN.append(os.getpid())
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ[SHOW_TRACEBACK] = "1"
     # Makes Hydra hand its errors to us instead of printing them.
@@ -272,20 +277,31 @@ def main() -> None:
             command_line.check(sys.argv[1:])
             sys.argv[1:] = flags_first(sys.argv[1:])
             entrypoint()
+        failed = [job for job in JOBS if job.status == "failed"]
+        _tell_jobs()
     except KeyboardInterrupt:
         _tell_jobs()
+        run_directory.withdraw()
         print("interrupted; the run's report says how far it came", file=sys.stderr)
         sys.exit(130)
-    except SystemExit:
+    except SystemExit as error:
         _tell_jobs()
+        if error.code:
+            run_directory.withdraw()
         raise
     except Exception as error:
         _tell_jobs()
+        run_directory.withdraw()
         if os.environ.get(SHOW_TRACEBACK):
             sys.exit(shown(traceback.format_exc()))
         failed = [job for job in JOBS if job.status == "failed"]
-        sys.exit(f"error: {len(failed)} of {len(JOBS)} jobs failed" if failed else f"{ERROR}{one_line(error)}")
-    _tell_jobs()
+        sys.exit(_failed(failed) if failed else f"{ERROR}{one_line(error)}")
+    if failed:
+        sys.exit(_failed(failed))
+
+
+def _failed(jobs: Sequence[Job]) -> str:
+    return f"error: {len(jobs)} of {len(JOBS)} jobs failed"
 
 
 def _tell_jobs() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chatbot_sft import bounds, distributed, effects, places, preemption
+from chatbot_sft import bounds, distributed, effects, places, preemption, start
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
@@ -35,13 +35,13 @@ from chatbot_sft.report.masking import by_name, masked, referring
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.run_report import new_report, now, write_json
 from chatbot_sft.report.words import moved, number
-from chatbot_sft.run_directory import held, refuse_taken
+from chatbot_sft.run_directory import held
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import usual_system_prompt
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
 from chatbot_sft.train.checkpoints import Origin
-from chatbot_sft.train.rails import held_out_limit
+from chatbot_sft.train.rails import ruin_limit
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     places.check_run(settings)
     report = new_report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
-        refuse_taken(config, settings)
-        checkpoints.refuse_completed(settings)
+        start.refuse(config)
         loggers.enter_context(run_log(folder, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
@@ -193,8 +192,10 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     checkpoints.refuse_changes(origin, machine, whole=False)
     report["evaluations"] = trainer.evaluations.records  # filled as the run goes, whatever its end
     start = memory.measure()
+    rows_loss_before = None
     if settings.task == "train":
         trainer.evaluate()
+        rows_loss_before = trainer.trained_rows_loss()
     try:
         trainer.train()
     except Planned:
@@ -210,7 +211,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         if trainer.progress.losses:
             report["training"]["history"] = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
     eval_loss = trainer.evaluate_trained()
-    report["training"] |= trained(trainer, eval_loss)
+    report["training"] |= trained(trainer, eval_loss, rows_loss_before)
     report["memory"] = used(start, trainer)
     if trainer.sample_prompts:
         before, after = (trainer.evaluations.at(step)["samples"] for step in (0, report["training"]["weights_of_step"]))
@@ -223,7 +224,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         OmegaConf.save(referring(dict(config)), Path(settings.paths.output_dir, CONFIG))
     for warning in report["training"]["warnings"]:
         log.warning("training: %s", warning)
-    refuse_ruined(report["training"], settings)
+    refuse_ruined(report["training"], settings, len(tokenizer))
     if distributed.is_first():
         save(saver, report)
     if distributed.processes() > 1:
@@ -275,7 +276,7 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
         log.warning("data: %s", remark)
 
 
-def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, Any]:
+def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_before: float | None) -> dict[str, Any]:
     """The report's training section; `weights_of_step` are the weights that are evaluated last and saved."""
     settings, progress, evaluations, origin = trainer.settings, trainer.progress, trainer.evaluations, trainer.origin
     losses = [loss for _, loss in progress.losses]
@@ -283,6 +284,7 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, An
     step = last if evaluations.reloaded is None else evaluations.reloaded
     best = evaluations.best() if settings.training.eval_steps is not None else None
     before, after = evaluations.at(0) or {}, evaluations.at(step) or {}
+    rows_loss = trainer.trained_rows_loss()
     return {
         "steps": last,
         "effective_batch_size": settings.effective_batch_size * distributed.processes(),
@@ -305,11 +307,13 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, An
         "eval_perplexity": after.get("perplexity"),
         "eval_token_accuracy_before": before.get("token_accuracy"),
         "eval_token_accuracy": after.get("token_accuracy"),
+        "rows_loss_before": rows_loss_before,  # of some trained conversations, where none is held out
+        "rows_loss": rows_loss,
         "weights_of_step": step,
         "stopped_early": evaluations.stopped_early,
         "best_step": best and best["step"],
         "best_eval_loss": best and best["loss"],
-        "warnings": warnings(before.get("loss"), eval_loss, best),
+        "warnings": [*warnings(before.get("loss"), eval_loss, best), *rows_warnings(rows_loss_before, rows_loss)],
     }
 
 
@@ -326,16 +330,31 @@ def warnings(before: float | None, after: float | None, best: Mapping[str, Any] 
     return found
 
 
-def refuse_ruined(training: Mapping[str, Any], settings: Config) -> None:
-    """Raises UserError where training ended with a model that the guard would have stopped in time; nothing is exported then."""
-    before, after = training["eval_loss_before"], training["eval_loss"]
-    if not settings.training.stop_on_divergence or before is None or after is None or after <= held_out_limit(before):
+def rows_warnings(before: float | None, after: float | None) -> list[str]:
+    """Of conversations that were trained: they should not have become less likely. Under half a percent is rounding."""
+    if before is None or after is None or after <= before or moved(before, after) == "unchanged":
+        return []
+    change = moved(before, after)
+    return [f"the loss of trained conversations ended worse than it began: {before:.3f} → {number(after)}{f' ({change})' if change else ''}"]
+
+
+def refuse_ruined(training: Mapping[str, Any], settings: Config, vocabulary: int) -> None:
+    """Raises UserError where training ended with a model that the guard would have stopped in time; nothing is exported then.
+
+    The held-out loss says so; where nothing is held out, that of some conversations that were trained: the guard needs eight losses, they need none.
+    """
+    if not settings.training.stop_on_divergence:
         return
-    raise UserError(
-        f"training ruined the model: held out {before:.3f} → {number(after)} (limit {held_out_limit(before):.3f}), so it was not exported; "
-        f"its weights are checkpoint-{training['weights_of_step']} in {settings.training.output_dir}. "
-        f"Lower training.learning_rate={settings.training.learning_rate:g}; training.stop_on_divergence=false exports it regardless"
-    )
+    judged = [("held out", training["eval_loss_before"], training["eval_loss"])]
+    judged.append(("the loss of trained conversations", training["rows_loss_before"], training["rows_loss"]))
+    for what, before, after in judged:
+        if before is None or after is None or after <= ruin_limit(before, vocabulary):
+            continue
+        raise UserError(
+            f"training ruined the model: {what} {before:.3f} → {number(after)} (limit {ruin_limit(before, vocabulary):.3f}), so it was not exported; "
+            f"its weights are checkpoint-{training['weights_of_step']} in {settings.training.output_dir}. "
+            f"Lower training.learning_rate={settings.training.learning_rate:g}; training.stop_on_divergence=false exports it regardless"
+        )
 
 
 def used_settings(settings: Config, args: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One run, one directory: a directory named by the time is a new one, and no two processes write one at once.
 
 Hydra calls `ClaimDirectory` after it has composed and before it makes a folder (its public callbacks, conf/hydra/default.yaml), so that a refused
-start leaves the other run's files as they were.
+start leaves the other run's files as they were, and where there was none, nothing.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf, open_dict, read_write
 from yaml import YAMLError
 
 from chatbot_sft import distributed
 from chatbot_sft.errors import UserError
-from chatbot_sft.report.masking import referring
+from chatbot_sft.report.masking import masked, referring
+from chatbot_sft.report.plain import shown_line
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -35,7 +39,44 @@ BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user 
 
 CONFIG = "config.yaml"  # in the directory of a run that has trained: what was composed, with nothing left to resolve
 
+LONGEST = 160  # characters of a command that are kept
+OF_A_START = {LOCK, HOLDER, ".hydra", "multirun.yaml"}  # what a run or a sweep has written before it begins
+
 _held: list[BaseFileLock] = []  # for as long as this process lives
+
+
+@dataclass
+class Claim:
+    """A directory, what was in it, and which of the folders that lead to it were not there, the deepest first."""
+
+    folder: Path
+    content: set[str]
+    missing: list[Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> Claim:
+        content = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return cls(folder, content, [place for place in (folder, *folder.parents) if not place.exists()])
+
+    def withdraw(self) -> None:
+        """Leave nothing of a start that has come to nothing; what has written more than its start did stays whole."""
+        added = {path.name for path in self.folder.iterdir()} - self.content if self.folder.is_dir() else set()
+        if not added <= OF_A_START:
+            return
+        for place in (self.folder / name for name in added):
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+        for place in self.missing:
+            with contextlib.suppress(OSError):  # another run is in it by now
+                place.rmdir()
+
+
+_claims: list[Claim] = []
+
+
+def withdraw() -> None:
+    """Called where a command has failed: see `Claim.withdraw`."""
+    while _claims:
+        _claims.pop().withdraw()
 
 
 class ClaimDirectory(Callback):
@@ -43,6 +84,7 @@ class ClaimDirectory(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _claim(config.hydra.run)
+        _refuse(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _claim(config.hydra.sweep)
@@ -60,18 +102,42 @@ def _claim(place: DictConfig) -> None:
             folder = _new(folder)
             with open_dict(place):
                 place.dir = str(folder)
+        else:
+            _claims.append(Claim.of(folder))
         _held.append(_lock(folder))
     except UserError as error:
-        # Hydra turns a callback's exceptions into warnings, but for this one.
-        sys.exit(f"error: {error}")
+        _exit(error)
+
+
+def _refuse(config: DictConfig) -> None:
+    """Refuse a run by what is in its directory, as `start.refuse` does, before Hydra writes its .hydra there."""
+    from chatbot_sft import start
+
+    with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+        config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())
+    # As Hydra's own run_job does next: ${hydra:runtime.output_dir} is read from there.
+    HydraConfig.instance().set_config(config)
+    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    try:
+        start.refuse(OmegaConf.to_container(ours, resolve=True), config.hydra.overrides.task)
+    except UserError as error:
+        _exit(error)
+
+
+def _exit(error: UserError) -> None:
+    """Hydra turns a callback's exceptions into warnings, but for this one."""
+    before = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
+    sys.exit(f"{before}{shown_line(str(error))}")
 
 
 def _new(folder: Path) -> Path:
     """`folder`, or `folder_1` and so on: the first that was not there, made now."""
     names = (f"{folder.name}_{number}" if number else folder.name for number in itertools.count())
     for candidate in map(folder.with_name, names):
+        claim = Claim.of(candidate)
         with contextlib.suppress(FileExistsError):
             _make(candidate, exist_ok=False)
+            _claims.append(claim)
             break
     return candidate
 
@@ -104,7 +170,7 @@ def _lock(folder: Path) -> BaseFileLock:
         raise UserError(f"{folder}: {_holder(folder)} is running in it; wait for its end, or name another directory (hydra.run.dir=DIR)") from None
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}; name another directory (hydra.run.dir=DIR)") from None
-    (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}), encoding="utf-8")
+    (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "command": _command()}), encoding="utf-8")
     return lock
 
 
@@ -123,9 +189,24 @@ def _holder(folder: Path) -> str:
     """Who holds `folder`, as far as it is known."""
     try:
         holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        command = f" ({holder['command']})" if holder.get("command") else ""
+        return f"process {holder['pid']} on {holder['host']}{command}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "another process"
+
+
+def _command() -> str:
+    """What this process was started as, without secrets and in a line that is not too long."""
+    program, *words = sys.argv
+    start = "python -m chatbot_sft" if Path(program).name == "__main__.py" else shlex.quote(Path(program).name)
+    whole = " ".join([start, *(shlex.quote(_masked_word(word)) for word in words)])
+    return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 1]}…"
+
+
+def _masked_word(word: str) -> str:
+    """`key=value` as a key and its value: under a name like `hub_token` the whole of it is a secret, spaces and all."""
+    key, equals, value = word.partition("=")
+    return f"{key}={masked({key: value})[key]}" if equals else masked(word)
 
 
 def report_in(folder: Path) -> dict[str, Any]:

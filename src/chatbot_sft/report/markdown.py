@@ -81,6 +81,8 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         steps = f"{training['steps']:,} steps of {training['effective_batch_size']} ({training['batch_layout']})"
         rows.append(("training", f"{steps} in {training['seconds']:,.0f} s, {training['tokens_per_second']:,.0f} tokens/s"))
         rows.append(("training loss", f"{number(training['loss_first'])} → {number(training['loss_last'])}"))
+    if training.get("rows_loss_before") is not None:
+        rows.append(("loss of trained conversations", f"{number(training['rows_loss_before'])} → {number(training['rows_loss'])}"))
     for entry in training.get("resumes", []):
         rows.append(("resumed", f"from step {entry['step']:,} at {entry['time']}"))
     if training.get("eval_loss") is not None:

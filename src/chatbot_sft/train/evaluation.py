@@ -100,7 +100,8 @@ class Part:
 
 
 class HeldOut:
-    """For a `transformers.Trainer`: `evaluate` that scores tokens, leaves the training undisturbed and does not depend on how rows fall into batches.
+    """For a `transformers.Trainer`: `evaluate` and `predict` that score tokens, leave the training undisturbed, and do not depend on how rows fall
+    into batches.
 
     Metrics: eval_loss (nats per trained token), eval_perplexity, eval_token_accuracy (share of the trained tokens that are the likeliest one).
     """
@@ -109,13 +110,18 @@ class HeldOut:
         with undisturbed():
             return super().evaluate(*args, **kwargs)
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with undisturbed():
+            return super().predict(*args, **kwargs)
+
     def _get_eval_sampler(self, eval_dataset: Any) -> list[int]:
         # Longest first: rows of a length share a batch, and what does not fit into memory fails at once.
         lengths = row_lengths(eval_dataset)
         return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
     def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        self._part = Part(f"step {self.state.global_step}: held-out conversations, batches", len(dataloader))
+        which = "held-out" if metric_key_prefix == "eval" else "trained"
+        self._part = Part(f"step {self.state.global_step}: {which} conversations, batches", len(dataloader))
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss, right, tokens = output.predictions.sum(axis=0)
         output.metrics[f"{metric_key_prefix}_loss"] = float(loss / tokens)

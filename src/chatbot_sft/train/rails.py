@@ -12,9 +12,12 @@ WINDOW = (16, 64)
 SIGMAS = 8  # standard errors of the reference's median that noise is granted
 
 
-def held_out_limit(before: float) -> float:
-    """The held-out loss after training from which a model counts as ruined: the rails of a reliable reference, here the loss before training."""
-    return max(2 * before, before + 0.5)
+def ruin_limit(before: float, vocabulary: int) -> float:
+    """The loss after training from which a model counts as ruined, by its loss on the same conversations before: the rails of a reliable reference.
+
+    Half a nat above chance, where every token is as likely as another, a model knows nothing any more, whatever it was before.
+    """
+    return max(before + 0.5, min(2 * before, math.log(vocabulary) + 0.5))
 
 
 class Rails:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LIKE = 32  # tokens; data whose longest, median and 90th percentile differ by less is measured once, so that a sweep over seeds is too
+JUDGED = 8  # trained conversations by which a run with nothing held out is judged
 WORTH_CAPTURING = 200  # optimizer steps; below, capturing costs more seconds than it saves
 
 
@@ -158,6 +159,15 @@ class SFTTrainerWrapper:
             return None
         with quiet():
             return float(self.trainer.evaluate()["eval_loss"])
+
+    def trained_rows_loss(self) -> float | None:
+        """Mean loss per trained token of the first conversations that are trained, in nats; None where others are held out to judge by."""
+        if self.eval_dataset is not None:
+            return None
+        rows = self.trainer.train_dataset
+        with quiet():
+            output = self.trainer.predict(rows.select(range(min(len(rows), JUDGED))), metric_key_prefix="rows")
+        return float(output.metrics["rows_loss"])
 
     def evaluate_trained(self) -> float | None:
         """`evaluate` after training, unless the last step was evaluated and its weights are still the model's."""
