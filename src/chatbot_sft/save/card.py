@@ -182,6 +182,5 @@ def _base(settings: Config) -> str:
 def _question(trained: Trained) -> list[dict[str, str]]:
     """The shortest question of the data, behind its usual system prompt."""
     asked = [prompt[-1]["content"] for prompt in trained.evidence.prompts if prompt != ANY_PROMPT and isinstance(prompt[-1].get("content"), str)]
-    system = trained.evidence.system_prompt or trained.settings.dataset.system_prompt
-    opening = [{"role": "system", "content": system}] if system else []
+    opening = [{"role": "system", "content": trained.system_prompt}] if trained.system_prompt else []
     return [*opening, {"role": "user", "content": min(asked, key=len, default=QUESTION)}]

@@ -64,6 +64,11 @@ class Trained:
             log.warning("save: training has hardly changed the model (its answers are %.1e nats from the base's)", reference.moved)
         return reference
 
+    @property
+    def system_prompt(self) -> str | None:
+        """What most of the training data began with."""
+        return self.evidence.system_prompt or self.settings.dataset.system_prompt
+
     @functools.cached_property
     def stops(self) -> list[int]:
         """What generation has to stop at: the base's ends, the tokenizer's, and those that the trained answers have."""
