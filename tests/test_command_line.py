@@ -1,8 +1,13 @@
 """What the command line says to a newcomer: words of other tools, quotes, flags, options, numbers out of bounds, foreign targets, completion."""
 
+import contextlib
 import dataclasses
 import os
+import pty
+import select
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,7 +15,7 @@ import pytest
 from conftest import only_error
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from chatbot_sft import DatasetLoader, UserError, aliases, bounds, command_line, completion
+from chatbot_sft import DatasetLoader, UserError, aliases, bounds, cli, command_line, completion
 from chatbot_sft import config as schema
 from chatbot_sft.config import Config
 from chatbot_sft.errors import near
@@ -226,14 +231,67 @@ def test_habits_in_a_users_file_are_named(launch, tmp_path, text, message):
     assert message in only_error(launch("--config-dir", "mine", "+experiment=my"))
 
 
-@pytest.mark.parametrize("program", ["python -m chatbot_sft", "chatbot-sft"])
-def test_bash_completes(tmp_path, program):
-    """The script's own function in a real bash, as readline calls it."""
+@pytest.fixture
+def programs(tmp_path):
+    """An environment whose python and chatbot-sft complete as ours do, and otherwise say what they were called with."""
     for name, module in (("python", ""), ("chatbot-sft", "-m chatbot_sft")):
-        (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        runs = f'exec "{sys.executable}" {module} "$@"'
+        (tmp_path / name).write_text(f'#!/bin/sh\ncase "$*" in *query=*) {runs} ;; esac\necho "called $*"\n')
         (tmp_path / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "TERM": "dumb"}
+
+
+PROGRAMS = pytest.mark.parametrize("program", ["python -m chatbot_sft", "chatbot-sft"])
+
+
+@PROGRAMS
+def test_bash_completes(programs, program):
+    """The script's own function in a real bash, as readline calls it."""
     line = f"{program} model=lla"
     call = f"COMP_WORDS=({program.split()[0]}); COMP_LINE='{line}'; COMP_POINT={len(line)}; _chatbot_sft; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", f"{completion.BASH}\n{call}"], capture_output=True, text=True, env=env)
+    done = subprocess.run(["bash", "-c", f"{completion.SCRIPTS['bash']}\n{call}"], capture_output=True, text=True, env=programs)
     assert done.stdout.split() == ["llama1b", "llama3b", "llama8b"], done.stderr
+
+
+@PROGRAMS
+@pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")
+def test_fish_completes(programs, program):
+    def candidates(line):
+        told = f"{completion.SCRIPTS['fish']}\ncomplete -C '{line}'"
+        done = subprocess.run(["fish", "--no-config", "-c", told], capture_output=True, text=True, env=programs, timeout=60)
+        return done.stdout.split(), done.stderr
+
+    assert candidates(f"{program} seed=1 model=lla") == (["model=llama1b", "model=llama3b", "model=llama8b"], "")
+    assert not [found for found in candidates("python model=lla")[0] if "llama" in found]
+
+
+@PROGRAMS
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+def test_zsh_completes(programs, program, tmp_path):
+    """Typed on a pseudo-terminal: one candidate is written out, with a space behind it only where it is whole."""
+    (tmp_path / "script").write_text(completion.SCRIPTS["zsh"])
+    shell, terminal = pty.fork()
+    if shell == 0:
+        os.execvpe("zsh", ["zsh", "-f", "-i"], programs)
+    try:
+        typed = ["source ./script", f"{program} seed=1 lora=dor\t+x=1", f"{program} lora.use_rs\ttrue", "exit"]
+        os.write(terminal, "".join(f"{line}\n" for line in [f"cd {tmp_path}", *typed]).encode())
+        said = b""
+        with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+            while select.select([terminal], [], [], 60)[0]:
+                said += os.read(terminal, 65536)
+    finally:
+        os.kill(shell, signal.SIGKILL)
+        os.waitpid(shell, 0)
+    begin = "" if program == "chatbot-sft" else "-m chatbot_sft "
+    called = [line for line in said.decode(errors="replace").replace("\r", "").splitlines() if line.startswith("called ")]
+    assert called == [f"called {begin}seed=1 lora=dora +x=1", f"called {begin}lora.use_rslora=true"], said.decode(errors="replace")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_asks_for_its_script(shell, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chatbot-sft", "-sc", f"install={shell}"])
+    cli.main()
+    said = capsys.readouterr().out
+    assert said.strip() == completion.SCRIPTS[shell]
+    assert "-sc query=fish" in said and "chatbot-sft" in said and "chatbot_sft" in said

@@ -261,8 +261,8 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         print(command_line.version())
         return
-    if completion.installs(sys.argv[1:]):
-        print(completion.BASH)
+    if script := completion.script(sys.argv[1:]):
+        print(script)
         return
     if not distributed.is_first():
         sys.argv.append("hydra.output_subdir=null")  # the first process writes it
