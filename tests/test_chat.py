@@ -348,6 +348,8 @@ def test_rows_are_added_in_one_step_or_not_at_all(tmp_path):
     assert append_rows(file, [row, row]) == 3
     assert json.loads(file.read_text(encoding="utf-8")) == [row] * 3
     assert "câu hỏi" in file.read_text(encoding="utf-8")
+    file.write_text(json.dumps([row]), encoding="utf-8-sig")  # as a Windows editor saves it
+    assert append_rows(file, [row]) == 2
     for content in ('{"messages": []}', "no JSON", '{"a": 1}\n{"a": 2}\n'):
         other = tmp_path / "other.json"
         other.write_text(content)

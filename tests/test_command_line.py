@@ -14,10 +14,11 @@ import sys
 import pytest
 from conftest import only_error
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_models import composed
 
 from chatbot_sft import DatasetLoader, UserError, aliases, bounds, cli, command_line, completion
 from chatbot_sft import config as schema
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, ConfigLoader
 from chatbot_sft.errors import near
 from chatbot_sft.model import add_adapter
 from chatbot_sft.targets import locate
@@ -229,6 +230,48 @@ def test_habits_in_a_users_file_are_named(launch, tmp_path, text, message):
     overlay.parent.mkdir(parents=True)
     overlay.write_text(f"# @package _global_\n{text}")
     assert message in only_error(launch("--config-dir", "mine", "+experiment=my"))
+
+
+OVERLAY = "# @package _global_\ntraining:\n  max_steps: 7\ndataset:\n  system_prompt: 'Je suis à Orléans'\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le"])
+def test_a_file_of_a_windows_editor_is_read_or_named(tmp_path, encoding):
+    """By Hydra and from Python; with a byte order mark the first line is still the package line."""
+    file = tmp_path / "mine" / "experiment" / "my.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(OVERLAY, encoding=encoding)
+    said = f"{file}: not UTF-8 text (byte {'0); it looks like UTF-16' if '16' in encoding else '80)'}; save the file as UTF-8"
+    search = ["hydra.searchpath=[file://" + str(tmp_path / "mine") + "]", "experiment=my"]
+    for read in (lambda: composed(tmp_path, *search), lambda: ConfigLoader.load_config(file)):
+        if encoding.startswith("utf-8"):
+            found = read()
+            assert (found["training"]["max_steps"], found["dataset"]["system_prompt"]) == (7, "Je suis à Orléans")
+        else:
+            with pytest.raises(UserError) as error:
+                read()
+            assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("latin-1", r"line 5: not Python: \(unicode error\).*; save the file as UTF-8$"),
+        ("utf-16", r"not Python: .*null bytes; save the file as UTF-8$"),
+    ],
+)
+def test_a_class_of_ones_own_from_a_windows_editor_is_read_or_named(tmp_path, monkeypatch, encoding, said):
+    source = "from chatbot_sft import DatasetLoader\n\n\nclass Mine(DatasetLoader):\n    'à'\n"
+    name = f"written_in_{encoding.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(source, encoding=encoding)
+    monkeypatch.syspath_prepend(tmp_path)
+    if said is None:
+        assert locate("dataset", f"{name}.Mine", DatasetLoader).__doc__ == "à"
+        return
+    with pytest.raises(UserError, match=rf"^dataset\._target_={name}\.Mine: .*{name}.*{said}"):
+        locate("dataset", f"{name}.Mine", DatasetLoader)
 
 
 @pytest.fixture

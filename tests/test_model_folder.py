@@ -100,7 +100,10 @@ TOKENIZER_FAULTS = {
     "tokenizer_config.json is a list": (lambda f: write_json(f / "tokenizer_config.json", [1]), "tokenizer_config.json holds a list"),
     "special_tokens_map.json is null": (lambda f: write_json(f / "special_tokens_map.json", None), "special_tokens_map.json holds null"),
     "generation_config.json is text": (lambda f: (f / "generation_config.json").write_text("x"), "generation_config.json is not JSON"),
-    "the template is Latin-1": (lambda f: (f / "chat_template.jinja").write_bytes(b"\xe9"), "chat_template.jinja is not UTF-8 text (byte 0)"),
+    "the template is Latin-1": (
+        lambda f: (f / "chat_template.jinja").write_bytes(b"\xe9"),
+        "chat_template.jinja: not UTF-8 text (byte 0); save the file as UTF-8",
+    ),
     "the template is not Jinja": (lambda f: (f / "chat_template.jinja").write_text("{% for %}"), "the chat template is not Jinja"),
     "another model's tokenizer": (lambda f: change_config(f, vocab_size=1000), "they are not of one model"),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "give one with model.chat_template=FILE"),
@@ -216,6 +219,38 @@ def test_a_template_may_be_given(launch, tiny, folder, tmp_path):
     again = launch("task=export", "run=run", "save=merged_16bit", "save.verify=false", "hydra.run.dir=exported")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "exported" / "model" / "chat_template.jinja").read_text() == template
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1", "utf-16", "utf-16-le"])
+def test_a_template_of_a_windows_editor_is_read_or_named(tmp_path, encoding):
+    """A byte order mark would stand at the head of every prompt."""
+    from chatbot_sft.model import ModelLoader
+
+    text = "{{ messages[0]['content'] }} {# à #}"
+    (tmp_path / "mine.jinja").write_text(text, encoding=encoding)
+    loader = ModelLoader({"model": {"chat_template": str(tmp_path / "mine.jinja"), "load_in_4bit": False}})
+    if encoding == "utf-8-sig":
+        assert loader.chat_template() == text
+        return
+    with pytest.raises(UserError, match=r"^model\.chat_template=.*mine\.jinja: not UTF-8 text \(byte \d+\).*; save the file as UTF-8$"):
+        loader.chat_template()
+
+
+@pytest.mark.parametrize(
+    ("content", "licence"),
+    [
+        (b"\xef\xbb\xbf---\nlicense: mit\n---\n", "mit"),
+        (b"---\nlicense: mit\n---\ncaf\xe9", "mit"),
+        (b"---\nlicense: [\n---\n", None),
+        ("---\nlicense: mit\n---\n".encode("utf-16"), None),
+    ],
+)
+def test_no_readme_of_the_base_ends_a_save(tmp_path, content, licence):
+    from chatbot_sft.config import Config
+    from chatbot_sft.save.card import licence_of
+
+    (tmp_path / "README.md").write_bytes(content)
+    assert licence_of(Config.from_mapping({"model": {"name": str(tmp_path)}})) == licence
 
 
 def test_a_template_of_ones_own_is_in_the_key_of_the_tokenised_rows(launch, folder, tmp_path):

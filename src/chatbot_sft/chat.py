@@ -349,7 +349,7 @@ def append_rows(file: Path, rows: list[dict]) -> int:
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        before = json.loads(file.read_text(encoding="utf-8-sig")) if file.exists() else []
         if not isinstance(before, list):
             raise ValueError
         temporary.write_text(json.dumps([*before, *rows], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft import text_files
 from chatbot_sft.config import Config
 from chatbot_sft.data.template import NO_TEMPLATE, ChatTokenizer, compile_template
 from chatbot_sft.errors import UserError, listed
@@ -65,7 +66,7 @@ class ModelLoader:
         file, where = Path(self.settings.model.chat_template).expanduser(), f"model.chat_template={self.settings.model.chat_template}"
         if not file.exists():
             raise UserError(f"{where}: no such file")
-        source = read_text(file, where)
+        source = read_text(file, where).removeprefix(text_files.MARK)  # it would stand at the head of every prompt
         compile_template(source)
         return source
 

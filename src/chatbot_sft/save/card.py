@@ -71,9 +71,12 @@ def licence_of(settings: Config) -> str | None:
         return None
     import yaml
 
-    text = card.read_text(encoding="utf-8")
+    text = card.read_text(encoding="utf-8-sig", errors="replace")  # a stranger's file: whatever is in it, the export goes on
     _, begin, rest = text.partition("---\n")
-    metadata = yaml.safe_load(rest.partition("\n---")[0]) if begin and text.startswith("---") else None
+    try:
+        metadata = yaml.safe_load(rest.partition("\n---")[0]) if begin and text.startswith("---") else None
+    except yaml.YAMLError:
+        return None
     return metadata.get("license") if isinstance(metadata, dict) and isinstance(metadata.get("license"), str) else None
 
 
