@@ -26,6 +26,18 @@ def change_config(folder, **values):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def change(file, **values):
+    write_json(file, json.loads(file.read_text()) | values)
+
+
+def add_token(folder, number):
+    """`<|far|>`, as the end of sequence, with that id."""
+    about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    about["added_tokens"].append({**about["added_tokens"][0], "id": number, "content": "<|far|>"})
+    write_json(folder / "tokenizer.json", about)
+    change(folder / "tokenizer_config.json", eos_token="<|far|>")
+
+
 def cut(file, size):
     file.write_bytes(file.read_bytes()[:size])
 
@@ -106,6 +118,10 @@ TOKENIZER_FAULTS = {
     ),
     "the template is not Jinja": (lambda f: (f / "chat_template.jinja").write_text("{% for %}"), "the chat template is not Jinja"),
     "another model's tokenizer": (lambda f: change_config(f, vocab_size=1000), "they are not of one model"),
+    "an end that is no token": (lambda f: change(f / "tokenizer_config.json", eos_token="<|nowhere|>"), "eos_token <|nowhere|> is not a token"),
+    "an end without a row": (lambda f: add_token(f, 49_152), "eos_token <|far|> is token 49152, and config.json has a vocab_size of 49152"),
+    "a stop without a row": (lambda f: write_json(f / "generation_config.json", {"eos_token_id": [2, 49152]}), "eos_token_id 49152 is no token"),
+    "a stop that is text": (lambda f: write_json(f / "generation_config.json", {"eos_token_id": "2"}), "eos_token_id '2' is no token"),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "give one with model.chat_template=FILE"),
 }
 
@@ -119,6 +135,16 @@ def test_a_fault_of_a_tokenizer_is_one_line(folder, name):
     with pytest.raises(UserError) as error:
         ModelLoader({"model": {"name": str(folder), "load_in_4bit": False}}).chat_tokenizer()
     assert message in str(error.value)
+
+
+def test_an_added_token_beyond_the_rows_is_no_other_models_tokenizer(folder):
+    """Gemma 3 1B has one for images."""
+    from chatbot_sft.model import ModelLoader
+
+    about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    about["added_tokens"].append({**about["added_tokens"][0], "id": 49152, "content": "<image>"})
+    write_json(folder / "tokenizer.json", about)
+    assert ModelLoader({"model": {"name": str(folder), "load_in_4bit": False}}).chat_tokenizer().backend.token_to_id("<image>") == 49152
 
 
 def test_what_a_wrong_name_most_likely_means(tiny_llama, tmp_path):
