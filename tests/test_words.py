@@ -127,9 +127,7 @@ def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):
         "gradient_accumulation_steps": 4, "max_steps": 2, "num_train_epochs": None, "lora_r": 16, "lora_alpha": 16, "full_finetuning": False,
     }  # fmt: skip
     assert {key: used[key] for key in expected} == expected
-    assert (
-        "| optimizer | adamw\\_torch\\_fused, learning rate 0.0002, linear" in card or "| optimizer | adamw_torch_fused, learning rate 0.0002" in card
-    )
+    assert "| optimizer | adamw_torch_fused, learning rate 0.0002, linear, " in card
     assert '{"role": "system", "content": "You are in Ashford."}, {"role": "user", "content": "câu hỏi' in card
 
 
