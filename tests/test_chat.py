@@ -20,11 +20,11 @@ from conftest import only_error
 from rich.console import Console
 from test_inference import QUESTION, write_gguf
 
-from chatbot_sft.chat import Columns, append_rows, fitting, user
+from chatbot_sft.chat import Chat, Columns, append_rows, fitting, open_speakers, parse, user
 from chatbot_sft.data.messages import to_messages
 from chatbot_sft.data.sources import read_rows
 from chatbot_sft.errors import UserError
-from chatbot_sft.inference.gguf_model import GGUFModel
+from chatbot_sft.inference.gguf_model import SYSTEM_PROMPT, GGUFModel
 from chatbot_sft.inference.opening import find
 from chatbot_sft.model import embedded
 
@@ -121,6 +121,21 @@ def test_the_system_message_and_the_temperature_reach_the_model(gguf):
     assert greedy.stdout == model.text(model.answer(model.prompt_ids(asked), 8)) + "\n"
     warm = {chat(gguf, "--prompt", PARIS, "--temperature", 2, "--max-new-tokens", 8).stdout for _ in range(3)}
     assert len(warm) > 1
+
+
+def test_a_gguf_file_alone_is_asked_as_it_was_trained(tmp_path, monkeypatch):
+    """Its own metadata say so, whatever export it was copied beside."""
+    file = write_gguf(tmp_path / "bot.gguf", 1, **{SYSTEM_PROMPT: "You are in Ashford."})
+    (tmp_path / "export.json").write_text(json.dumps({"system_prompt": "another model's"}))
+
+    def opening(*words):
+        monkeypatch.setattr(sys, "argv", ["chat", str(file), *words])
+        arguments = parse()
+        (speaker,) = open_speakers(arguments)
+        return Chat([speaker], Console(), arguments.system, 4, 0.0).opening(speaker)
+
+    assert opening() == [{"role": "system", "content": "You are in Ashford."}]
+    assert opening("--no-system") == []
 
 
 def test_a_run_before_and_after(launch, tiny, tmp_path):
@@ -333,6 +348,8 @@ def test_rows_are_added_in_one_step_or_not_at_all(tmp_path):
     assert append_rows(file, [row, row]) == 3
     assert json.loads(file.read_text(encoding="utf-8")) == [row] * 3
     assert "câu hỏi" in file.read_text(encoding="utf-8")
+    file.write_text(json.dumps([row]), encoding="utf-8-sig")  # as a Windows editor saves it
+    assert append_rows(file, [row]) == 2
     for content in ('{"messages": []}', "no JSON", '{"a": 1}\n{"a": 2}\n'):
         other = tmp_path / "other.json"
         other.write_text(content)

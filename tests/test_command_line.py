@@ -1,18 +1,24 @@
 """What the command line says to a newcomer: words of other tools, quotes, flags, options, numbers out of bounds, foreign targets, completion."""
 
+import contextlib
 import dataclasses
 import os
+import pty
+import select
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 from conftest import only_error
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_models import composed
 
-from chatbot_sft import DatasetLoader, UserError, aliases, bounds, command_line, completion
+from chatbot_sft import DatasetLoader, UserError, aliases, bounds, cli, command_line, completion
 from chatbot_sft import config as schema
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, ConfigLoader
 from chatbot_sft.errors import near
 from chatbot_sft.model import add_adapter
 from chatbot_sft.targets import locate
@@ -226,14 +232,109 @@ def test_habits_in_a_users_file_are_named(launch, tmp_path, text, message):
     assert message in only_error(launch("--config-dir", "mine", "+experiment=my"))
 
 
-@pytest.mark.parametrize("program", ["python -m chatbot_sft", "chatbot-sft"])
-def test_bash_completes(tmp_path, program):
-    """The script's own function in a real bash, as readline calls it."""
+OVERLAY = "# @package _global_\ntraining:\n  max_steps: 7\ndataset:\n  system_prompt: 'Je suis à Orléans'\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le"])
+def test_a_file_of_a_windows_editor_is_read_or_named(tmp_path, encoding):
+    """By Hydra and from Python; with a byte order mark the first line is still the package line."""
+    file = tmp_path / "mine" / "experiment" / "my.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(OVERLAY, encoding=encoding)
+    said = f"{file}: not UTF-8 text (byte {'0); it looks like UTF-16' if '16' in encoding else '80)'}; save the file as UTF-8"
+    search = ["hydra.searchpath=[file://" + str(tmp_path / "mine") + "]", "experiment=my"]
+    for read in (lambda: composed(tmp_path, *search), lambda: ConfigLoader.load_config(file)):
+        if encoding.startswith("utf-8"):
+            found = read()
+            assert (found["training"]["max_steps"], found["dataset"]["system_prompt"]) == (7, "Je suis à Orléans")
+        else:
+            with pytest.raises(UserError) as error:
+                read()
+            assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("latin-1", r"line 5: not Python: \(unicode error\).*; save the file as UTF-8$"),
+        ("utf-16", r"not Python: .*null bytes; save the file as UTF-8$"),
+    ],
+)
+def test_a_class_of_ones_own_from_a_windows_editor_is_read_or_named(tmp_path, monkeypatch, encoding, said):
+    source = "from chatbot_sft import DatasetLoader\n\n\nclass Mine(DatasetLoader):\n    'à'\n"
+    name = f"written_in_{encoding.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(source, encoding=encoding)
+    monkeypatch.syspath_prepend(tmp_path)
+    if said is None:
+        assert locate("dataset", f"{name}.Mine", DatasetLoader).__doc__ == "à"
+        return
+    with pytest.raises(UserError, match=rf"^dataset\._target_={name}\.Mine: .*{name}.*{said}"):
+        locate("dataset", f"{name}.Mine", DatasetLoader)
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """An environment whose python and chatbot-sft complete as ours do, and otherwise say what they were called with."""
     for name, module in (("python", ""), ("chatbot-sft", "-m chatbot_sft")):
-        (tmp_path / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        runs = f'exec "{sys.executable}" {module} "$@"'
+        (tmp_path / name).write_text(f'#!/bin/sh\ncase "$*" in *query=*) {runs} ;; esac\necho "called $*"\n')
         (tmp_path / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "TERM": "dumb"}
+
+
+PROGRAMS = pytest.mark.parametrize("program", ["python -m chatbot_sft", "chatbot-sft"])
+
+
+@PROGRAMS
+def test_bash_completes(programs, program):
+    """The script's own function in a real bash, as readline calls it."""
     line = f"{program} model=lla"
     call = f"COMP_WORDS=({program.split()[0]}); COMP_LINE='{line}'; COMP_POINT={len(line)}; _chatbot_sft; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", f"{completion.BASH}\n{call}"], capture_output=True, text=True, env=env)
+    done = subprocess.run(["bash", "-c", f"{completion.SCRIPTS['bash']}\n{call}"], capture_output=True, text=True, env=programs)
     assert done.stdout.split() == ["llama1b", "llama3b", "llama8b"], done.stderr
+
+
+@PROGRAMS
+@pytest.mark.skipif(not shutil.which("fish"), reason="needs fish")
+def test_fish_completes(programs, program):
+    def candidates(line):
+        told = f"{completion.SCRIPTS['fish']}\ncomplete -C '{line}'"
+        done = subprocess.run(["fish", "--no-config", "-c", told], capture_output=True, text=True, env=programs, timeout=60)
+        return done.stdout.split(), done.stderr
+
+    assert candidates(f"{program} seed=1 model=lla") == (["model=llama1b", "model=llama3b", "model=llama8b"], "")
+    assert not [found for found in candidates("python model=lla")[0] if "llama" in found]
+
+
+@PROGRAMS
+@pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
+def test_zsh_completes(programs, program, tmp_path):
+    """Typed on a pseudo-terminal: one candidate is written out, with a space behind it only where it is whole."""
+    (tmp_path / "script").write_text(completion.SCRIPTS["zsh"])
+    shell, terminal = pty.fork()
+    if shell == 0:
+        os.execvpe("zsh", ["zsh", "-f", "-i"], programs)
+    try:
+        typed = ["source ./script", f"{program} seed=1 lora=dor\t+x=1", f"{program} lora.use_rs\ttrue", "exit"]
+        os.write(terminal, "".join(f"{line}\n" for line in [f"cd {tmp_path}", *typed]).encode())
+        said = b""
+        with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+            while select.select([terminal], [], [], 60)[0]:
+                said += os.read(terminal, 65536)
+    finally:
+        os.kill(shell, signal.SIGKILL)
+        os.waitpid(shell, 0)
+    begin = "" if program == "chatbot-sft" else "-m chatbot_sft "
+    called = [line for line in said.decode(errors="replace").replace("\r", "").splitlines() if line.startswith("called ")]
+    assert called == [f"called {begin}seed=1 lora=dora +x=1", f"called {begin}lora.use_rslora=true"], said.decode(errors="replace")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_asks_for_its_script(shell, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chatbot-sft", "-sc", f"install={shell}"])
+    cli.main()
+    said = capsys.readouterr().out
+    assert said.strip() == completion.SCRIPTS[shell]
+    assert "-sc query=fish" in said and "chatbot-sft" in said and "chatbot_sft" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -17,7 +18,9 @@ from test_models import composed
 from test_templates import FAMILIES, write_folders
 
 from chatbot_sft import pipeline
+from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
+from chatbot_sft.inference.gguf_model import GGUFModel
 from chatbot_sft.save import gguf_file, saver
 from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.save.gguf_file import check_architecture
@@ -255,6 +258,21 @@ def test_a_file_name_is_a_file(trained, tmp_path):
         trained("llama3b").save({"method": "gguf", "save_path": str(target)})
     for kind in ("q8_0", "q4_k_m"):  # each replaces what was there: llama.cpp's quantiser keeps our name in the metadata
         trained("llama3b").save({"method": "gguf", "save_path": str(target), "gguf_quantization": kind, "overwrite": True, "verify": False})
+
+
+def test_a_gguf_file_alone_carries_the_trained_system_prompt(trained, tmp_path):
+    """Written by us and by llama.cpp's quantiser, and the one that most conversations had, whatever fills the gaps of the others."""
+    saver = trained("llama3b")
+    settings = Config.from_mapping({**saver.settings.to_dict(), "dataset": {**saver.settings.to_dict()["dataset"], "system_prompt": "fills gaps"}})
+    evidence = dataclasses.replace(saver.evidence, system_prompt="Bạn là Mai.\n" + "x" * 300)
+    mine = ModelSaver(settings, saver.model, saver.tokenizer, evidence, saver.report)
+    mine.save({"method": "gguf", "save_path": str(tmp_path / "out"), "gguf_quantization": ["q8_0", "q4_k_m"], "verify": False})
+    for file in (tmp_path / "out").glob("*.gguf"):
+        alone = file.rename(tmp_path / file.name)
+        assert GGUFModel.load(alone).system_prompt == evidence.system_prompt
+    assert "Bạn là Mai." in (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8")
+    saver.save({"method": "gguf", "save_path": str(tmp_path / "none"), "gguf_quantization": "q8_0", "verify": False})
+    assert GGUFModel.load(tmp_path / "none" / "none-Q8_0.gguf").system_prompt is None
 
 
 def test_a_folder_is_replaced_only_when_told(trained, tmp_path):

@@ -43,7 +43,8 @@ def embedded_gguf():
 
 
 def write_gguf(target: Path, blocks: int = 2, half: bool = False, **changes) -> Path:
-    """The embedded model's GGUF file, cut to its first `blocks` layers, with `changes` of its metadata; `half`: its weights in float16."""
+    """The embedded model's GGUF file, cut to its first `blocks` layers, with `changes` of its metadata (those it has not are texts); `half`: its
+    weights in float16."""
     from gguf import GGUFWriter, dequantize
 
     metadata, tensors = embedded_gguf()
@@ -51,6 +52,8 @@ def write_gguf(target: Path, blocks: int = 2, half: bool = False, **changes) -> 
     given = {"llama.block_count": blocks, **changes}
     for name, value, types in metadata:
         writer.add_key_value(name, given.get(name, value), types[0], types[-1] if len(types) > 1 else None)
+    for name in set(given) - {name for name, _, _ in metadata}:
+        writer.add_string(name, given[name])
     for tensor in tensors:
         if not tensor.name.startswith("blk.") or int(tensor.name.split(".")[1]) < blocks:
             if half:  # norms stay in float32, as in every GGUF file

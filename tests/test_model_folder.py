@@ -26,6 +26,18 @@ def change_config(folder, **values):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def change(file, **values):
+    write_json(file, json.loads(file.read_text()) | values)
+
+
+def add_token(folder, number):
+    """`<|far|>`, as the end of sequence, with that id."""
+    about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    about["added_tokens"].append({**about["added_tokens"][0], "id": number, "content": "<|far|>"})
+    write_json(folder / "tokenizer.json", about)
+    change(folder / "tokenizer_config.json", eos_token="<|far|>")
+
+
 def cut(file, size):
     file.write_bytes(file.read_bytes()[:size])
 
@@ -100,9 +112,16 @@ TOKENIZER_FAULTS = {
     "tokenizer_config.json is a list": (lambda f: write_json(f / "tokenizer_config.json", [1]), "tokenizer_config.json holds a list"),
     "special_tokens_map.json is null": (lambda f: write_json(f / "special_tokens_map.json", None), "special_tokens_map.json holds null"),
     "generation_config.json is text": (lambda f: (f / "generation_config.json").write_text("x"), "generation_config.json is not JSON"),
-    "the template is Latin-1": (lambda f: (f / "chat_template.jinja").write_bytes(b"\xe9"), "chat_template.jinja is not UTF-8 text (byte 0)"),
+    "the template is Latin-1": (
+        lambda f: (f / "chat_template.jinja").write_bytes(b"\xe9"),
+        "chat_template.jinja: not UTF-8 text (byte 0); save the file as UTF-8",
+    ),
     "the template is not Jinja": (lambda f: (f / "chat_template.jinja").write_text("{% for %}"), "the chat template is not Jinja"),
     "another model's tokenizer": (lambda f: change_config(f, vocab_size=1000), "they are not of one model"),
+    "an end that is no token": (lambda f: change(f / "tokenizer_config.json", eos_token="<|nowhere|>"), "eos_token <|nowhere|> is not a token"),
+    "an end without a row": (lambda f: add_token(f, 49_152), "eos_token <|far|> is token 49152, and config.json has a vocab_size of 49152"),
+    "a stop without a row": (lambda f: write_json(f / "generation_config.json", {"eos_token_id": [2, 49152]}), "eos_token_id 49152 is no token"),
+    "a stop that is text": (lambda f: write_json(f / "generation_config.json", {"eos_token_id": "2"}), "eos_token_id '2' is no token"),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "give one with model.chat_template=FILE"),
 }
 
@@ -116,6 +135,16 @@ def test_a_fault_of_a_tokenizer_is_one_line(folder, name):
     with pytest.raises(UserError) as error:
         ModelLoader({"model": {"name": str(folder), "load_in_4bit": False}}).chat_tokenizer()
     assert message in str(error.value)
+
+
+def test_an_added_token_beyond_the_rows_is_no_other_models_tokenizer(folder):
+    """Gemma 3 1B has one for images."""
+    from chatbot_sft.model import ModelLoader
+
+    about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    about["added_tokens"].append({**about["added_tokens"][0], "id": 49152, "content": "<image>"})
+    write_json(folder / "tokenizer.json", about)
+    assert ModelLoader({"model": {"name": str(folder), "load_in_4bit": False}}).chat_tokenizer().backend.token_to_id("<image>") == 49152
 
 
 def test_what_a_wrong_name_most_likely_means(tiny_llama, tmp_path):
@@ -216,6 +245,38 @@ def test_a_template_may_be_given(launch, tiny, folder, tmp_path):
     again = launch("task=export", "run=run", "save=merged_16bit", "save.verify=false", "hydra.run.dir=exported")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "exported" / "model" / "chat_template.jinja").read_text() == template
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1", "utf-16", "utf-16-le"])
+def test_a_template_of_a_windows_editor_is_read_or_named(tmp_path, encoding):
+    """A byte order mark would stand at the head of every prompt."""
+    from chatbot_sft.model import ModelLoader
+
+    text = "{{ messages[0]['content'] }} {# à #}"
+    (tmp_path / "mine.jinja").write_text(text, encoding=encoding)
+    loader = ModelLoader({"model": {"chat_template": str(tmp_path / "mine.jinja"), "load_in_4bit": False}})
+    if encoding == "utf-8-sig":
+        assert loader.chat_template() == text
+        return
+    with pytest.raises(UserError, match=r"^model\.chat_template=.*mine\.jinja: not UTF-8 text \(byte \d+\).*; save the file as UTF-8$"):
+        loader.chat_template()
+
+
+@pytest.mark.parametrize(
+    ("content", "licence"),
+    [
+        (b"\xef\xbb\xbf---\nlicense: mit\n---\n", "mit"),
+        (b"---\nlicense: mit\n---\ncaf\xe9", "mit"),
+        (b"---\nlicense: [\n---\n", None),
+        ("---\nlicense: mit\n---\n".encode("utf-16"), None),
+    ],
+)
+def test_no_readme_of_the_base_ends_a_save(tmp_path, content, licence):
+    from chatbot_sft.config import Config
+    from chatbot_sft.save.card import licence_of
+
+    (tmp_path / "README.md").write_bytes(content)
+    assert licence_of(Config.from_mapping({"model": {"name": str(tmp_path)}})) == licence
 
 
 def test_a_template_of_ones_own_is_in_the_key_of_the_tokenised_rows(launch, folder, tmp_path):

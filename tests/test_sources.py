@@ -94,10 +94,22 @@ def test_not_utf8_says_where(tmp_path, content, message):
         list(read_rows(str(tmp_path / "data.json")))
 
 
-def test_utf16_is_recognised(tmp_path):
-    (tmp_path / "data.json").write_text("[{}]", encoding="utf-16")
-    with pytest.raises(UserError, match="it looks like UTF-16; save the file as UTF-8"):
-        list(read_rows(str(tmp_path / "data.json")))
+TEXTS = {"json": '[{"text": "hi"}]', "jsonl": '{"text": "hi"}\n', "csv": "text,n\nhi,1\n"}
+
+
+@pytest.mark.parametrize("suffix", TEXTS)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_byte_order_mark_is_read_and_utf16_recognised(tmp_path, suffix, encoding):
+    """Without a mark as well: its plain letters are UTF-8 with a zero byte each, and a CSV file would be read so."""
+    file = tmp_path / f"data.{suffix}"
+    file.write_text(TEXTS[suffix], encoding=encoding)
+    if encoding == "utf-8-sig":
+        (row,) = read_rows(str(file))
+        assert row.values["text"] == "hi"
+        return
+    with pytest.raises(UserError) as error:
+        list(read_rows(str(file)))
+    assert str(error.value) == f"{file}: not UTF-8 text (byte 0); it looks like UTF-16; save the file as UTF-8"
 
 
 def test_a_gzip_file_is_read_and_a_cut_one_refused(tmp_path):

@@ -229,6 +229,13 @@ def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):
     run = tmp_path / "run"
     assert find(run).system_prompt == find(run / "model").system_prompt == find(run / "checkpoints").system_prompt == "You are in Ashford."
     card = (run / "model" / "README.md").read_text()
+    used = report_of(run)["settings"]
+    expected = {
+        "learning_rate": 2e-4, "lr_scheduler_type": "linear", "optimizer": "adamw_torch_fused", "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4, "max_steps": 2, "num_train_epochs": None, "lora_r": 16, "lora_alpha": 16, "full_finetuning": False,
+    }  # fmt: skip
+    assert {key: used[key] for key in expected} == expected
+    assert "| optimizer | adamw_torch_fused, learning rate 0.0002, linear, " in card
     assert '{"role": "system", "content": "You are in Ashford."}, {"role": "user", "content": "câu hỏi' in card
 
 

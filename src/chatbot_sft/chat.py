@@ -30,6 +30,7 @@ from chatbot_sft.report.plain import plain, plain_line, shown, shown_line
 if TYPE_CHECKING:
     from chatbot_sft.inference.gguf_model import GGUFModel
     from chatbot_sft.inference.hf_model import HFModel
+    from chatbot_sft.inference.opening import Found
 
 COMMANDS = {
     "/reset": "forget the conversation; the system message stays",
@@ -130,10 +131,17 @@ def open_speakers(arguments: argparse.Namespace) -> list[Speaker]:
     found = [find(path) for path in (arguments.path, arguments.second) if path]  # all of them before the first is loaded
     with quiet():
         if arguments.before:
-            system = found[0].system_prompt or ""  # for both: they are asked the same
-            return [Speaker("before", found[0].open_base(), trained_system=system), Speaker("after", found[0].open(), trained_system=system)]
-        titles = (arguments.path, arguments.second)
-        return [Speaker(title, model.open(), trained_system=model.system_prompt or "") for title, model in zip(titles, found, strict=False)]
+            before, after = found[0].open_base(), found[0].open()
+            system = trained_system(found[0], after)  # for both: they are asked the same
+            return [Speaker("before", before, trained_system=system), Speaker("after", after, trained_system=system)]
+        titles, models = (arguments.path, arguments.second), [one.open() for one in found]
+        return [Speaker(title, model, trained_system=trained_system(one, model)) for title, one, model in zip(titles, found, models, strict=False)]
+
+
+def trained_system(found: Found, model: HFModel | GGUFModel) -> str:
+    """The system prompt of the training data: what a GGUF file itself says, wherever it lies; else what stands beside the model."""
+    own = model.system_prompt if found.kind == "gguf" else None
+    return own or found.system_prompt or ""
 
 
 class Chat:
@@ -341,7 +349,7 @@ def append_rows(file: Path, rows: list[dict]) -> int:
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        before = json.loads(file.read_text(encoding="utf-8-sig")) if file.exists() else []
         if not isinstance(before, list):
             raise ValueError
         temporary.write_text(json.dumps([*before, *rows], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,17 +15,20 @@ from typing import Any
 import hydra
 from hydra._internal import hydra as hydra_internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins import file_config_source
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException, SearchPathException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chatbot_sft import aliases, command_line, completion, distributed, effects, precedence, run_directory
+from chatbot_sft import aliases, command_line, completion, distributed, effects, precedence, run_directory, text_files
 from chatbot_sft import config as schema
 from chatbot_sft.errors import UserError, did_you_mean, listed, not_yaml, question
 from chatbot_sft.jobs import Job, finished, table
@@ -79,6 +82,20 @@ class CheckedConfigLoader(ConfigLoaderImpl):
 
 # Hydra has no hook between composing and running; its entrypoint looks this name up when it starts.
 hydra_internal.ConfigLoaderImpl = CheckedConfigLoader
+
+
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Hydra's source of YAML files, for those of any editor. (By the name of this class Hydra takes its own for registered.)"""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = Path(self.path, self._normalize_file_name(config_path)).resolve()
+        text = text_files.read(file)
+        result = super().load_config(config_path)
+        result.header = self._get_header_dict(text)  # Hydra looks for `# @package` behind a byte order mark in vain
+        return result
+
+
+SourcesRegistry.instance().types[FileConfigSource.scheme()] = FileConfigSource
 
 
 def _open(override: str) -> str:
@@ -266,8 +283,8 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         print(command_line.version())
         return
-    if completion.installs(sys.argv[1:]):
-        print(completion.BASH)
+    if script := completion.script(sys.argv[1:]):
+        print(script)
         return
     if not distributed.is_first():
         sys.argv.append("hydra.output_subdir=null")  # the first process writes it

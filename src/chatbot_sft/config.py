@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chatbot_sft import aliases, bounds, effects, optimization, sft_arguments
+from chatbot_sft import aliases, bounds, effects, optimization, sft_arguments, text_files
 from chatbot_sft.errors import UserError, did_you_mean, listed, misspelled, near, not_yaml, question
 from chatbot_sft.precedence import RIVALS, brought, ended_by
 from chatbot_sft.report import loggers
@@ -613,7 +613,10 @@ class ConfigLoader:
         if not file.is_file():
             raise UserError(f"{file}: no such configuration file")
         try:
+            text_files.read(file)
             loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None
         except YAMLError as error:

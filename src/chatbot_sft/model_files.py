@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.text_files import decoded
 
 LFS_POINTER = b"version https://git-lfs"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # what torch.save writes, now and long ago
@@ -85,10 +86,7 @@ def read_text(file: Path, where: str) -> str:
     _check_regular(file, where)
     text = file.read_bytes()
     _check_pointer(text, file, where)
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: {file.name} is not UTF-8 text (byte {error.start})") from None
+    return decoded(text, f"{where}: {file.name}")
 
 
 def _what_instead(folder: Path) -> str:

@@ -21,7 +21,7 @@ from chatbot_sft.data.template import render_as_of
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.export import CONFIG, earlier_saver
 from chatbot_sft.logs import quiet, run_log
-from chatbot_sft.model import ModelLoader, add_adapter, embedded, hardware, memory
+from chatbot_sft.model import ModelLoader, add_adapter, embedded, hardware, memory, untrained
 from chatbot_sft.model.base import description, located
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.loader import count_parameters, weights_dtype
@@ -37,7 +37,7 @@ from chatbot_sft.report.run_report import new_report, now, write_json
 from chatbot_sft.report.words import moved, number
 from chatbot_sft.run_directory import held
 from chatbot_sft.save import ModelSaver
-from chatbot_sft.save.evidence import usual_system_prompt
+from chatbot_sft.save.evidence import usual_ends, usual_system_prompt
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
 from chatbot_sft.train.checkpoints import Origin
@@ -178,6 +178,10 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     dataset = dataset_loader.prepare_dataset()
     report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
 
+    unlearned = untrained.told(model, tokenizer, settings, usual_ends(dataset, tokenizer)) if "labels" in dataset.column_names else None
+    if unlearned:
+        log.warning("model: %s", unlearned)
+
     trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
     system = usual_system_prompt(dataset) or settings.dataset.system_prompt
     report["dataset"]["system_prompt"] = system
@@ -212,6 +216,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
             report["training"]["history"] = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
     eval_loss = trainer.evaluate_trained()
     report["training"] |= trained(trainer, eval_loss, rows_loss_before)
+    report["training"]["warnings"] += [unlearned] if unlearned else []
     report["memory"] = used(start, trainer)
     if trainer.sample_prompts:
         before, after = (trainer.evaluations.at(step)["samples"] for step in (0, report["training"]["weights_of_step"]))

@@ -30,6 +30,10 @@ def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UserError(f"{where}: there is no module {error.name}; the file must stand in the current folder or in --config-dir") from None
+    except SyntaxError as error:
+        place = f"{error.filename or module_name}{f', line {error.lineno}' if error.lineno else ''}"
+        hint = "; save the file as UTF-8" if re.search("codec|null bytes", error.msg) else ""
+        raise UserError(f"{where}: {place}: not Python: {error.msg}{hint}") from None
     try:
         found = getattr(module, name)
     except AttributeError:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from chatbot_sft import text_files
 from chatbot_sft.data.files import hidden, kind_by_name, split_of
 from chatbot_sft.errors import UserError, listed
 
@@ -185,6 +186,8 @@ def text(name: str, stream: BinaryIO) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     position = 0
     while chunk := stream.read(CHUNK):
+        if position == 0 and text_files.looks_like_utf16(chunk):
+            raise UserError(text_files.not_utf8(name, chunk, 0))
         pending = len(decoder.getstate()[0])
         yield _decode(name, decoder, chunk, position - pending)
         position += len(chunk)
@@ -195,8 +198,7 @@ def _decode(name: str, decoder: codecs.IncrementalDecoder, chunk: bytes, offset:
     try:
         return decoder.decode(chunk, final)
     except UnicodeDecodeError as error:
-        hint = "; it looks like UTF-16" if offset == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise UserError(f"{name}: not UTF-8 text (byte {offset + error.start}){hint}; save the file as UTF-8") from None
+        raise UserError(text_files.not_utf8(name, b"" if offset else error.object, offset + error.start)) from None
 
 
 def lines(pieces: Iterator[str], longest: int) -> Iterator[str]:

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 BATCH = 512  # tokens llama.cpp computes at a time
 LOG_ERROR = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
+SYSTEM_PROMPT = "chatbot_sft.system_prompt"  # a key of our own in a file's metadata, which llama.cpp passes by
 ANY_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, another one each time
 
 
 class GGUFModel:
     """A llama.cpp `model`, as `load` makes it. `context` is how many tokens a prompt and its answer may have together.
 
-    `stop_ids` is every token that llama.cpp itself ends an answer at. What a prompt has in common with what was computed last is not computed again.
+    `stop_ids` is every token that llama.cpp itself ends an answer at, `system_prompt` what most of the training data began with, where the file says
+    so. What a prompt has in common with what was computed last is not computed again.
     """
 
     def __init__(self, model: Any, context: int, name: str = "") -> None:
@@ -32,6 +34,7 @@ class GGUFModel:
 
         self.name = name
         self.context = min(context, model.n_ctx_train)
+        self.system_prompt = _said(model, SYSTEM_PROMPT)
         self._model = model  # the vocabulary is a part of it
         self._vocabulary = model.get_vocab()
         self.stop_ids = frozenset(token for token in range(self._vocabulary.n_vocab) if self._vocabulary.is_eog(token))
@@ -159,6 +162,14 @@ class GGUFModel:
             self._batch.set_batch(part, len(self._computed), False)
             self._context.decode(self._batch)
             self._computed += part  # after it: Ctrl-C may come in between, and too few only costs time
+
+
+def _said(model: Any, key: str) -> str | None:
+    """The text of `key` in the metadata of the file that llama.cpp has read; None where it is not there."""
+    try:
+        return model.meta_val_str(key)
+    except ValueError:
+        return None
 
 
 def _threads() -> int:

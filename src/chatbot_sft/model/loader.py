@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft import text_files
 from chatbot_sft.config import Config
 from chatbot_sft.data.template import NO_TEMPLATE, ChatTokenizer, compile_template
 from chatbot_sft.errors import UserError, listed
@@ -66,7 +67,7 @@ class ModelLoader:
         file, where = Path(self.settings.model.chat_template).expanduser(), f"model.chat_template={self.settings.model.chat_template}"
         if not file.exists():
             raise UserError(f"{where}: no such file")
-        source = read_text(file, where)
+        source = read_text(file, where).removeprefix(text_files.MARK)  # it would stand at the head of every prompt
         compile_template(source)
         return source
 
@@ -209,14 +210,22 @@ def _name_secrets(model: Any) -> None:
 
 
 def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name: str) -> None:
-    """Raises UserError where a token of `tokenizer` has no row in the model's embeddings: it is another model's tokenizer.
+    """Raises UserError where a token of `tokenizer` has no row in the model's embeddings, or its end of sequence is none: it is another model's.
 
-    Added tokens are not judged: Gemma 3 1B has one for images beyond its rows.
+    Other added tokens are not judged: Gemma 3 1B has one for images beyond its rows.
     """
     rows = (config.get("text_config") or config).get("vocab_size")
     last = max(tokenizer.backend.get_vocab(with_added_tokens=False).values(), default=0)
     if rows is not None and last >= rows:
         raise UserError(f"model.name={name}: its tokenizer has token {last}, config.json a vocab_size of {rows}; they are not of one model")
+    eos = tokenizer.template.tokens.get("eos_token")
+    number = tokenizer.backend.token_to_id(eos) if eos else None
+    if eos and (number is None or (rows is not None and number >= rows)):
+        why = "not a token of tokenizer.json" if number is None else f"token {number}, and config.json has a vocab_size of {rows}"
+        raise UserError(f"model.name={name}: tokenizer_config.json: eos_token {eos} is {why}; name a token that the model knows")
+    for stop in tokenizer.stop_ids:
+        if type(stop) is not int or stop < 0 or (rows is not None and stop >= rows):
+            raise UserError(f"model.name={name}: generation_config.json: eos_token_id {stop!r} is no token of the model (vocab_size {rows})")
 
 
 def weights_dtype(settings: Config) -> torch.dtype:

@@ -12,7 +12,7 @@ from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markup import cell, inline
-from chatbot_sft.report.masking import by_name, masked
+from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import moved, number
@@ -72,9 +72,12 @@ def licence_of(settings: Config) -> str | None:
         return None
     import yaml
 
-    text = card.read_text(encoding="utf-8")
+    text = card.read_text(encoding="utf-8-sig", errors="replace")  # a stranger's file: whatever is in it, the export goes on
     _, begin, rest = text.partition("---\n")
-    metadata = yaml.safe_load(rest.partition("\n---")[0]) if begin and text.startswith("---") else None
+    try:
+        metadata = yaml.safe_load(rest.partition("\n---")[0]) if begin and text.startswith("---") else None
+    except yaml.YAMLError:
+        return None
     return metadata.get("license") if isinstance(metadata, dict) and isinstance(metadata.get("license"), str) else None
 
 
@@ -183,6 +186,5 @@ def _base(settings: Config) -> str:
 def _question(trained: Trained) -> list[dict[str, str]]:
     """The shortest question of the data, behind its usual system prompt."""
     asked = [prompt[-1]["content"] for prompt in trained.evidence.prompts if prompt != ANY_PROMPT and isinstance(prompt[-1].get("content"), str)]
-    system = trained.evidence.system_prompt or by_name(trained.settings.dataset.system_prompt)
-    opening = [{"role": "system", "content": system}] if system else []
+    opening = [{"role": "system", "content": trained.system_prompt}] if trained.system_prompt else []
     return [*opening, {"role": "user", "content": min(asked, key=len, default=QUESTION)}]

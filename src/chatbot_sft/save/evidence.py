@@ -22,6 +22,7 @@ PROMPTS = 8  # whose token ids are compared
 ANSWERS = 2  # of them, that are answered
 LONGEST_ANSWER = 256  # tokens generated at most
 LOOKED_AT = 2000  # rows from which the length and end of answers and the usual system prompt are told
+FEW = 100  # rows from which alone their ends are told, where that has to be at once
 ANY_PROMPT = [{"role": "user", "content": "Xin chào!"}]  # for ready-made text, which has no messages
 
 
@@ -69,9 +70,17 @@ def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Ev
     """
     shown = dataset if eval_dataset is None else eval_dataset
     longest, ends = _answers(dataset)
-    control = [token for token in ends if tokenizer.added_tokens_decoder.get(token) and tokenizer.added_tokens_decoder[token].special]
     prompts = [opening for opening in _openings(shown) if opening][:PROMPTS] or [ANY_PROMPT]
-    return Evidence(_rows(shown), by_name(prompts), longest, control, by_name(usual_system_prompt(dataset)))
+    return Evidence(_rows(shown), by_name(prompts), longest, _control(ends, tokenizer), by_name(usual_system_prompt(dataset)))
+
+
+def usual_ends(dataset: Dataset, tokenizer: Any) -> list[int]:
+    """The control tokens with which the trained answers of the first rows end."""
+    return _control(_answers(dataset.select(range(min(FEW, len(dataset)))))[1], tokenizer)
+
+
+def _control(tokens: list[int], tokenizer: Any) -> list[int]:
+    return [token for token in tokens if tokenizer.added_tokens_decoder.get(token) and tokenizer.added_tokens_decoder[token].special]
 
 
 def _rows(dataset: Dataset) -> list[Row]:

@@ -11,7 +11,6 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local, tokenizer_folder
-from chatbot_sft.report.masking import by_name
 from chatbot_sft.save import llama_cpp
 from chatbot_sft.save.gguf_file import WRITTEN, check_architecture, write_gguf
 from chatbot_sft.save.gguf_vocab import adds_bos, read_vocabulary
@@ -65,7 +64,7 @@ def write_gguf_files(trained: Trained, folder: Path) -> None:
             direct.setdefault("f16", Path(work, "f16.gguf"))
         for kind, file in direct.items():
             with trained.timed(kind):
-                write_gguf(trained.weights, trained.tokenizer, tokenizer_folder, end, kind, name, file)
+                write_gguf(trained.weights, trained.tokenizer, tokenizer_folder, end, kind, name, file, trained.system_prompt)
         for kind, file in rest.items():
             with trained.timed(kind):
                 llama_cpp.quantize(llama_cpp.quantizer(save.llama_cpp_dir), direct["f16"], file, kind)
@@ -75,8 +74,7 @@ def write_gguf_files(trained: Trained, folder: Path) -> None:
 def _modelfile(trained: Trained, files: list[str]) -> str:
     tokenizer, evidence = trained.tokenizer, trained.evidence
     stops = tokenizer.convert_ids_to_tokens(evidence.ends) or [tokenizer.eos_token]
-    system = by_name(trained.settings.dataset.system_prompt) or evidence.system_prompt
-    made = modelfile(files, trained.template, stops, system, bos=tokenizer.bos_token if adds_bos(tokenizer) else None)
+    made = modelfile(files, trained.template, stops, trained.system_prompt, bos=tokenizer.bos_token if adds_bos(tokenizer) else None)
     if made.problem:
         log.warning("save: Modelfile: %s", made.problem)
     return made.text

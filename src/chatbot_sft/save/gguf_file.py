@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import UserError
+from chatbot_sft.inference.gguf_model import SYSTEM_PROMPT
 from chatbot_sft.save.gguf_vocab import add_vocabulary
 
 if TYPE_CHECKING:
@@ -65,10 +66,20 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
             raise UserError(f"save.method=gguf: model.name={name} has rope type {rope_type}, which is not written to GGUF; use save=merged_16bit")
 
 
-def write_gguf(weights: Weights, tokenizer: Any, tokenizer_folder: Path, end_of_turn: int | None, kind: str, name: str, file: Path) -> None:
+def write_gguf(
+    weights: Weights,
+    tokenizer: Any,
+    tokenizer_folder: Path,
+    end_of_turn: int | None,
+    kind: str,
+    name: str,
+    file: Path,
+    system_prompt: str | None = None,
+) -> None:
     """Write `file` with matrices of `kind`, one of `WRITTEN`; vectors are float32. `tokenizer` has been saved in `tokenizer_folder`.
 
-    One tensor is in memory at a time. `end_of_turn` is the token that ends an answer, `name` what the model is called.
+    One tensor is in memory at a time. `end_of_turn` is the token that ends an answer, `name` what the model is called, `system_prompt` what it was
+    trained with.
     """
     import gguf
 
@@ -78,6 +89,8 @@ def write_gguf(weights: Weights, tokenizer: Any, tokenizer_folder: Path, end_of_
     writer = gguf.GGUFWriter(file, architecture.name)
     writer.add_string("general.quantized_by", "chatbot_sft")  # by this save.overwrite knows its own file
     writer.add_name(name)
+    if system_prompt:
+        writer.add_string(SYSTEM_PROMPT, system_prompt)
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_hyperparameters(writer, config, architecture)

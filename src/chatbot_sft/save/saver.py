@@ -160,7 +160,7 @@ class ModelSaver:
                 "made_from": self._made_from(trained, method),
                 "base": description(self.settings, target),
                 "export": asdict(export),
-                "system_prompt": self._system_prompt(),
+                "system_prompt": trained.system_prompt,
             }
             write_mark(folder, mark)
 
@@ -180,10 +180,6 @@ class ModelSaver:
             ) from error
         log.info("saved: %s in %s (%.0f MB%s)", method, target, sum(export.files.values()) / 1e6, ", verified" if export.verified else "")
         return export
-
-    def _system_prompt(self) -> str | None:
-        """What the training data had, which the chat asks with."""
-        return self.evidence.system_prompt or self.settings.dataset.system_prompt
 
     def _verify(self, trained: Trained, export: Export, folder: Path) -> None:
         """Reload each part of the export from disk and hold it against the trained model.

@@ -16,6 +16,7 @@ from chatbot_sft.data.template import ChatTemplate
 from chatbot_sft.inference.hf_model import HFModel
 from chatbot_sft.model import embedded
 from chatbot_sft.model.engine import load_engine
+from chatbot_sft.report.masking import by_name
 from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.save.verify import MOVED, Reference, logits_of, refer
 from chatbot_sft.save.weights import Weights, trained_weights
@@ -63,6 +64,11 @@ class Trained:
         if reference.moved is not None and reference.moved < MOVED:
             log.warning("save: training has hardly changed the model (its answers are %.1e nats from the base's)", reference.moved)
         return reference
+
+    @property
+    def system_prompt(self) -> str | None:
+        """What most of the training data began with."""
+        return self.evidence.system_prompt or by_name(self.settings.dataset.system_prompt)
 
     @functools.cached_property
     def stops(self) -> list[int]:
