@@ -424,6 +424,8 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
     report = json.loads((tmp_path / "export" / "report.json").read_text(encoding="utf-8"))
     assert (report["status"], report["task"], report["save"]["verified"]) == ("completed", "export", True)
     assert report["training"]["steps"] == 2
+    assert report["run"] == "run"
+    assert "[all findings](../run/data_report.json)" in (tmp_path / "export" / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "bot.gguf").read_bytes()[:4] == b"GGUF"
 
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # the adapter that was saved is enough

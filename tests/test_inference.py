@@ -34,7 +34,7 @@ CONVERSATIONS = [
 
 ASKED = {
     "repetition_penalty": 3.0, "min_p": 0.5, "top_k": 3, "top_p": 0.1, "temperature": 9.0, "do_sample": True, "no_repeat_ngram_size": 1,
-    "num_beams": 2, "min_new_tokens": 8, "suppress_tokens": [7, 11], "bad_words_ids": [[5]], "sequence_bias": [[[3], 50.0]], "max_time": 1e-9,
+    "num_beams": 2, "min_new_tokens": 10, "suppress_tokens": [16], "bad_words_ids": [[26]], "sequence_bias": [[[3], 50.0]], "max_time": 1e-9,
     "forced_eos_token_id": 2, "eos_token_id": [2, 9], "use_cache": False,
 }  # fmt: skip
 
