@@ -88,12 +88,13 @@ def measure(start_gb: float | None = None) -> MemoryStatistics:
 
 def _resident() -> tuple[int, int]:
     """(bytes now, bytes at the highest) of the resident set; without /proc the highest stands for both."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if not STATUS.exists():
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return peak, peak
+        return most, most
     lines = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines())
-    current, peak = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
-    return current, max(current, peak)
+    current = 1024 * int(lines["VmRSS"].split()[0])
+    # Not every /proc has the peak: a sandbox's may lack it.
+    return current, max(current, 1024 * int(lines["VmHWM"].split()[0]) if "VmHWM" in lines else most)
 
 
 def _gb(size: int) -> float:
