@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import markdown, write_markdown
 from chatbot_sft.report.run_report import git_commit, new_report, write_json
-from chatbot_sft.save.saver import Export, ModelSaver
+from chatbot_sft.save.saver import Export, ModelSaver, SaveResult
 from chatbot_sft.train.callbacks import Progress, duration
 from chatbot_sft.train.sampler import epoch_steps
 
@@ -124,6 +125,28 @@ def test_exports_that_were_saved_are_listed_where_a_later_one_was_refused(tmp_pa
 def test_a_signal_says_what_it_left_behind(task, exports, expected):
     settings = SimpleNamespace(task=task, paths=SimpleNamespace(output_dir="out"), training=SimpleNamespace(output_dir="out/checkpoints"))
     assert pipeline.stopped(Preempted("SIGTERM"), settings, exports, "C") == expected
+
+
+def test_a_signal_while_exporting_lists_what_is_there(tmp_path, monkeypatch):
+    class Saver:
+        result = SaveResult("lora, gguf")
+
+        def save(self):
+            self.result.add(Export("lora", str(tmp_path / "model" / "lora"), {"a": 1}), str(tmp_path / "model"), True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(pipeline, "earlier_saver", lambda config, report: Saver())
+    save = {"method": ["lora", "gguf"], "save_path": str(tmp_path / "model")}
+    config = {"task": "export", "run": str(tmp_path / "run"), "paths": {"output_dir": str(tmp_path / "export")}, "save": save}
+    with pytest.raises(Preempted):
+        pipeline.run(config, "C")
+    report = json.loads((tmp_path / "export" / "report.json").read_text(encoding="utf-8"))
+    expected = f"SIGTERM: saved: lora in {tmp_path}/model/lora; the same command makes what is missing: C hydra.run.dir={tmp_path}/export"
+    assert (report["status"], report["error"]) == ("interrupted", expected)
+    assert report["save"]["files"] == {"lora/a": 1}
+    assert f"saved   lora, 0 MB: {tmp_path}/model/lora" in (tmp_path / "export" / "run.log").read_text(encoding="utf-8")
+    assert "checkpoint" not in (tmp_path / "export" / "report.md").read_text(encoding="utf-8")
 
 
 # ---- figures of a run, not of its process
