@@ -1,12 +1,15 @@
 """Tokenised rows are made once: found again by content, rebuilt where damaged, whole under many processes, and cleared on request."""
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import EXAMPLE, conversations, write_json
@@ -57,6 +60,53 @@ def test_the_same_data_is_made_once_and_anything_that_matters_makes_it_anew(tmp_
     chat.template = dataclasses.replace(chat.template, source=chat.template.source + " ")
     del chat.fingerprint
     assert loader(file).check(chat)["cached"] is False
+
+
+def test_rows_outlive_an_edit_of_the_code_but_not_a_new_version(tmp_path, chat, monkeypatch):
+    file = write_json(tmp_path / "data.json", conversations(5))
+    loader(file).check(chat)
+    edited = shutil.copytree(Path(store.__file__).parent, tmp_path / "edited")
+    with (edited / "preview.py").open("a") as code:
+        code.write("# a comma,")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("chatbot_sft.data."):
+            monkeypatch.setattr(module, "__file__", str(edited / Path(module.__file__).name))
+    assert loader(file).check(chat)["cached"] is True
+    monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
+    assert loader(file).check(chat)["cached"] is False
+
+
+# What the rows below become. Where a change makes something else of them, `store.VERSION` goes up by one, and both are written down anew.
+PINNED = (1, "56adaf2f4fba3e87")
+
+
+def test_what_rows_become_changes_with_the_version_alone(tmp_path, chat):
+    """Else rows that older code made would be trained: every format, every kind of turn, a cut, a bad row, notes."""
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "beer", "arguments": {"n": 1}}}]}
+    asked, answered = {"role": "user", "content": "câu hỏi"}, {"role": "assistant", "content": "trả lời", "thinking": "nghĩ"}
+    rows = {
+        "messages.jsonl": [
+            {"messages": [{"role": "system", "content": "s"}, asked, answered, asked, {**answered, "train": False}], "extra": 1},
+            {"messages": [asked, call, {"role": "tool", "content": "9"}, answered], "tools": [{"type": "function", "function": {"name": "beer"}}]},
+            {"messages": [asked, {"role": "assistant", "content": "word " * 200}, asked, answered]},
+            {"messages": [asked, asked]},
+        ],
+        "sharegpt.jsonl": [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<think>t</think>b"}], "system": "s"}],
+        "alpaca.jsonl": [{"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]}],
+        "completion.jsonl": [{"prompt": "a", "completion": "b"}, {"prompt": [asked], "completion": [answered]}],
+        "text.jsonl": [{"text": "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"}],
+    }
+    digest = hashlib.sha256()
+    for name, written in rows.items():
+        file = tmp_path / name
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in written), encoding="utf-8")
+        for options in ({}, {"thinking": "drop", "overflow": "split", "system_prompt": "Mai", "train_on": "last_assistant"}):
+            made = loader(file, max_seq_length=100, on_bad_row="drop", eval_fraction=0, **options)
+            with contextlib.suppress(UserError):  # one row that is bad leaves nothing
+                made.check(chat)
+            entry = {"rows": made._entry.table().to_pylist(), "about": made._entry.about}
+            digest.update(json.dumps(entry, sort_keys=True).replace(str(tmp_path), "").encode())
+    assert (store.VERSION, digest.hexdigest()[:16]) == PINNED, "raise data/store.py's VERSION, so that rows of older code are not taken for these"
 
 
 def test_the_gates_tokenizer_and_transformers_share_an_entry(tmp_path, chat, tokenizer):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import datetime
 
 import pytest
 from conftest import conversations, only_error, report_of, write_json
@@ -162,3 +163,7 @@ def test_a_sweep_runs_every_job_into_its_own_folder_and_a_failing_one_does_not_s
     assert [report["status"] for report in reports] == ["failed", "failed", "completed", "completed"]
     assert [report["command"].split()[4] for report in reports] == ["lora.r=4", "lora.r=8"] * 2
     assert reports[2]["model"]["trainable_parameters"] * 2 == reports[3]["model"]["trainable_parameters"]
+    for report in reports[2:]:  # counted from the job's own start, not from the process's
+        took = datetime.fromisoformat(report["finished"]) - datetime.fromisoformat(report["started"])
+        assert 0 < report["training"]["seconds_to_first_step"] < took.total_seconds() + 1
+        assert report["memory"]["peak_since"] == "run"

@@ -21,12 +21,14 @@ from chatbot_sft import pipeline
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference.gguf_model import GGUFModel
+from chatbot_sft.inference.hf_model import HFModel
 from chatbot_sft.save import gguf_file, saver
-from chatbot_sft.save.evidence import Evidence
+from chatbot_sft.save.evidence import Evidence, Row
 from chatbot_sft.save.gguf_file import check_architecture
 from chatbot_sft.save.gguf_vocab import read_vocabulary
 from chatbot_sft.save.saver import ModelSaver
-from chatbot_sft.save.verify import Observation, Reference, compare
+from chatbot_sft.save.trained import Trained
+from chatbot_sft.save.verify import Observation, Reference, compare, logits_of
 
 ARCHITECTURES = ("llama3b", "llama8b", "qwen3_4b", "mistral7b", "gemma3_4b")  # of conf/model: tied and untied, rope scaling, norms, a vision tower
 
@@ -389,6 +391,28 @@ def test_a_base_that_is_there_in_4_bits_alone_is_dequantised(tokenizer_folders, 
     assert "quantization_config" not in config
 
 
+def test_the_trained_model_is_asked_as_an_export_and_left_as_it_was(tiny_llama, tokenizer):
+    import torch
+    from accelerate import Accelerator
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32), LoraConfig(task_type="CAUSAL_LM"))
+    config = {"model": {"name": str(tiny_llama), "engine": "transformers", "load_in_4bit": False}}
+    evidence = Evidence([Row([1, 5, 6, 7], [1, 2])], [[{"role": "user", "content": "?"}]], 2, [2, 0])
+    exact = logits_of(HFModel(model.eval(), tokenizer), evidence.rows)
+    model.train()
+    Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    before, stops = {**vars(model)}, dict(vars(model.get_base_model().generation_config))
+    assert "forward" in before
+    made = Trained(Config.from_mapping(config), model, tokenizer, evidence, {})
+    assert (made.reference.trained.logits[:2] == exact).all(), "with autocast"
+    assert made.reference.trained.stop_ids == [0, 2]
+    assert vars(model) == before
+    assert vars(model.get_base_model().generation_config) == stops
+    assert model.training
+
+
 # ---- the command line
 
 
@@ -417,6 +441,8 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
     report = json.loads((tmp_path / "export" / "report.json").read_text(encoding="utf-8"))
     assert (report["status"], report["task"], report["save"]["verified"]) == ("completed", "export", True)
     assert report["training"]["steps"] == 2
+    assert report["run"] == "run"
+    assert "[all findings](../run/data_report.json)" in (tmp_path / "export" / "report.md").read_text(encoding="utf-8")
     assert (tmp_path / "bot.gguf").read_bytes()[:4] == b"GGUF"
 
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # the adapter that was saved is enough

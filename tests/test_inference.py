@@ -21,6 +21,7 @@ from chatbot_sft.inference.gguf_model import BATCH, GGUFModel
 from chatbot_sft.inference.hf_model import ADAPTER_CONFIG, HFModel, adapter_base
 from chatbot_sft.inference.opening import find, open_model
 from chatbot_sft.model import embedded
+from chatbot_sft.model.generate import generate, generation_stops
 from chatbot_sft.train import checkpoints
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -29,6 +30,47 @@ CONVERSATIONS = [
     [{"role": "system", "content": "Bạn là Mai, trợ lý của Bia Hạc Trắng."}, {"role": "user", "content": "Gold với Lager khác gì nhau? 🍺"}],
     [*QUESTION, {"role": "assistant", "content": "The capital of France is Paris."}, {"role": "user", "content": "  And of Italy?\n"}],
 ]
+
+
+ASKED = {
+    "repetition_penalty": 3.0, "min_p": 0.5, "top_k": 3, "top_p": 0.1, "temperature": 9.0, "do_sample": True, "no_repeat_ngram_size": 1,
+    "num_beams": 2, "min_new_tokens": 10, "suppress_tokens": [16], "bad_words_ids": [[26]], "sequence_bias": [[[3], 50.0]], "max_time": 1e-9,
+    "forced_eos_token_id": 2, "eos_token_id": [2, 9], "use_cache": False,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A Llama of random weights, plain and within a PEFT model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    plain = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
+    return {"plain": plain, "peft": get_peft_model(plain, LoraConfig(target_modules=["q_proj"])).eval()}
+
+
+@pytest.mark.parametrize("name", [*ASKED, "all"])
+@pytest.mark.parametrize("kind", ["plain", "peft"])
+def test_an_answer_is_greedy_whatever_the_models_generation_config_asks_for(kind, name, small):
+    """Samples, the chat and the verification of exports all ask through `generate`."""
+    import torch
+    from transformers import GenerationConfig
+
+    model = small[kind]
+    given = GenerationConfig(**{"eos_token_id": 2, "pad_token_id": 0, **(ASKED if name == "all" else {name: ASKED[name]})})
+    given_before = given.to_dict()
+    holder = model.get_base_model() if kind == "peft" else model
+    holder.generation_config = given
+    ids, stops = [1, 3, 4], generation_stops(model)
+    with torch.inference_mode():
+        while len(ids) < 13 and (len(ids) == 3 or ids[-1] not in stops):
+            ids.append(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
+    assert generate(model, [1, 3, 4], 10, stops, 0) == ids[3:]
+    assert holder.generation_config is given
+    assert given.to_dict() == given_before
 
 
 @functools.cache

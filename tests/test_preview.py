@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from chatbot_sft.data import preview as preview_module
 from chatbot_sft.data.preview import PreviewRow, PreviewToken, page, write_preview
 
 HOSTILE = """<script>document.title='owned'</script>"><img src=x onerror="document.title='owned'"></p></article><!-- $title &lt; \0 \u202e x"""
@@ -170,6 +172,12 @@ def test_nothing_of_the_data_runs_or_becomes_an_element(document):
     assert len(document.rows) == len(ROWS)
     assert not {name for _, attributes in document.seen for name in attributes if name.startswith("on")}
     assert "$title" in document.rows[3]["p"]
+
+
+def test_no_page_is_written_in_python():
+    package = Path(preview_module.__file__).parent.parent
+    assert not [file.name for file in package.rglob("*.py") if re.search("<style|<script|<body", file.read_text(encoding="utf-8"))]
+    assert {file.suffix for file in package.glob("data/preview.*")} == {".py", ".html", ".css", ".js"}
 
 
 def test_page_refers_to_no_other_file():

@@ -1,15 +1,28 @@
 """What a run leaves for people: figures, pictures, and whole files."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
+import urllib.parse
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from chatbot_sft import cli, pipeline
+from chatbot_sft.errors import UserError
+from chatbot_sft.jobs import Job
+from chatbot_sft.model import memory
+from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.figure import write_loss_figure
-from chatbot_sft.report.markdown import markdown
+from chatbot_sft.report.markdown import markdown, write_markdown
 from chatbot_sft.report.run_report import git_commit, new_report, write_json
-from chatbot_sft.train.callbacks import duration
+from chatbot_sft.save.saver import Export, ModelSaver, SaveResult
+from chatbot_sft.train.callbacks import Progress, duration
 from chatbot_sft.train.sampler import epoch_steps
 
 
@@ -40,6 +53,147 @@ def test_a_failed_run_has_a_readable_report():
     assert text.startswith("# Fine-tuning run: failed\n")
     assert "**data.json: not JSON**" in text
     assert "loss.png" not in text
+
+
+DATA = {
+    "path": "d", "rows": 9, "rows_used": 8, "rows_held_out": 1, "tokens": 90, "trainable_tokens": 30, "max_length": 20, "truncated_rows": 0,
+    "bad_rows": 0, "duplicates": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("home", ["the run (1)", "export", None])
+def test_every_link_of_a_report_works(home, tmp_path):
+    report = {**new_report("", "export" if home == "the run (1)" else "train", 1), "dataset": DATA, "evaluations": [], "error": None}
+    folder = tmp_path / "export"
+    folder.mkdir()
+    if home:
+        (tmp_path / home).mkdir(exist_ok=True)
+        for name in ("data_preview.html", "data_report.json"):
+            (tmp_path / home / name).touch()
+    if report["task"] == "export":
+        report["run"] = str(tmp_path / home)
+    text = write_markdown(report, folder).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((\S*?)\)", text)
+    assert len(links) == (2 if home else 0)
+    assert all((folder / urllib.parse.unquote(link)).is_file() for link in links)
+    assert "0 bad, 0 exact duplicates" in text
+
+
+def test_exports_that_were_saved_are_listed_where_a_later_one_was_refused(tmp_path):
+    class Saver(ModelSaver):
+        def check(self):
+            pass
+
+        def _kept(self, trained, method, target):
+            return None
+
+        def _export(self, trained, method, target):
+            export = Export(method, str(target), {"model.safetensors": 5_000_000}, {method: 1.0}, verified=True)
+            if method == "gguf":
+                raise UserError(self._failure(trained, export, "q8_0", ["it does not stop"]))
+            return export
+
+    report = {**new_report("", "train", 1), "error": None}
+    saver = Saver({"save": {"method": ["lora", "gguf"], "save_path": str(tmp_path / "model")}})
+    with pytest.raises(UserError, match=r"the adapter is in .*model/lora"):
+        pipeline.save(saver, report)
+    assert report["save"]["files"] == {"lora/model.safetensors": 5_000_000}
+    assert (report["save"]["path"], report["save"]["verified"]) == (str(tmp_path / "model"), False)
+    assert pipeline.saved(report["save"]["exports"]) == [f"saved   lora, 5 MB, verified: {tmp_path}/model/lora"]
+    text = markdown(report, picture=False)
+    assert f"## Saved (lora)\n\n`{tmp_path}/model`\n\n- lora/model.safetensors (5.0 MB)\n" in text
+    assert "## Not kept (gguf)" in text
+
+
+@pytest.mark.parametrize(
+    ("task", "exports", "expected"),
+    [
+        ("train", [], "SIGTERM: no checkpoint yet; the same command goes on from there: C hydra.run.dir=out"),
+        ("export", [], "SIGTERM: no export was finished; the same command makes what is missing: C hydra.run.dir=out"),
+        (
+            "export",
+            [
+                {"method": "lora", "path": "out/model/lora", "verified": None},
+                {"method": "gguf", "path": "out/model/gguf", "verified": False},
+            ],
+            "SIGTERM: saved: lora in out/model/lora; the same command makes what is missing: C hydra.run.dir=out",
+        ),
+        ("check", [], "SIGTERM: nothing was trained; the same command begins anew: C hydra.run.dir=out"),
+        ("plan", [], "SIGTERM: nothing was trained; the same command begins anew: C hydra.run.dir=out"),
+    ],
+)
+def test_a_signal_says_what_it_left_behind(task, exports, expected):
+    settings = SimpleNamespace(task=task, paths=SimpleNamespace(output_dir="out"), training=SimpleNamespace(output_dir="out/checkpoints"))
+    assert pipeline.stopped(Preempted("SIGTERM"), settings, exports, "C") == expected
+
+
+def test_a_signal_while_exporting_lists_what_is_there(tmp_path, monkeypatch):
+    class Saver:
+        result = SaveResult("lora, gguf")
+
+        def save(self):
+            self.result.add(Export("lora", str(tmp_path / "model" / "lora"), {"a": 1}), str(tmp_path / "model"), True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(pipeline, "earlier_saver", lambda config, report: Saver())
+    save = {"method": ["lora", "gguf"], "save_path": str(tmp_path / "model")}
+    config = {"task": "export", "run": str(tmp_path / "run"), "paths": {"output_dir": str(tmp_path / "export")}, "save": save}
+    with pytest.raises(Preempted):
+        pipeline.run(config, "C")
+    report = json.loads((tmp_path / "export" / "report.json").read_text(encoding="utf-8"))
+    expected = f"SIGTERM: saved: lora in {tmp_path}/model/lora; the same command makes what is missing: C hydra.run.dir={tmp_path}/export"
+    assert (report["status"], report["error"]) == ("interrupted", expected)
+    assert report["save"]["files"] == {"lora/a": 1}
+    assert f"saved   lora, 0 MB: {tmp_path}/model/lora" in (tmp_path / "export" / "run.log").read_text(encoding="utf-8")
+    assert "checkpoint" not in (tmp_path / "export" / "report.md").read_text(encoding="utf-8")
+
+
+# ---- figures of a run, not of its process
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak cannot begin anew")
+def test_a_runs_peak_is_not_that_of_the_run_before(monkeypatch):
+    monkeypatch.setattr(memory, "_process", memory._Process())
+    memory.begin()
+    before = memory.measure()
+    large = bytearray(os.urandom(1 << 20) * 400)
+    peak = memory.measure().peak_gb
+    del large
+    assert peak > before.current_gb + 0.4
+    memory.begin()
+    found = memory.measure()
+    assert found.peak_gb < peak - 0.3
+    assert found.peak_since == "run"
+
+
+def test_a_peak_that_cannot_begin_anew_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_process", memory._Process())
+    monkeypatch.setattr(memory, "RESET", tmp_path / "no" / "clear_refs")
+    memory.begin()
+    assert memory.measure().peak_since == "run"  # all that the process ever did is its first run
+    memory.begin()
+    assert memory.measure().peak_since == "process"
+    used = {"device": "CPU", "start_gb": 1.0, "peak_gb": 2.0, "peak_since": "process", "training_gb": 1.0, "estimate_gb": {}}
+    report = {**new_report("", "train", 1), "memory": used}
+    assert "2.00 GB at peak, since the process was started, 1.00 GB of it added by training" in markdown(report, picture=False)
+
+
+def test_the_first_step_is_counted_from_the_start_of_its_own_run(monkeypatch, tmp_path):
+    state = SimpleNamespace(num_input_tokens_seen=0, log_history=[], is_world_process_zero=True, global_step=1, max_steps=2)
+    progress = Progress(time.time() - 5)
+    progress.on_train_begin(None, state, None)
+    progress.on_step_end(None, state, None)
+    assert 5 <= progress.first_step_after < 6
+
+    started = psutil.Process().create_time()
+    jobs = [Job(number, [], tmp_path) for number in range(2)]
+    monkeypatch.setattr(cli, "JOBS", jobs)
+    assert cli._began() == started  # the first run of the process: importing is a part of it
+    jobs[0].status = "done before"
+    assert cli._began() == started
+    jobs[0].status = "failed"
+    assert cli._began() > time.time() - 1
 
 
 def test_the_loss_figure_is_drawn_from_what_was_logged(tmp_path):

@@ -7,6 +7,7 @@ import itertools
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -218,7 +219,7 @@ def _run(plain: dict[str, Any], job: HydraConf, users: list[str]) -> float | Non
 
     if plain["task"] == "export":
         check_overrides(job.overrides.task)
-    report = pipeline.run(plain, _command(job, users))
+    report = pipeline.run(plain, _command(job, users), _began())
     if not distributed.is_first():
         return None
     if report["plan"]:
@@ -226,6 +227,17 @@ def _run(plain: dict[str, Any], job: HydraConf, users: list[str]) -> float | Non
     elif report["training"]:
         print(shown(pipeline.summary(report, plain["paths"]["output_dir"])))
     return report["training"].get("eval_loss")
+
+
+def _began() -> float:
+    """When the user began to wait, in seconds since the epoch: for a later job of a sweep now.
+
+    For the first run of a process that is the process's start: importing is part of what is waited for.
+    """
+    import psutil
+
+    earlier = any(job.status in ("completed", "failed") for job in JOBS)
+    return time.time() if earlier else psutil.Process().create_time()
 
 
 def _swept(plain: dict[str, Any], hydra_job: HydraConf, users: list[str]) -> float | None:

@@ -169,6 +169,7 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
         )
     saver(now).check()
     report |= {name: earlier.report[name] for name in KEPT if name in earlier.report}
+    report["run"] = str(Path(config["run"]).expanduser())
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
     base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
     if settings.model.chat_template:  # as it was trained, wherever the file is now

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import logging
 import shlex
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,18 @@ from chatbot_sft.train.rails import ruin_limit
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
+def run(config: Mapping[str, Any], command: str = "", started: float | None = None) -> dict[str, Any]:
     """Do the task that `config` says and return the report that stands in `<paths.output_dir>/report.json`.
 
-    Whatever happens, the run directory ends up with a report that says so.
+    Once the directory is the run's own, it ends up with a report that says what happened, whatever that was. `started`, in
+    seconds since the epoch, is when the user began to wait: now, where nothing is given.
 
     Raises:
         UserError: something the user can mend. Every other exception passes through; KeyboardInterrupt too.
         Preempted: SIGTERM or SIGUSR1, exit code 143.
     """
+    started = time.time() if started is None else started
+    memory.begin()
     config = located(config)
     settings = Config.from_mapping(config)
     folder = Path(settings.paths.output_dir)
@@ -70,17 +74,19 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
             if settings.task == "export":
                 save(earlier_saver(config, report), report)
             else:
-                train(config, settings, report, loggers)
+                train(config, settings, report, loggers, started)
             report["status"] = "completed"
         except Preempted as error:
             report["status"] = "interrupted"
-            report["error"] = stopped(error, settings, command)
+            report["error"] = stopped(error, settings, report["save"].get("exports", []), command)
+            tell_saved(report)
             log.warning("%s", report["error"])
             raise
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             report["status"] = "interrupted" if interrupted else "failed"
             report["error"] = "interrupted from the keyboard" if interrupted else " ".join(str(error).split()) or type(error).__name__
+            tell_saved(report)
             log.error("%s", report["error"], exc_info=error)
             raise
         finally:
@@ -111,15 +117,36 @@ def write_reports(report: dict[str, Any], folder: Path) -> None:
         log.error("%s", text)
 
 
-def stopped(error: Preempted, settings: Config, command: str) -> str:
-    """What a signal left behind, and the command that goes on from it."""
-    last = checkpoints.last_in(Path(settings.training.output_dir))
+def tell_saved(report: Mapping[str, Any]) -> None:
+    """What there is of a run that does not end well."""
+    for line in saved(report["save"].get("exports", [])):
+        log.info("%s", line)
+
+
+def stopped(error: Preempted, settings: Config, exports: Sequence[Mapping[str, Any]], command: str) -> str:
+    """What a signal left behind, `exports` that were finished among it, and the command that goes on from it."""
     here = shlex.quote(f"hydra.run.dir={settings.paths.output_dir}")
     again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
-    return f"{error.signal}: {f'checkpoint at step {last.step}' if last else 'no checkpoint yet'}; the same command goes on from there{again}"
+    if settings.task == "train":
+        last = checkpoints.last_in(Path(settings.training.output_dir))
+        left = f"checkpoint at step {last.step}" if last else "no checkpoint yet"
+        left += "; the same command goes on from there"
+    elif settings.task == "export":
+        there = ", ".join(f"{export['method']} in {export['path']}" for export in kept(exports))
+        left = f"saved: {there}" if there else "no export was finished"
+        left += "; the same command makes what is missing"
+    else:
+        left = "nothing was trained; the same command begins anew"
+    return f"{error.signal}: {left}{again}"
 
 
-def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], loggers: contextlib.ExitStack) -> None:
+def train(
+    config: Mapping[str, Any],
+    settings: Config,
+    report: dict[str, Any],
+    loggers: contextlib.ExitStack,
+    started: float,
+) -> None:
     """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`.
 
     `task=check` ends after the gate, `task=plan` before the first step.
@@ -188,7 +215,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
     if system and settings.training.sample_prompts is not None:  # asked as the model was trained to be
         trainer.sample_prompts = [[{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts]
-    trainer.origin = origin
+    trainer.origin, trainer.started = origin, started
     trainer.setup()
     report["settings"] = used_settings(settings, trainer.trainer.args)
     loggers.callback(trainer.loggers.finish, report)
@@ -389,6 +416,7 @@ def used(start: memory.MemoryStatistics, trainer: SFTTrainerWrapper) -> dict[str
         "device": end.device,
         "start_gb": start.current_gb,
         "peak_gb": end.peak_gb,
+        "peak_since": end.peak_since,
         "training_gb": round(end.peak_gb - start.current_gb, 3),
         "estimate_gb": trainer.memory_estimate,
     }
@@ -423,10 +451,21 @@ def summary(report: dict[str, Any], folder: str) -> str:
     if report["samples"]:
         sample = report["samples"][0]
         lines.append(f"answer  {_short(sample['prompt'], 60)}  before: {_short(sample['before'], 100)}  after: {_short(sample['after'], 160)}")
-    for export in report["save"]["exports"]:
+    return "\n".join([*lines, *saved(report["save"]["exports"])])
+
+
+def saved(exports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each of the report's exports that is there."""
+    lines = []
+    for export in kept(exports):
         size = f"{sum(export['files'].values()) / 1e6:,.0f} MB"
         lines.append(f"saved   {export['method']}, {size}{', verified' if export['verified'] else ''}: {_short_path(export['path'])}")
-    return "\n".join(lines)
+    return lines
+
+
+def kept(exports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The report's exports without one that was refused."""
+    return [export for export in exports if export["verified"] is not False]
 
 
 def _short_path(path: str) -> str:

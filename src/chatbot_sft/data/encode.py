@@ -93,7 +93,9 @@ class Encoder:
         return {token: self.tokenizer.special_tokens[token] for token in (pattern.findall(self.finder.closing) if pattern else ())}
 
     def rows(self, conversations: Iterable[Conversation | Refused]) -> Iterator[EncodedRow | Refused]:
-        """A row (with `overflow="split"` perhaps several, with "drop" perhaps none) per conversation, in order.
+        """A row per conversation, in order; what cannot become one is handed on, or comes, as `Refused`.
+
+        With `overflow="split"` there may be several of one, with "drop" one that is too long is not `kept`.
 
         Raises:
             UserError: `overflow="error"` and a row is too long; names it.

@@ -1,4 +1,8 @@
-"""The gate: what is wrong with the data, by file and row, and whether a run may go on. Runs before a model is loaded or a GPU is taken."""
+"""The gate's judgement and figures: may a run go on with what `encode` found wrong with the rows, what does the chat
+template do, how long are the rows, how many steps do they make.
+
+`DatasetLoader.check` puts it together, before a model is loaded or a GPU is taken.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS, ABOUT = "rows.arrow", "about.json"
+# Raise it with every change by which the same data, tokenizer and options become another entry: all are then made anew.
+VERSION = 1
 BATCH = 256  # rows per record batch
 
 

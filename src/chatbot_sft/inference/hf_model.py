@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.messages import Message
-from chatbot_sft.data.template import strftime_now
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference import room_for_answer
 from chatbot_sft.model import embedded
 from chatbot_sft.model.base import moved, named
-from chatbot_sft.model.generate import as_text
+from chatbot_sft.model.generate import as_text, generate, generation_stops, rendered
 from chatbot_sft.model.hub import allow_network, is_local, readable_errors
 from chatbot_sft.model.quantization import nf4
 
@@ -23,24 +22,28 @@ if TYPE_CHECKING:
     import numpy as np
 
 ADAPTER_CONFIG = "adapter_config.json"
-# Over what a checkpoint's generation_config.json may say, so that greedy is the likeliest token, and sampling the temperature alone.
-PLAIN = {"top_p": None, "top_k": None, "min_p": None, "repetition_penalty": None}
 
 
 class HFModel:
     """A `model` of transformers or PEFT, in evaluation mode, with its transformers `tokenizer`; `template_kwargs` go to the chat template.
 
-    `stop_ids` is what `model.generate` stops at and no more, so that a missing end token shows. `context` is how many tokens a prompt and its answer
-    may have together.
+    `stop_ids` is what `answer` stops at: what is given, else what the model's generation_config says and no more, so that a
+    missing end token shows. `context` is how many tokens a prompt and its answer may have together.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str = "", template_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str = "",
+        template_kwargs: Mapping[str, Any] | None = None,
+        stop_ids: Collection[int] | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
         self.template_kwargs = dict(template_kwargs or {})
-        ends = model.generation_config.eos_token_id
-        self.stop_ids = frozenset(ends if isinstance(ends, list) else {ends} - {None})
+        self.stop_ids = generation_stops(model) if stop_ids is None else frozenset(stop_ids)
         # Not every architecture has a limit of its own.
         self.context = min(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
 
@@ -89,9 +92,8 @@ class HFModel:
         """
         import jinja2
 
-        given = {"strftime_now": strftime_now, **self.template_kwargs}  # in place of transformers' own clock
         try:
-            return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **given)
+            return rendered(self.tokenizer, messages, self.template_kwargs)
         except jinja2.TemplateError as error:
             raise UserError(f"{self.name}: the chat template refuses the conversation: {error}") from None
 
@@ -103,22 +105,10 @@ class HFModel:
         Raises:
             UserError: the prompt fills the context.
         """
-        import torch
-
-        room = room_for_answer(self.name, self.context, prompt_ids)
-        prompt = torch.tensor([list(prompt_ids)], device=self.model.device)
-        with torch.inference_mode():
-            output = self.model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=min(max_new_tokens, room),
-                do_sample=temperature > 0,
-                temperature=temperature or None,
-                pad_token_id=self.tokenizer.pad_token_id,
-                streamer=_Streamer(on_token) if on_token else None,
-                **PLAIN,
-            )
-        return output[0, len(prompt_ids) :].tolist()
+        most = min(max_new_tokens, room_for_answer(self.name, self.context, prompt_ids))
+        streamer = _Streamer(on_token) if on_token else None
+        pad = self.tokenizer.pad_token_id
+        return generate(self.model, prompt_ids, most, self.stop_ids, pad, temperature, streamer)
 
     def text(self, ids: Sequence[int]) -> str:
         """Without special tokens, and without the letter that a cut left half."""

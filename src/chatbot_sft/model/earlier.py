@@ -1,4 +1,8 @@
-"""`model.adapter`: an adapter that was trained before, and is trained on. All of it is looked at before a model is loaded; imports no torch."""
+"""`model.adapter`: an adapter that was trained before, and is trained on.
+
+All of it is looked at before a model is loaded, without torch; `load_weights` then puts it into the model, as an export
+of an earlier run does too.
+"""
 
 from __future__ import annotations
 

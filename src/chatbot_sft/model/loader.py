@@ -45,7 +45,8 @@ class ModelLoader:
         """What can be said of the model without loading anything.
 
         Raises:
-            UserError: a folder that holds no model, 4-bit without bitsandbytes.
+            UserError: a folder that holds no model, or not a whole one; 4-bit without bitsandbytes; loftq without a GPU; a
+                chat template that is none.
         """
         model = self.settings.model
         if model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:

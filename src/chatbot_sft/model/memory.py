@@ -1,4 +1,9 @@
-"""How much memory a run takes: the GPU's where there is one, the process's own where there is not."""
+"""How much memory a run takes: the GPU's where there is one, the process's own where there is not.
+
+The peak is of the time since `begin`, so that a later job of a sweep does not report an earlier one's. A CPU's can begin
+anew on Linux alone (and not where /proc is read-only); elsewhere it is the highest since the process was started, and
+`peak_since` says so.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +15,25 @@ from typing import Any
 
 from chatbot_sft.model import hardware
 
+STATUS = Path("/proc/self/status")
+# Linux: "5" written there, the peak of the resident set becomes what the set is now (man 5 proc_pid_clear_refs).
+RESET, RESIDENT_PEAK = Path("/proc/self/clear_refs"), "5"
+
 
 @dataclass(frozen=True)
 class MemoryStatistics:
-    """All sizes in GB (10^9 bytes). `training_gb` is what was added since `start_gb`."""
+    """All sizes in GB (10^9 bytes).
+
+    `peak_gb` is the highest since the start of what `peak_since` says, "run" or "process"; `start_gb` what there was
+    before training.
+    """
 
     device: str
     total_gb: float
     current_gb: float
     peak_gb: float
     start_gb: float | None = None
+    peak_since: str = "process"
 
     def as_dict(self) -> dict[str, Any]:
         """The seed's keys (`current_memory_gb`, …) for `show_memory_stats`."""
@@ -35,21 +49,52 @@ class MemoryStatistics:
         return stats
 
 
+@dataclass
+class _Process:
+    """What this process has begun to measure."""
+
+    runs: int = 0
+    anew: bool = False  # whether the kernel let the peak of the resident set begin with the present run
+
+
+_process = _Process()
+
+
+def begin() -> None:
+    """A run begins: its peak is what is the highest from here on."""
+    _process.runs += 1
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        RESET.write_text(RESIDENT_PEAK)
+        _process.anew = True
+    except OSError:
+        _process.anew = False
+
+
 def measure(start_gb: float | None = None) -> MemoryStatistics:
     """Now and at the highest: memory reserved by PyTorch on this process's GPU, or the resident set of this process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         device = torch.cuda.get_device_properties(torch.cuda.current_device())
         current, peak = torch.cuda.memory_reserved(), torch.cuda.max_memory_reserved()
-        return MemoryStatistics(device.name, _gb(device.total_memory), _gb(current), _gb(peak), start_gb)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return MemoryStatistics("CPU", round(hardware.memory_gb(), 3), _gb(_resident(peak)), _gb(peak), start_gb)
+        since = "run" if _process.runs else "process"
+        return MemoryStatistics(device.name, _gb(device.total_memory), _gb(current), _gb(peak), start_gb, since)
+    since = "run" if _process.anew or _process.runs == 1 else "process"
+    current, peak = _resident()
+    return MemoryStatistics("CPU", round(hardware.memory_gb(), 3), _gb(current), _gb(peak), start_gb, since)
 
 
-def _resident(otherwise: int) -> int:
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else otherwise
+def _resident() -> tuple[int, int]:
+    """(bytes now, bytes at the highest) of the resident set; without /proc the highest stands for both."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if not STATUS.exists():
+        return most, most
+    lines = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines())
+    current = 1024 * int(lines["VmRSS"].split()[0])
+    # Not every /proc has the peak: a sandbox's may lack it.
+    return current, max(current, 1024 * int(lines["VmHWM"].split()[0]) if "VmHWM" in lines else most)
 
 
 def _gb(size: int) -> float:

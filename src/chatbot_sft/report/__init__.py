@@ -1,1 +1,2 @@
-"""What is left of a run for people and programs: report.json, report.md, loss.png."""
+"""What a run says and leaves behind: report.json, report.md, loss.png, loggers and the terminal's tables, without secrets
+and control sequences."""

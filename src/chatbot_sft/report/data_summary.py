@@ -1,4 +1,4 @@
-"""What the gate found, in the terminal."""
+"""What the gate found, in words: for the terminal, the preview's head and the run's own remarks."""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +17,37 @@ from chatbot_sft.report.words import number
 
 TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan", "export": "Export of an earlier run"}
 
+# What the data gate writes.
+OF_THE_DATA = {"data_preview.html": "every token of some rows", "data_report.json": "all findings"}
+
 
 def write_markdown(report: dict[str, Any], folder: Path) -> Path:
     """Write report.md from what report.json holds."""
     target = folder / "report.md"
-    target.write_text(markdown(report, picture=(folder / "loss.png").exists()), encoding="utf-8")
+    text = markdown(report, picture=(folder / "loss.png").exists(), links=_links(report, folder))
+    target.write_text(text, encoding="utf-8")
     return target
 
 
-def markdown(report: dict[str, Any], picture: bool) -> str:
-    """The report as Markdown; parts that a run did not reach are left out."""
+def _links(report: dict[str, Any], folder: Path) -> dict[str, str]:
+    """File → address from `folder`, of what the data gate wrote: for an export, that of the run which trained."""
+    home = Path(report["run"]) if report["run"] else folder
+    there = [name for name in OF_THE_DATA if (home / name).is_file()]
+    return {name: urllib.parse.quote(os.path.relpath(home / name, folder)) for name in there}
+
+
+def markdown(report: dict[str, Any], picture: bool, links: Mapping[str, str] | None = None) -> str:
+    """The report as Markdown; parts that a run did not reach are left out.
+
+    `links` are the addresses of the data gate's files by their names, as far as there are any.
+    """
     lines = [f"# {TITLES[report['task']]}: {report['status']}", "", f"    {plain_line(report['command'])}", ""]
     if report["error"]:
         lines += [f"**{inline(report['error'])}**", ""]
     if picture:
         lines += ["![loss](loss.png)", ""]
-    lines += ["| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in _figures(report)), ""]
+    rows = (f"| {cell(name)} | {cell(value)} |" for name, value in _figures(report, links or {}))
+    lines += ["| | |", "|---|---|", *rows, ""]
     lines += [line for text in report["training"].get("warnings", []) for line in (f"**Warning: {inline(text)}**", "")]
     lines += _evaluations(report)
     if report["samples"]:
@@ -37,16 +55,28 @@ def markdown(report: dict[str, Any], picture: bool) -> str:
         for sample in report["samples"]:
             lines += [f"**{inline(sample['prompt'])}**", "", *_quote("before", sample["before"]), "", *_quote("after", sample["after"]), ""]
             lines += _on_the_way(sample["prompt"], report["evaluations"])
-    if report["save"].get("files"):
-        lines += [f"## Saved ({report['save']['method']})", "", f"`{report['save']['path']}`", ""]
-        lines += [f"- {inline(name)} ({size / 1e6:,.1f} MB)" for name, size in report["save"]["files"].items()]
-        lines += ["", *verification_table(report["save"]["exports"]), ""]
-        lines += [f"The adapter was merged into {base}.\n" for base in dict.fromkeys(e["base"] for e in report["save"]["exports"]) if base]
+    lines += _saved(report["save"])
     lines += ["## Versions", "", ", ".join(f"{name} {version}" for name, version in report["versions"].items()), ""]
     return "\n".join(lines)
 
 
-def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
+def _saved(save: dict[str, Any]) -> list[str]:
+    """What there is, and what was found of an export that was not kept."""
+    exports = save.get("exports", [])
+    there, refused = ([e for e in exports if (e["verified"] is False) is wrong] for wrong in (False, True))
+    lines = []
+    if there:
+        lines += [f"## Saved ({', '.join(export['method'] for export in there)})", "", f"`{save['path']}`", ""]
+        lines += [f"- {inline(name)} ({size / 1e6:,.1f} MB)" for name, size in save["files"].items()]
+        lines += ["", *verification_table(there), ""]
+        bases = dict.fromkeys(export["base"] for export in there if export["base"])
+        lines += [f"The adapter was merged into {base}.\n" for base in bases]
+    for export in refused:
+        lines += [f"## Not kept ({export['method']})", "", *verification_table([export]), ""]
+    return lines
+
+
+def _figures(report: dict[str, Any], links: Mapping[str, str]) -> list[tuple[str, str]]:
     model, data, training, memory = (report[part] for part in ("model", "dataset", "training", "memory"))
     rows = [("started", f"{report['started']}, finished {report['finished']}"), ("seed", str(report["seed"]))]
     if model:
@@ -66,7 +96,8 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         share = f"{100 * data['trainable_tokens'] / data['tokens']:.0f}% of them trained"
         rows.append(("tokens", f"{data['tokens']:,}, {share}; longest {data['max_length']:,}, {data['truncated_rows']:,} cut"))
         bad = f"{data['bad_rows']:,} bad, {data['duplicates']:,} exact duplicates"
-        rows.append(("checked", f"{bad}; [every token of some rows](data_preview.html), [all findings](data_report.json)"))
+        linked = ", ".join(f"[{OF_THE_DATA[name]}]({address})" for name, address in links.items())
+        rows.append(("checked", f"{bad}; {linked}" if linked else bad))
         if data.get("not_read"):
             rows.append(("not read", sentence(data["not_read"]).replace("|", "\\|")))
     if report["plan"]:
@@ -96,7 +127,8 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("lowest held-out loss", f"{training['best_eval_loss']:.3f} at step {training['best_step']:,}; {ends}{early}"))
     if memory:
         added = f"{memory['training_gb']:.2f} GB of it added by training"
-        rows.append(("memory", f"{memory['peak_gb']:.2f} GB at peak, {added} ({memory['device']})"))
+        since = ", since the process was started" if memory.get("peak_since") == "process" else ""
+        rows.append(("memory", f"{memory['peak_gb']:.2f} GB at peak{since}, {added} ({memory['device']})"))
     return rows
 
 

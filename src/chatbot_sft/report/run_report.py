@@ -21,6 +21,7 @@ def new_report(command: str, task: str, seed: int) -> dict[str, Any]:
         "error": None,
         "command": command,
         "task": task,
+        "run": None,  # task=export: the directory of the run that trained
         "seed": seed,
         "started": now(),
         "finished": None,

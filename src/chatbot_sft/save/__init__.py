@@ -1,4 +1,9 @@
-"""The trained model becomes a folder: the adapter alone, or merged into the base."""
+"""The trained model becomes files that others load: an adapter, a merged model in 16 or 4 bits, GGUF; verified, and
+uploaded where asked.
+
+weights → formats (`adapter`, `merged`, `gguf_export`) → `verify` by `evidence`, each read by a `probe` → `card`; `saver`
+does all of it.
+"""
 
 from chatbot_sft.save.saver import ModelSaver, SaveResult
 

@@ -1,4 +1,8 @@
-"""What an export is held against: some of the conversations, and what the training data say about how an answer ends."""
+"""What an export is held against: some of the conversations, and what the training data say of answers: how they end, how
+long they get, behind which system prompt.
+
+It stays in the run directory as evidence.json, for later exports.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ ANY_PROMPT = [{"role": "user", "content": "Xin chào!"}]  # for ready-made text,
 
 @dataclass(frozen=True)
 class Row:
-    """A tokenised conversation; the tokens after `positions` are trained ones."""
+    """The beginning of a tokenised conversation; the tokens after `positions` are trained ones."""
 
     ids: list[int]
     positions: list[int]

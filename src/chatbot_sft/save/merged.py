@@ -1,4 +1,8 @@
-"""merged_16bit and merged_4bit: folders that AutoModelForCausalLM loads, written from the trained weights a tensor at a time."""
+"""merged_16bit and merged_4bit: folders that AutoModelForCausalLM loads.
+
+The 16 bits are written from the trained weights, one file of them in memory at a time; for the 4 bits such a folder is
+loaded whole, quantised by bitsandbytes and saved.
+"""
 
 from __future__ import annotations
 

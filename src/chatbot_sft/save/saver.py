@@ -1,4 +1,7 @@
-"""ModelSaver: what was trained, as folders and files that other libraries load, each held against the trained model before it appears."""
+"""ModelSaver: what was trained, as folders and files that other libraries load.
+
+Unless `save.verify` is false, each is held against the trained model before it appears.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,10 @@ class Export:
 
 @dataclass
 class SaveResult:
-    """All exports of one `save`; `path`, `files` and `verified` are theirs together, `pushed` is where they were uploaded to."""
+    """All exports of one `save`, as they are finished; the last may be one that was refused (`verified` is False).
+
+    `path`, `files` and `verified` are of all that are there; `pushed` is where they were uploaded to.
+    """
 
     method: str
     path: str | None = None
@@ -64,9 +70,19 @@ class SaveResult:
     exports: list[Export] = field(default_factory=list)
     pushed: str | None = None
 
+    def add(self, export: Export, folder: str, several: bool) -> None:
+        """One more is there, in or at `folder`, with those of other methods where there are `several`."""
+        self.exports.append(export)
+        self.path = folder
+        prefix = f"{export.method}/" if several else ""
+        self.files |= {f"{prefix}{name}": size for name, size in export.files.items()}
+        self.verified = True if all(export.verified for export in self.exports) else None
+
 
 class ModelSaver:
-    """Writes `model` and `tokenizer` as `config.save` says. An export appears whole and verified, or not at all.
+    """Writes `model` and `tokenizer` as `config.save` says.
+
+    An export appears whole, and verified where that is asked for, or not at all.
 
     `evidence` is what exports are held against (without it nothing is verified), `report` the run's report so far, for the model card. `result` fills
     as exports are finished, so that it says what there is whatever happens to the next.
@@ -115,13 +131,10 @@ class ModelSaver:
         self.check()
         save, result = self.settings.save, self.result
         trained = Trained(self.settings, self.model, self.tokenizer, self.evidence, self.report)
-        for method, target in targets(self.settings).items():
-            result.exports.append(self._kept(trained, method, target) or self._export(trained, method, target))
-        if result.exports:
-            result.path = save.save_path
-            several = len(result.exports) > 1
-            result.files = {f"{e.method}/{name}" if several else name: size for e in result.exports for name, size in e.files.items()}
-            result.verified = True if all(export.verified for export in result.exports) else None
+        wanted = targets(self.settings)
+        for method, target in wanted.items():
+            export = self._kept(trained, method, target) or self._export(trained, method, target)
+            result.add(export, save.save_path, len(wanted) > 1)
         if save.push_to_hub:
             result.pushed = hub_push.push(Path(save.save_path), self.settings)
             log.info("pushed: %s", result.pushed)
@@ -141,7 +154,7 @@ class ModelSaver:
         return {"weights": trained.fingerprint, "method": method, "verify": save.verify, "quantizations": quantizations}
 
     def _export(self, trained: Trained, method: str, target: Path) -> Export:
-        """Write, verify and describe one export in a temporary folder, which then becomes `target`."""
+        """Write, verify where asked, and describe one export in a temporary folder; that, or its file, becomes `target`."""
         export = Export(method, str(target))
 
         def build(folder: Path) -> None:
@@ -185,7 +198,7 @@ class ModelSaver:
         """Reload each part of the export from disk and hold it against the trained model.
 
         Raises:
-            UserError: it is not the trained model. The adapter is kept.
+            UserError: it is not the trained model, or cannot be read. The adapter is kept, unless that is what failed.
         """
         parts = {export.method: folder}
         if export.method == "gguf":
@@ -200,13 +213,12 @@ class ModelSaver:
             export.checks[kind] = {**found.as_dict(), "seconds": round(time.perf_counter() - started, 3)}
             log.info("verified: %s: %s", kind, _told(found))
             if found.failures:
-                export.verified = False
                 raise UserError(self._failure(trained, export, kind, found.failures))
         export.verified = True
 
     def _failure(self, trained: Trained, export: Export, kind: str, failures: list[str]) -> str:
-        """What to tell a person, and the adapter put beside the place where the export should have been."""
-        self.result.verified = False
+        """What to tell a person. Where no verified adapter is saved yet, it is put beside the export's own place."""
+        self.result.verified = export.verified = False
         self.result.exports.append(export)
         kept = f"the last checkpoint is in {self.settings.training.output_dir}"
         saved = next((done.path for done in self.result.exports if done.method == "lora" and done.verified), None)

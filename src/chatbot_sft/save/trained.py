@@ -50,17 +50,15 @@ class Trained:
     @functools.cached_property
     def reference(self) -> Reference:
         """What the model says, and what its base says without the adapter."""
-        load_engine(self.settings.model.engine)[0].for_inference(self.model)
-        original = vars(self.model).pop("_original_forward", None)
-        if original is not None:  # without accelerate's autocast: an export is read in the weights' own precision
-            self.model.forward = original
-        self.model.generation_config.eos_token_id = self.stops
-        model = HFModel(self.model, self.tokenizer, self.settings.model.name)  # no chat_template_kwargs: an export's user gives none
+        # No chat_template_kwargs: an export's user gives none.
+        model = HFModel(self.model, self.tokenizer, self.settings.model.name, stop_ids=self.stops)
         base_logits = None
-        if not self.settings.full_finetuning:
-            with self.model.disable_adapter():
-                base_logits = logits_of(model, self.evidence.rows)
-        reference = refer(model, self.evidence, base_logits, self.settings.model.load_in_4bit, lambda number: self.tokenizer.decode([number]))
+        with self._as_an_export():
+            if not self.settings.full_finetuning:
+                with self.model.disable_adapter():
+                    base_logits = logits_of(model, self.evidence.rows)
+            four_bit = self.settings.model.load_in_4bit
+            reference = refer(model, self.evidence, base_logits, four_bit, lambda number: self.tokenizer.decode([number]))
         if reference.moved is not None and reference.moved < MOVED:
             log.warning("save: training has hardly changed the model (its answers are %.1e nats from the base's)", reference.moved)
         return reference
@@ -69,6 +67,23 @@ class Trained:
     def system_prompt(self) -> str | None:
         """What most of the training data began with."""
         return self.evidence.system_prompt or by_name(self.settings.dataset.system_prompt)
+
+    @contextlib.contextmanager
+    def _as_an_export(self) -> Iterator[None]:
+        """Within it, `model` answers as an export does: not in training mode, and in its weights' own precision.
+
+        accelerate trains through a `forward` with autocast that it puts on the object; that of the class lies beneath.
+        """
+        engine = load_engine(self.settings.model.engine)[0]
+        training, autocast = self.model.training, vars(self.model).pop("forward", None)
+        engine.for_inference(self.model)
+        try:
+            yield
+        finally:
+            if autocast is not None:
+                self.model.forward = autocast
+            if training:
+                engine.for_training(self.model, bool(engine.checkpointing(self.settings)))
 
     @functools.cached_property
     def stops(self) -> list[int]:

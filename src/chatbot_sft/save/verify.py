@@ -1,6 +1,7 @@
 """Whether an export is the model that was trained: both answer the same questions, and what they say is compared.
 
-Everything is measured on the export as its user's library reads it from disk; see `probe`. The comparison itself is arithmetic on two `Observation`s.
+The export is asked as its user's library reads it from disk (see `probe`), the trained model as it is in memory (see
+`trained`). The comparison itself is arithmetic on two `Observation`s.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The trained weights one tensor at a time: read, the adapter added in float32, handed on. Nothing here holds a model that was not in memory already.
+"""The trained weights one tensor at a time: read, the adapter added in float32, handed on.
 
-Every export is written from `Weights`: the base's tensors by the names they have in its checkpoint, and what training made of each.
+Merged and GGUF exports are written from `Weights`: the base's tensors by the names they have in its checkpoint, and what
+training made of each. As a rule no second model is in memory; `trained_weights` says where a merged copy has to be.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is shown while training runs."""
+"""What is shown while training runs, and the figures of its speed for the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import time
 from typing import Any
 
-import psutil
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -21,12 +20,13 @@ class Progress(TrainerCallback):
     `step_tokens` the tokens trained by then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, started: float) -> None:
+        self.started = started  # seconds since the epoch
         self.losses: list[tuple[int, float]] = []
         self.step_ends: list[float] = []
         self.step_tokens: list[int] = []
         self._bar: tqdm | None = None
-        self.first_step_after: float | None = None  # seconds from the start of the process to the end of its first step
+        self.first_step_after: float | None = None  # seconds from the run's start to the end of its first step
         self._evaluating = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -38,7 +38,7 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step_ends.append(time.perf_counter() - self._evaluating)
         self.step_tokens.append(state.num_input_tokens_seen)
-        self.first_step_after = self.first_step_after or round(time.time() - psutil.Process().create_time(), 3)
+        self.first_step_after = self.first_step_after or round(time.time() - self.started, 3)
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 

@@ -15,8 +15,8 @@ STATE_BYTES = {"8bit": 2.04, "adafactor": 0.05, "sgd": 0.0, "lion": 4.0}  # per 
 def memory_estimate(trainer: Any, trial: Trial) -> dict[str, float]:
     """GB (10^9 bytes) of weights, adapter, gradients, optimizer, activations (with logits and what the allocator keeps), and total.
 
-    Runs the longest batch once, forward and backward, in the trainer's layout. `evaluation` is what the longest held-out batch takes in place of
-    the activations; the larger of the two counts.
+    On a GPU the longest batch runs once, forward and backward, in the trainer's layout. `evaluation` is what the longest
+    held-out batch takes in place of the activations; the larger of the two counts.
     """
     parameters = list(trainer.model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -41,7 +41,7 @@ def _evaluate_longest(trainer: Any) -> None:
 
 
 def _peak(run: Callable[[], Any]) -> float:
-    """GB at the highest while `run` runs. On a CPU it is not run: what the process has once taken it keeps, so its peak so far has to do."""
+    """GB at the highest while `run` runs; on a CPU, where nothing is run for it, the highest of the run so far."""
     import torch
 
     if torch.cuda.is_available():

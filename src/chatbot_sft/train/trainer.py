@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -60,6 +61,7 @@ class SFTTrainerWrapper:
         self.eval_dataset = eval_dataset
         self.engine: Engine = load_engine(self.settings.model.engine)[0]
         self.origin = Origin()  # where the training begins; the pipeline sets it
+        self.started = time.time()  # when the run began, in seconds since the epoch; the pipeline sets it
         self.trainer: Any = None
         self.progress: Any = None
         self.evaluations: Any = None
@@ -105,7 +107,7 @@ class SFTTrainerWrapper:
             self.trainer.add_callback(stopping)
         self.evaluations = Evaluations(Path(training.output_dir), self.samples, stopping)
         self.trainer.add_callback(self.evaluations)
-        self.progress = Progress()  # after the evaluation, whose time it takes out of the training speed
+        self.progress = Progress(self.started)  # after the evaluation, whose time it takes out of the speed
         self.trainer.add_callback(self.progress)
         self.trainer.add_callback(Resume(self.trainer))
         if training.stop_on_divergence:
