@@ -1,0 +1,36 @@
+"""Losses, gradient norms and trained weights are what they were: a refactor leaves them, a change of numerics renews them (CONTRIBUTING.md)."""
+
+import pytest
+from cases import CASES
+from compare import ENGINES, differences, golden, machine, measured
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_case_trains_as_recorded(engine, tmp_path):
+    recorded = golden()
+    assert differences(recorded[engine], measured(engine, tmp_path), exact=recorded["machine"] == machine()) == []
+
+
+# What has to hold between the recorded figures, so that nothing wrong is recorded.
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_record_has_every_case(engine):
+    assert golden()[engine].keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_resumed_run_is_recorded_as_the_uninterrupted_one(engine):
+    whole, resumed = (golden()[engine][name] for name in ("uninterrupted", "resumed"))
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["gradient_norms"] == whole["gradient_norms"][2:]
+    assert resumed["weights"] == whole["weights"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("name", "other"), [("two_processes", "lora"), ("two_processes_ragged", "ragged_epochs")])
+def test_what_is_the_same_training_is_recorded_with_the_same_figures(engine, name, other):
+    one, two = (golden()[engine][key] for key in (name, other))
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-5)
+    assert one["gradient_norms"] == pytest.approx(two["gradient_norms"], rel=1e-4)
+    assert one["weights"]["norm"] == pytest.approx(two["weights"]["norm"], rel=1e-5)
