@@ -17,6 +17,7 @@ COMMON = (
     "training.max_steps=4",
     "training.warmup_steps=1",
     "training.learning_rate=2e-2",
+    "training.adam_epsilon=1e-4",  # a gradient of nearly 0 moves its weight by nearly nothing, not by the sign of its last bit
     "training.save_strategy=no",
     "training.sample_max_new_tokens=0",
     "training.report_to=tensorboard",  # where the gradient norms are read
@@ -42,7 +43,13 @@ def method(*overrides: str, **more) -> Case:
 RAGGED = ("dataset.max_rows=9", "training.max_steps=null", "training.num_train_epochs=2")  # steps of 4, 4 and 1 conversations
 DROPOUT = ("lora.lora_dropout=0.3", "seed=7")
 CHECKPOINTS = ("training.save_strategy=steps", "training.save_steps=2", "training.save_total_limit=null")
-SHORT = ("training.per_device_train_batch_size=1", "training.max_steps=2", "training.warmup_steps=0", "training.learning_rate=2e-3")
+SHORT = (
+    "model.max_seq_length=64",
+    "training.per_device_train_batch_size=1",
+    "training.max_steps=2",
+    "training.warmup_steps=0",
+    "training.learning_rate=2e-3",
+)
 
 CASES = {
     "lora": method(),
@@ -55,7 +62,7 @@ CASES = {
     "dora": method("lora=dora"),
     "weight_decay": method("training.weight_decay=5"),
     "label_smoothing": method("training.label_smoothing_factor=0.2"),
-    "clipping": method("training.max_grad_norm=0.05", "training.optim=sgd", "training.learning_rate=20"),
+    "clipping": method("training.max_grad_norm=0.05", "training.adam_epsilon=1", "training.learning_rate=20"),
     "uninterrupted": method(*RAGGED, *DROPOUT, *CHECKPOINTS),
     "resumed": method(*RAGGED, *DROPOUT, *CHECKPOINTS, goes_on_from=("uninterrupted", 2)),
     "two_processes": method("training.gradient_accumulation_steps=1", processes=2),
@@ -74,12 +81,11 @@ TEXT = "the of and to in is that for it as was with be by on not he his but at a
 
 
 def conversations() -> list[dict]:
-    """Twelve, of many lengths."""
+    """Twelve, each shorter than the one before: packs of one are in the order of the file then."""
     words, rows = TEXT.split(), []
     for number in range(12):
         answer = [words[(7 * number + 5 * n + n * n) % len(words)] for n in range(46 - 2 * number)]
-        if number % 3 == 0:
-            answer[3] = "<|note|>"
+        answer[number % 5 + 1] = "<|note|>"
         asked = f"{words[number]} {words[2 * number]}?"
         rows.append({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": " ".join(answer)}]})
     return rows

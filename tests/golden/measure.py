@@ -6,6 +6,8 @@ Nothing of torch is used before the fork. What is measured is what a user has: t
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 import logging
 import os
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = os.environ.get("GOLDEN_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS)]
 
@@ -24,18 +26,20 @@ from cases import CASES, COMMON, conversations  # noqa: E402
 
 
 def main(engine: str, folder: Path, overrides: list[str]) -> None:
-    from chatbot_sft import pipeline  # noqa: F401
+    from chatbot_sft import pipeline
     from chatbot_sft.model.engine import load_engine
 
     logging.getLogger().addHandler(logging.NullHandler())  # as in a run, so that no library adds one of its own while it is imported
     load_engine(engine)
     preload()
+    gc.freeze()  # nor does a child collect what it was born with
     (folder / "data.json").write_text(json.dumps(conversations()), encoding="utf-8")
     in_child(folder / "models", lambda: write_models(folder / "models"))
     measured = {}
     for name in CASES:
-        given = [f"model.engine={engine}", *COMMON, f"dataset.data_path={folder / 'data.json'}", *arguments(name, folder), *overrides]
-        in_child(folder / name, lambda run=folder / name, given=given: train(run, given), CASES[name].processes)
+        data = f"dataset.data_path={folder / 'data.json'}"
+        config = composed(folder / name, f"model.engine={engine}", *COMMON, data, *arguments(name, folder), *overrides)
+        in_child(folder / name, functools.partial(pipeline.run, config), CASES[name].processes)
         measured[name] = figures(folder / name)
     (folder / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
 
@@ -52,11 +56,10 @@ def preload() -> None:
 
 def arguments(name: str, folder: Path) -> list[str]:
     case = CASES[name]
-    made = folder / "models" / case.model
-    found = [f"model={case.model}", f"model.name={made}"] if made.exists() and case.model != "tiny" else ["model=local", f"model.name={made}"]
-    if case.model == "embedded":
-        found = ["model=smollm2"]
-    found += case.overrides
+    option = {"embedded": "smollm2", "tiny": "local"}.get(case.model, case.model)
+    found = [f"model={option}", *case.overrides]
+    if case.model != "embedded":
+        found.append(f"model.name={folder / 'models' / case.model}")
     if case.goes_on_from:
         before, step = case.goes_on_from
         found.append(f"training.resume={folder / before / 'checkpoints' / f'checkpoint-{step}'}")
@@ -80,17 +83,16 @@ def write_models(folder: Path) -> None:
         replicas.write(replica, tokenizers[replica.family], FAMILIES[replica.family].end, folder / name)
 
 
-def train(folder: Path, overrides: list[str]) -> None:
-    import torch
+def composed(folder: Path, *overrides: str) -> dict[str, Any]:
+    """The configuration as the command line makes it."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from chatbot_sft import cli, pipeline  # noqa: F401 (cli registers resolvers)
+    from chatbot_sft import cli  # noqa: F401 (registers resolvers)
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with initialize_config_dir(str(TESTS.parent / "conf"), version_base=None):
         config = compose("config", [f"paths.output_dir={folder}", "save._target_=fingerprint.Fingerprint", *overrides])
-    pipeline.run(OmegaConf.to_container(config, resolve=True))
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def figures(run: Path) -> dict[str, Any]:
