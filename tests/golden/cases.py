@@ -65,12 +65,10 @@ CASES = {
     "clipping": method("training.max_grad_norm=0.05", "training.adam_epsilon=1", "training.learning_rate=20"),
     "uninterrupted": method(*RAGGED, *DROPOUT, *CHECKPOINTS),
     "resumed": method(*RAGGED, *DROPOUT, *CHECKPOINTS, goes_on_from=("uninterrupted", 2)),
-    "two_processes": method("training.gradient_accumulation_steps=1", processes=2),
-    "two_processes_ragged": method(*RAGGED, "training.gradient_accumulation_steps=1", processes=2),
+    "two_processes": method(*RAGGED, "training.gradient_accumulation_steps=1", processes=2),
     "embedded": Case("embedded", SHORT),
     "tiny": Case("tiny"),
     "llama1b": Case("llama1b", ('dataset.chat_template_kwargs={date_string: "26 Jul 2024"}',)),  # its template writes the date of the day
-    "llama8b": Case("llama8b", ('dataset.chat_template_kwargs={date_string: "26 Jul 2024"}',)),
     "qwen3_4b": Case("qwen3_4b"),
     "gemma3_4b": Case("gemma3_4b"),
     "mistral7b": Case("mistral7b"),
