@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from conftest import only_error, write_json
+from conftest import a_report, only_error, write_json
 from test_checkpoints import flipped
 from test_earlier_runs import base
 
@@ -85,7 +85,7 @@ def test_a_run_an_export_and_a_checkpoint_have_an_adapter(model, tmp_path, monke
     (tmp_path / "link").symlink_to(run)
     for way in ("run", "run/", "link", "run/checkpoints", "run/checkpoints/checkpoint-4"):
         assert adopt(given(model, way))["model"]["adapter"] == str(last)
-    write_json(run / "report.json", {"training": {"weights_of_step": 4}})
+    write_json(run / "report.json", a_report())
     saved = adapter(run / "model" / "lora", model)
     assert adopt(given(model, "run"))["model"]["adapter"] == str(last)
     assert adopt(given(model, "run/model"))["model"]["adapter"] == str(saved)

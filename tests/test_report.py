@@ -8,16 +8,18 @@ import pytest
 
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import markdown
-from chatbot_sft.report.run_report import git_commit, new_report, write_json
+from chatbot_sft.run.report import Report, Status, write_json
+from chatbot_sft.run.versions import git_commit
 from chatbot_sft.train.callbacks import duration
 from chatbot_sft.train.sampler import epoch_steps
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    write_json({"status": "running"}, tmp_path)
+    target = tmp_path / "report.json"
+    write_json({"status": "running"}, target)
     with pytest.raises(TypeError):
-        write_json({"status": object()}, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text()) == {"status": "running"}
+        write_json({"status": object()}, target)
+    assert json.loads(target.read_text()) == {"status": "running"}
 
 
 def test_the_commit_is_read_without_running_git(tmp_path):
@@ -35,7 +37,7 @@ def test_the_commit_is_read_without_running_git(tmp_path):
 
 
 def test_a_failed_run_has_a_readable_report():
-    report = {**new_report("python -m chatbot_sft", "train", 1), "status": "failed", "error": "data.json: not JSON"}
+    report = Report("python -m chatbot_sft", "train", 1, Status.FAILED, "data.json: not JSON")
     text = markdown(report, picture=False)
     assert text.startswith("# Fine-tuning run: failed\n")
     assert "**data.json: not JSON**" in text
@@ -43,11 +45,14 @@ def test_a_failed_run_has_a_readable_report():
 
 
 def test_the_loss_figure_is_drawn_from_what_was_logged(tmp_path):
-    training = {"history": [{"step": s, "loss": 3 / s} for s in range(1, 31)]}
+    history = [{"step": s, "loss": 3 / s} for s in range(1, 31)]
     evaluations = [{"step": s, "loss": 3.2 - s / 15} for s in (0, 10, 20, 30)]
-    sizes = [write_loss_figure(training, evaluations[::stride], tmp_path).stat().st_size for stride in (5, 3, 1)]
+    sizes = []
+    for stride in (5, 3, 1):
+        assert write_loss_figure(history, evaluations[::stride], tmp_path / "loss.png")
+        sizes.append((tmp_path / "loss.png").stat().st_size)
     assert 10_000 < sizes[0] < sizes[1] < sizes[2]
-    assert write_loss_figure({"history": []}, [], tmp_path) is None
+    assert not write_loss_figure([], [], tmp_path / "none.png")
 
 
 def test_rows_are_ordered_by_length_within_a_step_only():

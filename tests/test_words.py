@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from conftest import conversations, only_error, write_json
+from conftest import TRAINING, conversations, only_error, write_json
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
@@ -13,8 +13,9 @@ from chatbot_sft.pipeline import refuse_ruined, warnings
 from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.masking import masked, referring, resolved
 from chatbot_sft.report.plain import plain, plain_line, uncoloured
-from chatbot_sft.report.run_report import write_json as write_report
 from chatbot_sft.report.words import moved, number
+from chatbot_sft.run.report import Training
+from chatbot_sft.run.report import write_json as write_report
 
 PASSWORD = "correct-horse-9"
 
@@ -35,7 +36,7 @@ def test_a_worse_end_and_a_base_that_was_the_best_are_warnings():
 
 
 def test_no_number_is_null_in_json(tmp_path):
-    write_report({"loss": math.nan, "all": [math.inf, 1.5], "half": "\ud800"}, tmp_path)
+    write_report({"loss": math.nan, "all": [math.inf, 1.5], "half": "\ud800"}, tmp_path / "report.json")
     found = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert (found["loss"], found["all"]) == (None, [None, 1.5])
     assert number(None) == number(math.inf) == "no number"
@@ -103,12 +104,12 @@ def test_a_ruined_model_is_refused_and_a_worse_one_is_not():
     settings = Config.from_mapping({"training": {"learning_rate": 100}})
     regardless = Config.from_mapping({"training": {"learning_rate": 100, "stop_on_divergence": False}})
     for after in (5.6, math.nan):
-        training = {"eval_loss_before": 2.75, "eval_loss": after, "weights_of_step": 24}
+        training = Training(**{**TRAINING, "eval_loss_before": 2.75, "eval_loss": after, "weights_of_step": 24})
         with pytest.raises(UserError, match=r"^training ruined the model: held out 2\.750 → .*checkpoint-24"):
             refuse_ruined(training, settings)
         refuse_ruined(training, regardless)
-    refuse_ruined({"eval_loss_before": 2.75, "eval_loss": 5.4, "weights_of_step": 24}, settings)
-    refuse_ruined({"eval_loss_before": None, "eval_loss": None, "weights_of_step": 24}, settings)
+    refuse_ruined(Training(**{**TRAINING, "eval_loss_before": 2.75, "eval_loss": 5.4}), settings)
+    refuse_ruined(Training(**{**TRAINING, "eval_loss": None}), settings)
 
 
 def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from chatbot_sft import bounds, distributed, effects, places, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
-from chatbot_sft.data.gate import PREVIEW, write_report
+from chatbot_sft.data.gate import write_report
 from chatbot_sft.data.preview import write_preview
 from chatbot_sft.data.template import render_as_of
 from chatbot_sft.errors import UserError
-from chatbot_sft.export import CONFIG, earlier_saver
+from chatbot_sft.export import earlier_saver
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, add_adapter, embedded, hardware, memory
 from chatbot_sft.model.base import description, located
@@ -30,11 +27,11 @@ from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.loggers import check as check_loggers
-from chatbot_sft.report.markdown import write_markdown
-from chatbot_sft.report.masking import masked, referring
-from chatbot_sft.report.plain import plain_line
-from chatbot_sft.report.run_report import new_report, now, write_json
+from chatbot_sft.report.markdown import markdown
+from chatbot_sft.report.masking import masked
 from chatbot_sft.report.words import moved, number
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Memory, Model, Plan, Report, Sample, Status, Training, now
 from chatbot_sft.run_directory import held, refuse_taken
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import usual_system_prompt
@@ -46,7 +43,7 @@ from chatbot_sft.train.rails import held_out_limit
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
+def run(config: Mapping[str, Any], command: str = "") -> Report:
     """Do the task that `config` says and return the report that stands in `<paths.output_dir>/report.json`.
 
     Whatever happens, the run directory ends up with a report that says so.
@@ -60,11 +57,11 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     folder = Path(settings.paths.output_dir)
     first = distributed.is_first()
     places.check_run(settings)
-    report = new_report(command, settings.task, settings.seed)
+    report = Report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
         refuse_taken(config, settings)
         checkpoints.refuse_completed(settings)
-        loggers.enter_context(run_log(folder, first))
+        loggers.enter_context(run_log(Run(folder).log_file, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
         try:
@@ -72,42 +69,42 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
                 save(earlier_saver(config, report), report)
             else:
                 train(config, settings, report, loggers)
-            report["status"] = "completed"
+            report.status = Status.COMPLETED
         except Preempted as error:
-            report["status"] = "interrupted"
-            report["error"] = stopped(error, settings, command)
-            log.warning("%s", report["error"])
+            report.status = Status.INTERRUPTED
+            report.error = stopped(error, settings, command)
+            log.warning("%s", report.error)
             raise
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
-            report["status"] = "interrupted" if interrupted else "failed"
-            report["error"] = "interrupted from the keyboard" if interrupted else " ".join(str(error).split()) or type(error).__name__
-            log.error("%s", report["error"], exc_info=error)
+            report.status = Status.INTERRUPTED if interrupted else Status.FAILED
+            report.error = "interrupted from the keyboard" if interrupted else " ".join(str(error).split()) or type(error).__name__
+            log.error("%s", report.error, exc_info=error)
             raise
         finally:
-            report["finished"] = now()
+            report.finished = now()
             if first:
-                write_reports(report, folder)
+                write_reports(report, Run(folder))
     return report
 
 
-def write_reports(report: dict[str, Any], folder: Path) -> None:
+def write_reports(report: Report, run: Run) -> None:
     """loss.png, report.md and, whatever becomes of those, report.json; without secrets.
 
     Raises:
         UserError: they cannot be written, and nothing worse has happened: a run's own error is not hidden behind that.
     """
-    report = masked(report)
+    clean = Report.from_json(masked(report.to_json()))
     try:
         try:
             with quiet():
-                write_loss_figure(report["training"], report["evaluations"], folder)
-            write_markdown(report, folder)
+                write_loss_figure(clean.history, clean.evaluations, run.figure_file)
+            run.markdown_file.write_text(markdown(clean, run.figure_file.exists()), encoding="utf-8")
         finally:
-            write_json(report, folder)
+            run.write_report(report)
     except OSError as error:
-        text = f"{folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports are as they are"
-        if report["error"] is None:
+        text = f"{run.folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports are as they are"
+        if report.error is None:
             raise UserError(text) from error
         log.error("%s", text)
 
@@ -120,7 +117,7 @@ def stopped(error: Preempted, settings: Config, command: str) -> str:
     return f"{error.signal}: {f'checkpoint at step {last.step}' if last else 'no checkpoint yet'}; the same command goes on from there{again}"
 
 
-def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], loggers: contextlib.ExitStack) -> None:
+def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: contextlib.ExitStack) -> None:
     """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`.
 
     `task=check` ends after the gate, `task=plan` before the first step.
@@ -148,7 +145,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     try:
         check_data(dataset_loader, model_loader, settings)
     finally:
-        report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
+        report.dataset = dataset_loader.statistics
     if settings.task == "check":
         return
     bounds.check_batch(settings, dataset_loader.statistics.rows_used, distributed.processes())
@@ -164,82 +161,83 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
 
     model, tokenizer = model_loader.load_and_configure()
     trainable, total = count_parameters(model)
-    report["model"] = {
-        "name": settings.model.name,
-        "base": description(settings, Path(settings.paths.output_dir)),
-        "adapter": settings.model.adapter,
-        "engine": model_loader.engine.NAME,
-        "parameters": total,
-        "trainable_parameters": trainable,
-        "dtype": "4-bit" if settings.model.load_in_4bit else str(weights_dtype(settings)).removeprefix("torch."),
-    }
+    report.model = Model(
+        name=settings.model.name,
+        engine=model_loader.engine.NAME,
+        parameters=total,
+        trainable_parameters=trainable,
+        dtype="4-bit" if settings.model.load_in_4bit else str(weights_dtype(settings)).removeprefix("torch."),
+        base=description(settings, Path(settings.paths.output_dir)),
+        adapter=settings.model.adapter,
+    )
 
     dataset_loader.tokenizer = tokenizer
     dataset = dataset_loader.prepare_dataset()
-    report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
+    report.dataset = dataset_loader.statistics
 
     trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
     system = usual_system_prompt(dataset) or settings.dataset.system_prompt
-    report["dataset"]["system_prompt"] = system
+    report.dataset.system_prompt = system
     trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
     if system and settings.training.sample_prompts is not None:  # asked as the model was trained to be
         trainer.sample_prompts = [[{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts]
     trainer.origin = origin
     trainer.setup()
-    report["settings"] = used_settings(settings, trainer.trainer.args)
+    report.settings = used_settings(settings, trainer.trainer.args)
     loggers.callback(trainer.loggers.finish, report)
-    machine = checkpoints.resolved(model_loader.engine.NAME, report["model"]["dtype"], trainer.trainer.args.optim)
+    machine = checkpoints.resolved(model_loader.engine.NAME, report.model.dtype, trainer.trainer.args.optim)
     checkpoints.refuse_changes(origin, machine, whole=False)
-    report["evaluations"] = trainer.evaluations.records  # filled as the run goes, whatever its end
+    report.evaluations = trainer.evaluations.records  # filled as the run goes, whatever its end
     start = memory.measure()
     if settings.task == "train":
         trainer.evaluate()
     try:
         trainer.train()
     except Planned:
-        report["plan"] = {
-            "layout": trainer.plan.layout.describe(settings.effective_batch_size),
-            "layouts": trainer.measured_layouts(),
-            "memory_gb": trainer.memory_estimate,
-            "device": start.device,
-            "device_gb": start.total_gb,
-        }
+        report.plan = Plan(
+            layout=trainer.plan.layout.describe(settings.effective_batch_size),
+            layouts=trainer.measured_layouts(),
+            memory_gb=trainer.memory_estimate,
+            device=start.device,
+            device_gb=start.total_gb,
+        )
         return
     finally:
         if trainer.progress.losses:
-            report["training"]["history"] = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
+            report.history = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
     eval_loss = trainer.evaluate_trained()
-    report["training"] |= trained(trainer, eval_loss)
-    report["memory"] = used(start, trainer)
+    report.training = trained(trainer, eval_loss)
+    report.memory = used(start, trainer)
     if trainer.sample_prompts:
-        before, after = (trainer.evaluations.at(step)["samples"] for step in (0, report["training"]["weights_of_step"]))
-        report["samples"] = [
-            {"prompt": first["prompt"], "before": first["answer"], "after": second["answer"]} for first, second in zip(before, after, strict=True)
+        before, after = (trainer.evaluations.at(step)["samples"] for step in (0, report.training.weights_of_step))
+        report.samples = [
+            Sample(first["prompt"], before=first["answer"], after=second["answer"]) for first, second in zip(before, after, strict=True)
         ]
     if distributed.is_first():
         saver = trainer.saver(report)
-        saver.evidence.write(Path(settings.paths.output_dir))
-        OmegaConf.save(referring(dict(config)), Path(settings.paths.output_dir, CONFIG))
-    for warning in report["training"]["warnings"]:
+        run = Run(Path(settings.paths.output_dir))
+        saver.evidence.write(run.evidence_file)
+        run.write_config(config)
+    for warning in report.training.warnings:
         log.warning("training: %s", warning)
-    refuse_ruined(report["training"], settings)
+    refuse_ruined(report.training, settings)
     if distributed.is_first():
         save(saver, report)
     if distributed.processes() > 1:
         trainer.trainer.accelerator.end_training()
 
 
-def save(saver: ModelSaver, report: dict[str, Any]) -> None:
+def save(saver: ModelSaver, report: Report) -> None:
     """Export what was trained; the report says what there is, whatever becomes of the rest."""
     try:
         saver.save()
     finally:
-        report["save"] = dataclasses.asdict(saver.result)
+        report.save = saver.result
 
 
 def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, settings: Config) -> None:
     """The gate, and its data_report.json and data_preview.html in the run directory."""
-    folder = Path(settings.paths.output_dir)
+    run = Run(Path(settings.paths.output_dir))
     if dataset_loader.writes_its_own_text:
         dataset_loader.tokenizer = model_loader.load_tokenizer()
         tokenizer = None
@@ -253,51 +251,51 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
         raise
     finally:
         if dataset_loader.report and distributed.is_first():
-            write_report(masked(dataset_loader.report), folder)
+            write_report(masked(dataset_loader.report), run.data_report_file)
             title = f"{settings.model.name} on {', '.join(Path(source['path']).name for source in dataset_loader.report['sources'])}"
-            write_preview(folder / PREVIEW, title, data_summary.facts(dataset_loader.report)[1:], dataset_loader.preview_rows())
+            write_preview(run.preview_file, title, data_summary.facts(dataset_loader.report)[1:], dataset_loader.preview_rows())
             if settings.task == "check" or refused:
-                data_summary.show(dataset_loader.report, folder)
+                data_summary.show(dataset_loader.report, [run.data_report_file, run.preview_file])
     for remark in data_summary.remarks(dataset_loader.report):
         log.warning("data: %s", remark)
 
 
-def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, Any]:
-    """The report's training section; `weights_of_step` are the weights that are evaluated last and saved."""
+def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> Training:
+    """What training came to."""
     settings, progress, evaluations, origin = trainer.settings, trainer.progress, trainer.evaluations, trainer.origin
     losses = [loss for _, loss in progress.losses]
     last = trainer.trainer.state.global_step
     step = last if evaluations.reloaded is None else evaluations.reloaded
     best = evaluations.best() if settings.training.eval_steps is not None else None
     before, after = evaluations.at(0) or {}, evaluations.at(step) or {}
-    return {
-        "steps": last,
-        "effective_batch_size": settings.effective_batch_size * distributed.processes(),
-        "processes": distributed.processes(),
-        "batch_layout": trainer.trainer.layout.describe(settings.effective_batch_size),
-        "batch_layouts": trainer.measured_layouts(),
-        "tokens": progress.step_tokens[-1],
-        "seconds": trainer.trainer.seconds(),
-        "resumed_from": origin.checkpoint.step if origin.checkpoint else None,
-        "resumes": origin.resumes,
-        "tokens_per_second": round(progress.tokens_per_second(), 1),
-        "milliseconds_per_step": round(1000 * progress.seconds_per_step(), 3),
-        "seconds_to_first_step": progress.first_step_after,
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
-        "train_loss": trainer.output.training_loss,
-        "eval_loss_before": before.get("loss"),
-        "eval_loss": eval_loss,
-        "eval_perplexity_before": before.get("perplexity"),
-        "eval_perplexity": after.get("perplexity"),
-        "eval_token_accuracy_before": before.get("token_accuracy"),
-        "eval_token_accuracy": after.get("token_accuracy"),
-        "weights_of_step": step,
-        "stopped_early": evaluations.stopped_early,
-        "best_step": best and best["step"],
-        "best_eval_loss": best and best["loss"],
-        "warnings": warnings(before.get("loss"), eval_loss, best),
-    }
+    return Training(
+        steps=last,
+        effective_batch_size=settings.effective_batch_size * distributed.processes(),
+        processes=distributed.processes(),
+        batch_layout=trainer.trainer.layout.describe(settings.effective_batch_size),
+        batch_layouts=trainer.measured_layouts(),
+        tokens=progress.step_tokens[-1],
+        seconds=trainer.trainer.seconds(),
+        resumed_from=origin.checkpoint.step if origin.checkpoint else None,
+        resumes=origin.resumes,
+        tokens_per_second=round(progress.tokens_per_second(), 1),
+        milliseconds_per_step=round(1000 * progress.seconds_per_step(), 3),
+        seconds_to_first_step=progress.first_step_after,
+        loss_first=losses[0],
+        loss_last=losses[-1],
+        train_loss=trainer.output.training_loss,
+        eval_loss_before=before.get("loss"),
+        eval_loss=eval_loss,
+        eval_perplexity_before=before.get("perplexity"),
+        eval_perplexity=after.get("perplexity"),
+        eval_token_accuracy_before=before.get("token_accuracy"),
+        eval_token_accuracy=after.get("token_accuracy"),
+        weights_of_step=step,
+        stopped_early=evaluations.stopped_early,
+        best_step=best and best["step"],
+        best_eval_loss=best and best["loss"],
+        warnings=warnings(before.get("loss"), eval_loss, best),
+    )
 
 
 def warnings(before: float | None, after: float | None, best: Mapping[str, Any] | None) -> list[str]:
@@ -313,14 +311,14 @@ def warnings(before: float | None, after: float | None, best: Mapping[str, Any] 
     return found
 
 
-def refuse_ruined(training: Mapping[str, Any], settings: Config) -> None:
+def refuse_ruined(training: Training, settings: Config) -> None:
     """Raises UserError where training ended with a model that the guard would have stopped in time; nothing is exported then."""
-    before, after = training["eval_loss_before"], training["eval_loss"]
+    before, after = training.eval_loss_before, training.eval_loss
     if not settings.training.stop_on_divergence or before is None or after is None or after <= held_out_limit(before):
         return
     raise UserError(
         f"training ruined the model: held out {before:.3f} → {number(after)} (limit {held_out_limit(before):.3f}), so it was not exported; "
-        f"its weights are checkpoint-{training['weights_of_step']} in {settings.training.output_dir}. "
+        f"its weights are checkpoint-{training.weights_of_step} in {settings.training.output_dir}. "
         f"Lower training.learning_rate={settings.training.learning_rate:g}; training.stop_on_divergence=false exports it regardless"
     )
 
@@ -345,58 +343,13 @@ def used_settings(settings: Config, args: Any) -> dict[str, Any]:
     }
 
 
-def used(start: memory.MemoryStatistics, trainer: SFTTrainerWrapper) -> dict[str, Any]:
-    """The report's memory section: what training added to `start`, and what had been estimated before the first step."""
+def used(start: memory.MemoryStatistics, trainer: SFTTrainerWrapper) -> Memory:
+    """What training added to `start`, and what had been estimated before the first step."""
     end = memory.measure(start.current_gb)
-    return {
-        "device": end.device,
-        "start_gb": start.current_gb,
-        "peak_gb": end.peak_gb,
-        "training_gb": round(end.peak_gb - start.current_gb, 3),
-        "estimate_gb": trainer.memory_estimate,
-    }
-
-
-def plan_summary(report: dict[str, Any]) -> str:
-    """Three lines of `task=plan`: parameters, memory by part, batch layout."""
-    model, parts = report["model"], dict(report["plan"]["memory_gb"])
-    total = parts.pop("total")
-    trained = f"{model['trainable_parameters'] / 1e6:,.2f}M trained ({100 * model['trainable_parameters'] / model['parameters']:.2f}%)"
-    return "\n".join(
-        [
-            f"model   {model['parameters'] / 1e6:,.1f}M parameters, {trained}, {model['dtype']}",
-            f"memory  {total:.2f} GB of {report['plan']['device_gb']:.1f} GB ({report['plan']['device']}): "
-            + ", ".join(f"{name} {size:.2f}" for name, size in parts.items()),
-            f"layout  {report['plan']['layout']}",
-        ]
+    return Memory(
+        device=end.device,
+        start_gb=start.current_gb,
+        peak_gb=end.peak_gb,
+        training_gb=round(end.peak_gb - start.current_gb, 3),
+        estimate_gb=trainer.memory_estimate,
     )
-
-
-def summary(report: dict[str, Any], folder: str) -> str:
-    """A line each: where the run is, how the loss moved, one answer before and after, what was saved."""
-    training = report["training"]
-    lines = [f"run     {_short_path(folder)}"]
-    losses = f"loss    training {number(training['loss_first'], '.2f')} → {number(training['loss_last'], '.2f')}"
-    if training["eval_loss"] is not None:
-        change = moved(training["eval_loss_before"], training["eval_loss"])
-        losses += (
-            f", held out {number(training['eval_loss_before'], '.2f')} → {number(training['eval_loss'], '.2f')}{f' ({change})' if change else ''}"
-        )
-    lines += [losses, *(f"warning {text}" for text in training.get("warnings", []))]
-    if report["samples"]:
-        sample = report["samples"][0]
-        lines.append(f"answer  {_short(sample['prompt'], 60)}  before: {_short(sample['before'], 100)}  after: {_short(sample['after'], 160)}")
-    for export in report["save"]["exports"]:
-        size = f"{sum(export['files'].values()) / 1e6:,.0f} MB"
-        lines.append(f"saved   {export['method']}, {size}{', verified' if export['verified'] else ''}: {_short_path(export['path'])}")
-    return "\n".join(lines)
-
-
-def _short_path(path: str) -> str:
-    """From the current folder, where it is below it."""
-    return plain_line(str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path))
-
-
-def _short(text: str, limit: int) -> str:
-    line = " ".join(text.split())
-    return f"“{line if len(line) <= limit else line[: limit - 1] + '…'}”"

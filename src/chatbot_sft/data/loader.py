@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.data.unread import count, ordered
 from chatbot_sft.errors import UserError
+from chatbot_sft.run.report import DatasetStatistics
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,26 +39,6 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 3
 LOOKED_AT = 100  # rows of a source from which its format and columns are told
-
-
-@dataclass
-class DatasetStatistics:
-    """Counts of the training rows; `tokens` and `trainable_tokens` are sums over them, `max_length` their longest in tokens."""
-
-    path: str
-    rows: int = 0  # read
-    rows_used: int = 0  # trained on in one epoch
-    rows_held_out: int = 0
-    bad_rows: int = 0
-    duplicates: int = 0  # rows whose text another row has too
-    leaked_rows: int = 0  # held-out rows that are in the training data as well, and so were taken out
-    tokens: int = 0
-    trainable_tokens: int = 0
-    max_length: int = 0
-    truncated_rows: int = 0
-    dropped_rows: int = 0  # left out for their length, as dataset.overflow=drop says
-    not_read: dict[str, int] = field(default_factory=dict)  # columns and keys of messages that nothing was made of: in how many rows
-    fingerprint: str = ""  # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order
 
 
 class DatasetLoader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from chatbot_sft.report.markup import cell, inline, quoted
@@ -11,96 +10,92 @@ from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import number
+from chatbot_sft.run.report import Report
 
 TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan", "export": "Export of an earlier run"}
 
 
-def write_markdown(report: dict[str, Any], folder: Path) -> Path:
-    """Write report.md from what report.json holds."""
-    target = folder / "report.md"
-    target.write_text(markdown(report, picture=(folder / "loss.png").exists()), encoding="utf-8")
-    return target
-
-
-def markdown(report: dict[str, Any], picture: bool) -> str:
+def markdown(report: Report, picture: bool) -> str:
     """The report as Markdown; parts that a run did not reach are left out."""
-    lines = [f"# {TITLES[report['task']]}: {report['status']}", "", f"    {plain_line(report['command'])}", ""]
-    if report["error"]:
-        lines += [f"**{inline(report['error'])}**", ""]
+    lines = [f"# {TITLES[report.task]}: {report.status}", "", f"    {plain_line(report.command)}", ""]
+    if report.error:
+        lines += [f"**{inline(report.error)}**", ""]
     if picture:
         lines += ["![loss](loss.png)", ""]
+    warnings = report.training.warnings if report.training else []
     lines += ["| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in _figures(report)), ""]
-    lines += [line for text in report["training"].get("warnings", []) for line in (f"**Warning: {inline(text)}**", "")]
+    lines += [line for text in warnings for line in (f"**Warning: {inline(text)}**", "")]
     lines += _evaluations(report)
-    if report["samples"]:
+    if report.samples:
         lines += ["## Answers before and after", ""]
-        for sample in report["samples"]:
-            lines += [f"**{inline(sample['prompt'])}**", "", *_quote("before", sample["before"]), "", *_quote("after", sample["after"]), ""]
-            lines += _on_the_way(sample["prompt"], report["evaluations"])
-    if report["save"].get("files"):
-        lines += [f"## Saved ({report['save']['method']})", "", f"`{report['save']['path']}`", ""]
-        lines += [f"- {inline(name)} ({size / 1e6:,.1f} MB)" for name, size in report["save"]["files"].items()]
-        lines += ["", *verification_table(report["save"]["exports"]), ""]
-        lines += [f"The adapter was merged into {base}.\n" for base in dict.fromkeys(e["base"] for e in report["save"]["exports"]) if base]
-    lines += ["## Versions", "", ", ".join(f"{name} {version}" for name, version in report["versions"].items()), ""]
+        for sample in report.samples:
+            lines += [f"**{inline(sample.prompt)}**", "", *_quote("before", sample.before), "", *_quote("after", sample.after), ""]
+            lines += _on_the_way(sample.prompt, report.evaluations)
+    if report.save and report.save.files:
+        lines += [f"## Saved ({report.save.method})", "", f"`{report.save.path}`", ""]
+        lines += [f"- {inline(name)} ({size / 1e6:,.1f} MB)" for name, size in report.save.files.items()]
+        lines += ["", *verification_table(report.save.exports), ""]
+        bases = dict.fromkeys(export.base for export in report.save.exports)
+        lines += [f"The adapter was merged into {base}.\n" for base in bases if base]
+    lines += ["## Versions", "", ", ".join(f"{name} {version}" for name, version in report.versions.items()), ""]
     return "\n".join(lines)
 
 
-def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
-    model, data, training, memory = (report[part] for part in ("model", "dataset", "training", "memory"))
-    rows = [("started", f"{report['started']}, finished {report['finished']}"), ("seed", str(report["seed"]))]
+def _figures(report: Report) -> list[tuple[str, str]]:
+    model, data, training, memory = report.model, report.dataset, report.training, report.memory
+    rows = [("started", f"{report.started}, finished {report.finished}"), ("seed", str(report.seed))]
     if model:
-        trained = f"{model['trainable_parameters'] / 1e6:,.2f}M trained ({100 * model['trainable_parameters'] / model['parameters']:.2f}%)"
-        rows.append(("model", f"{inline(model['name'])}, {model['parameters'] / 1e6:,.0f}M parameters, {trained}, {model['dtype']}"))
-        if model.get("adapter"):
-            rows.append(("goes on from", inline(model["adapter"])))
-        rows.append(("engine", model["engine"]))
-    settings = report.get("settings")
-    if settings:
-        rows.append(("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)))
-    if data.get("system_prompt"):
-        rows.append(("system prompt", inline(data["system_prompt"])))
-    if data.get("tokens"):
-        split = f"{data['rows_used']:,} trained, {data['rows_held_out']:,} held out"
-        rows.append(("data", f"{inline(data['path'])}: {data['rows']:,} conversations, {split}"))
-        share = f"{100 * data['trainable_tokens'] / data['tokens']:.0f}% of them trained"
-        rows.append(("tokens", f"{data['tokens']:,}, {share}; longest {data['max_length']:,}, {data['truncated_rows']:,} cut"))
-        bad = f"{data['bad_rows']:,} bad, {data['duplicates']:,} exact duplicates"
+        trained = f"{model.trainable_parameters / 1e6:,.2f}M trained ({100 * model.trainable_parameters / model.parameters:.2f}%)"
+        rows.append(("model", f"{inline(model.name)}, {model.parameters / 1e6:,.0f}M parameters, {trained}, {model.dtype}"))
+        if model.adapter:
+            rows.append(("goes on from", inline(model.adapter)))
+        rows.append(("engine", model.engine))
+    if report.settings:
+        rows.append(("settings", ", ".join(f"{name} {value}" for name, value in report.settings.items() if value is not None)))
+    if data and data.system_prompt:
+        rows.append(("system prompt", inline(data.system_prompt)))
+    if data and data.tokens:
+        split = f"{data.rows_used:,} trained, {data.rows_held_out:,} held out"
+        rows.append(("data", f"{inline(data.path)}: {data.rows:,} conversations, {split}"))
+        share = f"{100 * data.trainable_tokens / data.tokens:.0f}% of them trained"
+        rows.append(("tokens", f"{data.tokens:,}, {share}; longest {data.max_length:,}, {data.truncated_rows:,} cut"))
+        bad = f"{data.bad_rows:,} bad, {data.duplicates:,} exact duplicates"
         rows.append(("checked", f"{bad}; [every token of some rows](data_preview.html), [all findings](data_report.json)"))
-        if data.get("not_read"):
-            rows.append(("not read", sentence(data["not_read"]).replace("|", "\\|")))
-    if report["plan"]:
-        parts = ", ".join(f"{name} {size:.2f}" for name, size in report["plan"]["memory_gb"].items())
-        rows.append(("memory (GB)", f"{parts}; {report['plan']['device']} has {report['plan']['device_gb']:.1f}"))
-        rows.append(("batch layout", report["plan"]["layout"]))
-    for found in report["plan"].get("layouts", []) or training.get("batch_layouts", []):
+        if data.not_read:
+            rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
+    if report.plan:
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in report.plan.memory_gb.items())
+        rows.append(("memory (GB)", f"{parts}; {report.plan.device} has {report.plan.device_gb:.1f}"))
+        rows.append(("batch layout", report.plan.layout))
+    measured = report.plan.layouts if report.plan else training.batch_layouts if training else []
+    for found in measured:
         took = f"{found['milliseconds']:,.0f} ms a step" if found["milliseconds"] else found["why_not"]
         peak = f", peak {found['peak_gb']:.1f} GB" if found["peak_gb"] else ""
         rows.append((f"layout {found['layout']}", f"{took}{peak}"))
-    if "seconds" in training:
-        steps = f"{training['steps']:,} steps of {training['effective_batch_size']} ({training['batch_layout']})"
-        rows.append(("training", f"{steps} in {training['seconds']:,.0f} s, {training['tokens_per_second']:,.0f} tokens/s"))
-        rows.append(("training loss", f"{number(training['loss_first'])} → {number(training['loss_last'])}"))
-    for entry in training.get("resumes", []):
+    if training:
+        steps = f"{training.steps:,} steps of {training.effective_batch_size} ({training.batch_layout})"
+        rows.append(("training", f"{steps} in {training.seconds:,.0f} s, {training.tokens_per_second:,.0f} tokens/s"))
+        rows.append(("training loss", f"{number(training.loss_first)} → {number(training.loss_last)}"))
+    for entry in training.resumes if training else []:
         rows.append(("resumed", f"from step {entry['step']:,} at {entry['time']}"))
-    if training.get("eval_loss") is not None:
-        rows.append(("held-out loss", f"{number(training['eval_loss_before'])} → {number(training['eval_loss'])}"))
-        rows.append(("perplexity", f"{number(training['eval_perplexity_before'], ',.1f')} → {number(training['eval_perplexity'], ',.1f')}"))
-        right = f"{number(training['eval_token_accuracy_before'], '.1%')} → {number(training['eval_token_accuracy'], '.1%')}"
+    if training and training.eval_loss is not None:
+        rows.append(("held-out loss", f"{number(training.eval_loss_before)} → {number(training.eval_loss)}"))
+        rows.append(("perplexity", f"{number(training.eval_perplexity_before, ',.1f')} → {number(training.eval_perplexity, ',.1f')}"))
+        right = f"{number(training.eval_token_accuracy_before, '.1%')} → {number(training.eval_token_accuracy, '.1%')}"
         rows.append(("answer tokens right", f"{right} (the likeliest token, given all before it)"))
-        if training["best_step"] is not None:
-            early = f"; stopped early at step {training['steps']:,}" if training["stopped_early"] else ""
-            ends = f"the weights kept are those of step {training['weights_of_step']:,}"
-            rows.append(("lowest held-out loss", f"{training['best_eval_loss']:.3f} at step {training['best_step']:,}; {ends}{early}"))
+        if training.best_step is not None:
+            early = f"; stopped early at step {training.steps:,}" if training.stopped_early else ""
+            ends = f"the weights kept are those of step {training.weights_of_step:,}"
+            rows.append(("lowest held-out loss", f"{training.best_eval_loss:.3f} at step {training.best_step:,}; {ends}{early}"))
     if memory:
-        added = f"{memory['training_gb']:.2f} GB of it added by training"
-        rows.append(("memory", f"{memory['peak_gb']:.2f} GB at peak, {added} ({memory['device']})"))
+        added = f"{memory.training_gb:.2f} GB of it added by training"
+        rows.append(("memory", f"{memory.peak_gb:.2f} GB at peak, {added} ({memory.device})"))
     return rows
 
 
-def _evaluations(report: dict[str, Any]) -> list[str]:
+def _evaluations(report: Report) -> list[str]:
     """The held-out conversations step by step, the lowest loss in bold; nothing where they were read before and after training only."""
-    records = [record for record in report["evaluations"] if record["loss"] is not None]
+    records = [record for record in report.evaluations if record["loss"] is not None]
     if len(records) < 3:
         return []
     best = min(records, key=lambda record: (math.isnan(record["loss"]), record["loss"]))

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.base import description
 from chatbot_sft.places import MARK, check_export, gguf_companions, left_by, read_mark, targets
+from chatbot_sft.run.report import Export, Report, SaveResult
 from chatbot_sft.save import hub_push
 from chatbot_sft.save.adapter import write_adapter
 from chatbot_sft.save.card import CARD, write_card
@@ -37,35 +38,6 @@ WRITERS: dict[str, Callable[[Trained, Path], None]] = {
 }
 
 
-@dataclass
-class Export:
-    """One export; `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the method) to its `Verification`, `seconds` the
-    method and each quantisation to what writing it took.
-
-    `base` says what an adapter was merged into. `verified` is None where it was not asked for.
-    """
-
-    method: str
-    path: str
-    files: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    base: str | None = None
-    verified: bool | None = None
-    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass
-class SaveResult:
-    """All exports of one `save`; `path`, `files` and `verified` are theirs together, `pushed` is where they were uploaded to."""
-
-    method: str
-    path: str | None = None
-    files: dict[str, int] = field(default_factory=dict)
-    verified: bool | None = None
-    exports: list[Export] = field(default_factory=list)
-    pushed: str | None = None
-
-
 class ModelSaver:
     """Writes `model` and `tokenizer` as `config.save` says. An export appears whole and verified, or not at all.
 
@@ -79,13 +51,13 @@ class ModelSaver:
         model: Any = None,
         tokenizer: Any = None,
         evidence: Evidence | None = None,
-        report: Mapping[str, Any] | None = None,
+        report: Report | None = None,
     ) -> None:
         self.settings = Config.from_mapping(config)
         self.model = model
         self.tokenizer = tokenizer
         self.evidence = evidence or Evidence([], [], 0, [])
-        self.report = report or {}
+        self.report = report
         self.result = SaveResult(", ".join(self.settings.save.methods) or "none")
 
     def check(self) -> None:

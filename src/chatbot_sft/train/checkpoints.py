@@ -22,6 +22,8 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Status
 
 log = logging.getLogger(__name__)
 
@@ -193,19 +195,16 @@ def refuse_completed(settings: Config) -> None:
 
     Unless `training.resume` is never, or more steps are asked for than it had.
     """
-    file = Path(settings.paths.output_dir, "report.json")
-    if settings.task != "train" or settings.training.resume == "never" or not file.is_file():
+    if settings.task != "train" or settings.training.resume == "never":
         return
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return
-    if isinstance(report, dict) and report.get("task") == "train" and report.get("status") == "completed":
+    run = Run(Path(settings.paths.output_dir))
+    report = run.report()
+    if report and report.task == "train" and report.status == Status.COMPLETED:
         last = last_in(Path(settings.training.output_dir))
         if last and longer(last, settings):
             return
         raise UserError(
-            f"{file.parent}: this run is already completed; name another run directory (hydra.run.dir=DIR), or raise training.max_steps to go on"
+            f"{run.folder}: this run is already completed; name another run directory (hydra.run.dir=DIR), or raise training.max_steps to go on"
         )
 
 
@@ -270,7 +269,7 @@ def _at(place: Path, where: str) -> Checkpoint:
             return verified(place)
         except Damaged as error:
             raise UserError(f"{where}: that checkpoint cannot be gone on from: {error}; name the one before it") from None
-    found = last_verified(place) or last_verified(place / "checkpoints")
+    found = last_verified(place) or last_verified(Run(place).checkpoints)
     if found is None:
         raise UserError(f"{where}: no whole checkpoint there; name a checkpoint-N folder, or a run directory that has one")
     return found

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from chatbot_sft.report.run_report import finite
+from chatbot_sft.run.report import finite
 from chatbot_sft.train.sampler import row_lengths
 
 log = logging.getLogger(__name__)

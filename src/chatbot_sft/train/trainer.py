@@ -17,7 +17,8 @@ from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
-from chatbot_sft.report.run_report import versions
+from chatbot_sft.run.report import Report
+from chatbot_sft.run.versions import versions
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import gather
 from chatbot_sft.targets import locate
@@ -217,7 +218,7 @@ class SFTTrainerWrapper:
             print(f"saved {export.method}{', verified' if export.verified else ''}: {Path(export.path).absolute()}")
         return result
 
-    def saver(self, report: Mapping[str, Any] | None = None) -> Any:
+    def saver(self, report: Report | None = None) -> Any:
         """The `save.ModelSaver` of this model, with conversations of its data to hold exports against; `report` is the run's, for the model card."""
         evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
         return locate("save", self.settings.save._target_, ModelSaver)(self.config, self.model, self.tokenizer, evidence, report)
