@@ -18,6 +18,7 @@ from conftest import conversations, write_json
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
+from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.train import checkpoints
 
 STEPS = 14  # 23 rows in steps of 4: more than two epochs, with a checkpoint at the end of the first
@@ -528,7 +529,7 @@ def test_pruning_keeps_the_newest_and_the_best(limit, best, left, tmp_path):
 
 def test_the_weights_are_recognised_wherever_they_lie(tiny_llama, tmp_path):
     def found(folder):
-        return checkpoints.weights_fingerprint(Config.from_mapping({"model": {"name": str(folder)}}))
+        return weights_fingerprint(Config.from_mapping({"model": {"name": str(folder)}}))
 
     copy = shutil.copytree(tiny_llama, tmp_path / tiny_llama.name)
     assert found(copy) == found(tiny_llama)

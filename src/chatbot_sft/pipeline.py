@@ -19,8 +19,9 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.export import earlier_saver
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, add_adapter, embedded, hardware, memory
-from chatbot_sft.model.base import description, located
+from chatbot_sft.model.base import description, located, weights_fingerprint
 from chatbot_sft.model.earlier import adopt
+from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
 from chatbot_sft.model.loader import count_parameters, weights_dtype
 from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
@@ -31,7 +32,9 @@ from chatbot_sft.report.markdown import markdown
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.words import moved, number
 from chatbot_sft.run.directory import Run
+from chatbot_sft.run.lock import MACHINE, Lock, decides
 from chatbot_sft.run.report import Memory, Model, Plan, Report, Sample, Status, Training, now
+from chatbot_sft.run.versions import versions
 from chatbot_sft.run_directory import held, refuse_taken
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import usual_system_prompt
@@ -153,7 +156,9 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
         raise UserError(
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
-    checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
+    run = Run(Path(settings.paths.output_dir))
+    lock = locked(config, settings, dataset_loader, origin)
+    checkpoints.refuse_changes(origin, lock.decides, whole=True)
     if inert := effects.said(settings):
         log.info("settings: no effect here: %s", ", ".join(inert))
     if settings.brought:
@@ -185,8 +190,11 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
     trainer.setup()
     report.settings = used_settings(settings, trainer.trainer.args)
     loggers.callback(trainer.loggers.finish, report)
-    machine = checkpoints.resolved(model_loader.engine.NAME, report.model.dtype, trainer.trainer.args.optim)
-    checkpoints.refuse_changes(origin, machine, whole=False)
+    lock = lock.on_machine(model_loader.engine.NAME, report.model.dtype, trainer.trainer.args.optim)
+    checkpoints.refuse_changes(origin, {key: lock.decides[key] for key in MACHINE}, whole=False)
+    if distributed.is_first():
+        run.write_lock(lock)
+        trainer.on_layout = lambda layout: run.write_lock(lock.in_layout(layout.as_dict()))
     report.evaluations = trainer.evaluations.records  # filled as the run goes, whatever its end
     start = memory.measure()
     if settings.task == "train":
@@ -215,7 +223,6 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
         ]
     if distributed.is_first():
         saver = trainer.saver(report)
-        run = Run(Path(settings.paths.output_dir))
         saver.evidence.write(run.evidence_file)
         run.write_config(config)
     for warning in report.training.warnings:
@@ -225,6 +232,20 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
         save(saver, report)
     if distributed.processes() > 1:
         trainer.trainer.accelerator.end_training()
+
+
+def locked(config: Mapping[str, Any], settings: Config, dataset_loader: DatasetLoader, origin: Origin) -> Lock:
+    """All that decides this run's result and is known before its model is loaded."""
+    adapter = adapter_fingerprint(settings) if settings.model.adapter else None
+    rows, processes = dataset_loader.statistics.fingerprint, distributed.processes()
+    return Lock(
+        decides=decides(config, settings, weights_fingerprint(settings), rows, processes, adapter),
+        tokenizer=dataset_loader.tokenizer_fingerprint,
+        date=origin.started.isoformat(),
+        versions=versions(),
+        device=hardware.device(),
+        processes=processes,
+    )
 
 
 def save(saver: ModelSaver, report: Report) -> None:

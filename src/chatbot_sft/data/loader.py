@@ -166,6 +166,11 @@ class DatasetLoader:
             self._chat = ChatTokenizer.from_transformers(self.tokenizer, model.name, kwargs, model.new_tokens or ())
         return self._chat
 
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 of the tokenizer and chat template that the rows were checked or made with."""
+        return self._entry_of.fingerprint
+
     def _opened(self, tokenizer: ChatTokenizer) -> store.Entry:
         """The tokenised rows: those of this loader, of the cache, or made now. A formatting function of the user's is not known to the cache."""
         if self._entry is not None and self._entry_of.fingerprint == tokenizer.fingerprint:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked, referring, resolved
+from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import DamagedReport, Report, write_json
 
 REPORT, CONFIG = "report.json", "config.yaml"
@@ -159,11 +160,26 @@ class Run:
         except (OSError, YAMLError):
             return False
 
+    def lock(self) -> Lock:
+        """What decides its result, as far as it is known yet.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        try:
+            return Lock.from_json(resolved(json.loads(self.lock_file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.lock_file}: cannot be read ({_short(error)})") from None
+
     # Writing
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """With `${oc.env:NAME}` for what an environment variable holds in secret."""
         OmegaConf.save(referring(dict(config)), self.config_file)
+
+    def write_lock(self, lock: Lock) -> None:
+        """lock.json, in one step, with `${oc.env:NAME}` for what an environment variable holds in secret."""
+        write_json(referring(asdict(lock)), self.lock_file)
 
     def write_report(self, report: Report) -> None:
         """report.json, in one step and without secrets."""

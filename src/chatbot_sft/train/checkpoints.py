@@ -20,8 +20,7 @@ from typing import Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.model.base import weights_fingerprint
-from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
+from chatbot_sft.run import lock
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Status
 
@@ -307,47 +306,7 @@ def _of_killed_export(path: Path) -> bool:
     return not any(path.iterdir()) or (re.fullmatch(r"[a-z0-9_]{8}", path.suffix[1:]) is not None and path.stat().st_mode & 0o077 == 0)
 
 
-# Identity
-
-# name: see weights_fingerprint; chat_template: its text decides what the training rows are; engine and dtype as they turned out
-MODEL_ASIDE = {"name", "adapter", "token", "trust_remote_code", "chat_template", "engine", "dtype", "brings"}
-LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
-TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
-    "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
-    "sample_max_new_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "memory_margin", "optim",
-    "eval_steps", "per_device_eval_batch_size", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end",
-}  # fmt: skip
-REPORTING = re.compile(r"(log|save|hub|report|run_name|project|trackio|dataloader|skip_memory_metrics|per_device_eval)")
-
-
-def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> dict[str, Any]:
-    """What decides a run's result, as flat "section.key" → JSON value. `fingerprint` is that of the training rows.
-
-    The effective batch size stands for its factors. What only an imported engine knows is added later, see `resolved`.
-    """
-    sections = settings.to_dict()
-    for name in ("model", "lora", "training"):  # with the keys that a user's own class takes
-        sections[name] |= dict(config.get(name) or {})
-    passed = settings.sft_arguments
-    values = {
-        "seed": settings.seed,
-        "model (config and weights)": weights_fingerprint(settings),
-        "dataset (training rows)": fingerprint[:16],
-        "dataset.shuffle": settings.dataset.shuffle,
-        "effective batch size": settings.effective_batch_size * int(os.environ.get("WORLD_SIZE", "1")),
-    }
-    if settings.model.adapter:
-        values["model.adapter (weights)"] = adapter_fingerprint(settings)
-    for name, aside in (("model", MODEL_ASIDE), ("lora", LORA_ASIDE), ("training", TRAINING_ASIDE)):
-        for key, value in sorted(sections[name].items()):
-            if key not in aside and not (key in passed and REPORTING.match(key)):
-                values[f"{name}.{key}"] = value
-    return json.loads(json.dumps(values, default=str))
-
-
-def resolved(engine: str, dtype: str, optim: str) -> dict[str, Any]:
-    """The part of the identity that depends on the machine."""
-    return {"model.engine": engine, "model.dtype": dtype, "training.optim": optim}
+# Going on
 
 
 def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
@@ -361,18 +320,13 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
     if origin.checkpoint is None:
         return
     before = origin.checkpoint.record["identity"]
-    keys = [*now, *(key for key in before if whole and key not in now and key not in resolved("", "", ""))]
-    keys = [key for key in keys if not (origin.extended and key in LENGTH)]
-    changed = [f"{key} {_shown(before, key)} → {_shown(now, key)}" for key in keys if before.get(key) != now.get(key)]
-    if changed:
+    keys = [*now, *(key for key in before if whole and key not in now and key not in lock.MACHINE)]
+    found = lock.changed(before, now, [key for key in keys if not (origin.extended and key in LENGTH)])
+    if found:
         raise UserError(
-            f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(changed)}. Set them back, name another run "
-            "directory (hydra.run.dir=DIR), or start afresh in this one with training.resume=never"
+            f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(map(str, found))}. Set them back, "
+            "name another run directory (hydra.run.dir=DIR), or start afresh in this one with training.resume=never"
         )
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key], ensure_ascii=False).strip('"') if key in values else "(not set)"
 
 
 # Writing

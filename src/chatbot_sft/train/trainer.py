@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,7 @@ class SFTTrainerWrapper:
         self.progress: Any = None
         self.evaluations: Any = None
         self.plan: Plan | None = None
+        self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the batch layout as soon as it is chosen; the pipeline sets it
         self.memory_estimate: dict[str, float] = {}  # GB by part, once the layout is chosen
         self.output: Any = None  # what `train` returned
         self.loggers = Loggers()
@@ -139,6 +140,7 @@ class SFTTrainerWrapper:
         else:
             self.plan = self._measured_plan(configured, trial)
         chosen = self.plan.layout
+        self.on_layout(chosen)
         self.trainer.use_layout(chosen)
         if chosen.captured:
             self.trainer.capture()
