@@ -16,7 +16,8 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import description
 from chatbot_sft.model.earlier import adopt
-from chatbot_sft.train import checkpoints
+from chatbot_sft.run import checkpoints
+from chatbot_sft.train import resume
 
 TARGETS = ["v_proj", "q_proj"]
 
@@ -74,7 +75,7 @@ def test_rank_and_targets_are_the_adapters(model, tmp_path):
 def in_run(model: Path, folder: Path) -> Path:
     staged = adapter(folder / "staged", model)
     (folder / "checkpoints").mkdir()
-    checkpoints.publish(staged, folder / "checkpoints" / "checkpoint-4", checkpoints.record(checkpoints.Origin(), 4, 1.0, True, {}, {}))
+    checkpoints.publish(staged, folder / "checkpoints" / "checkpoint-4", resume.record(resume.Origin(), 4, 1.0, True, {}, {}))
     return folder
 
 

@@ -21,7 +21,7 @@ from chatbot_sft.inference.gguf_model import BATCH, GGUFModel
 from chatbot_sft.inference.hf_model import ADAPTER_CONFIG, HFModel, adapter_base
 from chatbot_sft.inference.opening import find, open_model
 from chatbot_sft.model import embedded
-from chatbot_sft.train import checkpoints
+from chatbot_sft.train import resume
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 CONVERSATIONS = [
@@ -407,7 +407,7 @@ def test_of_several_exports_the_merged_one_comes_first(tmp_path):
 def checkpoint(run: Path, step: int, *names: str) -> Path:
     """A whole one, as far as `train.checkpoints` can tell."""
     folder = fake(run / f"checkpoint-{step}", *names)
-    record = checkpoints.record(checkpoints.Origin(), step, 1.0, False, {}, {})
+    record = resume.record(resume.Origin(), step, 1.0, False, {}, {})
     (folder / "run.json").write_text(json.dumps({**record, "files": dict.fromkeys(sorted(names), 2)}))
     return folder
 

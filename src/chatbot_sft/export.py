@@ -14,12 +14,12 @@ from chatbot_sft.model import ModelLoader
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
+from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import CONFIG, Run
 from chatbot_sft.run.report import Report
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.targets import locate
-from chatbot_sft.train import checkpoints
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from chatbot_sft.report.loggers import check as check_loggers
 from chatbot_sft.report.markdown import markdown
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.words import moved, number
+from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import MACHINE, Lock, decides
 from chatbot_sft.run.report import Memory, Model, Plan, Report, Sample, Status, Training, now
@@ -39,9 +40,9 @@ from chatbot_sft.run_directory import held, refuse_taken
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import usual_system_prompt
 from chatbot_sft.targets import locate
-from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
-from chatbot_sft.train.checkpoints import Origin
+from chatbot_sft.train import Planned, SFTTrainerWrapper, resume
 from chatbot_sft.train.rails import held_out_limit
+from chatbot_sft.train.resume import Origin
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def run(config: Mapping[str, Any], command: str = "") -> Report:
     report = Report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
         refuse_taken(config, settings)
-        checkpoints.refuse_completed(settings)
+        resume.refuse_completed(settings)
         loggers.enter_context(run_log(Run(folder).log_file, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
@@ -143,7 +144,7 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
     saver(config).check()
-    origin = checkpoints.find_origin(settings) if settings.task == "train" else Origin()
+    origin = resume.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
     try:
         check_data(dataset_loader, model_loader, settings)
@@ -158,7 +159,7 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
         )
     run = Run(Path(settings.paths.output_dir))
     lock = locked(config, settings, dataset_loader, origin)
-    checkpoints.refuse_changes(origin, lock.decides, whole=True)
+    resume.refuse_changes(origin, lock.decides, whole=True)
     if inert := effects.said(settings):
         log.info("settings: no effect here: %s", ", ".join(inert))
     if settings.brought:
@@ -191,7 +192,7 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
     report.settings = used_settings(settings, trainer.trainer.args)
     loggers.callback(trainer.loggers.finish, report)
     lock = lock.on_machine(model_loader.engine.NAME, report.model.dtype, trainer.trainer.args.optim)
-    checkpoints.refuse_changes(origin, {key: lock.decides[key] for key in MACHINE}, whole=False)
+    resume.refuse_changes(origin, {key: lock.decides[key] for key in MACHINE}, whole=False)
     if distributed.is_first():
         run.write_lock(lock)
         trainer.on_layout = lambda layout: run.write_lock(lock.in_layout(layout.as_dict()))

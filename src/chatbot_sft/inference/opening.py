@@ -12,9 +12,9 @@ from chatbot_sft.inference.gguf_model import GGUFModel
 from chatbot_sft.inference.hf_model import ADAPTER_CONFIG, HFModel
 from chatbot_sft.model import embedded
 from chatbot_sft.places import read_mark
+from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import REPORT, Run
 from chatbot_sft.run.report import Report
-from chatbot_sft.train import checkpoints
 
 Kind = Literal["merged", "adapter", "gguf"]
 KINDS: tuple[Kind, ...] = ("merged", "adapter", "gguf")  # which is taken where there are several

@@ -75,7 +75,7 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
 
 def _find(where: str, place: Path) -> Path:
     """The adapter in a run directory, an export or an adapter's own folder: of a run the weights that it ended with, else its last checkpoint."""
-    from chatbot_sft.train import checkpoints
+    from chatbot_sft.run import checkpoints
 
     if not place.is_dir():
         raise UserError(f"{where}: no such folder; name a run directory, an exported adapter or a checkpoint")

@@ -23,9 +23,9 @@ from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import gather
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
-from chatbot_sft.train.checkpoints import Origin, settle
 from chatbot_sft.train.layout import Layout, candidates
 from chatbot_sft.train.measure import Plan, Trial, cache_key, choose
+from chatbot_sft.train.resume import Origin, settle
 
 if TYPE_CHECKING:
     from datasets import Dataset
