@@ -26,6 +26,8 @@ def test_a_report_comes_back_as_it_was_written():
     report.save = SaveResult("lora", exports=[Export("lora", "model", {"a": 1})])
     assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
     assert Report.from_json({**report.to_json(), "of_a_later_version": 1}) == report
+    stopped = replace(report, training=None)  # after its first steps
+    assert Report.from_json(stopped.to_json()) == stopped
 
 
 def test_parts_that_were_not_reached_are_empty_objects_in_json():

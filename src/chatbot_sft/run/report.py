@@ -210,8 +210,8 @@ class Report:
         known = {name: found[name] for name in _fields(cls) if name in found}
         known["status"] = _status(found["status"])
         known["history"] = found["training"].get("history", [])
-        known |= {name: _part(name, part, found[name]) for name, part in PARTS.items()}
-        known["training"] = _part("training", Training, {k: v for k, v in found["training"].items() if k != "history"})
+        training = {key: value for key, value in found["training"].items() if key != "history"}
+        known |= {name: _part(name, part, {**found, "training": training}[name]) for name, part in PARTS.items()}
         known["samples"] = [_part("samples", Sample, sample) for sample in found["samples"]]
         if known["save"] is not None:
             known["save"].exports = [_part("save.exports", Export, export) for export in known["save"].exports]
