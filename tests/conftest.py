@@ -131,6 +131,21 @@ def conversations(count: int, **extra) -> list[dict]:
     ]
 
 
+TRAINING = {
+    "steps": 4, "effective_batch_size": 8, "batch_layout": "2 x 4", "tokens": 100, "seconds": 1.0, "tokens_per_second": 100.0,
+    "loss_first": 3.0, "loss_last": 2.0, "train_loss": 2.5, "weights_of_step": 4, "eval_loss": 1.5,
+}  # fmt: skip
+MODEL = {"name": "org/base", "engine": "transformers", "parameters": 100, "trainable_parameters": 10, "dtype": "float32"}
+
+
+def a_report(**parts) -> dict:
+    """The report.json of a finished training, with `parts` in place of its own."""
+    from chatbot_sft.run.report import Report
+
+    whole = Report("python -m chatbot_sft", "train", 1).to_json()
+    return {**whole, "status": "completed", "model": MODEL, "training": TRAINING, "save": {"method": "none"}, **parts}
+
+
 def write_json(path: Path, value) -> Path:
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     return path

@@ -19,7 +19,7 @@ def main() -> None:
     from chatbot_sft.data import template
     from chatbot_sft.errors import UserError
     from chatbot_sft.model.engine import load_engine
-    from chatbot_sft.train import checkpoints
+    from chatbot_sft.run import checkpoints
 
     logging.getLogger().addHandler(logging.NullHandler())  # as in a run, so that no library adds one of its own while it is imported
     load_engine(sys.argv[1])

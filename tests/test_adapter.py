@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from conftest import only_error, write_json
+from conftest import a_report, only_error, write_json
 from test_checkpoints import flipped
 from test_earlier_runs import base
 
@@ -16,7 +16,8 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import description
 from chatbot_sft.model.earlier import adopt
-from chatbot_sft.train import checkpoints
+from chatbot_sft.run import checkpoints
+from chatbot_sft.train import resume
 
 TARGETS = ["v_proj", "q_proj"]
 
@@ -74,7 +75,7 @@ def test_rank_and_targets_are_the_adapters(model, tmp_path):
 def in_run(model: Path, folder: Path) -> Path:
     staged = adapter(folder / "staged", model)
     (folder / "checkpoints").mkdir()
-    checkpoints.publish(staged, folder / "checkpoints" / "checkpoint-4", checkpoints.record(checkpoints.Origin(), 4, 1.0, True, {}, {}))
+    checkpoints.publish(staged, folder / "checkpoints" / "checkpoint-4", resume.record(resume.Origin(), 4, 1.0, True, {}, {}))
     return folder
 
 
@@ -85,7 +86,7 @@ def test_a_run_an_export_and_a_checkpoint_have_an_adapter(model, tmp_path, monke
     (tmp_path / "link").symlink_to(run)
     for way in ("run", "run/", "link", "run/checkpoints", "run/checkpoints/checkpoint-4"):
         assert adopt(given(model, way))["model"]["adapter"] == str(last)
-    write_json(run / "report.json", {"training": {"weights_of_step": 4}})
+    write_json(run / "report.json", a_report())
     saved = adapter(run / "model" / "lora", model)
     assert adopt(given(model, "run"))["model"]["adapter"] == str(last)
     assert adopt(given(model, "run/model"))["model"]["adapter"] == str(saved)

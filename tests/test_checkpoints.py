@@ -10,10 +10,13 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from conftest import a_report, write_json
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.train import checkpoints
+from chatbot_sft.run import checkpoints
+from chatbot_sft.run.lock import decides
+from chatbot_sft.train import resume
 
 FILES = (
     "adapter_model.safetensors",
@@ -32,9 +35,9 @@ def planted(folder: Path, step: int, finished: bool = False, identity: dict | No
     for name in FILES:
         (staged / name).write_bytes(name.encode() * 100)
     (staged / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
-    origin = checkpoints.Origin(started=datetime(2026, 1, 2, 3, 4, 5), identity=identity or {})
+    origin = resume.Origin(started=datetime(2026, 1, 2, 3, 4, 5), identity=identity or {})
     losses, layout = {"pending": 0.0, "total": 1.0, "logged_until": step}, {"micro_batch": 2, "padding_free": False, "checkpointing": False}
-    checkpoints.publish(staged, folder / f"checkpoint-{step}", checkpoints.record(origin, step, 1.5, finished, losses, layout))
+    checkpoints.publish(staged, folder / f"checkpoint-{step}", resume.record(origin, step, 1.5, finished, losses, layout))
     return folder / f"checkpoint-{step}"
 
 
@@ -152,63 +155,62 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(case, tmp_path, caplog)
     damage, expected = DAMAGE[case]
     planted(tmp_path / "checkpoints", 2)
     last = planted(tmp_path / "checkpoints", 4)
-    assert checkpoints.find_origin(from_config(tmp_path)).checkpoint.step == 4
+    assert resume.find_origin(from_config(tmp_path)).checkpoint.step == 4
     damage(last)
     with caplog.at_level(logging.INFO):
-        origin = checkpoints.find_origin(from_config(tmp_path))
+        origin = resume.find_origin(from_config(tmp_path))
     assert origin.checkpoint.step == 2
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"checkpoints: {last} is passed over: {expected}")
     assert "\n" not in line
     with pytest.raises(UserError, match=r"training.resume=.*: that checkpoint cannot be gone on from: .*; name the one before it"):
-        checkpoints.find_origin(from_config(tmp_path / "new", resume=str(last)))
-    checkpoints.settle(origin, from_config(tmp_path))
+        resume.find_origin(from_config(tmp_path / "new", resume=str(last)))
+    resume.settle(origin, from_config(tmp_path))
     assert [path.name for path in (tmp_path / "checkpoints.1").iterdir()] == ["checkpoint-4"]  # kept, out of the way
 
 
 def test_where_no_checkpoint_is_left_a_line_says_that_training_begins_anew(tmp_path, caplog):
     flipped("optimizer.pt")(planted(tmp_path / "checkpoints", 2))
-    assert checkpoints.find_origin(from_config(tmp_path)).checkpoint is None
+    assert resume.find_origin(from_config(tmp_path)).checkpoint is None
     assert caplog.records[-1].getMessage() == f"resume: no whole checkpoint is left in {tmp_path}/checkpoints; the training begins anew"
 
 
 def test_a_checkpoint_of_an_earlier_version_has_no_checksums_and_is_taken(tmp_path):
     old = planted(tmp_path / "checkpoints", 4)
     record_without("checksums", "checksum")(old)
-    assert checkpoints.find_origin(from_config(tmp_path)).checkpoint.step == 4
+    assert resume.find_origin(from_config(tmp_path)).checkpoint.step == 4
     cut("optimizer.pt")(old)
-    assert checkpoints.find_origin(from_config(tmp_path)).checkpoint is None
+    assert resume.find_origin(from_config(tmp_path)).checkpoint is None
 
 
 def test_a_checkpoint_may_be_copied_and_renamed(tmp_path):
     made = planted(tmp_path / "checkpoints", 4)
     copy = shutil.copytree(made, tmp_path / "the good one")
-    assert checkpoints.find_origin(from_config(tmp_path / "new", resume=str(copy))).checkpoint.step == 4
+    assert resume.find_origin(from_config(tmp_path / "new", resume=str(copy))).checkpoint.step == 4
 
 
 def test_a_checkpoint_names_secrets_and_a_renewed_one_makes_no_other_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "weights_fingerprint", lambda settings: "model")
     given = {"training": {"note": "first-token-1", "api_key": "typed"}}
 
     def identity():
-        return checkpoints.identity(given, from_config(tmp_path), "rows")
+        return decides(given, from_config(tmp_path), "model", "rows", 1)
 
     monkeypatch.setenv("MY_TOKEN", "first-token-1")
     written, raw = identity(), {**identity(), "training.note": "first-token-1", "training.api_key": "typed"}  # raw: of an earlier version
     assert (written["training.note"], written["training.api_key"], written["lora.bias"]) == ("${oc.env:MY_TOKEN}", "***", "none")
     for number, kept in enumerate((written, raw)):
         planted(tmp_path / str(number) / "checkpoints", 4, identity=kept)
-        origin = checkpoints.find_origin(from_config(tmp_path / str(number)))
-        checkpoints.refuse_changes(origin, identity(), whole=True)
+        origin = resume.find_origin(from_config(tmp_path / str(number)))
+        resume.refuse_changes(origin, identity(), whole=True)
     monkeypatch.setenv("MY_TOKEN", "second-token-2")
     monkeypatch.setenv("OPENAI_API_KEY", "none")  # as lora.bias is
     given["training"]["note"] = "second-token-2"
-    origin = checkpoints.find_origin(from_config(tmp_path / "0"))
-    checkpoints.refuse_changes(origin, identity(), whole=True)
+    origin = resume.find_origin(from_config(tmp_path / "0"))
+    resume.refuse_changes(origin, identity(), whole=True)
     assert "second-token-2" not in str(origin.identity)
     given["training"]["note"] = "a word"
     with pytest.raises(UserError, match=r"other settings: training.note \$\{oc.env:MY_TOKEN\} → a word"):
-        checkpoints.refuse_changes(origin, identity(), whole=True)
+        resume.refuse_changes(origin, identity(), whole=True)
 
 
 # ---- more steps for a run that has ended
@@ -232,35 +234,35 @@ def test_a_checkpoint_names_secrets_and_a_renewed_one_makes_no_other_run(tmp_pat
 def test_a_finished_run_goes_on_when_more_steps_are_asked_for(before, now, expected, tmp_path, caplog):
     identity = {"training.max_steps": before[0], "training.num_train_epochs": before[1], "lora.r": 16}
     planted(tmp_path / "checkpoints", 4, finished=True, identity=identity)
-    (tmp_path / "report.json").write_text(json.dumps({"task": "train", "status": "completed"}))
+    write_json(tmp_path / "report.json", a_report())
     settings = from_config(tmp_path, **now)
     if not expected:
         with pytest.raises(UserError, match=r"already completed; .* or raise training.max_steps to go on"):
-            checkpoints.refuse_completed(settings)
+            resume.refuse_completed(settings)
         return
-    checkpoints.refuse_completed(settings)
-    origin = checkpoints.find_origin(settings)
+    resume.refuse_completed(settings)
+    origin = resume.find_origin(settings)
     assert origin.extended
     assert not origin.finished
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("resume: the run had ended at step 4; it goes on to ")
     assert "schedule is a new one: linear over " in line
     length = {"training.max_steps": settings.training.max_steps, "training.num_train_epochs": settings.training.num_train_epochs}
-    checkpoints.refuse_changes(origin, {**length, "lora.r": 16}, whole=True)
+    resume.refuse_changes(origin, {**length, "lora.r": 16}, whole=True)
     with pytest.raises(UserError, match=r"was trained with other settings: lora.r 16 → 8"):
-        checkpoints.refuse_changes(origin, {**length, "lora.r": 8}, whole=True)
+        resume.refuse_changes(origin, {**length, "lora.r": 8}, whole=True)
 
 
 def test_more_steps_do_not_make_an_interrupted_run_another_one(tmp_path):
     """Killed in the middle, half of it would have had one schedule and half another."""
     planted(tmp_path / "checkpoints", 4, identity={"training.max_steps": 30})
-    origin = checkpoints.find_origin(from_config(tmp_path, max_steps=60))
+    origin = resume.find_origin(from_config(tmp_path, max_steps=60))
     assert not origin.extended
     with pytest.raises(UserError, match=r"training.max_steps 30 → 60"):
-        checkpoints.refuse_changes(origin, {"training.max_steps": 60}, whole=True)
+        resume.refuse_changes(origin, {"training.max_steps": 60}, whole=True)
 
 
 @pytest.mark.parametrize("report", ["[]", "null", "{", "3", '{"task": "train"}'])
 def test_a_damaged_report_does_not_stop_a_run(report, tmp_path):
     (tmp_path / "report.json").write_text(report)
-    checkpoints.refuse_completed(from_config(tmp_path))
+    resume.refuse_completed(from_config(tmp_path))

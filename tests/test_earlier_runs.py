@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import only_error, report_of, write_json
+from conftest import MODEL, a_report, only_error, report_of, write_json
 from test_checkpoints import flipped, planted
 
 from chatbot_sft.config import Config
@@ -15,10 +15,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.export import Earlier, earlier_saver
 from chatbot_sft.model.base import description, located, moved
 
-REPORT = {
-    "task": "train", "status": "completed", "model": {"name": "m"}, "dataset": {}, "training": {"weights_of_step": 4}, "memory": {},
-    "evaluations": [], "samples": [], "save": {"exports": []},
-}  # fmt: skip
+REPORT = a_report()
 EVIDENCE = {"rows": [], "prompts": [], "longest_answer": 1, "ends": [2], "system_prompt": None, "date": "2026-01-02"}
 
 
@@ -37,7 +34,7 @@ def run(tmp_path):
         {"model": {"name": str(base(tmp_path / "project" / "base"))}, "training": {"output_dir": str(folder / "checkpoints")}}
     )
     planted(folder / "checkpoints", 4, finished=True, identity={"lora.r": 16, "lora.lora_alpha": 16, "seed": 1})
-    write_json(folder / "report.json", {**REPORT, "model": {"name": config.model.name, "base": description(config, folder)}})
+    write_json(folder / "report.json", {**REPORT, "model": {**MODEL, "name": config.model.name, "base": description(config, folder)}})
     write_json(folder / "config.yaml", config.to_dict())
     write_json(folder / "evidence.json", EVIDENCE)
     return folder
@@ -54,13 +51,13 @@ BAD = {
     "report.json": {
         "cut": ('{"task": "train"', "its report.json cannot be read"),
         "empty": ("", "its report.json cannot be read"),
-        "a list": ("[]", "its report.json is no object"),
-        "null": ("null", "its report.json is no object"),
+        "a list": ("[]", "its report.json is damaged: it is no object"),
+        "null": ("null", "its report.json is damaged: it is no object"),
         "deep": ("[" * 100_000, "its report.json cannot be read"),
         "without training": (json.dumps({**REPORT, "training": None}), "its report.json is damaged: training is missing"),
         "with a list for save": (json.dumps({**REPORT, "save": []}), "its report.json is damaged: save is of another kind"),
         "of a check": (json.dumps({**REPORT, "training": {}, "task": "check"}), r"its training \(task=check, completed\) did not end"),
-        "empty object": ("{}", "its report.json is damaged: model is missing"),
+        "empty object": ("{}", "its report.json is damaged: task is missing"),
     },
     "config.yaml": {
         "cut": ("model: {name: ", "its config.yaml cannot be read"),

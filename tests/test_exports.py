@@ -383,10 +383,10 @@ def test_a_base_that_is_there_in_4_bits_alone_is_dequantised(tokenizer_folders, 
         "save.method=[lora,merged_16bit]",
     ]
     report = pipeline.run(composed(tmp_path / "run", *given))
-    lora, merged = report["save"]["exports"]
-    assert merged["base"] == "the 4-bit base, dequantised: there are no 16-bit weights"
-    assert lora["verified"] is merged["verified"] is True
-    assert abs(lora["checks"]["lora"]["kl"]) < 1e-4
+    lora, merged = report.save.exports
+    assert merged.base == "the 4-bit base, dequantised: there are no 16-bit weights"
+    assert lora.verified is merged.verified is True
+    assert abs(lora.checks["lora"]["kl"]) < 1e-4
     config = json.loads((tmp_path / "run" / "model" / "merged_16bit" / "config.json").read_text(encoding="utf-8"))
     assert "quantization_config" not in config
 
@@ -520,7 +520,7 @@ def test_what_a_model_card_shows_runs_in_its_folder(method, trained, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n")
     assert "| training | 6 steps of 8 conversations" in card
-    assert f"fingerprint `{saver.report['dataset']['fingerprint'][:16]}`" in card
+    assert f"fingerprint `{saver.report.dataset.fingerprint[:16]}`" in card
     assert (tmp_path / "out" / "loss.png").is_file()
     blocks = dict(re.findall(r"```(\w+)\n(.*?)```", card, re.DOTALL))
     if method != "gguf":

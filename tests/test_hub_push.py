@@ -36,7 +36,7 @@ from huggingface_hub import constants, get_session
 hub_push.CHECK_SECONDS = hub_push.PUSH_SECONDS = float(os.environ.get("SECONDS", 10))
 time.sleep = lambda seconds: None  # the library's, between two tries
 out = sys.stdout
-with run_log(Path.cwd()):
+with run_log(Path("run.log")):
     for line in sys.stdin:
         asked, before = json.loads(line), get_session().timeout
         settings, answer = SimpleNamespace(save=SimpleNamespace(**asked["save"])), {"url": None, "error": None}

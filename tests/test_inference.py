@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_llama
+from conftest import a_report, random_llama
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference.gguf_model import BATCH, GGUFModel
@@ -22,7 +22,7 @@ from chatbot_sft.inference.hf_model import ADAPTER_CONFIG, HFModel, adapter_base
 from chatbot_sft.inference.opening import find, open_model
 from chatbot_sft.model import embedded
 from chatbot_sft.model.generate import generate, generation_stops
-from chatbot_sft.train import checkpoints
+from chatbot_sft.train import resume
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 CONVERSATIONS = [
@@ -452,7 +452,7 @@ def test_of_several_exports_the_merged_one_comes_first(tmp_path):
 def checkpoint(run: Path, step: int, *names: str) -> Path:
     """A whole one, as far as `train.checkpoints` can tell."""
     folder = fake(run / f"checkpoint-{step}", *names)
-    record = checkpoints.record(checkpoints.Origin(), step, 1.0, False, {}, {})
+    record = resume.record(resume.Origin(), step, 1.0, False, {}, {})
     (folder / "run.json").write_text(json.dumps({**record, "files": dict.fromkeys(sorted(names), 2)}))
     return folder
 
@@ -463,21 +463,19 @@ def test_a_run_is_what_it_saved_else_its_newest_checkpoint(tmp_path):
     assert find(run).path == steps[10]  # killed before its report
     assert find(run / "checkpoints").path == steps[10]
     assert find(steps[9]).path == steps[9]
-    (run / "report.json").write_text(
-        json.dumps({"status": "completed", "model": {"name": "org/base"}, "save": {"path": str(tmp_path / "elsewhere")}})
-    )
+    (run / "report.json").write_text(json.dumps(a_report(save={"method": "gguf", "path": str(tmp_path / "elsewhere")})))
     assert find(run).path == steps[10]
     fake(run / "model", *MERGED)
     assert (find(run).path, find(run).base) == (run / "model", "org/base")  # the run was moved
     fake(tmp_path / "elsewhere", "gguf/m.gguf")
     assert find(run).path == tmp_path / "elsewhere" / "gguf" / "m.gguf"
-    report = {"status": "failed", "model": {}, "save": {}}
+    report = a_report(status="failed", model={}, save={})
     fake(tmp_path / "failed")
     (tmp_path / "failed" / "report.json").write_text(json.dumps(report))
     with pytest.raises(UserError, match="this run is failed and has neither saved a model nor kept a checkpoint"):
         find(tmp_path / "failed")
     saved = fake(tmp_path / "one", "my.gguf")
-    (tmp_path / "failed" / "report.json").write_text(json.dumps({**report, "save": {"path": str(saved / "my.gguf")}}))
+    (tmp_path / "failed" / "report.json").write_text(json.dumps({**report, "save": {"method": "gguf", "path": str(saved / "my.gguf")}}))
     assert find(tmp_path / "failed").path == saved / "my.gguf"
 
 

@@ -18,7 +18,7 @@ from chatbot_sft import UserError
 from chatbot_sft.config import Config
 from chatbot_sft.report import loggers
 from chatbot_sft.report.masking import masked
-from chatbot_sft.report.run_report import new_report
+from chatbot_sft.run.report import Report, Status
 
 BESIDE = Path(sys.prefix, "loggers")  # where `make setup` puts those that are not in the environment
 sys.path.append(str(BESIDE))
@@ -296,7 +296,7 @@ def test_a_logger_that_fails_does_not_take_the_others_or_the_run_with_it(tmp_pat
     monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_end})
     started = loggers.Loggers()
     started.start(trainer, settings, settings)
-    started.finish({**new_report("python -m chatbot_sft", "train", 1), "status": "interrupted"})
+    started.finish(Report("python -m chatbot_sft", "train", 1, Status.INTERRUPTED))
     started.finish({})
     assert callbacks == ["callback"] * 3
     assert [ending.status for ending in endings] == ["failed", "interrupted"]

@@ -136,7 +136,7 @@ def test_a_model_loads_trains_saves_and_loads_again(option, replica_folder, trai
     assert adapted(wrapper.model) == replica.adapted
     trained = {name for name, parameter in wrapper.model.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * len(replica.adapted), "nothing but the adapter"
-    losses = [point["loss"] for point in report["training"]["history"]]
+    losses = [point["loss"] for point in report.history]
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
     for name, parameter in wrapper.model.named_parameters():
@@ -289,7 +289,7 @@ def test_every_lora_option_trains(option, replica_folder, train):
         assert str(caught.value).startswith("lora.init_lora_weights=loftq: PEFT computes it on a GPU, and there is none here")
         return
     _, report = train(*arguments)
-    losses = [point["loss"] for point in report["training"]["history"]]
+    losses = [point["loss"] for point in report.history]
     assert losses[1] < losses[0]
 
 
@@ -297,7 +297,7 @@ def test_initialisations_begin_as_the_base_and_are_saved(replica_folder, train, 
     folder, seen = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"]), {}
     for init in ("true", "gaussian", "orthogonal", "olora", "pissa", "mica"):
         wrapper, report = train("model=mistral7b", f"model.name={folder}", f"lora.init_lora_weights={init}", "lora.r=4")
-        seen[init] = [point["loss"] for point in report["training"]["history"]]
+        seen[init] = [point["loss"] for point in report.history]
         assert abs(seen[init][0] - seen["true"][0]) < 1e-4, init
         if init in ("olora", "pissa", "mica"):
             assert_saved(wrapper, tmp_path / init)
@@ -316,7 +316,7 @@ def test_unsloth_trains_the_replicas_as_transformers_does(replica_folder, train,
         folder = replica_folder(option, replicas.REPLICAS[option])
         overrides = [f"model={option}", f"model.name={folder}", extra, f"dataset.data_path={data}", "lora.r=4"]
         _, report = train(*overrides)
-        plain.append([point["loss"] for point in report["training"]["history"]])
+        plain.append([point["loss"] for point in report.history])
         given = [
             "model.engine=unsloth",
             "model.load_in_4bit=false",
@@ -339,7 +339,7 @@ def test_unsloth_trains_the_replicas_as_transformers_does(replica_folder, train,
         "    wrapper = self\n"
         "SFTTrainerWrapper.__init__ = keep\n"
         "for job in json.loads(Path('jobs.json').read_text()):\n"
-        "    history = pipeline.run(job)['training']['history']\n"
+        "    history = pipeline.run(job).history\n"
         "    names = [name for name, _ in wrapper.model.named_parameters() if name.endswith('lora_A.default.weight')]\n"
         "    print('RESULT', json.dumps([[point['loss'] for point in history], names]), flush=True)\n"
     )
@@ -405,7 +405,7 @@ def test_keys_change_the_run(replica_folder, train):
         "training.warmup_steps=2",
     ):
         _, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.max_steps=3", override)
-        seen[override] = [point["loss"] for point in report["training"]["history"]]
+        seen[override] = [point["loss"] for point in report.history]
     noise, plain = seen["+training.neftune_noise_alpha=5"], seen["seed=3407"]
     assert abs(noise[0] - plain[0]) > 1e-4, "noise is in the embeddings from the first step on"
     assert seen["training.optim=adafactor"][0] == seen["training.warmup_steps=2"][0] == plain[0]
@@ -431,7 +431,7 @@ def test_every_key_that_is_passed_on_for_its_effect_on_the_losses_has_one(replic
     folder, seen = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"]), {}
     for key, overrides in {"nothing": ["seed=3407"], **LOSSES}.items():
         _, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.max_steps=4", *overrides)
-        seen[key] = [point["loss"] for point in report["training"]["history"]]
+        seen[key] = [point["loss"] for point in report.history]
     same = [key for key in LOSSES if max(abs(one - other) for one, other in zip(seen[key], seen["nothing"], strict=True)) < 1e-5]
     assert same == []
 
@@ -443,7 +443,7 @@ def test_smoothed_labels_do_not_depend_on_the_layout(replica_folder, train):
         layout = [f"training.per_device_train_batch_size={size}", f"training.gradient_accumulation_steps={4 // size}"]
         smoothed = "+training.label_smoothing_factor=0.5"
         _, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.batch_layout=as_configured", smoothed, *layout)
-        seen.append([point["loss"] for point in report["training"]["history"]])
+        seen.append([point["loss"] for point in report.history])
     assert seen[0] == pytest.approx(seen[1], abs=1e-3)
 
 
@@ -469,7 +469,7 @@ def test_another_algorithm_is_never_put_in_an_optimizers_place(optim, tiny_llama
 def test_an_8bit_optimizer_of_its_own_kind_trains_on_a_cpu(replica_folder, train):
     folder = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"])
     wrapper, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.optim=lion_8bit", "training.learning_rate=1e-3")
-    assert report["training"]["steps"] == 2
+    assert report.training.steps == 2
     assert "Lion" in type(getattr(wrapper.trainer.optimizer, "optimizer", wrapper.trainer.optimizer)).__name__
 
 
@@ -487,7 +487,7 @@ def test_the_same_keys_change_the_losses_under_unsloth(replica_folder, tmp_path)
         "from chatbot_sft import pipeline\n"
         "pipeline.write_loss_figure = lambda *_: None\n"
         "for key, job in json.loads(Path('jobs.json').read_text()).items():\n"
-        "    print('RESULT', json.dumps([key, [point['loss'] for point in pipeline.run(job)['training']['history']]]), flush=True)\n"
+        "    print('RESULT', json.dumps([key, [point['loss'] for point in pipeline.run(job).history]]), flush=True)\n"
     )
     process = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=dict(os.environ))
     assert process.returncode == 0, process.stderr[-3000:]

@@ -15,7 +15,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.places import MARK, check_export, check_run
 from chatbot_sft.save.saver import ModelSaver
-from chatbot_sft.train import checkpoints
+from chatbot_sft.train import resume
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_only_what_a_killed_export_left_is_removed(project):
     (work / "model").mkdir(parents=True)
     work.chmod(0o700)
     shutil.copy(killed, work / "model")
-    checkpoints.settle(checkpoints.Origin(), made)
+    resume.settle(resume.Origin(), made)
     assert mine.is_dir()
     assert not work.exists()
 

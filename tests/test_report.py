@@ -19,18 +19,22 @@ from chatbot_sft.jobs import Job
 from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.figure import write_loss_figure
-from chatbot_sft.report.markdown import markdown, write_markdown
-from chatbot_sft.report.run_report import git_commit, new_report, write_json
-from chatbot_sft.save.saver import Export, ModelSaver, SaveResult
+from chatbot_sft.report.markdown import data_links, markdown
+from chatbot_sft.report.terminal import saved
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import DatasetStatistics, Export, Memory, Report, SaveResult, Status, write_json
+from chatbot_sft.run.versions import git_commit
+from chatbot_sft.save.saver import ModelSaver
 from chatbot_sft.train.callbacks import Progress, duration
 from chatbot_sft.train.sampler import epoch_steps
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    write_json({"status": "running"}, tmp_path)
+    target = tmp_path / "report.json"
+    write_json({"status": "running"}, target)
     with pytest.raises(TypeError):
-        write_json({"status": object()}, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text()) == {"status": "running"}
+        write_json({"status": object()}, target)
+    assert json.loads(target.read_text()) == {"status": "running"}
 
 
 def test_the_commit_is_read_without_running_git(tmp_path):
@@ -48,7 +52,7 @@ def test_the_commit_is_read_without_running_git(tmp_path):
 
 
 def test_a_failed_run_has_a_readable_report():
-    report = {**new_report("python -m chatbot_sft", "train", 1), "status": "failed", "error": "data.json: not JSON"}
+    report = Report("python -m chatbot_sft", "train", 1, Status.FAILED, "data.json: not JSON")
     text = markdown(report, picture=False)
     assert text.startswith("# Fine-tuning run: failed\n")
     assert "**data.json: not JSON**" in text
@@ -63,16 +67,15 @@ DATA = {
 
 @pytest.mark.parametrize("home", ["the run (1)", "export", None])
 def test_every_link_of_a_report_works(home, tmp_path):
-    report = {**new_report("", "export" if home == "the run (1)" else "train", 1), "dataset": DATA, "evaluations": [], "error": None}
+    report = Report("", "export" if home == "the run (1)" else "train", 1, dataset=DatasetStatistics(**DATA))
     folder = tmp_path / "export"
     folder.mkdir()
     if home:
         (tmp_path / home).mkdir(exist_ok=True)
         for name in ("data_preview.html", "data_report.json"):
             (tmp_path / home / name).touch()
-    if report["task"] == "export":
-        report["run"] = str(tmp_path / home)
-    text = write_markdown(report, folder).read_text(encoding="utf-8")
+    data = tmp_path / home if report.task == "export" else folder
+    text = markdown(report, picture=False, links=data_links(Run(data), Run(folder)))
     links = re.findall(r"\]\((\S*?)\)", text)
     assert len(links) == (2 if home else 0)
     assert all((folder / urllib.parse.unquote(link)).is_file() for link in links)
@@ -93,13 +96,13 @@ def test_exports_that_were_saved_are_listed_where_a_later_one_was_refused(tmp_pa
                 raise UserError(self._failure(trained, export, "q8_0", ["it does not stop"]))
             return export
 
-    report = {**new_report("", "train", 1), "error": None}
+    report = Report("", "train", 1)
     saver = Saver({"save": {"method": ["lora", "gguf"], "save_path": str(tmp_path / "model")}})
     with pytest.raises(UserError, match=r"the adapter is in .*model/lora"):
         pipeline.save(saver, report)
-    assert report["save"]["files"] == {"lora/model.safetensors": 5_000_000}
-    assert (report["save"]["path"], report["save"]["verified"]) == (str(tmp_path / "model"), False)
-    assert pipeline.saved(report["save"]["exports"]) == [f"saved   lora, 5 MB, verified: {tmp_path}/model/lora"]
+    assert report.save.files == {"lora/model.safetensors": 5_000_000}
+    assert (report.save.path, report.save.verified) == (str(tmp_path / "model"), False)
+    assert saved(report.save) == [f"saved   lora, 5 MB, verified: {tmp_path}/model/lora"]
     text = markdown(report, picture=False)
     assert f"## Saved (lora)\n\n`{tmp_path}/model`\n\n- lora/model.safetensors (5.0 MB)\n" in text
     assert "## Not kept (gguf)" in text
@@ -113,8 +116,8 @@ def test_exports_that_were_saved_are_listed_where_a_later_one_was_refused(tmp_pa
         (
             "export",
             [
-                {"method": "lora", "path": "out/model/lora", "verified": None},
-                {"method": "gguf", "path": "out/model/gguf", "verified": False},
+                Export("lora", "out/model/lora"),
+                Export("gguf", "out/model/gguf", verified=False),
             ],
             "SIGTERM: saved: lora in out/model/lora; the same command makes what is missing: C hydra.run.dir=out",
         ),
@@ -124,7 +127,7 @@ def test_exports_that_were_saved_are_listed_where_a_later_one_was_refused(tmp_pa
 )
 def test_a_signal_says_what_it_left_behind(task, exports, expected):
     settings = SimpleNamespace(task=task, paths=SimpleNamespace(output_dir="out"), training=SimpleNamespace(output_dir="out/checkpoints"))
-    assert pipeline.stopped(Preempted("SIGTERM"), settings, exports, "C") == expected
+    assert pipeline.stopped(Preempted("SIGTERM"), settings, SaveResult("lora", exports=exports), "C") == expected
 
 
 def test_a_signal_while_exporting_lists_what_is_there(tmp_path, monkeypatch):
@@ -174,8 +177,7 @@ def test_a_peak_that_cannot_begin_anew_says_so(monkeypatch, tmp_path):
     assert memory.measure().peak_since == "run"  # all that the process ever did is its first run
     memory.begin()
     assert memory.measure().peak_since == "process"
-    used = {"device": "CPU", "start_gb": 1.0, "peak_gb": 2.0, "peak_since": "process", "training_gb": 1.0, "estimate_gb": {}}
-    report = {**new_report("", "train", 1), "memory": used}
+    report = Report("", "train", 1, memory=Memory("CPU", 1.0, 2.0, 1.0, {}, "process"))
     assert "2.00 GB at peak, since the process was started, 1.00 GB of it added by training" in markdown(report, picture=False)
 
 
@@ -197,11 +199,14 @@ def test_the_first_step_is_counted_from_the_start_of_its_own_run(monkeypatch, tm
 
 
 def test_the_loss_figure_is_drawn_from_what_was_logged(tmp_path):
-    training = {"history": [{"step": s, "loss": 3 / s} for s in range(1, 31)]}
+    history = [{"step": s, "loss": 3 / s} for s in range(1, 31)]
     evaluations = [{"step": s, "loss": 3.2 - s / 15} for s in (0, 10, 20, 30)]
-    sizes = [write_loss_figure(training, evaluations[::stride], tmp_path).stat().st_size for stride in (5, 3, 1)]
+    sizes = []
+    for stride in (5, 3, 1):
+        assert write_loss_figure(history, evaluations[::stride], tmp_path / "loss.png")
+        sizes.append((tmp_path / "loss.png").stat().st_size)
     assert 10_000 < sizes[0] < sizes[1] < sizes[2]
-    assert write_loss_figure({"history": []}, [], tmp_path) is None
+    assert not write_loss_figure([], [], tmp_path / "none.png")
 
 
 def test_rows_are_ordered_by_length_within_a_step_only():

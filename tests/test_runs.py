@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
-from conftest import conversations, only_error, report_of, write_json
+from conftest import a_report, conversations, only_error, report_of, write_json
 
 from chatbot_sft import distributed
 from chatbot_sft.cli import flags_first
@@ -113,8 +114,7 @@ def test_a_report_of_something_else_is_not_written_over(launch, tmp_path, data, 
 def training_in(folder, **report):
     """A directory as a finished training leaves it, as far as a start looks at it."""
     folder.mkdir()
-    whole = {"task": "train", "status": "completed", "training": {"eval_loss": 1.5}, "versions": {}, **report}
-    return write_json(folder / "report.json", whole)
+    return write_json(folder / "report.json", a_report(**report))
 
 
 @pytest.mark.parametrize("task", ["task=check", "task=plan"])
@@ -165,15 +165,17 @@ def test_a_full_disk_for_the_report_is_one_line_and_hides_no_other_error(launch,
 def test_the_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, caplog):
     from chatbot_sft import pipeline
     from chatbot_sft.errors import UserError
+    from chatbot_sft.run import directory
+    from chatbot_sft.run.report import Report, Status
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "write_json", full)
-    report = {**pipeline.new_report("", "check", 1), "status": "completed"}
+    monkeypatch.setattr(directory, "write_json", full)
+    report = Report("", "check", 1, Status.COMPLETED)
     with pytest.raises(UserError, match=r"the report cannot be written \(No space left on device\)"):
-        pipeline.write_reports(report, tmp_path)
-    pipeline.write_reports({**report, "error": "the cause"}, tmp_path)
+        pipeline.write_reports(report, directory.Run(tmp_path))
+    pipeline.write_reports(replace(report, error="the cause"), directory.Run(tmp_path))
     assert "the report cannot be written" in caplog.text
 
 

@@ -18,7 +18,9 @@ from conftest import conversations, write_json
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.train import checkpoints
+from chatbot_sft.model.base import weights_fingerprint
+from chatbot_sft.run import checkpoints
+from chatbot_sft.train import resume
 
 STEPS = 14  # 23 rows in steps of 4: more than two epochs, with a checkpoint at the end of the first
 
@@ -225,7 +227,7 @@ def test_a_completed_run_is_not_trained_again(forked, settings, whole):
     before = times(whole)
     assert forked.run(settings(whole)) == 2
     with pytest.raises(UserError, match=r"whole: this run is already completed; name another run directory \(hydra.run.dir=DIR\)"):
-        checkpoints.refuse_completed(Config.from_mapping(settings(whole)))
+        resume.refuse_completed(Config.from_mapping(settings(whole)))
     assert times(whole) == before
 
 
@@ -379,7 +381,7 @@ def finite_checkpoints(place):
     import torch
     from safetensors.torch import load_file
 
-    from chatbot_sft.train.checkpoints import all_in
+    from chatbot_sft.run.checkpoints import all_in
 
     found = all_in(place)
     for checkpoint in found:
@@ -449,8 +451,8 @@ def planted(folder, step, **record):
     staged = folder / "made"
     staged.mkdir(parents=True)
     (staged / "weights").write_bytes(bytes(10))
-    origin = checkpoints.Origin(started=datetime(2026, 1, 2, 3, 4, 5))
-    checkpoints.publish(staged, made, {**checkpoints.record(origin, step, 1.5, False, {}, {}), **record})
+    origin = resume.Origin(started=datetime(2026, 1, 2, 3, 4, 5))
+    checkpoints.publish(staged, made, {**resume.record(origin, step, 1.5, False, {}, {}), **record})
     return made
 
 
@@ -469,9 +471,9 @@ def test_only_whole_checkpoints_count(tmp_path):
     (place / "checkpoint-12" / "weights").write_bytes(bytes(10))
     (place / "checkpoint-4" / "run.json").write_text("{")
     assert checkpoints.last_in(place).step == 2
-    origin = checkpoints.find_origin(from_config(tmp_path))
+    origin = resume.find_origin(from_config(tmp_path))
     assert (origin.checkpoint.step, origin.started, origin.seconds) == (2, datetime(2026, 1, 2, 3, 4, 5), 1.5)
-    checkpoints.settle(origin, from_config(tmp_path))
+    resume.settle(origin, from_config(tmp_path))
     assert [path.name for path in place.iterdir()] == ["checkpoint-2"]
     assert sorted(path.name for path in (tmp_path / "checkpoints.1").iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-4"]
 
@@ -482,21 +484,21 @@ def test_a_path_says_where_a_run_begins_and_its_own_checkpoints_where_it_goes_on
     planted(there / "checkpoints", 6)
     for path, step in ((there, 6), (there / "checkpoints", 6), (there / "checkpoints" / "checkpoint-4", 4)):
         settings = from_config(here, resume=str(path))
-        origin = checkpoints.find_origin(settings)
+        origin = resume.find_origin(settings)
         assert origin.checkpoint.step == step
     own = planted(here / "checkpoints", 8, resumes=origin.resumes)
-    assert checkpoints.find_origin(settings).checkpoint.folder == own  # begun there, so the same command goes on
-    assert checkpoints.find_origin(from_config(here)).checkpoint.folder == own
+    assert resume.find_origin(settings).checkpoint.folder == own  # begun there, so the same command goes on
+    assert resume.find_origin(from_config(here)).checkpoint.folder == own
     other = from_config(here, resume=str(there))
-    assert checkpoints.find_origin(other).checkpoint.step == 6  # another beginning: its own checkpoint is moved away
-    checkpoints.settle(checkpoints.find_origin(other), other)
+    assert resume.find_origin(other).checkpoint.step == 6  # another beginning: its own checkpoint is moved away
+    resume.settle(resume.find_origin(other), other)
     assert [path.name for path in (here / "checkpoints.1").iterdir()] == ["checkpoint-8"]
     assert checkpoints.last_in(there / "checkpoints").step == 6
     back = from_config(there, resume=str(there / "checkpoints" / "checkpoint-4"))
-    checkpoints.settle(checkpoints.find_origin(back), back)
+    resume.settle(resume.find_origin(back), back)
     assert checkpoints.last_in(there / "checkpoints").step == 4
     with pytest.raises(UserError, match="no whole checkpoint there; name a checkpoint-N folder, or a run directory"):
-        checkpoints.find_origin(from_config(here, resume=str(tmp_path)))
+        resume.find_origin(from_config(here, resume=str(tmp_path)))
 
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
@@ -506,10 +508,10 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
         leftover.mkdir(parents=True)
     (place / "final_model").mkdir()
     settings = Config.from_mapping({**from_config(tmp_path).to_dict(), "save": {"save_path": str(tmp_path / "model")}})
-    checkpoints.settle(checkpoints.find_origin(settings), settings)
+    resume.settle(resume.find_origin(settings), settings)
     assert sorted(path.name for path in place.iterdir()) == ["checkpoint-2", "final_model"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
-    checkpoints.settle(checkpoints.Origin(), settings)
+    resume.settle(resume.Origin(), settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "checkpoints.1"]
     assert checkpoints.last_in(tmp_path / "checkpoints.1").step == 2
     assert not kept.exists()
@@ -528,7 +530,7 @@ def test_pruning_keeps_the_newest_and_the_best(limit, best, left, tmp_path):
 
 def test_the_weights_are_recognised_wherever_they_lie(tiny_llama, tmp_path):
     def found(folder):
-        return checkpoints.weights_fingerprint(Config.from_mapping({"model": {"name": str(folder)}}))
+        return weights_fingerprint(Config.from_mapping({"model": {"name": str(folder)}}))
 
     copy = shutil.copytree(tiny_llama, tmp_path / tiny_llama.name)
     assert found(copy) == found(tiny_llama)

@@ -51,6 +51,7 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
         "data_preview.html",
         "data_report.json",
         "evidence.json",
+        "lock.json",
         "loss.png",
         "model",
     ]

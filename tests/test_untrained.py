@@ -55,7 +55,7 @@ def test_an_end_that_lora_cannot_teach_is_said(tiny_llama, tmp_path, overrides, 
         "training.max_steps=1", "training.batch_layout=as_configured", "training.sample_max_new_tokens=0", "training.stop_on_divergence=false",
         *overrides,
     ]  # fmt: skip
-    warnings = pipeline.run(composed(tmp_path / "run", *given))["training"]["warnings"]
+    warnings = pipeline.run(composed(tmp_path / "run", *given)).training.warnings
     told = [line for line in warnings if "never learned <|im_end|>" in line]
     assert bool(told) == said
     assert not said or "lora.modules_to_save=[embed_tokens,lm_head]" in told[0]

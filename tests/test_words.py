@@ -7,7 +7,7 @@ import shutil
 import zipfile
 
 import pytest
-from conftest import conversations, only_error, report_of, write_json
+from conftest import TRAINING, conversations, only_error, report_of, write_json
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
@@ -19,8 +19,9 @@ from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.masking import by_name, masked, places, referring, resolved
 from chatbot_sft.report.plain import plain, plain_line, uncoloured
-from chatbot_sft.report.run_report import write_json as write_report
 from chatbot_sft.report.words import moved, number
+from chatbot_sft.run.report import Training
+from chatbot_sft.run.report import write_json as write_report
 
 PASSWORD = "correct-horse-9"
 PLANTED = ("MODEL_KEY", "DATA_KEY", "SYSTEM_SECRET", "PROMPT_PASSWORD", "PROJECT_TOKEN", "HUB_TOKEN")
@@ -42,7 +43,7 @@ def test_a_worse_end_and_a_base_that_was_the_best_are_warnings():
 
 
 def test_no_number_is_null_in_json(tmp_path):
-    write_report({"loss": math.nan, "all": [math.inf, 1.5], "half": "\ud800"}, tmp_path)
+    write_report({"loss": math.nan, "all": [math.inf, 1.5], "half": "\ud800"}, tmp_path / "report.json")
     found = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert (found["loss"], found["all"]) == (None, [None, 1.5])
     assert number(None) == number(math.inf) == "no number"
@@ -165,7 +166,8 @@ def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_pa
 
 
 def losses(before, after, rows_before=None, rows=None):
-    return {"eval_loss_before": before, "eval_loss": after, "rows_loss_before": rows_before, "rows_loss": rows, "weights_of_step": 24}
+    found = {"eval_loss_before": before, "eval_loss": after, "rows_loss_before": rows_before, "rows_loss": rows, "weights_of_step": 24}
+    return Training(**{**TRAINING, **found})
 
 
 @pytest.mark.parametrize(

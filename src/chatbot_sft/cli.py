@@ -216,17 +216,18 @@ def entrypoint(config: DictConfig) -> float | None:
 def _run(plain: dict[str, Any], job: HydraConf, users: list[str]) -> float | None:
     from chatbot_sft import pipeline
     from chatbot_sft.export import check_overrides
+    from chatbot_sft.report.terminal import plan_summary, summary
 
     if plain["task"] == "export":
         check_overrides(job.overrides.task)
     report = pipeline.run(plain, _command(job, users), _began())
     if not distributed.is_first():
         return None
-    if report["plan"]:
-        print(shown(pipeline.plan_summary(report)))
-    elif report["training"]:
-        print(shown(pipeline.summary(report, plain["paths"]["output_dir"])))
-    return report["training"].get("eval_loss")
+    if report.plan:
+        print(shown(plan_summary(report)))
+    elif report.training:
+        print(shown(summary(report, plain["paths"]["output_dir"])))
+    return report.training and report.training.eval_loss
 
 
 def _began() -> float:
@@ -251,7 +252,7 @@ def _swept(plain: dict[str, Any], hydra_job: HydraConf, users: list[str]) -> flo
                 f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]}; give each job its own, as {SUBDIR} does"
             )
         if report := finished(plain):
-            job.status, job.eval_loss = "done before", report["training"].get("eval_loss")
+            job.status, job.eval_loss = "done before", report.training and report.training.eval_loss
             print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)
             return job.eval_loss
         job.eval_loss = _run(plain, hydra_job, users)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
@@ -19,16 +14,26 @@ from chatbot_sft.model import ModelLoader
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
-from chatbot_sft.report.masking import referring, resolved
-from chatbot_sft.run_directory import CONFIG
+from chatbot_sft.report.masking import referring
+from chatbot_sft.run import checkpoints
+from chatbot_sft.run.directory import CONFIG, Run
+from chatbot_sft.run.report import Report
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.targets import locate
-from chatbot_sft.train import checkpoints
 
 log = logging.getLogger(__name__)
 
-KEPT = ("settings", "model", "dataset", "training", "memory", "evaluations", "samples")  # of the earlier report, what is still true of the export
+KEPT = (
+    "settings",
+    "model",
+    "dataset",
+    "history",
+    "training",
+    "memory",
+    "evaluations",
+    "samples",
+)  # of the earlier report, what is still true of the export
 OF_EXPORT = ("task", "run", "save", "paths", "hydra")  # what a task=export command may set
 
 
@@ -37,7 +42,7 @@ class Earlier:
     """A run that trained: its `config`, what it was `report`ed to be, the `evidence` for its exports, and the folder with its trained `weights`."""
 
     config: dict[str, Any]
-    report: dict[str, Any]
+    report: Report
     evidence: Evidence
     weights: Path
 
@@ -48,78 +53,44 @@ class Earlier:
         Raises:
             UserError: it is no run directory, did not get as far as its evaluation, or kept no weights.
         """
-        where = f"run={folder}"
-        if not (folder / "report.json").is_file():
-            raise UserError(f"{where}: not a run directory: no report.json in it{_jobs(folder)}")
-        report = _object(where, folder / "report.json")
-        parts = {name: report.get(name) for name in (*KEPT, "save") if name != "settings"}
-        broken = [name for name, part in parts.items() if not isinstance(part, list if name in ("evaluations", "samples") else dict)]
-        if broken:
-            raise UserError(f"{where}: its report.json is damaged: {broken[0]} is {'missing' if parts[broken[0]] is None else 'of another kind'}")
-        if not (folder / CONFIG).is_file() or "weights_of_step" not in report["training"]:
-            raise UserError(
-                f"{where}: its training (task={report.get('task')}, {report.get('status')}) did not end; the same command again goes on from there"
-            )
-        config = _config(where, folder)
-        return cls(config, report, _evidence(where, folder), _weights(folder, config, report))
+        run, where = Run(folder), f"run={folder}"
+        report = run.finished_report()
+        if report.training is None or not run.config_file.is_file():
+            raise UserError(f"{where}: its training (task={report.task}, {report.status}) did not end; the same command again goes on from there")
+        config = _config(run)
+        return cls(config, report, _evidence(where, run.evidence_file), _weights(run, config, report))
 
 
-def _jobs(folder: Path) -> str:
-    """The runs of the sweep in `folder`, to choose from."""
-    jobs = sorted(report.parent for report in folder.glob("*/report.json")) if folder.is_dir() else []
-    shown = ", ".join(f"run={job}" for job in jobs[:5])
-    return f"; it is a folder of {len(jobs)} runs, name one: {shown}{', …' if len(jobs) > 5 else ''}" if jobs else ""
-
-
-def _object(where: str, file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: its {file.name} cannot be read ({_short(error)})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: its {file.name} is no object, so it is damaged")
-    return found
-
-
-def _config(where: str, folder: Path) -> dict[str, Any]:
+def _config(run: Run) -> dict[str, Any]:
     """What the run was composed of; a base that moved with the run is looked for where it is now."""
-    try:
-        config = resolved(OmegaConf.to_container(OmegaConf.load(folder / CONFIG)))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{where}: its {CONFIG} cannot be read ({_short(error)})") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise UserError(f"{where}: its {CONFIG} is damaged: there is no model in it")
+    config = run.config()
     name = config["model"].get("name")
     if isinstance(name, str) and name.startswith("/") and not Path(name).is_dir():
-        config["model"]["name"] = moved(folder) or name
+        config["model"]["name"] = moved(run.folder) or name
     return config
 
 
-def _evidence(where: str, folder: Path) -> Evidence:
+def _evidence(where: str, file: Path) -> Evidence:
     try:
-        return Evidence.read(folder)
+        return Evidence.read(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{where}: its evidence.json, by which exports are checked, cannot be read ({_short(error)})") from None
+        raise UserError(f"{where}: its {file.name}, by which exports are checked, cannot be read ({' '.join(str(error).split())[:200]})") from None
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _weights(folder: Path, config: Mapping[str, Any], report: Mapping[str, Any]) -> Path:
+def _weights(run: Run, config: Mapping[str, Any], report: Report) -> Path:
     """The checkpoint whose weights the run ended with; else an adapter that it saved."""
-    step, why = report["training"]["weights_of_step"], "gone"
-    for place in (folder / "checkpoints", Path(config["training"]["output_dir"])):
+    folder, step, why = run.folder, report.training.weights_of_step, "gone"
+    for place in (run.checkpoints, Path(config["training"]["output_dir"])):
         found = place / f"checkpoint-{step}"
         try:
             checkpoint = checkpoints.verified(found)
         except checkpoints.Damaged as error:
             why = f"damaged ({error})" if found.is_dir() else why
             continue
-        _refuse_edited(folder, config, checkpoint)
+        _refuse_edited(run, config, checkpoint)
         return checkpoint.folder
-    saved = [Path(export["path"]) for export in report["save"].get("exports", []) if export["method"] == "lora"]
-    for place in [*saved, folder / "model", folder / "model" / "lora", folder / "model-adapter"]:
+    saved = [Path(export.path) for export in report.save.exports if export.method == "lora"] if report.save else []
+    for place in (*saved, *run.adapters()):
         if (place / "adapter_config.json").is_file():
             if why != "gone":
                 log.warning("run=%s: the checkpoint of step %s is %s; the adapter in %s takes its place", folder, step, why, place)
@@ -127,13 +98,15 @@ def _weights(folder: Path, config: Mapping[str, Any], report: Mapping[str, Any])
     raise UserError(f"run={folder}: the checkpoint of step {step} is {why}, and no adapter was saved; there is nothing left to export")
 
 
-def _refuse_edited(folder: Path, config: Mapping[str, Any], checkpoint: checkpoints.Checkpoint) -> None:
+def _refuse_edited(run: Run, config: Mapping[str, Any], checkpoint: checkpoints.Checkpoint) -> None:
     """Raises UserError where config.yaml no longer says how the adapter was made."""
     lora = referring(asdict(Config.from_mapping(config).lora))
     trained = {key: value for key, value in referring(checkpoint.record["identity"]).items() if key.startswith("lora.")}
     edited = [f"{key} {value} → {lora[key[5:]]}" for key, value in trained.items() if key[5:] in lora and value != lora[key[5:]]]
     if edited:
-        raise UserError(f"run={folder}: its {CONFIG} was edited: {', '.join(edited)}; set it back to what {checkpoint.folder.name} was trained with")
+        raise UserError(
+            f"run={run.folder}: its {CONFIG} was edited: {', '.join(edited)}; set it back to what {checkpoint.folder.name} was trained with"
+        )
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -148,7 +121,7 @@ def check_overrides(overrides: list[str]) -> None:
             raise UserError(f"{key}: task=export takes everything but save.* from the run; leave it out")
 
 
-def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSaver:
+def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     """The saver of the model that the run `config.run` trained, to save it as `config.save` says; `report` gets what is known of it.
 
     Raises:
@@ -168,8 +141,9 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
             f"put it back, or correct model.name in its {CONFIG}"
         )
     saver(now).check()
-    report |= {name: earlier.report[name] for name in KEPT if name in earlier.report}
-    report["run"] = str(Path(config["run"]).expanduser())
+    for part in KEPT:
+        setattr(report, part, getattr(earlier.report, part))
+    report.run = str(Path(config["run"]).expanduser())
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
     base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
     if settings.model.chat_template:  # as it was trained, wherever the file is now

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
-from chatbot_sft.report.masking import referring
-from chatbot_sft.run_directory import CONFIG, report_in
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Report, Status
 
 
 @dataclass
@@ -35,20 +32,15 @@ def table(jobs: Sequence[Job]) -> Iterator[str]:
         yield f"job {job.number}  {job.status}{loss}{own}  {job.folder}"
 
 
-def finished(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(config: Mapping[str, Any]) -> Report | None:
     """The report of the training in `config`'s run directory that came to its end with just this configuration; None where there is none.
 
     Raises:
         UserError: there is a report.json that is none of ours.
     """
-    folder = Path(config["paths"]["output_dir"])
     if config["task"] != "train":
         return None
-    report = report_in(folder)
-    if (report.get("task"), report.get("status")) != ("train", "completed"):
-        return None
-    try:
-        same = OmegaConf.to_container(OmegaConf.load(folder / CONFIG)) == referring(dict(config))
-    except (OSError, YAMLError):
-        return None
-    return report if same else None
+    run = Run.of(config)
+    report = run.report()
+    done = report is not None and (report.task, report.status) == ("train", Status.COMPLETED)
+    return report if done and run.has_config(config) else None

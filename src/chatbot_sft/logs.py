@@ -17,8 +17,8 @@ THIRD_PARTY = logging.getLogger("third_party")
 
 
 @contextlib.contextmanager
-def run_log(folder: Path, first: bool = True) -> Iterator[None]:
-    """Within it, our lines go to the terminal and every logger's to `folder`/run.log; nowhere in a process that is not the run's `first`."""
+def run_log(target: Path, first: bool = True) -> Iterator[None]:
+    """Within it, our lines go to the terminal and every logger's to the file `target`; nowhere in a process that is not the run's `first`."""
     root, ours = logging.getLogger(), logging.getLogger("chatbot_sft")
     if not first:
         silent = logging.NullHandler()
@@ -28,7 +28,7 @@ def run_log(folder: Path, first: bool = True) -> Iterator[None]:
         finally:
             root.removeHandler(silent)
         return
-    file = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    file = logging.FileHandler(target, encoding="utf-8")
     file.setFormatter(Shown("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(Shown("%(message)s"))

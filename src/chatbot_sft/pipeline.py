@@ -3,51 +3,53 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from chatbot_sft import bounds, distributed, effects, places, preemption, start
 from chatbot_sft.config import Config
 from chatbot_sft.data import DatasetLoader
-from chatbot_sft.data.gate import PREVIEW, write_report
+from chatbot_sft.data.gate import write_report
 from chatbot_sft.data.preview import write_preview
 from chatbot_sft.data.template import render_as_of
 from chatbot_sft.errors import UserError, listed
-from chatbot_sft.export import CONFIG, earlier_saver
+from chatbot_sft.export import earlier_saver
 from chatbot_sft.logs import quiet, run_log
 from chatbot_sft.model import ModelLoader, add_adapter, embedded, hardware, memory, untrained
-from chatbot_sft.model.base import description, located
+from chatbot_sft.model.base import description, located, weights_fingerprint
 from chatbot_sft.model.earlier import adopt
+from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
 from chatbot_sft.model.loader import count_parameters, weights_dtype
 from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import data_summary
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.loggers import check as check_loggers
-from chatbot_sft.report.markdown import write_markdown
-from chatbot_sft.report.masking import by_name, masked, referring
-from chatbot_sft.report.plain import plain_line
-from chatbot_sft.report.run_report import new_report, now, write_json
+from chatbot_sft.report.markdown import data_links, markdown
+from chatbot_sft.report.masking import by_name, masked
+from chatbot_sft.report.terminal import saved
 from chatbot_sft.report.words import moved, number
+from chatbot_sft.run import checkpoints
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.lock import MACHINE, Lock, decides
+from chatbot_sft.run.report import Memory, Model, Plan, Report, Sample, SaveResult, Status, Training, now
+from chatbot_sft.run.versions import versions
 from chatbot_sft.run_directory import held
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import usual_ends, usual_system_prompt
 from chatbot_sft.targets import locate
-from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
-from chatbot_sft.train.checkpoints import Origin
+from chatbot_sft.train import Planned, SFTTrainerWrapper, resume
 from chatbot_sft.train.rails import ruin_limit
+from chatbot_sft.train.resume import Origin
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], command: str = "", started: float | None = None) -> dict[str, Any]:
+def run(config: Mapping[str, Any], command: str = "", started: float | None = None) -> Report:
     """Do the task that `config` says and return the report that stands in `<paths.output_dir>/report.json`.
 
     Once the directory is the run's own, it ends up with a report that says what happened, whatever that was. `started`, in
@@ -64,10 +66,10 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
     folder = Path(settings.paths.output_dir)
     first = distributed.is_first()
     places.check_run(settings)
-    report = new_report(command, settings.task, settings.seed)
+    report = Report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
         start.refuse(config)
-        loggers.enter_context(run_log(folder, first))
+        loggers.enter_context(run_log(Run(folder).log_file, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
         try:
@@ -75,56 +77,57 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
                 save(earlier_saver(config, report), report)
             else:
                 train(config, settings, report, loggers, started)
-            report["status"] = "completed"
+            report.status = Status.COMPLETED
         except Preempted as error:
-            report["status"] = "interrupted"
-            report["error"] = stopped(error, settings, report["save"].get("exports", []), command)
+            report.status = Status.INTERRUPTED
+            report.error = stopped(error, settings, report.save, command)
             tell_saved(report)
-            log.warning("%s", report["error"])
+            log.warning("%s", report.error)
             raise
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
-            report["status"] = "interrupted" if interrupted else "failed"
-            report["error"] = "interrupted from the keyboard" if interrupted else " ".join(str(error).split()) or type(error).__name__
+            report.status = Status.INTERRUPTED if interrupted else Status.FAILED
+            report.error = "interrupted from the keyboard" if interrupted else " ".join(str(error).split()) or type(error).__name__
             tell_saved(report)
-            log.error("%s", report["error"], exc_info=error)
+            log.error("%s", report.error, exc_info=error)
             raise
         finally:
-            report["finished"] = now()
+            report.finished = now()
             if first:
-                write_reports(report, folder)
+                write_reports(report, Run(folder))
     return report
 
 
-def write_reports(report: dict[str, Any], folder: Path) -> None:
+def write_reports(report: Report, run: Run) -> None:
     """loss.png, report.md and, whatever becomes of those, report.json; without secrets.
 
     Raises:
         UserError: they cannot be written, and nothing worse has happened: a run's own error is not hidden behind that.
     """
-    report = masked(report)
+    clean = Report.from_json(masked(report.to_json()))
     try:
         try:
             with quiet():
-                write_loss_figure(report["training"], report["evaluations"], folder)
-            write_markdown(report, folder)
+                write_loss_figure(clean.history, clean.evaluations, run.figure_file)
+            links = data_links(Run(Path(report.run)) if report.run else run, run)
+            run.markdown_file.write_text(markdown(clean, run.figure_file.exists(), links), encoding="utf-8")
         finally:
-            write_json(report, folder)
+            run.write_report(report)
     except OSError as error:
-        text = f"{folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports are as they are"
-        if report["error"] is None:
+        text = f"{run.folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports are as they are"
+        if report.error is None:
             raise UserError(text) from error
         log.error("%s", text)
 
 
-def tell_saved(report: Mapping[str, Any]) -> None:
+def tell_saved(report: Report) -> None:
     """What there is of a run that does not end well."""
-    for line in saved(report["save"].get("exports", [])):
+    for line in saved(report.save):
         log.info("%s", line)
 
 
-def stopped(error: Preempted, settings: Config, exports: Sequence[Mapping[str, Any]], command: str) -> str:
-    """What a signal left behind, `exports` that were finished among it, and the command that goes on from it."""
+def stopped(error: Preempted, settings: Config, save: SaveResult | None, command: str) -> str:
+    """What a signal left behind, exports that were finished among it, and the command that goes on from it."""
     here = shlex.quote(f"hydra.run.dir={settings.paths.output_dir}")
     again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
     if settings.task == "train":
@@ -132,7 +135,7 @@ def stopped(error: Preempted, settings: Config, exports: Sequence[Mapping[str, A
         left = f"checkpoint at step {last.step}" if last else "no checkpoint yet"
         left += "; the same command goes on from there"
     elif settings.task == "export":
-        there = ", ".join(f"{export['method']} in {export['path']}" for export in kept(exports))
+        there = ", ".join(f"{export.method} in {export.path}" for export in save.kept) if save else ""
         left = f"saved: {there}" if there else "no export was finished"
         left += "; the same command makes what is missing"
     else:
@@ -140,13 +143,7 @@ def stopped(error: Preempted, settings: Config, exports: Sequence[Mapping[str, A
     return f"{error.signal}: {left}{again}"
 
 
-def train(
-    config: Mapping[str, Any],
-    settings: Config,
-    report: dict[str, Any],
-    loggers: contextlib.ExitStack,
-    started: float,
-) -> None:
+def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: contextlib.ExitStack, started: float) -> None:
     """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`.
 
     `task=check` ends after the gate, `task=plan` before the first step.
@@ -170,12 +167,12 @@ def train(
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
     saver(config).check()
-    origin = checkpoints.find_origin(settings) if settings.task == "train" else Origin()
+    origin = resume.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
     try:
         check_data(dataset_loader, model_loader, settings)
     finally:
-        report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
+        report.dataset = dataset_loader.statistics
     if settings.task == "check":
         return
     bounds.check_batch(settings, dataset_loader.statistics.rows_used, distributed.processes())
@@ -183,7 +180,9 @@ def train(
         raise UserError(
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
-    checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
+    run = Run(Path(settings.paths.output_dir))
+    lock = locked(config, settings, dataset_loader, origin)
+    resume.refuse_changes(origin, lock.decides, whole=True)
     if inert := effects.said(settings):
         log.info("settings: no effect here: %s", ", ".join(inert))
     if settings.brought:
@@ -191,19 +190,19 @@ def train(
 
     model, tokenizer = model_loader.load_and_configure()
     trainable, total = count_parameters(model)
-    report["model"] = {
-        "name": settings.model.name,
-        "base": description(settings, Path(settings.paths.output_dir)),
-        "adapter": settings.model.adapter,
-        "engine": model_loader.engine.NAME,
-        "parameters": total,
-        "trainable_parameters": trainable,
-        "dtype": "4-bit" if settings.model.load_in_4bit else str(weights_dtype(settings)).removeprefix("torch."),
-    }
+    report.model = Model(
+        name=settings.model.name,
+        engine=model_loader.engine.NAME,
+        parameters=total,
+        trainable_parameters=trainable,
+        dtype="4-bit" if settings.model.load_in_4bit else str(weights_dtype(settings)).removeprefix("torch."),
+        base=description(settings, Path(settings.paths.output_dir)),
+        adapter=settings.model.adapter,
+    )
 
     dataset_loader.tokenizer = tokenizer
     dataset = dataset_loader.prepare_dataset()
-    report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
+    report.dataset = dataset_loader.statistics
 
     unlearned = untrained.told(model, tokenizer, settings, usual_ends(dataset, tokenizer)) if "labels" in dataset.column_names else None
     if unlearned:
@@ -211,18 +210,21 @@ def train(
 
     trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
     system = usual_system_prompt(dataset) or settings.dataset.system_prompt
-    report["dataset"]["system_prompt"] = system
+    report.dataset.system_prompt = system
     trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
     if system and settings.training.sample_prompts is not None:  # asked as the model was trained to be
         trainer.sample_prompts = [[{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts]
     trainer.origin, trainer.started = origin, started
     trainer.setup()
-    report["settings"] = used_settings(settings, trainer.trainer.args)
+    report.settings = used_settings(settings, trainer.trainer.args)
     loggers.callback(trainer.loggers.finish, report)
-    machine = checkpoints.resolved(model_loader.engine.NAME, report["model"]["dtype"], trainer.trainer.args.optim)
-    checkpoints.refuse_changes(origin, machine, whole=False)
-    report["evaluations"] = trainer.evaluations.records  # filled as the run goes, whatever its end
-    start = memory.measure()
+    lock = lock.on_machine(model_loader.engine.NAME, report.model.dtype, trainer.trainer.args.optim)
+    resume.refuse_changes(origin, {key: lock.decides[key] for key in MACHINE}, whole=False)
+    if distributed.is_first():
+        run.write_lock(lock)
+        trainer.on_layout = lambda layout: run.write_lock(lock.in_layout(layout.as_dict()))
+    report.evaluations = trainer.evaluations.records  # filled as the run goes, whatever its end
+    before = memory.measure()
     rows_loss_before = None
     if settings.task == "train":
         trainer.evaluate()
@@ -230,33 +232,31 @@ def train(
     try:
         trainer.train()
     except Planned:
-        report["plan"] = {
-            "layout": trainer.plan.layout.describe(settings.effective_batch_size),
-            "layouts": trainer.measured_layouts(),
-            "memory_gb": trainer.memory_estimate,
-            "device": start.device,
-            "device_gb": start.total_gb,
-        }
+        report.plan = Plan(
+            layout=trainer.plan.layout.describe(settings.effective_batch_size),
+            layouts=trainer.measured_layouts(),
+            memory_gb=trainer.memory_estimate,
+            device=before.device,
+            device_gb=before.total_gb,
+        )
         return
     finally:
         if trainer.progress.losses:
-            report["training"]["history"] = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
+            report.history = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
     eval_loss = trainer.evaluate_trained()
-    report["training"] |= trained(trainer, eval_loss, rows_loss_before)
-    report["training"]["warnings"] += [unlearned] if unlearned else []
-    report["memory"] = used(start, trainer)
+    report.training = trained(trainer, eval_loss, rows_loss_before)
+    report.training.warnings += [unlearned] if unlearned else []
+    report.memory = used(before, trainer)
     if trainer.sample_prompts:
-        before, after = (trainer.evaluations.at(step)["samples"] for step in (0, report["training"]["weights_of_step"]))
-        report["samples"] = [
-            {"prompt": first["prompt"], "before": first["answer"], "after": second["answer"]} for first, second in zip(before, after, strict=True)
-        ]
+        first, last = (trainer.evaluations.at(step)["samples"] for step in (0, report.training.weights_of_step))
+        report.samples = [Sample(base["prompt"], before=base["answer"], after=tuned["answer"]) for base, tuned in zip(first, last, strict=True)]
     if distributed.is_first():
         saver = trainer.saver(report)
-        saver.evidence.write(Path(settings.paths.output_dir))
-        OmegaConf.save(referring(dict(config)), Path(settings.paths.output_dir, CONFIG))
-    for warning in report["training"]["warnings"]:
+        saver.evidence.write(run.evidence_file)
+        run.write_config(config)
+    for warning in report.training.warnings:
         log.warning("training: %s", warning)
-    refuse_ruined(report["training"], settings, len(tokenizer))
+    refuse_ruined(report.training, settings, len(tokenizer))
     if distributed.is_first():
         save(saver, report)
     if distributed.processes() > 1:
@@ -275,17 +275,31 @@ def check_secrets(settings: Config) -> None:
         log.warning("dataset.system_prompt: the secret in it is trained into the model, and stands in no file; an export's chat asks without it")
 
 
-def save(saver: ModelSaver, report: dict[str, Any]) -> None:
+def locked(config: Mapping[str, Any], settings: Config, dataset_loader: DatasetLoader, origin: Origin) -> Lock:
+    """All that decides this run's result and is known before its model is loaded."""
+    adapter = adapter_fingerprint(settings) if settings.model.adapter else None
+    rows, processes = dataset_loader.statistics.fingerprint, distributed.processes()
+    return Lock(
+        decides=decides(config, settings, weights_fingerprint(settings), rows, processes, adapter),
+        tokenizer=dataset_loader.tokenizer_fingerprint,
+        date=origin.started.isoformat(),
+        versions=versions(),
+        device=hardware.device(),
+        processes=processes,
+    )
+
+
+def save(saver: ModelSaver, report: Report) -> None:
     """Export what was trained; the report says what there is, whatever becomes of the rest."""
     try:
         saver.save()
     finally:
-        report["save"] = dataclasses.asdict(saver.result)
+        report.save = saver.result
 
 
 def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, settings: Config) -> None:
     """The gate, and its data_report.json and data_preview.html in the run directory."""
-    folder = Path(settings.paths.output_dir)
+    run = Run(Path(settings.paths.output_dir))
     if dataset_loader.writes_its_own_text:
         dataset_loader.tokenizer = model_loader.load_tokenizer()
         tokenizer = None
@@ -299,17 +313,17 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
         raise
     finally:
         if dataset_loader.report and distributed.is_first():
-            write_report(masked(dataset_loader.report), folder)
+            write_report(masked(dataset_loader.report), run.data_report_file)
             title = f"{settings.model.name} on {', '.join(Path(source['path']).name for source in dataset_loader.report['sources'])}"
-            write_preview(folder / PREVIEW, title, data_summary.facts(dataset_loader.report)[1:], dataset_loader.preview_rows())
+            write_preview(run.preview_file, title, data_summary.facts(dataset_loader.report)[1:], dataset_loader.preview_rows())
             if settings.task == "check" or refused:
-                data_summary.show(dataset_loader.report, folder)
+                data_summary.show(dataset_loader.report, [run.data_report_file, run.preview_file])
     for remark in data_summary.remarks(dataset_loader.report):
         log.warning("data: %s", remark)
 
 
-def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_before: float | None) -> dict[str, Any]:
-    """The report's training section; `weights_of_step` are the weights that are evaluated last and saved."""
+def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_before: float | None) -> Training:
+    """What training came to."""
     settings, progress, evaluations, origin = trainer.settings, trainer.progress, trainer.evaluations, trainer.origin
     losses = [loss for _, loss in progress.losses]
     last = trainer.trainer.state.global_step
@@ -317,36 +331,36 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_befor
     best = evaluations.best() if settings.training.eval_steps is not None else None
     before, after = evaluations.at(0) or {}, evaluations.at(step) or {}
     rows_loss = trainer.trained_rows_loss()
-    return {
-        "steps": last,
-        "effective_batch_size": settings.effective_batch_size * distributed.processes(),
-        "processes": distributed.processes(),
-        "batch_layout": trainer.trainer.layout.describe(settings.effective_batch_size),
-        "batch_layouts": trainer.measured_layouts(),
-        "tokens": progress.step_tokens[-1],
-        "seconds": trainer.trainer.seconds(),
-        "resumed_from": origin.checkpoint.step if origin.checkpoint else None,
-        "resumes": origin.resumes,
-        "tokens_per_second": round(progress.tokens_per_second(), 1),
-        "milliseconds_per_step": round(1000 * progress.seconds_per_step(), 3),
-        "seconds_to_first_step": progress.first_step_after,
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
-        "train_loss": trainer.output.training_loss,
-        "eval_loss_before": before.get("loss"),
-        "eval_loss": eval_loss,
-        "eval_perplexity_before": before.get("perplexity"),
-        "eval_perplexity": after.get("perplexity"),
-        "eval_token_accuracy_before": before.get("token_accuracy"),
-        "eval_token_accuracy": after.get("token_accuracy"),
-        "rows_loss_before": rows_loss_before,  # of some trained conversations, where none is held out
-        "rows_loss": rows_loss,
-        "weights_of_step": step,
-        "stopped_early": evaluations.stopped_early,
-        "best_step": best and best["step"],
-        "best_eval_loss": best and best["loss"],
-        "warnings": [*warnings(before.get("loss"), eval_loss, best), *rows_warnings(rows_loss_before, rows_loss)],
-    }
+    return Training(
+        steps=last,
+        effective_batch_size=settings.effective_batch_size * distributed.processes(),
+        processes=distributed.processes(),
+        batch_layout=trainer.trainer.layout.describe(settings.effective_batch_size),
+        batch_layouts=trainer.measured_layouts(),
+        tokens=progress.step_tokens[-1],
+        seconds=trainer.trainer.seconds(),
+        resumed_from=origin.checkpoint.step if origin.checkpoint else None,
+        resumes=origin.resumes,
+        tokens_per_second=round(progress.tokens_per_second(), 1),
+        milliseconds_per_step=round(1000 * progress.seconds_per_step(), 3),
+        seconds_to_first_step=progress.first_step_after,
+        loss_first=losses[0],
+        loss_last=losses[-1],
+        train_loss=trainer.output.training_loss,
+        eval_loss_before=before.get("loss"),
+        eval_loss=eval_loss,
+        eval_perplexity_before=before.get("perplexity"),
+        eval_perplexity=after.get("perplexity"),
+        eval_token_accuracy_before=before.get("token_accuracy"),
+        eval_token_accuracy=after.get("token_accuracy"),
+        rows_loss_before=rows_loss_before,
+        rows_loss=rows_loss,
+        weights_of_step=step,
+        stopped_early=evaluations.stopped_early,
+        best_step=best and best["step"],
+        best_eval_loss=best and best["loss"],
+        warnings=[*warnings(before.get("loss"), eval_loss, best), *rows_warnings(rows_loss_before, rows_loss)],
+    )
 
 
 def warnings(before: float | None, after: float | None, best: Mapping[str, Any] | None) -> list[str]:
@@ -370,21 +384,21 @@ def rows_warnings(before: float | None, after: float | None) -> list[str]:
     return [f"the loss of trained conversations ended worse than it began: {before:.3f} → {number(after)}{f' ({change})' if change else ''}"]
 
 
-def refuse_ruined(training: Mapping[str, Any], settings: Config, vocabulary: int) -> None:
+def refuse_ruined(training: Training, settings: Config, vocabulary: int) -> None:
     """Raises UserError where training ended with a model that the guard would have stopped in time; nothing is exported then.
 
     The held-out loss says so; where nothing is held out, that of some conversations that were trained: the guard needs eight losses, they need none.
     """
     if not settings.training.stop_on_divergence:
         return
-    judged = [("held out", training["eval_loss_before"], training["eval_loss"])]
-    judged.append(("the loss of trained conversations", training["rows_loss_before"], training["rows_loss"]))
+    judged = [("held out", training.eval_loss_before, training.eval_loss)]
+    judged.append(("the loss of trained conversations", training.rows_loss_before, training.rows_loss))
     for what, before, after in judged:
         if before is None or after is None or after <= ruin_limit(before, vocabulary):
             continue
         raise UserError(
             f"training ruined the model: {what} {before:.3f} → {number(after)} (limit {ruin_limit(before, vocabulary):.3f}), so it was not exported; "
-            f"its weights are checkpoint-{training['weights_of_step']} in {settings.training.output_dir}. "
+            f"its weights are checkpoint-{training.weights_of_step} in {settings.training.output_dir}. "
             f"Lower training.learning_rate={settings.training.learning_rate:g}; training.stop_on_divergence=false exports it regardless"
         )
 
@@ -409,70 +423,14 @@ def used_settings(settings: Config, args: Any) -> dict[str, Any]:
     }
 
 
-def used(start: memory.MemoryStatistics, trainer: SFTTrainerWrapper) -> dict[str, Any]:
-    """The report's memory section: what training added to `start`, and what had been estimated before the first step."""
+def used(start: memory.MemoryStatistics, trainer: SFTTrainerWrapper) -> Memory:
+    """What training added to `start`, and what had been estimated before the first step."""
     end = memory.measure(start.current_gb)
-    return {
-        "device": end.device,
-        "start_gb": start.current_gb,
-        "peak_gb": end.peak_gb,
-        "peak_since": end.peak_since,
-        "training_gb": round(end.peak_gb - start.current_gb, 3),
-        "estimate_gb": trainer.memory_estimate,
-    }
-
-
-def plan_summary(report: dict[str, Any]) -> str:
-    """Three lines of `task=plan`: parameters, memory by part, batch layout."""
-    model, parts = report["model"], dict(report["plan"]["memory_gb"])
-    total = parts.pop("total")
-    trained = f"{model['trainable_parameters'] / 1e6:,.2f}M trained ({100 * model['trainable_parameters'] / model['parameters']:.2f}%)"
-    return "\n".join(
-        [
-            f"model   {model['parameters'] / 1e6:,.1f}M parameters, {trained}, {model['dtype']}",
-            f"memory  {total:.2f} GB of {report['plan']['device_gb']:.1f} GB ({report['plan']['device']}): "
-            + ", ".join(f"{name} {size:.2f}" for name, size in parts.items()),
-            f"layout  {report['plan']['layout']}",
-        ]
+    return Memory(
+        device=end.device,
+        start_gb=start.current_gb,
+        peak_gb=end.peak_gb,
+        peak_since=end.peak_since,
+        training_gb=round(end.peak_gb - start.current_gb, 3),
+        estimate_gb=trainer.memory_estimate,
     )
-
-
-def summary(report: dict[str, Any], folder: str) -> str:
-    """A line each: where the run is, how the loss moved, one answer before and after, what was saved."""
-    training = report["training"]
-    lines = [f"run     {_short_path(folder)}"]
-    losses = f"loss    training {number(training['loss_first'], '.2f')} → {number(training['loss_last'], '.2f')}"
-    if training["eval_loss"] is not None:
-        change = moved(training["eval_loss_before"], training["eval_loss"])
-        losses += (
-            f", held out {number(training['eval_loss_before'], '.2f')} → {number(training['eval_loss'], '.2f')}{f' ({change})' if change else ''}"
-        )
-    lines += [losses, *(f"warning {text}" for text in training.get("warnings", []))]
-    if report["samples"]:
-        sample = report["samples"][0]
-        lines.append(f"answer  {_short(sample['prompt'], 60)}  before: {_short(sample['before'], 100)}  after: {_short(sample['after'], 160)}")
-    return "\n".join([*lines, *saved(report["save"]["exports"])])
-
-
-def saved(exports: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each of the report's exports that is there."""
-    lines = []
-    for export in kept(exports):
-        size = f"{sum(export['files'].values()) / 1e6:,.0f} MB"
-        lines.append(f"saved   {export['method']}, {size}{', verified' if export['verified'] else ''}: {_short_path(export['path'])}")
-    return lines
-
-
-def kept(exports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The report's exports without one that was refused."""
-    return [export for export in exports if export["verified"] is not False]
-
-
-def _short_path(path: str) -> str:
-    """From the current folder, where it is below it."""
-    return plain_line(str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path))
-
-
-def _short(text: str, limit: int) -> str:
-    line = " ".join(text.split())
-    return f"“{line if len(line) <= limit else line[: limit - 1] + '…'}”"

@@ -14,10 +14,10 @@ from chatbot_sft.data.files import is_hub_id
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.masking import by_name, resolved
+from chatbot_sft.run.directory import FILES
 
 MARK = "export.json"  # in every export: what it was made from, and what was found of it
 NOWHERE = {"", ".", "..", "/", "~"}
-WRITTEN = ("report.json", "report.md", "run.log", "config.yaml", "evidence.json", "data_report.json", "data_preview.html", "loss.png")
 GGUF_HEAD = 1 << 16  # bytes; metadata stand at the beginning, ours before the vocabulary
 
 
@@ -36,7 +36,7 @@ def check_run(settings: Config) -> None:
             raise UserError(
                 f"hydra.run.dir={run}: it is in a folder of data ({place}), and the run's own files would be read as data; name another one"
             )
-        if place.is_file() and place.parent == run.resolve() and place.name in WRITTEN:
+        if place.is_file() and place.parent == run.resolve() and place.name in FILES:
             raise UserError(f"hydra.run.dir={run}: the run would write its own {place.name} over {what}; name another folder")
     where = f"training.output_dir={settings.training.output_dir}"
     _refuse_nowhere(where, settings.training.output_dir)

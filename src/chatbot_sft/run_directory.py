@@ -27,6 +27,8 @@ from chatbot_sft import distributed
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked, referring
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Status
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 
 LOCK, HOLDER = ".lock", ".lock.json"  # the lock is the operating system's, so it goes with its process; the second file says whose it is
 BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user typed
-
-CONFIG = "config.yaml"  # in the directory of a run that has trained: what was composed, with nothing left to resolve
 
 LONGEST = 160  # characters of a command that are kept
 OF_A_START = {LOCK, HOLDER, ".hydra", "multirun.yaml"}  # what a run or a sweep has written before it begins
@@ -209,47 +209,26 @@ def _masked_word(word: str) -> str:
     return f"{key}={masked({key: value})[key]}" if equals else masked(word)
 
 
-def report_in(folder: Path) -> dict[str, Any]:
-    """What report.json in `folder` says; {} where there is none, or one that is cut short.
-
-    Raises:
-        UserError: it is there and no report of a run: a run would write its own over it.
-    """
-    file = folder / "report.json"
-    if not file.exists():
-        return {}
-    other = UserError(f"{file}: not the report of a run, and a run would write its own over it; name another directory (hydra.run.dir=DIR)")
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except IsADirectoryError:
-        raise other from None
-    except ValueError:
-        return {}
-    if not isinstance(report, dict) or not {"task", "status", "training", "versions"} <= report.keys():
-        raise other
-    return report
-
-
 def refuse_taken(config: Mapping[str, Any], settings: Config) -> None:
     """Raises UserError where the run directory holds what this run would write over, or a finished training that is asked for another export only."""
-    folder, training = Path(settings.paths.output_dir), settings.task == "train"
-    report = report_in(folder)
-    if report.get("task") != "train":
+    run, training = Run(Path(settings.paths.output_dir)), settings.task == "train"
+    folder, report = run.folder, run.report()
+    if report is None or report.task != "train":
         return
-    if not training and report["training"]:
+    if not training and (report.training or report.history):
         raise UserError(
             f"{folder}: task={settings.task} would write over the report of the training there; leave hydra.run.dir out, or name another directory"
         )
-    if training and report["status"] == "completed" and settings.training.resume != "never":
-        asked = other_export(folder, config)
+    if training and report.status == Status.COMPLETED and settings.training.resume != "never":
+        asked = other_export(run, config)
         if asked:
             raise UserError(f"{folder}: this run is already completed; for another export of it: task=export {shlex.quote(f'run={folder}')} {asked}")
 
 
-def other_export(folder: Path, config: Mapping[str, Any]) -> str:
-    """The save.* overrides in which `config` differs from what the run in `folder` was; empty where anything else, or nothing, does."""
+def other_export(run: Run, config: Mapping[str, Any]) -> str:
+    """The save.* overrides in which `config` differs from what `run` was; empty where anything else, or nothing, does."""
     try:
-        before = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        before = OmegaConf.to_container(OmegaConf.load(run.config_file))
     except (OSError, YAMLError):
         return ""
     if not isinstance(before, dict) or not isinstance(before.get("save"), dict) or not isinstance(config.get("save"), Mapping):

@@ -10,7 +10,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.export import check_overrides
 from chatbot_sft.model.base import located
 from chatbot_sft.run_directory import refuse_taken
-from chatbot_sft.train import checkpoints
+from chatbot_sft.train import resume
 
 
 def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
@@ -20,4 +20,4 @@ def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
         check_overrides(list(overrides))
     places.check_run(settings)
     refuse_taken(located(config), settings)
-    checkpoints.refuse_completed(settings)
+    resume.refuse_completed(settings)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 LISTED = 100  # rows named per kind; all are counted
 TOLERATED = 0.01  # share of bad rows that on_bad_row=auto leaves out instead of stopping
-REPORT, PREVIEW = "data_report.json", "data_preview.html"
 
 
 @dataclass
@@ -125,9 +124,9 @@ def schedule(settings: Config, rows: int) -> dict[str, Any]:
     }
 
 
-def write_report(report: Mapping[str, Any], folder: Path) -> None:
+def write_report(report: Mapping[str, Any], target: Path) -> None:
     """data_report.json."""
-    (folder / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    target.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class BadData(UserError):

@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.data.unread import count, ordered
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import by_name
+from chatbot_sft.run.report import DatasetStatistics
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,29 +40,6 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 3
 LOOKED_AT = 100  # rows of a source from which its format and columns are told
-
-
-@dataclass
-class DatasetStatistics:
-    """Counts of what was read and chosen.
-
-    `tokens` and `trainable_tokens` are sums over the training rows, `max_length` is their longest in tokens.
-    """
-
-    path: str
-    rows: int = 0  # read
-    rows_used: int = 0  # trained on in one epoch
-    rows_held_out: int = 0
-    bad_rows: int = 0
-    duplicates: int = 0  # rows whose text another row has too
-    leaked_rows: int = 0  # held-out rows that are in the training data as well, and so were taken out
-    tokens: int = 0
-    trainable_tokens: int = 0
-    max_length: int = 0
-    truncated_rows: int = 0
-    dropped_rows: int = 0  # left out for their length, as dataset.overflow=drop says
-    not_read: dict[str, int] = field(default_factory=dict)  # columns and keys of messages that nothing was made of: in how many rows
-    fingerprint: str = ""  # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order
 
 
 class DatasetLoader:
@@ -188,6 +166,11 @@ class DatasetLoader:
             model, kwargs = self.settings.model, self.settings.dataset.chat_template_kwargs
             self._chat = ChatTokenizer.from_transformers(self.tokenizer, model.name, kwargs, model.new_tokens or ())
         return self._chat
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 of the tokenizer and chat template that the rows were checked or made with."""
+        return self._entry_of.fingerprint
 
     def _opened(self, tokenizer: ChatTokenizer) -> store.Entry:
         """The tokenised rows: those of this loader, of the cache, or made now.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference.gguf_model import GGUFModel
 from chatbot_sft.inference.hf_model import ADAPTER_CONFIG, HFModel
 from chatbot_sft.model import embedded
-from chatbot_sft.train import checkpoints
+from chatbot_sft.places import read_mark
+from chatbot_sft.run import checkpoints
+from chatbot_sft.run.directory import REPORT, Run
+from chatbot_sft.run.report import Report
 
 Kind = Literal["merged", "adapter", "gguf"]
 KINDS: tuple[Kind, ...] = ("merged", "adapter", "gguf")  # which is taken where there are several
@@ -70,40 +72,36 @@ def find(path: Path | str) -> Found:
     place = Path(embedded.resolve(str(path))).expanduser()
     if not place.exists():
         raise UserError(f"{path}: no such folder or file; name a run directory, an exported model or a .gguf file")
-    report = _report(place)
-    for folder in _places(place, report):
+    run = Run(place)
+    report = run.peek()
+    for folder in _places(run, report):
         for kind in KINDS:
             for inside in _with_folders(folder):
                 found = _model(kind, inside)
                 if found:
-                    return Found(kind, found, report.get("model", {}).get("name"), _system_prompt(found, report))
+                    return Found(kind, found, report.model.name if report and report.model else None, _system_prompt(found, report))
     if report:
-        raise UserError(f"{path}: this run is {report['status']} and has neither saved a model nor kept a checkpoint")
-    raise UserError(f"{path}: neither a model (config.json with *.safetensors, {ADAPTER_CONFIG}, *.gguf) nor a run (report.json) is in this folder")
+        raise UserError(f"{path}: this run is {report.status} and has neither saved a model nor kept a checkpoint")
+    raise UserError(f"{path}: neither a model (config.json with *.safetensors, {ADAPTER_CONFIG}, *.gguf) nor a run ({REPORT}) is in this folder")
 
 
-def _system_prompt(found: Path, report: dict[str, Any]) -> str | None:
+def _system_prompt(found: Path, report: Report | None) -> str | None:
     """From the report of the run that was named, the mark of the export, or the report of the run that a checkpoint lies in."""
     folder = found if found.is_dir() else found.parent
-    mark = folder / "export.json"
-    if not report and mark.is_file():
-        return json.loads(mark.read_text(encoding="utf-8")).get("system_prompt")
-    return (report or _report(folder.parent.parent)).get("dataset", {}).get("system_prompt")
+    mark = None if report else read_mark(folder)
+    if mark:
+        return mark.get("system_prompt")
+    report = report or Run(folder.parent.parent).peek()
+    return report.dataset.system_prompt if report and report.dataset else None
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    file = folder / "report.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _places(folder: Path, report: dict[str, Any]) -> Iterator[Path]:
+def _places(run: Run, report: Report | None) -> Iterator[Path]:
     """Where the model may be, the likeliest first."""
-    saved = report.get("save", {}).get("path")
-    if saved:
-        yield Path(saved)
-    yield folder / "model"  # of a run that was moved, or killed before its report
-    yield folder
-    newest = checkpoints.last_verified(folder / "checkpoints") or checkpoints.last_verified(folder)
+    if report and report.save and report.save.path:
+        yield Path(report.save.path)
+    yield run.model  # of a run that was moved, or killed before its report
+    yield run.folder
+    newest = checkpoints.last_verified(run.checkpoints) or checkpoints.last_verified(run.folder)
     if newest:
         yield newest.folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local, tokenizer_folder
 from chatbot_sft.places import read_mark
 from chatbot_sft.report.masking import resolved
+from chatbot_sft.run.directory import Run
 
 PROBE = 1 << 20  # bytes read from each end of a weights file
 ABOVE = 3  # folders above an export or a checkpoint in which its run directory is looked for
@@ -89,9 +89,6 @@ def _descriptions(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     if isinstance(mark.get("base"), dict):
         yield folder, mark["base"]
     for place in (folder, *list(folder.parents)[:ABOVE]):
-        try:
-            report = json.loads((place / "report.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(report, dict) and isinstance(report.get("model"), dict) and isinstance(report["model"].get("base"), dict):
-            yield place, report["model"]["base"]
+        report = Run(place).peek()
+        if report and report.model and report.model.base:
+            yield place, report.model.base

@@ -18,6 +18,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded
 from chatbot_sft.model.base import content, known_base, named
 from chatbot_sft.model.hub import is_local
+from chatbot_sft.run.directory import Run
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,14 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
 
 def _find(where: str, place: Path) -> Path:
     """The adapter in a run directory, an export or an adapter's own folder: of a run the weights that it ended with, else its last checkpoint."""
-    from chatbot_sft.train import checkpoints
+    from chatbot_sft.run import checkpoints
 
     if not place.is_dir():
         raise UserError(f"{where}: no such folder; name a run directory, an exported adapter or a checkpoint")
-    step = _ended_at(place)
-    for folder in (place, place / "checkpoints" / f"checkpoint-{step}", place / "model", place / "model" / "lora", place / "lora"):
+    run = Run(place)
+    report = run.peek()
+    step = report.training.weights_of_step if report and report.training else None
+    for folder in (place, run.checkpoints / f"checkpoint-{step}", *run.adapters(), place / "lora"):
         if not (folder / CONFIG).is_file():
             continue
         try:
@@ -95,20 +98,11 @@ def _find(where: str, place: Path) -> Path:
             log.warning("adapter: %s is passed over: %s", folder, error)
             continue
         return folder.resolve()
-    last = checkpoints.last_verified(place / "checkpoints") or checkpoints.last_verified(place)
+    last = checkpoints.last_verified(run.checkpoints) or checkpoints.last_verified(place)
     if last and (last.folder / CONFIG).is_file():
         return last.folder.resolve()
     hint = "; it is a whole model: name it with model.name" if (place / "config.json").is_file() else ""
     raise UserError(f"{where}: no adapter in it ({CONFIG}){hint}")
-
-
-def _ended_at(run: Path) -> Any:
-    """The step whose weights the run in that folder ended with; None where it has not."""
-    try:
-        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        return report["training"]["weights_of_step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
 
 
 def _read(where: str, folder: Path) -> dict[str, Any]:

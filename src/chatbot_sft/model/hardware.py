@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -29,6 +30,17 @@ def gpus() -> tuple[Gpu, ...]:
         return ()
     rows = [line.split(", ") for line in answer.strip().splitlines()]
     return tuple(Gpu(name, round(int(mib) * 2**20 / 1e9, 1), driver) for name, mib, driver in rows)
+
+
+def device() -> str:
+    """What computes: the first GPU's name, else the processor's."""
+    if gpus():
+        return gpus()[0].name
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def memory_gb() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ SAID = {
 MOST = 0.5  # share of the rows from which any other note is said in the run
 
 
-def show(report: Mapping[str, Any], folder: Path) -> None:
-    """Print the gate's report as a table, and where the whole of it and the preview are."""
+def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Print the gate's report as a table, and the `files` with the whole of it and the preview."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -47,7 +47,7 @@ def show(report: Mapping[str, Any], folder: Path) -> None:
         console.print()
         console.print(problems)
     console.print()
-    console.print(Text(f"{folder / 'data_report.json'}\n{folder / 'data_preview.html'}", style="dim"), soft_wrap=True)
+    console.print(Text("\n".join(map(str, files)), style="dim"), soft_wrap=True)
 
 
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,19 @@ TRAINING, HELD_OUT, TEXT = "#2a6fbb", "#c2410c", "#333333"
 SMOOTHED_FROM = 120  # logged steps
 
 
-def write_loss_figure(training: dict[str, Any], evaluations: Sequence[dict[str, Any]], folder: Path) -> Path | None:
-    """Draw the training loss and the held-out loss over optimizer steps; None where no training step was logged.
+def write_loss_figure(history: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], target: Path) -> bool:
+    """Draw the training loss and the held-out loss over optimizer steps; False where no training step was logged.
 
-    `evaluations` are the report's. The held-out loss has its value at both ends and where it is lowest.
+    `history` and `evaluations` are the report's. The held-out loss has its value at both ends and where it is lowest.
     """
-    if not training.get("history"):
-        return None
+    if not history:
+        return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    steps = [point["step"] for point in training["history"]]
-    losses = [math.nan if point["loss"] is None else point["loss"] for point in training["history"]]
+    steps = [point["step"] for point in history]
+    losses = [math.nan if point["loss"] is None else point["loss"] for point in history]
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.add_subplot()
     _draw_training(axes, steps, losses)
@@ -38,9 +38,8 @@ def write_loss_figure(training: dict[str, Any], evaluations: Sequence[dict[str, 
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    target = folder / "loss.png"
     FigureCanvasAgg(figure).print_png(target)
-    return target
+    return True
 
 
 def _draw_training(axes: Any, steps: list[int], losses: list[float]) -> None:

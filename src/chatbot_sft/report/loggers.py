@@ -25,6 +25,8 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.report.markdown import markdown
 from chatbot_sft.report.masking import masked, masked_arguments
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Report
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -100,7 +102,7 @@ class Loggers:
         for name in settings.training.loggers:
             if name not in MODULES:
                 continue
-            session = OPEN[name](trainer, Path(settings.paths.output_dir).absolute() / "logs" / name, config)
+            session = OPEN[name](trainer, Run(Path(settings.paths.output_dir).absolute()).logs / name, config)
             try:
                 with quiet():
                     trainer.add_callback(next(session))
@@ -110,12 +112,13 @@ class Loggers:
                 raise UserError(f"training.report_to={name}: it cannot be opened: {type(error).__name__}: {why}") from error
             self._open[name] = session
 
-    def finish(self, report: dict[str, Any]) -> None:
+    def finish(self, report: Report) -> None:
         """Hand over the finished report and close. A logger that fails here costs a warning, not the run."""
         if self._open:
-            clean = masked(report)
-            files = {"report.md": markdown(clean, picture=False), "report.json": json.dumps(clean, indent=2, ensure_ascii=False)}
-            self._close(Ending(clean["status"], _figures(clean), files))
+            clean = masked(report.to_json())
+            text = markdown(Report.from_json(clean), picture=False)
+            files = {"report.md": text, "report.json": json.dumps(clean, indent=2, ensure_ascii=False)}
+            self._close(Ending(report.status, _figures(clean), files))
 
     def _close(self, ending: Ending) -> None:
         while self._open:

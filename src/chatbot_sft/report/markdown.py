@@ -6,7 +6,6 @@ import math
 import os
 import urllib.parse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from chatbot_sft.report.markup import cell, inline, quoted
@@ -14,127 +13,113 @@ from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import number
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Report, SaveResult
 
 TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan", "export": "Export of an earlier run"}
 
-# What the data gate writes.
-OF_THE_DATA = {"data_preview.html": "every token of some rows", "data_report.json": "all findings"}
+
+def data_links(data: Run, beside: Run) -> dict[str, str]:
+    """What the data gate of the run `data` wrote, as far as it is there, with its address from the folder of `beside`."""
+    found = {"every token of some rows": data.preview_file, "all findings": data.data_report_file}
+    return {what: urllib.parse.quote(os.path.relpath(file, beside.folder)) for what, file in found.items() if file.is_file()}
 
 
-def write_markdown(report: dict[str, Any], folder: Path) -> Path:
-    """Write report.md from what report.json holds."""
-    target = folder / "report.md"
-    text = markdown(report, picture=(folder / "loss.png").exists(), links=_links(report, folder))
-    target.write_text(text, encoding="utf-8")
-    return target
-
-
-def _links(report: dict[str, Any], folder: Path) -> dict[str, str]:
-    """File → address from `folder`, of what the data gate wrote: for an export, that of the run which trained."""
-    home = Path(report["run"]) if report["run"] else folder
-    there = [name for name in OF_THE_DATA if (home / name).is_file()]
-    return {name: urllib.parse.quote(os.path.relpath(home / name, folder)) for name in there}
-
-
-def markdown(report: dict[str, Any], picture: bool, links: Mapping[str, str] | None = None) -> str:
-    """The report as Markdown; parts that a run did not reach are left out.
-
-    `links` are the addresses of the data gate's files by their names, as far as there are any.
-    """
-    lines = [f"# {TITLES[report['task']]}: {report['status']}", "", f"    {plain_line(report['command'])}", ""]
-    if report["error"]:
-        lines += [f"**{inline(report['error'])}**", ""]
+def markdown(report: Report, picture: bool, links: Mapping[str, str] | None = None) -> str:
+    """The report as Markdown; parts that a run did not reach are left out. `links` are `data_links`."""
+    lines = [f"# {TITLES[report.task]}: {report.status}", "", f"    {plain_line(report.command)}", ""]
+    if report.error:
+        lines += [f"**{inline(report.error)}**", ""]
     if picture:
         lines += ["![loss](loss.png)", ""]
-    rows = (f"| {cell(name)} | {cell(value)} |" for name, value in _figures(report, links or {}))
-    lines += ["| | |", "|---|---|", *rows, ""]
-    lines += [line for text in report["training"].get("warnings", []) for line in (f"**Warning: {inline(text)}**", "")]
+    warnings = report.training.warnings if report.training else []
+    lines += ["| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in _figures(report, links or {})), ""]
+    lines += [line for text in warnings for line in (f"**Warning: {inline(text)}**", "")]
     lines += _evaluations(report)
-    if report["samples"]:
+    if report.samples:
         lines += ["## Answers before and after", ""]
-        for sample in report["samples"]:
-            lines += [f"**{inline(sample['prompt'])}**", "", *_quote("before", sample["before"]), "", *_quote("after", sample["after"]), ""]
-            lines += _on_the_way(sample["prompt"], report["evaluations"])
-    lines += _saved(report["save"])
-    lines += ["## Versions", "", ", ".join(f"{name} {version}" for name, version in report["versions"].items()), ""]
+        for sample in report.samples:
+            lines += [f"**{inline(sample.prompt)}**", "", *_quote("before", sample.before), "", *_quote("after", sample.after), ""]
+            lines += _on_the_way(sample.prompt, report.evaluations)
+    lines += _saved(report.save) if report.save else []
+    lines += ["## Versions", "", ", ".join(f"{name} {version}" for name, version in report.versions.items()), ""]
     return "\n".join(lines)
 
 
-def _saved(save: dict[str, Any]) -> list[str]:
+def _saved(save: SaveResult) -> list[str]:
     """What there is, and what was found of an export that was not kept."""
-    exports = save.get("exports", [])
-    there, refused = ([e for e in exports if (e["verified"] is False) is wrong] for wrong in (False, True))
     lines = []
-    if there:
-        lines += [f"## Saved ({', '.join(export['method'] for export in there)})", "", f"`{save['path']}`", ""]
-        lines += [f"- {inline(name)} ({size / 1e6:,.1f} MB)" for name, size in save["files"].items()]
+    if there := save.kept:
+        lines += [f"## Saved ({', '.join(export.method for export in there)})", "", f"`{save.path}`", ""]
+        lines += [f"- {inline(name)} ({size / 1e6:,.1f} MB)" for name, size in save.files.items()]
         lines += ["", *verification_table(there), ""]
-        bases = dict.fromkeys(export["base"] for export in there if export["base"])
+        bases = dict.fromkeys(export.base for export in there if export.base)
         lines += [f"The adapter was merged into {base}.\n" for base in bases]
-    for export in refused:
-        lines += [f"## Not kept ({export['method']})", "", *verification_table([export]), ""]
+    for export in save.exports:
+        if export.verified is False:
+            lines += [f"## Not kept ({export.method})", "", *verification_table([export]), ""]
     return lines
 
 
-def _figures(report: dict[str, Any], links: Mapping[str, str]) -> list[tuple[str, str]]:
-    model, data, training, memory = (report[part] for part in ("model", "dataset", "training", "memory"))
-    rows = [("started", f"{report['started']}, finished {report['finished']}"), ("seed", str(report["seed"]))]
+def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
+    model, data, training, memory = report.model, report.dataset, report.training, report.memory
+    rows = [("started", f"{report.started}, finished {report.finished}"), ("seed", str(report.seed))]
     if model:
-        trained = f"{model['trainable_parameters'] / 1e6:,.2f}M trained ({100 * model['trainable_parameters'] / model['parameters']:.2f}%)"
-        rows.append(("model", f"{inline(model['name'])}, {model['parameters'] / 1e6:,.0f}M parameters, {trained}, {model['dtype']}"))
-        if model.get("adapter"):
-            rows.append(("goes on from", inline(model["adapter"])))
-        rows.append(("engine", model["engine"]))
-    settings = report.get("settings")
-    if settings:
-        rows.append(("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)))
-    if data.get("system_prompt"):
-        rows.append(("system prompt", inline(data["system_prompt"])))
-    if data.get("tokens"):
-        split = f"{data['rows_used']:,} trained, {data['rows_held_out']:,} held out"
-        rows.append(("data", f"{inline(data['path'])}: {data['rows']:,} conversations, {split}"))
-        share = f"{100 * data['trainable_tokens'] / data['tokens']:.0f}% of them trained"
-        rows.append(("tokens", f"{data['tokens']:,}, {share}; longest {data['max_length']:,}, {data['truncated_rows']:,} cut"))
-        bad = f"{data['bad_rows']:,} bad, {data['duplicates']:,} exact duplicates"
-        linked = ", ".join(f"[{OF_THE_DATA[name]}]({address})" for name, address in links.items())
+        trained = f"{model.trainable_parameters / 1e6:,.2f}M trained ({100 * model.trainable_parameters / model.parameters:.2f}%)"
+        rows.append(("model", f"{inline(model.name)}, {model.parameters / 1e6:,.0f}M parameters, {trained}, {model.dtype}"))
+        if model.adapter:
+            rows.append(("goes on from", inline(model.adapter)))
+        rows.append(("engine", model.engine))
+    if report.settings:
+        rows.append(("settings", ", ".join(f"{name} {value}" for name, value in report.settings.items() if value is not None)))
+    if data and data.system_prompt:
+        rows.append(("system prompt", inline(data.system_prompt)))
+    if data and data.tokens:
+        split = f"{data.rows_used:,} trained, {data.rows_held_out:,} held out"
+        rows.append(("data", f"{inline(data.path)}: {data.rows:,} conversations, {split}"))
+        share = f"{100 * data.trainable_tokens / data.tokens:.0f}% of them trained"
+        rows.append(("tokens", f"{data.tokens:,}, {share}; longest {data.max_length:,}, {data.truncated_rows:,} cut"))
+        bad = f"{data.bad_rows:,} bad, {data.duplicates:,} exact duplicates"
+        linked = ", ".join(f"[{what}]({address})" for what, address in links.items())
         rows.append(("checked", f"{bad}; {linked}" if linked else bad))
-        if data.get("not_read"):
-            rows.append(("not read", sentence(data["not_read"]).replace("|", "\\|")))
-    if report["plan"]:
-        parts = ", ".join(f"{name} {size:.2f}" for name, size in report["plan"]["memory_gb"].items())
-        rows.append(("memory (GB)", f"{parts}; {report['plan']['device']} has {report['plan']['device_gb']:.1f}"))
-        rows.append(("batch layout", report["plan"]["layout"]))
-    for found in report["plan"].get("layouts", []) or training.get("batch_layouts", []):
+        if data.not_read:
+            rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
+    if report.plan:
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in report.plan.memory_gb.items())
+        rows.append(("memory (GB)", f"{parts}; {report.plan.device} has {report.plan.device_gb:.1f}"))
+        rows.append(("batch layout", report.plan.layout))
+    measured = report.plan.layouts if report.plan else training.batch_layouts if training else []
+    for found in measured:
         took = f"{found['milliseconds']:,.0f} ms a step" if found["milliseconds"] else found["why_not"]
         peak = f", peak {found['peak_gb']:.1f} GB" if found["peak_gb"] else ""
         rows.append((f"layout {found['layout']}", f"{took}{peak}"))
-    if "seconds" in training:
-        steps = f"{training['steps']:,} steps of {training['effective_batch_size']} ({training['batch_layout']})"
-        rows.append(("training", f"{steps} in {training['seconds']:,.0f} s, {training['tokens_per_second']:,.0f} tokens/s"))
-        rows.append(("training loss", f"{number(training['loss_first'])} → {number(training['loss_last'])}"))
-    if training.get("rows_loss_before") is not None:
-        rows.append(("loss of trained conversations", f"{number(training['rows_loss_before'])} → {number(training['rows_loss'])}"))
-    for entry in training.get("resumes", []):
+    if training:
+        steps = f"{training.steps:,} steps of {training.effective_batch_size} ({training.batch_layout})"
+        rows.append(("training", f"{steps} in {training.seconds:,.0f} s, {training.tokens_per_second:,.0f} tokens/s"))
+        rows.append(("training loss", f"{number(training.loss_first)} → {number(training.loss_last)}"))
+    if training and training.rows_loss_before is not None:
+        rows.append(("loss of trained conversations", f"{number(training.rows_loss_before)} → {number(training.rows_loss)}"))
+    for entry in training.resumes if training else []:
         rows.append(("resumed", f"from step {entry['step']:,} at {entry['time']}"))
-    if training.get("eval_loss") is not None:
-        rows.append(("held-out loss", f"{number(training['eval_loss_before'])} → {number(training['eval_loss'])}"))
-        rows.append(("perplexity", f"{number(training['eval_perplexity_before'], ',.1f')} → {number(training['eval_perplexity'], ',.1f')}"))
-        right = f"{number(training['eval_token_accuracy_before'], '.1%')} → {number(training['eval_token_accuracy'], '.1%')}"
+    if training and training.eval_loss is not None:
+        rows.append(("held-out loss", f"{number(training.eval_loss_before)} → {number(training.eval_loss)}"))
+        rows.append(("perplexity", f"{number(training.eval_perplexity_before, ',.1f')} → {number(training.eval_perplexity, ',.1f')}"))
+        right = f"{number(training.eval_token_accuracy_before, '.1%')} → {number(training.eval_token_accuracy, '.1%')}"
         rows.append(("answer tokens right", f"{right} (the likeliest token, given all before it)"))
-        if training["best_step"] is not None:
-            early = f"; stopped early at step {training['steps']:,}" if training["stopped_early"] else ""
-            ends = f"the weights kept are those of step {training['weights_of_step']:,}"
-            rows.append(("lowest held-out loss", f"{training['best_eval_loss']:.3f} at step {training['best_step']:,}; {ends}{early}"))
+        if training.best_step is not None:
+            early = f"; stopped early at step {training.steps:,}" if training.stopped_early else ""
+            ends = f"the weights kept are those of step {training.weights_of_step:,}"
+            rows.append(("lowest held-out loss", f"{training.best_eval_loss:.3f} at step {training.best_step:,}; {ends}{early}"))
     if memory:
-        added = f"{memory['training_gb']:.2f} GB of it added by training"
-        since = ", since the process was started" if memory.get("peak_since") == "process" else ""
-        rows.append(("memory", f"{memory['peak_gb']:.2f} GB at peak{since}, {added} ({memory['device']})"))
+        added = f"{memory.training_gb:.2f} GB of it added by training"
+        since = ", since the process was started" if memory.peak_since == "process" else ""
+        rows.append(("memory", f"{memory.peak_gb:.2f} GB at peak{since}, {added} ({memory.device})"))
     return rows
 
 
-def _evaluations(report: dict[str, Any]) -> list[str]:
+def _evaluations(report: Report) -> list[str]:
     """The held-out conversations step by step, the lowest loss in bold; nothing where they were read before and after training only."""
-    records = [record for record in report["evaluations"] if record["loss"] is not None]
+    records = [record for record in report.evaluations if record["loss"] is not None]
     if len(records) < 3:
         return []
     best = min(records, key=lambda record: (math.isnan(record["loss"]), record["loss"]))

@@ -5,6 +5,7 @@ weights → formats (`adapter`, `merged`, `gguf_export`) → `verify` by `eviden
 does all of it.
 """
 
-from chatbot_sft.save.saver import ModelSaver, SaveResult
+from chatbot_sft.run.report import SaveResult
+from chatbot_sft.save.saver import ModelSaver
 
 __all__ = ["ModelSaver", "SaveResult"]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local
@@ -22,10 +21,10 @@ from chatbot_sft.train.arguments import optimizer
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
-    from chatbot_sft.save.saver import Export
+    from chatbot_sft.run.report import Export, Report
     from chatbot_sft.save.trained import Trained
 
-CARD = "README.md"
+CARD, PICTURE = "README.md", "loss.png"
 EMBEDDED_LICENCE = "apache-2.0"
 TITLES = {"lora": "LoRA adapter", "merged_16bit": "merged model, 16 bits", "merged_4bit": "merged model, 4 bits (nf4)", "gguf": "GGUF for llama.cpp"}
 QUESTION = "Hello!"  # of data without messages
@@ -35,8 +34,8 @@ def write_card(trained: Trained, export: Export, folder: Path) -> None:
     """README.md in `folder`, where the export stands that it is about, and the loss curve it shows."""
     report = trained.report
     alone = Path(export.path).suffix == ".gguf"  # a file without a folder, so without a picture beside its card
-    picture = None if alone else write_loss_figure(report.get("training", {}), report.get("evaluations", []), folder)
-    lines = [*_front_matter(trained, export), "", *_body(trained, export, picture is not None)]
+    picture = not alone and report is not None and write_loss_figure(report.history, report.evaluations, folder / PICTURE)
+    lines = [*_front_matter(trained, export), "", *_body(trained, export, picture)]
     (folder / CARD).write_text(masked("\n".join(lines) + "\n"), encoding="utf-8")
 
 
@@ -94,39 +93,40 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
     yield ""
     yield from _table(_facts(settings, report))
     if picture:
-        yield from ("", "![loss](loss.png)")
+        yield from ("", f"![loss]({PICTURE})")
     yield from ("", "## How to run it", "", *_how_to_run(trained, export))
-    checked = verification_table([asdict(export)])
+    checked = verification_table([export])
     if checked:
         yield from ("", "## Checked against the trained model", "", *checked)
-    if report.get("samples"):
+    samples = report.samples[:2] if report else []
+    if samples:
         yield from ("", "## Answers before and after training")
-    for sample in report.get("samples", [])[:2]:
-        yield from ("", f"**{inline(sample['prompt'])}**", "", f"- before: {inline(sample['before'])}", f"- after: {inline(sample['after'])}")
+    for sample in samples:
+        yield from ("", f"**{inline(sample.prompt)}**", "", f"- before: {inline(sample.before)}", f"- after: {inline(sample.after)}")
 
 
-def _facts(settings: Config, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    data, training = report.get("dataset", {}), report.get("training", {})
+def _facts(settings: Config, report: Report | None) -> Iterator[tuple[str, str]]:
+    data, training = (report.dataset, report.training) if report else (None, None)
     if data:
-        yield "data", f"{data['rows_used']:,} conversations trained, {data['rows_held_out']:,} held out; fingerprint `{data['fingerprint'][:16]}`"
-        yield "tokens", f"{data['tokens']:,} an epoch, {data['trainable_tokens']:,} of them trained"
+        yield "data", f"{data.rows_used:,} conversations trained, {data.rows_held_out:,} held out; fingerprint `{data.fingerprint[:16]}`"
+        yield "tokens", f"{data.tokens:,} an epoch, {data.trainable_tokens:,} of them trained"
     options = settings.training
-    if "steps" in training:
-        yield "training", f"{training['steps']:,} steps of {training['effective_batch_size']} conversations, {training['seconds']:,.0f} s"
+    if training:
+        yield "training", f"{training.steps:,} steps of {training.effective_batch_size} conversations, {training.seconds:,.0f} s"
     warm_up = f"{options.warm_up:.0%} of them" if 0 < options.warm_up < 1 else f"{options.warm_up:g} steps"
     yield "optimizer", f"{optimizer(settings)}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {warm_up}"
     yield "length", f"{settings.model.max_seq_length:,} tokens at most; seed {settings.seed}"
-    if training.get("eval_loss") is not None:
-        change = moved(training["eval_loss_before"], training["eval_loss"])
+    if training and training.eval_loss is not None:
+        change = moved(training.eval_loss_before, training.eval_loss)
         yield (
             "held-out loss",
-            f"{number(training['eval_loss_before'])} → {number(training['eval_loss'])} nats per token{f' ({change})' if change else ''}",
+            f"{number(training.eval_loss_before)} → {number(training.eval_loss)} nats per token{f' ({change})' if change else ''}",
         )
-    for warning in training.get("warnings", []):
+    for warning in training.warnings if training else []:
         yield "warning", warning
-    if report.get("versions"):
+    if report:
         wanted = ("chatbot-sft", "unsloth", "trl", "transformers", "peft", "torch")
-        yield "versions", ", ".join(f"{name} {report['versions'][name]}" for name in wanted if name in report["versions"])
+        yield "versions", ", ".join(f"{name} {report.versions[name]}" for name in wanted if name in report.versions)
 
 
 def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:

@@ -20,7 +20,6 @@ from chatbot_sft.report.masking import by_name
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FILE = "evidence.json"
 ROWS, ROW_TOKENS, POSITIONS = 8, 512, 40  # conversations, tokens of each, trained positions of each
 PROMPTS = 8  # whose token ids are compared
 ANSWERS = 2  # of them, that are answered
@@ -57,12 +56,12 @@ class Evidence:
         """How long an answer may get: as long as the longest trained one, and its end."""
         return min(self.longest_answer + 1, LONGEST_ANSWER)
 
-    def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
+    def write(self, file: Path) -> None:
+        file.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Evidence:
-        kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    def read(cls, file: Path) -> Evidence:
+        kept = json.loads(file.read_text(encoding="utf-8"))
         return cls(**{**kept, "rows": [Row(**row) for row in kept["rows"]]})
 
 

@@ -32,9 +32,9 @@ def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observati
         ProbeFailed: it cannot be read.
     """
     with tempfile.TemporaryDirectory() as place:
-        evidence.write(Path(place))
-        output = Path(place, "observation.npz")
-        command = [sys.executable, "-m", "chatbot_sft.save.probe", str(export), place, str(output), *(["4bit"] if four_bit else [])]
+        asked, output = Path(place, "evidence.json"), Path(place, "observation.npz")
+        evidence.write(asked)
+        command = [sys.executable, "-m", "chatbot_sft.save.probe", str(export), str(asked), str(output), *(["4bit"] if four_bit else [])]
         alone = {name: value for name, value in os.environ.items() if name not in OF_SEVERAL}
         process = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**alone, "HF_HUB_OFFLINE": "1"})
         for line in process.stderr.splitlines():

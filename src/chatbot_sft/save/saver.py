@@ -9,7 +9,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.base import description
 from chatbot_sft.places import check_export, gguf_companions, left_by, read_mark, targets, write_mark
+from chatbot_sft.run.report import Export, Report, SaveResult
 from chatbot_sft.save import hub_push
 from chatbot_sft.save.adapter import write_adapter
 from chatbot_sft.save.card import CARD, write_card
@@ -39,46 +40,6 @@ WRITERS: dict[str, Callable[[Trained, Path], None]] = {
 }
 
 
-@dataclass
-class Export:
-    """One export; `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the method) to its `Verification`, `seconds` the
-    method and each quantisation to what writing it took.
-
-    `base` says what an adapter was merged into. `verified` is None where it was not asked for.
-    """
-
-    method: str
-    path: str
-    files: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    base: str | None = None
-    verified: bool | None = None
-    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass
-class SaveResult:
-    """All exports of one `save`, as they are finished; the last may be one that was refused (`verified` is False).
-
-    `path`, `files` and `verified` are of all that are there; `pushed` is where they were uploaded to.
-    """
-
-    method: str
-    path: str | None = None
-    files: dict[str, int] = field(default_factory=dict)
-    verified: bool | None = None
-    exports: list[Export] = field(default_factory=list)
-    pushed: str | None = None
-
-    def add(self, export: Export, folder: str, several: bool) -> None:
-        """One more is there, in or at `folder`, with those of other methods where there are `several`."""
-        self.exports.append(export)
-        self.path = folder
-        prefix = f"{export.method}/" if several else ""
-        self.files |= {f"{prefix}{name}": size for name, size in export.files.items()}
-        self.verified = True if all(export.verified for export in self.exports) else None
-
-
 class ModelSaver:
     """Writes `model` and `tokenizer` as `config.save` says.
 
@@ -94,13 +55,13 @@ class ModelSaver:
         model: Any = None,
         tokenizer: Any = None,
         evidence: Evidence | None = None,
-        report: Mapping[str, Any] | None = None,
+        report: Report | None = None,
     ) -> None:
         self.settings = Config.from_mapping(config)
         self.model = model
         self.tokenizer = tokenizer
         self.evidence = evidence or Evidence([], [], 0, [])
-        self.report = report or {}
+        self.report = report
         self.result = SaveResult(", ".join(self.settings.save.methods) or "none")
 
     def check(self) -> None:

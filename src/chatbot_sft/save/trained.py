@@ -7,7 +7,7 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from chatbot_sft.inference.hf_model import HFModel
 from chatbot_sft.model import embedded
 from chatbot_sft.model.engine import load_engine
 from chatbot_sft.report.masking import by_name
+from chatbot_sft.run.report import Report
 from chatbot_sft.save.evidence import Evidence
 from chatbot_sft.save.verify import MOVED, Reference, logits_of, refer
 from chatbot_sft.save.weights import Weights, trained_weights
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 class Trained:
     """`model` and `tokenizer` after training by `settings`, with the `evidence` that exports are held against and the run's `report` so far."""
 
-    def __init__(self, settings: Config, model: Any, tokenizer: Any, evidence: Evidence, report: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Config, model: Any, tokenizer: Any, evidence: Evidence, report: Report | None) -> None:
         self.settings = settings
         self.model = model
         self.tokenizer = tokenizer

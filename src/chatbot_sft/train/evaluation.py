@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from chatbot_sft.report.masking import masked
-from chatbot_sft.report.run_report import finite
+from chatbot_sft.run.report import finite
 from chatbot_sft.train.sampler import row_lengths
 
 log = logging.getLogger(__name__)

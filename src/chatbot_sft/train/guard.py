@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from chatbot_sft.errors import UserError
-from chatbot_sft.train import checkpoints
+from chatbot_sft.run import checkpoints
 from chatbot_sft.train.rails import Rails
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from chatbot_sft import preemption
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked_arguments
+from chatbot_sft.run import checkpoints
 from chatbot_sft.save.saver import is_write_error
-from chatbot_sft.train import checkpoints
-from chatbot_sft.train.checkpoints import Origin
+from chatbot_sft.train import resume
+from chatbot_sft.train.resume import Origin
 
 
 class Resumable:
@@ -72,7 +73,7 @@ class Resumable:
         finished = self.state.global_step >= self.state.max_steps or (self.control.should_training_stop and not preemption.requested())
         # The part of the mean loss that has not been logged yet, and the sum of what has: transformers keeps them in memory only.
         losses = {"pending": self._tr_loss.item(), "total": self._total_loss_scalar, "logged_until": self._globalstep_last_logged}
-        return checkpoints.record(self.origin, self.state.global_step, self.seconds(), finished, losses, self.layout.as_dict())
+        return resume.record(self.origin, self.state.global_step, self.seconds(), finished, losses, self.layout.as_dict())
 
     def seconds(self) -> float:
         """Trained so far, over every start of this run; what a killed start did after its last checkpoint does not count."""

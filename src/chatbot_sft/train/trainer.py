@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,15 @@ from chatbot_sft.model.engine import Engine, load_engine
 from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
-from chatbot_sft.report.run_report import versions
+from chatbot_sft.run.report import Report
+from chatbot_sft.run.versions import versions
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import gather
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
-from chatbot_sft.train.checkpoints import Origin, settle
 from chatbot_sft.train.layout import Layout, candidates
 from chatbot_sft.train.measure import Plan, Trial, cache_key, choose
+from chatbot_sft.train.resume import Origin, settle
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,6 +67,7 @@ class SFTTrainerWrapper:
         self.progress: Any = None
         self.evaluations: Any = None
         self.plan: Plan | None = None
+        self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the batch layout as soon as it is chosen; the pipeline sets it
         self.memory_estimate: dict[str, float] = {}  # GB by part, once the layout is chosen
         self.output: Any = None  # what `train` returned
         self.loggers = Loggers()
@@ -141,6 +143,7 @@ class SFTTrainerWrapper:
         else:
             self.plan = self._measured_plan(configured, trial)
         chosen = self.plan.layout
+        self.on_layout(chosen)
         self.trainer.use_layout(chosen)
         if chosen.captured:
             self.trainer.capture()
@@ -229,7 +232,7 @@ class SFTTrainerWrapper:
             print(f"saved {export.method}{', verified' if export.verified else ''}: {Path(export.path).absolute()}")
         return result
 
-    def saver(self, report: Mapping[str, Any] | None = None) -> Any:
+    def saver(self, report: Report | None = None) -> Any:
         """The `save.ModelSaver` of this model, with conversations of its data to hold exports against; `report` is the run's, for the model card."""
         evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
         return locate("save", self.settings.save._target_, ModelSaver)(self.config, self.model, self.tokenizer, evidence, report)

@@ -1,0 +1,197 @@
+"""A run's directory: the one place that knows what lies where in it.
+
+Everything that reads a run, or writes into one, asks a `Run`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from chatbot_sft.errors import UserError
+from chatbot_sft.report.masking import masked, referring, resolved
+from chatbot_sft.run.lock import Lock
+from chatbot_sft.run.report import DamagedReport, Report, write_json
+
+REPORT, CONFIG = "report.json", "config.yaml"
+FILES = (REPORT, "report.md", "run.log", CONFIG, "evidence.json", "data_report.json", "data_preview.html", "loss.png", "lock.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run in `folder`, which may not be there yet."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Run:
+        """That of a composed configuration."""
+        return cls(Path(config["paths"]["output_dir"]))
+
+    # What lies where
+
+    @property
+    def report_file(self) -> Path:
+        return self.folder / REPORT
+
+    @property
+    def markdown_file(self) -> Path:
+        return self.folder / "report.md"
+
+    @property
+    def figure_file(self) -> Path:
+        return self.folder / "loss.png"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "run.log"
+
+    @property
+    def config_file(self) -> Path:
+        """What was composed, with nothing left to resolve; written when training has ended."""
+        return self.folder / CONFIG
+
+    @property
+    def evidence_file(self) -> Path:
+        """What exports are held against."""
+        return self.folder / "evidence.json"
+
+    @property
+    def data_report_file(self) -> Path:
+        return self.folder / "data_report.json"
+
+    @property
+    def preview_file(self) -> Path:
+        return self.folder / "data_preview.html"
+
+    @property
+    def lock_file(self) -> Path:
+        """What decides the result, see `run.lock`."""
+        return self.folder / "lock.json"
+
+    @property
+    def logs(self) -> Path:
+        """Where loggers that keep files have theirs, a folder each."""
+        return self.folder / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are, unless `training.output_dir` says otherwise."""
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Where exports are, unless `save.save_path` says otherwise."""
+        return self.folder / "model"
+
+    def adapters(self) -> tuple[Path, ...]:
+        """Folders in which an adapter that the run saved may be."""
+        return self.model, self.model / "lora", self.folder / "model-adapter"
+
+    # Reading
+
+    def report(self) -> Report | None:
+        """What it reported; None where there is no report, or one that was cut short.
+
+        Raises:
+            UserError: report.json is there and no report of a run: a run would write its own over it.
+        """
+        try:
+            found = json.loads(self.report_file.read_text(encoding="utf-8"))
+            return Report.from_json(found)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (IsADirectoryError, DamagedReport):
+            raise UserError(
+                f"{self.report_file}: not the report of a run, and a run would write its own over it; name another directory (hydra.run.dir=DIR)"
+            ) from None
+        except (ValueError, RecursionError):
+            return None
+
+    def peek(self) -> Report | None:
+        """`report`, and None whatever is wrong with it: for those who look into folders that may be anything."""
+        try:
+            return self.report()
+        except UserError:
+            return None
+
+    def finished_report(self) -> Report:
+        """The report of a run that is named to be read: run=DIR.
+
+        Raises:
+            UserError: it is no run directory, or its report is damaged.
+        """
+        where = f"run={self.folder}"
+        if not self.report_file.is_file():
+            raise UserError(f"{where}: not a run directory: no {REPORT} in it{_jobs(self.folder)}")
+        try:
+            return Report.from_json(json.loads(self.report_file.read_text(encoding="utf-8")))
+        except DamagedReport as error:
+            raise UserError(f"{where}: its {REPORT} is damaged: {error}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{where}: its {REPORT} cannot be read ({_short(error)})") from None
+
+    def config(self) -> dict[str, Any]:
+        """What it was composed of, with the environment's secrets in place again.
+
+        Raises:
+            UserError: it cannot be read, or is damaged.
+        """
+        where = f"run={self.folder}"
+        try:
+            found = resolved(OmegaConf.to_container(OmegaConf.load(self.config_file)))
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"{where}: its {CONFIG} cannot be read ({_short(error)})") from None
+        if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+            raise UserError(f"{where}: its {CONFIG} is damaged: there is no model in it")
+        return found
+
+    def has_config(self, config: Mapping[str, Any]) -> bool:
+        """Whether it was composed to just that."""
+        try:
+            return OmegaConf.to_container(OmegaConf.load(self.config_file)) == referring(dict(config))
+        except (OSError, YAMLError):
+            return False
+
+    def lock(self) -> Lock:
+        """What decides its result, as far as it is known yet.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        try:
+            return Lock.from_json(resolved(json.loads(self.lock_file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.lock_file}: cannot be read ({_short(error)})") from None
+
+    # Writing
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """With `${oc.env:NAME}` for what an environment variable holds in secret."""
+        OmegaConf.save(referring(dict(config)), self.config_file)
+
+    def write_lock(self, lock: Lock) -> None:
+        """lock.json, in one step, with `${oc.env:NAME}` for what an environment variable holds in secret."""
+        write_json(referring(asdict(lock)), self.lock_file)
+
+    def write_report(self, report: Report) -> None:
+        """report.json, in one step and without secrets."""
+        write_json(masked(report.to_json()), self.report_file)
+
+
+def _jobs(folder: Path) -> str:
+    """The runs of the sweep in `folder`, to choose from."""
+    jobs = sorted(report.parent for report in folder.glob(f"*/{REPORT}")) if folder.is_dir() else []
+    shown = ", ".join(f"run={job}" for job in jobs[:5])
+    return f"; it is a folder of {len(jobs)} runs, name one: {shown}{', …' if len(jobs) > 5 else ''}" if jobs else ""
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,139 @@
+"""All that decides a run's result, in one place: written as lock.json when the run starts, held against a checkpoint's when it goes on.
+
+Pure: whoever makes a `Lock` brings the fingerprints of data, tokenizer and weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.report.masking import referring, resolved
+
+if TYPE_CHECKING:
+    from chatbot_sft.config import Config
+
+SCHEMA = 1  # of lock.json
+
+# Keys that do not decide the result, by section.
+# name: the weights' fingerprint stands for it; chat_template: its text decides what the training rows are; engine and dtype as they turned out
+MODEL_ASIDE = {"name", "adapter", "token", "trust_remote_code", "chat_template", "engine", "dtype", "brings"}
+LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
+TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
+    "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
+    "sample_max_new_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "memory_margin", "optim",
+    "eval_steps", "per_device_eval_batch_size", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end",
+}  # fmt: skip
+REPORTING = re.compile(r"(log|save|hub|report|run_name|project|trackio|dataloader|skip_memory_metrics|per_device_eval)")
+MACHINE = ("model.engine", "model.dtype", "training.optim")  # `decides` has them once the model is loaded: what they turned out to be
+
+
+@dataclass(frozen=True)
+class Lock:
+    """`decides` is what a run that goes on may not change: flat "section.key" → JSON value. The rest decides the last digits: what computed
+    it, where, and in which layout a step was cut. `date` (ISO 8601) is what templates write for today.
+    """
+
+    decides: dict[str, Any]
+    tokenizer: str  # SHA-256 of tokenizer and chat template
+    date: str
+    versions: dict[str, str]
+    device: str
+    processes: int = 1
+    batch_layout: dict[str, Any] = field(default_factory=dict)  # {} until it is chosen
+    schema: int = SCHEMA
+
+    def on_machine(self, engine: str, dtype: str, optim: str) -> Lock:
+        """With what only an imported engine knows."""
+        return replace(self, decides={**self.decides, **dict(zip(MACHINE, (engine, dtype, optim), strict=True))})
+
+    def in_layout(self, layout: Mapping[str, Any]) -> Lock:
+        """With the batch layout that was chosen."""
+        return replace(self, batch_layout=dict(layout))
+
+    @classmethod
+    def from_json(cls, found: Any) -> Lock:
+        """What `dataclasses.asdict` made of one.
+
+        Raises:
+            ValueError: it is no lock, or one of another version.
+        """
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise ValueError("not a lock of this version")
+        try:
+            return cls(**found)
+        except TypeError as error:
+            raise ValueError(f"not a lock: {error}") from None
+
+
+def decides(config: Mapping[str, Any], settings: Config, weights: str, rows: str, processes: int, adapter: str | None = None) -> dict[str, Any]:
+    """The part of a `Lock` that a run which goes on may not change, but for what the machine adds (`Lock.on_machine`).
+
+    A secret of the environment stands in it by its variable's name: renewing one makes no other run.
+    `weights`, `rows` and `adapter` are fingerprints of the base, the training rows and the adapter that is gone on from. The effective batch
+    size stands for its factors. `config` is what `settings` were made from: it has the keys that a user's own class takes.
+    """
+    sections = settings.to_dict()
+    for name in ("model", "lora", "training"):
+        sections[name] |= dict(config.get(name) or {})
+    passed = settings.sft_arguments
+    values = {
+        "seed": settings.seed,
+        "model (config and weights)": weights,
+        "dataset (training rows)": rows[:16],
+        "dataset.shuffle": settings.dataset.shuffle,
+        "effective batch size": settings.effective_batch_size * processes,
+    }
+    if adapter:
+        values["model.adapter (weights)"] = adapter
+    for name, aside in (("model", MODEL_ASIDE), ("lora", LORA_ASIDE), ("training", TRAINING_ASIDE)):
+        for key, value in sorted(sections[name].items()):
+            if key not in aside and not (key in passed and REPORTING.match(key)):
+                values[f"{name}.{key}"] = value
+    return referring(json.loads(json.dumps(values, default=str)))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key in which two locks differ; `NOT_SET` where one of them lacks it."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} {_shown(self.before)} → {_shown(self.after)}"
+
+
+NOT_SET = object()
+
+
+def _shown(value: Any) -> str:
+    return "(not set)" if value is NOT_SET else json.dumps(value, ensure_ascii=False).strip('"')
+
+
+def differences(before: Lock, after: Lock) -> list[Difference]:
+    """All in which the two differ."""
+    first, second = _flat(asdict(before)), _flat(asdict(after))
+    return changed(first, second, dict.fromkeys([*first, *second]))
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any], keys: Iterable[str]) -> list[Difference]:
+    """The `keys` in which two flat mappings differ; one that is missing counts as null.
+
+    Secrets are compared as the environment has them now: a variable that was set meanwhile may hold what a setting says ("none").
+    """
+    differing = [key for key in keys if resolved(before.get(key)) != resolved(after.get(key))]
+    return [Difference(key, before.get(key, NOT_SET), after.get(key, NOT_SET)) for key in differing]
+
+
+def _flat(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """`decides` as it is, versions and layout with their own name before the key."""
+    flat = dict(lock["decides"])
+    for name, value in lock.items():
+        if name != "decides":
+            flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

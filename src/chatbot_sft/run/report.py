@@ -1,0 +1,301 @@
+"""report.json as a type: what a run was, what it found and what it made. Sizes in GB, times in seconds, losses in nats per token.
+
+Each stage returns its part (`DatasetStatistics`, `Model`, `Training`, `SaveResult` …) and the pipeline puts it into the `Report`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from chatbot_sft.run.versions import git_commit, versions
+
+SCHEMA = 1  # of report.json; a report without the number is one of these, too
+
+
+class Status(StrEnum):
+    """How far a run came."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    PRUNED = "pruned"  # a sweep ended it early: others were better
+
+
+@dataclass
+class Model:
+    """The model that is trained; `base` says where it is found (`model.base.description`), `adapter` what adapter is gone on from."""
+
+    name: str
+    engine: str
+    parameters: int
+    trainable_parameters: int
+    dtype: str
+    base: dict[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
+
+
+@dataclass
+class Training:
+    """What training came to; `weights_of_step` are the weights that were evaluated last and are saved."""
+
+    steps: int
+    effective_batch_size: int
+    batch_layout: str
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    loss_first: float | None
+    loss_last: float | None
+    train_loss: float | None
+    weights_of_step: int
+    processes: int = 1
+    batch_layouts: list[dict[str, Any]] = field(default_factory=list)  # what was measured: layout, milliseconds, peak_gb, why_not
+    resumed_from: int | None = None
+    resumes: list[dict[str, Any]] = field(default_factory=list)  # step, time, checkpoint
+    milliseconds_per_step: float | None = None
+    seconds_to_first_step: float | None = None
+    eval_loss_before: float | None = None
+    eval_loss: float | None = None
+    eval_perplexity_before: float | None = None
+    eval_perplexity: float | None = None
+    eval_token_accuracy_before: float | None = None
+    eval_token_accuracy: float | None = None
+    rows_loss_before: float | None = None  # of some trained conversations, where none is held out
+    rows_loss: float | None = None
+    stopped_early: bool = False
+    best_step: int | None = None
+    best_eval_loss: float | None = None
+    warnings: list[str] = field(default_factory=list)  # what a person has to know before they use the model
+
+
+@dataclass
+class Memory:
+    """`training_gb` is what training added to `start_gb`; `estimate_gb` what was estimated before the first step, by part."""
+
+    device: str
+    start_gb: float
+    peak_gb: float
+    training_gb: float
+    estimate_gb: dict[str, float] | None = None
+    peak_since: str = "run"  # "process" where a peak of the run's own cannot be had
+
+
+@dataclass
+class Plan:
+    """What `task=plan` found: the layout that would be trained in, those that were measured, and an estimate of the memory by part."""
+
+    layout: str
+    layouts: list[dict[str, Any]]
+    memory_gb: dict[str, float]
+    device: str
+    device_gb: float
+
+
+@dataclass
+class Sample:
+    """One question of the data, answered before and after training."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass
+class DatasetStatistics:
+    """Counts of what was read and chosen.
+
+    `tokens` and `trainable_tokens` are sums over the training rows, `max_length` is their longest in tokens.
+    """
+
+    path: str
+    rows: int = 0  # read
+    rows_used: int = 0  # trained on in one epoch
+    rows_held_out: int = 0
+    bad_rows: int = 0
+    duplicates: int = 0  # rows whose text another row has too
+    leaked_rows: int = 0  # held-out rows that are in the training data as well, and so were taken out
+    tokens: int = 0
+    trainable_tokens: int = 0
+    max_length: int = 0
+    truncated_rows: int = 0
+    dropped_rows: int = 0  # left out for their length, as dataset.overflow=drop says
+    not_read: dict[str, int] = field(default_factory=dict)  # columns and keys that nothing was made of: in how many rows
+    fingerprint: str = ""  # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order
+    system_prompt: str | None = None  # what most conversations begin with, where the model was loaded
+
+
+@dataclass
+class Export:
+    """One export; `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the method) to its `Verification`,
+    `seconds` the method and each quantisation to what writing it took.
+
+    `base` says what an adapter was merged into. `verified` is None where it was not asked for.
+    """
+
+    method: str
+    path: str
+    files: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    base: str | None = None
+    verified: bool | None = None
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class SaveResult:
+    """All exports of one `save`, as they are finished; the last may be one that was refused (`verified` is False).
+
+    `path`, `files` and `verified` are of all that are there; `pushed` is where they were uploaded to.
+    """
+
+    method: str
+    path: str | None = None
+    files: dict[str, int] = field(default_factory=dict)
+    verified: bool | None = None
+    exports: list[Export] = field(default_factory=list)
+    pushed: str | None = None
+
+    @property
+    def kept(self) -> list[Export]:
+        """Those that are there: without one that was refused."""
+        return [export for export in self.exports if export.verified is not False]
+
+    def add(self, export: Export, folder: str, several: bool) -> None:
+        """One more is there, in or at `folder`, with those of other methods where there are `several`."""
+        self.exports.append(export)
+        self.path = folder
+        prefix = f"{export.method}/" if several else ""
+        self.files |= {f"{prefix}{name}": size for name, size in export.files.items()}
+        self.verified = True if all(export.verified for export in self.exports) else None
+
+
+class DamagedReport(Exception):
+    """A report.json that is not as one was written; the message says what of it."""
+
+
+@dataclass
+class Report:
+    """One run. Parts that it did not reach are None or empty."""
+
+    command: str
+    task: str
+    seed: int
+    status: Status = Status.RUNNING
+    error: str | None = None
+    started: str = field(default_factory=lambda: now())
+    finished: str | None = None
+    run: str | None = None  # task=export: the directory of the run that trained
+    settings: dict[str, Any] = field(default_factory=dict)  # what was set, as it ran
+    model: Model | None = None
+    dataset: DatasetStatistics | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)  # step and loss of every logged step, whatever the run's end
+    training: Training | None = None
+    memory: Memory | None = None
+    plan: Plan | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # step, loss, perplexity, token_accuracy, seconds, samples
+    samples: list[Sample] = field(default_factory=list)
+    save: SaveResult | None = None
+    versions: dict[str, str] = field(default_factory=versions)
+    git: str | None = field(default_factory=lambda: git_commit(Path.cwd()))
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """As report.json has it: {} for a part that was not reached, and the history as a part of training. NaN and infinity are still in it."""
+        found = dataclasses.asdict(self)
+        history = found.pop("history")
+        found |= {name: found[name] or {} for name in PARTS}
+        if history:
+            found["training"] = {"history": history, **found["training"]}
+        return {"schema": found.pop("schema"), **found, "status": str(self.status)}
+
+    @classmethod
+    def from_json(cls, found: Any) -> Report:
+        """What `to_json` wrote. Keys that are not known here are passed by.
+
+        Raises:
+            DamagedReport: something is missing or of another kind.
+        """
+        if not isinstance(found, dict):
+            raise DamagedReport("it is no object")
+        for name, kind in KINDS.items():
+            if not isinstance(found.get(name), kind):
+                raise DamagedReport(f"{name} is {'missing' if found.get(name) is None else 'of another kind'}")
+        known = {name: found[name] for name in _fields(cls) if name in found}
+        known["status"] = _status(found["status"])
+        known["history"] = found["training"].get("history", [])
+        training = {key: value for key, value in found["training"].items() if key != "history"}
+        known |= {name: _part(name, part, {**found, "training": training}[name]) for name, part in PARTS.items()}
+        known["samples"] = [_part("samples", Sample, sample) for sample in found["samples"]]
+        if known["save"] is not None:
+            known["save"].exports = [_part("save.exports", Export, export) for export in known["save"].exports]
+        return cls(**known)
+
+
+PARTS: dict[str, type] = {"model": Model, "dataset": DatasetStatistics, "training": Training, "memory": Memory, "plan": Plan, "save": SaveResult}
+KINDS: dict[str, type] = {
+    "task": str, "status": str, "model": dict, "dataset": dict, "training": dict, "memory": dict, "plan": dict, "evaluations": list,
+    "samples": list, "save": dict, "versions": dict,
+}  # fmt: skip
+
+
+def _fields(kind: type) -> set[str]:
+    return {item.name for item in dataclasses.fields(kind)}
+
+
+def _status(name: str) -> Status:
+    try:
+        return Status(name)
+    except ValueError:
+        raise DamagedReport(f"status {name} is none of {', '.join(Status)}") from None
+
+
+def _part(where: str, kind: type, found: Any) -> Any:
+    """An object of `kind` from its JSON object; None from {}.
+
+    Raises:
+        DamagedReport: a key is missing.
+    """
+    if not isinstance(found, Mapping):
+        raise DamagedReport(f"{where} is of another kind")
+    if not found:
+        return None
+    needed = [item.name for item in dataclasses.fields(kind) if item.default is item.default_factory is dataclasses.MISSING]
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise DamagedReport(f"{where}.{missing[0]} is missing")
+    return kind(**{name: value for name, value in found.items() if name in _fields(kind)})
+
+
+def now() -> str:
+    """ISO 8601 with the offset from UTC, to the second."""
+    return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+
+
+def write_json(report: Mapping[str, Any], target: Path) -> None:
+    """Write it in one step: a reader sees the old file or the new one, never half of it."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    text = json.dumps(finite(report), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        temporary.write_text(text.encode(errors="backslashreplace").decode() + "\n", encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def finite(value: Any) -> Any:
+    """A copy with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
