@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+from chatbot_sft.train.sampler import StepSampler, best_fit
 from conftest import EXAMPLE, report_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,6 @@ from chatbot_sft.cache import part_folder
 from chatbot_sft.train.layout import Layout, candidates, step_down
 from chatbot_sft.train.measure import Trial, cache_key, choose
 from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded, padding_free
-from chatbot_sft.train.sampler import StepSampler, best_fit
 
 rows_of_ids = st.lists(st.lists(st.integers(3, 99), min_size=2, max_size=9), min_size=1, max_size=7)
 

@@ -9,8 +9,8 @@ import pytest
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import markdown
 from chatbot_sft.report.run_report import git_commit, new_report, write_json
-from chatbot_sft.train.callbacks import duration
-from chatbot_sft.train.sampler import epoch_steps
+from chatbot_sft.train.batches import epoch_steps
+from chatbot_sft.train.progress import duration
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):

@@ -186,9 +186,9 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         trainer.sample_prompts = [[{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts]
     trainer.origin = origin
     trainer.setup()
-    report["settings"] = used_settings(settings, trainer.trainer.args)
+    report["settings"] = used_settings(settings, trainer.args)
     loggers.callback(trainer.loggers.finish, report)
-    machine = checkpoints.resolved(model_loader.engine.NAME, report["model"]["dtype"], trainer.trainer.args.optim)
+    machine = checkpoints.resolved(model_loader.engine.NAME, report["model"]["dtype"], trainer.args.optim, trainer.loop)
     checkpoints.refuse_changes(origin, machine, whole=False)
     report["evaluations"] = trainer.evaluations.records  # filled as the run goes, whatever its end
     start = memory.measure()
@@ -226,7 +226,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     if distributed.is_first():
         save(saver, report)
     if distributed.processes() > 1:
-        trainer.trainer.accelerator.end_training()
+        trainer.close()
 
 
 def save(saver: ModelSaver, report: dict[str, Any]) -> None:
@@ -266,7 +266,7 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, An
     """The report's training section; `weights_of_step` are the weights that are evaluated last and saved."""
     settings, progress, evaluations, origin = trainer.settings, trainer.progress, trainer.evaluations, trainer.origin
     losses = [loss for _, loss in progress.losses]
-    last = trainer.trainer.state.global_step
+    last = trainer.state.global_step
     step = last if evaluations.reloaded is None else evaluations.reloaded
     best = evaluations.best() if settings.training.eval_steps is not None else None
     before, after = evaluations.at(0) or {}, evaluations.at(step) or {}
@@ -274,10 +274,10 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, An
         "steps": last,
         "effective_batch_size": settings.effective_batch_size * distributed.processes(),
         "processes": distributed.processes(),
-        "batch_layout": trainer.trainer.layout.describe(settings.effective_batch_size),
+        "batch_layout": trainer.layout.describe(settings.effective_batch_size),
         "batch_layouts": trainer.measured_layouts(),
         "tokens": progress.step_tokens[-1],
-        "seconds": trainer.trainer.seconds(),
+        "seconds": trainer.seconds(),
         "resumed_from": origin.checkpoint.step if origin.checkpoint else None,
         "resumes": origin.resumes,
         "tokens_per_second": round(progress.tokens_per_second(), 1),
@@ -293,7 +293,7 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, An
         "eval_token_accuracy_before": before.get("token_accuracy"),
         "eval_token_accuracy": after.get("token_accuracy"),
         "weights_of_step": step,
-        "stopped_early": evaluations.stopped_early,
+        "stopped_early": trainer.stopped_early,
         "best_step": best and best["step"],
         "best_eval_loss": best and best["loss"],
         "warnings": warnings(before.get("loss"), eval_loss, best),

@@ -1,7 +1,7 @@
 """Checkpoints on disk: which are whole, what they were trained from, and how they appear and go in one step. Imports no torch.
 
-A checkpoint is transformers' `checkpoint-N` folder with `run.json` in it, written last: what decides the run's result (its identity), when the run
-began, what the trainer's own state leaves out, and the size and checksum of every file, itself included. Sizes are compared whenever a checkpoint is
+A checkpoint is a `checkpoint-N` folder (see `snapshot`) with `run.json` in it, written last: what decides the run's result (its identity), when the
+run began, what the rest leaves out, and the size and checksum of every file, itself included. Sizes are compared whenever a checkpoint is
 looked for, checksums before it is used: one flipped byte, and the one before it is taken.
 """
 
@@ -26,6 +26,7 @@ from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"
+FORMAT = 2  # of what is in a checkpoint; 1, without a number, was written by transformers' Trainer
 SAVING, REMOVING = ".saving", ".removing"  # names that transformers' search for checkpoint-N passes by
 NAME = re.compile(r"checkpoint-(\d+)")
 CHUNK = 1 << 20  # bytes read at a time
@@ -231,6 +232,11 @@ def find_origin(settings: Config) -> Origin:
         found = own if begun else _at(Path(resume).expanduser(), f"training.resume={resume}")
     if found is None:
         return Origin()
+    if found.record.get("format") != FORMAT:
+        raise UserError(
+            f"training.resume: {found.folder} was written by another version of chatbot_sft, whose training loop kept other things: it cannot be gone "
+            "on from. End that run with that version, or start afresh with training.resume=never; model.adapter takes its adapter alone"
+        )
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     entry = {"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked}
@@ -315,7 +321,7 @@ MODEL_ASIDE = {"name", "adapter", "token", "trust_remote_code", "chat_template",
 LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
 TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
     "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
-    "sample_max_new_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "memory_margin", "optim",
+    "sample_max_new_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "memory_margin", "optim", "loop",
     "eval_steps", "per_device_eval_batch_size", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end",
 }  # fmt: skip
 REPORTING = re.compile(r"(log|save|hub|report|run_name|project|trackio|dataloader|skip_memory_metrics|per_device_eval)")
@@ -346,9 +352,9 @@ def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> d
     return json.loads(json.dumps(values, default=str))
 
 
-def resolved(engine: str, dtype: str, optim: str) -> dict[str, Any]:
-    """The part of the identity that depends on the machine."""
-    return {"model.engine": engine, "model.dtype": dtype, "training.optim": optim}
+def resolved(engine: str, dtype: str, optim: str, loop: str) -> dict[str, Any]:
+    """The part of the identity that depends on the machine, and the loop as it was chosen."""
+    return {"model.engine": engine, "model.dtype": dtype, "training.optim": optim, "training.loop": loop}
 
 
 def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
@@ -362,7 +368,7 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
     if origin.checkpoint is None:
         return
     before = origin.checkpoint.record["identity"]
-    keys = [*now, *(key for key in before if whole and key not in now and key not in resolved("", "", ""))]
+    keys = [*now, *(key for key in before if whole and key not in now and key not in resolved("", "", "", ""))]
     keys = [key for key in keys if not (origin.extended and key in LENGTH)]
     changed = [f"{key} {_shown(before, key)} → {_shown(now, key)}" for key in keys if before.get(key) != now.get(key)]
     if changed:
@@ -381,18 +387,24 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 def publish(staged: Path, target: Path, record: Mapping[str, Any]) -> None:
     """Make the finished folder `staged` appear as `target` in one step, with its run.json, after all of it has reached the disk."""
-    files = _sizes(staged)
-    whole = json.loads(json.dumps({**record, "files": files, "checksums": {name: _checksum(staged / name) for name in files}}))
-    (staged / RECORD).write_text(json.dumps({**whole, "checksum": _own_checksum(whole)}, indent=1, ensure_ascii=False), encoding="utf-8")
-    for path in [*staged.rglob("*"), staged]:
-        _sync(path)
+    seal(staged, record)
     staged.rename(target)
     _sync(target.parent)
+
+
+def seal(folder: Path, record: Mapping[str, Any]) -> None:
+    """Put run.json into the finished `folder`, which makes a checkpoint of it, and wait until all of it has reached the disk."""
+    files = _sizes(folder)
+    whole = json.loads(json.dumps({**record, "files": files, "checksums": {name: _checksum(folder / name) for name in files}}))
+    (folder / RECORD).write_text(json.dumps({**whole, "checksum": _own_checksum(whole)}, indent=1, ensure_ascii=False), encoding="utf-8")
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
 
 
 def record(origin: Origin, step: int, seconds: float, finished: bool, losses: Mapping[str, float], layout: Mapping[str, Any]) -> dict[str, Any]:
     """The content of run.json, but for the files' sizes and checksums."""
     return {
+        "format": FORMAT,
         "step": step,
         "started": origin.started.isoformat(),
         "seconds": seconds,
