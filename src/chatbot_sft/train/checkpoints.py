@@ -234,8 +234,9 @@ def find_origin(settings: Config) -> Origin:
         return Origin()
     if found.record.get("format") != FORMAT:
         raise UserError(
-            f"training.resume: {found.folder} was written by another version of chatbot_sft, whose training loop kept other things: it cannot be gone "
-            "on from. End that run with that version, or start afresh with training.resume=never; model.adapter takes its adapter alone"
+            f"training.resume: {found.folder} was written by another version of chatbot_sft, whose training loop kept other things in it: "
+            "it cannot be gone on from. End that run with that version, or start afresh with training.resume=never "
+            "(model.adapter takes its adapter alone)"
         )
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by their known names: torch, bitsandbytes, transformers. The others that transformers knows are TRL's (training.loop=trl)."""
+"""Optimizers and schedules by their known names, from torch, bitsandbytes and transformers; others are TRL's loop's (`choice`)."""
 
 from __future__ import annotations
 

@@ -66,9 +66,9 @@ class Step:
         return alone and plain and not self.settings.full_finetuning and self.engine.capturable(self.model)
 
     def backward(self, step: StepRows, trained_tokens: int, number: int) -> torch.Tensor:
-        """Leave in each parameter's `grad` what this process's rows add to the gradient of optimizer step `number`; returns what they add to its loss.
+        """Leave in each parameter's `grad` what this process's rows add to the gradient of step `number`; returns what they add to its loss.
 
-        The loss is the mean over `trained_tokens`, those of all processes. Out of memory, it is computed again in the next smaller layout.
+        The loss is the mean over `trained_tokens`, those of all processes. Out of memory, all of it is computed again in the next smaller layout.
 
         Raises:
             UserError: there is no smaller one.

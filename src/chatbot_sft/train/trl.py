@@ -87,7 +87,9 @@ class Companion(TrainerCallback):
         job.progress.step(state)
         last = number >= state.max_steps
         if job.settings.training.eval_steps is not None and args.eval_delay <= number and (last or number % state.eval_steps == 0):
+            logs = control.should_log
             best = judge(job, self.held_out()["eval_loss"])
+            control.should_log = logs  # the held-out figures were logged in between
             control.should_save |= best and (job.args.load_best_model_at_end or args.save_strategy == "best")
         if self._asked(args):
             control.should_save = control.should_training_stop = True
