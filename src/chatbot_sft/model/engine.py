@@ -43,8 +43,11 @@ class Engine(Protocol):
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes of a micro-batch: row lengths of a padding-free one, or positions alone."""
 
-    def prepare_loss(self, model: Any) -> None:
-        """Once, before the first `loss`."""
+    def prepare(self, model: Any) -> None:
+        """Once, before training: what TRL's SFTTrainer does to a model under this engine."""
+
+    def compute_dtype(self, model: Any, wanted: str | None) -> str | None:
+        """ "bf16", "fp16" or None: what matrix products are cast to, where `wanted` is what the configuration means."""
 
     def loss(self, model: Any, inputs: dict[str, Any], trained_tokens: Any) -> Any:
         """The loss of a micro-batch in training, divided by the trained tokens of the whole step (a tensor); `inputs` has labels."""

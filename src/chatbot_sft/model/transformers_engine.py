@@ -74,12 +74,17 @@ def inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: values for name, values in batch.items() if name != "packed_seq_lengths"}
 
 
-def prepare_loss(model: Any) -> None:
+def prepare(model: Any) -> None:
     """On a GPU TRL's output layer spares the memory of all logits; its kernel runs nowhere else, and reads the weight of a plain layer."""
-    from chatbot_sft.model.loss import add_fused_head
+    from chatbot_sft.model.loss import add_fused_head, cast_adapter
 
+    cast_adapter(model)
     if _fused(model):
         add_fused_head(model)
+
+
+def compute_dtype(model: Any, wanted: str | None) -> str | None:
+    return wanted
 
 
 def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:

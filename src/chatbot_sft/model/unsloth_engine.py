@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import unsloth  # first: it patches transformers and trl as they are imported
 
 import peft  # isort: skip
 
-from chatbot_sft.model.loss import add_fused_head, base_of, fused_loss, own_loss  # isort: skip
+from chatbot_sft.model.loss import add_fused_head, base_of, cast_adapter, fused_loss, own_loss  # isort: skip
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +62,19 @@ def inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def prepare_loss(model: Any) -> None:
-    if unsloth.DEVICE_TYPE == "cpu" and _chunked(model) is None:
-        add_fused_head(model)
+def prepare(model: Any) -> None:
+    """On a CPU Unsloth leaves TRL's trainer as it is."""
+    if unsloth.DEVICE_TYPE == "cpu":
+        cast_adapter(model)
+        if _chunked(model) is None:
+            add_fused_head(model)
+
+
+def compute_dtype(model: Any, wanted: str | None) -> str | None:
+    """As under Unsloth's SFTTrainer: some families overflow in float16 and say so; where every weight is trained in bfloat16 nothing is cast."""
+    in_bfloat16 = os.environ.get("UNSLOTH_MIXED_PRECISION") == "bfloat16"  # set as such a model was loaded
+    forced = vars(base_of(model)).get("_unsloth_forced_float32")  # a private mark, read by unsloth/models/rl.py the same way
+    return None if unsloth.DEVICE_TYPE != "cpu" and (in_bfloat16 or forced) else wanted
 
 
 def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:

@@ -86,9 +86,13 @@ class Batches:
         """This process's share of a step."""
         return packs[self.process :: self.processes]
 
+    def numbers(self, number: int) -> list[int]:
+        """The rows of step `number`, over all processes."""
+        return [row for pack in self.step(number) for row in pack]
+
     def tokens(self, number: int) -> tuple[int, int]:
         """(all, trained) tokens of step `number`, over all processes."""
-        rows = [row for pack in self.step(number) for row in pack]
+        rows = self.numbers(number)
         return sum(self.lengths[row] for row in rows), sum(self.trained_lengths[row] for row in rows)
 
     def load(self, first: int, last: int, workers: int = 0) -> Iterator[StepRows]:

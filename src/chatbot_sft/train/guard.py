@@ -18,6 +18,8 @@ from chatbot_sft.train.rails import Rails
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from chatbot_sft.train.batches import Batches
+
 log = logging.getLogger(__name__)
 
 NAMED = 64  # rows named in the error
@@ -33,32 +35,33 @@ class Guard:
     `rows` is the dataset the steps are cut from; the rolling median is left out where it is not shuffled: there the loss may rise by itself.
     """
 
-    def __init__(self, args: Any, rows: Dataset, shuffled: bool, state: Any) -> None:
+    def __init__(self, args: Any, rows: Dataset, batches: Batches, shuffled: bool, state: Any) -> None:
         """`state` is the transformers.TrainerState that the run begins with."""
         self.args = args
         self.rows = rows
+        self.batches = batches
         self.shuffled = shuffled
         self.rails = Rails(state.max_steps)
         for entry in state.log_history:
             if "loss" in entry:
                 self.rails.add(entry["loss"])
 
-    def check(self, step: int, loss: torch.Tensor, norm: torch.Tensor, trained: Sequence[int]) -> None:
-        """Step `step` is about to be taken, for the rows `trained`. Raises Diverged."""
+    def check(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Step `step` is about to be taken. Raises Diverged."""
         loss, norm = torch.stack([loss.float(), norm.to(loss.device).float()]).tolist()
         if not math.isfinite(loss):
-            self._stop(step, f"the loss is {loss}", trained)
+            self._stop(step, f"the loss is {loss}")
         if not math.isfinite(norm) and not self.args.fp16:  # float16 gradients overflow now and then; the loss scaler leaves such steps out
-            self._stop(step, f"the gradient norm is {norm} (loss {loss:.4f})", trained)
+            self._stop(step, f"the gradient norm is {norm} (loss {loss:.4f})")
         if self.rails.add(loss) and self.shuffled:
             losses = self.rails.losses
             what = f"the loss is {loss:.4f}, its median over the last {len(losses)} steps {median(losses):.4f}, once {self.rails.lowest:.4f}"
-            self._stop(step, f"{what} (limit {self.rails.limit:.4f})", trained)
+            self._stop(step, f"{what} (limit {self.rails.limit:.4f})")
 
-    def check_weights(self, step: int, weights: Sequence[torch.Tensor], trained: Sequence[int]) -> None:
+    def check_weights(self, step: int, weights: Sequence[torch.Tensor]) -> None:
         """Keep weights that are broken out of checkpoints. Raises Diverged."""
         if not torch.stack([torch.isfinite(weight).all() for weight in weights]).all():
-            self._stop(step, "the weights are no longer finite after it", trained)
+            self._stop(step, "the weights are no longer finite after it")
 
     def doubts(self, step: int) -> bool:
         """Whether the weights after step `step` seem to be broken, and are not worth keeping."""
@@ -67,7 +70,8 @@ class Guard:
             return True
         return False
 
-    def _stop(self, number: int, what: str, indices: Sequence[int]) -> None:
+    def _stop(self, number: int, what: str) -> None:
+        indices = self.batches.numbers(number)
         last = checkpoints.last_in(Path(self.args.output_dir))
         kept = f"the last good checkpoint is {last.folder.name}" if last else "there is no checkpoint before it"
         log.info("rows of step %d: %s", number, row_names(self.rows, indices))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.neftune import neftune_post_forward_hook
-from transformers.trainer_utils import TrainOutput, speed_metrics
+from transformers.trainer_utils import TrainOutput, align_special_tokens, speed_metrics
 
 from chatbot_sft import preemption
 from chatbot_sft.train import snapshot
@@ -63,7 +63,6 @@ class Job:
     pending: Any = 0.0  # the sum of the losses since the last log, on the device
     total: float = 0.0  # and of those before
     logged_until: int = 0
-    trained: list[int] = field(default_factory=list)  # rows of this process in the last step
     started: float = 0.0  # the same moment by two clocks
     began: float = 0.0
 
@@ -113,6 +112,7 @@ def train(jobs: list[Job], step: Step, plan: Callable[[], None]) -> list[TrainOu
 def begin(job: Job, step: Step) -> None:
     """Make everything that the steps of `job` need, as it was at its checkpoint where it has one."""
     args = job.args
+    align_special_tokens(step.model, job.tokenizer)
     lay_out(job)
     steps = job.state.max_steps
     job.optimizer = build_optimizer(args, step.model, step.flat)
@@ -121,7 +121,7 @@ def begin(job: Job, step: Step) -> None:
     if job.origin.checkpoint:
         snapshot.load(job, step)
     if job.settings.training.stop_on_divergence:
-        job.guard = Guard(args, job.named, job.settings.dataset.shuffle, job.state)
+        job.guard = Guard(args, job.named, job.batches, job.settings.dataset.shuffle, job.state)
     job.ended = job.origin.finished or job.state.global_step >= steps
     job.rows = job.batches.load(job.state.global_step + 1, steps, args.dataloader_num_workers)
 
@@ -143,19 +143,19 @@ def train_step(job: Job, step: Step) -> None:
     job.tell("on_step_begin")
 
     # The gradient of the mean loss over all tokens that are trained in this step, in all processes.
-    rows = next(job.rows)
-    job.trained = [row.number for row in rows.rows]
     tokens, trained_tokens = job.batches.tokens(number)
-    loss = step.backward(rows, trained_tokens, number)
+    loss = step.backward(next(job.rows), trained_tokens, number)
     loss, stop = step.over_all_processes(loss, preemption.requested())
     norm = step.clip(job.optimizer)
 
     # The weights.
     if job.guard:
-        job.guard.check(number, loss, norm, job.trained)
+        job.guard.check(number, loss, norm)
     job.tell("on_pre_optimizer_step")
     rate = job.optimizer.param_groups[0]["lr"]
     taken = step.take(job.optimizer)
+    if args.torch_empty_cache_steps and number % args.torch_empty_cache_steps == 0:
+        torch.cuda.empty_cache()
     job.tell("on_optimizer_step")
     if taken and not after_evaluations(args):
         job.schedule.step()
@@ -212,7 +212,7 @@ def judge(job: Job, loss: float) -> bool:
 def save(job: Job, step: Step) -> None:
     """Write a checkpoint, unless its weights are broken."""
     if job.guard:
-        job.guard.check_weights(job.state.global_step, step.trained, job.trained)
+        job.guard.check_weights(job.state.global_step, step.trained)
     snapshot.write(job, step)
     job.progress.pause()
     job.tell("on_save")

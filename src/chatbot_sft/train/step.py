@@ -32,24 +32,25 @@ class Step:
 
     def __init__(self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int) -> None:
         self.model, self.engine, self.settings, self.args, self.pad = model, engine, settings, args, pad_token_id
+        engine.prepare(model)
+        self.precision = engine.compute_dtype(model, "bf16" if args.bf16 else "fp16" if args.fp16 else None)
         self.layout = Layout(settings.training.per_device_train_batch_size)
         self.captured: CapturedLayers | None = None
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.flat = FlatParameters(self.trained) if "8bit" in args.optim and flattens(self.trained) else None
         self.gradients = self.flat or Gradients(self.trained)
         self.smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
-        self.scaler = torch.amp.GradScaler(args.device.type) if args.fp16 else None
+        self.scaler = torch.amp.GradScaler(args.device.type) if self.precision == "fp16" else None
         if self.scaler is not None:
             engine.use_scaler(model, self.scaler)
-        engine.prepare_loss(model)
         if args.world_size > 1:
             self.gradients.share()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """What the model computes in."""
-        if not self.args.bf16 and not self.args.fp16:
+        if self.precision is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.args.device.type, torch.bfloat16 if self.args.bf16 else torch.float16)
+        return torch.autocast(self.args.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
     def use_layout(self, layout: Layout) -> None:
         """Switch to training mode, with or without recomputed activations; what was captured for another layout is let go."""

@@ -29,7 +29,7 @@ def trial(step: Step, batches: Batches, steps: int) -> Trial:
     count = step.args.per_device_train_batch_size
     typical, longest = (StepRows([batches.rows[pack] for pack in packs[:count]]) for packs in (of_epoch[len(of_epoch) // 2], longest))
     shapes = {CapturedLayers.length(max(batches.lengths[row] for pack in packs for row in pack)) for packs in of_epoch}
-    exact = not step.args.bf16 and not step.args.fp16 and step.model.dtype == torch.float32
+    exact = step.precision is None and step.model.dtype == torch.float32
     tolerance = FLOAT32_NOISE if exact else FLOAT16_NOISE
     return Trial(step.trial_run, typical, longest, steps, step.settings.training.memory_margin, tolerance, len(shapes))
 

@@ -71,7 +71,7 @@ class Companion(TrainerCallback):
         job.started = time.perf_counter()
         state.compute_steps(job.args, state.max_steps)
         if job.settings.training.stop_on_divergence:
-            job.guard = Guard(args, job.named, job.settings.dataset.shuffle, state)
+            job.guard = Guard(args, job.named, self.rows.batches, job.settings.dataset.shuffle, state)
         if job.stopping and (kept := state.stateful_callbacks.get(snapshot.STOPPING)):
             job.stopping.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
         job.evaluations.begin(state)
@@ -101,7 +101,7 @@ class Companion(TrainerCallback):
         self.job.progress.log(state, logs["loss"])
         if self.job.guard and self.failure is None:
             try:
-                self.job.guard.check(state.global_step, torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"]), self._trained(state.global_step))
+                self.job.guard.check(state.global_step, torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"]))
             except Exception as error:
                 self.failure = error
                 control.should_training_stop, control.should_save = True, False
@@ -131,9 +131,6 @@ class Companion(TrainerCallback):
             job.evaluations.take(self.trainer.state, metrics)
         job.progress.pause()
         return metrics
-
-    def _trained(self, number: int) -> list[int]:
-        return [row for pack in self.rows.batches.step(number) for row in pack]
 
     def _asked(self, args: Any) -> bool:
         """Whether any process of the run was asked to stop: all of them have to stop at the same step."""
