@@ -124,7 +124,7 @@ class Step:
     def _smoothed(self, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
         """The loss with training.label_smoothing_factor, which needs all logits."""
         labels = inputs.pop("labels")
-        outputs = self.model(**inputs)
+        outputs = self.model(**inputs, use_cache=False)
         return self.smoother({"logits": outputs.logits.float()}, labels, shift_labels=True, num_items_in_batch=trained_tokens)
 
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
