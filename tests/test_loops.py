@@ -67,10 +67,11 @@ def test_the_native_loop_gives_the_numbers_of_trls_own_trainer(case, build):
     import torch
     import trl
 
-    wrappers = [build(**CASES[case], loop=loop) for loop in ("native", "trl")]
-    for wrapper in wrappers:
-        wrapper.evaluate()  # before training, as a run does
-        wrapper.train()
+    wrappers = []
+    for loop in ("native", "trl"):  # one after the other: creating a trainer sets the seed
+        wrappers.append(build(**CASES[case], loop=loop))
+        wrappers[-1].evaluate()  # before training, as a run does
+        wrappers[-1].train()
     (native, held_out, ours), (published, their_held_out, theirs) = map(figures, wrappers)
     assert type(wrappers[1].trainer).__mro__[1] is trl.SFTTrainer  # the engine's, for a CPU
     assert len(native) >= 4
@@ -191,9 +192,11 @@ def test_the_native_loop_builds_the_optimizer_that_transformers_does(optim, tmp_
 
 def test_a_whole_run_in_trls_loop(launch, tiny, tmp_path):
     """Evaluated, stopped early with the best weights, its checkpoints whole; with a learning rate that ruins the model."""
-    arguments = ["training.loop=trl", "training.max_steps=12", "training.learning_rate=3", "training.warmup_steps=0", "training.eval_steps=2"]
-    arguments += ["training.early_stopping_patience=2", "training.load_best_model_at_end=true", "training.stop_on_divergence=false", "save=lora"]
-    process = launch(*tiny, *arguments, "model.dtype=float32", "hydra.run.dir=run")
+    process = launch(
+        *tiny, "training.loop=trl", "training.max_steps=40", "training.learning_rate=3", "training.lr_scheduler_type=constant", "save=lora",
+        "training.warmup_steps=0", "training.eval_steps=2", "training.early_stopping_patience=2", "training.load_best_model_at_end=true",
+        "training.stop_on_divergence=false", "model.dtype=float32", "hydra.run.dir=run",
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert "loop: trl (as configured)" in process.stderr
     report = report_of(tmp_path)
