@@ -26,8 +26,7 @@ def main() -> None:
     import trl.trainer.sft_trainer  # noqa: F401
     from transformers import LlamaForCausalLM  # noqa: F401
 
-    import chatbot_sft.train.guard
-    import chatbot_sft.train.resumable  # noqa: F401
+    import chatbot_sft.train.loop  # noqa: F401
 
     for line in sys.stdin:
         config, days = json.loads(line)

@@ -175,10 +175,18 @@ def test_where_no_checkpoint_is_left_a_line_says_that_training_begins_anew(tmp_p
     assert caplog.records[-1].getMessage() == f"resume: no whole checkpoint is left in {tmp_path}/checkpoints; the training begins anew"
 
 
-def test_a_checkpoint_of_an_earlier_version_has_no_checksums_and_is_taken(tmp_path):
+@pytest.mark.parametrize("keys", [["format"], ["format", "checksums"]])
+def test_a_checkpoint_of_the_loop_before_is_refused_and_not_begun_anew_over(keys, tmp_path):
+    """transformers' Trainer wrote it: the same file names, with other things in them."""
     old = planted(tmp_path / "checkpoints", 4)
-    record_without("checksums", "checksum")(old)
-    assert resume.find_origin(from_config(tmp_path)).checkpoint.step == 4
+    record_without(*keys, "checksum")(old)
+    record = json.loads((old / "run.json").read_text())
+    if "checksums" in record:
+        (old / "run.json").write_text(json.dumps({**record, "checksum": checkpoints._own_checksum(record)}))
+    for settings in (from_config(tmp_path), from_config(tmp_path / "new", resume=str(old))):
+        with pytest.raises(UserError, match=r"checkpoint-4 was written by another version of chatbot_sft.*training.resume=never"):
+            resume.find_origin(settings)
+    assert resume.find_origin(from_config(tmp_path, resume="never")).checkpoint is None
     cut("optimizer.pt")(old)
     assert resume.find_origin(from_config(tmp_path)).checkpoint is None
 

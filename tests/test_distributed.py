@@ -1,11 +1,12 @@
 """One run in two processes: the losses of one, one run directory, one log, one report."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
-from conftest import report_of
+from conftest import conversations, report_of, write_json
 
 
 @pytest.fixture(scope="module")
@@ -66,54 +67,83 @@ def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
 
 
-def test_the_optimizers_single_vector_sees_the_gradients_of_all_processes(tmp_path):
-    """DistributedDataParallel keeps gradients in buckets of its own: the vector must be moved by their mean, not by its own process's."""
+def test_gradients_and_figures_are_summed_over_all_processes_in_one_vector(tmp_path):
+    """Also where the optimizer sees one vector, and where a parameter has no gradient; the first process's weights become everyone's."""
     (tmp_path / "run.py").write_text(
         """
 import torch, torch.distributed as dist
-from chatbot_sft.train.gradients import FlatParameters
+from chatbot_sft.train.gradients import FlatParameters, Gradients
 dist.init_process_group("gloo")
+torch.manual_seed(dist.get_rank())
+parameters = [torch.nn.Parameter(torch.randn(64, 80)), torch.nn.Parameter(torch.randn(80, 64)), torch.nn.Parameter(torch.randn(5))]
+gradients = Gradients(parameters)
+gradients.share()
 torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(64, 80, bias=False), torch.nn.Linear(80, 64, bias=False))
-alone = torch.nn.Sequential(*(torch.nn.Linear(*layer.weight.shape[::-1], bias=False) for layer in model))
-alone.load_state_dict(model.state_dict())
-flat = FlatParameters(list(model.parameters()))
-ddp = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-optimizer = torch.optim.SGD([flat.vector], lr=0.1)
-optimizer.register_step_pre_hook(lambda *_: flat.collect())
-expected = torch.optim.SGD(alone.parameters(), lr=0.1)
-for step in range(3):
-    data = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(step))
-    ddp(data[dist.get_rank()]).pow(2).mean().backward()
-    alone(data.flatten(0, 1)).pow(2).mean().backward()
-    for one in (optimizer, expected):
-        one.step()
-    model.zero_grad()
-    alone.zero_grad()
-assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), alone.parameters())), "not the mean"
-dist.destroy_process_group()
-"""
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.returncode == 0, process.stderr
-
-
-def test_gradients_are_averaged_where_no_distributed_data_parallel_does(tmp_path):
-    """Under Unsloth accelerate wraps the model in nothing: without this each process would train by its own rows."""
-    (tmp_path / "run.py").write_text(
-        """
-import torch, torch.distributed as dist
-from chatbot_sft.train.gradients import Gradients
-dist.init_process_group("gloo")
-parameters = [torch.nn.Parameter(torch.zeros(3, 4)), torch.nn.Parameter(torch.zeros(5))]
-for number, parameter in enumerate(parameters, 1):
+assert torch.equal(parameters[0], torch.randn(64, 80))
+for number, parameter in enumerate(parameters[:2], 1):
     parameter.grad = torch.full_like(parameter, number * (1.0 + 2 * dist.get_rank()))
-Gradients(parameters).average()
-assert all((parameter.grad == 2.0 * number).all() for number, parameter in enumerate(parameters, 1)), [p.grad for p in parameters]
+loss, stops = gradients.sum(torch.tensor(0.25), float(dist.get_rank()))
+assert (loss, stops) == (0.5, 1.0), (loss, stops)
+assert all((parameter.grad == 4.0 * number).all() for number, parameter in enumerate(parameters[:2], 1)) and parameters[2].grad is None
+flat = FlatParameters(parameters[:2])
+flat.attach()
+sum((parameter * (1 + dist.get_rank())).sum() for parameter in flat.parameters).backward()
+flat.sum()
+assert (flat.vector.grad == 3).all()
 dist.destroy_process_group()
 """
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.returncode == 0, process.stderr
+
+
+TWO = """
+import hashlib, json, sys
+import torch
+from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper
+config = json.loads(sys.argv[1])
+model, tokenizer = ModelLoader(config).load_and_configure()
+dataset = DatasetLoader(config, tokenizer)
+trainer = SFTTrainerWrapper(config, model, tokenizer, dataset.prepare_dataset(), dataset.eval_dataset)
+trainer.setup()
+before = trainer.evaluate()
+trainer.train()
+weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad)
+hashes = [hashlib.sha256(weights).hexdigest()]
+if trainer.args.world_size == 2:
+    hashes = [None, None]
+    torch.distributed.all_gather_object(hashes, hashlib.sha256(weights).hexdigest())
+if trainer.args.process_index == 0:
+    print(json.dumps([[loss for _, loss in trainer.progress.losses], [before, trainer.evaluate_trained()], hashes]))
+trainer.close()
+"""
+
+
+@pytest.mark.parametrize("engine", ["transformers", "unsloth"])
+def test_both_processes_end_with_the_adapter_of_one(engine, tiny_llama, tmp_path):
+    """Evaluated before training, after which accelerate would wrap the model in nothing; a learning rate under which training apart would show."""
+    config = {
+        "model": {"name": str(tiny_llama), "load_in_4bit": False, "dtype": "float32", "engine": engine},
+        "dataset": {"data_path": str(write_json(tmp_path / "short.json", conversations(40))), "eval_fraction": 0.3},
+        "training": {
+            "max_steps": 6, "learning_rate": 1e-2, "warmup_steps": 0, "per_device_train_batch_size": 2, "batch_layout": "as_configured",
+            "save_strategy": "no", "sample_max_new_tokens": 0,
+        },
+    }  # fmt: skip
+    printed = []
+    for processes in (1, 2):
+        config["training"] |= {"gradient_accumulation_steps": 4 // processes, "output_dir": str(tmp_path / f"checkpoints-{processes}")}
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+        (tmp_path / "run.py").write_text(TWO)
+        process = subprocess.run(
+            [sys.executable, *launcher, "run.py", json.dumps(config)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+        printed.append(json.loads(process.stdout.splitlines()[-1]))
+    (losses, held_out, _), (shared_losses, shared_held_out, (first, second)) = printed
+    assert first == second
+    assert losses[0] - losses[-1] > 0.1
+    assert shared_losses == pytest.approx(losses, rel=1e-6)
+    assert shared_held_out == pytest.approx(held_out, rel=1e-6)

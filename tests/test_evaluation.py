@@ -181,9 +181,10 @@ except RuntimeError:
     pass
 with open("checkpoints/evaluations.jsonl", "a") as file:
     file.write('{"step": 6, "loss": 1')
-trainer.engine.for_training(model, False)
-trainer.trainer.train(resume_from_checkpoint="checkpoints/checkpoint-4")
-print(json.dumps({"records": trainer.evaluations.records, "patience": trainer.evaluations._early_stopping.early_stopping_patience_counter}))
+from chatbot_sft.train.resume import Origin, read
+trainer.origin = Origin(checkpoint=read(Path("checkpoints/checkpoint-4").absolute()))
+trainer.train()
+print(json.dumps({"records": trainer.evaluations.records, "patience": trainer.job.stopping.early_stopping_patience_counter}))
 """
 
 

@@ -450,7 +450,7 @@ def test_of_several_exports_the_merged_one_comes_first(tmp_path):
 
 
 def checkpoint(run: Path, step: int, *names: str) -> Path:
-    """A whole one, as far as `train.checkpoints` can tell."""
+    """A whole one, as far as `run.checkpoints` can tell."""
     folder = fake(run / f"checkpoint-{step}", *names)
     record = resume.record(resume.Origin(), step, 1.0, False, {}, {})
     (folder / "run.json").write_text(json.dumps({**record, "files": dict.fromkeys(sorted(names), 2)}))

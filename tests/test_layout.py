@@ -6,14 +6,14 @@ import random
 
 import pytest
 from conftest import EXAMPLE, report_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatbot_sft.cache import part_folder
+from chatbot_sft.train.batches import Batches, best_fit
 from chatbot_sft.train.layout import Layout, candidates, step_down
 from chatbot_sft.train.measure import Trial, cache_key, choose
 from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded, padding_free
-from chatbot_sft.train.sampler import StepSampler, best_fit
 
 rows_of_ids = st.lists(st.lists(st.integers(3, 99), min_size=2, max_size=9), min_size=1, max_size=7)
 
@@ -36,26 +36,67 @@ def test_best_fit_puts_every_row_in_one_pack_and_fills_them(lengths, capacity):
     assert all(a + b > capacity for a, b in itertools.combinations(sizes, 2))
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 3), st.booleans())
-def test_the_steps_of_all_processes_are_those_of_one(lengths, batch_size, processes, packed):
-    def sampler(process, processes):
-        return StepSampler(lengths, batch_size, 7, True, 60 if packed else None, process, processes)
+def batches(lengths, *arguments) -> Batches:
+    """Over rows of so many tokens, all of them trained."""
+    from datasets import Dataset
 
-    whole = list(sampler(0, 1))
-    assert len(whole) == len(sampler(0, 1))
-    assert sorted(row for step in whole for pack in step for row in pack) == list(range(len(lengths)))
-    shares = [list(sampler(process, processes)) for process in range(processes)]
-    for step, *parts in zip(whole, *shares, strict=True):
-        assert sorted(map(tuple, step)) == sorted(tuple(pack) for part in parts for pack in part)
+    return Batches(Dataset.from_dict({"input_ids": [[5] * length for length in lengths]}), *arguments)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 3), st.booleans())
+@settings(max_examples=30)
+def test_the_steps_of_all_processes_are_those_of_one(lengths, batch_size, processes, packed):
+    shares = [batches(lengths, batch_size, 7, True, 60 if packed else None, process, processes) for process in range(processes)]
+    whole = batches(lengths, batch_size, 7, True, 60 if packed else None)
+    steps = whole.epoch(0)
+    assert len(steps) == whole.per_epoch
+    assert sorted(row for step in steps for pack in step for row in pack) == list(range(len(lengths)))
+    for step in steps:
+        assert sorted(map(tuple, step)) == sorted(tuple(pack) for share in shares for pack in share.own(step))
 
 
 def test_each_epoch_has_an_order_of_its_own_and_a_seed_repeats_it():
-    sampler = StepSampler(range(1, 41), 8, 1, True)
-    first = list(sampler)
-    assert first == list(StepSampler(range(1, 41), 8, 1, True)) != list(StepSampler(range(1, 41), 8, 2, True))
-    sampler.set_epoch(1)
-    assert first != list(sampler)
-    assert [pack for step in StepSampler(range(1, 41), 8, 1, False) for pack in sorted(step)] == [[row] for row in range(40)]
+    made = batches(range(1, 41), 8, 1, True)
+    first = made.epoch(0)
+    assert first == batches(range(1, 41), 8, 1, True).epoch(0) != batches(range(1, 41), 8, 2, True).epoch(0)
+    assert first != made.epoch(1)
+    assert [pack for step in batches(range(1, 41), 8, 1, False).epoch(0) for pack in sorted(step)] == [[row] for row in range(40)]
+
+
+def test_the_rows_of_a_step_do_not_depend_on_where_a_run_began():
+    """Nine rows in steps of 4: the third step of an epoch has one row."""
+    made = batches(range(2, 11), 4, 3, True)
+    whole = [[row.number for row in step.rows] for step in made.load(1, 8)]
+    assert [len(step) for step in whole] == [4, 4, 1, 4, 4, 1, 4, 4]
+    for first in range(1, 9):
+        assert [[row.number for row in step.rows] for step in batches(range(2, 11), 4, 3, True).load(first, 8)] == whole[first - 1 :]
+    assert [[row for pack in made.step(number) for row in pack] for number in range(1, 9)] == whole
+
+
+def test_a_resume_in_the_middle_of_an_epoch_draws_no_random_number():
+    import torch
+
+    states = []
+    for first in (4, 5):
+        torch.manual_seed(0)
+        next(batches(range(2, 11), 4, 3, True).load(first, 8))
+        states.append(torch.get_rng_state())
+    torch.manual_seed(0)
+    assert torch.equal(states[1], torch.get_rng_state())
+    assert not torch.equal(states[0], states[1])
+
+
+@given(rows_of_ids)
+@settings(max_examples=30)
+def test_tokens_are_counted_as_the_rows_have_them(ids):
+    from datasets import Dataset
+
+    rows = made(ids)
+    found = Batches(Dataset.from_dict({"input_ids": ids, "labels": [row.labels for row in rows]}), 3, 1, True)
+    assert found.lengths == [len(row) for row in rows]
+    assert found.trained_lengths == [row.trained_tokens for row in rows]
+    for number, step in enumerate(found.load(1, found.per_epoch), 1):
+        assert found.tokens(number) == (step.tokens, step.trained_tokens)
 
 
 # Batches
@@ -106,24 +147,27 @@ def trained(tiny_llama, tmp_path_factory):
     return build
 
 
-def gradient(trainer, layout, step):
+def gradient(step, layout, rows):
     import torch
 
-    trainer.use_layout(layout)
-    trainer.model.zero_grad()
-    loss = trainer._run(trainer.model, step, torch.tensor(step.trained_tokens))
-    return loss.item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+    step.use_layout(layout)
+    step.model.zero_grad()
+    loss = step.run(rows, rows.trained_tokens)
+    return loss.item(), torch.cat([parameter.grad.flatten() for parameter in step.trained])
+
+
+def first_step(wrapper):
+    return next(wrapper.job.make_batches(8).load(1, 1))
 
 
 def test_every_layout_gives_the_loss_and_the_gradient_of_the_configured_one(trained):
     wrapper = trained()
-    trainer = wrapper.trainer
-    step = next(iter(trainer.get_train_dataloader()))
-    loss, expected = gradient(trainer, Layout(2), step)
+    rows = first_step(wrapper)
+    loss, expected = gradient(wrapper.step, Layout(2), rows)
     layouts = [*candidates(Layout(2), 8, packing=False, gpu=False, capturable=False), Layout(4, checkpointing=True)]
     assert len(layouts) == 8
     for layout in layouts:
-        found, ours = gradient(trainer, layout, step)
+        found, ours = gradient(wrapper.step, layout, rows)
         assert found == pytest.approx(loss, abs=1e-5), layout
         assert (ours - expected).norm() < 1e-5 * expected.norm(), layout
 
@@ -132,64 +176,64 @@ def test_packed_conversations_have_the_losses_they_have_alone(trained):
     import torch
 
     wrapper = trained(packing=True, batch_layout="as_configured")
-    trainer = wrapper.trainer
-    step = next(iter(trainer.get_train_dataloader()))
-    pack = max(step.packs, key=len)
+    model, rows = wrapper.model, first_step(wrapper)
+    pack = max(rows.packs, key=len)
     assert len(pack) > 1
-    assert all(sum(map(len, pack)) <= 512 for pack in step.packs)
-    batch = padding_free(pack)
+    assert all(sum(map(len, pack)) <= 512 for pack in rows.packs)
+    batch = padding_free(pack) | {"use_cache": False}  # transformers looks for rows where there is no cache alone
     del batch["packed_seq_lengths"]
-    trainer.model.eval()
+    model.eval()
     with torch.no_grad():
-        logits = trainer.model(**batch).logits[0]
+        logits = model(**batch).logits[0]
         start = 0
         for row in pack:
-            alone = trainer.model(input_ids=torch.tensor([row.input_ids])).logits[0]
+            alone = model(input_ids=torch.tensor([row.input_ids])).logits[0]
             assert torch.allclose(logits[start : start + len(row)], alone, atol=1e-5)
             start += len(row)
         # Positions that run on let attention cross: the check above can fail.
         batch["position_ids"] = torch.arange(start)[None]
-        crossed = trainer.model(**batch).logits[0]
+        crossed = model(**batch).logits[0]
     assert not torch.allclose(logits[len(pack[0]) :], crossed[len(pack[0]) :], atol=1e-5)
     assert wrapper.setup_and_train().global_step == 2
 
 
 def test_out_of_memory_is_a_smaller_layout_and_the_same_losses(trained, monkeypatch, caplog):
     import torch
-    import transformers
+
+    from chatbot_sft.train.step import Step
 
     expected = trained(batch_layout="as_configured", per_device_train_batch_size=8, gradient_accumulation_steps=1)
     expected.setup_and_train()
-    micro_step = transformers.Trainer.training_step
+    micro_batch = Step.micro_batch
     sizes = []
 
-    def small_card(self, model, inputs, num_items_in_batch=None):
-        rows = inputs["input_ids"].shape[0]
+    def small_card(self, batch, trained_tokens):
+        rows = batch["input_ids"].shape[0]
         sizes.append(rows)
-        loss = micro_step(self, model, inputs, num_items_in_batch)
+        loss = micro_batch(self, batch, trained_tokens)
         if rows > 3:  # in the middle of the backward pass, some gradients are there already
             raise torch.OutOfMemoryError("planted")
         return loss
 
-    monkeypatch.setattr(transformers.Trainer, "training_step", small_card)
+    monkeypatch.setattr(Step, "micro_batch", small_card)
     wrapper = trained(batch_layout="as_configured", per_device_train_batch_size=8, gradient_accumulation_steps=1)
     wrapper.setup_and_train()
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
-    assert wrapper.trainer.layout == Layout(2)
+    assert wrapper.layout == Layout(2)
     assert [loss for _, loss in wrapper.progress.losses] == pytest.approx([loss for _, loss in expected.progress.losses], abs=1e-5)
     assert "layout: out of memory; step 1 again as 2 × 4 padded" in caplog.text
 
 
 def test_without_a_smaller_layout_out_of_memory_is_one_line(trained, monkeypatch):
     import torch
-    import transformers
 
     from chatbot_sft import UserError
+    from chatbot_sft.train.step import Step
 
     def no_card(*_):
         raise torch.OutOfMemoryError("planted")
 
-    monkeypatch.setattr(transformers.Trainer, "training_step", no_card)
+    monkeypatch.setattr(Step, "micro_batch", no_card)
     wrapper = trained(batch_layout="as_configured")
     with pytest.raises(UserError, match=r"out of memory at step 1 .*; set a smaller training.per_device_train_batch_size"):
         wrapper.setup_and_train()

@@ -25,8 +25,8 @@ from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import DatasetStatistics, Export, Memory, Report, SaveResult, Status, write_json
 from chatbot_sft.run.versions import git_commit
 from chatbot_sft.save.saver import ModelSaver
-from chatbot_sft.train.callbacks import Progress, duration
-from chatbot_sft.train.sampler import epoch_steps
+from chatbot_sft.train.batches import epoch_steps
+from chatbot_sft.train.progress import Progress, duration
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
@@ -184,8 +184,8 @@ def test_a_peak_that_cannot_begin_anew_says_so(monkeypatch, tmp_path):
 def test_the_first_step_is_counted_from_the_start_of_its_own_run(monkeypatch, tmp_path):
     state = SimpleNamespace(num_input_tokens_seen=0, log_history=[], is_world_process_zero=True, global_step=1, max_steps=2)
     progress = Progress(time.time() - 5)
-    progress.on_train_begin(None, state, None)
-    progress.on_step_end(None, state, None)
+    progress.begin(state)
+    progress.step(state)
     assert 5 <= progress.first_step_after < 6
 
     started = psutil.Process().create_time()

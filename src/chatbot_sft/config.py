@@ -143,6 +143,7 @@ _INHERITED = ("format", "columns", "config_name", "split", "revision")
 class TrainingConfig:
     _target_: str = "chatbot_sft.train.SFTTrainerWrapper"
     output_dir: str = "checkpoints"
+    loop: str = "auto"  # native: ours | trl: TRL's SFTTrainer | auto: ours, TRL's where a key needs it
     per_device_train_batch_size: int = 2
     gradient_accumulation_steps: int = 4
     batch_layout: str = "auto"  # auto: run the steps as is fastest here | as_configured
@@ -490,6 +491,7 @@ def check_values(config: Config) -> None:
     one_of("dataset.thinking", dataset.thinking, ("keep", "drop", "last"))
     one_of("dataset.train_on", dataset.train_on, ("assistant", "last_assistant", "all"))
     one_of("dataset.overflow", dataset.overflow, ("truncate", "drop", "error", "split"))
+    one_of("training.loop", config.training.loop, ("auto", "native", "trl"))
     one_of("training.batch_layout", config.training.batch_layout, ("auto", "as_configured"))
     one_of("dataset.on_bad_row", dataset.on_bad_row, ("auto", "error", "drop", "warn"))
     config.training.loggers  # noqa: B018 (raises for a name that is no logger)

@@ -31,6 +31,9 @@ PACKAGES = {
     "adamw_torch_npu": ("torch_npu", "torch_npu"),
     **dict.fromkeys(("paged_", "lion_", "ademamix", "rmsprop_bnb", "adamw_8bit", "adamw_bnb"), ("bitsandbytes", "bitsandbytes")),
 }
+# Those that the native loop builds: by their whole names, and by how the names of bitsandbytes' begin.
+NATIVE = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_8bit", "adamw_bnb_8bit")
+NATIVE_BITSANDBYTES = ("paged_", "lion_", "ademamix", "rmsprop_bnb")
 LOW_RANK = ("galore_", "apollo_")  # they project the matrices that training.optim_target_modules names
 READ_OPTIM_ARGS = (
     "galore_", "apollo_", "grokadamw", "schedule_free_", "stable_adamw", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit",
@@ -45,6 +48,11 @@ NEEDED = {
 }
 AFTER_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # by the trainer
+
+
+def built_by_native(optim: str) -> bool:
+    """Whether the native loop has it; the others that transformers knows are TRL's loop's."""
+    return optim in NATIVE or optim.startswith(NATIVE_BITSANDBYTES)
 
 
 def check_packages(optim: str, gpu: bool) -> None:

@@ -216,9 +216,9 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
         trainer.sample_prompts = [[{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts]
     trainer.origin, trainer.started = origin, started
     trainer.setup()
-    report.settings = used_settings(settings, trainer.trainer.args)
+    report.settings = used_settings(settings, trainer.args)
     loggers.callback(trainer.loggers.finish, report)
-    lock = lock.on_machine(model_loader.engine.NAME, report.model.dtype, trainer.trainer.args.optim)
+    lock = lock.on_machine(model_loader.engine.NAME, report.model.dtype, trainer.args.optim, trainer.loop)
     resume.refuse_changes(origin, {key: lock.decides[key] for key in MACHINE}, whole=False)
     if distributed.is_first():
         run.write_lock(lock)
@@ -260,7 +260,7 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
     if distributed.is_first():
         save(saver, report)
     if distributed.processes() > 1:
-        trainer.trainer.accelerator.end_training()
+        trainer.close()
 
 
 def check_secrets(settings: Config) -> None:
@@ -326,7 +326,7 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_befor
     """What training came to."""
     settings, progress, evaluations, origin = trainer.settings, trainer.progress, trainer.evaluations, trainer.origin
     losses = [loss for _, loss in progress.losses]
-    last = trainer.trainer.state.global_step
+    last = trainer.state.global_step
     step = last if evaluations.reloaded is None else evaluations.reloaded
     best = evaluations.best() if settings.training.eval_steps is not None else None
     before, after = evaluations.at(0) or {}, evaluations.at(step) or {}
@@ -335,10 +335,10 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_befor
         steps=last,
         effective_batch_size=settings.effective_batch_size * distributed.processes(),
         processes=distributed.processes(),
-        batch_layout=trainer.trainer.layout.describe(settings.effective_batch_size),
+        batch_layout=trainer.layout.describe(settings.effective_batch_size),
         batch_layouts=trainer.measured_layouts(),
         tokens=progress.step_tokens[-1],
-        seconds=trainer.trainer.seconds(),
+        seconds=trainer.seconds(),
         resumed_from=origin.checkpoint.step if origin.checkpoint else None,
         resumes=origin.resumes,
         tokens_per_second=round(progress.tokens_per_second(), 1),
@@ -356,7 +356,7 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_befor
         rows_loss_before=rows_loss_before,
         rows_loss=rows_loss,
         weights_of_step=step,
-        stopped_early=evaluations.stopped_early,
+        stopped_early=trainer.stopped_early,
         best_step=best and best["step"],
         best_eval_loss=best and best["loss"],
         warnings=[*warnings(before.get("loss"), eval_loss, best), *rows_warnings(rows_loss_before, rows_loss)],

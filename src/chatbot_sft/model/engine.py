@@ -43,6 +43,18 @@ class Engine(Protocol):
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes of a micro-batch: row lengths of a padding-free one, or positions alone."""
 
+    def prepare(self, model: Any) -> None:
+        """Once, before training: what TRL's SFTTrainer does to a model under this engine."""
+
+    def compute_dtype(self, model: Any, wanted: str | None) -> str | None:
+        """ "bf16", "fp16" or None: what matrix products are cast to, where `wanted` is what the configuration means."""
+
+    def loss(self, model: Any, inputs: dict[str, Any], trained_tokens: Any) -> Any:
+        """The loss of a micro-batch in training, divided by the trained tokens of the whole step (a tensor); `inputs` has labels."""
+
+    def use_scaler(self, model: Any, scaler: Any) -> None:
+        """Tell the model of the `torch.amp.GradScaler` that scales its loss in float16."""
+
     def capturable(self, model: Any) -> bool:
         """Whether `hidden_states` can run as a CUDA graph and `head_loss` does the rest; an engine without them says no."""
 
@@ -50,7 +62,7 @@ class Engine(Protocol):
         """Whether the engine trains a batch without padding where nothing else is asked for."""
 
     def trainer_class(self) -> type:
-        """TRL's SFTTrainer, as this engine needs it on this machine."""
+        """TRL's SFTTrainer, as this engine needs it on this machine: for training.loop=trl."""
 
 
 @dataclass(frozen=True)

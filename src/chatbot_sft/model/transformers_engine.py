@@ -74,6 +74,36 @@ def inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: values for name, values in batch.items() if name != "packed_seq_lengths"}
 
 
+def prepare(model: Any) -> None:
+    """On a GPU TRL's output layer spares the memory of all logits; its kernel runs nowhere else, and reads the weight of a plain layer."""
+    from chatbot_sft.model.loss import add_fused_head, cast_adapter
+
+    cast_adapter(model)
+    if _fused(model):
+        add_fused_head(model)
+
+
+def compute_dtype(model: Any, wanted: str | None) -> str | None:
+    return wanted
+
+
+def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
+    from chatbot_sft.model.loss import fused_loss, own_loss
+
+    return fused_loss(model, inputs, trained_tokens) if _fused(model) else own_loss(model, {**inputs, "use_cache": False}, trained_tokens)
+
+
+def _fused(model: Any) -> bool:
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return torch.cuda.is_available() and not isinstance(model.get_output_embeddings(), BaseTunerLayer)
+
+
+def use_scaler(model: Any, scaler: Any) -> None:
+    """Its loss needs none."""
+
+
 def capturable(model: Any) -> bool:
     return False  # its masks are looked at on the host
 

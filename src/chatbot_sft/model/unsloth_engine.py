@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import unsloth  # first: it patches transformers and trl as they are imported
 
 import peft  # isort: skip
+
+from chatbot_sft.model.loss import add_fused_head, base_of, cast_adapter, fused_loss, own_loss  # isort: skip
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +60,51 @@ def for_inference(model: Any) -> None:
 
 def inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
+
+
+def prepare(model: Any) -> None:
+    """On a CPU Unsloth leaves TRL's trainer as it is."""
+    if unsloth.DEVICE_TYPE == "cpu":
+        cast_adapter(model)
+        if _chunked(model) is None:
+            add_fused_head(model)
+
+
+def compute_dtype(model: Any, wanted: str | None) -> str | None:
+    """As under Unsloth's SFTTrainer: some families overflow in float16 and say so; where every weight is trained in bfloat16 nothing is cast."""
+    in_bfloat16 = os.environ.get("UNSLOTH_MIXED_PRECISION") == "bfloat16"  # set as such a model was loaded
+    forced = vars(base_of(model)).get("_unsloth_forced_float32")  # a private mark, read by unsloth/models/rl.py the same way
+    return None if unsloth.DEVICE_TYPE != "cpu" and (in_bfloat16 or forced) else wanted
+
+
+def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
+    """As under Unsloth's SFTTrainer: its fused kernel on a GPU; on a CPU in chunks of rows, which it does where it is asked to alone."""
+    if unsloth.DEVICE_TYPE != "cpu":
+        from unsloth_zoo.temporary_patches.utils import apply_pending_eager_fallbacks
+
+        apply_pending_eager_fallbacks()  # layers that were compiled too often run as they are from here on
+        # A cache of keys and values would lose the bounds of the rows.
+        return own_loss(model, {**inputs, "use_cache": False} if "packed_seq_lengths" in inputs else inputs, trained_tokens)
+    chunked = _chunked(model)
+    if chunked is None:
+        return fused_loss(model, inputs, trained_tokens)
+    chunked._unsloth_cpu_chunked_ce_active = True
+    try:
+        return own_loss(model, {**inputs, "use_cache": False}, trained_tokens)
+    finally:
+        chunked._unsloth_cpu_chunked_ce_active = False
+
+
+def _chunked(model: Any) -> Any | None:
+    """The part of `model` that computes its loss in chunks on a CPU. A private mark of unsloth_zoo (cpu/trainer.py reads it the same way)."""
+    base = base_of(model)
+    return base if vars(base).get("_unsloth_cpu_chunked_ce") else None
+
+
+def use_scaler(model: Any, scaler: Any) -> None:
+    """Its fused loss computes the gradient in the forward pass: without the scale it would vanish in float16."""
+    for part in (model, base_of(model), base_of(model).model):
+        part.accelerator_scaler = scaler
 
 
 def trainer_class() -> type:

@@ -1,7 +1,7 @@
 """Checkpoints on disk: which are whole, and how they appear and go in one step. Imports no torch.
 
-A checkpoint is transformers' `checkpoint-N` folder with `run.json` in it, written last: what decides the run's result (its identity), when the run
-began, what the trainer's own state leaves out, and the size and checksum of every file, itself included. Sizes are compared whenever a checkpoint is
+A checkpoint is a `checkpoint-N` folder (see `train.snapshot`) with `run.json` in it, written last: what decides the run's result (its identity), when
+the run began, what the rest leaves out, and the size and checksum of every file, itself included. Sizes are compared whenever a checkpoint is
 looked for, checksums before it is used: one flipped byte, and the one before it is taken.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"
+FORMAT = 2  # of what is in a checkpoint; 1, without a number, was written by transformers' Trainer
 SAVING, REMOVING = ".saving", ".removing"  # names that transformers' search for checkpoint-N passes by
 NAME = re.compile(r"checkpoint-(\d+)")
 CHUNK = 1 << 20  # bytes read at a time
@@ -168,13 +169,18 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def publish(staged: Path, target: Path, record: Mapping[str, Any]) -> None:
     """Make the finished folder `staged` appear as `target` in one step, with its run.json, after all of it has reached the disk."""
-    files = _sizes(staged)
-    whole = json.loads(json.dumps({**record, "files": files, "checksums": {name: _checksum(staged / name) for name in files}}))
-    (staged / RECORD).write_text(json.dumps({**whole, "checksum": _own_checksum(whole)}, indent=1, ensure_ascii=False), encoding="utf-8")
-    for path in [*staged.rglob("*"), staged]:
-        _sync(path)
+    seal(staged, record)
     staged.rename(target)
     _sync(target.parent)
+
+
+def seal(folder: Path, record: Mapping[str, Any]) -> None:
+    """Put run.json into the finished `folder`, which makes a checkpoint of it, and wait until all of it has reached the disk."""
+    files = _sizes(folder)
+    whole = json.loads(json.dumps({**record, "files": files, "checksums": {name: _checksum(folder / name) for name in files}}))
+    (folder / RECORD).write_text(json.dumps({**whole, "checksum": _own_checksum(whole)}, indent=1, ensure_ascii=False), encoding="utf-8")
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -24,11 +24,11 @@ MODEL_ASIDE = {"name", "adapter", "token", "trust_remote_code", "chat_template",
 LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
 TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
     "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
-    "sample_max_new_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "memory_margin", "optim",
+    "sample_max_new_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "memory_margin", "optim", "loop",
     "eval_steps", "per_device_eval_batch_size", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end",
 }  # fmt: skip
 REPORTING = re.compile(r"(log|save|hub|report|run_name|project|trackio|dataloader|skip_memory_metrics|per_device_eval)")
-MACHINE = ("model.engine", "model.dtype", "training.optim")  # `decides` has them once the model is loaded: what they turned out to be
+MACHINE = ("model.engine", "model.dtype", "training.optim", "training.loop")  # `decides` has them once the model is loaded: as they turned out
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Lock:
     batch_layout: dict[str, Any] = field(default_factory=dict)  # {} until it is chosen
     schema: int = SCHEMA
 
-    def on_machine(self, engine: str, dtype: str, optim: str) -> Lock:
-        """With what only an imported engine knows."""
-        return replace(self, decides={**self.decides, **dict(zip(MACHINE, (engine, dtype, optim), strict=True))})
+    def on_machine(self, engine: str, dtype: str, optim: str, loop: str) -> Lock:
+        """With what only an imported engine knows, and the loop that was chosen."""
+        return replace(self, decides={**self.decides, **dict(zip(MACHINE, (engine, dtype, optim, loop), strict=True))})
 
     def in_layout(self, layout: Mapping[str, Any]) -> Lock:
         """With the batch layout that was chosen."""

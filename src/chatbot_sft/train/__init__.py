@@ -1,6 +1,8 @@
-"""Rows of (input_ids, labels) train the model: sampler (which) → rows → layout, measured (how) → steps.
+"""Rows of (input_ids, labels) train the model. Read `loop` (what happens, in order), then `step` (one gradient); `trl` is the other loop.
 
-Around them evaluation, checkpoints that a run resumes from, and the guard against divergence; `trainer` puts all of it together.
+Beside them: `batches` (which rows) and `rows`; `layout`, `measure` and `trials` (how a step is run here), `graphs`, `gradients`; `optimizer`;
+`evaluation`, `guard` with its `rails`, `progress`; `snapshot` (what a checkpoint holds) and `checkpoints` (how it stands on disk). `choice` says
+which loop trains, `arguments` what TRL is told, and `trainer` is the seed's SFTTrainerWrapper around all of it.
 """
 
 from chatbot_sft.train.monitor import TrainingMonitor

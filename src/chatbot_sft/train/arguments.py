@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 CPU_OPTIMIZER = "adamw_torch_fused"
 
 
-def sft_arguments(settings: Config, engine: Engine) -> Any:
-    """A `trl.SFTConfig`.
+def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
+    """A `trl.SFTConfig`, for either `loop`.
 
     Raises:
         UserError: TRL or transformers refuses the combination.
@@ -37,7 +37,7 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         log.info("optimizer: %s is for a GPU, %s takes its place", training.optim, optim)
     arguments: dict[str, Any] = {
         "output_dir": training.output_dir,
-        # The trainer sees whole optimizer steps; the batch layout cuts them into micro-batches.
+        # The native loop sees whole optimizer steps; the batch layout cuts them into micro-batches.
         "per_device_train_batch_size": settings.effective_batch_size,
         "gradient_accumulation_steps": 1,
         "per_device_eval_batch_size": training.per_device_eval_batch_size or training.per_device_train_batch_size,
@@ -71,6 +71,12 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
     }
     if training.eval_steps is not None:
         arguments |= {"eval_strategy": "steps", "eval_steps": steps_or_share(training.eval_steps), "metric_for_best_model": "eval_loss"}
+    if loop == "trl":
+        arguments |= {
+            "per_device_train_batch_size": training.per_device_train_batch_size,
+            "gradient_accumulation_steps": training.gradient_accumulation_steps,
+            "train_sampling_strategy": "sequential",  # `trl.Rows` has them in order
+        }
     arguments |= settings.sft_arguments
     arguments |= masked({name: arguments[name] for name in ("run_name", "project")})  # which every logger shows
     if training.load_best_model_at_end and arguments.get("save_strategy") == "no":
@@ -79,8 +85,10 @@ def sft_arguments(settings: Config, engine: Engine) -> Any:
         built = trl.SFTConfig(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
-    # Set late: as an argument it demands save_steps to be a multiple of eval_steps. `Evaluations` saves each new best when it is found.
+    # Set late: as an argument it demands save_steps to be a multiple of eval_steps. Each new best is saved when it is found.
     built.load_best_model_at_end = training.load_best_model_at_end
+    if loop == "trl":  # it is evaluated by our callback, which loads the best weights too
+        built.eval_strategy = "no"
     return built
 
 

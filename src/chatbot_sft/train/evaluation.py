@@ -9,19 +9,23 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.trainer_utils import speed_metrics
 
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.report import finite
-from chatbot_sft.train.sampler import row_lengths
+from chatbot_sft.train.batches import PackedDataset, row_counts
+from chatbot_sft.train.rows import Row, padded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -99,75 +103,71 @@ class Part:
                 log.info("%s: %d of %d", self.name, self.done, self.total)
 
 
-class HeldOut:
-    """For a `transformers.Trainer`: `evaluate` and `predict` that score tokens, leave the training undisturbed, and do not depend on how rows fall
-    into batches.
+def evaluate(
+    model: Any, dataset: Dataset, batch_size: int, pad_token_id: int, args: Any, autocast: Callable[[], Any], step: int, which: str = "held-out"
+) -> dict[str, float]:
+    """What `model` makes of the conversations in `dataset`, independent of how they fall into batches and processes. `args` are a TrainingArguments;
+    `which` ones they are is said where they take long.
 
-    Metrics: eval_loss (nats per trained token), eval_perplexity, eval_token_accuracy (share of the trained tokens that are the likeliest one).
+    eval_loss (nats per trained token), eval_perplexity, eval_token_accuracy (share of the trained tokens that are the likeliest one), and times.
     """
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with undisturbed():
-            return super().evaluate(*args, **kwargs)
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        with undisturbed():
-            return super().predict(*args, **kwargs)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> list[int]:
-        # Longest first: rows of a length share a batch, and what does not fit into memory fails at once.
-        lengths = row_lengths(eval_dataset)
-        return sorted(range(len(lengths)), key=lambda row: -lengths[row])
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        which = "held-out" if metric_key_prefix == "eval" else "trained"
-        self._part = Part(f"step {self.state.global_step}: {which} conversations, batches", len(dataloader))
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        loss, right, tokens = output.predictions.sum(axis=0)
-        output.metrics[f"{metric_key_prefix}_loss"] = float(loss / tokens)
-        output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(loss / tokens)
-        output.metrics[f"{metric_key_prefix}_token_accuracy"] = float(right / tokens)
-        return output
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """(loss per trained token, `token_scores`, None). The loop gathers and joins the scores; the loss alone would have to be weighted."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            scores = token_scores(model, self._prepare_inputs(inputs))
-        self._part.advance()
-        loss, _, tokens = scores.sum(dim=0)
-        return loss / tokens, scores, None
+    start = time.time()
+    with undisturbed():
+        batches = longest_first(dataset, batch_size)
+        own = batches[args.process_index :: args.world_size]
+        rows, part = PackedDataset(dataset), Part(f"step {step}: {which} conversations, batches", len(own))
+        totals = torch.zeros(3, dtype=torch.float64, device=args.device)
+        model.eval()
+        for batch in own:
+            totals += score_batch(model, rows[batch], pad_token_id, args.device, autocast)
+            part.advance()
+        if args.world_size > 1:
+            torch.distributed.all_reduce(totals)
+        loss, right, tokens = totals.tolist()
+    mean = loss / tokens if tokens else math.nan
+    figures = {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_token_accuracy": right / tokens if tokens else math.nan}
+    return figures | speed_metrics("eval", start, num_samples=len(dataset), num_steps=math.ceil(len(batches) / args.world_size))
 
 
-class Evaluations(TrainerCallback):
+def longest_first(dataset: Dataset, batch_size: int) -> list[list[int]]:
+    """Row numbers by batch. Rows of a length share a batch, and what does not fit into memory fails at once."""
+    lengths, _ = row_counts(dataset)
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def score_batch(model: Any, rows: list[Row], pad_token_id: int, device: Any, autocast: Callable[[], Any]) -> torch.Tensor:
+    """The sums of `token_scores` over `rows`."""
+    inputs = {name: values.to(device) for name, values in padded(rows, pad_token_id).items()}
+    with torch.no_grad(), autocast():
+        return token_scores(model, inputs).sum(dim=0)
+
+
+class Evaluations:
     """Keeps, logs and writes down every evaluation: `records` of step, loss, perplexity, token_accuracy, seconds and samples of prompt and answer.
 
     `sample` makes the samples; their time counts into `seconds`. Each record is a line of `folder`/evaluations.jsonl as soon as it is there, so that
     a run which dies loses none, and one that resumes goes on from the records up to its checkpoint.
     """
 
-    def __init__(self, folder: Path, sample: Callable[[], list[dict[str, str]]], early_stopping: EarlyStoppingCallback | None = None) -> None:
+    def __init__(self, folder: Path, sample: Callable[[], list[dict[str, str]]]) -> None:
         self.records: list[dict[str, Any]] = []
         self.reloaded: int | None = None  # the step whose weights were loaded back after training
         self._file = folder / FILE
         self._sample = sample
-        self._early_stopping = early_stopping
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def begin(self, state: Any) -> None:
+        """As training begins, at step `state.global_step`: go on from the records up to there."""
         earlier = _lines(self._file) if state.global_step else []
         known = {record["step"]: record for record in earlier if record["step"] <= state.global_step}
         known.update({record["step"]: record for record in self.records})
         self.records[:] = [known[step] for step in sorted(known)]
         if state.is_world_process_zero:
             self._rewrite()
-        if state.global_step and self._early_stopping is not None and (kept := state.stateful_callbacks.get(type(self._early_stopping).__name__)):
-            self._early_stopping.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        loss = metrics["eval_loss"]
-        # The trainer compares after this; what it then calls the best must be on disk to be loaded at the end.
-        if args.load_best_model_at_end and state.global_step and (state.best_metric is None or loss < state.best_metric):
-            control.should_save = True
-        self.add(state, loss, metrics["eval_perplexity"], metrics["eval_token_accuracy"], metrics["eval_runtime"])
+    def take(self, state: Any, metrics: Mapping[str, float]) -> None:
+        """`add` of what `evaluate` found."""
+        self.add(state, metrics["eval_loss"], metrics["eval_perplexity"], metrics["eval_token_accuracy"], metrics["eval_runtime"])
 
     def add(
         self, state: Any, loss: float | None = None, perplexity: float | None = None, token_accuracy: float | None = None, seconds: float = 0.0
@@ -190,11 +190,6 @@ class Evaluations(TrainerCallback):
                 log.info(
                     "step %d: held out %.3f, perplexity %.1f, %.0f%% of tokens right, %.1f s", step, loss, perplexity, 100 * token_accuracy, seconds
                 )
-
-    @property
-    def stopped_early(self) -> bool:
-        stopping = self._early_stopping
-        return stopping is not None and stopping.early_stopping_patience_counter >= stopping.early_stopping_patience
 
     def at(self, step: int) -> dict[str, Any] | None:
         """The record of `step`, if there is one."""

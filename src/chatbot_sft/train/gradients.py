@@ -1,5 +1,4 @@
-"""Gradients that stay in one place, for CUDA graphs, and their mean over processes; and an adapter's many small matrices
-as one vector, for optimizers that work by parameter.
+"""The gradients of an adapter: in one place for CUDA graphs, one vector over all processes, and one vector for optimizers that work by parameter.
 
 bitsandbytes' 8-bit AdamW over the 392 matrices of a 3B LoRA takes 23 ms a step on an H200, more than the gradient's own kernels for a short
 batch; over one vector it takes one launch. Its states are quantised in blocks of 256 values: every matrix begins at a block of its own, so the
@@ -41,16 +40,25 @@ class Gradients:
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
 
-    def average(self) -> None:
-        """Put the mean over all processes in place of each process's own gradients: one all-reduce."""
+    def share(self) -> None:
+        """Give every process the parameters of the first: an initialisation need not be the same to the bit on two devices."""
         import torch
 
-        own = [parameter.grad for parameter in self.parameters]
-        vector = torch.cat([gradient.flatten() for gradient in own])
+        for parameter in self.parameters:
+            torch.distributed.broadcast(parameter.data, 0)
+
+    def sum(self, *figures: torch.Tensor | float) -> list[torch.Tensor]:
+        """Put the sum over all processes in place of each process's own gradients, and return that of `figures`: one all-reduce of one vector."""
+        import torch
+
+        own = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        beside = [torch.as_tensor(figure, dtype=torch.float32, device=own[0].device).reshape(1) for figure in figures]
+        vector = torch.cat([tensor.flatten() for tensor in (*own, *beside)])
         torch.distributed.all_reduce(vector)
-        vector /= torch.distributed.get_world_size()
-        for gradient, part in zip(own, vector.split([gradient.numel() for gradient in own]), strict=True):
+        *gradients, sums = vector.split([gradient.numel() for gradient in own] + [len(beside)])
+        for gradient, part in zip(own, gradients, strict=True):
             gradient.copy_(part.view_as(gradient))
+        return list(sums)
 
 
 class FlatParameters(Gradients):
@@ -73,9 +81,3 @@ class FlatParameters(Gradients):
             place = self.vector.data[start : start + parameter.numel()].view_as(parameter)
             place.copy_(parameter.data)
             parameter.data = place
-
-    def collect(self) -> None:
-        """Copy gradients that are elsewhere (DistributedDataParallel keeps its own) into `vector.grad`."""
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            if parameter.grad is not gradient:
-                gradient.copy_(parameter.grad)

@@ -15,7 +15,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import lock
-from chatbot_sft.run.checkpoints import NAME, RECORD, REMOVING, SAVING, Checkpoint, Damaged, all_in, last_in, last_verified, named, verified
+from chatbot_sft.run.checkpoints import FORMAT, NAME, RECORD, REMOVING, SAVING, Checkpoint, Damaged, all_in, last_in, last_verified, named, verified
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Status
 
@@ -83,6 +83,12 @@ def find_origin(settings: Config) -> Origin:
         found = own if begun else _at(Path(resume).expanduser(), f"training.resume={resume}")
     if found is None:
         return Origin()
+    if found.record.get("format") != FORMAT:
+        raise UserError(
+            f"training.resume: {found.folder} was written by another version of chatbot_sft, whose training loop kept other things in it: "
+            "it cannot be gone on from. End that run with that version, or start afresh with training.resume=never "
+            "(model.adapter takes its adapter alone)"
+        )
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     entry = {"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked}
@@ -187,6 +193,7 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
 def record(origin: Origin, step: int, seconds: float, finished: bool, losses: Mapping[str, float], layout: Mapping[str, Any]) -> dict[str, Any]:
     """The content of run.json, but for the files' sizes and checksums."""
     return {
+        "format": FORMAT,
         "step": step,
         "started": origin.started.isoformat(),
         "seconds": seconds,

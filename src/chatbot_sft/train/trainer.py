@@ -1,11 +1,11 @@
-"""SFTTrainerWrapper: TRL's SFTTrainer over rows that already carry their labels, with our steps, evaluation and checkpoints."""
+"""SFTTrainerWrapper: trains rows that already carry their labels, in the loop of `loop.py` or in TRL's."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import gather
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
+from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.layout import Layout, candidates
 from chatbot_sft.train.measure import Plan, Trial, cache_key, choose
 from chatbot_sft.train.resume import Origin, settle
@@ -46,7 +47,7 @@ class SFTTrainerWrapper:
     """Trains `model` on `dataset` (columns input_ids and labels, as `DatasetLoader.prepare_dataset` makes it).
 
     `create_trainer` alone trains on every token; `enable_response_only_training` restricts the loss to the assistant's. `setup_and_train` does
-    what `training.response_only` says. `trainer` is the TRL trainer once created, `plan` the batch layout once training has begun, `loggers` what
+    what `training.response_only` says. `trainer` is TRL's trainer, `plan` the batch layout once training has begun, `loggers` what
     `training.report_to` opened: hand them a report with `loggers.finish(report)`.
     """
 
@@ -63,18 +64,51 @@ class SFTTrainerWrapper:
         self.engine: Engine = load_engine(self.settings.model.engine)[0]
         self.origin = Origin()  # where the training begins; the pipeline sets it
         self.started = time.time()  # when the run began, in seconds since the epoch; the pipeline sets it
-        self.trainer: Any = None
-        self.progress: Any = None
-        self.evaluations: Any = None
+        self.loop: str | None = None  # "native" or "trl", once created
+        self.job: Any = None  # what is trained: a `loop.Job`
+        self.step: Any = None  # how the native loop trains it: a `step.Step`
         self.plan: Plan | None = None
         self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the batch layout as soon as it is chosen; the pipeline sets it
         self.memory_estimate: dict[str, float] = {}  # GB by part, once the layout is chosen
         self.output: Any = None  # what `train` returned
         self.loggers = Loggers()
         self.sample_prompts: list[list[dict[str, Any]]] = []  # messages, answered at each evaluation
+        self._trl: Any = None  # TRL's trainer and its companion
+
+    @property
+    def args(self) -> Any:
+        """TRL's SFTConfig of this training."""
+        return self.job.args
+
+    @property
+    def state(self) -> Any:
+        """transformers' TrainerState of this training."""
+        return self.job.state
+
+    @property
+    def progress(self) -> Any:
+        return self.job.progress
+
+    @property
+    def evaluations(self) -> Any:
+        return self.job.evaluations
+
+    @property
+    def trainer(self) -> Any:
+        """TRL's SFTTrainer, built when it is first asked for; None before `create_trainer`.
+
+        With training.loop=auto it is what trains from then on, with all that is changed about it; with training.loop=native it is for looking at.
+        """
+        if self.job is None:
+            return None
+        if self._trl is None:
+            if self.output is None and self.loop == "native" and self.settings.training.loop == "auto":
+                self._use("trl", "SFTTrainerWrapper.trainer was asked for")
+            self._build_trl()
+        return self._trl[0]
 
     def create_trainer(self) -> Any:
-        """The TRL trainer, with the loss on every token of a conversation.
+        """What trains, with the loss on every token of a conversation: TRL's trainer, or the native loop's `Job`; both take callbacks.
 
         Raises:
             UserError: the place for checkpoints or for the model is taken, TRL refuses the settings, or a logger cannot be opened.
@@ -82,47 +116,68 @@ class SFTTrainerWrapper:
         check_run(self.settings)
         for target in targets(self.settings).values():
             check_export(self.settings, target)
-        from transformers import EarlyStoppingCallback, PrinterCallback
+        loop, why = chosen(self.settings)
+        import torch  # noqa: F401  (after the engine)
+        from transformers import EarlyStoppingCallback, enable_full_determinism, set_seed
 
-        from chatbot_sft.train.callbacks import Progress
         from chatbot_sft.train.evaluation import Evaluations
-        from chatbot_sft.train.guard import Guard
-        from chatbot_sft.train.resumable import Resume
-        from chatbot_sft.train.steps import PlanLayout
+        from chatbot_sft.train.loop import Job
+        from chatbot_sft.train.progress import Progress
+        from chatbot_sft.train.step import Step
 
         training = self.settings.training
-        with quiet():
-            self.trainer = trainer_class(self.engine)(
-                model=self.model,
-                args=sft_arguments(self.settings, self.engine),
-                train_dataset=_all_tokens(self.dataset),
-                eval_dataset=_all_tokens(self.eval_dataset) if self.eval_dataset is not None else None,
-                processing_class=self.tokenizer,
-                data_collator=_collator(self.tokenizer),
-            )
-        self.trainer.engine, self.trainer.settings, self.trainer.origin = self.engine, self.settings, self.origin
-        self.trainer.remove_callback(PrinterCallback)
-        self.trainer.add_callback(PlanLayout(self.plan_layout))  # first: what it measures is no training
         stopping = None
         if training.early_stopping_patience is not None:
             stopping = EarlyStoppingCallback(training.early_stopping_patience, training.early_stopping_threshold)
-            self.trainer.add_callback(stopping)
-        self.evaluations = Evaluations(Path(training.output_dir), self.samples, stopping)
-        self.trainer.add_callback(self.evaluations)
-        self.progress = Progress(self.started)  # after the evaluation, whose time it takes out of the speed
-        self.trainer.add_callback(self.progress)
-        self.trainer.add_callback(Resume(self.trainer))
-        if training.stop_on_divergence:
-            self.trainer.add_callback(Guard(self.trainer, self.dataset, self.settings.dataset.shuffle))
-        if self.trainer.is_world_process_zero():
-            self.loggers.start(self.trainer, self.settings, self.config)
-        return self.trainer
+        with quiet():
+            args = sft_arguments(self.settings, self.engine, loop)
+            (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
+            self.job = Job(
+                settings=self.settings,
+                args=args,
+                model=self.model,
+                tokenizer=self.tokenizer,
+                dataset=_all_tokens(self.dataset),
+                eval_dataset=_all_tokens(self.eval_dataset) if self.eval_dataset is not None else None,
+                named=self.dataset,
+                origin=self.origin,
+                evaluations=Evaluations(Path(training.output_dir), self.samples),
+                progress=Progress(self.started),
+                stopping=stopping,
+            )
+            self.job.state.is_world_process_zero = args.process_index == 0
+            self.step = Step(self.model, self.engine, self.settings, args, self.tokenizer.pad_token_id)
+        self._use(loop, why)
+        if args.process_index == 0:
+            self.loggers.start(self.job, self.settings, self.config)
+        return self.job if loop == "native" else self.trainer
+
+    def _use(self, loop: str, why: str) -> None:
+        self.loop = loop
+        if why != "auto":
+            log.info("loop: %s (%s)", loop, why)
+
+    def _build_trl(self) -> None:
+        from chatbot_sft.train import trl
+        from chatbot_sft.train.evaluation import undisturbed
+
+        args = sft_arguments(self.settings, self.engine, "trl")
+        job = self.job if self.loop == "trl" else replace(self.job)
+        job.args = args
+        training = self.settings.training
+        layout = Layout(training.per_device_train_batch_size, training.packing, bool(self.engine.checkpointing(self.settings)))
+        with quiet(), undisturbed():
+            self._trl = trl.build(self.engine.trainer_class(), job, job.make_batches(self.settings.effective_batch_size), layout, self.step.pad)
+        if self.loop == "native":
+            self._trl[0].state = self.job.state
 
     def enable_response_only_training(self) -> None:
         """Put the loss on the assistant's tokens and ends of turn alone, in training and evaluation."""
-        self.trainer.train_dataset = _columns(self.dataset)
+        self.job.dataset = _columns(self.dataset)
         if self.eval_dataset is not None:
-            self.trainer.eval_dataset = _columns(self.eval_dataset)
+            self.job.eval_dataset = _columns(self.eval_dataset)
+        if self._trl is not None:
+            self._trl[1].rows.batches = self.job.make_batches(self.settings.effective_batch_size)
 
     def plan_layout(self) -> None:
         """Choose the batch layout as `training.batch_layout` says, use it and say so; a resumed run keeps its own. Called as training begins.
@@ -131,23 +186,24 @@ class SFTTrainerWrapper:
             Planned: the task is to plan alone.
         """
         from chatbot_sft.train.estimate import memory_estimate
+        from chatbot_sft.train.trials import capture, trial
 
         training, batch_size = self.settings.training, self.settings.effective_batch_size
         padding_free = training.packing or self.engine.padding_free(self.model)
         configured = Layout(training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings)))
-        trial = self.trainer.trial()
-        if training.batch_layout == "as_configured":
+        trying = trial(self.step, self.job.batches, self.state.max_steps)
+        if training.batch_layout == "as_configured" or self.loop == "trl":
             self.plan = Plan(configured, "as configured")
         elif self.origin.checkpoint:
             self.plan = Plan(Layout(**self.origin.checkpoint.record["layout"]), "as the run began")
         else:
-            self.plan = self._measured_plan(configured, trial)
+            self.plan = self._measured_plan(configured, trying)
         chosen = self.plan.layout
         self.on_layout(chosen)
-        self.trainer.use_layout(chosen)
+        self.step.use_layout(chosen)
         if chosen.captured:
-            self.trainer.capture()
-        self.memory_estimate = memory_estimate(self.trainer, trial)
+            capture(self.step, self.job.batches)
+        self.memory_estimate = memory_estimate(self.step, trying, self.job.eval_dataset)
         times = {found.layout: f", {1000 * found.seconds:,.0f} ms a step" for found in self.plan.measurements if found.seconds is not None}
         other = f"; as configured: {configured.describe(batch_size)}{times.get(configured, '')}" if configured != chosen else ""
         log.info("layout: %s (%s%s%s)", chosen.describe(batch_size), self.plan.reason, times.get(chosen, ""), other)
@@ -158,25 +214,29 @@ class SFTTrainerWrapper:
 
     def evaluate(self) -> float | None:
         """Mean loss per trained token of the held-out conversations, in nats; None where nothing is held out, samples alone are then made."""
-        if self.eval_dataset is None:
-            with quiet():
-                self.evaluations.add(self.trainer.state)
-            return None
+        from chatbot_sft.train.loop import held_out
+
         with quiet():
-            return float(self.trainer.evaluate()["eval_loss"])
+            if self.eval_dataset is None:
+                self.evaluations.add(self.state)
+                return None
+            metrics = held_out(self.job, self.step) if self.loop == "native" else self._trl[1].held_out()
+            return metrics["eval_loss"]
 
     def trained_rows_loss(self) -> float | None:
         """Mean loss per trained token of the first conversations that are trained, in nats; None where others are held out to judge by."""
+        from chatbot_sft.train.evaluation import evaluate
+
         if self.eval_dataset is not None:
             return None
-        rows = self.trainer.train_dataset
+        rows = self.job.dataset.select(range(min(len(self.job.dataset), JUDGED)))
+        step, batch_size = self.step, self.args.per_device_eval_batch_size
         with quiet():
-            output = self.trainer.predict(rows.select(range(min(len(rows), JUDGED))), metric_key_prefix="rows")
-        return float(output.metrics["rows_loss"])
+            return evaluate(self.model, rows, batch_size, step.pad, self.args, step.autocast, self.state.global_step, "trained")["eval_loss"]
 
     def evaluate_trained(self) -> float | None:
         """`evaluate` after training, unless the last step was evaluated and its weights are still the model's."""
-        last = self.evaluations.at(self.trainer.state.global_step)
+        last = self.evaluations.at(self.state.global_step)
         if last is None or self.evaluations.reloaded is not None:
             return self.evaluate()
         return last["loss"]
@@ -189,13 +249,13 @@ class SFTTrainerWrapper:
 
         self.engine.for_inference(self.model)
         limit, kwargs = self.settings.training.sample_max_new_tokens, self.settings.dataset.chat_template_kwargs
-        part = Part(f"step {self.trainer.state.global_step}: sample answers", len(self.sample_prompts))
+        part = Part(f"step {self.state.global_step}: sample answers", len(self.sample_prompts))
         answers = []
         for prompt in self.sample_prompts:
             answers.append(as_text(self.tokenizer, greedy_answer(self.model, self.tokenizer, prompt, limit, **kwargs)))
             part.advance()
         if self.plan is not None:
-            self.trainer.use_layout(self.trainer.layout)
+            self.step.use_layout(self.step.layout)
         return [{"prompt": prompt[-1]["content"], "answer": answer} for prompt, answer in zip(self.sample_prompts, answers, strict=True)]
 
     def train(self) -> Any:
@@ -206,11 +266,18 @@ class SFTTrainerWrapper:
             Preempted: a signal asked to stop; a checkpoint was saved.
             Planned: the task is to plan alone.
         """
-        checkpoint = self.origin.checkpoint
-        if self.trainer.args.should_save:
+        from chatbot_sft.train import loop, trl
+
+        self.job.origin = self.origin
+        if self.args.process_index == 0:
             settle(self.origin, self.settings)
         with quiet(), preemption.deferred():
-            self.output = self.trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+            if self.loop == "native":
+                (self.output,) = loop.train([self.job], self.step, self.plan_layout)
+            else:
+                loop.lay_out(self.job)
+                self.plan_layout()
+                self.output = trl.train(*self._trl)
         self._note_end()
         return self.output
 
@@ -253,44 +320,53 @@ class SFTTrainerWrapper:
         import torch
 
         gpu = torch.cuda.is_available()
-        capturable = gpu and trial.steps >= WORTH_CAPTURING and self.trainer.capturable()
+        capturable = gpu and trial.steps >= WORTH_CAPTURING and self.step.capturable()
         layouts = candidates(configured, self.settings.effective_batch_size, self.settings.training.packing, gpu, capturable)
-        sampler = self.trainer.step_sampler()
-        sizes = sorted(sum(sampler.lengths[row] for row in pack) for pack in sampler.packs)
+        batches = self.job.batches
+        sizes = sorted(sum(batches.lengths[row] for row in pack) for pack in batches.packs)
         key = cache_key(
             self.model.config.to_dict(),
-            [asdict(self.settings.model), asdict(self.settings.lora), self.trainer.args.optim],
+            [asdict(self.settings.model), asdict(self.settings.lora), self.args.optim],
             [-(-size // LIKE) for size in (sizes[-1], sizes[len(sizes) // 2], sizes[9 * len(sizes) // 10])],
             [trial.memory_margin, configured.as_dict(), [layout.as_dict() for layout in layouts]],
-            [torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(), self.trainer.args.world_size],
+            [torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(), self.args.world_size],
             {name: version for name, version in versions().items() if name != "chatbot-sft"},
         )
         plan = [choose(layouts, configured, trial, key)]
-        if self.trainer.args.world_size > 1:
+        if self.args.world_size > 1:
             torch.distributed.broadcast_object_list(plan)  # each process has measured; the first one's choice is everyone's
         return plan[0]
 
+    @property
+    def stopped_early(self) -> bool:
+        stopping = self.job.stopping
+        return stopping is not None and stopping.early_stopping_patience_counter >= stopping.early_stopping_patience
+
+    @property
+    def layout(self) -> Layout:
+        """In which the last step was run."""
+        return self.step.layout
+
+    def seconds(self) -> float:
+        """Trained so far, over every start of this run."""
+        return self.job.seconds()
+
+    def close(self) -> None:
+        """Part from the other processes."""
+        import torch
+
+        if self.args.world_size > 1:
+            torch.distributed.destroy_process_group()
+
     def _note_end(self) -> None:
         """Say where training stopped early and whose weights the model has now."""
-        state = self.trainer.state
-        if self.evaluations.stopped_early:
+        state = self.state
+        if self.stopped_early:
             patience = self.settings.training.early_stopping_patience
             log.info("step %d: stopped, %d evaluations in a row without a better held-out loss", state.global_step, patience)
-        if self.trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None and state.best_global_step != state.global_step:
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None and state.best_global_step != state.global_step:
             self.evaluations.reloaded = state.best_global_step
             log.info("step %d: its weights are loaded back, held out %.3f was the lowest", state.best_global_step, state.best_metric)
-
-
-def trainer_class(engine: Engine) -> type:
-    """The engine's SFTTrainer with our steps, our evaluation and checkpoints that a run can go on from."""
-    from chatbot_sft.train.evaluation import HeldOut
-    from chatbot_sft.train.resumable import Resumable
-    from chatbot_sft.train.steps import Steps
-
-    class Trainer(Steps, HeldOut, Resumable, engine.trainer_class()):
-        pass
-
-    return Trainer
 
 
 def _columns(dataset: Dataset) -> Dataset:
@@ -300,10 +376,3 @@ def _columns(dataset: Dataset) -> Dataset:
 def _all_tokens(dataset: Dataset) -> Dataset:
     """Without labels: every token is trained."""
     return dataset.select_columns(["input_ids"])
-
-
-def _collator(tokenizer: Any) -> Any:
-    """For evaluation: right padding; padded positions get label -100 by position, so a pad token that equals the end token still counts."""
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-    return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)

@@ -8,12 +8,11 @@ import time
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
 
 log = logging.getLogger(__name__)
 
 
-class Progress(TrainerCallback):
+class Progress:
     """A bar with loss, tokens per second and the time left on a terminal; a line every tenth of the run elsewhere.
 
     `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, stopped while the model is evaluated or saved,
@@ -29,44 +28,44 @@ class Progress(TrainerCallback):
         self.first_step_after: float | None = None  # seconds from the run's start to the end of its first step
         self._evaluating = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def begin(self, state: Any) -> None:
+        """As training begins; `state` is a transformers.TrainerState, here and below."""
         self.step_ends, self.step_tokens = [time.perf_counter()], [state.num_input_tokens_seen]
         self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]  # of a resumed run's former starts
         if sys.__stderr__.isatty() and state.is_world_process_zero:
             self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", file=sys.__stderr__, dynamic_ncols=True)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def step(self, state: Any) -> None:
+        """A step has ended."""
         self.step_ends.append(time.perf_counter() - self._evaluating)
         self.step_tokens.append(state.num_input_tokens_seen)
         self.first_step_after = self.first_step_after or round(time.time() - self.started, 3)
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        self.losses.append((state.global_step, float(logs["loss"])))
+    def log(self, state: Any, loss: float) -> None:
+        """Show the mean loss of the steps since the last call."""
+        self.losses.append((state.global_step, loss))
         rate = self.tokens_per_second()
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s")
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s")
         elif state.global_step in (1, state.max_steps) or state.global_step % max(1, state.max_steps // 10) == 0:
             left = (state.max_steps - state.global_step) * (self.step_ends[-1] - self.step_ends[0]) / max(1, len(self.step_ends) - 1)
             log.info(
                 "step %d/%d  loss %.3f  %s tokens/s  %s left",
                 state.global_step,
                 state.max_steps,
-                logs["loss"],
+                loss,
                 f"{rate:,.0f}",
                 duration(left),
             )
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def pause(self) -> None:
+        """The model was evaluated or saved since the last step: that is no training time."""
         if self.step_ends:
             self._evaluating += time.perf_counter() - self._evaluating - self.step_ends[-1]
 
-    on_save = on_evaluate
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def end(self) -> None:
         if self._bar is not None:
             self._bar.close()
 

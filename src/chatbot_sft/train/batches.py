@@ -1,0 +1,152 @@
+"""Which conversations each optimizer step trains: shuffled, packed where asked, cut into steps, shared among the processes.
+
+A step is a set of conversations; `layout` decides how the machine runs them. So the gradient of a step depends on nothing but this file.
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from chatbot_sft.train.rows import IGNORED, Row, StepRows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Pack = list[int]  # row numbers that fill one sequence of model.max_seq_length; without packing a single one
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[Pack]:
+    """Rows packed by best-fit decreasing: longest first, each into the fullest pack that still takes it (Johnson 1974; TRL's "bfd").
+
+    Every row is in exactly one pack; a pack holds at most `capacity` tokens, or one row that alone is longer.
+    """
+    packs: list[Pack] = []
+    room: list[tuple[int, int]] = []  # (tokens left, pack), sorted
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        place = bisect.bisect_left(room, (lengths[row], -1))
+        if place < len(room):
+            left, pack = room.pop(place)
+            packs[pack].append(row)
+        else:
+            left, pack = max(capacity, lengths[row]), len(packs)
+            packs.append([row])
+        bisect.insort(room, (left - lengths[row], pack))
+    return packs
+
+
+def epoch_steps(packs: Sequence[Pack], lengths: Sequence[int], batch_size: int, seed: int, shuffle: bool) -> list[list[Pack]]:
+    """The packs of each optimizer step of one epoch: a seeded permutation (or the given order), `batch_size` a step, each from long to short."""
+    order = list(packs)
+    if shuffle:
+        random.Random(seed).shuffle(order)
+    steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [sorted(step, key=lambda pack: -sum(lengths[row] for row in pack)) for step in steps]
+
+
+class Batches:
+    """The conversations of every optimizer step of a run: a pure function of the seed and the step's number, counted from 1.
+
+    With several processes each takes every `processes`-th pack of a step, so that the step is the one that a single process would train.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        capacity: int | None = None,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """`batch_size` is that of all processes; `capacity` the tokens of a pack, None without packing."""
+        self.rows = PackedDataset(dataset)
+        self.lengths, self.trained_lengths = row_counts(dataset)
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.process, self.processes = process, processes
+        self.packs = [[row] for row in range(len(self.lengths))] if capacity is None else best_fit(self.lengths, capacity)
+        self.per_epoch = -(-len(self.packs) // batch_size)  # optimizer steps
+        self._epoch: tuple[int, list[list[Pack]]] = (-1, [])
+
+    def epoch(self, number: int) -> list[list[Pack]]:
+        """The packs of each step of that epoch, counted from 0, over all processes."""
+        if self._epoch[0] != number:
+            self._epoch = number, epoch_steps(self.packs, self.lengths, self.batch_size, self.seed + number, self.shuffle)
+        return self._epoch[1]
+
+    def step(self, number: int) -> list[Pack]:
+        """The packs of step `number`, over all processes."""
+        epoch, place = divmod(number - 1, self.per_epoch)
+        return self.epoch(epoch)[place]
+
+    def own(self, packs: list[Pack]) -> list[Pack]:
+        """This process's share of a step."""
+        return packs[self.process :: self.processes]
+
+    def numbers(self, number: int) -> list[int]:
+        """The rows of step `number`, over all processes."""
+        return [row for pack in self.step(number) for row in pack]
+
+    def tokens(self, number: int) -> tuple[int, int]:
+        """(all, trained) tokens of step `number`, over all processes."""
+        rows = self.numbers(number)
+        return sum(self.lengths[row] for row in rows), sum(self.trained_lengths[row] for row in rows)
+
+    def load(self, first: int, last: int, workers: int = 0) -> Iterator[StepRows]:
+        """This process's rows of the steps from `first` to `last`, by `workers` processes beside this one.
+
+        One DataLoader an epoch, as in the field's trainers: each draws a number from torch's generator as it begins, which decides later dropout.
+        An epoch that is gone on with has drawn its own before.
+        """
+        import torch
+        from torch.utils.data import DataLoader
+
+        while first <= last:
+            epoch, place = divmod(first - 1, self.per_epoch)
+            steps = self.epoch(epoch)[place : place + last - first + 1]
+            yield from DataLoader(
+                self.rows,
+                batch_sampler=[self.own(step) for step in steps],
+                collate_fn=StepRows,
+                num_workers=workers,
+                generator=torch.Generator() if place else None,
+            )
+            first += len(steps)
+
+
+class PackedDataset:
+    """Gives a DataLoader whole packs: an index is a list of row numbers of `dataset`. Without a column of labels every token is trained."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, pack: Pack) -> list[Row]:
+        columns = self.dataset[pack]
+        ids = columns["input_ids"]
+        return [Row(number, *row) for number, row in zip(pack, zip(ids, columns.get("labels", ids), strict=True), strict=True)]
+
+
+def row_counts(dataset: Dataset) -> tuple[list[int], list[int]]:
+    """(tokens, trained tokens) of each row, counted in Arrow: the ids themselves never become Python numbers."""
+    import numpy
+    import pyarrow.compute
+
+    name = "labels" if "labels" in dataset.column_names else "input_ids"
+    lengths: list[int] = []
+    trained: list[int] = []
+    for batch in dataset.select_columns([name]).with_format("arrow").iter(1000):
+        for rows in batch[name].chunks:
+            sizes = pyarrow.compute.list_value_length(rows).to_numpy()
+            labels = rows.flatten().to_numpy(zero_copy_only=False) != IGNORED
+            starts = numpy.cumsum(sizes) - sizes
+            labels[starts[sizes > 0]] = False  # a row's first token is not predicted
+            sums = numpy.concatenate([[0], numpy.cumsum(labels)])
+            lengths += sizes.tolist()
+            trained += (sums[starts + sizes] - sums[starts]).tolist()
+    return lengths, trained

@@ -1,0 +1,266 @@
+"""The training loop: what happens from a run's first optimizer step to its last, in the order in which it happens. Imported after the engine.
+
+A `Job` is one training: its rows, optimizer, schedule, evaluations, checkpoints. The model and what was captured of it are the `Step`'s, which the
+jobs take turns on; a plain run is a list of one job. `state` and `control` are transformers' own classes, so that its loggers, and callbacks that
+somebody adds, can be called as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations.neftune import neftune_post_forward_hook
+from transformers.trainer_utils import TrainOutput, align_special_tokens, speed_metrics
+
+from chatbot_sft import preemption
+from chatbot_sft.train import snapshot
+from chatbot_sft.train.batches import Batches
+from chatbot_sft.train.evaluation import Evaluations, evaluate, undisturbed
+from chatbot_sft.train.guard import Guard
+from chatbot_sft.train.optimizer import after_evaluations, build_optimizer, build_schedule
+from chatbot_sft.train.progress import Progress
+from chatbot_sft.train.step import Step
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from chatbot_sft.config import Config
+    from chatbot_sft.train.resume import Origin
+
+
+@dataclass
+class Job:
+    """One training. `args` are TRL's SFTConfig, `origin` says where it begins."""
+
+    settings: Config
+    args: Any
+    model: Any
+    tokenizer: Any
+    dataset: Dataset
+    eval_dataset: Dataset | None
+    named: Dataset  # the rows of `dataset`, with the file and row they come from
+    origin: Origin
+    evaluations: Evaluations
+    progress: Progress
+    stopping: EarlyStoppingCallback | None = None
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+    state: TrainerState = field(default_factory=TrainerState)
+    control: TrainerControl = field(default_factory=TrainerControl)
+    ended: bool = False
+    # made by `begin`
+    batches: Batches | None = None
+    rows: Iterator[Any] | None = None
+    optimizer: Any = None
+    schedule: Any = None
+    guard: Guard | None = None
+    pending: Any = 0.0  # the sum of the losses since the last log, on the device
+    total: float = 0.0  # and of those before
+    logged_until: int = 0
+    started: float = 0.0  # the same moment by two clocks
+    began: float = 0.0
+
+    def add_callback(self, callback: TrainerCallback) -> None:
+        """Called with this job's args, state and control, as transformers' Trainer calls its own."""
+        self.callbacks.append(callback)
+
+    def tell(self, event: str, **more: Any) -> None:
+        """Call `event` ("on_log", "on_step_end" …) of every callback."""
+        for callback in self.callbacks:
+            getattr(callback, event)(self.args, self.state, self.control, model=self.model, processing_class=self.tokenizer, **more)
+
+    def make_batches(self, batch_size: int) -> Batches:
+        """The rows of every step, `batch_size` packs of them for each process."""
+        capacity = self.settings.model.max_seq_length if self.settings.training.packing else None
+        args, shuffle = self.args, self.settings.dataset.shuffle
+        return Batches(self.dataset, batch_size * args.world_size, args.seed, shuffle, capacity, args.process_index, args.world_size)
+
+    def seconds(self) -> float:
+        """Trained so far, over every start of this run; what a killed start did after its last checkpoint does not count."""
+        return round(self.origin.seconds + time.perf_counter() - self.started, 3)
+
+
+def train(jobs: list[Job], step: Step, plan: Callable[[], None]) -> list[TrainOutput]:
+    """Train `jobs` to their ends. `plan` chooses the step's layout, once they are ready to begin.
+
+    Raises:
+        UserError: a loss diverged, memory ran out, or a checkpoint cannot be written.
+    """
+    for job in jobs:
+        begin(job, step)
+    plan()
+    for job in jobs:
+        job.started, job.began = time.perf_counter(), time.time()
+        job.evaluations.begin(job.state)
+        job.progress.begin(job.state)
+        job.tell("on_train_begin")
+        if job.origin.checkpoint:
+            snapshot.load_random_state(job)
+    with noisy_embeddings(step):
+        while going := [job for job in jobs if not job.ended]:
+            for job in going:
+                train_step(job, step)
+    return [end(job, step) for job in jobs]
+
+
+def begin(job: Job, step: Step) -> None:
+    """Make everything that the steps of `job` need, as it was at its checkpoint where it has one."""
+    args = job.args
+    align_special_tokens(step.model, job.tokenizer)
+    lay_out(job)
+    steps = job.state.max_steps
+    job.optimizer = build_optimizer(args, step.model, step.flat)
+    job.schedule = build_schedule(args, job.optimizer, steps)
+    job.pending = torch.zeros((), device=args.device)
+    if job.origin.checkpoint:
+        snapshot.load(job, step)
+    if job.settings.training.stop_on_divergence:
+        job.guard = Guard(args, job.named, job.batches, job.settings.dataset.shuffle, job.state)
+    job.ended = job.origin.finished or job.state.global_step >= steps
+    job.rows = job.batches.load(job.state.global_step + 1, steps, args.dataloader_num_workers)
+
+
+def lay_out(job: Job) -> None:
+    """Which rows each step trains, how many steps there are, and how many of them are behind us."""
+    args = job.args
+    job.batches = job.make_batches(job.settings.effective_batch_size)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * job.batches.per_epoch)
+    job.state = snapshot.state(job.origin.checkpoint, args)
+    job.state.max_steps, job.state.num_train_epochs = steps, math.ceil(steps / job.batches.per_epoch)
+    job.state.compute_steps(args, steps)  # logging_steps, save_steps and eval_steps as whole numbers, of this command
+
+
+def train_step(job: Job, step: Step) -> None:
+    """One optimizer step of `job`, and what is due after it."""
+    args, state, control, number = job.args, job.state, job.control, job.state.global_step + 1
+    control.should_log = control.should_evaluate = control.should_save = False  # callbacks may ask for these
+    job.tell("on_step_begin")
+
+    # The gradient of the mean loss over all tokens that are trained in this step, in all processes.
+    tokens, trained_tokens = job.batches.tokens(number)
+    loss = step.backward(next(job.rows), trained_tokens, number)
+    loss, stop = step.over_all_processes(loss, preemption.requested())
+    norm = step.clip(job.optimizer)
+
+    # The weights.
+    if job.guard:
+        job.guard.check(number, loss, norm)
+    job.tell("on_pre_optimizer_step")
+    rate = job.optimizer.param_groups[0]["lr"]
+    taken = step.take(job.optimizer)
+    if args.torch_empty_cache_steps and number % args.torch_empty_cache_steps == 0:
+        torch.cuda.empty_cache()
+    job.tell("on_optimizer_step")
+    if taken and not after_evaluations(args):
+        job.schedule.step()
+
+    # The books.
+    epoch, place = divmod(number - 1, job.batches.per_epoch)
+    state.global_step, state.epoch = number, epoch + (place + 1) / job.batches.per_epoch
+    state.num_input_tokens_seen += tokens
+    job.pending += loss
+    job.progress.step(state)
+    job.tell("on_step_end")
+    if control.should_log or number % state.logging_steps == 0 or (number == 1 and args.logging_first_step):
+        log_loss(job, norm, rate)
+
+    # Evaluation, which may end the job; then its checkpoint.
+    last = number >= state.max_steps
+    best = False
+    if control.should_evaluate or (args.eval_strategy == "steps" and args.eval_delay <= number and (last or number % state.eval_steps == 0)):
+        best = judge(job, held_out(job, step)["eval_loss"])
+    job.ended = last or stop or control.should_training_stop
+    at_epochs = args.save_strategy == "epoch" and (job.ended or place + 1 == job.batches.per_epoch)
+    at_steps = args.save_strategy == "steps" and (job.ended or number % state.save_steps == 0)
+    keep_best = best and (args.load_best_model_at_end or args.save_strategy == "best")
+    if keep_best or ((at_steps or at_epochs or stop or control.should_save) and not (job.guard and job.guard.doubts(number))):
+        save(job, step)
+
+
+def held_out(job: Job, step: Step) -> dict[str, float]:
+    """Evaluate on the held-out conversations, and answer the sample questions; the training goes on as if neither had been done."""
+    state = job.state
+    metrics = evaluate(step.model, job.eval_dataset, job.args.per_device_eval_batch_size, step.pad, job.args, step.autocast, state.global_step)
+    write_log(job, metrics)
+    with undisturbed():
+        job.evaluations.take(state, metrics)
+    job.progress.pause()
+    job.tell("on_evaluate", metrics=metrics)
+    return metrics
+
+
+def judge(job: Job, loss: float) -> bool:
+    """What a held-out loss means for the schedule, for stopping early, and for which weights are the best; whether these are."""
+    state = job.state
+    if after_evaluations(job.args):
+        job.schedule.step(loss)
+    if job.stopping:
+        job.stopping.check_metric_value(job.args, state, job.control, loss)
+        job.control.should_training_stop |= job.stopping.early_stopping_patience_counter >= job.stopping.early_stopping_patience
+    if not loss < (math.inf if state.best_metric is None else state.best_metric):
+        return False
+    state.best_metric, state.best_global_step = loss, state.global_step
+    return True
+
+
+def save(job: Job, step: Step) -> None:
+    """Write a checkpoint, unless its weights are broken."""
+    if job.guard:
+        job.guard.check_weights(job.state.global_step, step.trained)
+    snapshot.write(job, step)
+    job.progress.pause()
+    job.tell("on_save")
+
+
+def log_loss(job: Job, norm: torch.Tensor, rate: float) -> None:
+    """The mean loss of the steps since the last log."""
+    pending, number = job.pending.item(), job.state.global_step
+    logs = {"loss": pending / (number - job.logged_until), "grad_norm": norm.item(), "learning_rate": rate}
+    job.pending -= job.pending
+    job.total += pending
+    job.logged_until = number
+    job.progress.log(job.state, logs["loss"])
+    write_log(job, logs)
+
+
+def write_log(job: Job, logs: dict[str, float]) -> None:
+    """Into the state, which checkpoints keep, and to the loggers."""
+    logs["epoch"] = job.state.epoch
+    job.state.log_history.append({**logs, "step": job.state.global_step})
+    job.tell("on_log", logs=logs)
+
+
+def end(job: Job, step: Step) -> TrainOutput:
+    """Sum up, and put the best weights back where training.load_best_model_at_end asks for them."""
+    state = job.state
+    job.total += job.pending.item()
+    loss = job.total / max(state.global_step, 1)
+    metrics = speed_metrics("train", job.began, num_samples=state.max_steps * job.batches.batch_size, num_steps=state.max_steps)
+    metrics |= {"total_flos": state.total_flos, "train_loss": loss}
+    write_log(job, metrics)
+    if job.args.load_best_model_at_end and state.best_model_checkpoint and state.best_global_step != state.global_step:
+        snapshot.load_best(step.model, state)
+    job.tell("on_train_end")
+    job.progress.end()
+    return TrainOutput(state.global_step, loss, metrics)
+
+
+@contextlib.contextmanager
+def noisy_embeddings(step: Step) -> Iterator[None]:
+    """NEFTune (arXiv 2310.05914): noise of training.neftune_noise_alpha on the embeddings while they are trained."""
+    if step.args.neftune_noise_alpha is None:
+        yield
+        return
+    embeddings = step.model.get_input_embeddings()
+    embeddings.neftune_noise_alpha = step.args.neftune_noise_alpha
+    hook = embeddings.register_forward_hook(neftune_post_forward_hook)
+    try:
+        yield
+    finally:
+        hook.remove()

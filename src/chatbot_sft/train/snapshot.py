@@ -1,0 +1,190 @@
+"""What a checkpoint holds, so that a killed run ends with exactly the losses of an uninterrupted one. `checkpoints` says how it appears on disk.
+
+`adapter_model.safetensors` (or the whole model), the tokenizer, `optimizer.pt`, `scheduler.pt`, `scaler.pt` with float16, `rng_state.pth` (one a
+process), `trainer_state.json` (transformers.TrainerState) and run.json.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from transformers import TrainerState
+
+from chatbot_sft import preemption
+from chatbot_sft.errors import UserError
+from chatbot_sft.model.earlier import WEIGHTS, load_weights
+from chatbot_sft.run import checkpoints
+from chatbot_sft.save.saver import is_write_error
+from chatbot_sft.train import resume
+
+if TYPE_CHECKING:
+    from chatbot_sft.run.checkpoints import Checkpoint
+    from chatbot_sft.train.loop import Job
+    from chatbot_sft.train.step import Step
+
+STATE = "trainer_state.json"
+STOPPING = "EarlyStoppingCallback"  # its name in the state
+
+
+def state(checkpoint: Checkpoint | None, args: Any) -> TrainerState:
+    """The state that a run begins with."""
+    found = TrainerState.load_from_json(str(checkpoint.folder / STATE)) if checkpoint else TrainerState()
+    if found.best_model_checkpoint is not None and not Path(found.best_model_checkpoint).is_dir():
+        found.best_model_checkpoint = None
+    found.is_world_process_zero, found.is_local_process_zero = args.process_index == 0, args.local_process_index == 0
+    return found
+
+
+def write(job: Job, step: Step) -> None:
+    """Save a checkpoint into a folder that no search takes for one, then rename it; only then older ones are removed.
+
+    Raises:
+        UserError: it cannot be written; what was there before still is.
+    """
+    args, number, first = job.args, job.state.global_step, job.args.process_index == 0
+    folder = Path(args.output_dir)
+    target = folder / f"checkpoint-{number}"
+    staged = folder / checkpoints.SAVING / target.name
+    there = target.is_dir()  # written by an earlier start, from the same weights
+    wait_for_all(args)
+    if there:
+        return
+    try:
+        if first:
+            staged.mkdir(parents=True)
+        wait_for_all(args)
+        torch.save(random_state(), staged / random_file(args))
+        if first:
+            _write_shared(job, step, staged, target)
+        wait_for_all(args)
+        if first:
+            finished = job.ended and not (preemption.requested() and number < job.state.max_steps)
+            losses = {"pending": job.pending.item(), "total": job.total, "logged_until": job.logged_until}
+            checkpoints.publish(staged, target, resume.record(job.origin, number, job.seconds(), finished, losses, step.layout.as_dict()))
+    except Exception as error:
+        shutil.rmtree(staged.parent, ignore_errors=True)
+        if not is_write_error(error):
+            raise
+        last = checkpoints.last_in(folder)
+        kept = f"the one of step {last.step} is kept" if last else "there is none before it"
+        raise UserError(
+            f"training.output_dir={folder}: the checkpoint of step {number} cannot be written ({' '.join(str(error).split())}); {kept}"
+        ) from error
+    if first:
+        shutil.rmtree(staged.parent, ignore_errors=True)
+        checkpoints.prune(folder, args.save_total_limit, job.state.best_model_checkpoint)
+    wait_for_all(args)
+
+
+def _write_shared(job: Job, step: Step, staged: Path, target: Path) -> None:
+    """What is the same in all processes."""
+    step.model.save_pretrained(str(staged))
+    job.tokenizer.save_pretrained(str(staged))
+    torch.save(job.optimizer.state_dict(), staged / "optimizer.pt")
+    torch.save(job.schedule.state_dict(), staged / "scheduler.pt")
+    if step.scaler is not None:
+        torch.save(step.scaler.state_dict(), staged / "scaler.pt")
+    best = target.with_name(f"checkpoint-{job.state.best_global_step}")
+    if best == target or best.is_dir():
+        job.state.best_model_checkpoint = str(best)
+    if job.stopping:
+        job.state.stateful_callbacks = {STOPPING: job.stopping.state()}
+    job.state.save_to_json(str(staged / STATE))
+
+
+def load(job: Job, step: Step) -> None:
+    """Put back what the checkpoint that `job` begins at holds, but for the random state."""
+    checkpoint = job.origin.checkpoint
+    folder, losses = checkpoint.folder, checkpoint.record["losses"]
+    load_trained(step.model, folder)
+    job.optimizer.load_state_dict(_read(folder / "optimizer.pt"))
+    if job.origin.extended and isinstance(job.schedule, torch.optim.lr_scheduler.LambdaLR):
+        # The end of the old schedule, where the learning rate is often 0, is not gone on from: the new one is, at this step.
+        with warnings.catch_warnings(action="ignore"):  # that no optimizer step was taken before
+            for _ in range(checkpoint.step):
+                job.schedule.step()
+    else:
+        job.schedule.load_state_dict(_read(folder / "scheduler.pt"))
+    if step.scaler is not None:
+        step.scaler.load_state_dict(_read(folder / "scaler.pt"))
+    if job.stopping and (kept := job.state.stateful_callbacks.get(STOPPING)):
+        job.stopping.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+    job.pending += losses["pending"]
+    job.total, job.logged_until = losses["total"], losses["logged_until"]
+
+
+def load_trained(model: Any, folder: Path) -> None:
+    """Put the weights in `folder` into `model`.
+
+    Raises:
+        UserError: not all that is trained is in it.
+    """
+    if (folder / WEIGHTS).is_file():
+        load_weights(model, folder, "training.resume")
+        return
+    from safetensors.torch import load_file
+
+    missing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights = load_file(file)
+        model.load_state_dict(weights, strict=False)
+        missing -= weights.keys()
+    if missing:
+        raise UserError(f"training.resume: {folder} cannot be gone on from: it has no {min(missing)}; start afresh with training.resume=never")
+
+
+def load_best(model: Any, state: TrainerState) -> None:
+    """Put back the weights of the lowest held-out loss.
+
+    Raises:
+        UserError: their checkpoint is not as it was written.
+    """
+    best = Path(state.best_model_checkpoint)
+    try:
+        checkpoints.verified(best)
+    except checkpoints.Damaged as error:
+        raise UserError(f"{best}, the best of this run: {error}; training.load_best_model_at_end=false ends with the last weights") from None
+    load_trained(model, best)
+
+
+def wait_for_all(args: Any) -> None:
+    """Until every process is here."""
+    if args.world_size > 1:
+        torch.distributed.barrier()
+
+
+# Random numbers: dropout goes on where it was.
+
+
+def random_file(args: Any) -> str:
+    return "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
+
+
+def random_state() -> dict[str, Any]:
+    name, keys, *rest = numpy.random.get_state()
+    states = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys), *rest), "cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def load_random_state(job: Job) -> None:
+    """Go on with the random numbers of the checkpoint. One written by another number of processes has none for this one."""
+    file = job.origin.checkpoint.folder / random_file(job.args)
+    if not file.is_file():
+        return
+    states = _read(file)
+    name, keys, *rest = states["numpy"]
+    random.setstate(states["python"])
+    numpy.random.set_state((name, keys.numpy(), *rest))
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _read(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
