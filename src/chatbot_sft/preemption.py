@@ -67,6 +67,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _state.__init__()  # what was asked of this run is asked of no later one
 
 
 @contextlib.contextmanager
