@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.model import memory
 from chatbot_sft.train.batches import PackedDataset
-from chatbot_sft.train.evaluation import longest_first, score_batch, undisturbed
+from chatbot_sft.train.evaluation import longest_first, score_batch
 from chatbot_sft.train.measure import Trial
+from chatbot_sft.train.randomness import undisturbed
 
 if TYPE_CHECKING:
     from datasets import Dataset

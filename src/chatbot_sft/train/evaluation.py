@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -22,6 +19,7 @@ from transformers.trainer_utils import speed_metrics
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.report import finite
 from chatbot_sft.train.batches import PackedDataset, row_counts
+from chatbot_sft.train.randomness import undisturbed
 from chatbot_sft.train.rows import Row, padded
 
 if TYPE_CHECKING:
@@ -74,18 +72,6 @@ def token_scores(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def perplexity(loss: float) -> float:
     """exp(loss); infinite where a float ends, at 709 nats."""
     return math.exp(loss) if loss < 709 else math.inf
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Leave every random number generator as it was: a data loader draws a seed from torch's, and dropout would go on elsewhere."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
 
 
 class Part:

@@ -1,8 +1,7 @@
 """The training loop: what happens from a run's first optimizer step to its last, in the order in which it happens. Imported after the engine.
 
 A `Job` is one training: its rows, optimizer, schedule, evaluations, checkpoints. The model and what was captured of it are the `Step`'s, which the
-jobs take turns on; a plain run is a list of one job. `state` and `control` are transformers' own classes, so that its loggers, and callbacks that
-somebody adds, can be called as they are.
+jobs take turns on, a step each; a plain run is a list of one job.
 """
 
 from __future__ import annotations
@@ -11,107 +10,45 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.neftune import neftune_post_forward_hook
 from transformers.trainer_utils import TrainOutput, align_special_tokens, speed_metrics
 
 from chatbot_sft import preemption
 from chatbot_sft.train import snapshot
-from chatbot_sft.train.batches import Batches
-from chatbot_sft.train.evaluation import Evaluations, evaluate, undisturbed
+from chatbot_sft.train.evaluation import evaluate
 from chatbot_sft.train.guard import Guard
+from chatbot_sft.train.job import Job
 from chatbot_sft.train.optimizer import after_evaluations, build_optimizer, build_schedule
-from chatbot_sft.train.progress import Progress
+from chatbot_sft.train.randomness import random_state, undisturbed
 from chatbot_sft.train.step import Step
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from chatbot_sft.config import Config
-    from chatbot_sft.train.resume import Origin
-
-
-@dataclass
-class Job:
-    """One training. `args` are TRL's SFTConfig, `origin` says where it begins."""
-
-    settings: Config
-    args: Any
-    model: Any
-    tokenizer: Any
-    dataset: Dataset
-    eval_dataset: Dataset | None
-    named: Dataset  # the rows of `dataset`, with the file and row they come from
-    origin: Origin
-    evaluations: Evaluations
-    progress: Progress
-    stopping: EarlyStoppingCallback | None = None
-    callbacks: list[TrainerCallback] = field(default_factory=list)
-    state: TrainerState = field(default_factory=TrainerState)
-    control: TrainerControl = field(default_factory=TrainerControl)
-    ended: bool = False
-    # made by `begin`
-    batches: Batches | None = None
-    rows: Iterator[Any] | None = None
-    optimizer: Any = None
-    schedule: Any = None
-    guard: Guard | None = None
-    pending: Any = 0.0  # the sum of the losses since the last log, on the device
-    total: float = 0.0  # and of those before
-    logged_until: int = 0
-    started: float = 0.0  # the same moment by two clocks
-    began: float = 0.0
-
-    def add_callback(self, callback: TrainerCallback) -> None:
-        """Called with this job's args, state and control, as transformers' Trainer calls its own."""
-        self.callbacks.append(callback)
-
-    def tell(self, event: str, **more: Any) -> None:
-        """Call `event` ("on_log", "on_step_end" …) of every callback."""
-        for callback in self.callbacks:
-            getattr(callback, event)(self.args, self.state, self.control, model=self.model, processing_class=self.tokenizer, **more)
-
-    def make_batches(self, batch_size: int) -> Batches:
-        """The rows of every step, `batch_size` packs of them for each process."""
-        capacity = self.settings.model.max_seq_length if self.settings.training.packing else None
-        args, shuffle = self.args, self.settings.dataset.shuffle
-        return Batches(self.dataset, batch_size * args.world_size, args.seed, shuffle, capacity, args.process_index, args.world_size)
-
-    def seconds(self) -> float:
-        """Trained so far, over every start of this run; what a killed start did after its last checkpoint does not count."""
-        return round(self.origin.seconds + time.perf_counter() - self.started, 3)
 
 
 def train(jobs: list[Job], step: Step, plan: Callable[[], None]) -> list[TrainOutput]:
-    """Train `jobs` to their ends. `plan` chooses the step's layout, once they are ready to begin.
+    """Train `jobs`, which all start from the weights that the model has, to their ends. `plan` chooses the layout, once they are ready to begin.
 
     Raises:
         UserError: a loss diverged, memory ran out, or a checkpoint cannot be written.
     """
+    start = (step.weights(), random_state()) if len(jobs) > 1 else None
     for job in jobs:
+        job.aside = start
         begin(job, step)
     plan()
     for job in jobs:
-        job.started, job.began = time.perf_counter(), time.time()
-        job.evaluations.begin(job.state)
-        job.progress.begin(job.state)
-        job.tell("on_train_begin")
-        if job.origin.checkpoint:
-            snapshot.load_random_state(job)
-    with noisy_embeddings(step):
-        while going := [job for job in jobs if not job.ended]:
-            for job in going:
-                train_step(job, step)
+        open_books(job, step)
+    while going := [job for job in jobs if not job.ended]:
+        for job in going:
+            train_step(job, step)
     return [end(job, step) for job in jobs]
 
 
 def begin(job: Job, step: Step) -> None:
     """Make everything that the steps of `job` need, as it was at its checkpoint where it has one."""
     args = job.args
+    step.turn_to(job)
     align_special_tokens(step.model, job.tokenizer)
     lay_out(job)
     steps = job.state.max_steps
@@ -136,15 +73,28 @@ def lay_out(job: Job) -> None:
     job.state.compute_steps(args, steps)  # logging_steps, save_steps and eval_steps as whole numbers, of this command
 
 
+def open_books(job: Job, step: Step) -> None:
+    """The training proper begins; the random numbers go on where the checkpoint left them."""
+    step.turn_to(job)
+    job.started, job.began = time.perf_counter(), time.time()
+    job.evaluations.begin(job.state)
+    job.progress.begin(job.state)
+    job.tell("on_train_begin")
+    if job.origin.checkpoint:
+        snapshot.load_random_state(job)
+
+
 def train_step(job: Job, step: Step) -> None:
     """One optimizer step of `job`, and what is due after it."""
     args, state, control, number = job.args, job.state, job.control, job.state.global_step + 1
+    step.turn_to(job)
     control.should_log = control.should_evaluate = control.should_save = False  # callbacks may ask for these
     job.tell("on_step_begin")
 
     # The gradient of the mean loss over all tokens that are trained in this step, in all processes.
     tokens, trained_tokens = job.batches.tokens(number)
-    loss = step.backward(next(job.rows), trained_tokens, number)
+    with noisy_embeddings(step.model, args.neftune_noise_alpha):
+        loss = step.backward(next(job.rows), trained_tokens, number)
     loss, stop = step.over_all_processes(loss, preemption.requested())
     norm = step.clip(job.optimizer)
 
@@ -239,6 +189,7 @@ def write_log(job: Job, logs: dict[str, float]) -> None:
 def end(job: Job, step: Step) -> TrainOutput:
     """Sum up, and put the best weights back where training.load_best_model_at_end asks for them."""
     state = job.state
+    step.turn_to(job)
     job.total += job.pending.item()
     loss = job.total / max(state.global_step, 1)
     metrics = speed_metrics("train", job.began, num_samples=state.max_steps * job.batches.batch_size, num_steps=state.max_steps)
@@ -252,13 +203,13 @@ def end(job: Job, step: Step) -> TrainOutput:
 
 
 @contextlib.contextmanager
-def noisy_embeddings(step: Step) -> Iterator[None]:
-    """NEFTune (arXiv 2310.05914): noise of training.neftune_noise_alpha on the embeddings while they are trained."""
-    if step.args.neftune_noise_alpha is None:
+def noisy_embeddings(model: Any, alpha: float | None) -> Iterator[None]:
+    """NEFTune (arXiv 2310.05914), training.neftune_noise_alpha: noise on the embeddings while they are trained."""
+    if alpha is None:
         yield
         return
-    embeddings = step.model.get_input_embeddings()
-    embeddings.neftune_noise_alpha = step.args.neftune_noise_alpha
+    embeddings = model.get_input_embeddings()
+    embeddings.neftune_noise_alpha = alpha
     hook = embeddings.register_forward_hook(neftune_post_forward_hook)
     try:
         yield

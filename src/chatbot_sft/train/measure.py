@@ -115,7 +115,7 @@ def _remembered(file: Path, layouts: Sequence[Layout]) -> list[Measurement] | No
 def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> list[Measurement]:
     import torch
 
-    from chatbot_sft.train.evaluation import undisturbed
+    from chatbot_sft.train.randomness import undisturbed
 
     gpu = torch.cuda.is_available()
     typical = trial.typical if gpu else StepRows(trial.typical.packs[::2])

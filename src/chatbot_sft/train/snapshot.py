@@ -6,13 +6,11 @@ process), `trainer_state.json` (transformers.TrainerState) and run.json.
 
 from __future__ import annotations
 
-import random
 import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
 import torch
 from transformers import TrainerState
 
@@ -22,10 +20,11 @@ from chatbot_sft.model.earlier import WEIGHTS, load_weights
 from chatbot_sft.run import checkpoints
 from chatbot_sft.save.saver import is_write_error
 from chatbot_sft.train import resume
+from chatbot_sft.train.randomness import random_state, use_random_state
 
 if TYPE_CHECKING:
     from chatbot_sft.run.checkpoints import Checkpoint
-    from chatbot_sft.train.loop import Job
+    from chatbot_sft.train.job import Job
     from chatbot_sft.train.step import Step
 
 STATE = "trainer_state.json"
@@ -166,24 +165,12 @@ def random_file(args: Any) -> str:
     return "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
 
 
-def random_state() -> dict[str, Any]:
-    name, keys, *rest = numpy.random.get_state()
-    states = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys), *rest), "cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
 def load_random_state(job: Job) -> None:
     """Go on with the random numbers of the checkpoint. One written by another number of processes has none for this one."""
     file = job.origin.checkpoint.folder / random_file(job.args)
     if not file.is_file():
         return
-    states = _read(file)
-    name, keys, *rest = states["numpy"]
-    random.setstate(states["python"])
-    numpy.random.set_state((name, keys.numpy(), *rest))
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    use_random_state(_read(file))
 
 
 def _read(file: Path) -> Any:

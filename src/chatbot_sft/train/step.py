@@ -15,11 +15,13 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed, layers_and_loss
 from chatbot_sft.train.layout import Layout, step_down
+from chatbot_sft.train.randomness import random_state, use_random_state
 from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
     from chatbot_sft.model.engine import Engine
+    from chatbot_sft.train.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Step:
         self.model, self.engine, self.settings, self.args, self.pad = model, engine, settings, args, pad_token_id
         engine.prepare(model)
         self.precision = engine.compute_dtype(model, "bf16" if args.bf16 else "fp16" if args.fp16 else None)
+        self.job: Job | None = None  # whose weights the model has
         self.layout = Layout(settings.training.per_device_train_batch_size)
         self.captured: CapturedLayers | None = None
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -45,6 +48,23 @@ class Step:
             engine.use_scaler(model, self.scaler)
         if args.world_size > 1:
             self.gradients.share()
+
+    def turn_to(self, job: Job) -> None:
+        """Put the weights and random numbers of `job` in place of the last job's. They are copied: captured layers know where weights lie."""
+        if job is self.job:
+            return
+        if self.job is not None:
+            self.job.aside = self.weights(), random_state()
+        self.job = job
+        if job.aside is not None:
+            weights, numbers = job.aside
+            for parameter, kept in zip(self.trained, weights, strict=True):
+                parameter.data.copy_(kept)
+            use_random_state(numbers)
+
+    def weights(self) -> list[torch.Tensor]:
+        """A copy of what is trained."""
+        return [parameter.detach().clone() for parameter in self.trained]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """What the model computes in."""
@@ -101,7 +121,7 @@ class Step:
             self.captured = CapturedLayers(*layers_and_loss(self.engine, self.model, self.autocast))
         if self.layout.captured or self.flat is not None:
             self.gradients.attach()
-        count = torch.tensor(max(1, trained_tokens), device=self.args.device)
+        count = torch.tensor(max(1, trained_tokens)).to(self.args.device, non_blocking=True)
         # The last step of an epoch may hold fewer conversations than there are processes; all of them have to take part in it.
         groups = list(self.layout.groups(step)) or [[Row(-1, [self.pad, self.pad], [IGNORED, IGNORED])]]
         losses = []

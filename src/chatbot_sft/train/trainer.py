@@ -117,11 +117,10 @@ class SFTTrainerWrapper:
         for target in targets(self.settings).values():
             check_export(self.settings, target)
         loop, why = chosen(self.settings)
-        import torch  # noqa: F401  (after the engine)
         from transformers import EarlyStoppingCallback, enable_full_determinism, set_seed
 
         from chatbot_sft.train.evaluation import Evaluations
-        from chatbot_sft.train.loop import Job
+        from chatbot_sft.train.job import Job
         from chatbot_sft.train.progress import Progress
         from chatbot_sft.train.step import Step
 
@@ -159,15 +158,13 @@ class SFTTrainerWrapper:
 
     def _build_trl(self) -> None:
         from chatbot_sft.train import trl
-        from chatbot_sft.train.evaluation import undisturbed
+        from chatbot_sft.train.randomness import undisturbed
 
         args = sft_arguments(self.settings, self.engine, "trl")
         job = self.job if self.loop == "trl" else replace(self.job)
         job.args = args
-        training = self.settings.training
-        layout = Layout(training.per_device_train_batch_size, training.packing, bool(self.engine.checkpointing(self.settings)))
         with quiet(), undisturbed():
-            self._trl = trl.build(self.engine.trainer_class(), job, job.make_batches(self.settings.effective_batch_size), layout, self.step.pad)
+            self._trl = trl.build(job, job.make_batches(self.settings.effective_batch_size), self._configured(), self.step)
         if self.loop == "native":
             self._trl[0].state = self.job.state
 
@@ -189,8 +186,7 @@ class SFTTrainerWrapper:
         from chatbot_sft.train.trials import capture, trial
 
         training, batch_size = self.settings.training, self.settings.effective_batch_size
-        padding_free = training.packing or self.engine.padding_free(self.model)
-        configured = Layout(training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings)))
+        configured = self._configured()
         trying = trial(self.step, self.job.batches, self.state.max_steps)
         if training.batch_layout == "as_configured" or self.loop == "trl":
             self.plan = Plan(configured, "as configured")
@@ -211,6 +207,12 @@ class SFTTrainerWrapper:
             THIRD_PARTY.info("layout measured: %s", row)
         if self.settings.task == "plan":
             raise Planned
+
+    def _configured(self) -> Layout:
+        """The layout that the configuration means to the letter."""
+        training = self.settings.training
+        padding_free = training.packing or self.engine.padding_free(self.model)
+        return Layout(training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings)))
 
     def evaluate(self) -> float | None:
         """Mean loss per trained token of the held-out conversations, in nats; None where nothing is held out, samples alone are then made."""

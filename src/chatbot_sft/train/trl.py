@@ -6,7 +6,6 @@ the same numbers. What it gives up stands in docs/training.md.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -23,14 +22,17 @@ from chatbot_sft import preemption
 from chatbot_sft.report.masking import masked_arguments
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train import resume, snapshot
-from chatbot_sft.train.evaluation import evaluate, undisturbed
+from chatbot_sft.train.evaluation import evaluate
 from chatbot_sft.train.guard import Guard
+from chatbot_sft.train.job import Job
 from chatbot_sft.train.layout import Layout
-from chatbot_sft.train.loop import Job, judge
+from chatbot_sft.train.loop import judge
+from chatbot_sft.train.randomness import undisturbed
 from chatbot_sft.train.rows import Row
 
 if TYPE_CHECKING:
     from chatbot_sft.train.batches import Batches
+    from chatbot_sft.train.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +52,12 @@ class Rows:
         return {"input_ids": [[row.input_ids for row in rows] for rows in found], "labels": [[row.labels for row in rows] for rows in found]}
 
 
-def collator(layout: Layout, pad_token_id: int) -> Any:
+def collator(layout: Layout, step: Step) -> Any:
     """Micro-batches as the native loop makes them."""
 
     def collate(packs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [Row(-1, *row) for pack in packs for row in zip(pack["input_ids"], pack["labels"], strict=True)]
-        return {name: values for name, values in layout.batch(rows, pad_token_id).items() if name != "packed_seq_lengths"}
+        return step.engine.inputs(layout.batch(rows, step.pad))
 
     return collate
 
@@ -63,8 +65,8 @@ def collator(layout: Layout, pad_token_id: int) -> Any:
 class Companion(TrainerCallback):
     """What the native loop does beside its steps, where TRL's calls a callback: evaluation, guard, progress, preemption, run.json in checkpoints."""
 
-    def __init__(self, job: Job, rows: Rows, layout: Layout, pad_token_id: int) -> None:
-        self.job, self.rows, self.layout, self.pad = job, rows, layout, pad_token_id
+    def __init__(self, job: Job, rows: Rows, layout: Layout, step: Step) -> None:
+        self.job, self.rows, self.layout, self.step = job, rows, layout, step
         self.trainer: Any = None
         self.failure: Exception | None = None  # what ends the run once TRL's loop has come to its end
 
@@ -125,12 +127,8 @@ class Companion(TrainerCallback):
 
     def held_out(self) -> dict[str, float]:
         """Evaluate as the native loop does; the trainer's own evaluation would mark the model as prepared, and several processes train apart."""
-        job = self.job
-        autocast = torch.autocast(job.args.device.type, torch.bfloat16 if job.args.bf16 else torch.float16)
-        context = (lambda: autocast) if job.args.bf16 or job.args.fp16 else contextlib.nullcontext
-        metrics = evaluate(
-            job.model, job.eval_dataset, job.args.per_device_eval_batch_size, self.pad, job.args, context, self.trainer.state.global_step
-        )
+        job, step, number = self.job, self.step, self.trainer.state.global_step
+        metrics = evaluate(job.model, job.eval_dataset, job.args.per_device_eval_batch_size, step.pad, job.args, step.autocast, number)
         self.trainer.log(dict(metrics))
         with undisturbed():
             job.evaluations.take(self.trainer.state, metrics)
@@ -146,16 +144,16 @@ class Companion(TrainerCallback):
         return bool(flag)
 
 
-def build(trainer_class: type, job: Job, batches: Batches, layout: Layout, pad_token_id: int) -> tuple[Any, Companion]:
-    """TRL's trainer of `job`, and what accompanies it. `trainer_class` is the engine's."""
+def build(job: Job, batches: Batches, layout: Layout, step: Step) -> tuple[Any, Companion]:
+    """TRL's trainer of `job`, and what accompanies it."""
     rows = Rows(batches)
-    companion = Companion(job, rows, layout, pad_token_id)
-    trainer = trainer_class(
+    companion = Companion(job, rows, layout, step)
+    trainer = step.engine.trainer_class()(
         model=job.model,
         args=job.args,
         train_dataset=rows.as_dataset(),
         processing_class=job.tokenizer,
-        data_collator=collator(layout, pad_token_id),
+        data_collator=collator(layout, step),
         callbacks=[companion, *job.callbacks],
     )
     trainer.remove_callback(PrinterCallback)

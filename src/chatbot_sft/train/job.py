@@ -1,0 +1,76 @@
+"""One training, apart from the model that it trains. Imported after the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+
+from chatbot_sft.train.batches import Batches
+from chatbot_sft.train.evaluation import Evaluations
+from chatbot_sft.train.guard import Guard
+from chatbot_sft.train.progress import Progress
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from chatbot_sft.config import Config
+    from chatbot_sft.train.resume import Origin
+
+
+@dataclass
+class Job:
+    """`args` are TRL's SFTConfig, `origin` says where it begins.
+
+    `state` and `control` are transformers' own classes, so that its loggers, and callbacks that somebody adds, can be called as they are.
+    """
+
+    settings: Config
+    args: Any
+    model: Any
+    tokenizer: Any
+    dataset: Dataset
+    eval_dataset: Dataset | None
+    named: Dataset  # the rows of `dataset`, with the file and row they come from
+    origin: Origin
+    evaluations: Evaluations
+    progress: Progress
+    stopping: EarlyStoppingCallback | None = None
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+    state: TrainerState = field(default_factory=TrainerState)
+    control: TrainerControl = field(default_factory=TrainerControl)
+    ended: bool = False
+    # made by `begin`
+    batches: Batches | None = None
+    rows: Iterator[Any] | None = None
+    optimizer: Any = None
+    schedule: Any = None
+    guard: Guard | None = None
+    pending: Any = 0.0  # the sum of the losses since the last log, on the device
+    total: float = 0.0  # and of those before
+    logged_until: int = 0
+    aside: Any = None  # its weights and random numbers while it is another job's turn
+    started: float = 0.0  # the same moment by two clocks
+    began: float = 0.0
+
+    def add_callback(self, callback: TrainerCallback) -> None:
+        """Called with this job's args, state and control, as transformers' Trainer calls its own."""
+        self.callbacks.append(callback)
+
+    def tell(self, event: str, **more: Any) -> None:
+        """Call `event` ("on_log", "on_step_end" …) of every callback."""
+        for callback in self.callbacks:
+            getattr(callback, event)(self.args, self.state, self.control, model=self.model, processing_class=self.tokenizer, **more)
+
+    def make_batches(self, batch_size: int) -> Batches:
+        """The rows of every step, `batch_size` packs of them for each process."""
+        capacity = self.settings.model.max_seq_length if self.settings.training.packing else None
+        args, shuffle = self.args, self.settings.dataset.shuffle
+        return Batches(self.dataset, batch_size * args.world_size, args.seed, shuffle, capacity, args.process_index, args.world_size)
+
+    def seconds(self) -> float:
+        """Trained so far, over every start of this run; what a killed start did after its last checkpoint does not count."""
+        return round(self.origin.seconds + time.perf_counter() - self.started, 3)
