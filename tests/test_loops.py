@@ -10,6 +10,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.optimization import built_by_native
 from chatbot_sft.run import checkpoints
+from chatbot_sft.run.lock import MACHINE
 from chatbot_sft.sft_arguments import enum_values
 from chatbot_sft.train import resume
 from chatbot_sft.train.choice import chosen
@@ -186,9 +187,11 @@ def test_a_loop_that_is_none_is_refused():
 
 
 def test_the_loop_is_part_of_what_a_run_was_trained_with():
-    checkpoint = checkpoints.Checkpoint(None, {"identity": checkpoints.resolved("unsloth", "float32", "sgd", "native")})
+    checkpoint = checkpoints.Checkpoint(None, {"identity": dict(zip(MACHINE, ("unsloth", "float32", "sgd", "native"), strict=True))})
     with pytest.raises(UserError, match=r"training\.loop native → trl"):
-        resume.refuse_changes(resume.Origin(checkpoint=checkpoint), checkpoints.resolved("unsloth", "float32", "sgd", "trl"), whole=False)
+        resume.refuse_changes(
+            resume.Origin(checkpoint=checkpoint), dict(zip(MACHINE, ("unsloth", "float32", "sgd", "trl"), strict=True)), whole=False
+        )
 
 
 @pytest.mark.parametrize("optim", filter(built_by_native, enum_values("training_args.py", "OptimizerNames")))
