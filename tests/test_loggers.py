@@ -289,13 +289,13 @@ def test_a_logger_that_fails_does_not_take_the_others_or_the_run_with_it(tmp_pat
     settings = Config.from_mapping({"paths": {"output_dir": str(tmp_path)}, "training": {"report_to": ["tensorboard", "mlflow"]}})
     monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_start})
     with pytest.raises(UserError) as caught:
-        loggers.Loggers().start(trainer, settings, settings)
+        loggers.Loggers().start(trainer, settings)
     assert str(caught.value) == "training.report_to=mlflow: it cannot be opened: ConnectionError: no answer from https://***@host"
     assert [ending.status for ending in endings] == ["failed"]
 
     monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_end})
     started = loggers.Loggers()
-    started.start(trainer, settings, settings)
+    started.start(trainer, settings)
     started.finish({**new_report("python -m chatbot_sft", "train", 1), "status": "interrupted"})
     started.finish({})
     assert callbacks == ["callback"] * 3

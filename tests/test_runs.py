@@ -12,6 +12,7 @@ import pytest
 from conftest import conversations, only_error, report_of, write_json
 
 from chatbot_sft.cli import flags_first
+from chatbot_sft.config import Config
 
 GOOD = ("task=check", "dataset.data_path=my.json")
 
@@ -141,7 +142,7 @@ def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
     folder = tmp_path / "run"
     training_in(folder)
     config = {"paths": {"output_dir": str(folder)}, "save": {"method": "none"}, "lora": {"r": 8}}
-    OmegaConf.save(config, folder / "config.yaml")
+    OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
     other = {**config, "save": {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}}
     with pytest.raises(UserError) as error:
         pipeline.run(other)

@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chatbot_sft import aliases, command_line, completion, distributed, effects, precedence
+from chatbot_sft import command_line, completion, distributed
 from chatbot_sft import config as schema
+from chatbot_sft.config import aliases, effects, precedence
 from chatbot_sft.errors import UserError, did_you_mean, listed, not_yaml, question
 from chatbot_sft.jobs import Job, finished, table
 from chatbot_sft.logs import MaskedStream
@@ -220,7 +221,7 @@ def _swept(plain: dict[str, Any], hydra_job: HydraConf, users: list[str]) -> flo
             raise UserError(
                 f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]}; give each job its own, as {SUBDIR} does"
             )
-        if report := finished(plain):
+        if report := finished(schema.Config.from_mapping(plain)):
             job.status, job.eval_loss = "done before", report["training"].get("eval_loss")
             print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)
             return job.eval_loss

@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from chatbot_sft import config as schema
-from chatbot_sft import sft_arguments
+from chatbot_sft.config import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
 
 PROGRAM = "python -m chatbot_sft"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def _weights(folder: Path, config: Mapping[str, Any], report: Mapping[str, Any])
 
 def _refuse_edited(folder: Path, config: Mapping[str, Any], checkpoint: checkpoints.Checkpoint) -> None:
     """Raises UserError where config.yaml no longer says how the adapter was made."""
-    lora = asdict(Config.from_mapping(config).lora)
+    lora = Config.from_mapping(config)["lora"]
     trained = {key: value for key, value in checkpoint.record["identity"].items() if key.startswith("lora.")}
     edited = [f"{key} {value} → {lora[key[5:]]}" for key, value in trained.items() if key[5:] in lora and value != lora[key[5:]]]
     if edited:
@@ -167,7 +167,7 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
             f"run={config['run']}: the model it was trained on is not at {settings.model.name} any more, nor did it move along with the run; "
             f"put it back, or correct model.name in its {CONFIG}"
         )
-    saver(now).check()
+    saver(settings).check()
     report |= {name: earlier.report[name] for name in KEPT if name in earlier.report}
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
     base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
@@ -177,4 +177,4 @@ def earlier_saver(config: Mapping[str, Any], report: dict[str, Any]) -> ModelSav
     if not settings.full_finetuning:
         load_weights(model, earlier.weights, f"run={config['run']}")
     log.info("weights: %s", earlier.weights)
-    return saver(now, model, tokenizer, earlier.evidence, report)
+    return saver(settings, model, tokenizer, earlier.evidence, report)

@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chatbot_sft import bounds, distributed, effects, places, preemption
-from chatbot_sft.config import Config
+from chatbot_sft import bounds, distributed, places, preemption
+from chatbot_sft.config import Config, effects
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import PREVIEW, write_report
 from chatbot_sft.data.preview import write_preview
@@ -55,23 +55,22 @@ def run(config: Mapping[str, Any], command: str = "") -> dict[str, Any]:
         UserError: something the user can mend. Every other exception passes through; KeyboardInterrupt too.
         Preempted: SIGTERM or SIGUSR1, exit code 143.
     """
-    config = located(config)
-    settings = Config.from_mapping(config)
+    settings = located(Config.from_mapping(config))
     folder = Path(settings.paths.output_dir)
     first = distributed.is_first()
     places.check_run(settings)
     report = new_report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
-        refuse_taken(config, settings)
+        refuse_taken(settings, settings)
         checkpoints.refuse_completed(settings)
         loggers.enter_context(run_log(folder, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
         try:
             if settings.task == "export":
-                save(earlier_saver(config, report), report)
+                save(earlier_saver(settings, report), report)
             else:
-                train(config, settings, report, loggers)
+                train(settings, report, loggers)
             report["status"] = "completed"
         except Preempted as error:
             report["status"] = "interrupted"
@@ -120,7 +119,7 @@ def stopped(error: Preempted, settings: Config, command: str) -> str:
     return f"{error.signal}: {f'checkpoint at step {last.step}' if last else 'no checkpoint yet'}; the same command goes on from there{again}"
 
 
-def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], loggers: contextlib.ExitStack) -> None:
+def train(settings: Config, report: dict[str, Any], loggers: contextlib.ExitStack) -> None:
     """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`.
 
     `task=check` ends after the gate, `task=plan` before the first step.
@@ -128,21 +127,20 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     What `training.report_to` opens is closed, with the report, when `loggers` is.
     """
     # Everything that can be refused without importing a model library is refused first.
-    config = adopt(config)
-    settings = Config.from_mapping(config)
+    settings = adopt(settings)
     effects.refuse(settings)
     dataset_class = locate("dataset", settings.dataset._target_, DatasetLoader)
     model_class = locate("model", settings.model._target_, ModelLoader)
     locate("lora", settings.lora._target_, add_adapter)
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
     saver = locate("save", settings.save._target_, ModelSaver)
-    dataset_loader, model_loader = dataset_class(config), model_class(config)
+    dataset_loader, model_loader = dataset_class(settings), model_class(settings)
     check_loggers(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
     dataset_loader.find_files()
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
-    saver(config).check()
+    saver(settings).check()
     origin = checkpoints.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
     try:
@@ -156,7 +154,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
         raise UserError(
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
-    checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
+    checkpoints.refuse_changes(origin, checkpoints.identity(settings, dataset_loader.statistics.fingerprint), whole=True)
     if inert := effects.said(settings):
         log.info("settings: no effect here: %s", ", ".join(inert))
     if settings.brought:
@@ -178,7 +176,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     dataset = dataset_loader.prepare_dataset()
     report["dataset"] = dataclasses.asdict(dataset_loader.statistics)
 
-    trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
+    trainer = trainer_wrapper(settings, model, tokenizer, dataset, dataset_loader.eval_dataset)
     system = usual_system_prompt(dataset) or settings.dataset.system_prompt
     report["dataset"]["system_prompt"] = system
     trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
@@ -219,7 +217,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     if distributed.is_first():
         saver = trainer.saver(report)
         saver.evidence.write(Path(settings.paths.output_dir))
-        OmegaConf.save(referring(dict(config)), Path(settings.paths.output_dir, CONFIG))
+        OmegaConf.save(referring(settings.to_dict()), Path(settings.paths.output_dir, CONFIG))
     for warning in report["training"]["warnings"]:
         log.warning("training: %s", warning)
     refuse_ruined(report["training"], settings)

@@ -10,7 +10,7 @@ from typing import Any
 
 from chatbot_sft.cache import cache_dir
 from chatbot_sft.config import Config
-from chatbot_sft.data.files import is_hub_id
+from chatbot_sft.data_names import is_hub_id
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.hub import is_local
 

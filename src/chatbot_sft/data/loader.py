@@ -19,7 +19,7 @@ from chatbot_sft.config import Config, SourceConfig
 from chatbot_sft.data import gate, store
 from chatbot_sft.data.encode import EncodedRow, Encoder, Refused, in_batches
 from chatbot_sft.data.excerpt import excerpt
-from chatbot_sft.data.files import TRAIN, data_files, find, is_hub_id, remarks
+from chatbot_sft.data.files import TRAIN, data_files, find, remarks
 from chatbot_sft.data.formats import Reading, check_columns, check_used, detect, to_conversation
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import BadRow, Conversation, Message
@@ -29,6 +29,7 @@ from chatbot_sft.data.sources import Row, read_hub, read_rows
 from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.data.unread import count, ordered
+from chatbot_sft.data_names import is_hub_id
 from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class DatasetLoader:
     """
 
     def __init__(self, config: Mapping[str, Any] | Config, tokenizer: Any = None) -> None:
-        self.config = config
         self.settings = Config.from_mapping(config)
+        self.config = self.settings.to_dict()
         self.tokenizer = tokenizer
         self.eval_dataset: Dataset | None = None
         paths = [source.data_path for source in self.settings.dataset.mixture]

@@ -18,7 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, deciding
+from chatbot_sft.config.schema import ADAPTER, BATCH, ROWS, WEIGHTS
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
@@ -310,39 +311,20 @@ def _of_killed_export(path: Path) -> bool:
 
 # Identity
 
-# name: see weights_fingerprint; chat_template: its text decides what the training rows are; engine and dtype as they turned out
-MODEL_ASIDE = {"name", "adapter", "token", "trust_remote_code", "chat_template", "engine", "dtype", "brings"}
-LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
-TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
-    "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
-    "sample_max_new_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "memory_margin", "optim",
-    "eval_steps", "per_device_eval_batch_size", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end",
-}  # fmt: skip
-REPORTING = re.compile(r"(log|save|hub|report|run_name|project|trackio|dataloader|skip_memory_metrics|per_device_eval)")
 
-
-def identity(config: Mapping[str, Any], settings: Config, fingerprint: str) -> dict[str, Any]:
+def identity(settings: Config, fingerprint: str) -> dict[str, Any]:
     """What decides a run's result, as flat "section.key" → JSON value. `fingerprint` is that of the training rows.
 
     The effective batch size stands for its factors. What only an imported engine knows is added later, see `resolved`.
     """
-    sections = settings.to_dict()
-    for name in ("model", "lora", "training"):  # with the keys that a user's own class takes
-        sections[name] |= dict(config.get(name) or {})
-    passed = settings.sft_arguments
     values = {
-        "seed": settings.seed,
-        "model (config and weights)": weights_fingerprint(settings),
-        "dataset (training rows)": fingerprint[:16],
-        "dataset.shuffle": settings.dataset.shuffle,
-        "effective batch size": settings.effective_batch_size * int(os.environ.get("WORLD_SIZE", "1")),
+        WEIGHTS: weights_fingerprint(settings),
+        ROWS: fingerprint[:16],
+        BATCH: settings.effective_batch_size * int(os.environ.get("WORLD_SIZE", "1")),
     }
     if settings.model.adapter:
-        values["model.adapter (weights)"] = adapter_fingerprint(settings)
-    for name, aside in (("model", MODEL_ASIDE), ("lora", LORA_ASIDE), ("training", TRAINING_ASIDE)):
-        for key, value in sorted(sections[name].items()):
-            if key not in aside and not (key in passed and REPORTING.match(key)):
-                values[f"{name}.{key}"] = value
+        values[ADAPTER] = adapter_fingerprint(settings)
+    values |= deciding(settings)
     return json.loads(json.dumps(values, default=str))
 
 

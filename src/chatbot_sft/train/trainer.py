@@ -51,8 +51,8 @@ class SFTTrainerWrapper:
         for name, rows in (("dataset", dataset), ("eval_dataset", eval_dataset)):
             if rows is not None and not {"input_ids", "labels"} <= set(rows.column_names):
                 raise UserError(f"{name} has no input_ids and labels; make it with DatasetLoader(config, tokenizer).prepare_dataset()")
-        self.config = adopt(config)
-        self.settings = Config.from_mapping(self.config)
+        self.settings = adopt(config)
+        self.config = self.settings.to_dict()
         self.model = model
         self.tokenizer = tokenizer
         self.dataset = dataset
@@ -110,7 +110,7 @@ class SFTTrainerWrapper:
         if training.stop_on_divergence:
             self.trainer.add_callback(Guard(self.trainer, self.dataset, self.settings.dataset.shuffle))
         if self.trainer.is_world_process_zero():
-            self.loggers.start(self.trainer, self.settings, self.config)
+            self.loggers.start(self.trainer, self.settings)
         return self.trainer
 
     def enable_response_only_training(self) -> None:
@@ -220,7 +220,7 @@ class SFTTrainerWrapper:
     def saver(self, report: Mapping[str, Any] | None = None) -> Any:
         """The `save.ModelSaver` of this model, with conversations of its data to hold exports against; `report` is the run's, for the model card."""
         evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
-        return locate("save", self.settings.save._target_, ModelSaver)(self.config, self.model, self.tokenizer, evidence, report)
+        return locate("save", self.settings.save._target_, ModelSaver)(self.settings, self.model, self.tokenizer, evidence, report)
 
     def measured_layouts(self) -> list[dict[str, Any]]:
         """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in GB."""
