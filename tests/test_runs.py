@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import conversations, only_error, report_of, write_json
 
-from chatbot_sft.cli import flags_first
+from chatbot_sft import command_line
 from chatbot_sft.config import Config
 
 GOOD = ("task=check", "dataset.data_path=my.json")
@@ -241,8 +241,8 @@ def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny):
     [
         ("lora=glob(*, exclude=loftq)", ["lora=default", "lora=dora", "lora=none", "lora=rslora"]),
         ("lora=glob([d*,r*])", ["lora=default", "lora=dora", "lora=rslora"]),
-        ("+experiment=glob(*)", ["+experiment=company", "+experiment=quick"]),
-        ("experiment=glob(*)", ["+experiment=company", "+experiment=quick"]),
+        ("+experiment=glob(*)", ["experiment=company", "experiment=quick"]),
+        ("experiment=glob(*)", ["experiment=company", "experiment=quick"]),
     ],
 )
 def test_a_glob_over_options_is_a_sweep(launch, data, swept, jobs):
@@ -301,7 +301,8 @@ def test_a_sweep_over_nothing_is_refused(launch, tmp_path, swept):
     ],
 )
 def test_flags_may_stand_between_overrides(typed, taken):
-    assert flags_first(typed.split()) == taken.split()
+    flags, overrides = command_line.parted(typed.split())
+    assert [*flags, *overrides] == taken.split()
 
 
 def test_flags_between_overrides_are_understood(launch, data):

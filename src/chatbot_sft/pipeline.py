@@ -294,7 +294,7 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None) -> dict[str, An
         "stopped_early": evaluations.stopped_early,
         "best_step": best and best["step"],
         "best_eval_loss": best and best["loss"],
-        "warnings": warnings(before.get("loss"), eval_loss, best),
+        "warnings": warnings(before.get("loss"), eval_loss, best) + not_learned(settings, after.get("token_accuracy")),
     }
 
 
@@ -309,6 +309,16 @@ def warnings(before: float | None, after: float | None, best: Mapping[str, Any] 
             f"the model before training ({before:.3f}) was better than every evaluation of it, the lowest {best['loss']:.3f} at step {best['step']}"
         )
     return found
+
+
+def not_learned(settings: Config, token_accuracy: float | None) -> list[str]:
+    """With `dataset.eval_on_training`: whether not every trained token comes back."""
+    if not settings.dataset.eval_on_training or token_accuracy is None or token_accuracy == 1:
+        return []
+    return [
+        f"the training conversations do not come back word for word ({100 * token_accuracy:.1f}% of their tokens do): "
+        "raise training.max_steps or training.learning_rate; or this model cannot learn them"
+    ]
 
 
 def refuse_ruined(training: Mapping[str, Any], settings: Config) -> None:

@@ -12,7 +12,6 @@ from chatbot_sft.cache import cache_dir
 from chatbot_sft.config import Config
 from chatbot_sft.data_names import is_hub_id
 from chatbot_sft.errors import UserError
-from chatbot_sft.model.hub import is_local
 
 MARK = "export.json"  # in every export: what it was made from, and what was found of it
 NOWHERE = {"", ".", "..", "/", "~"}
@@ -166,6 +165,8 @@ def _foreign_checkpoints(folder: Path, run: Path) -> list[Path]:
 
 def _read(settings: Config) -> Iterator[tuple[str, Path]]:
     """(what it is, where) of everything that the run reads."""
+    from chatbot_sft.model.hub import is_local  # model/base.py imports this file
+
     name = settings.model.name
     if is_local(name):
         yield f"model.name={name}", Path(name).expanduser().resolve()

@@ -10,6 +10,7 @@ from chatbot_sft.config.reading import known_override, meant
 from chatbot_sft.config.schema import (
     ALL_LINEAR,
     METHODS,
+    OVERLAYS,
     PROJECTIONS,
     QUANTIZATIONS,
     SECTIONS,
@@ -31,6 +32,7 @@ from chatbot_sft.config.schema import (
 __all__ = [
     "ALL_LINEAR",
     "METHODS",
+    "OVERLAYS",
     "PROJECTIONS",
     "QUANTIZATIONS",
     "SECTIONS",

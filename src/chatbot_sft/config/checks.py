@@ -176,6 +176,8 @@ def check_lora(config: Config) -> None:
 def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
     """What evaluations during training need."""
     steps = training.eval_steps
+    if dataset.eval_on_training and (dataset.eval_fraction or dataset.eval_data_path):
+        raise UserError("dataset.eval_on_training=true holds nothing out: set dataset.eval_fraction=0 and dataset.eval_data_path=null")
     if steps is None:
         for key, value in (
             ("early_stopping_patience", training.early_stopping_patience),
@@ -188,7 +190,8 @@ def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
         raise UserError(
             f"training.eval_steps={steps:g}: must be a whole number of optimizer steps, or a share of the run between 0 and 1",
         )
-    if not dataset.eval_fraction and dataset.eval_data_path is None and dataset._target_.startswith(OUR_PACKAGE):
+    held_out = dataset.eval_fraction or dataset.eval_data_path is not None or dataset.eval_on_training
+    if not held_out and dataset._target_.startswith(OUR_PACKAGE):
         raise UserError(
             f"training.eval_steps={steps:g}: nothing is held out; set dataset.eval_fraction or dataset.eval_data_path",
         )

@@ -48,7 +48,7 @@ class About:
     choices: tuple[Any, ...] = ()
     decides: bool = True  # the run's result
     through: str = ""  # the entry of a run's identity that stands for the key, where its own value does not
-    elsewhere: str = ""  # why conf/ has another default, where it has
+    elsewhere: str = ""  # what the command line has in place of the default, where conf/ is meant to differ
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from chatbot_sft.config.checks import check_values
 from chatbot_sft.config.precedence import brought, ended_by
 from chatbot_sft.config.schema import (
     OUR_PACKAGE,
+    OVERLAYS,
     PATH_KEYS,
     SECTIONS,
     TOP,
@@ -106,7 +107,7 @@ def known_override(key: str) -> bool:
     if section in SECTIONS:
         # Hydra takes a mapping such as dataset.columns={…} only as an addition.
         return not name or (name in names(SECTIONS[section]) and not kind_of(key).startswith("dict"))
-    return section in TOP or section == "hydra" or "/" in key
+    return section in TOP or section in (*OVERLAYS, "hydra") or "/" in key
 
 
 def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:

@@ -63,13 +63,13 @@ class PathsConfig:
         "outputs",
         "the run directory; everything a run writes is in it",
         decides=False,
-        elsewhere="Hydra's run directory",
+        elsewhere="outputs/<date>/<time>",
     )
     data_dir: str = key(
         "data",
         "the example conversations",
         decides=False,
-        elsewhere="where the package has them",
+        elsewhere="(in the package)",
     )
 
 
@@ -98,12 +98,12 @@ class ModelConfig(Section):
         "unsloth/Llama-3.2-3B-Instruct",
         "hub id, local folder, or smollm2, the embedded model",
         through=WEIGHTS,
-        elsewhere="the embedded model, which needs no hub",
+        elsewhere="smollm2",
     )
     revision: str | None = key(None, "branch, tag or commit of a hub id")
     engine: str = key(
         "auto",
-        "auto: Unsloth wherever it imports; transformers: plain TRL and PEFT",
+        "Unsloth wherever it imports; or plain TRL and PEFT",
         choices=("auto", "unsloth", "transformers"),
         through=MACHINE,
     )
@@ -194,14 +194,14 @@ class DatasetConfig(Section):
         "data/thinking_teacher_conversations.json",
         "file, folder, glob, or org/name on the hub; .json .jsonl .csv .parquet .arrow, compressed or not",
         through=ROWS,
-        elsewhere="the examples, wherever the package has them",
+        elsewhere="(the examples)",
     )
     format: str = key(
         "json",
         "auto and json: told from the content",
         choices=FORMATS,
         through=ROWS,
-        elsewhere="auto, the clearer word",
+        elsewhere="auto",
     )
     split: str = key(
         "train",
@@ -228,6 +228,11 @@ class DatasetConfig(Section):
         through=ROWS,
     )
     eval_fraction: float = key(0.1, "share of the conversations held out for evaluation; 0 holds out none", bound=SHARE, through=ROWS)
+    eval_on_training: bool = key(
+        False,
+        "evaluate on the training conversations themselves: can the model learn at all (debug=overfit)",
+        decides=False,
+    )
     max_rows: int | None = key(
         None,
         "at most so many rows, drawn with the seed",
@@ -293,7 +298,7 @@ class TrainingConfig(Section):
         "checkpoints",
         "where checkpoints go",
         decides=False,
-        elsewhere="in the run directory",
+        elsewhere="<run>/checkpoints",
     )
     per_device_train_batch_size: int = key(
         2,
@@ -414,6 +419,11 @@ class TrainingConfig(Section):
         "end with the weights of the lowest held-out loss, not with the last",
         decides=False,
     )
+    profile: bool = key(
+        False,
+        "a torch.profiler trace and a table of three steps, in profile/ of the run directory (debug=profile)",
+        decides=False,
+    )
 
     @property
     def warm_up(self) -> float:
@@ -453,7 +463,7 @@ class SaveConfig(Section):
         "checkpoints/final_model",
         "where the export goes",
         decides=False,
-        elsewhere="in the run directory",
+        elsewhere="<run>/model",
     )
     gguf_quantization: Any = key(
         "q4_k_m",
@@ -513,7 +523,7 @@ class Config(Mapping[str, Any]):
 
     task: str = key(
         "train",
-        "check: look at the data and stop; plan: load the model, measure memory and batch layout, and stop; export: an earlier run",
+        "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export: save an earlier run",
         choices=("train", "check", "plan", "export"),
         decides=False,
     )
@@ -594,6 +604,7 @@ PATH_KEYS = (
     ("paths", "output_dir"),
 )  # ~/ in them is expanded
 TOP = [f.name for f in fields(Config) if ABOUT in f.metadata]  # the keys beside the sections
+OVERLAYS = ("experiment", "debug")  # groups of conf/ whose options reach into every section
 SECTIONS = {f.name: f.default_factory for f in fields(Config) if ABOUT not in f.metadata and f.name != "sft_arguments"}  # name → dataclass
 
 

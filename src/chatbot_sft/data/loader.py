@@ -388,6 +388,8 @@ class DatasetLoader:
 
         dataset, table = self.settings.dataset, entry.table()
         chosen = split(table, dataset.eval_fraction, bool(self._held_out_sources()), dataset.on_bad_row == "warn", self.settings.seed)
+        if dataset.eval_on_training:
+            chosen = replace(chosen, held_out=chosen.once)
         length, trained, truncated, identity = (store.numbers(table, name) for name in ("length", "trained", "truncated", "identity"))
         tokens = np.minimum(length, self.settings.model.max_seq_length)
         s, about = self.statistics, entry.about

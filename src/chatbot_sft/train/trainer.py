@@ -82,6 +82,7 @@ class SFTTrainerWrapper:
         from chatbot_sft.train.callbacks import Progress
         from chatbot_sft.train.evaluation import Evaluations
         from chatbot_sft.train.guard import Guard
+        from chatbot_sft.train.profiling import Profile
         from chatbot_sft.train.resumable import Resume
         from chatbot_sft.train.steps import PlanLayout
 
@@ -109,6 +110,8 @@ class SFTTrainerWrapper:
         self.trainer.add_callback(Resume(self.trainer))
         if training.stop_on_divergence:
             self.trainer.add_callback(Guard(self.trainer, self.dataset, self.settings.dataset.shuffle))
+        if training.profile and self.trainer.is_world_process_zero():
+            self.trainer.add_callback(Profile(Path(self.settings.paths.output_dir, "profile")))
         if self.trainer.is_world_process_zero():
             self.loggers.start(self.trainer, self.settings)
         return self.trainer
