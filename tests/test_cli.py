@@ -8,18 +8,33 @@ from datetime import datetime
 import pytest
 from conftest import conversations, only_error, report_of, write_json
 
+from chatbot_sft.config import keys
+from chatbot_sft.config.help import help_text
 from chatbot_sft.resources import conf_dir
 
 
-def test_help_says_what_it_does_in_one_screen(launch):
-    process = launch("--help")
+def test_help_says_what_there_is(launch, tmp_path):
+    (tmp_path / "mine" / "lora").mkdir(parents=True)
+    (tmp_path / "mine" / "lora" / "of_mine.yaml").write_text("defaults: [default]\n")
+    process = launch("--help", "--config-dir", "mine", "task=check")
     assert process.returncode == 0
     text = process.stdout
     assert text.startswith("chatbot_sft: fine-tune a chat model")
     assert text.count("  python -m chatbot_sft") == 5  # five examples
-    for group in ("model: gemma3_4b", "lora: default, dora, loftq, none, rslora", "dataset:", "training:", "save: gguf, lora, merged_16bit"):
+    for group in ("model: gemma3_4b", "lora: default, dora, loftq, none, of_mine, rslora", "dataset:", "training:", "save: gguf, lora, merged_16bit"):
         assert group in text
-    assert len(text.splitlines()) < 50
+    for key in keys():
+        assert f"\n  {key.path}=" in text or key.name == "_target_", key.path
+    assert "\n  model.engine=auto                         auto | unsloth | transformers; Unsloth wherever it imports" in text
+    assert max(map(len, text.splitlines())) < 125
+
+
+def test_help_on_one_section():
+    text = help_text(["lora", "save"], None)
+    assert "  lora.r=16 " in text
+    assert "  save.verify=true " in text
+    assert "training." not in text
+    assert help_text([], None).count("\n") < 200
 
 
 def test_cfg_job_shows_the_configuration_without_torch(tmp_path):
@@ -46,7 +61,7 @@ def test_every_model_option_composes(option, launch):
 def test_every_other_option_composes(launch):
     for group, arguments in (("lora", ["model=smollm2"]), ("save", ["lora=default"]), ("experiment", [])):
         for path in sorted((conf_dir() / group).glob("*.yaml")):
-            process = launch(f"{'+' if group == 'experiment' else ''}{group}={path.stem}", *arguments, "--cfg", "job")
+            process = launch(f"{group}={path.stem}", *arguments, "--cfg", "job")
             assert process.returncode == 0, process.stderr
 
 
@@ -140,7 +155,7 @@ def test_a_users_overlay_and_loader_from_a_file(launch, tiny, tmp_path):
     assert process.returncode == 0, process.stderr
     report = report_of(tmp_path)
     assert report["training"]["steps"] == 1
-    assert report["command"].startswith(f"python -m chatbot_sft --config-dir {tmp_path}/mine +experiment=my_run ")
+    assert report["command"].startswith(f"python -m chatbot_sft --config-dir {tmp_path}/mine experiment=my_run ")
     assert report["dataset"]["trainable_tokens"] > 0
 
 

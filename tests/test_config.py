@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from omegaconf import OmegaConf
 
-from chatbot_sft import ConfigLoader, UserError, sft_arguments
-from chatbot_sft.config import Config, TrainingConfig
+from chatbot_sft import ConfigLoader, UserError
+from chatbot_sft.config import Config, TrainingConfig, sft_arguments
 
 SEED_YAML = """
 model:

@@ -149,13 +149,13 @@ def test_a_model_folder_is_written_out(name, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(place)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert located({"model": {"name": name, "dtype": "float32"}}) == {"model": {"name": str(place), "dtype": "float32"}}
+    found = located(Config.from_mapping({"model": {"name": name, "dtype": "float32"}})).model
+    assert (found.name, found.dtype) == (str(place), "float32")
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"model": None}, {"model": {}}, {"model": {"name": "org/model"}}, {"model": {"name": "smollm2"}}, {"model": {"name": "/no"}}]
-)
-def test_what_is_no_folder_stays_as_it_is(config):
+@pytest.mark.parametrize("model", [{}, {"name": "org/model"}, {"name": "smollm2"}, {"name": "/no"}])
+def test_what_is_no_folder_stays_as_it_is(model):
+    config = Config.from_mapping({"model": model})
     assert located(config) == config
 
 

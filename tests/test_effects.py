@@ -8,8 +8,8 @@ import pytest
 from conftest import only_error
 
 import chatbot_sft
-from chatbot_sft import ConfigLoader, UserError, effects
-from chatbot_sft.config import Config
+from chatbot_sft import ConfigLoader, UserError
+from chatbot_sft.config import Config, effects
 
 ELSEWHERE = {"data_dir"}  # read by conf/dataset/default.yaml
 
@@ -85,7 +85,7 @@ def test_what_waits_for_another_setting_is_said(config, expected):
 
 
 def test_every_key_of_the_tables_exists():
-    from chatbot_sft import sft_arguments
+    from chatbot_sft.config import sft_arguments
 
     config = Config()
     for key, _, _ in (*effects.REFUSED, *effects.SAID):

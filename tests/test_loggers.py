@@ -289,7 +289,7 @@ def test_a_logger_that_fails_does_not_take_the_others_or_the_run_with_it(tmp_pat
     settings = Config.from_mapping({"paths": {"output_dir": str(tmp_path)}, "training": {"report_to": ["tensorboard", "mlflow"]}})
     monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_start})
     with pytest.raises(UserError) as caught:
-        loggers.Loggers().start(trainer, settings, settings)
+        loggers.Loggers().start(trainer, settings)
     assert str(caught.value) == "training.report_to=mlflow: it cannot be opened: ConnectionError: no answer from https://***@host"
     assert [ending.status for ending in endings] == ["failed"]
 

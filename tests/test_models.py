@@ -425,7 +425,7 @@ LOSSES = {
 
 
 def test_every_key_that_is_passed_on_for_its_effect_on_the_losses_has_one(replica_folder, train):
-    from chatbot_sft import sft_arguments
+    from chatbot_sft.config import sft_arguments
 
     assert LOSSES.keys() == {key for key, changes in sft_arguments.PASSED.items() if changes == "the losses"}
     folder, seen = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"]), {}

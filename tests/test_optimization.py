@@ -7,8 +7,8 @@ from conftest import only_error
 
 from chatbot_sft import UserError, optimization
 from chatbot_sft.config import Config
+from chatbot_sft.config.sft_arguments import enum_values
 from chatbot_sft.report import loggers
-from chatbot_sft.sft_arguments import enum_values
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from datetime import datetime
 import pytest
 from conftest import a_report, conversations, only_error, report_of, write_json
 
-from chatbot_sft import distributed
-from chatbot_sft.cli import flags_first
+from chatbot_sft import command_line, distributed
+from chatbot_sft.config import Config
 
 GOOD = ("task=check", "dataset.data_path=my.json")
 
@@ -143,7 +143,7 @@ def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
     folder = tmp_path / "run"
     training_in(folder)
     config = {"paths": {"output_dir": str(folder)}, "save": {"method": "none"}, "lora": {"r": 8}}
-    OmegaConf.save(config, folder / "config.yaml")
+    OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
     other = {**config, "save": {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}}
     with pytest.raises(UserError) as error:
         pipeline.run(other)
@@ -355,8 +355,8 @@ def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny):
     [
         ("lora=glob(*, exclude=loftq)", ["lora=default", "lora=dora", "lora=none", "lora=rslora"]),
         ("lora=glob([d*,r*])", ["lora=default", "lora=dora", "lora=rslora"]),
-        ("+experiment=glob(*)", ["+experiment=company", "+experiment=quick"]),
-        ("experiment=glob(*)", ["+experiment=company", "+experiment=quick"]),
+        ("+experiment=glob(*)", ["experiment=company", "experiment=quick"]),
+        ("experiment=glob(*)", ["experiment=company", "experiment=quick"]),
     ],
 )
 def test_a_glob_over_options_is_a_sweep(launch, data, swept, jobs):
@@ -415,7 +415,8 @@ def test_a_sweep_over_nothing_is_refused(launch, tmp_path, swept):
     ],
 )
 def test_flags_may_stand_between_overrides(typed, taken):
-    assert flags_first(typed.split()) == taken.split()
+    flags, overrides = command_line.parted(typed.split())
+    assert [*flags, *overrides] == taken.split()
 
 
 def test_flags_between_overrides_are_understood(launch, data):

@@ -1,14 +1,8 @@
-"""The smallest and the largest value of every number, and what only the model and the data can say of one.
-
-An upper bound stands where everything above it is certainly a slip: no model has a matrix of rank 100,000, no run 10^12 steps. A learning rate
-that ruins the model is not refused here: the guard of the training judges it by the losses.
-"""
+"""What only the model and the data can say of a number: a rank that no matrix has, positions that a model has not, a batch above the rows."""
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,84 +11,9 @@ from chatbot_sft.errors import UserError
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
 
-
-@dataclass(frozen=True)
-class Bound:
-    smallest: float | None
-    largest: float
-    above: bool = False  # the smallest value itself is out
-    below: bool = False  # the largest value itself is out
-
-    def refusal(self, value: float) -> str | None:
-        """Why `value` is out of these bounds, or None."""
-        if math.isnan(value):
-            return "is not a number"
-        if self.below and self.smallest is not None and not self.smallest <= value < self.largest:
-            return f"must be at least {self.smallest:g} and below {self.largest:g}"
-        if self.smallest is not None and (value < self.smallest or (self.above and value == self.smallest)):
-            return f"must be {'above' if self.above else 'at least'} {self.smallest:g}"
-        if value > self.largest:
-            return f"must be at most {self.largest:,.0f}"
-        return None
-
-
 USUAL_RANK = 64  # of lora=rslora: no model is too narrow for an option of ours
-STEPS, SHARE = 10**9, Bound(0, 1, below=True)
-BOUNDS = {
-    "seed": Bound(0, 2**32 - 1),  # NumPy takes no other
-    "model.max_seq_length": Bound(8, 2**24),
-    "lora.r": Bound(0, 65_536),
-    "lora.lora_alpha": Bound(1, 10**6),
-    "lora.lora_dropout": SHARE,
-    "lora.loftq_iter": Bound(1, 1_000),
-    "dataset.eval_fraction": SHARE,
-    "dataset.max_rows": Bound(1, STEPS),
-    "dataset.max_row_mb": Bound(0, 10**6, above=True),
-    "training.per_device_train_batch_size": Bound(1, 10**6),
-    "training.gradient_accumulation_steps": Bound(1, 10**6),
-    "training.per_device_eval_batch_size": Bound(1, 10**6),
-    "training.memory_margin": SHARE,
-    "training.max_steps": Bound(1, STEPS),
-    "training.num_train_epochs": Bound(0, 10**6, above=True),
-    "training.learning_rate": Bound(0, 10**6, above=True),
-    "training.warmup_steps": Bound(0, STEPS),  # or a share, as logging_steps and save_steps
-    "training.warmup_ratio": SHARE,
-    "training.weight_decay": Bound(0, 1_000),
-    "training.logging_steps": Bound(0, STEPS, above=True),
-    "training.save_steps": Bound(None, STEPS),  # a share or a number of steps: config.py
-    "training.eval_steps": Bound(None, STEPS),
-    "training.save_total_limit": Bound(1, STEPS),
-    "training.sample_max_new_tokens": Bound(0, 2**24),
-    "training.early_stopping_patience": Bound(1, STEPS),
-    "training.early_stopping_threshold": Bound(0, 100),  # nats: more than any vocabulary has
-}
-SOURCE_BOUNDS = {"weight": Bound(0, STEPS, above=True), "count": Bound(0, STEPS, above=True)}
-
 # These look positions up in a table that ends, or make it once; rotary positions go on beyond what the model was trained on.
 FIXED_POSITIONS = ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "xglm")
-
-
-def check(config: Config) -> None:
-    """Every number of the schema within its bounds, those that go through to SFTConfig finite.
-
-    Raises:
-        UserError: names the key, the value and the bound.
-    """
-    for key, bound in BOUNDS.items():
-        section, _, name = key.rpartition(".")
-        value = getattr(getattr(config, section) if section else config, name)
-        refusal = None if value is None else bound.refusal(value)
-        if refusal:
-            raise UserError(f"{key}={value}: {refusal}")
-    for source in config.dataset.mixture:
-        for name, bound in SOURCE_BOUNDS.items():
-            value = getattr(source, name)
-            refusal = None if value is None else bound.refusal(value)
-            if refusal:
-                raise UserError(f"dataset.sources: {source.data_path}: {name}={value} {refusal}")
-    for name, value in config.sft_arguments.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"training.{name}={value}: must be a finite number")
 
 
 def check_model(config: Config, folder: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import platform
 import re
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NoReturn
@@ -17,12 +19,17 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from chatbot_sft import config as schema
-from chatbot_sft import sft_arguments
+from chatbot_sft.config import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
 
 PROGRAM = "python -m chatbot_sft"
+# Of Hydra's flags those that take the next word. (--info may: all, config, defaults, …; written --info=config it is one word.)
+FLAGS_WITH_VALUE = (
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun",
+)  # fmt: skip
 TASKS = ("train", "check", "plan", "export")
 PROGRAMS = ("chat", "doctor")  # of this package, beside the launcher
+NOTHING = {"lora": "lora=none trains every weight", "save": "save=none trains without saving"}
 SECRET = re.compile(r"token|secret|password|api_?key|auth", re.IGNORECASE)
 
 
@@ -31,8 +38,8 @@ def version() -> str:
     return f"chatbot_sft {importlib.metadata.version('chatbot-sft')} (Python {platform.python_version()}, Hydra {hydra_version})"
 
 
-def check(words: Sequence[str]) -> None:
-    """Refuse a word that is neither a flag nor key=value.
+def check(words: Sequence[str]) -> Namespace:
+    """Hydra's flags among `words`; a word that is neither a flag nor key=value is refused.
 
     Raises:
         UserError: the word, and how to write what it most likely meant.
@@ -45,8 +52,70 @@ def check(words: Sequence[str]) -> None:
         if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
             raise UserError(_no_such_flag(flag, words))
     for word in given.overrides:
-        if _parsed(word) is None:
+        if _parsed(word) is None and not (given.help and word in schema.SECTIONS):
             raise UserError(not_understood(word, given.overrides))
+    if given.cfg and (given.multirun or given.info):
+        raise UserError("--cfg shows the configuration of one run; leave out -m and --info")
+    return given
+
+
+def sections(given: Namespace) -> list[str]:
+    """Those that `--help lora save` asks for."""
+    return [word for word in given.overrides if word in schema.SECTIONS]
+
+
+def for_hydra(words: Sequence[str], given: Namespace) -> list[str]:
+    """The same command line as Hydra takes it: flags before overrides, and each override as `opened` writes it."""
+    flags, overrides = parted(words)
+    if given.shell_completion:  # of a command line that is not finished
+        return [*flags, *overrides]
+    return [*flags, *all_opened(overrides, given)]
+
+
+def all_opened(overrides: Sequence[str], given: Namespace) -> list[str]:
+    """Each of `overrides` as `opened` writes it."""
+    return [opened(word, own_config=given.config_name is not None) for word in overrides]
+
+
+def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags, and the overrides: its parser takes no override behind a flag that stands behind one."""
+    flags, overrides = [], []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        if word in FLAGS_WITH_VALUE:
+            flags += itertools.islice(rest, 1)
+    return flags, overrides
+
+
+def opened(word: str, own_config: bool = False) -> str:
+    """An override as Hydra takes it.
+
+    `training.max_grad_norm=1` gets the plus signs that Hydra asks for where the YAML files do not name the key: the schema
+    decides. `+model=NAME`, `+experiment=NAME` and `+lora.r=8` mean what they say without the plus: the key is there. Where the
+    user has a configuration of their own (`--config-name`), its defaults list may be without `experiment` and `debug`.
+
+    Raises:
+        UserError: a section or a key that is taken away.
+    """
+    parsed = OverridesParser.create().parse_override(word)
+    key = parsed.key_or_group
+    ours = key.partition(".")[0] != "hydra" and "/" not in key and schema.known_override(key)
+    if parsed.is_delete() and ours:
+        raise UserError(deleted(key))
+    if key in schema.SECTIONS and not parsed.is_sweep_override() and parsed.value() is None:
+        raise UserError(left_out(key, "config"))
+    if key in schema.OVERLAYS and not parsed.is_sweep_override() and parsed.value() is None:
+        raise UserError(f"{word}: names no option; leave it out")
+    if parsed.is_add() and not parsed.is_force_add() and ours and not (own_config and key in schema.OVERLAYS):
+        return opened(word[1:], own_config)
+    if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
+        return word
+    text = as_text(word, parsed)
+    return text if schema.known_override(key) else f"++{text}"
 
 
 def _refuse(message: str) -> NoReturn:
@@ -115,13 +184,19 @@ def not_understood(word: str, words: Sequence[str]) -> str:
         name = PurePath(word).stem
         return (
             f"{start}; a file of settings is an overlay: put it into a folder, as mine/experiment/{name}.yaml, begin it with the line "
-            f"`# @package _global_`, and write --config-dir mine +experiment={name}"
+            f"`# @package _global_`, and write --config-dir mine experiment={name}"
         )
     if PurePath(word).suffix in (".json", ".jsonl", ".csv", ".parquet", ".arrow"):
         return f"{start}; data is named with {shlex.quote(written_out('dataset.data_path', word))}"
     if _is_key(word):
         return f"{start}; give it a value: {_with_sections(word)}=…"
     return f"{start}, for instance training.max_steps=100"
+
+
+def swept(words: Sequence[str], refusal: str) -> Override | None:
+    """The override among `words` that Hydra's `refusal` names, and that is several runs."""
+    parsed = [_parsed(word) for word in words]
+    return next((one for one in parsed if one and one.is_sweep_override() and f"'{one.input_line}'" in refusal), None)
 
 
 def several_values(override: Override) -> str:
@@ -147,11 +222,36 @@ def written_out(key: str, value: str) -> str:
     return f'{key}="{escaped}"'
 
 
+def deleted(key: str) -> str:
+    """The text for `~lora` or `~training.max_steps`."""
+    if key in schema.SECTIONS:
+        return f"~{key}: a section cannot be left out, its defaults would come back" + (f"; {NOTHING[key]}" if key in NOTHING else "")
+    return f"~{key}: a key cannot be left out, its default would come back; give it a value" + (
+        f", or {key}=null" if "None" in schema.kind_of(key) else ""
+    )
+
+
+def left_out(section: str, config_name: str | None) -> str:
+    """The text for a section that nothing was composed for, so that other defaults than those of conf/ would hold."""
+    if config_name != "config":
+        return f"{section}: not in {config_name}.yaml; a configuration of your own begins with `defaults: [config, _self_]` and holds what differs"
+    nothing = f"; {NOTHING[section]}" if section in NOTHING else ""
+    return f"{section}: null, or nothing under `{section}:` in a file; name one of its options, or leave it out{nothing}"
+
+
 def as_text(override: str, parsed: Override) -> str:
     """`model.revision=12e4567` as `model.revision="12e4567"`: what a text key is given is text, whatever Hydra takes it for."""
-    value = override.partition("=")[2]
-    is_text = schema.kind_of(parsed.key_or_group).startswith("str")
-    return written_out(parsed.key_or_group, value) if is_text and isinstance(parsed.value(), (bool, int, float)) else override
+    if not schema.kind_of(parsed.key_or_group).startswith("str"):
+        return override
+    if not parsed.is_sweep_override():
+        is_text = not isinstance(parsed.value(), (bool, int, float))
+        return override if is_text else written_out(parsed.key_or_group, override.partition("=")[2])
+    if not parsed.is_choice_sweep():
+        return override
+    key = parsed.key_or_group
+    values = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+    texts = [as_text(value, OverridesParser.create().parse_override(value)) for value in values]
+    return override if texts == values else f"{key}=" + ",".join(text.partition("=")[2] for text in texts)
 
 
 def shown(word: str) -> str:

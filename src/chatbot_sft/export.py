@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _weights(run: Run, config: Mapping[str, Any], report: Report) -> Path:
 
 def _refuse_edited(run: Run, config: Mapping[str, Any], checkpoint: checkpoints.Checkpoint) -> None:
     """Raises UserError where config.yaml no longer says how the adapter was made."""
-    lora = referring(asdict(Config.from_mapping(config).lora))
+    lora = referring(Config.from_mapping(config)["lora"])
     trained = {key: value for key, value in referring(checkpoint.record["identity"]).items() if key.startswith("lora.")}
     edited = [f"{key} {value} → {lora[key[5:]]}" for key, value in trained.items() if key[5:] in lora and value != lora[key[5:]]]
     if edited:
@@ -140,7 +140,7 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
             f"run={config['run']}: the model it was trained on is not at {settings.model.name} any more, nor did it move along with the run; "
             f"put it back, or correct model.name in its {CONFIG}"
         )
-    saver(now).check()
+    saver(settings).check()
     for part in KEPT:
         setattr(report, part, getattr(earlier.report, part))
     report.run = str(Path(config["run"]).expanduser())
@@ -152,4 +152,4 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     if not settings.full_finetuning:
         load_weights(model, earlier.weights, f"run={config['run']}")
     log.info("weights: %s", earlier.weights)
-    return saver(now, model, tokenizer, earlier.evidence, report)
+    return saver(settings, model, tokenizer, earlier.evidence, report)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chatbot_sft import bounds, distributed, effects, places, preemption, start
-from chatbot_sft.config import Config
+from chatbot_sft import bounds, distributed, places, preemption, start
+from chatbot_sft.config import Config, effects
 from chatbot_sft.data import DatasetLoader
 from chatbot_sft.data.gate import write_report
 from chatbot_sft.data.preview import write_preview
@@ -61,22 +61,21 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
     """
     started = time.time() if started is None else started
     memory.begin()
-    config = located(config)
-    settings = Config.from_mapping(config)
+    settings = located(Config.from_mapping(config))
     folder = Path(settings.paths.output_dir)
     first = distributed.is_first()
     places.check_run(settings)
     report = Report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
-        start.refuse(config)
+        start.refuse(settings)
         loggers.enter_context(run_log(Run(folder).log_file, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
         try:
             if settings.task == "export":
-                save(earlier_saver(config, report), report)
+                save(earlier_saver(settings, report), report)
             else:
-                train(config, settings, report, loggers, started)
+                train(settings, report, loggers, started)
             report.status = Status.COMPLETED
         except Preempted as error:
             report.status = Status.INTERRUPTED
@@ -143,7 +142,7 @@ def stopped(error: Preempted, settings: Config, save: SaveResult | None, command
     return f"{error.signal}: {left}{again}"
 
 
-def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: contextlib.ExitStack, started: float) -> None:
+def train(settings: Config, report: Report, loggers: contextlib.ExitStack, started: float) -> None:
     """data gate → model + tokenizer → dataset → trainer → save, each filling in its part of `report`.
 
     `task=check` ends after the gate, `task=plan` before the first step.
@@ -151,8 +150,7 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
     What `training.report_to` opens is closed, with the report, when `loggers` is.
     """
     # Everything that can be refused without importing a model library is refused first.
-    config = adopt(config)
-    settings = Config.from_mapping(config)
+    settings = adopt(settings)
     effects.refuse(settings)
     check_secrets(settings)
     dataset_class = locate("dataset", settings.dataset._target_, DatasetLoader)
@@ -160,13 +158,13 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
     locate("lora", settings.lora._target_, add_adapter)
     trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
     saver = locate("save", settings.save._target_, ModelSaver)
-    dataset_loader, model_loader = dataset_class(config), model_class(config)
+    dataset_loader, model_loader = dataset_class(settings), model_class(settings)
     check_loggers(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
     dataset_loader.find_files()
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
-    saver(config).check()
+    saver(settings).check()
     origin = resume.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
     try:
@@ -181,7 +179,7 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
     run = Run(Path(settings.paths.output_dir))
-    lock = locked(config, settings, dataset_loader, origin)
+    lock = locked(settings, dataset_loader, origin)
     resume.refuse_changes(origin, lock.decides, whole=True)
     if inert := effects.said(settings):
         log.info("settings: no effect here: %s", ", ".join(inert))
@@ -208,7 +206,7 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
     if unlearned:
         log.warning("model: %s", unlearned)
 
-    trainer = trainer_wrapper(config, model, tokenizer, dataset, dataset_loader.eval_dataset)
+    trainer = trainer_wrapper(settings, model, tokenizer, dataset, dataset_loader.eval_dataset)
     system = usual_system_prompt(dataset) or settings.dataset.system_prompt
     report.dataset.system_prompt = system
     trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
@@ -253,7 +251,7 @@ def train(config: Mapping[str, Any], settings: Config, report: Report, loggers: 
     if distributed.is_first():
         saver = trainer.saver(report)
         saver.evidence.write(run.evidence_file)
-        run.write_config(config)
+        run.write_config(settings.to_dict())
     for warning in report.training.warnings:
         log.warning("training: %s", warning)
     refuse_ruined(report.training, settings, len(tokenizer))
@@ -275,12 +273,12 @@ def check_secrets(settings: Config) -> None:
         log.warning("dataset.system_prompt: the secret in it is trained into the model, and stands in no file; an export's chat asks without it")
 
 
-def locked(config: Mapping[str, Any], settings: Config, dataset_loader: DatasetLoader, origin: Origin) -> Lock:
+def locked(settings: Config, dataset_loader: DatasetLoader, origin: Origin) -> Lock:
     """All that decides this run's result and is known before its model is loaded."""
     adapter = adapter_fingerprint(settings) if settings.model.adapter else None
     rows, processes = dataset_loader.statistics.fingerprint, distributed.processes()
     return Lock(
-        decides=decides(config, settings, weights_fingerprint(settings), rows, processes, adapter),
+        decides=decides(settings, weights_fingerprint(settings), rows, processes, adapter),
         tokenizer=dataset_loader.tokenizer_fingerprint,
         date=origin.started.isoformat(),
         versions=versions(),
@@ -359,7 +357,11 @@ def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_befor
         stopped_early=trainer.stopped_early,
         best_step=best and best["step"],
         best_eval_loss=best and best["loss"],
-        warnings=[*warnings(before.get("loss"), eval_loss, best), *rows_warnings(rows_loss_before, rows_loss)],
+        warnings=[
+            *warnings(before.get("loss"), eval_loss, best),
+            *rows_warnings(rows_loss_before, rows_loss),
+            *not_learned(settings, after.get("token_accuracy")),
+        ],
     )
 
 
@@ -382,6 +384,16 @@ def rows_warnings(before: float | None, after: float | None) -> list[str]:
         return []
     change = moved(before, after)
     return [f"the loss of trained conversations ended worse than it began: {before:.3f} → {number(after)}{f' ({change})' if change else ''}"]
+
+
+def not_learned(settings: Config, token_accuracy: float | None) -> list[str]:
+    """With `dataset.eval_on_training`: whether not every trained token comes back."""
+    if not settings.dataset.eval_on_training or token_accuracy is None or token_accuracy == 1:
+        return []
+    return [
+        f"the training conversations do not come back word for word ({100 * token_accuracy:.1f}% of their tokens do): "
+        "raise training.max_steps or training.learning_rate; or this model cannot learn them"
+    ]
 
 
 def refuse_ruined(training: Training, settings: Config, vocabulary: int) -> None:

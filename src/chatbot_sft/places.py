@@ -10,9 +10,8 @@ from typing import Any
 
 from chatbot_sft.cache import cache_dir
 from chatbot_sft.config import Config
-from chatbot_sft.data.files import is_hub_id
+from chatbot_sft.data_names import is_hub_id
 from chatbot_sft.errors import UserError
-from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.masking import by_name, resolved
 from chatbot_sft.run.directory import FILES
 
@@ -172,6 +171,8 @@ def _foreign_checkpoints(folder: Path, run: Path) -> list[Path]:
 
 def _read(settings: Config) -> Iterator[tuple[str, Path]]:
     """(what it is, where) of everything that the run reads."""
+    from chatbot_sft.model.hub import is_local  # model/base.py imports this file
+
     name = settings.model.name
     if is_local(name):
         yield f"model.name={name}", Path(name).expanduser().resolve()

@@ -209,7 +209,7 @@ def _masked_word(word: str) -> str:
     return f"{key}={masked({key: value})[key]}" if equals else masked(word)
 
 
-def refuse_taken(config: Mapping[str, Any], settings: Config) -> None:
+def refuse_taken(settings: Config) -> None:
     """Raises UserError where the run directory holds what this run would write over, or a finished training that is asked for another export only."""
     run, training = Run(Path(settings.paths.output_dir)), settings.task == "train"
     folder, report = run.folder, run.report()
@@ -220,7 +220,7 @@ def refuse_taken(config: Mapping[str, Any], settings: Config) -> None:
             f"{folder}: task={settings.task} would write over the report of the training there; leave hydra.run.dir out, or name another directory"
         )
     if training and report.status == Status.COMPLETED and settings.training.resume != "never":
-        asked = other_export(run, config)
+        asked = other_export(run, settings.to_dict())
         if asked:
             raise UserError(f"{folder}: this run is already completed; for another export of it: task=export {shlex.quote(f'run={folder}')} {asked}")
 

@@ -15,9 +15,9 @@ from chatbot_sft.train import resume
 
 def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Raises UserError where the run directory, or a place beside it, is none for this run; or `overrides` are none of an export."""
-    settings = Config.from_mapping(located(config))
+    settings = located(Config.from_mapping(config))
     if settings.task == "export":
         check_overrides(list(overrides))
     places.check_run(settings)
-    refuse_taken(located(config), settings)
+    refuse_taken(settings)
     resume.refuse_completed(settings)

@@ -33,6 +33,18 @@ def decoded(data: bytes, where: str) -> str:
         raise UserError(not_utf8(where, data, error.start)) from None
 
 
+def check_options(folder: Path) -> None:
+    """The YAML files below a --config-dir, before Hydra reads them.
+
+    Raises:
+        UserError: one is not UTF-8, or has a byte order mark before `# @package`, which Hydra then does not see.
+    """
+    for file in sorted(folder.rglob("*.yaml")):
+        text = decoded(file.read_bytes(), str(file))
+        if text.startswith(MARK) and "@package" in text.partition("\n")[0]:
+            raise UserError(f"{file}: a byte order mark stands before its `# @package` line; save the file as UTF-8 without one (BOM)")
+
+
 def looks_like_utf16(start: bytes) -> bool:
     """By its mark; without one, plain letters have a zero byte each, which would pass for UTF-8."""
     return start.startswith(UTF16) or b"\0" in start[:4]

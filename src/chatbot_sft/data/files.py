@@ -11,13 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chatbot_sft.data_names import KINDS, is_url, kind_by_name
 from chatbot_sft.errors import UserError, did_you_mean, listed
 
-KINDS = {
-    ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv",
-    ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
-}  # fmt: skip
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 WORDS = {
     "train": TRAIN, "training": TRAIN, "test": TEST, "testing": TEST, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION,
@@ -26,7 +22,6 @@ WORDS = {
 # What stands beside data in folders of `datasets`, LLaMA-Factory and the hub, and is none; cache-*.arrow are the results of `Dataset.map`.
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "cache-*.arrow")
 SAVED = "state.json"  # in a folder that `datasets.save_to_disk` wrote: lists its files
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass
@@ -85,26 +80,6 @@ def data_files(path: str, split: str = TRAIN) -> list[Path]:
         raise UserError(f"{path}: all of it is held out by its name ({listed(held_out)}); name the file itself to train on it")
     hint = "; part of a file is dataset.max_rows" if "[" in split else ""
     raise UserError(f"dataset.split={split}: {path} has no such split (it has {listed(found)}){hint}")
-
-
-def is_url(path: str) -> bool:
-    """`https://…`, `s3://…`, `hf://…`."""
-    return "://" in path
-
-
-def is_hub_id(path: str) -> bool:
-    """`org/name` where no such file or folder exists, and nothing says that a file was meant: no data suffix, no folder `org` here."""
-    if not HUB_ID.fullmatch(path) or Path(path).exists() or path.startswith("."):
-        return False
-    return not kind_by_name(Path(path)) and not Path(path).parent.is_dir()
-
-
-def kind_by_name(file: Path) -> str | None:
-    """`json`, `csv`, `parquet` or `arrow` by the suffix, compressed or not."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes[-1:] and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return KINDS.get(suffixes[-1]) if suffixes else None
 
 
 def is_data(file: Path) -> bool:

@@ -19,7 +19,7 @@ from chatbot_sft.config import Config, SourceConfig
 from chatbot_sft.data import gate, store
 from chatbot_sft.data.encode import EncodedRow, Encoder, Refused, in_batches
 from chatbot_sft.data.excerpt import excerpt
-from chatbot_sft.data.files import TRAIN, data_files, find, is_hub_id, remarks
+from chatbot_sft.data.files import TRAIN, data_files, find, remarks
 from chatbot_sft.data.formats import Reading, check_columns, check_used, detect, to_conversation
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import BadRow, Conversation, Message
@@ -29,6 +29,7 @@ from chatbot_sft.data.sources import Row, read_hub, read_rows
 from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.data.unread import count, ordered
+from chatbot_sft.data_names import is_hub_id
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import by_name
 from chatbot_sft.run.report import DatasetStatistics
@@ -51,8 +52,8 @@ class DatasetLoader:
     """
 
     def __init__(self, config: Mapping[str, Any] | Config, tokenizer: Any = None) -> None:
-        self.config = config
         self.settings = Config.from_mapping(config)
+        self.config = self.settings.to_dict()
         self.tokenizer = tokenizer
         self.eval_dataset: Dataset | None = None
         paths = [source.data_path for source in self.settings.dataset.mixture]
@@ -378,6 +379,8 @@ class DatasetLoader:
 
         dataset, table = self.settings.dataset, entry.table()
         chosen = split(table, dataset.eval_fraction, bool(self._held_out_sources()), dataset.on_bad_row == "warn", self.settings.seed)
+        if dataset.eval_on_training:
+            chosen = replace(chosen, held_out=chosen.once)
         length, trained, truncated, identity = (store.numbers(table, name) for name in ("length", "trained", "truncated", "identity"))
         tokens = np.minimum(length, self.settings.model.max_seq_length)
         s, about = self.statistics, entry.about

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from chatbot_sft import text_files
-from chatbot_sft.data.files import hidden, kind_by_name, split_of
+from chatbot_sft.data.files import hidden, split_of
+from chatbot_sft.data_names import kind_by_name
 from chatbot_sft.errors import UserError, listed
 
 CHUNK = 1 << 20  # bytes read at a time

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ PROBE = 1 << 20  # bytes read from each end of a weights file
 ABOVE = 3  # folders above an export or a checkpoint in which its run directory is looked for
 
 
-def located(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`config` with the folder that model.name leads to from here, written out: what stands in a run's files has to be found from anywhere."""
-    model = dict(config.get("model") or {})
-    name = model.get("name")
-    if not isinstance(name, str) or name == embedded.NAME or not Path(name).expanduser().is_dir():
-        return config
-    return {**config, "model": {**model, "name": str(Path(name).expanduser().resolve())}}
+def located(settings: Config) -> Config:
+    """`settings` with the folder that model.name leads to from here, written out: what stands in a run's files has to be found from anywhere."""
+    name = settings.model.name
+    if name == embedded.NAME or not Path(name).expanduser().is_dir():
+        return settings
+    return replace(settings, model=replace(settings.model, name=str(Path(name).expanduser().resolve())))
 
 
 def named(written: str) -> str:

@@ -28,7 +28,7 @@ NOT_OURS = ("rank_pattern", "alpha_pattern", "layers_to_transform", "layer_repli
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")  # initialisations, by how they begin
 
 
-def adopt(config: Mapping[str, Any] | Config) -> Mapping[str, Any] | Config:
+def adopt(config: Mapping[str, Any] | Config) -> Config:
     """`config` with the `lora` section of the adapter that `model.adapter` names, and that adapter's own folder; unchanged where it names none.
 
     Raises:
@@ -36,7 +36,7 @@ def adopt(config: Mapping[str, Any] | Config) -> Mapping[str, Any] | Config:
     """
     settings = Config.from_mapping(config)
     if settings.model.adapter is None:
-        return config
+        return settings
     where = f"model.adapter={settings.model.adapter}"
     folder = _find(where, Path(settings.model.adapter).expanduser())
     found = _read(where, folder)
@@ -48,9 +48,8 @@ def adopt(config: Mapping[str, Any] | Config) -> Mapping[str, Any] | Config:
         ours = _plain(getattr(settings.lora, key))
         if ours not in (theirs, _plain(getattr(LoraConfig(), key)), ALL_LINEAR):
             raise UserError(f"lora.{key}={ours}: the adapter that is gone on from has {theirs}; leave lora.{key} out ({where})")
-    plain = settings.to_dict() if isinstance(config, Config) else dict(config)
-    changed = {"model": {**(plain.get("model") or {}), "adapter": str(folder)}, "lora": {**(plain.get("lora") or {}), **shape}}
-    return Config.from_mapping({**plain, **changed}) if isinstance(config, Config) else {**plain, **changed}
+    changed = {"model": {**settings["model"], "adapter": str(folder)}, "lora": {**settings["lora"], **shape}}
+    return Config.from_mapping({**settings, **changed})
 
 
 def fingerprint(settings: Config) -> str:

@@ -36,8 +36,8 @@ class ModelLoader:
     """
 
     def __init__(self, config: Mapping[str, Any] | Config) -> None:
-        self.config = adopt(config)
-        self.settings = Config.from_mapping(self.config)
+        self.settings = adopt(config)
+        self.config = self.settings.to_dict()
         self.engine: Engine | None = None
         self.source = ""
 

@@ -92,13 +92,13 @@ class Loggers:
     def __init__(self) -> None:
         self._open: dict[str, Generator[Any, Ending, None]] = {}
 
-    def start(self, trainer: Any, settings: Config, given: Mapping[str, Any] | Config) -> None:
-        """Open what `settings.training.report_to` names and add its callback to the transformers trainer. `given` is what `settings` was made from.
+    def start(self, trainer: Any, settings: Config) -> None:
+        """Open what `settings.training.report_to` names and add its callback to the transformers trainer.
 
         Raises:
             UserError: a logger cannot be opened; those that were are closed as failed.
         """
-        config = masked(_composed(settings, given))
+        config = masked(settings.to_dict())
         for name in settings.training.loggers:
             if name not in MODULES:
                 continue
@@ -266,16 +266,6 @@ def _environment(defaults: Mapping[str, str], **forced: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _composed(settings: Config, given: Mapping[str, Any] | Config) -> dict[str, Any]:
-    """The whole configuration: every default, and the keys of a user's own class, which the schema does not hold."""
-    config = settings.to_dict()
-    if isinstance(given, Mapping):
-        for name, section in given.items():
-            if isinstance(section, Mapping):
-                config[name] = {**config[name], **section}
-    return config
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,28 +6,16 @@ Pure: whoever makes a `Lock` brings the fingerprints of data, tokenizer and weig
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from chatbot_sft.config import Config, deciding
+from chatbot_sft.config.schema import ADAPTER, BATCH, ROWS, WEIGHTS
 from chatbot_sft.report.masking import referring, resolved
-
-if TYPE_CHECKING:
-    from chatbot_sft.config import Config
 
 SCHEMA = 1  # of lock.json
 
-# Keys that do not decide the result, by section.
-# name: the weights' fingerprint stands for it; chat_template: its text decides what the training rows are; engine and dtype as they turned out
-MODEL_ASIDE = {"name", "adapter", "token", "trust_remote_code", "chat_template", "engine", "dtype", "brings"}
-LORA_ASIDE = {"use_gradient_checkpointing"}  # recomputes the same numbers
-TRAINING_ASIDE = {  # where things are written, how often one looks, and how a step of the same rows is cut
-    "output_dir", "resume", "save_steps", "save_total_limit", "stop_on_divergence", "logging_steps", "report_to", "sample_prompts",
-    "sample_max_new_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "batch_layout", "memory_margin", "optim", "loop",
-    "eval_steps", "per_device_eval_batch_size", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end",
-}  # fmt: skip
-REPORTING = re.compile(r"(log|save|hub|report|run_name|project|trackio|dataloader|skip_memory_metrics|per_device_eval)")
 MACHINE = ("model.engine", "model.dtype", "training.optim", "training.loop")  # `decides` has them once the model is loaded: as they turned out
 
 
@@ -69,31 +57,16 @@ class Lock:
             raise ValueError(f"not a lock: {error}") from None
 
 
-def decides(config: Mapping[str, Any], settings: Config, weights: str, rows: str, processes: int, adapter: str | None = None) -> dict[str, Any]:
+def decides(settings: Config, weights: str, rows: str, processes: int, adapter: str | None = None) -> dict[str, Any]:
     """The part of a `Lock` that a run which goes on may not change, but for what the machine adds (`Lock.on_machine`).
 
-    A secret of the environment stands in it by its variable's name: renewing one makes no other run.
-    `weights`, `rows` and `adapter` are fingerprints of the base, the training rows and the adapter that is gone on from. The effective batch
-    size stands for its factors. `config` is what `settings` were made from: it has the keys that a user's own class takes.
+    A secret of the environment stands in it by its variable's name: renewing one makes no other run. `weights`, `rows` and `adapter` are
+    fingerprints of the base, the training rows and the adapter that is gone on from. The effective batch size stands for its factors.
     """
-    sections = settings.to_dict()
-    for name in ("model", "lora", "training"):
-        sections[name] |= dict(config.get(name) or {})
-    passed = settings.sft_arguments
-    values = {
-        "seed": settings.seed,
-        "model (config and weights)": weights,
-        "dataset (training rows)": rows[:16],
-        "dataset.shuffle": settings.dataset.shuffle,
-        "effective batch size": settings.effective_batch_size * processes,
-    }
+    values = {WEIGHTS: weights, ROWS: rows[:16], BATCH: settings.effective_batch_size * processes}
     if adapter:
-        values["model.adapter (weights)"] = adapter
-    for name, aside in (("model", MODEL_ASIDE), ("lora", LORA_ASIDE), ("training", TRAINING_ASIDE)):
-        for key, value in sorted(sections[name].items()):
-            if key not in aside and not (key in passed and REPORTING.match(key)):
-                values[f"{name}.{key}"] = value
-    return referring(json.loads(json.dumps(values, default=str)))
+        values[ADAPTER] = adapter
+    return referring(json.loads(json.dumps(values | deciding(settings), default=str)))
 
 
 @dataclass(frozen=True)

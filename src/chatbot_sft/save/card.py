@@ -17,7 +17,6 @@ from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import moved, number
 from chatbot_sft.save.evidence import ANY_PROMPT
 from chatbot_sft.save.gguf_export import file_names
-from chatbot_sft.train.arguments import optimizer
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -106,6 +105,8 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
 
 
 def _facts(settings: Config, report: Report | None) -> Iterator[tuple[str, str]]:
+    from chatbot_sft.train.arguments import optimizer  # train/trainer.py imports this package
+
     data, training = (report.dataset, report.training) if report else (None, None)
     if data:
         yield "data", f"{data.rows_used:,} conversations trained, {data.rows_held_out:,} held out; fingerprint `{data.fingerprint[:16]}`"

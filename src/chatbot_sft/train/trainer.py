@@ -55,8 +55,8 @@ class SFTTrainerWrapper:
         for name, rows in (("dataset", dataset), ("eval_dataset", eval_dataset)):
             if rows is not None and not {"input_ids", "labels"} <= set(rows.column_names):
                 raise UserError(f"{name} has no input_ids and labels; make it with DatasetLoader(config, tokenizer).prepare_dataset()")
-        self.config = adopt(config)
-        self.settings = Config.from_mapping(self.config)
+        self.settings = adopt(config)
+        self.config = self.settings.to_dict()
         self.model = model
         self.tokenizer = tokenizer
         self.dataset = dataset
@@ -121,6 +121,7 @@ class SFTTrainerWrapper:
 
         from chatbot_sft.train.evaluation import Evaluations
         from chatbot_sft.train.job import Job
+        from chatbot_sft.train.profiling import Profile
         from chatbot_sft.train.progress import Progress
         from chatbot_sft.train.step import Step
 
@@ -148,7 +149,9 @@ class SFTTrainerWrapper:
             self.step = Step(self.model, self.engine, self.settings, args, self.tokenizer.pad_token_id)
         self._use(loop, why)
         if args.process_index == 0:
-            self.loggers.start(self.job, self.settings, self.config)
+            self.loggers.start(self.job, self.settings)
+            if training.profile:
+                self.job.add_callback(Profile(Path(self.settings.paths.output_dir, "profile")))
         return self.job if loop == "native" else self.trainer
 
     def _use(self, loop: str, why: str) -> None:
@@ -304,7 +307,7 @@ class SFTTrainerWrapper:
     def saver(self, report: Report | None = None) -> Any:
         """The `save.ModelSaver` of this model, with conversations of its data to hold exports against; `report` is the run's, for the model card."""
         evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
-        return locate("save", self.settings.save._target_, ModelSaver)(self.config, self.model, self.tokenizer, evidence, report)
+        return locate("save", self.settings.save._target_, ModelSaver)(self.settings, self.model, self.tokenizer, evidence, report)
 
     def measured_layouts(self) -> list[dict[str, Any]]:
         """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in GB."""

@@ -34,6 +34,11 @@ def _hub_data(config: Config) -> bool:
     return bool(ids) or not config.dataset._target_.startswith("chatbot_sft.")
 
 
+def _evaluates(config: Config) -> bool:
+    dataset = config.dataset
+    return bool(dataset.eval_fraction or dataset.eval_data_path or dataset.eval_on_training)
+
+
 REFUSED: tuple[Needs, ...] = (
     ("model.revision", _hub_model, "a hub id in model.name: a folder has no revisions"),
     ("dataset.split", _hub_data, "a dataset of the hub: a file is read whole; name the file of that split"),
@@ -59,7 +64,7 @@ SAID: tuple[Needs, ...] = (
         for key in ("lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora", "modules_to_save", "init_lora_weights")
     ),
     ("dataset.eval_fraction", lambda c: c.dataset.eval_data_path is None, "no dataset.eval_data_path"),
-    ("training.per_device_eval_batch_size", lambda c: bool(c.dataset.eval_fraction or c.dataset.eval_data_path), "held-out conversations"),
+    ("training.per_device_eval_batch_size", _evaluates, "held-out conversations"),
     ("training.memory_margin", lambda c: c.training.batch_layout == "auto", "training.batch_layout=auto"),
     (
         "training.warmup_steps",

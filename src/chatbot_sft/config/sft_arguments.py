@@ -92,10 +92,12 @@ PASSED = {
     "dataloader_num_workers": "speed",
     **dict.fromkeys(("logging_first_step", "run_name", "project"), "what is logged"),
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), "where Trackio writes"),
-    **dict.fromkeys(("eval_delay", "save_strategy"), "when the run evaluates and saves"),
+    "eval_delay": "when the run evaluates",
+    "save_strategy": "when the run saves",
     **dict.fromkeys(("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"), "DDP"),
     **dict.fromkeys(("ddp_backend", "ddp_timeout"), "DDP"),
 }
+ASIDE = {key for key, what in PASSED.items() if what in ("speed", "what is logged", "where Trackio writes", "when the run saves")}  # of the result
 SOURCES = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),

@@ -43,18 +43,12 @@ def ended_by(training: Mapping[str, Any]) -> list[str]:
     return [other for one, other in pairs if training.get(one) is not None and training.get(other) is None]
 
 
-def settle(config: DictConfig, overrides: list[str]) -> None:
-    """Make of a composed configuration one of plain values: the command line beats the files, and every `${default:…}` is what it comes to."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = [item for item in OverridesParser.create().parse_overrides(overrides) if not item.is_sweep_override()]  # those come with each job
-    named = {item.key_or_group.removeprefix("training."): item.value() for item in parsed if item.key_or_group.startswith("training.")}
-    for key in ended_by(named):
-        OmegaConf.update(config, f"training.{key}", None, force_add=True)
+def settle(config: DictConfig) -> None:
+    """Replace every `${default:…}` by what it comes to, and `model.brings` by what of it counts."""
     for section in config.values():
         if isinstance(section, DictConfig):
-            for key in section:
-                if str(section._get_node(key)._value()).startswith(GIVES_WAY):
+            for key, written in OmegaConf.to_container(section, resolve=False).items():
+                if str(written).startswith(GIVES_WAY):
                     section[key] = section[key]
     if OmegaConf.select(config, "model.brings"):
         config.model.brings = _brought_in(config)

@@ -1,0 +1,58 @@
+"""The configuration: `schema` (each key once) · `checks` · `reading` (a mapping becomes a Config) · `loader` (without Hydra).
+
+Beside them what they know of others: `sft_arguments` (keys of TRL's SFTConfig), `aliases` (words of other tools), `precedence` (which of two
+settings counts), `effects` (settings that do nothing beside others). Hydra is in `hydra_glue` alone.
+"""
+
+from chatbot_sft.config.key import Bound, Key, one_of
+from chatbot_sft.config.loader import ConfigLoader
+from chatbot_sft.config.reading import known_override, meant
+from chatbot_sft.config.schema import (
+    ALL_LINEAR,
+    METHODS,
+    OVERLAYS,
+    PROJECTIONS,
+    QUANTIZATIONS,
+    SECTIONS,
+    BringsConfig,
+    Config,
+    DatasetConfig,
+    LoraConfig,
+    ModelConfig,
+    PathsConfig,
+    SaveConfig,
+    SourceConfig,
+    TrainingConfig,
+    deciding,
+    find,
+    keys,
+    kind_of,
+)
+
+__all__ = [
+    "ALL_LINEAR",
+    "METHODS",
+    "OVERLAYS",
+    "PROJECTIONS",
+    "QUANTIZATIONS",
+    "SECTIONS",
+    "Bound",
+    "BringsConfig",
+    "Config",
+    "ConfigLoader",
+    "DatasetConfig",
+    "Key",
+    "LoraConfig",
+    "ModelConfig",
+    "PathsConfig",
+    "SaveConfig",
+    "SourceConfig",
+    "TrainingConfig",
+    "deciding",
+    "find",
+    "keys",
+    "kind_of",
+    "known_override",
+    "meant",
+    "one_of",
+]

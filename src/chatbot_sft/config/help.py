@@ -1,0 +1,77 @@
+"""What `--help` prints, made from the schema and from the files of conf/; `--help lora` the keys of that section alone."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from chatbot_sft.config import aliases
+from chatbot_sft.config.key import Key
+from chatbot_sft.config.schema import SECTIONS, keys
+from chatbot_sft.resources import conf_dir
+
+WIDTH, COLUMN = 118, 44
+HEAD = """\
+chatbot_sft: fine-tune a chat model on your conversations. One command trains, saves and reports one run; -m runs a sweep.
+
+python -m chatbot_sft [group=option …] [section.key=value …]
+
+Examples
+  python -m chatbot_sft                                                     the embedded model on the example data
+  python -m chatbot_sft model=llama3b training.max_steps=100                a hub model, 4-bit
+  python -m chatbot_sft model=local model.name=DIR dataset.data_path=my.json
+  python -m chatbot_sft lora=dora save=lora training.neftune_noise_alpha=5
+  python -m chatbot_sft -m lora.r=8,16 training.learning_rate=1e-4,2e-4     four runs
+"""
+FLAGS = """\
+Flags
+  --help SECTION …     the keys of model, lora, dataset, training, save or paths alone
+  --cfg job            print the configuration and stop        -m, --multirun   run every combination of a,b,c values
+  --config-dir DIR     add your own group options              --hydra-help     Hydra's own flags
+
+A run writes outputs/<date>/<time>/: report.md, report.json, loss.png, run.log, checkpoints/, model/
+"""
+
+
+def help_text(sections: Sequence[str], config_dir: str | None) -> str:
+    """All of it, or the keys of `sections` alone."""
+    if sections:
+        return "\n\n".join("\n".join(section_lines(section)) for section in sections)
+    listed = "\n\n".join("\n".join(section_lines(section)) for section in ("", *SECTIONS))
+    return "\n".join([HEAD, "Groups (group=option)", *groups(config_dir), "", listed, "", FLAGS]).rstrip()
+
+
+def groups(config_dir: str | None) -> Iterator[str]:
+    """A line for each group of conf/, with its options and those that `config_dir` adds."""
+    folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.glob("*/*.yaml"):
+            found.setdefault(file.parent.name, set()).add(file.stem)
+    for group in sorted(found.keys() - {"hydra", "paths"}):
+        yield f"  {group}: {', '.join(sorted(found[group]))}"
+
+
+def section_lines(section: str) -> Iterator[str]:
+    """The keys of one section with their defaults, choices and help; those at the top for an empty name."""
+    yield section or "Keys"
+    for key in keys():
+        if key.section == section and key.name != "_target_":
+            yield from key_lines(key)
+    if section == "training":
+        yield "  Keys of TRL's SFTConfig too: training.neftune_noise_alpha=5"
+
+
+def key_lines(key: Key) -> Iterator[str]:
+    """`  lora.bias=none    none | all | lora_only; biases that are trained`, wrapped."""
+    start = f"  {key.path}={key.about.elsewhere or aliases.plain(key.default)}"
+    choices = " | ".join(aliases.plain(choice) for choice in key.about.choices)
+    text = f"{choices}; {key.about.help}" if choices else key.about.help
+    wrapped = textwrap.wrap(text, WIDTH - COLUMN, break_long_words=False, break_on_hyphens=False)
+    if len(start) > COLUMN - 2:
+        yield start
+        start = ""
+    for line in wrapped:
+        yield f"{start:<{COLUMN}}{line}"
+        start = ""

@@ -1,0 +1,181 @@
+"""Between Hydra and the schema, through Hydra's public interfaces: what was composed is settled and checked before a
+folder is made.
+
+`CheckConfiguration` (conf/hydra/default.yaml) is the callback of a run, and of a sweep, whose jobs it composes once
+before any of them starts. `--cfg` composes here, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import SearchPathException
+from hydra.experimental.callback import Callback
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from chatbot_sft import distributed
+from chatbot_sft.command_line import left_out
+from chatbot_sft.config import SECTIONS, Config, effects, precedence
+from chatbot_sft.config.reading import known_override
+from chatbot_sft.errors import UserError
+from chatbot_sft.resources import PACKAGE, conf_dir, examples_dir
+
+OmegaConf.register_new_resolver("default", precedence.default, replace=True)
+OmegaConf.register_new_resolver("examples_dir", lambda: str(examples_dir()), replace=True)
+OmegaConf.register_new_resolver("started", lambda form: distributed.started().strftime(form), replace=True)
+
+
+class Refused(SystemExit):
+    """Holds the `error` of a callback: Hydra makes a warning of every exception there but SystemExit."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(1)
+        self.error = error
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Within it an error ends the command."""
+    try:
+        yield
+    except Exception as error:
+        raise Refused(error) from error
+
+
+class CheckConfiguration(Callback):
+    """Settles and checks what Hydra composed."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with refusing():
+            settle(config, config.hydra.overrides.task)
+            check(config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with refusing():
+            if params := config.hydra.sweeper.get("params"):
+                config.hydra.sweeper.params = {added(key): value for key, value in params.items()}
+            for job in jobs(config):
+                composed = compose(
+                    config.hydra.job.config_name,
+                    [*config.hydra.overrides.hydra, *job],
+                    return_hydra_config=True,
+                )
+                settle(composed, job)
+                check(composed)
+
+
+def added(key: str) -> str:
+    """`key` of an override, with the plus signs that Hydra asks for where no YAML file names it.
+
+    Hydra itself would refuse such a key with a text about struct mode. So the schema decides: it knows SFTConfig's keys,
+    and names the nearest one to a typo.
+    """
+    return key if key.startswith(("+", "~")) or known_override(key) else f"++{key}"
+
+
+def settle(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Make of a composed configuration one of plain values.
+
+    The command line beats the files, and every `${default:…}` is what it comes to.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    named = {item.key_or_group.removeprefix("training."): item.value() for item in parsed if item.key_or_group.startswith("training.")}
+    for key in precedence.ended_by(named):
+        OmegaConf.update(config, f"training.{key}", None, force_add=True)
+    precedence.settle(config)
+
+
+def check(config: DictConfig) -> None:
+    """Raises UserError where the schema refuses what was composed."""
+    for section in SECTIONS:
+        if config.get(section) is None:
+            raise UserError(left_out(section, config.hydra.job.config_name))
+    settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    # Hydra knows the run directory only once the job runs.
+    effects.refuse(Config.from_mapping(OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})))
+
+
+def jobs(config: DictConfig) -> Iterator[list[str]]:
+    """The overrides of every job of a sweep, so that all are checked before a folder is made.
+
+    Hydra's own sweeper runs every combination. Another one chooses among more than can be walked: then each value of
+    each sweep comes once, the other sweeps at their first.
+    """
+    basic = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
+    params = config.hydra.sweeper.get("params") if basic else None
+    given = [*(f"{key}={value}" for key, value in (params or {}).items()), *config.hydra.overrides.task]
+    # The loader knows the options that a `group=glob(*)` stands for.
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    choices: dict[str, list[str]] = {}
+    for override, parsed in zip(given, parser.parse_overrides(given), strict=True):
+        key = parsed.get_key_element()
+        if parsed.is_discrete_sweep():
+            choices[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+            if not choices[key]:
+                raise UserError(f"{override}: stands for no value; there is nothing to run")
+        elif not parsed.is_sweep_override():
+            choices[key] = [override]
+    if basic:
+        yield from map(list, itertools.product(*choices.values()))
+        return
+    first = {key: values[0] for key, values in choices.items()}
+    yield list(first.values())
+    for key, values in choices.items():
+        for value in values[1:]:
+            yield list({**first, key: value}.values())
+
+
+class OwnOptions(SearchPathPlugin):
+    """`--config-dir` in the search path of what is composed here, where Hydra's entrypoint puts it for a run."""
+
+    folder: Path | None = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder:
+            search_path.append("command-line", f"file://{self.folder}")
+
+
+def composed(
+    overrides: Sequence[str],
+    config_name: str = "config",
+    config_dir: str | None = None,
+    config_path: str = "",
+) -> DictConfig:
+    """The configuration of a run with these overrides, settled and checked, Hydra's own part in it."""
+    if config_dir and not Path(config_dir).is_dir():
+        raise SearchPathException(f"Additional config directory '{Path(config_dir).absolute()}' not found")
+    Plugins.instance().register(OwnOptions)
+    OwnOptions.folder = Path(config_dir).absolute() if config_dir else None
+    folder = PACKAGE / config_path if config_path else conf_dir()  # as @hydra.main has it
+    with initialize_config_dir(str(folder), job_name="chatbot_sft", version_base="1.3"):
+        config = compose(config_name, list(overrides), return_hydra_config=True)
+    settle(config, config.hydra.overrides.task)
+    check(config)
+    return config
+
+
+def show(config: DictConfig, kind: str, package: str | None, resolve: bool) -> None:
+    """Print what `--cfg KIND --package PACKAGE --resolve` asks for, as Hydra prints it."""
+    HydraConfig.instance().set_config(config)
+    kept = {"job": [key for key in config if key != "hydra"], "hydra": ["hydra"], "all": list(config)}[kind]
+    shown = OmegaConf.masked_copy(config, kept)
+    if package not in (None, "_global_"):
+        shown = OmegaConf.select(shown, package)
+        if shown is None:
+            raise UserError(f"--package {package}: not in the configuration")
+        print(f"# @package {package}" if OmegaConf.is_config(shown) else shown)
+    if OmegaConf.is_config(shown):
+        if resolve:
+            OmegaConf.resolve(shown)
+        print(OmegaConf.to_yaml(shown), end="")
