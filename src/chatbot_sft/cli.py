@@ -109,7 +109,7 @@ def _command(job: HydraConf, users: list[str]) -> str:
 
 def settle_job(config: DictConfig, job: HydraConf) -> None:
     """A job of a sweep is composed by the sweeper, after every callback: its values are settled here, in what Hydra kept of it too."""
-    hydra_glue.settle(config, job.overrides.task)
+    hydra_glue.settle(config, hydra_glue.written(job.overrides.task))
     if job.output_subdir:
         OmegaConf.save(config, Path(job.runtime.output_dir, job.output_subdir, "config.yaml"))
 
