@@ -96,6 +96,11 @@ def test_hub_ids_are_those_that_unsloth_itself_knows():
         (["training.max_steps="], "training.max_steps=''"),
         (["lora.r"], "lora.r: not understood as key=value"),
         (["-m", "model=smollm2,lama1b"], "model=lama1b: no such option; did you mean llama1b?"),
+        (["-m", "lora.r=16,0", "model.load_in_4bit=false,true"], "model.load_in_4bit=true with lora.r=0"),  # each value alone is right
+        (["-m", "training.max_grad_norm=1,nan"], "training.max_grad_norm=nan: must be a finite number"),
+        (["--cfg", "job", "-m", "lora.r=8,16"], "--cfg shows the configuration of one run; leave out -m"),
+        (["--cfg", "job", "experiment=quik"], "experiment=quik: no such option; did you mean quick?"),
+        (["experiment=null"], "experiment=null: names no option; leave it out"),
     ],
 )
 def test_a_config_error_is_one_line_and_leaves_nothing(launch, tmp_path, arguments, message):

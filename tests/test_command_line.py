@@ -171,6 +171,23 @@ def test_a_word_that_is_no_setting(words, message):
 
 
 @pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("lora.r=8 -m +model=llama3b", "-m lora.r=8 model=llama3b"),
+        ("training.max_grad_norm=1 +experiment=quick", "++training.max_grad_norm=1 experiment=quick"),
+        ("dataset.columns={a:b} ++lora.r=8 lora.typo=1", "++dataset.columns={a:b} ++lora.r=8 ++lora.typo=1"),
+        ("model.revision=42798,main -m", '-m model.revision="42798",main'),
+        ("--info plugins", "--info plugins"),
+        ("-cn mine +experiment=quick", "-cn mine +experiment=quick"),
+        ("-sc query=fish", "-sc query=fish"),
+    ],
+)
+def test_words_as_hydra_takes_them(typed, taken):
+    words = typed.split()
+    assert command_line.for_hydra(words, command_line.check(words)) == taken.split()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["lora=dora,rslora"], "lora=dora,rslora: several values are several runs; add -m"),

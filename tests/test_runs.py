@@ -395,6 +395,20 @@ def test_a_subdir_of_overrides_with_slashes_and_spaces(launch, tmp_path, data):
     assert any("my other.json" in command for command in commands)
 
 
+def test_a_sweep_that_a_file_describes(launch, tmp_path, data):
+    """Hydra's own words for it; a key of SFTConfig needs no plus sign there."""
+    overlay = tmp_path / "mine" / "experiment" / "search.yaml"
+    overlay.parent.mkdir(parents=True)
+    params = '{training.max_grad_norm: "0.5,1", lora.r: "4,8"}'
+    overlay.write_text(f"# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{params: {params}}}}}\n")
+    process = launch("--config-dir", "mine", "experiment=search", *GOOD, "lora.r=4")
+    lines = [line.split("  ")[1:3] for line in process.stdout.splitlines() if line.startswith("job ")]
+    assert lines == [["completed", f"++training.max_grad_norm={value}"] for value in ("0.5", "1")], process.stderr
+    wrong = launch("--config-dir", "mine", "experiment=search", *GOOD, "training.max_stpes=1,2")
+    assert only_error(wrong) == "training.max_stpes: no such key; did you mean training.max_steps?"
+    assert len(list((tmp_path / "outputs" / "multirun").glob("*/*"))) == 1
+
+
 @pytest.mark.parametrize("swept", ["lora=glob(none_such*)", "lora.r=range(8,8)"])
 def test_a_sweep_over_nothing_is_refused(launch, tmp_path, swept):
     assert only_error(launch("-m", swept)) == f"{swept}: stands for no value; there is nothing to run"

@@ -69,7 +69,8 @@ def for_hydra(words: Sequence[str], given: Namespace) -> list[str]:
     flags, overrides = parted(words)
     if given.shell_completion:  # of a command line that is not finished
         return [*flags, *overrides]
-    return [*flags, *all_opened(overrides, given)]
+    own = given.config_name is not None
+    return [*flags, *(opened(word, own) if word in given.overrides else word for word in overrides)]  # --info takes a word
 
 
 def all_opened(overrides: Sequence[str], given: Namespace) -> list[str]:

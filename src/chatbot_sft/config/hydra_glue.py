@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import SearchPathException
 from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from chatbot_sft import distributed
 from chatbot_sft.command_line import left_out
@@ -58,7 +58,7 @@ class CheckConfiguration(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
-            settle(config, config.hydra.overrides.task)
+            settle(config, written(config.hydra.overrides.task))
             check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -68,7 +68,7 @@ class CheckConfiguration(Callback):
             for job in jobs(config):
                 composed = compose(
                     config.hydra.job.config_name,
-                    [*config.hydra.overrides.hydra, *job],
+                    [*written(config.hydra.overrides.hydra), *job],
                     return_hydra_config=True,
                 )
                 settle(composed, job)
@@ -82,6 +82,11 @@ def added(key: str) -> str:
     and names the nearest one to a typo.
     """
     return key if key.startswith(("+", "~")) or known_override(key) else f"++{key}"
+
+
+def written(overrides: ListConfig) -> list[str]:
+    """Overrides as they were typed: `${…}` in them stands for something in each job."""
+    return OmegaConf.to_container(overrides, resolve=False)
 
 
 def settle(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -114,7 +119,7 @@ def jobs(config: DictConfig) -> Iterator[list[str]]:
     """
     basic = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
     params = config.hydra.sweeper.get("params") if basic else None
-    given = [*(f"{key}={value}" for key, value in (params or {}).items()), *config.hydra.overrides.task]
+    given = [*(f"{key}={value}" for key, value in (params or {}).items()), *written(config.hydra.overrides.task)]
     # The loader knows the options that a `group=glob(*)` stands for.
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     choices: dict[str, list[str]] = {}
@@ -160,7 +165,7 @@ def composed(
     folder = PACKAGE / config_path if config_path else conf_dir()  # as @hydra.main has it
     with initialize_config_dir(str(folder), job_name="chatbot_sft", version_base="1.3"):
         config = compose(config_name, list(overrides), return_hydra_config=True)
-    settle(config, config.hydra.overrides.task)
+    settle(config, written(config.hydra.overrides.task))
     check(config)
     return config
 
