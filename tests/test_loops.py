@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLE, report_of
+from conftest import EXAMPLE, only_error, report_of
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
@@ -177,6 +177,13 @@ def test_auto_takes_trls_loop_for_a_key_that_is_its_own_and_names_it(training, k
         return
     with pytest.raises(UserError, match=f"training.loop=native: it has no {key}; leave one of the two out"):
         chosen(made("native"))
+
+
+def test_a_key_that_the_loop_does_not_have_is_refused_before_a_model_is_loaded(launch, tiny):
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    process = launch(*tiny, "training.loop=native", "training.ddp_bucket_cap_mb=5", env=alone)
+    assert only_error(process).startswith("training.loop=native: it has no training.ddp_bucket_cap_mb=5; leave one of the two out")
+    assert "engine:" not in process.stderr
 
 
 def test_a_loop_that_is_none_is_refused():

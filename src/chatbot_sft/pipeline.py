@@ -41,6 +41,7 @@ from chatbot_sft.save.evidence import usual_system_prompt
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, checkpoints
 from chatbot_sft.train.checkpoints import Origin
+from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.rails import held_out_limit
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ def train(config: Mapping[str, Any], settings: Config, report: dict[str, Any], l
     dataset_loader, model_loader = dataset_class(config), model_class(config)
     check_loggers(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
+    chosen(settings)
     dataset_loader.find_files()
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())

@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from chatbot_sft import preemption
 from chatbot_sft.train import checkpoints, snapshot
 from chatbot_sft.train.evaluation import evaluate
-from chatbot_sft.train.guard import Guard
+from chatbot_sft.train.guard import Diverged, Guard
 from chatbot_sft.train.job import Job
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.loop import judge
@@ -65,7 +65,7 @@ class Companion(TrainerCallback):
     def __init__(self, job: Job, rows: Rows, layout: Layout, step: Step) -> None:
         self.job, self.rows, self.layout, self.step = job, rows, layout, step
         self.trainer: Any = None
-        self.failure: Exception | None = None  # what ends the run once TRL's loop has come to its end
+        self.failure: Diverged | None = None  # what ends the run once TRL's loop has come to its end
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         job = self.job
@@ -104,7 +104,7 @@ class Companion(TrainerCallback):
         if self.job.guard and self.failure is None:
             try:
                 self.job.guard.check(state.global_step, torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"]))
-            except Exception as error:
+            except Diverged as error:
                 self.failure = error
                 control.should_training_stop, control.should_save = True, False
 
