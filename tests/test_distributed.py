@@ -109,13 +109,14 @@ trainer = SFTTrainerWrapper(config, model, tokenizer, dataset.prepare_dataset(),
 trainer.setup()
 before = trainer.evaluate()
 trainer.train()
+after = trainer.evaluate_trained()
 weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad)
 hashes = [hashlib.sha256(weights).hexdigest()]
 if trainer.args.world_size == 2:
     hashes = [None, None]
     torch.distributed.all_gather_object(hashes, hashlib.sha256(weights).hexdigest())
 if trainer.args.process_index == 0:
-    print(json.dumps([[loss for _, loss in trainer.progress.losses], [before, trainer.evaluate_trained()], hashes]))
+    print(json.dumps([[loss for _, loss in trainer.progress.losses], [before, after], hashes]))
 trainer.close()
 """
 

@@ -4,14 +4,14 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLE, report_of
+from chatbot_sft.sft_arguments import enum_values
+from conftest import EXAMPLE, only_error, report_of
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.optimization import built_by_native
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.lock import MACHINE
-from chatbot_sft.sft_arguments import enum_values
 from chatbot_sft.train import resume
 from chatbot_sft.train.choice import chosen
 
@@ -181,6 +181,13 @@ def test_auto_takes_trls_loop_for_a_key_that_is_its_own_and_names_it(training, k
         chosen(made("native"))
 
 
+def test_a_key_that_the_loop_does_not_have_is_refused_before_a_model_is_loaded(launch, tiny):
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    process = launch(*tiny, "training.loop=native", "training.ddp_bucket_cap_mb=5", env=alone)
+    assert only_error(process).startswith("training.loop=native: it has no training.ddp_bucket_cap_mb=5; leave one of the two out")
+    assert "engine:" not in process.stderr
+
+
 def test_a_loop_that_is_none_is_refused():
     with pytest.raises(UserError, match=r"training\.loop=natve: not one of auto, native, trl; did you mean native"):
         Config.from_mapping({"training": {"loop": "natve"}})
@@ -228,7 +235,7 @@ def test_a_whole_run_in_trls_loop(launch, tiny, tmp_path):
     assert "loop: trl (as configured)" in process.stderr
     report = report_of(tmp_path)
     training, evaluations = report["training"], report["evaluations"]
-    best = min(evaluations[1:], key=lambda record: record["loss"])
+    best = min((record for record in evaluations[1:] if record["loss"] is not None), key=lambda record: record["loss"])
     assert training["stopped_early"]
     assert training["weights_of_step"] == best["step"] == training["steps"] - 4
     assert training["eval_loss"] == pytest.approx(best["loss"], abs=1e-6)

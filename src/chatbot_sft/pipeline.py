@@ -43,6 +43,7 @@ from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import usual_ends, usual_system_prompt
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, resume
+from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.rails import ruin_limit
 from chatbot_sft.train.resume import Origin
 
@@ -161,6 +162,7 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     dataset_loader, model_loader = dataset_class(settings), model_class(settings)
     check_loggers(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
+    chosen(settings)
     dataset_loader.find_files()
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())

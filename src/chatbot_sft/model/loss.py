@@ -44,13 +44,17 @@ def add_fused_head(model: Any) -> None:
 
 def fused_loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
     """As TRL's SFTTrainer computes it."""
-    return model(**inputs, use_cache=False, fused_lm_head=True, num_items_in_batch=trained_tokens).loss
+    return model(**inputs, fused_lm_head=True, num_items_in_batch=trained_tokens).loss
+
+
+def quantised(model: Any) -> bool:
+    base = base_of(model)
+    return getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False)  # such models alone have them
 
 
 def cast_adapter(model: Any) -> None:
     """Over a base of 4 or 8 bits, an adapter is trained in bfloat16 (QLoRA, arXiv 2305.14314); DoRA's magnitudes would stand still in it."""
-    base = base_of(model)
-    if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):  # quantised models alone have them
+    if quantised(model):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_magnitude_vector" not in name:
                 parameter.data = parameter.data.to(torch.bfloat16)

@@ -90,7 +90,8 @@ def compute_dtype(model: Any, wanted: str | None) -> str | None:
 def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
     from chatbot_sft.model.loss import fused_loss, own_loss
 
-    return fused_loss(model, inputs, trained_tokens) if _fused(model) else own_loss(model, {**inputs, "use_cache": False}, trained_tokens)
+    inputs = {**inputs, "use_cache": False}  # rows of a padding-free batch are told apart where there is no cache alone
+    return fused_loss(model, inputs, trained_tokens) if _fused(model) else own_loss(model, inputs, trained_tokens)
 
 
 def _fused(model: Any) -> bool:

@@ -79,18 +79,18 @@ def compute_dtype(model: Any, wanted: str | None) -> str | None:
 
 def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
     """As under Unsloth's SFTTrainer: its fused kernel on a GPU; on a CPU in chunks of rows, which it does where it is asked to alone."""
+    inputs = {**inputs, "use_cache": False}  # a cache of keys and values would lose the bounds of the rows
     if unsloth.DEVICE_TYPE != "cpu":
         from unsloth_zoo.temporary_patches.utils import apply_pending_eager_fallbacks
 
         apply_pending_eager_fallbacks()  # layers that were compiled too often run as they are from here on
-        # A cache of keys and values would lose the bounds of the rows.
-        return own_loss(model, {**inputs, "use_cache": False} if "packed_seq_lengths" in inputs else inputs, trained_tokens)
+        return own_loss(model, inputs, trained_tokens)
     chunked = _chunked(model)
     if chunked is None:
         return fused_loss(model, inputs, trained_tokens)
     chunked._unsloth_cpu_chunked_ce_active = True
     try:
-        return own_loss(model, {**inputs, "use_cache": False}, trained_tokens)
+        return own_loss(model, inputs, trained_tokens)
     finally:
         chunked._unsloth_cpu_chunked_ce_active = False
 

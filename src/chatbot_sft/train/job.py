@@ -61,9 +61,10 @@ class Job:
         self.callbacks.append(callback)
 
     def tell(self, event: str, **more: Any) -> None:
-        """Call `event` ("on_log", "on_step_end" …) of every callback."""
+        """Call `event` ("on_log", "on_step_end" …) of every callback, with what transformers' Trainer gives along."""
+        more |= {"model": self.model, "processing_class": self.tokenizer, "optimizer": self.optimizer, "lr_scheduler": self.schedule}
         for callback in self.callbacks:
-            getattr(callback, event)(self.args, self.state, self.control, model=self.model, processing_class=self.tokenizer, **more)
+            getattr(callback, event)(self.args, self.state, self.control, **more)
 
     def make_batches(self, batch_size: int) -> Batches:
         """The rows of every step, `batch_size` packs of them for each process."""

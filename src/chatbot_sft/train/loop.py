@@ -215,3 +215,4 @@ def noisy_embeddings(model: Any, alpha: float | None) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+        del embeddings.neftune_noise_alpha

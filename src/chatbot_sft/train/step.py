@@ -12,6 +12,7 @@ import torch
 from transformers.trainer_pt_utils import LabelSmoother
 
 from chatbot_sft.errors import UserError
+from chatbot_sft.model.loss import quantised
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed, layers_and_loss
 from chatbot_sft.train.layout import Layout, step_down
@@ -34,6 +35,11 @@ class Step:
 
     def __init__(self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int) -> None:
         self.model, self.engine, self.settings, self.args, self.pad = model, engine, settings, args, pad_token_id
+        if not quantised(model):
+            model.to(args.device)
+        model.config.use_cache = False
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
         engine.prepare(model)
         self.precision = engine.compute_dtype(model, "bf16" if args.bf16 else "fp16" if args.fp16 else None)
         self.job: Job | None = None  # whose weights the model has

@@ -23,7 +23,7 @@ from chatbot_sft.report.masking import masked_arguments
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train import resume, snapshot
 from chatbot_sft.train.evaluation import evaluate
-from chatbot_sft.train.guard import Guard
+from chatbot_sft.train.guard import Diverged, Guard
 from chatbot_sft.train.job import Job
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.loop import judge
@@ -68,7 +68,7 @@ class Companion(TrainerCallback):
     def __init__(self, job: Job, rows: Rows, layout: Layout, step: Step) -> None:
         self.job, self.rows, self.layout, self.step = job, rows, layout, step
         self.trainer: Any = None
-        self.failure: Exception | None = None  # what ends the run once TRL's loop has come to its end
+        self.failure: Diverged | None = None  # what ends the run once TRL's loop has come to its end
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         job = self.job
@@ -107,7 +107,7 @@ class Companion(TrainerCallback):
         if self.job.guard and self.failure is None:
             try:
                 self.job.guard.check(state.global_step, torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"]))
-            except Exception as error:
+            except Diverged as error:
                 self.failure = error
                 control.should_training_stop, control.should_save = True, False
 
