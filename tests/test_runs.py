@@ -126,6 +126,94 @@ def test_a_check_does_not_write_over_the_report_of_a_training(launch, tmp_path, 
     assert report.read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("report", "task"),
+    [
+        ({"status": "completed"}, "check"),
+        ({"status": "failed", "error": "refused"}, "check"),
+        ({"status": "interrupted", "training": {"history": [{"step": 1, "loss": 2.0}]}}, "plan"),
+        ({"task": "export"}, "check"),
+        (None, "check"),
+    ],
+)
+def test_what_does_not_train_is_refused_beside_a_training_however_that_ended(tmp_path, monkeypatch, report, task):
+    from chatbot_sft import start
+    from chatbot_sft.config import Config
+    from chatbot_sft.errors import UserError
+
+    folder = tmp_path / "run"
+    if report is None:  # killed before it could write a report
+        folder.mkdir()
+        monkeypatch.setattr(start.checkpoints, "last_in", lambda place: place == folder / "checkpoints" or None)
+    else:
+        training_in(folder, **report)
+    there = "export" if report and "task" in report else "training"
+    with pytest.raises(UserError, match=f"task={task} would write over the report of the {there} there"):
+        start.refuse_written_over(Config.from_mapping({"task": task, "paths": {"output_dir": str(folder)}}))
+
+
+# A start that comes to nothing
+
+
+def recorded(folder, **report):
+    """A directory with the report of a training, and the other files that tell of it."""
+    whole = {"save": {}, **report}
+    training_in(folder, **whole)
+    for name in ("report.md", "loss.png", "data_report.json", "data_preview.html"):
+        (folder / name).write_text(f"{name} of the training")
+    return seen(folder)
+
+
+@pytest.mark.parametrize(
+    ("status", "training"), [("failed", {"eval_loss": 1.5}), ("interrupted", {"history": [{"step": 1, "loss": 2.0}]}), ("completed", {"steps": 2})]
+)
+@pytest.mark.parametrize("rows", ["none", "bad", "good"])
+def test_a_start_that_comes_to_nothing_leaves_the_record_of_the_training(tmp_path, monkeypatch, status, training, rows):
+    from chatbot_sft import pipeline
+    from chatbot_sft.errors import UserError
+    from chatbot_sft.train import checkpoints
+
+    def changed(*_, **__):
+        raise UserError("trained with other settings")
+
+    monkeypatch.setattr(checkpoints, "refuse_completed", lambda settings: None)  # as where more steps are asked for
+    monkeypatch.setattr(checkpoints, "refuse_changes", changed)
+    if rows != "none":
+        write_json(tmp_path / "my.json", conversations(8) if rows == "good" else [{"messages": []}] * 8)
+    before = recorded(tmp_path / "run", status=status, training=training)
+    with pytest.raises(UserError):
+        pipeline.run(
+            {
+                "paths": {"output_dir": str(tmp_path / "run")},
+                "model": {"name": "smollm2", "load_in_4bit": False},
+                "dataset": {"data_path": str(tmp_path / "my.json")},
+                "training": {"output_dir": str(tmp_path / "run" / "checkpoints")},
+                "save": {"method": "none"},
+            }
+        )
+    after = seen(tmp_path / "run")
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) <= {"run.log", ".lock", ".lock.json"}
+    assert "stay those of the training there" in after["run.log"].decode()
+
+
+@pytest.mark.parametrize(
+    ("earlier", "task", "training", "exports", "stays"),
+    [
+        ({}, "train", {}, None, False),
+        ({"training": {}}, "train", {}, None, False),
+        ({"training": {"steps": 2}}, "train", {}, None, True),
+        ({"training": {"steps": 2}}, "train", {"history": []}, None, False),
+        ({"training": {"steps": 2}, "save": {"exports": [1]}}, "export", {"steps": 2}, None, True),
+        ({"training": {"steps": 2}, "save": {"exports": [1]}}, "export", {"steps": 2}, [1], False),
+    ],
+)
+def test_a_report_with_results_outlives_one_without(tmp_path, earlier, task, training, exports, stays):
+    from chatbot_sft.report.standing import Standing
+
+    assert Standing.of(tmp_path, earlier).outlives(task, training, exports) is stays
+
+
 def test_a_training_may_follow_a_check_and_a_check_a_failed_start(launch, tmp_path, data):
     training_in(tmp_path / "run", status="failed", training={})
     assert launch(*GOOD, "hydra.run.dir=run").returncode == 0

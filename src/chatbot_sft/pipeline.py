@@ -35,8 +35,9 @@ from chatbot_sft.report.markdown import write_markdown
 from chatbot_sft.report.masking import by_name, masked, referring
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.run_report import new_report, now, write_json
+from chatbot_sft.report.standing import Standing
 from chatbot_sft.report.words import moved, number
-from chatbot_sft.run_directory import held
+from chatbot_sft.run_directory import held, report_in
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.evidence import usual_ends, usual_system_prompt
 from chatbot_sft.targets import locate
@@ -67,6 +68,7 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
     report = new_report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
         start.refuse(config)
+        standing = Standing.of(folder, report_in(folder))
         loggers.enter_context(run_log(folder, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
@@ -91,9 +93,18 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
             raise
         finally:
             report["finished"] = now()
-            if first:
+            if first and not left_standing(standing, report):
                 write_reports(report, folder)
     return report
+
+
+def left_standing(standing: Standing, report: dict[str, Any]) -> bool:
+    """Whether a run that came to nothing leaves what was trained in its directory on record, in place of `report`; says so."""
+    if report["status"] == "completed" or not standing.outlives(report["task"], report["training"], report["save"].get("exports")):
+        return False
+    standing.restore()
+    log.info("report: nothing was trained; the reports in %s stay those of the training there", standing.folder)
+    return True
 
 
 def write_reports(report: dict[str, Any], folder: Path) -> None:
@@ -239,7 +250,7 @@ def train(
         }
         return
     finally:
-        if trainer.progress.losses:
+        if trainer.progress.first_step_after is not None:
             report["training"]["history"] = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
     eval_loss = trainer.evaluate_trained()
     report["training"] |= trained(trainer, eval_loss, rows_loss_before)

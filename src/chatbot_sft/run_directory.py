@@ -231,16 +231,10 @@ def report_in(folder: Path) -> dict[str, Any]:
 
 
 def refuse_taken(config: Mapping[str, Any], settings: Config) -> None:
-    """Raises UserError where the run directory holds what this run would write over, or a finished training that is asked for another export only."""
-    folder, training = Path(settings.paths.output_dir), settings.task == "train"
+    """Raises UserError where the run directory holds a finished training that is asked for another export only."""
+    folder = Path(settings.paths.output_dir)
     report = report_in(folder)
-    if report.get("task") != "train":
-        return
-    if not training and report["training"]:
-        raise UserError(
-            f"{folder}: task={settings.task} would write over the report of the training there; leave hydra.run.dir out, or name another directory"
-        )
-    if training and report["status"] == "completed" and settings.training.resume != "never":
+    if settings.task == report.get("task") == "train" and report["status"] == "completed" and settings.training.resume != "never":
         asked = other_export(folder, config)
         if asked:
             raise UserError(f"{folder}: this run is already completed; for another export of it: task=export {shlex.quote(f'run={folder}')} {asked}")
