@@ -11,6 +11,22 @@ from conftest import conversations, only_error, report_of, write_json
 from chatbot_sft.resources import conf_dir
 
 
+@pytest.mark.parametrize(
+    ("override", "typed"),
+    [
+        ("++training.save_strategy=epoch", "training.save_strategy=epoch"),
+        ("++dataset.columns={instruction: q}", "dataset.columns={instruction: q}"),
+        ("+experiment=mine", "+experiment=mine"),
+        ("++lora.r=8", "++lora.r=8"),
+        ("lora.r=8", "lora.r=8"),
+    ],
+)
+def test_the_repeated_command_has_no_pluses_that_nobody_has_to_type(override, typed):
+    from chatbot_sft import cli
+
+    assert cli._typed(override) == typed
+
+
 def test_help_says_what_it_does_in_one_screen(launch):
     process = launch("--help")
     assert process.returncode == 0

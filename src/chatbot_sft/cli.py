@@ -273,7 +273,13 @@ def _command(job: HydraConf, users: list[str]) -> str:
     hydras = [override for override in job.overrides.hydra if not override.startswith(OF_THE_START)]
     if job.mode == RunMode.MULTIRUN:
         hydras = [*(override for override in hydras if not override.startswith("hydra.run.dir=")), f"hydra.run.dir={job.runtime.output_dir}"]
-    return shlex.join(["python", "-m", "chatbot_sft", *folders, *job.overrides.task, *hydras])
+    return shlex.join(["python", "-m", "chatbot_sft", *folders, *map(_typed, job.overrides.task), *hydras])
+
+
+def _typed(override: str) -> str:
+    """`override` without the two plus signs that `_open` puts before it."""
+    bare = override.removeprefix("++")
+    return bare if bare != override and _open(bare) == override else override
 
 
 def mask_hydra_files(job: DictConfig) -> None:

@@ -162,7 +162,7 @@ class TrainingConfig:
     save_steps: float = 0.1  # optimizer steps between checkpoints; below 1: a share of the run
     save_total_limit: int | None = 2  # checkpoints kept, the newest and the best always; null: all
     stop_on_divergence: bool = True  # stop where the loss is not finite or leaves the rails
-    response_only: bool = True  # loss on the assistant's tokens alone
+    response_only: bool = True  # loss on the assistant's tokens alone; false: the same as dataset.train_on=all
     sample_prompts: list[str] | None = None  # null: the first questions of three held-out conversations
     sample_max_new_tokens: int = 96  # 0: no sample answers
     eval_steps: float | None = None  # optimizer steps between evaluations, below 1 a share of the run; null: before and after training only

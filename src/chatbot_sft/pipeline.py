@@ -140,8 +140,7 @@ def stopped(error: Preempted, settings: Config, exports: Sequence[Mapping[str, A
     again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
     if settings.task == "train":
         last = checkpoints.last_in(Path(settings.training.output_dir))
-        left = f"checkpoint at step {last.step}" if last else "no checkpoint yet"
-        left += "; the same command goes on from there"
+        left = f"checkpoint at step {last.step}; the same command goes on from there" if last else "no checkpoint yet; the same command begins anew"
     elif settings.task == "export":
         there = ", ".join(f"{export['method']} in {export['path']}" for export in kept(exports))
         left = f"saved: {there}" if there else "no export was finished"
