@@ -49,6 +49,8 @@ class Earlier:
             UserError: it is no run directory, did not get as far as its evaluation, or kept no weights.
         """
         where = f"run={folder}"
+        if not folder.is_dir():
+            raise UserError(f"{where}: no such folder; name the directory of a run, for instance outputs/<date>/<time>")
         if not (folder / "report.json").is_file():
             raise UserError(f"{where}: not a run directory: no report.json in it{_jobs(folder)}")
         report = _object(where, folder / "report.json")

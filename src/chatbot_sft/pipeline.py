@@ -180,6 +180,8 @@ def train(
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
     saver(config).check()
+    if inert := effects.said(settings):
+        log.info("settings: no effect here: %s", ", ".join(inert))
     origin = checkpoints.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
     try:
@@ -194,8 +196,6 @@ def train(
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
     checkpoints.refuse_changes(origin, checkpoints.identity(config, settings, dataset_loader.statistics.fingerprint), whole=True)
-    if inert := effects.said(settings):
-        log.info("settings: no effect here: %s", ", ".join(inert))
     if settings.brought:
         log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
 
