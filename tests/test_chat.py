@@ -20,7 +20,7 @@ from conftest import only_error
 from rich.console import Console
 from test_inference import QUESTION, write_gguf
 
-from chatbot_sft.chat import Chat, Columns, append_rows, fitting, open_speakers, parse, user
+from chatbot_sft.chat import Chat, Columns, Speaker, append_rows, fitting, open_speakers, parse, user
 from chatbot_sft.data.messages import to_messages
 from chatbot_sft.data.sources import read_rows
 from chatbot_sft.errors import UserError
@@ -111,7 +111,8 @@ def test_two_models_answer_each_under_its_name(gguf, small):
     process = chat(gguf, small, "--prompt", PARIS, "--max-new-tokens", 6)
     expected = [GGUFModel.load(file) for file in (gguf, small)]
     texts = [model.text(model.answer(model.prompt_ids(QUESTION), 6)) for model in expected]
-    assert (process.returncode, process.stdout, process.stderr) == (0, f"{gguf}\n{texts[0]}\n\n{small}\n{texts[1]}\n", "")
+    assert (process.returncode, process.stdout) == (0, f"{gguf}\n{texts[0]}\n\n{small}\n{texts[1]}\n")
+    assert f"({small}: cut off after 6 tokens: --max-new-tokens)\n" in process.stderr
 
 
 def test_the_system_message_and_the_temperature_reach_the_model(gguf):
@@ -301,9 +302,41 @@ def test_turns_from_a_pipe(small, tmp_path):
     rows = [to_messages(row.values["messages"], "keep", None) for row in read_rows(str(saved))]  # as the trainer reads them
     opening = {"role": "system", "content": "Bạn là Mai."}
     assert rows == [
-        [opening, user("Hello"), {"role": "assistant", "content": hello}],
+        [user("Hello"), {"role": "assistant", "content": hello}],  # /system came after that answer
         [opening, user("Hi"), {"role": "assistant", "content": hi}],
     ]
+
+
+class Answering:
+    """A model that says what it is given to say, and never ends by itself."""
+
+    name, context, stop_ids = "m", 1000, frozenset()
+
+    def prompt_ids(self, messages):
+        return [1]
+
+    def text(self, ids):
+        return "a" * len(ids)
+
+    def answer(self, prompt, limit, temperature, hear):
+        for _ in range(limit):
+            hear(7)
+
+
+def test_a_conversation_is_saved_with_the_system_message_that_it_was_held_under(tmp_path, capsys):
+    talk = Chat([Speaker("m", Answering())], Console(), None, 2, 0.0)
+    file = tmp_path / "rows.json"
+    for line in ("Hi", "/system Be Mai.", f"/save {file}", "/reset", "Hi", f"/save {file}", "/system Be Bob.", "Hi"):
+        assert talk.obey(line)
+    assert [row["messages"][0]["content"] for row in json.loads(file.read_text())] == ["Hi", "Be Mai."]
+    with pytest.raises(UserError, match=r"^/save: the system message changed between these answers, .*; /reset begins one"):
+        talk.obey(f"/save {file}")
+    assert len(json.loads(file.read_text())) == 2
+
+
+def test_one_answer_that_is_cut_off_says_so_beside_it(capsys):
+    Chat([Speaker("m", Answering())], Console(), None, 2, 0.0).answer_once("Hi")
+    assert capsys.readouterr() == ("aa\n", "(cut off after 2 tokens: --max-new-tokens)\n")
 
 
 def test_a_full_context_drops_the_oldest_turns_and_says_so(small):

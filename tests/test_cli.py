@@ -13,6 +13,21 @@ from chatbot_sft.config.help import help_text
 from chatbot_sft.resources import conf_dir
 
 
+@pytest.mark.parametrize(
+    ("override", "typed"),
+    [
+        ("++training.save_strategy=epoch", "training.save_strategy=epoch"),
+        ("+experiment=mine", "+experiment=mine"),
+        ("++lora.r=8", "++lora.r=8"),
+        ("lora.r=8", "lora.r=8"),
+    ],
+)
+def test_the_repeated_command_has_no_pluses_that_nobody_has_to_type(override, typed):
+    from chatbot_sft import cli
+
+    assert cli._typed(override) == typed
+
+
 def test_help_says_what_there_is(launch, tmp_path):
     (tmp_path / "mine" / "lora").mkdir(parents=True)
     (tmp_path / "mine" / "lora" / "of_mine.yaml").write_text("defaults: [default]\n")

@@ -456,7 +456,7 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
     ("arguments", "expected"),
     [
         (["task=export", "save=gguf"], "task=export needs run=DIR, the directory of a run, and run= needs task=export"),
-        (["task=export", "run=nowhere", "save=gguf"], "run=nowhere: not a run directory: no report.json in it"),
+        (["task=export", "run=nowhere", "save=gguf"], "run=nowhere: no such folder; name the directory of a run"),
         (["task=export", "run=run", "save=gguf"], "run=run: the export would overwrite that run's own report; leave hydra.run.dir out"),
         (["task=export", "run=x", "model=llama3b"], "model: task=export takes everything but save.* from the run; leave it out"),
         (["model=phi4_mini", "save=gguf"], "is a phi3 model"),

@@ -172,12 +172,31 @@ def test_an_unknown_format_says_which_columns_there_are():
     assert str(caught.value).endswith("did you mean mesages?")
 
 
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"Frage": "a", "Kontext": "b", "Antwort": "c"}, "dataset.columns.instruction=Frage dataset.columns.output=Antwort"),
+        ({"id": "7", "the question": "a", "A": "b", "n": 3}, "'dataset.columns.instruction=the question' dataset.columns.output=A"),
+    ],
+)
+def test_columns_of_no_format_are_answered_with_options_to_paste(values, named):
+    with pytest.raises(UserError, match="no format recognised") as caught:
+        read(values)
+    assert str(caught.value).endswith(f"for instance {named}")
+
+
 def test_a_column_map_is_checked_against_the_columns_there_are():
     rows = [Row("data.csv", 1, {"question": "a", "answer": "b"})]
     check_columns("data.csv", rows, {"instruction": "question", "output": "answer"})
     with pytest.raises(UserError) as caught:
         check_columns("data.csv", rows, {"instruction": "quesiton"})
     assert str(caught.value) == "data.csv: no column 'quesiton' for instruction; it has question, answer; did you mean question?"
+    for typo in ("Frge", "frage", "Fragen"):
+        with pytest.raises(UserError) as caught:
+            check_columns("data.csv", [Row("data.csv", 1, {"Frage": "a", "Kontext": "b", "Antwort": "c"})], {"instruction": typo})
+        assert str(caught.value).endswith("it has Frage, Kontext, Antwort; did you mean Frage?")
+    with pytest.raises(UserError, match=r"columns.question=instruction: the other way round: .*: dataset.columns.instruction=question$"):
+        check_columns("data.csv", rows, {"question": "instruction"})
     with pytest.raises(UserError, match=r"dataset.columns.instructoin: no such field .* did you mean instruction\?"):
         check_columns("data.csv", rows, {"instructoin": "question"})
 

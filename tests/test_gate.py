@@ -134,6 +134,82 @@ def test_one_percent_of_bad_rows_is_left_out_and_counted(tmp_path, chat):
         loader(write_json(tmp_path / "more.json", [*rows, {"messages": [user("a")]}])).check(chat)
 
 
+def test_response_only_false_is_train_on_all(tmp_path, chat):
+    """The gate's figures, labels and preview say what is trained."""
+    rows = conversations(3)
+    rows[0]["messages"] += [user("c"), assistant("d", train=False)]  # left out whatever else is trained
+    file = write_json(tmp_path / "data.json", rows)
+    made = [loader(file, train_on=part) for part in ("assistant", "all")]
+    config = {"model": {"name": "smollm2"}, "dataset": {"data_path": str(file), "eval_fraction": 0}, "training": {"response_only": False}}
+    made.append(DatasetLoader(config))
+    answers, everything, same = (each.check(chat)["trainable_tokens"] for each in made)
+    assert answers < everything == same
+    assert made[2].statistics.fingerprint == made[1].statistics.fingerprint
+    assert made[2].preview_rows() == made[1].preview_rows()
+
+
+def test_how_many_rows_are_taken_is_said_from_the_cache_too(tmp_path, chat, caplog):
+    from chatbot_sft.report.data_summary import facts
+
+    caplog.set_level("INFO")
+    file = write_json(tmp_path / "data.json", conversations(60))
+    for cached in (False, True):
+        report = loader(file, max_rows=12).check(chat)
+        assert report["cached"] is cached
+        assert caplog.messages == [f"data: {file}: 12 of 60 rows"]
+        assert dict(facts(report))["data"] == f"{file} (messages, 12 of 60 rows)"
+        caplog.clear()
+
+
+@pytest.mark.parametrize(
+    ("rows", "dataset", "way_out"),
+    [
+        (
+            [{"messages": [user("a"), assistant("", tool_calls=[{"function": {"name": "price", "arguments": {}}}])]}],
+            {},
+            "take a model whose chat template writes tool calls, or give it one that does with model.chat_template=FILE",
+        ),
+        ([{"text": "### Q: a"}], {}, "dataset.train_on=all trains all of each text"),
+        (conversations(1), {"format": "sharegpt"}, "leave dataset.format out: the format is told from the content"),
+        (conversations(1), {"format": "alpaca"}, "leave dataset.format out: the format is told from the content"),
+        ([{"messages": [user("a"), assistant("b", weight=0.5)]}], {}, "mend them"),
+        ([{"messages": [user([{"type": "image"}]), assistant("c")]}], {}, "mend them"),
+        ([{"messages": [user("a"), user("b"), assistant("c")]}], {}, "dataset.on_bad_row=warn trains on 3 of them as they are"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["auto", "warn"])
+def test_where_every_row_is_bad_the_way_out_is_one(tmp_path, chat, rows, dataset, way_out, policy):
+    made = loader(write_json(tmp_path / "data.json", rows * 3), on_bad_row=policy, **dataset)
+    if policy == "warn" and "warn" in way_out:
+        assert made.check(chat)["rows_used"] == 3
+        return
+    with pytest.raises(UserError) as caught:
+        made.check(chat)
+    assert str(caught.value).endswith(f"; none is left to train on: {way_out}")
+
+
+def test_bad_rows_that_are_used_are_counted_and_named(tmp_path, chat):
+    from chatbot_sft.report.data_summary import facts
+
+    rows = [*conversations(2), {"messages": [user("a"), user("b"), assistant("c")]}, {"messages": [user("a")]}]
+    file = write_json(tmp_path / "data.json", rows)
+    report = loader(file, on_bad_row="warn").check(chat)
+    assert dict(facts(report))["conversations"] == "4: 3 trained, 0 held out, 2 bad (1 of them used: row 3)"
+    assert report["bad_rows_used"] == {"count": 1, "rows": [{"file": str(file), "row": 3}]}
+    assert dict(facts(loader(file, on_bad_row="drop").check(chat)))["conversations"] == "4: 2 trained, 0 held out, 2 bad"
+
+
+def test_the_template_line_and_a_remark_say_what_a_given_system_prompt_does(tmp_path, chat):
+    from chatbot_sft.report.data_summary import remarks
+
+    own = [{"messages": [{"role": "system", "content": "mine"}, *row["messages"]]} for row in conversations(3)]
+    nothing = "dataset.system_prompt does nothing here: no row is without a system prompt of its own"
+    for rows, said in ((conversations(3), []), ([*own, *conversations(1)], []), (own, [nothing])):
+        report = loader(write_json(tmp_path / "data.json", rows), system_prompt="Other").check(chat)
+        assert report["template"]["system_prompt"] == "a turn of its own; where a row has none, dataset.system_prompt stands in"
+        assert remarks(report) == said
+
+
 def test_warn_trains_on_what_can_be_trained(tmp_path, chat):
     rows = [*conversations(2), {"messages": [user("a"), user("b"), assistant("c")]}, {"messages": [user("a")]}]
     file = write_json(tmp_path / "data.json", rows)

@@ -111,7 +111,7 @@ def test_exports_that_were_saved_are_listed_where_a_later_one_was_refused(tmp_pa
 @pytest.mark.parametrize(
     ("task", "exports", "expected"),
     [
-        ("train", [], "SIGTERM: no checkpoint yet; the same command goes on from there: C hydra.run.dir=out"),
+        ("train", [], "SIGTERM: no checkpoint yet; the same command begins anew: C hydra.run.dir=out"),
         ("export", [], "SIGTERM: no export was finished; the same command makes what is missing: C hydra.run.dir=out"),
         (
             "export",

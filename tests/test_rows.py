@@ -94,6 +94,53 @@ def test_what_was_not_read_is_in_every_report_and_survives_the_cache(tmp_path, c
         assert remarks(report)[0] == "not read: history (12 rows), messages[].reason (3), id (40)"
 
 
+NAMED = [{"role": "user", "name": "Bob", "content": "hi"}, {"role": "assistant", "name": "Mai", "content": "hello"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "unread"),
+    [
+        ("{{ m.content }}", ["messages[].name", "messages[].name"]),
+        ("{{ m.name }}{{ m.content }}", []),
+        ("{{ m.name if m.role == 'user' }}{{ m.content }}", ["messages[].name"]),
+        ("{{ m.name if tools }}{{ m.content }}", []),  # where a row has tools
+        ("{{ raise_exception('no') if m.name else m.content }}", []),  # such rows are refused
+    ],
+)
+def test_a_name_that_the_template_does_not_write_is_not_read(source, unread):
+    template = ChatTemplate(f"{{% for m in messages %}}{source}{{% endfor %}}")
+    row = Row("data.json", 1, {"messages": NAMED})
+    assert to_conversation(row, "messages", Reading({}, names_of=template.names_of)).unread == unread
+
+
+def test_a_name_that_nobody_writes_is_named_in_the_report(tmp_path, chat):
+    file = write_json(tmp_path / "data.json", [{"messages": NAMED}] * 4)
+    assert loader(file).check(chat)["not_read"] == {"messages[].name": 4}
+
+
+@pytest.mark.parametrize(
+    ("made_of", "unread"),
+    [
+        (lambda columns: columns["messages"], {"id": 3, "note": 1}),
+        (lambda columns: columns["conversations"], {"id": 3, "note": 1}),
+        (lambda columns: [*zip(columns["messages"], columns["id"], strict=True)], {"note": 1}),
+        (lambda columns: [dict(columns)], {}),
+        (lambda columns: [values for _, values in columns.items()], {}),
+    ],
+)
+def test_columns_that_a_users_function_does_not_ask_for_are_named(tmp_path, tokenizer, made_of, unread):
+    class Mine(DatasetLoader):
+        def formatting_prompts_func(self, examples):
+            made_of(examples)
+            return super().formatting_prompts_func({"messages": dict.__getitem__(examples, "messages")})
+
+    rows = [{"conversations": row["messages"], "id": n, "note": "x" if n == 1 else ""} for n, row in enumerate(conversations(3))]
+    file = write_json(tmp_path / "data.json", rows)
+    columns = {"columns": {"messages": "conversations"}}
+    made = Mine({"model": {"name": "smollm2"}, "dataset": {"data_path": str(file), "eval_fraction": 0, **columns}}, tokenizer)
+    assert made.check()["not_read"] == unread
+
+
 def test_a_training_run_says_what_was_not_read(launch, tmp_path, tiny):
     """The picture of a run whose columns are partly unread; the same lines stand in report.md and report.json."""
     write_json(tmp_path / "data.json", ROWS)
@@ -137,8 +184,8 @@ def test_what_is_called_read_is_what_is_asked_for():
     said.update(dict.fromkeys(THOUGHTS, "hm"))
     row = Watched({"messages": [question, said], "x": 1})
     found = read(row)
-    assert said.asked - {"role", "content", "x"} == ANSWER
-    assert question.asked - {"role", "content", "x", "tool_calls", "function_call"} == ANY
+    assert said.asked - {"role", "content", "x", "name"} == ANSWER
+    assert question.asked - {"role", "content", "x", "name", "tool_calls", "function_call"} == ANY
     assert sorted(found.unread) == ["messages[].x", "messages[].x", "x"]
     for name in FORMATS:
         row = Watched(

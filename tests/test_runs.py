@@ -11,11 +11,14 @@ from dataclasses import replace
 from datetime import datetime
 
 import pytest
-from conftest import a_report, conversations, only_error, report_of, write_json
+from conftest import TRAINING, a_report, conversations, only_error, report_of, write_json
 
 from chatbot_sft import command_line, distributed
 from chatbot_sft.config import Config
+from chatbot_sft.run.report import Export, Report, SaveResult, Training
+from chatbot_sft.run.standing import Standing
 
+TRAINED, SAVED = Training(**TRAINING), SaveResult("lora", exports=[Export("lora", "model")])
 GOOD = ("task=check", "dataset.data_path=my.json")
 
 
@@ -124,6 +127,93 @@ def test_a_check_does_not_write_over_the_report_of_a_training(launch, tmp_path, 
     error = only_error(launch(task, "dataset.data_path=my.json", "hydra.run.dir=run"))
     assert f"{task} would write over the report of the training there" in error
     assert report.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("report", "task"),
+    [
+        ({"status": "completed"}, "check"),
+        ({"status": "failed", "error": "refused"}, "check"),
+        ({"status": "interrupted", "training": {"history": [{"step": 1, "loss": 2.0}]}}, "plan"),
+        ({"task": "export"}, "check"),
+        (None, "check"),
+    ],
+)
+def test_what_does_not_train_is_refused_beside_a_training_however_that_ended(tmp_path, monkeypatch, report, task):
+    from chatbot_sft import start
+    from chatbot_sft.config import Config
+    from chatbot_sft.errors import UserError
+
+    folder = tmp_path / "run"
+    if report is None:  # killed before it could write a report
+        folder.mkdir()
+        monkeypatch.setattr(start.checkpoints, "last_in", lambda place: place == folder / "checkpoints" or None)
+    else:
+        training_in(folder, **report)
+    there = "export" if report and "task" in report else "training"
+    with pytest.raises(UserError, match=f"task={task} would write over the report of the {there} there"):
+        start.refuse_written_over(Config.from_mapping({"task": task, "paths": {"output_dir": str(folder)}}))
+
+
+# A start that comes to nothing
+
+
+def recorded(folder, **report):
+    """A directory with the report of a training, and the other files that tell of it."""
+    whole = {"save": {}, **report}
+    training_in(folder, **whole)
+    for name in ("report.md", "loss.png", "data_report.json", "data_preview.html"):
+        (folder / name).write_text(f"{name} of the training")
+    return seen(folder)
+
+
+@pytest.mark.parametrize(
+    ("status", "training"), [("failed", {"eval_loss": 1.5}), ("interrupted", {"history": [{"step": 1, "loss": 2.0}]}), ("completed", {"steps": 2})]
+)
+@pytest.mark.parametrize("rows", ["none", "bad", "good"])
+def test_a_start_that_comes_to_nothing_leaves_the_record_of_the_training(tmp_path, monkeypatch, status, training, rows):
+    from chatbot_sft import pipeline
+    from chatbot_sft.errors import UserError
+    from chatbot_sft.train import checkpoints
+
+    def changed(*_, **__):
+        raise UserError("trained with other settings")
+
+    monkeypatch.setattr(checkpoints, "refuse_completed", lambda settings: None)  # as where more steps are asked for
+    monkeypatch.setattr(checkpoints, "refuse_changes", changed)
+    if rows != "none":
+        write_json(tmp_path / "my.json", conversations(8) if rows == "good" else [{"messages": []}] * 8)
+    before = recorded(tmp_path / "run", status=status, training=training)
+    with pytest.raises(UserError):
+        pipeline.run(
+            {
+                "paths": {"output_dir": str(tmp_path / "run")},
+                "model": {"name": "smollm2", "load_in_4bit": False},
+                "dataset": {"data_path": str(tmp_path / "my.json")},
+                "training": {"output_dir": str(tmp_path / "run" / "checkpoints")},
+                "save": {"method": "none"},
+            }
+        )
+    after = seen(tmp_path / "run")
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) <= {"run.log", ".lock", ".lock.json"}
+    assert "stay those of the training there" in after["run.log"].decode()
+
+
+@pytest.mark.parametrize(
+    ("earlier", "report", "stays"),
+    [
+        (None, Report("", "train", 1), False),
+        (Report("", "train", 1), Report("", "train", 1), False),
+        (Report("", "train", 1, training=TRAINED), Report("", "train", 1), True),
+        (Report("", "train", 1, history=[]), Report("", "train", 1), True),
+        (Report("", "train", 1, training=TRAINED), Report("", "train", 1, history=[]), False),
+        (Report("", "train", 1, training=TRAINED, save=SAVED), Report("", "export", 1, training=TRAINED), True),
+        (Report("", "train", 1, training=TRAINED, save=SAVED), Report("", "export", 1, training=TRAINED, save=SAVED), False),
+    ],
+)
+def test_a_report_with_results_outlives_one_without(earlier, report, stays):
+    assert Standing(earlier, {}).outlives(report) is stays
 
 
 def test_a_training_may_follow_a_check_and_a_check_a_failed_start(launch, tmp_path, data):

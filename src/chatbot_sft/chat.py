@@ -125,6 +125,7 @@ class Speaker:
     model: HFModel | GGUFModel
     turns: list[Message] = field(default_factory=list)
     trained_system: str = ""  # the system prompt of its training data
+    openings: list[list[Message]] = field(default_factory=list)  # the system messages that its answers were given under, each once
 
 
 def open_speakers(arguments: argparse.Namespace) -> list[Speaker]:
@@ -173,7 +174,9 @@ class Chat:
             if len(self.speakers) > 1:
                 print("\n" * bool(number) + shown_line(speaker.title))
             _, prompt = fitting(speaker.model, self.opening(speaker), [user(question)], self.max_new_tokens)
-            self.printed(speaker.model, prompt)
+            _, ending = self.printed(speaker.model, prompt)
+            if ending:
+                print(f"({shown_line(speaker.title) + ': ' if len(self.speakers) > 1 else ''}{ending})", file=sys.stderr)
 
     def converse(self) -> None:
         """Until Ctrl-D or /quit."""
@@ -200,7 +203,7 @@ class Chat:
                 self.note("\n".join(f"{name:<14}{what}" for name, what in COMMANDS.items()))
             case "/reset":
                 for speaker in self.speakers:
-                    speaker.turns = []
+                    speaker.turns, speaker.openings = [], []
                 self.note("forgotten")
             case "/system":
                 self.system = rest.strip()
@@ -231,6 +234,8 @@ class Chat:
         for speaker, (turns, _), (answer, ending) in zip(self.speakers, asked, answers, strict=True):
             if answer:
                 speaker.turns = [*turns, {"role": "assistant", "content": answer}]
+                opening = self.opening(speaker)
+                speaker.openings += [opening] if opening not in speaker.openings else []
             remarks = [remark for remark in (ending, "" if answer else "nothing was said, so the question is forgotten") if remark]
             if remarks:
                 self.note(f"({speaker.title + ': ' if several else ''}{'; '.join(remarks)})")
@@ -271,16 +276,19 @@ class Chat:
         return answers
 
     def save(self, name: str) -> None:
-        """Add every conversation that has an answer to the file `name`.
+        """Add every conversation that has an answer to the file `name`, with the system message that it was held under.
 
         Raises:
-            UserError: no name, nothing to save, or a file that does not take it.
+            UserError: no name, nothing to save, a system message that changed on the way, or a file that does not take it.
         """
         if not name:
             raise UserError("/save FILE: name a file")
-        rows = [{"messages": [*self.opening(speaker), *speaker.turns]} for speaker in self.speakers if speaker.turns]
-        if not rows:
+        talked = [speaker for speaker in self.speakers if speaker.turns]
+        if not talked:
             raise UserError("/save: there is no answer yet")
+        if any(len(speaker.openings) > 1 for speaker in talked):
+            raise UserError("/save: the system message changed between these answers, and a row has one; /reset begins one that can be saved")
+        rows = [{"messages": [*speaker.openings[0], *speaker.turns]} for speaker in talked]
         total = append_rows(Path(name).expanduser(), rows)
         self.note(f"saved: {name} now has {total} {'conversation' if total == 1 else 'conversations'}")
 

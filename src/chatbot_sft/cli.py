@@ -122,7 +122,13 @@ def _command(job: HydraConf, users: list[str]) -> str:
     hydras = [override for override in job.overrides.hydra if not override.startswith(OF_THE_START)]
     if job.mode == RunMode.MULTIRUN:
         hydras = [*(override for override in hydras if not override.startswith("hydra.run.dir=")), f"hydra.run.dir={job.runtime.output_dir}"]
-    return shlex.join(["python", "-m", "chatbot_sft", *folders, *job.overrides.task, *hydras])
+    return shlex.join(["python", "-m", "chatbot_sft", *folders, *map(_typed, job.overrides.task), *hydras])
+
+
+def _typed(override: str) -> str:
+    """`override` without the two plus signs that `command_line.opened` puts before it."""
+    bare = override.removeprefix("++")
+    return bare if bare != override and command_line.opened(bare) == override else override
 
 
 def settle_job(config: DictConfig, job: HydraConf) -> None:

@@ -45,7 +45,10 @@ def misspelled(word: str, known: Sequence[str]) -> list[str]:
     """The one of `known` that is spelled like `word`: but for case and separators, or with three quarters of its letters in order."""
     squashed = squash(word)
     same = [name for name in known if squash(name) == squashed]
-    return same[:1] if squashed and same else difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.75)
+    if squashed and same:
+        return same[:1]
+    by_letters = {name.lower(): name for name in reversed(known)}
+    return [by_letters[name] for name in difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.75)]
 
 
 def squash(word: str) -> str:

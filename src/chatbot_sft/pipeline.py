@@ -37,6 +37,7 @@ from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import MACHINE, Lock, decides
 from chatbot_sft.run.report import Memory, Model, Plan, Report, Sample, SaveResult, Status, Training, now
+from chatbot_sft.run.standing import Standing
 from chatbot_sft.run.versions import versions
 from chatbot_sft.run_directory import held
 from chatbot_sft.save import ModelSaver
@@ -69,6 +70,7 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
     report = Report(command, settings.task, settings.seed)
     with held(folder), contextlib.ExitStack() as loggers:
         start.refuse(settings)
+        standing = Standing.of(Run(folder))
         loggers.enter_context(run_log(Run(folder).log_file, first))
         loggers.enter_context(preemption.handled())
         log.info("run: %s", folder)
@@ -93,9 +95,18 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
             raise
         finally:
             report.finished = now()
-            if first:
+            if first and not left_standing(standing, report, folder):
                 write_reports(report, Run(folder))
     return report
+
+
+def left_standing(standing: Standing, report: Report, folder: Path) -> bool:
+    """Whether a run that came to nothing leaves what was trained in `folder` on record, in place of `report`; says so."""
+    if report.status == Status.COMPLETED or not standing.outlives(report):
+        return False
+    standing.restore()
+    log.info("report: nothing was trained; the reports in %s stay those of the training there", folder)
+    return True
 
 
 def write_reports(report: Report, run: Run) -> None:
@@ -108,7 +119,7 @@ def write_reports(report: Report, run: Run) -> None:
     try:
         try:
             with quiet():
-                write_loss_figure(clean.history, clean.evaluations, run.figure_file)
+                write_loss_figure(clean.history or [], clean.evaluations, run.figure_file)
             links = data_links(Run(Path(report.run)) if report.run else run, run)
             run.markdown_file.write_text(markdown(clean, run.figure_file.exists(), links), encoding="utf-8")
         finally:
@@ -132,8 +143,7 @@ def stopped(error: Preempted, settings: Config, save: SaveResult | None, command
     again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
     if settings.task == "train":
         last = checkpoints.last_in(Path(settings.training.output_dir))
-        left = f"checkpoint at step {last.step}" if last else "no checkpoint yet"
-        left += "; the same command goes on from there"
+        left = f"checkpoint at step {last.step}; the same command goes on from there" if last else "no checkpoint yet; the same command begins anew"
     elif settings.task == "export":
         there = ", ".join(f"{export.method} in {export.path}" for export in save.kept) if save else ""
         left = f"saved: {there}" if there else "no export was finished"
@@ -167,6 +177,8 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
     saver(settings).check()
+    if inert := effects.said(settings):
+        log.info("settings: no effect here: %s", ", ".join(inert))
     origin = resume.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
     try:
@@ -183,8 +195,6 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     run = Run(Path(settings.paths.output_dir))
     lock = locked(settings, dataset_loader, origin)
     resume.refuse_changes(origin, lock.decides, whole=True)
-    if inert := effects.said(settings):
-        log.info("settings: no effect here: %s", ", ".join(inert))
     if settings.brought:
         log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
 
@@ -241,7 +251,7 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
         )
         return
     finally:
-        if trainer.progress.losses:
+        if trainer.progress.first_step_after is not None:
             report.history = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
     eval_loss = trainer.evaluate_trained()
     report.training = trained(trainer, eval_loss, rows_loss_before)

@@ -210,16 +210,12 @@ def _masked_word(word: str) -> str:
 
 
 def refuse_taken(settings: Config) -> None:
-    """Raises UserError where the run directory holds what this run would write over, or a finished training that is asked for another export only."""
-    run, training = Run(Path(settings.paths.output_dir)), settings.task == "train"
+    """Raises UserError where the run directory holds a finished training that is asked for another export only."""
+    run = Run(Path(settings.paths.output_dir))
     folder, report = run.folder, run.report()
-    if report is None or report.task != "train":
+    if report is None or (settings.task, report.task, report.status) != ("train", "train", Status.COMPLETED):
         return
-    if not training and (report.training or report.history):
-        raise UserError(
-            f"{folder}: task={settings.task} would write over the report of the training there; leave hydra.run.dir out, or name another directory"
-        )
-    if training and report.status == Status.COMPLETED and settings.training.resume != "never":
+    if settings.training.resume != "never":
         asked = other_export(run, settings.to_dict())
         if asked:
             raise UserError(f"{folder}: this run is already completed; for another export of it: task=export {shlex.quote(f'run={folder}')} {asked}")

@@ -44,7 +44,11 @@ REFUSED: tuple[Needs, ...] = (
     ("dataset.split", _hub_data, "a dataset of the hub: a file is read whole; name the file of that split"),
     ("dataset.config_name", _hub_data, "a dataset of the hub; name the file itself"),
     ("dataset.revision", _hub_data, "a dataset of the hub; name the file itself"),
-    ("dataset.train_on", lambda c: c.training.response_only, "training.response_only=true: without it every token is trained"),
+    (
+        "dataset.train_on",
+        lambda c: c.training.response_only or c.dataset.train_on == "all",
+        "training.response_only=true: without it every token is trained",
+    ),
     ("lora.loftq_bits", lambda c: c.lora.init_lora_weights == "loftq", "lora.init_lora_weights=loftq"),
     ("lora.loftq_iter", lambda c: c.lora.init_lora_weights == "loftq", "lora.init_lora_weights=loftq"),
     ("save.gguf_quantization", lambda c: "gguf" in c.save.methods, "save.method=gguf, for instance save=gguf"),

@@ -384,7 +384,7 @@ class TrainingConfig(Section):
         "stop where the loss is not finite or leaves the rails",
         decides=False,
     )
-    response_only: bool = key(True, "loss on the assistant's tokens alone; false: on every token")
+    response_only: bool = key(True, "loss on the assistant's tokens alone; false: the same as dataset.train_on=all")
     sample_prompts: list[str] | None = key(
         None,
         "questions answered at each evaluation; null: three from the held-out conversations",

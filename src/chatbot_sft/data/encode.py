@@ -22,6 +22,9 @@ PIECE = 200_000  # characters that are tokenised at once: a tokenizer takes a hu
 AROUND = 200  # characters on each side of a cut that have to become the same tokens with and without it
 SPACE = re.compile(r"(?<=\S)\s(?=\S)")
 THINK_TAGS = ("<think>", "</think>")
+# Kinds of bad rows that another setting makes good ones.
+CALL_LEFT_OUT = "tool call left out"
+NO_TURNS = "no turns in the text"
 # Notes on what a template makes of a row.
 TOOLS_LEFT_OUT = "tools left out by the template"
 THINKING_LEFT_OUT = "thinking left out by the template"
@@ -156,7 +159,7 @@ class Encoder:
             for number, message in enumerate(item.messages or (), 1):
                 lost = [call["function"]["name"] for call in message.get("tool_calls", ()) if call["function"]["name"] not in text]
                 if lost:
-                    raise BadRow("tool call left out", f"message {number}: the chat template does not write its call of {lost[0]}")
+                    raise BadRow(CALL_LEFT_OUT, f"message {number}: the chat template does not write its call of {lost[0]}")
             if item.messages is None:
                 item.text = text
             if not _utf8(text):
@@ -198,9 +201,7 @@ class Encoder:
         if spans is None:
             spans = marker_spans(text, self.finder)
             if not spans and self.train_on != "all":
-                raise BadRow(
-                    "no trainable token", "no assistant text found in it by the chat template's turn markers, so nothing of it would be trained"
-                )
+                raise BadRow(NO_TURNS, "no assistant text found in it by the chat template's turn markers, so nothing of it would be trained")
             answers = [True] * len(spans)
         else:
             if any(thought.strip() not in text for thought in self._thoughts(item.messages)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from chatbot_sft.data.messages import (
     EMPTY,
     MARKS,
+    ROLES,
     BadRow,
     Conversation,
     Message,
@@ -21,9 +23,10 @@ from chatbot_sft.data.messages import (
     what,
 )
 from chatbot_sft.data.sources import Row
-from chatbot_sft.data.unread import unread_columns, unread_keys
+from chatbot_sft.data.unread import BOOKKEEPING, unread_columns, unread_keys
 from chatbot_sft.errors import UserError, did_you_mean, listed
 
+MIXED_FORMATS = "mixed formats"
 Columns = Mapping[str, str]  # our name of a field → the file's
 Turns = list[tuple[str, list[Any]]]  # (the column they stand in, turns), one after the other
 
@@ -36,6 +39,7 @@ class Reading:
     thinking: str = "keep"
     thinking_field: str | None = None
     system_prompt: str | None = None
+    names_of: frozenset[str] = frozenset(ROLES)  # roles of whose messages the template writes the `name`
 
     def name(self, name: str) -> str:
         """The file's name of a field."""
@@ -153,7 +157,7 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
     if missing:
         other = format_of(row.values, reading)
         if other and other != format_name:
-            raise BadRow("mixed formats", f"this row is {other}, the file is read as {format_name}; one format per file")
+            raise BadRow(MIXED_FORMATS, f"this row is {other}, the file is read as {format_name}; one format per file")
         if missing[0] in row.values:
             raise BadRow("empty content", f"{missing[0]} is null")
         raise BadRow("no such column", f"no {missing[0]!r}; it has {listed(row.values) or 'nothing'}{_near(missing[0], row.values)}")
@@ -170,7 +174,7 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
     allowed = may_be_trained(turns, made)
     at = 0
     for column, part in parts:
-        unread.extend(unread_keys(column, part, made[at : at + len(part)], role_key, content_key))
+        unread.extend(unread_keys(column, part, made[at : at + len(part)], role_key, content_key, reading.names_of))
         at += len(part)
     if system := _system(row.values, reading, made):
         made.insert(0, _turn("system", system))
@@ -337,8 +341,17 @@ def _unrecognised(row: Row, reading: Reading) -> str:
     near = _near(wanted, values) or next(filter(None, (_near(needed, values) for f in FORMATS.values() for needed in f.needs)), "")
     return (
         f"{row.where} has no {wanted!r}; it has {listed(values) or 'nothing'}: no format recognised (messages, conversations, "
-        f"instruction + output, prompt + completion, text); name its columns with dataset.message_field, dataset.text_field or dataset.columns{near}"
+        f"instruction + output, prompt + completion, text); name its columns with {_columns_to_name(values)}{near}"
     )
+
+
+def _columns_to_name(values: Mapping[str, Any]) -> str:
+    """The options that tell a format of columns with other names, for these columns where there can be a question and its answer."""
+    texts = [str(name) for name, value in values.items() if isinstance(value, str) and name not in BOOKKEEPING]
+    if len(texts) < 2:
+        return "dataset.message_field, dataset.text_field or dataset.columns"
+    asked, answered = (shlex.quote(f"dataset.columns.{ours}={theirs}") for ours, theirs in (("instruction", texts[0]), ("output", texts[-1])))
+    return f"dataset.message_field, dataset.text_field or dataset.columns, for instance {asked} {answered}"
 
 
 def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
@@ -349,6 +362,9 @@ def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
     """
     there = list(dict.fromkeys(name for row in rows for name in row.values))
     for ours, theirs in columns.items():
+        if ours not in FIELDS and theirs in FIELDS and ours in there:
+            turned = shlex.quote(f"dataset.columns.{theirs}={ours}")
+            raise UserError(f"dataset.columns.{ours}={theirs}: the other way round: a field of the format is the key, the column the value: {turned}")
         if ours not in FIELDS:
             raise UserError(f"dataset.columns.{ours}: no such field (there are {', '.join(FIELDS)}){did_you_mean(ours, FIELDS)}")
         if theirs not in there and ours not in KEYS:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
-from chatbot_sft.data.encode import Encoder
+from chatbot_sft.data.encode import CALL_LEFT_OUT, NO_TURNS, Encoder
+from chatbot_sft.data.formats import MIXED_FORMATS
 from chatbot_sft.data.labels import placeholder
 from chatbot_sft.data.messages import BadRow
 from chatbot_sft.data.template import ChatTokenizer
@@ -43,31 +44,38 @@ class Findings:
         return ", ".join(f"{kind} ({found['count']:,})" for kind, found in sorted(self.kinds.items(), key=lambda item: -item[1]["count"]))
 
 
-def refusal(path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], policy: str, usable: int) -> str | None:
-    """Why the run must not go on, in one line; None where it may."""
+# What to do where every row is bad, by the commonest kind.
+WAYS_OUT = {
+    CALL_LEFT_OUT: "take a model whose chat template writes tool calls, or give it one that does with model.chat_template=FILE",
+    NO_TURNS: "dataset.train_on=all trains all of each text",
+    MIXED_FORMATS: "leave dataset.format out: the format is told from the content",
+}
+
+
+def refusal(path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], policy: str, usable: int, tokenised: int) -> str | None:
+    """Why the run must not go on, in one line; None where it may. `tokenised` of the bad rows could be trained with on_bad_row=warn."""
     if not bad_rows or (policy == "drop" and usable):
         return None
     if usable and (policy == "warn" or (policy == "auto" and bad_rows <= TOLERATED * rows)):
         return None
     first = min((found["rows"][0] for found in findings.values()), key=lambda found: (found["file"], found["row"]))
     what = f"{first['file']}: row {first['row']}: {first['detail']}"
+    commonest = max(findings, key=lambda kind: findings[kind]["count"])
     if rows == bad_rows == 1:
-        return what
+        return f"{what}; {WAYS_OUT[commonest]}" if commonest in WAYS_OUT else what
     kinds = Findings(dict(findings)).counts()
     share = f"{bad_rows:,} of {rows:,} rows are bad ({100 * bad_rows / rows:.1f}%): {kinds}"
-    advice = (
-        "mend them, or leave them out with dataset.on_bad_row=drop"
-        if usable
-        else "none is left to train on (dataset.on_bad_row=warn takes those that can be tokenised)"
-    )
-    return f"{what}; {share}; {advice}"
+    if usable:
+        return f"{what}; {share}; mend them, or leave them out with dataset.on_bad_row=drop"
+    as_they_are = f"dataset.on_bad_row=warn trains on {tokenised:,} of them as they are" if tokenised and policy != "warn" else "mend them"
+    return f"{what}; {share}; none is left to train on: {WAYS_OUT.get(commonest, as_they_are)}"
 
 
-def template_facts(tokenizer: ChatTokenizer, encoder: Encoder) -> dict[str, Any]:
-    """What the chat template does that a user should know."""
+def template_facts(tokenizer: ChatTokenizer, encoder: Encoder, given: str | None = None) -> dict[str, Any]:
+    """What the chat template does that a user should know; `given` is the system prompt for rows without one."""
     ends = encoder.end_of_turn
     return {
-        "system_prompt": _system_prompt(tokenizer, encoder),
+        "system_prompt": _system_prompt(tokenizer, encoder, given),
         "end_of_turn": list(ends),
         "end_of_turn_stops_generation": bool(tokenizer.stop_ids.intersection(ends.values())),
         "writes_todays_date": tokenizer.template.dated,
@@ -76,7 +84,7 @@ def template_facts(tokenizer: ChatTokenizer, encoder: Encoder) -> dict[str, Any]
     }
 
 
-def _system_prompt(tokenizer: ChatTokenizer, encoder: Encoder) -> str:
+def _system_prompt(tokenizer: ChatTokenizer, encoder: Encoder, given: str | None) -> str:
     """What becomes of a system message, and of its absence, found by rendering placeholders."""
     said, asked, answered = (placeholder(index) for index in range(3))
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
@@ -88,6 +96,8 @@ def _system_prompt(tokenizer: ChatTokenizer, encoder: Encoder) -> str:
         return "left out"
     between = text.partition(said)[2].partition(asked)[0]
     place = "a turn of its own" if any(token in between for token in tokenizer.special_tokens) else "joined to the first user message"
+    if given:
+        return f"{place}; where a row has none, dataset.system_prompt stands in"
     before = tokenizer.template.render(turns).partition(asked)[0]
     own = before.removeprefix(tokenizer.template.tokens.get("bos_token", "")).removesuffix(encoder.finder.markers.user)
     for token in tokenizer.special_tokens:

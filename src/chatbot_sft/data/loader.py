@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import hashlib
 import itertools
@@ -11,24 +12,24 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config, SourceConfig
-from chatbot_sft.data import gate, store
+from chatbot_sft.data import gate, store, unread
 from chatbot_sft.data.encode import EncodedRow, Encoder, Refused, in_batches
 from chatbot_sft.data.excerpt import excerpt
 from chatbot_sft.data.files import TRAIN, data_files, find, remarks
 from chatbot_sft.data.formats import Reading, check_columns, check_used, detect, to_conversation
 from chatbot_sft.data.gate import Findings
-from chatbot_sft.data.messages import BadRow, Conversation, Message
+from chatbot_sft.data.messages import ROLES, BadRow, Conversation, Message
 from chatbot_sft.data.mixture import chosen_rows, wanted_rows
 from chatbot_sft.data.preview import PreviewRow
 from chatbot_sft.data.sources import Row, read_hub, read_rows
 from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
-from chatbot_sft.data.unread import count, ordered
+from chatbot_sft.data.unread import Asked
 from chatbot_sft.data_names import is_hub_id
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import by_name
@@ -41,6 +42,14 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 3
 LOOKED_AT = 100  # rows of a source from which its format and columns are told
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a mixture or `dataset.max_rows` takes of each source: of how many rows, and {row index: how often}."""
+
+    available: list[int]
+    uses: list[dict[int, int]]
 
 
 class DatasetLoader:
@@ -89,6 +98,8 @@ class DatasetLoader:
         Raises:
             UserError: a file that cannot be read, or `gate.BadData` where `dataset.on_bad_row` does not allow to go on.
         """
+        import numpy as np
+
         tokenizer = tokenizer or self._chat_tokenizer()
         started = time.perf_counter()
         entry = self._opened(tokenizer)
@@ -105,11 +116,15 @@ class DatasetLoader:
             "notes": {**about["notes"], **self._split.notes.kinds},
             "lengths": about["lengths"],
             "template": about["template"],
+            "system_prompts_given": about["system_prompts_given"],
             "training": gate.schedule(self.settings, s.rows_used),
             "cached": entry.reused,
             "seconds": round(time.perf_counter() - started, 3),
         }
-        error = gate.refusal(s.path, s.rows, s.bad_rows, about["problems"], self.settings.dataset.on_bad_row, s.rows_used)
+        bad = np.flatnonzero(store.numbers(entry.table(), "bad"))
+        used = bad[np.isin(bad, np.concatenate([self._split.once, self._split.held_out]))]
+        self.report["bad_rows_used"] = {"count": len(used), "rows": [self._place(row) for row in used[: gate.LISTED]]}
+        error = gate.refusal(s.path, s.rows, s.bad_rows, about["problems"], self.settings.dataset.on_bad_row, s.rows_used, len(bad))
         if error is None and s.rows_held_out and not s.rows_used:
             error = (
                 f"{s.path}: {s.rows_held_out} conversation(s) leave none to train on with dataset.eval_fraction="
@@ -121,6 +136,10 @@ class DatasetLoader:
             self.report |= {"status": "refused", "error": error}
             raise gate.BadData(error)
         return self.report
+
+    def _place(self, index: int) -> dict[str, Any]:
+        table = self._entry.table()
+        return {name: table.column(name)[int(index)].as_py() for name in ("file", "row")}
 
     def prepare_dataset(self) -> Dataset:
         """The training rows as a `datasets.Dataset` with columns text, input_ids and labels (lists of ints, one conversation a row), file, row
@@ -192,12 +211,16 @@ class DatasetLoader:
         else:
             self._entry = store.open_or_build(self._key(tokenizer), lambda file: self._build(tokenizer, file))
         self._entry_of = tokenizer
+        for source in self._entry.about["sources"]:
+            if "available" in source:
+                log.info("data: %s: %s of %s rows", source["path"], f"{source['taken']:,}", f"{source['available']:,}")
         return self._entry
 
     def _key(self, tokenizer: ChatTokenizer) -> str:
         """Everything that decides what the rows are: the data's content, the tokenizer, the options, `store.VERSION`."""
         dataset = self.settings.dataset
-        options = {name: getattr(dataset, name) for name in ("thinking", "train_on", "overflow", "system_prompt", "max_rows", "shuffle")}
+        options = {"train_on": trained_part(self.settings)}
+        options |= {name: getattr(dataset, name) for name in ("thinking", "overflow", "system_prompt", "max_rows", "shuffle")}
         options |= {name: getattr(dataset, name) for name in ("message_field", "text_field")}
         chosen = self.settings.seed if dataset.max_rows or any(source.weight or source.count for source in dataset.mixture) else None
         parts = [
@@ -252,23 +275,34 @@ class DatasetLoader:
     def _build(self, tokenizer: ChatTokenizer, file: Path) -> dict[str, Any]:
         """Stream every source through the encoder into `file`; returns what was found on the way."""
         dataset = self.settings.dataset
-        texts = self._user_texts if self.writes_its_own_text else None
-        encoder = Encoder(tokenizer, self.settings.model.max_seq_length, dataset.train_on, dataset.overflow, texts)
+        not_read: dict[str, int] = {}
+        texts = functools.partial(self._user_texts, not_read) if self.writes_its_own_text else None
+        encoder = Encoder(tokenizer, self.settings.model.max_seq_length, trained_part(self.settings), dataset.overflow, texts)
         problems, notes = Findings(), Findings()
         sources: list[dict[str, Any]] = []
         counts = {"rows": 0, "bad_rows": 0, "dropped_rows": 0}
-        not_read: dict[str, int] = {}
+        given = 0  # rows that dataset.system_prompt stands in
         token_counts: list[int] = []
+
+        def watched(made: Iterator[Conversation | Refused]) -> Iterator[Conversation | Refused]:
+            nonlocal given
+            for item in made:
+                first = item.messages[0] if isinstance(item, Conversation) and item.messages else {}
+                given += first.get("role") == "system" and first["content"] == dataset.system_prompt
+                yield item
 
         def written() -> Iterator[tuple[EncodedRow, bool]]:
             limits = self._limits()
             for number, source in enumerate(self._sources()):
                 held_out = number >= len(dataset.mixture)
-                uses = limits[number] if limits and not held_out else None
+                uses = limits.uses[number] if limits and not held_out else None
                 by_name = held_out and source.split != TRAIN and not is_hub_id(source.data_path)
                 sources.append({"path": f"{source.data_path} [{source.split}]" if by_name else source.data_path, "held_out": held_out})
+                if uses is not None:
+                    sources[-1] |= {"taken": sum(uses.values()), "available": limits.available[number]}
                 last = None
-                for row in encoder.rows(self._conversations(source, tokenizer, uses, sources[-1], not_read)):
+                made = self._conversations(source, tokenizer, uses, sources[-1], not_read)
+                for row in encoder.rows(watched(made) if dataset.system_prompt else made):
                     here = (row.file, row.row)
                     counts["rows"] += here != last
                     refused = isinstance(row, Refused)
@@ -293,25 +327,25 @@ class DatasetLoader:
 
         return {
             **counts,
-            "not_read": ordered(not_read),
+            "not_read": unread.ordered(not_read),
             "sources": sources,
             "problems": problems.kinds,
             "notes": notes.kinds,
             "lengths": gate.lengths(np.array(token_counts), self.settings.model.max_seq_length),
-            "template": gate.template_facts(tokenizer, encoder),
+            "template": gate.template_facts(tokenizer, encoder, dataset.system_prompt),
+            "system_prompts_given": given if dataset.system_prompt else None,
         }
 
-    def _limits(self) -> list[dict[int, int]] | None:
-        """{row index: how often} per source where weights, counts or max_rows choose; this takes a first pass over the files."""
+    def _limits(self) -> Limits | None:
+        """Which rows of each source, where weights, counts or max_rows choose; this takes a first pass over the files."""
         dataset, mixture = self.settings.dataset, self._training_sources()
         if dataset.max_rows is None and all(source.weight is None and source.count is None for source in mixture):
             return None
         available = [sum(1 for _ in self._source_rows(source)) for source in mixture]
         wanted = wanted_rows(available, mixture, dataset.max_rows)
-        for source, rows, number in zip(mixture, available, wanted, strict=True):
-            log.info("data: %s: %s of %s rows", source.data_path, f"{number:,}", f"{rows:,}")
         seed = self.settings.seed
-        return [chosen_rows(rows, number, dataset.shuffle, seed + i) for i, (rows, number) in enumerate(zip(available, wanted, strict=True))]
+        uses = [chosen_rows(rows, number, dataset.shuffle, seed + i) for i, (rows, number) in enumerate(zip(available, wanted, strict=True))]
+        return Limits(available, uses)
 
     def _source_rows(self, source: SourceConfig) -> Iterator[Row]:
         most = self.settings.dataset.max_row_mb
@@ -325,7 +359,9 @@ class DatasetLoader:
         """The rows of `source` as conversations. `uses` says which and how often (None: all, once). Fills in `about`, counts in `not_read`."""
         dataset = self.settings.dataset
         columns = {"messages": dataset.message_field, "text": dataset.text_field, **source.columns}
-        reading = Reading(columns, dataset.thinking, tokenizer.template.thinking_field, dataset.system_prompt)
+        template = tokenizer.template
+        names_of = frozenset(ROLES) if self.writes_its_own_text else template.names_of  # a function of the user's own gets the messages whole
+        reading = Reading(columns, dataset.thinking, template.thinking_field, dataset.system_prompt, names_of)
         rows = self._source_rows(source)
         begin = next(in_batches(rows, LOOKED_AT, lambda row: len(repr(row.values))), [])
         named = {ours: theirs for ours, theirs in columns.items() if ours != theirs or ours in source.columns}
@@ -353,21 +389,28 @@ class DatasetLoader:
                 text_only = Conversation(row.file, row.number, None, text="", values=row.values)
                 made = to_conversation(row, name, reading) if name else text_only
                 made.uses = 1 if uses is None else uses[index]
-                # A function of the user's own gets every column, but checked messages.
-                count([name for name in made.unread if "[]" in name] if self.writes_its_own_text else made.unread, not_read)
+                # What a function of the user's own makes of the columns is seen when it is called; the messages it gets are checked ones.
+                unread.count([name for name in made.unread if "[]" in name] if self.writes_its_own_text else made.unread, not_read)
                 yield made
             except BadRow as bad:
                 yield Refused(row.file, row.number, bad.kind, bad.detail)
 
-    def _user_texts(self, batch: list[Conversation]) -> list[str]:
-        """One text per conversation from the user's function: it gets the file's columns, and checked messages where the rows have them."""
+    def _user_texts(self, not_read: dict[str, int], batch: list[Conversation]) -> list[str]:
+        """One text per conversation from the user's function: it gets the file's columns, and checked messages where the rows have them.
+
+        Columns that it does not ask for, and that no messages it asks for were made of, are counted in `not_read`.
+        """
         names = list(dict.fromkeys(name for item in batch for name in item.values))
-        columns: dict[str, list[Any]] = {name: [item.values.get(name) for item in batch] for name in names}
+        columns = Asked({name: [item.values.get(name) for item in batch] for name in names})
         if any(item.messages is not None for item in batch):
             columns[self.settings.dataset.message_field] = [item.messages for item in batch]
         returned = self.formatting_prompts_func(columns)
         if not isinstance(returned, Mapping) or "text" not in returned:
             raise UserError(f'{type(self).__name__}.formatting_prompts_func: expected {{"text": [...]}}, got {type(returned).__name__}')
+        for item in batch:
+            made = set(item.values) - {name for name in item.values if unread.named(name) in item.unread}
+            read = columns.asked | (made if item.messages is not None and self.settings.dataset.message_field in columns.asked else set())
+            unread.count(unread.unread_columns(item.values, read), not_read)
         texts = returned["text"]
         if len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{type(self).__name__}.formatting_prompts_func: expected one text for each of {len(batch)} conversations")
@@ -392,6 +435,11 @@ class DatasetLoader:
         s.truncated_rows = int(truncated[chosen.once].sum())
         s.fingerprint = hashlib.sha256(tokenizer.fingerprint.encode() + identity[chosen.training].tobytes()).hexdigest()
         return chosen
+
+
+def trained_part(settings: Config) -> str:
+    """`dataset.train_on`; `training.response_only=false`, as Unsloth's scripts have it, is `all`."""
+    return settings.dataset.train_on if settings.training.response_only else "all"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.data.messages import THOUGHTS, BadRow, Message
+from chatbot_sft.data.messages import ROLES, THOUGHTS, BadRow, Message
 from chatbot_sft.data.rendering import BYTES, LARGEST_POWER, SECONDS, OutOfBounds, bounded
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.model_files import read_json, read_text
@@ -125,6 +125,26 @@ class ChatTemplate:
             return PROBE in self.render([{"role": "user", "content": "?"}, {"role": "assistant", **answer}], False, tools)
         except BadRow:
             return False
+
+    @functools.cached_property
+    def names_of(self) -> frozenset[str]:
+        """The roles of whose messages the `name` is written."""
+        return frozenset(role for role in ROLES if "name" in self.source + (self.tool_source or "") and self._writes_name(role))
+
+    def _writes_name(self, role: str) -> bool:
+        """Whether a message of `role` is written with its `name`; a template that refuses the question is given the benefit of the doubt."""
+        call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+        said: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        if role == "system":
+            said.insert(0, {"role": "system", "content": "!"})
+        if role == "tool":
+            said[1:1] = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "!"}]
+        named = [{**message, "name": PROBE} if message["role"] == role else message for message in said]
+        tool = {"type": "function", "function": {"name": "f", "description": "?", "parameters": {"type": "object", "properties": {}, "required": []}}}
+        try:
+            return any(PROBE in self.render(named, False, tools) for tools in (None, [tool]))
+        except BadRow:
+            return True
 
     @property
     def dated(self) -> bool:

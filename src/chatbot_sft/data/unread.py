@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any
 
 from chatbot_sft.data.messages import EMPTY, MARKS, PARTIAL_MARKS, THOUGHTS, Message, encodable
 
-ANY = frozenset({"name", "tool_call_id", *MARKS, *PARTIAL_MARKS})  # keys beside role and content that are read in every message
+ANY = frozenset({"tool_call_id", *MARKS, *PARTIAL_MARKS})  # keys beside role and content that are read in every message
 ANSWER = ANY | {"tool_calls", "function_call", *THOUGHTS}
 CALL = frozenset({"id", "type", "function", "name", "arguments", "parameters"})
 PART = frozenset({"type", "text"})
@@ -21,8 +21,13 @@ def unread_columns(values: Mapping[str, Any], read: Collection[str]) -> list[str
     return [named(name) for name, value in values.items() if name not in read and value not in EMPTY]
 
 
-def unread_keys(column: str, turns: Sequence[Message], messages: Sequence[Message], role_key: str, content_key: str) -> Iterator[str]:
-    """The keys inside `turns` of `column` that nothing in `messages` was made of: `messages[].score`."""
+def unread_keys(
+    column: str, turns: Sequence[Message], messages: Sequence[Message], role_key: str, content_key: str, names_of: Collection[str]
+) -> Iterator[str]:
+    """The keys inside `turns` of `column` that nothing in `messages` was made of: `messages[].score`.
+
+    A `name` is read in messages of the roles `names_of`: elsewhere the chat template does not write it.
+    """
     for turn, message in zip(turns, messages, strict=True):
         content = turn.get(content_key)
         if isinstance(content, list) and message["role"] != "tool":
@@ -30,7 +35,11 @@ def unread_keys(column: str, turns: Sequence[Message], messages: Sequence[Messag
         if len(turn) == 2:
             continue
         read = ANSWER if message["role"] == "assistant" else ANY
-        yield from (named(f"{column}[].{key}") for key in _beside(turn, read) if key not in (role_key, content_key))
+        yield from (
+            named(f"{column}[].{key}")
+            for key in _beside(turn, read)
+            if key not in (role_key, content_key) and not (key == "name" and message["role"] in names_of)
+        )
         calls = turn.get("tool_calls")
         for call in calls if isinstance(calls, list) else ():
             if isinstance(call, dict):
@@ -58,3 +67,42 @@ def named(name: str) -> str:
 
 def _beside(values: Mapping[str, Any], read: Collection[str]) -> Iterator[str]:
     return (key for key, value in values.items() if key not in read and value not in EMPTY)
+
+
+class Asked(dict[str, Any]):
+    """Columns for a function of the user's own, which note by name what it asks for; who goes through all of them asks for all."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        super().__init__(columns)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        self.asked.add(name)
+        return super().pop(name, *default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.asked.update(super().keys())
+        return super().__iter__()
+
+    def keys(self) -> KeysView[str]:
+        self.asked.update(super().keys())
+        return super().keys()
+
+    def values(self) -> ValuesView[Any]:
+        self.asked.update(super().keys())
+        return super().values()
+
+    def items(self) -> ItemsView[str, Any]:
+        self.asked.update(super().keys())
+        return super().items()
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())

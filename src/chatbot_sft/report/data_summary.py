@@ -16,6 +16,7 @@ SAID = {
     THINKING_LEFT_OUT: "answers are trained without their reasoning",
     THOUGHT_MISSING: "a trained model will be asked to go on inside a thought, and has learned to answer without one",
 }
+SHOWN = 5  # rows that are named in a line
 MOST = 0.5  # share of the rows from which any other note is said in the run
 
 
@@ -53,9 +54,9 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) pairs of the report in words."""
     lengths, template, training = report["lengths"], report["template"], report["training"]
-    sources = ", ".join(f"{source['path']} ({source['format']}{_columns(source)})" for source in report["sources"])
+    sources = ", ".join(f"{source['path']} ({source['format']}{_columns(source)}{_taken(source)})" for source in report["sources"])
     split = f"{report['rows_used']:,} trained, {report['rows_held_out']:,} held out"
-    bad = f", {report['bad_rows']:,} bad" if report["bad_rows"] else ""
+    bad = f", {report['bad_rows']:,} bad{_used(report['bad_rows_used'])}" if report["bad_rows"] else ""
     rows = [
         ("data", sources),
         ("conversations", f"{report['rows']:,}: {split}{bad}"),
@@ -83,6 +84,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     for kind, note in report["notes"].items():
         if kind in SAID or note["count"] > MOST * report["rows"]:
             found.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{': ' + SAID[kind] if kind in SAID else ''}")
+    if report["system_prompts_given"] == 0:
+        found.append("dataset.system_prompt does nothing here: no row is without a system prompt of its own")
     if report["training"]["warning"]:
         found.append(report["training"]["warning"])
     if template["end_of_turn"] and not template["end_of_turn_stops_generation"]:
@@ -94,6 +97,20 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     if template["writes_todays_date"]:
         found.append("the chat template writes today's date into every prompt; dataset.chat_template_kwargs={date_string: …} fixes it")
     return found
+
+
+def _used(bad: Mapping[str, Any]) -> str:
+    """How many bad rows are among those that are trained on or held out, as dataset.on_bad_row=warn has it, and which."""
+    if not bad["count"]:
+        return ""
+    rows = ", ".join(str(place["row"]) for place in bad["rows"][:SHOWN])
+    more = f" and {bad['count'] - SHOWN:,} more" if bad["count"] > SHOWN else ""
+    return f" ({bad['count']:,} of them used: row{'s' if bad['count'] > 1 else ''} {rows}{more})"
+
+
+def _taken(source: Mapping[str, Any]) -> str:
+    """How many of its rows a mixture or dataset.max_rows takes."""
+    return f", {source['taken']:,} of {source['available']:,} rows" if "available" in source else ""
 
 
 def _columns(source: Mapping[str, Any]) -> str:

@@ -105,7 +105,8 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append(("held-out loss", f"{number(training.eval_loss_before)} → {number(training.eval_loss)}"))
         rows.append(("perplexity", f"{number(training.eval_perplexity_before, ',.1f')} → {number(training.eval_perplexity, ',.1f')}"))
         right = f"{number(training.eval_token_accuracy_before, '.1%')} → {number(training.eval_token_accuracy, '.1%')}"
-        rows.append(("answer tokens right", f"{right} (the likeliest token, given all before it)"))
+        everything = data and data.tokens and data.tokens == data.trainable_tokens
+        rows.append(("tokens right" if everything else "answer tokens right", f"{right} (the likeliest token, given all before it)"))
         if training.best_step is not None:
             early = f"; stopped early at step {training.steps:,}" if training.stopped_early else ""
             ends = f"the weights kept are those of step {training.weights_of_step:,}"

@@ -129,6 +129,8 @@ class Run:
             UserError: it is no run directory, or its report is damaged.
         """
         where = f"run={self.folder}"
+        if not self.folder.is_dir():
+            raise UserError(f"{where}: no such folder; name the directory of a run, for instance outputs/<date>/<time>")
         if not self.report_file.is_file():
             raise UserError(f"{where}: not a run directory: no {REPORT} in it{_jobs(self.folder)}")
         try:

@@ -198,7 +198,7 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)  # what was set, as it ran
     model: Model | None = None
     dataset: DatasetStatistics | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)  # step and loss of every logged step, whatever the run's end
+    history: list[dict[str, Any]] | None = None  # step and loss of every logged step, whatever the run's end; None before the first step
     training: Training | None = None
     memory: Memory | None = None
     plan: Plan | None = None
@@ -214,7 +214,7 @@ class Report:
         found = dataclasses.asdict(self)
         history = found.pop("history")
         found |= {name: found[name] or {} for name in PARTS}
-        if history:
+        if history is not None:
             found["training"] = {"history": history, **found["training"]}
         return {"schema": found.pop("schema"), **found, "status": str(self.status)}
 
@@ -232,7 +232,7 @@ class Report:
                 raise DamagedReport(f"{name} is {'missing' if found.get(name) is None else 'of another kind'}")
         known = {name: found[name] for name in _fields(cls) if name in found}
         known["status"] = _status(found["status"])
-        known["history"] = found["training"].get("history", [])
+        known["history"] = found["training"].get("history")
         training = {key: value for key, value in found["training"].items() if key != "history"}
         known |= {name: _part(name, part, {**found, "training": training}[name]) for name, part in PARTS.items()}
         known["samples"] = [_part("samples", Sample, sample) for sample in found["samples"]]

@@ -33,7 +33,7 @@ def write_card(trained: Trained, export: Export, folder: Path) -> None:
     """README.md in `folder`, where the export stands that it is about, and the loss curve it shows."""
     report = trained.report
     alone = Path(export.path).suffix == ".gguf"  # a file without a folder, so without a picture beside its card
-    picture = not alone and report is not None and write_loss_figure(report.history, report.evaluations, folder / PICTURE)
+    picture = not alone and report is not None and write_loss_figure(report.history or [], report.evaluations, folder / PICTURE)
     lines = [*_front_matter(trained, export), "", *_body(trained, export, picture)]
     (folder / CARD).write_text(masked("\n".join(lines) + "\n"), encoding="utf-8")
 

@@ -46,8 +46,8 @@ class Planned(Exception):
 class SFTTrainerWrapper:
     """Trains `model` on `dataset` (columns input_ids and labels, as `DatasetLoader.prepare_dataset` makes it).
 
-    `create_trainer` alone trains on every token; `enable_response_only_training` restricts the loss to the assistant's. `setup_and_train` does
-    what `training.response_only` says. `trainer` is TRL's trainer, `plan` the batch layout once training has begun, `loggers` what
+    `create_trainer` alone trains on every token; `enable_response_only_training` puts the loss where the labels of `dataset` are, and so does
+    `setup_and_train`. `trainer` is TRL's trainer, `plan` the batch layout once training has begun, `loggers` what
     `training.report_to` opened: hand them a report with `loggers.finish(report)`.
     """
 
@@ -172,7 +172,7 @@ class SFTTrainerWrapper:
             self._trl[0].state = self.job.state
 
     def enable_response_only_training(self) -> None:
-        """Put the loss on the assistant's tokens and ends of turn alone, in training and evaluation."""
+        """Put the loss where the labels are, in training and evaluation: on the assistant's tokens and ends of turn, as `dataset.train_on` says."""
         self.job.dataset = _columns(self.dataset)
         if self.eval_dataset is not None:
             self.job.eval_dataset = _columns(self.eval_dataset)
@@ -287,15 +287,14 @@ class SFTTrainerWrapper:
         return self.output
 
     def setup_and_train(self) -> Any:
-        """`create_trainer`, response-only labels where `training.response_only` says so, `train`."""
+        """`create_trainer`, `enable_response_only_training`, `train`."""
         self.setup()
         return self.train()
 
     def setup(self) -> None:
         """The first two steps of `setup_and_train`, for those who evaluate before they train."""
         self.create_trainer()
-        if self.settings.training.response_only:
-            self.enable_response_only_training()
+        self.enable_response_only_training()  # with training.response_only=false the gate has put labels on everything
 
     def save_model(self, save_config: Mapping[str, Any] | None = None) -> Any:
         """Save what was trained as `config.save` says, or `save_config` (keys of that section), and print where. Returns `save.SaveResult`."""
