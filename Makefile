@@ -1,6 +1,4 @@
-# make train   fine-tunes the embedded model on the example conversations
-# make test    lint-free test run, as CI does it
-# make setup   builds .venv alone
+# `make help` says what there is to make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,13 +6,25 @@ READY := $(VENV)/.ready
 # Beside the environment, for their own test: TRL imports every logger that is installed, which would cost each of the other tests seconds.
 LOGGERS := wandb mlflow-skinny sqlalchemy alembic trackio
 
-.PHONY: train test setup lint clean
+.DEFAULT_GOAL := train
+.PHONY: help train test test-fast setup lint clean
+
+help:
+	@echo 'make train      fine-tune the embedded model on the example conversations'
+	@echo 'make test       every test, as CI runs them'
+	@echo 'make test-fast  the tests that neither train nor start a process with torch: under a minute'
+	@echo 'make lint       ruff: errors and format'
+	@echo 'make setup      build .venv alone'
+	@echo 'make clean      remove .venv'
 
 train: setup
 	$(BIN)/python -m chatbot_sft
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m fast
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from warm import Warm
 
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLE = REPO / "data" / "thinking_teacher_conversations.json"
@@ -26,6 +27,19 @@ os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
+# Whoever asks for one of these trains, or has torch imported.
+SLOW = {"tiny_llama", "warm", "warm_unsloth", "trained", "replica_folder"}
+
+
+def pytest_collection_modifyitems(items):
+    """Every test is `slow` or `fast`. Those that start a process with torch themselves say so."""
+    for item in items:
+        if SLOW & set(item.fixturenames):
+            item.add_marker("slow")
+        elif item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """A cache for this test session, shared by its workers, so that the conversion of the embedded model is tested too."""
@@ -36,19 +50,35 @@ def cache(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def launch(tmp_path):
-    """`launch("training.max_steps=1", …)` runs `python -m chatbot_sft` in an empty folder and returns the finished process."""
+@pytest.fixture(scope="session")
+def warm(cache):
+    """`warm.run(["-m", "chatbot_sft", …], cwd)`: see warm.py."""
+    warm = Warm("transformers")
+    yield warm
+    warm.close()
 
-    def run(*arguments, cwd=tmp_path, env=None, timeout=600):
-        return subprocess.run(
-            [sys.executable, "-m", "chatbot_sft", *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+
+@pytest.fixture(scope="session")
+def warm_unsloth(cache):
+    """The same with Unsloth, which has to be imported before the others."""
+    warm = Warm("unsloth")
+    yield warm
+    warm.close()
+
+
+@pytest.fixture
+def launch(request, tmp_path):
+    """`launch("training.max_steps=1", …)` runs `python -m chatbot_sft` in an empty folder and returns the finished process.
+
+    In a test that has `tiny` it is forked from a process that has imported torch already (warm.py), unless it is to be `cold`.
+    """
+
+    def run(*arguments, cwd=tmp_path, env=None, timeout=600, cold="tiny" not in request.fixturenames):
+        command = ["-m", "chatbot_sft", *map(str, arguments)]
+        if not cold:
+            warm = request.getfixturevalue("warm_unsloth" if "model.engine=unsloth" in command else "warm")
+            return warm.run(command, cwd, env, timeout)
+        return subprocess.run([sys.executable, *command], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout)
 
     return run
 

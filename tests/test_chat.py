@@ -139,13 +139,13 @@ def test_a_gguf_file_alone_is_asked_as_it_was_trained(tmp_path, monkeypatch):
     assert opening("--no-system") == []
 
 
-def test_a_run_before_and_after(launch, tiny, tmp_path):
+def test_a_run_before_and_after(launch, warm, tiny, tmp_path):
     """A run as it saved its adapter, its base beside it, and what is left when the export is gone."""
     made = launch(*tiny, "save=lora", "save.verify=false", "hydra.run.dir=run")
     assert made.returncode == 0, made.stderr
     run = tmp_path / "run"
     assert (find(run).kind, find(run).path) == ("adapter", run / "model")
-    process = chat(run, "--before", "--prompt", "hi", "--max-new-tokens", 4)
+    process = warm.run([*COMMAND[1:], run, "--before", "--prompt", "hi", "--max-new-tokens", 4], tmp_path)
     assert process.returncode == 0
     assert process.stderr.startswith("system prompt of the training data: Bạn là Mai, ")
     assert re.fullmatch(r"before\n.*\n\nafter\n.*\n", process.stdout, re.DOTALL)

@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -45,7 +43,7 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
     hardware.gpus.cache_clear()
 
 
-def test_layers_and_head_apart_give_the_loss_and_gradient_of_the_model(tiny_llama, tmp_path):
+def test_layers_and_head_apart_give_the_loss_and_gradient_of_the_model(warm_unsloth, tiny_llama, tmp_path):
     """What CUDA graphs hold and what stays outside of them, on real Unsloth; the graphs themselves need a GPU."""
     program = f"""
 import json, torch
@@ -74,7 +72,7 @@ hidden.backward(leaf.grad)
 found = torch.cat([parameter.grad.flatten() for parameter in trained])
 print(json.dumps([whole.item(), parts.item(), ((found - expected).norm() / expected.norm()).item()]))
 """
-    process = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    process = warm_unsloth.run(["-c", program], tmp_path)
     assert process.returncode == 0, process.stderr
     whole, parts, difference = json.loads(process.stdout.splitlines()[-1])
     assert parts == pytest.approx(whole, abs=1e-5)

@@ -1,8 +1,6 @@
 """What is measured on the held-out conversations: loss, token accuracy, answers; when training stops, and whose weights are kept."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from conftest import conversations, only_error, report_of, write_json
@@ -25,7 +23,7 @@ from chatbot_sft.train import evaluation
 """
 
 
-def run(folder, script, model, data, training, engine="transformers", r=4):
+def run(warm, folder, script, model, data, training, engine="transformers", r=4):
     """`script` after PROGRAM in a process of its own; what it printed as JSON last."""
     config = {
         "model": {"name": str(model), "load_in_4bit": False, "dtype": "float32", "engine": engine},
@@ -34,7 +32,7 @@ def run(folder, script, model, data, training, engine="transformers", r=4):
         "training": {"output_dir": "checkpoints", "warmup_steps": 0, "sample_max_new_tokens": 4, **training},
     }
     write_json(folder / "config.json", config)
-    process = subprocess.run([sys.executable, "-c", PROGRAM + script], cwd=folder, capture_output=True, text=True, timeout=300)
+    process = warm.run(["-c", PROGRAM + script], folder)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
@@ -82,9 +80,10 @@ print(json.dumps({"independent": independent(), "loss": loss, "record": record, 
 
 
 @pytest.mark.parametrize("engine", ["transformers", "unsloth"])
-def test_loss_and_accuracy_are_those_of_all_logits(engine, short, tiny_llama, tmp_path):
+def test_loss_and_accuracy_are_those_of_all_logits(engine, request, short, tiny_llama, tmp_path):
+    warm = request.getfixturevalue({"transformers": "warm", "unsloth": "warm_unsloth"}[engine])
     training = {"max_steps": 8, "learning_rate": 0.01, "gradient_accumulation_steps": 1}
-    found = run(tmp_path, INDEPENDENT, tiny_llama, short, training, engine, r=0)
+    found = run(warm, tmp_path, INDEPENDENT, tiny_llama, short, training, engine, r=0)
     (loss, accuracy), record = found["independent"], found["record"]
     assert abs(found["loss"] - loss) < 1e-6
     assert 0 < accuracy < 1
@@ -188,12 +187,12 @@ print(json.dumps({"records": trainer.evaluations.records, "patience": trainer.jo
 """
 
 
-def test_a_run_that_dies_keeps_its_evaluations_and_resumes_from_them(short, tiny_llama, tmp_path):
+def test_a_run_that_dies_keeps_its_evaluations_and_resumes_from_them(warm, short, tiny_llama, tmp_path):
     training = {
         "max_steps": 6, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 1, "eval_steps": 2, "save_steps": 2,
         "save_total_limit": 9, "early_stopping_patience": 9, "early_stopping_threshold": 5, "sample_prompts": ["Bia?"],
     }  # fmt: skip
-    resumed = run(tmp_path, DIES, tiny_llama, short, training)
+    resumed = run(warm, tmp_path, DIES, tiny_llama, short, training)
     report = report_of(tmp_path / "run")
     assert (report["status"], report["error"]) == ("failed", "power cut")
     assert [record["step"] for record in report["evaluations"]] == [0, 2, 4]

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -481,7 +480,7 @@ def test_a_run_is_pushed_and_a_failed_push_loses_nothing(launch, tiny, tmp_path)
         env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
         arguments = [*tiny, "save=lora", "save.push_to_hub=true", "save.hub_model_id=bia/chat", "hydra.run.dir=run"]
         hub.failures["commit"] = Failure(403)
-        process = launch(*arguments, env=env)
+        process = launch(*arguments, env=env, cold=True)
         error = only_error(process)
         assert "the upload to bia/chat failed" in error
         assert f"the export in {tmp_path / 'run' / 'model'} is whole" in error
@@ -490,7 +489,7 @@ def test_a_run_is_pushed_and_a_failed_push_loses_nothing(launch, tiny, tmp_path)
         assert "adapter_model.safetensors" in report["save"]["exports"][0]["files"]
 
         hub.failures.clear()
-        process = launch(*arguments, env=env)  # nothing is trained or saved again
+        process = launch(*arguments, env=env, cold=True)  # nothing is trained or saved again
         assert process.returncode == 0, process.stderr
         assert "saved: lora in" in process.stderr
         assert f"pushed: {hub.url}/bia/chat" in process.stderr
@@ -514,7 +513,7 @@ def test_a_llama_cpp_of_the_users_own_quantises(trained, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "merged_16bit", "gguf"])
-def test_what_a_model_card_shows_runs_in_its_folder(method, trained, tmp_path):
+def test_what_a_model_card_shows_runs_in_its_folder(method, warm, trained, tmp_path):
     saver = trained("llama3b")
     saver.save({"method": method, "save_path": str(tmp_path / "out"), "gguf_quantization": "q8_0", "verify": False})
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -524,10 +523,10 @@ def test_what_a_model_card_shows_runs_in_its_folder(method, trained, tmp_path):
     assert (tmp_path / "out" / "loss.png").is_file()
     blocks = dict(re.findall(r"```(\w+)\n(.*?)```", card, re.DOTALL))
     if method != "gguf":
-        process = subprocess.run([sys.executable, "-c", blocks["python"]], cwd=tmp_path / "out", capture_output=True, text=True, timeout=120)
+        process = warm.run(["-c", blocks["python"]], tmp_path / "out")
         assert process.returncode == 0, process.stderr
         assert process.stdout.strip()
     (chat,) = re.findall(r"^python -m chatbot_sft.chat (\S+)", blocks["bash"], re.MULTILINE)
-    command = [sys.executable, "-m", "chatbot_sft.chat", chat, "--prompt", "Xin chào!", "--max-new-tokens", "8"]
-    process = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, timeout=120)
+    command = ["-m", "chatbot_sft.chat", chat, "--prompt", "Xin chào!", "--max-new-tokens", "8"]
+    process = warm.run(command, tmp_path / "out")
     assert process.returncode == 0, process.stderr

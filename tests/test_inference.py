@@ -229,7 +229,7 @@ def test_weights_are_float32_on_a_cpu_and_four_bits_stay_four(tiny_llama, tiny_a
     assert len(adapter.answer([1, 2, 3], 2)) == 2
 
 
-def test_works_on_the_trained_model_in_memory_under_unsloth(tiny_llama):
+def test_works_on_the_trained_model_in_memory_under_unsloth(warm_unsloth, tiny_llama, tmp_path):
     program = f"""
 import json
 from chatbot_sft import ModelLoader
@@ -242,7 +242,7 @@ ids, heard = model.prompt_ids([{{"role": "user", "content": "hi"}}]), []
 said = model.answer(ids, 6, on_token=heard.append)
 print(json.dumps([loader.engine.NAME, ids, said, heard, model.logits(ids, [0, 5, len(ids) - 1]).argmax(1).tolist(), sorted(model.stop_ids)]))
 """
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    process = warm_unsloth.run(["-c", program], tmp_path)
     assert process.returncode == 0, process.stderr
     engine, ids, said, heard, likeliest, stops = json.loads(process.stdout.splitlines()[-1])
     assert engine == "unsloth"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -307,7 +304,7 @@ def test_initialisations_begin_as_the_base_and_are_saved(replica_folder, train, 
 # ---- Unsloth
 
 
-def test_unsloth_trains_the_replicas_as_transformers_does(replica_folder, train, tmp_path):
+def test_unsloth_trains_the_replicas_as_transformers_does(warm_unsloth, replica_folder, train, tmp_path):
     """One process for all of them: the same modules, and the same losses in float32."""
     data, full = thinking(tmp_path), "lora.modules_to_save=[embed_tokens,lm_head]"
     runs = [("llama8b", NEW), ("qwen3_4b", full), ("gemma3_4b", NEW), ("phi4_mini", "lora.init_lora_weights=pissa"), ("mistral7b", "lora.r=4")]
@@ -343,7 +340,7 @@ def test_unsloth_trains_the_replicas_as_transformers_does(replica_folder, train,
         "    names = [name for name, _ in wrapper.model.named_parameters() if name.endswith('lora_A.default.weight')]\n"
         "    print('RESULT', json.dumps([[point['loss'] for point in history], names]), flush=True)\n"
     )
-    process = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=dict(os.environ))
+    process = warm_unsloth.run([script], tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     results = [json.loads(line.removeprefix("RESULT ")) for line in process.stdout.splitlines() if line.startswith("RESULT ")]
     for (option, _), (losses, names), expected in zip(runs, results, plain, strict=True):
@@ -473,7 +470,7 @@ def test_an_8bit_optimizer_of_its_own_kind_trains_on_a_cpu(replica_folder, train
     assert "Lion" in type(getattr(wrapper.trainer.optimizer, "optimizer", wrapper.trainer.optimizer)).__name__
 
 
-def test_the_same_keys_change_the_losses_under_unsloth(replica_folder, tmp_path):
+def test_the_same_keys_change_the_losses_under_unsloth(warm_unsloth, replica_folder, tmp_path):
     folder, data = replica_folder("llama1b", replicas.REPLICAS["llama1b"]), write_json(tmp_path / "data.json", conversations(8))
     given = ["model=llama1b", f"model.name={folder}", "model.engine=unsloth", "model.load_in_4bit=false", "model.dtype=float32", "lora.r=4"]
     given += [f"dataset.data_path={data}", "dataset.eval_fraction=0", "training.sample_max_new_tokens=0", "training.batch_layout=as_configured"]
@@ -489,7 +486,7 @@ def test_the_same_keys_change_the_losses_under_unsloth(replica_folder, tmp_path)
         "for key, job in json.loads(Path('jobs.json').read_text()).items():\n"
         "    print('RESULT', json.dumps([key, [point['loss'] for point in pipeline.run(job).history]]), flush=True)\n"
     )
-    process = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=dict(os.environ))
+    process = warm_unsloth.run([script], tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     seen = dict(json.loads(line.removeprefix("RESULT ")) for line in process.stdout.splitlines() if line.startswith("RESULT "))
     same = [key for key in LOSSES if max(abs(one - other) for one, other in zip(seen[key], seen["nothing"], strict=True)) < 1e-5]

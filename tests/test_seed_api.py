@@ -102,7 +102,8 @@ assert CustomDatasetLoader(config, tokenizer).prepare_dataset()[0]["text"] == da
 
 
 @pytest.mark.parametrize("engine", ["unsloth", "transformers"])
-def test_the_seeds_snippets_run_in_order(engine, smollm2, tmp_path):
+def test_the_seeds_snippets_run_in_order(engine, request, smollm2, tmp_path):
+    warm = request.getfixturevalue({"transformers": "warm", "unsloth": "warm_unsloth"}[engine])
     model = random_llama(tmp_path / "model", smollm2, 64)
     (tmp_path / "configs").mkdir()
     (tmp_path / "data").mkdir()
@@ -111,7 +112,7 @@ def test_the_seeds_snippets_run_in_order(engine, smollm2, tmp_path):
     verify = engine == "unsloth"  # one of the two is enough: five exports take their time
     yaml = yaml.replace("save:\n", f"save:\n  verify: {str(verify).lower()}\n")
     (tmp_path / "configs" / "sft.yaml").write_text(yaml.replace("load_in_4bit: true", "load_in_4bit: false"))
-    process = subprocess.run([sys.executable, "-c", "\n".join(SNIPPETS.values())], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    process = warm.run(["-c", "\n".join(SNIPPETS.values())], tmp_path)
     assert process.returncode == 0, process.stderr
     assert "memory at peak" in process.stdout
     assert "training loss" in process.stdout

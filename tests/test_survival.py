@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -26,20 +24,17 @@ STEPS = 14  # 23 rows in steps of 4: more than two epochs, with a checkpoint at 
 
 
 class Forked:
-    """See forked.py."""
+    """Runs of the pipeline, one at a time; see forked.py."""
 
-    def __init__(self, engine):
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("forked.py")), engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, warm):
+        self.warm = warm
 
     def start(self, config, days=0):
-        self.process.stdin.write(json.dumps([config, days]) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        self.process = self.warm.start([Path(__file__).with_name("forked.py"), json.dumps(config), days], Path.cwd())
+        return self.process.pid
 
     def exit_code(self):
-        return int(self.process.stdout.readline())
+        return self.process.finish(300).returncode
 
     def run(self, config, days=0):
         self.start(config, days)
@@ -56,16 +51,9 @@ class Forked:
         return self.exit_code()
 
 
-def close(forked):
-    forked.process.stdin.close()
-    forked.process.wait(timeout=60)
-
-
 @pytest.fixture(scope="module")
-def forked():
-    forked = Forked("transformers")
-    yield forked
-    close(forked)
+def forked(warm):
+    return Forked(warm)
 
 
 @pytest.fixture(scope="module")
@@ -199,16 +187,13 @@ def test_a_signal_before_training_stops_at_once(forked, settings, tmp_path):
     assert report(folder)["error"].startswith("SIGTERM: no checkpoint yet; ")
 
 
-def test_sigterm_ends_a_whole_sweep(tiny, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "chatbot_sft", "-m", *tiny, "training.max_steps=100000,200000", "save=none", "hydra.sweep.dir=sweep"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for line in process.stderr:
-        if line.startswith("step 1/"):
-            break
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
+def test_sigterm_ends_a_whole_sweep(warm, tiny, tmp_path):
+    sweep = ["-m", "chatbot_sft", "-m", *tiny, "training.max_steps=100000,200000", "save=none", "hydra.sweep.dir=sweep"]
+    started = warm.start(sweep, tmp_path)
+    started.wait_for("\nstep 1/")
+    started.send_signal(signal.SIGTERM)
+    process = started.finish(60)
+    stderr = process.stderr
     assert process.returncode == 143
     assert "Traceback" not in stderr
     last = stderr.rstrip().splitlines()[-1]
@@ -336,8 +321,8 @@ def test_the_best_checkpoint_is_kept_and_loaded(forked, settings, tmp_path):
     assert (folder / "model" / name).read_bytes() == Path(best, name).read_bytes() != (last.folder / name).read_bytes()
 
 
-def test_a_run_on_unsloth_resumes_too(settings, tmp_path):
-    forked = Forked("unsloth")
+def test_a_run_on_unsloth_resumes_too(warm_unsloth, settings, tmp_path):
+    forked = Forked(warm_unsloth)
     whole, folder = tmp_path / "whole", tmp_path / "killed"
 
     def config(place):
@@ -345,12 +330,9 @@ def test_a_run_on_unsloth_resumes_too(settings, tmp_path):
         made["model"]["engine"] = "unsloth"
         return made
 
-    try:
-        assert forked.run(config(whole)) == 0, log_of(whole)
-        assert forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config(folder)) == -signal.SIGKILL
-        assert forked.run(config(folder)) == 0, log_of(folder)
-    finally:
-        close(forked)
+    assert forked.run(config(whole)) == 0, log_of(whole)
+    assert forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config(folder)) == -signal.SIGKILL
+    assert forked.run(config(folder)) == 0, log_of(folder)
     assert_the_same_run(folder, whole)
     assert report(folder)["training"]["resumed_from"] == 4
 

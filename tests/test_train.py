@@ -39,7 +39,7 @@ def losses(report):
 
 
 def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_three_lines(launch, tiny, tmp_path):
-    process = launch(*tiny, "dataset.max_rows=null")
+    process = launch(*tiny, "dataset.max_rows=null", cold=True)
     assert process.returncode == 0, process.stderr
     (run,) = tmp_path.glob("outputs/*/*")
     made = [
@@ -88,7 +88,7 @@ def test_one_seed_gives_identical_losses_and_the_held_out_loss_does_not_depend_o
         assert a["training"][which] == pytest.approx(b["training"][which], abs=1e-5)
 
 
-def test_what_is_saved_loads_and_answers_as_the_trained_model(tmp_path):
+def test_what_is_saved_loads_and_answers_as_the_trained_model(warm, tmp_path):
     """In one process: train, save in both ways, load again with the library a user would take, compare token ids."""
     script = tmp_path / "run.py"
     script.write_text(
@@ -129,7 +129,7 @@ def test_what_is_saved_loads_and_answers_as_the_trained_model(tmp_path):
         },
     }
     write_json(tmp_path / "config.json", config)
-    process = subprocess.run([sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    process = warm.run([script], tmp_path)
     assert process.returncode == 0, process.stderr
     trained, adapter, merged, base = (json.loads(line) for line in process.stdout.splitlines()[-4:])
     assert adapter == trained
@@ -236,7 +236,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(launch, tiny):
     """A port of this machine that nobody listens on; huggingface_hub alone would retry for a minute."""
     arguments = [a for a in tiny if not a.startswith("model")]
     environment = {"HF_HUB_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    process = launch("model=llama3b", "model.engine=transformers", "model.load_in_4bit=false", *arguments, env=environment)
+    process = launch("model=llama3b", "model.engine=transformers", "model.load_in_4bit=false", *arguments, env=environment, cold=True)
     assert "(no answer from the network, and the model is not in the local cache)" in only_error(process)
     assert "Retrying" not in process.stderr
     assert "hub: no answer from http://127.0.0.1:9" in process.stderr
@@ -249,7 +249,8 @@ def test_four_bit_without_bitsandbytes(launch, tiny, tmp_path):
         "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name, *a: None if name == 'bitsandbytes' else find(name, *a)\n"
     )
     arguments = [a for a in tiny if not a.startswith("model.load_in_4bit")]
-    process = launch(*arguments, "model.load_in_4bit=true", env={"PYTHONPATH": f"{tmp_path / 'hide'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"})
+    hidden = {"PYTHONPATH": f"{tmp_path / 'hide'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    process = launch(*arguments, "model.load_in_4bit=true", env=hidden, cold=True)
     assert only_error(process).startswith("model.load_in_4bit=true needs bitsandbytes: `pip install bitsandbytes`")
 
 
@@ -290,19 +291,12 @@ def test_a_full_disk_while_saving_leaves_nothing_half_written(launch, tiny, tmp_
     assert (small / "model" / "model.safetensors").is_file()
 
 
-def test_ctrl_c_leaves_a_report_that_says_so(tiny, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "chatbot_sft", *tiny, "training.max_steps=100000", "save=none"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for line in process.stderr:
-        if line.startswith("step 1/"):
-            break
-    process.send_signal(signal.SIGINT)
-    try:
-        _, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
+def test_ctrl_c_leaves_a_report_that_says_so(warm, tiny, tmp_path):
+    started = warm.start(["-m", "chatbot_sft", *tiny, "training.max_steps=100000", "save=none"], tmp_path)
+    started.wait_for("\nstep 1/")
+    started.send_signal(signal.SIGINT)
+    process = started.finish(60)
+    stderr = process.stderr
     assert process.returncode == 130
     assert stderr.rstrip().endswith("interrupted; the run's report says how far it came")
     assert "Traceback" not in stderr
