@@ -198,10 +198,10 @@ def test_a_checkpoint_may_be_copied_and_renamed(tmp_path):
 
 
 def test_a_checkpoint_names_secrets_and_a_renewed_one_makes_no_other_run(tmp_path, monkeypatch):
-    given = {"training": {"note": "first-token-1", "api_key": "typed"}}
+    given = {"training": {"_target_": "mine.Trainer", "note": "first-token-1", "api_key": "typed"}}
 
     def identity():
-        return decides(given, from_config(tmp_path), "model", "rows", 1)
+        return decides(Config.from_mapping(given), "model", "rows", 1)
 
     monkeypatch.setenv("MY_TOKEN", "first-token-1")
     written, raw = identity(), {**identity(), "training.note": "first-token-1", "training.api_key": "typed"}  # raw: of an earlier version

@@ -14,9 +14,8 @@ import sys
 import pytest
 from conftest import only_error
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from test_models import composed
 
-from chatbot_sft import DatasetLoader, UserError, bounds, cli, command_line, completion
+from chatbot_sft import DatasetLoader, UserError, bounds, cli, command_line, completion, text_files
 from chatbot_sft import config as schema
 from chatbot_sft.config import Config, ConfigLoader, aliases
 from chatbot_sft.errors import near
@@ -237,16 +236,19 @@ OVERLAY = "# @package _global_\ntraining:\n  max_steps: 7\ndataset:\n  system_pr
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le"])
 def test_a_file_of_a_windows_editor_is_read_or_named(tmp_path, encoding):
-    """By Hydra and from Python; with a byte order mark the first line is still the package line."""
+    """From a --config-dir and from Python; Hydra does not see a package line behind a byte order mark."""
     file = tmp_path / "mine" / "experiment" / "my.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(OVERLAY, encoding=encoding)
     said = f"{file}: not UTF-8 text (byte {'0); it looks like UTF-16' if '16' in encoding else '80)'}; save the file as UTF-8"
-    search = ["hydra.searchpath=[file://" + str(tmp_path / "mine") + "]", "experiment=my"]
-    for read in (lambda: composed(tmp_path, *search), lambda: ConfigLoader.load_config(file)):
+    if encoding == "utf-8-sig":
+        with pytest.raises(UserError, match=r"my\.yaml: a byte order mark stands before its `# @package` line"):
+            text_files.check_options(tmp_path / "mine")
+        file.write_text(OVERLAY.partition("\n")[2], encoding=encoding)
+    for read in (lambda: text_files.check_options(tmp_path / "mine"), lambda: ConfigLoader.load_config(file)):
         if encoding.startswith("utf-8"):
             found = read()
-            assert (found["training"]["max_steps"], found["dataset"]["system_prompt"]) == (7, "Je suis à Orléans")
+            assert found is None or (found["training"]["max_steps"], found["dataset"]["system_prompt"]) == (7, "Je suis à Orléans")
         else:
             with pytest.raises(UserError) as error:
                 read()

@@ -16,11 +16,11 @@ RULES = {
     "model": (("chatbot_sft.save",), {}),
     "train": (
         ("chatbot_sft.save",),
-        {"train/resumable.py": {"chatbot_sft.save.saver"}, "train/trainer.py": {"chatbot_sft.save", "chatbot_sft.save.evidence"}},
+        {"train/snapshot.py": {"chatbot_sft.save.saver"}, "train/trainer.py": {"chatbot_sft.save", "chatbot_sft.save.evidence"}},
     ),
     "inference": (
         ("chatbot_sft.train", "chatbot_sft.save"),
-        {"inference/opening.py": {"chatbot_sft.train", "chatbot_sft.train.checkpoints"}},
+        {},
     ),
 }
 HYDRA = {"cli.py", "command_line.py", "config/hydra_glue.py", "config/hydra_errors.py", "run_directory.py"}  # the last is a callback

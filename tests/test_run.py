@@ -103,7 +103,8 @@ def test_no_other_file_knows_the_names_in_a_run_directory():
         if isinstance(node, ast.Constant) and node.value in names
     }
     assert found == {
-        ("config.py", "checkpoints"),  # the default of training.output_dir, without Hydra
-        ("effects.py", "checkpoints"),  # a word
+        ("cli.py", "config.yaml"),  # Hydra's own, in .hydra
+        ("config/effects.py", "checkpoints"),  # a word
+        ("config/schema.py", "checkpoints"),  # the default of training.output_dir, without Hydra
         ("save/probe.py", "evidence.json"),  # in a folder of its own
     }

@@ -168,19 +168,19 @@ def recorded(folder, **report):
 
 
 @pytest.mark.parametrize(
-    ("status", "training"), [("failed", {"eval_loss": 1.5}), ("interrupted", {"history": [{"step": 1, "loss": 2.0}]}), ("completed", {"steps": 2})]
+    ("status", "training"), [("failed", TRAINING), ("interrupted", {"history": [{"step": 1, "loss": 2.0}]}), ("completed", TRAINING)]
 )
 @pytest.mark.parametrize("rows", ["none", "bad", "good"])
 def test_a_start_that_comes_to_nothing_leaves_the_record_of_the_training(tmp_path, monkeypatch, status, training, rows):
     from chatbot_sft import pipeline
     from chatbot_sft.errors import UserError
-    from chatbot_sft.train import checkpoints
+    from chatbot_sft.train import resume
 
     def changed(*_, **__):
         raise UserError("trained with other settings")
 
-    monkeypatch.setattr(checkpoints, "refuse_completed", lambda settings: None)  # as where more steps are asked for
-    monkeypatch.setattr(checkpoints, "refuse_changes", changed)
+    monkeypatch.setattr(resume, "refuse_completed", lambda settings: None)  # as where more steps are asked for
+    monkeypatch.setattr(resume, "refuse_changes", changed)
     if rows != "none":
         write_json(tmp_path / "my.json", conversations(8) if rows == "good" else [{"messages": []}] * 8)
     before = recorded(tmp_path / "run", status=status, training=training)

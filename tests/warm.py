@@ -22,7 +22,7 @@ from pathlib import Path
 
 MODULES = (
     "chatbot_sft.cli", "chatbot_sft.pipeline", "chatbot_sft.export", "chatbot_sft.save.saver", "chatbot_sft.inference.hf_model",
-    "chatbot_sft.train.guard", "chatbot_sft.train.resumable", "trl.trainer.sft_trainer", "peft", "datasets", "matplotlib.figure",
+    "chatbot_sft.train.guard", "chatbot_sft.train.loop", "trl.trainer.sft_trainer", "peft", "datasets", "matplotlib.figure",
     "matplotlib.backends.backend_agg", "transformers.models.llama.modeling_llama", "transformers.models.llama.tokenization_llama",
 )  # fmt: skip
 

@@ -46,7 +46,7 @@ OTHER_LOGGERS = (
 )
 
 STEPS, SHARE = 10**9, Bound(0, 1, below=True)
-# Entries of a run's identity (train/checkpoints.py) that stand for keys whose own value does not say it.
+# Entries of a run's lock (run/lock.py) that stand for keys whose own value does not say it.
 WEIGHTS, ADAPTER, ROWS, BATCH = (
     "model (config and weights)",
     "model.adapter (weights)",
