@@ -17,6 +17,26 @@ def arguments(tiny, data):
     return [*(word for word in tiny if word.startswith(kept)), f"dataset.data_path={data}"]
 
 
+def test_overfit_learns_eight_conversations_word_for_word(launch, tiny, tmp_path):
+    """The tiny model is random and narrow: all of its weights are trained, fast, on answers that are easy to tell apart."""
+    words = ["apple", "river", "stone", "cloud", "tiger", "piano", "bread", "ocean", "lemon", "horse"]
+    rows = [[{"role": "user", "content": word}, {"role": "assistant", "content": f"{word} {word[::-1]}"}] for word in words]
+    data = write_json(tmp_path / "words.json", [{"messages": row} for row in rows])
+    own = ("lora=none", "training.learning_rate=0.01", "training.max_steps=250", "training.sample_max_new_tokens=20")
+    process = launch(*arguments(tiny, data), "debug=overfit", *own)
+    assert process.returncode == 0, process.stderr
+    report = report_of(tmp_path)
+    dataset, training = report["dataset"], report["training"]
+    assert (dataset["rows_used"], dataset["rows_held_out"]) == (8, 8)
+    assert training["loss_last"] < 0.05
+    assert training["eval_loss"] < 0.05
+    assert training["eval_token_accuracy"] == 1
+    assert not training["warnings"]
+    assert len(report["samples"]) == 3
+    for sample in report["samples"]:
+        assert sample["after"] == f"{sample['prompt']} {sample['prompt'][::-1]}"
+
+
 def test_what_is_not_learned_is_said():
     from chatbot_sft.config import Config
     from chatbot_sft.pipeline import not_learned
