@@ -59,6 +59,14 @@ def warm(cache):
 
 
 @pytest.fixture(scope="session")
+def light(cache):
+    """The same without torch."""
+    warm = Warm("none")
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="session")
 def warm_unsloth(cache):
     """The same with Unsloth, which has to be imported before the others."""
     warm = Warm("unsloth")
@@ -70,13 +78,15 @@ def warm_unsloth(cache):
 def launch(request, tmp_path):
     """`launch("training.max_steps=1", …)` runs `python -m chatbot_sft` in an empty folder and returns the finished process.
 
-    In a test that has `tiny` it is forked from a process that has imported torch already (warm.py), unless it is to be `cold`.
+    It is forked from a process (warm.py) that has imported what the command line imports, and torch too where the test has `tiny`; unless it is to
+    be `cold`.
     """
 
-    def run(*arguments, cwd=tmp_path, env=None, timeout=600, cold="tiny" not in request.fixturenames):
+    def run(*arguments, cwd=tmp_path, env=None, timeout=600, cold=False):
         command = ["-m", "chatbot_sft", *map(str, arguments)]
         if not cold:
-            warm = request.getfixturevalue("warm_unsloth" if "model.engine=unsloth" in command else "warm")
+            name = "warm_unsloth" if "model.engine=unsloth" in command else "warm"
+            warm = request.getfixturevalue(name if "tiny" in request.fixturenames else "light")
             return warm.run(command, cwd, env, timeout)
         return subprocess.run([sys.executable, *command], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout)
 

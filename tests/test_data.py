@@ -222,7 +222,7 @@ def test_rows_are_repeated_evenly(available, wanted, shuffle, seed):
 
 
 def test_a_hub_dataset_without_a_network_says_so(launch):
-    error = only_error(launch("dataset.data_path=some-org/some-chats", "task=check", env={"HF_HUB_OFFLINE": "1"}))
+    error = only_error(launch("dataset.data_path=some-org/some-chats", "task=check", env={"HF_HUB_OFFLINE": "1"}, cold=True))
     assert error.startswith("some-org/some-chats: cannot be had from the Hugging Face hub (")
     assert "a local file or folder works without a network" in error
 

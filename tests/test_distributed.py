@@ -10,7 +10,7 @@ from conftest import conversations, report_of, write_json
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_llama):
+def runs(tmp_path_factory, warm, tiny_llama):
     """(folder of one process, folder of two, what two printed): the same effective batch of 8, evaluated on the way, float32.
 
     Nine conversations are trained: the second step has one of them, and nothing for the second process.
@@ -23,15 +23,14 @@ def runs(tmp_path_factory, tiny_llama):
         "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=10", "training.max_steps=3", "training.warmup_steps=0",
         "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
     ]  # fmt: skip
-    one = [sys.executable, *common, "training.gradient_accumulation_steps=4"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *common, "training.gradient_accumulation_steps=2"]
-    printed = []
-    for name, command in (("one", one), ("two", two)):
+    for name in ("one", "two"):
         (folder / name).mkdir()
-        process = subprocess.run(command, cwd=folder / name, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert process.returncode == 0, process.stderr
-        printed.append(process)
-    return folder / "one", folder / "two", printed[1]
+    alone = warm.run([*common, "training.gradient_accumulation_steps=4"], folder / "one")
+    assert alone.returncode == 0, alone.stderr
+    process = subprocess.run(two, cwd=folder / "two", capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.returncode == 0, process.stderr
+    return folder / "one", folder / "two", process
 
 
 def test_two_processes_train_the_losses_of_one(runs):
@@ -61,7 +60,7 @@ def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
 
 def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     """As torchrun starts the second process: its own line names it."""
-    first, second = (launch("dataset.data_path=nowhere.json", env={"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}) for rank in "01")
+    first, second = (launch("dataset.data_path=nowhere.json", env={"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}, cold=True) for rank in "01")
     assert first.stderr.rstrip().splitlines()[-1].startswith("error: ")
     assert second.stderr.startswith("error in process 1: ")
     assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1

@@ -123,6 +123,7 @@ def test_the_seeds_snippets_run_in_order(engine, request, smollm2, tmp_path):
     assert (tmp_path / "checkpoints" / "model.gguf").read_bytes()[:4] == b"GGUF"
 
 
+@pytest.mark.slow
 def test_the_embedded_model_has_its_name_in_a_seed_yaml_too(tmp_path):
     """Four bits, as the seed's YAML asks: on the CPU, with the real model and the real Unsloth."""
     (tmp_path / "sft.yaml").write_text("model:\n  name: smollm2\n")

@@ -1,9 +1,9 @@
 """Python processes without the ten seconds in which each imports torch, transformers and TRL.
 
-`Warm("transformers")` starts a process that imports what a run needs. `warm.run(["-m", "chatbot_sft", …], cwd)` is what
-`subprocess.run([sys.executable, "-m", "chatbot_sft", …], cwd=cwd)` is, in a process that the warm one forks: with an exit code, a standard output
-and error, signals and an end of its own. Nothing of torch is used before the fork. What a library reads as it is imported (HF_HOME, RANK) it has
-read already, so a test of such a variable, or of the imports themselves, starts a process of its own.
+`Warm("transformers")` starts a process that imports what a run needs; `Warm("none")` what a command needs that trains nothing.
+`warm.run(["-m", "chatbot_sft", …], cwd)` is what `subprocess.run([sys.executable, "-m", "chatbot_sft", …], cwd=cwd)` is, in a process that the warm
+one forks: with an exit code, a standard output and error, signals and an end of its own. Nothing of torch is used before the fork. What a library
+reads as it is imported (HF_HOME, RANK) it has read already, so a test of such a variable, or of the imports themselves, starts a process of its own.
 """
 
 import importlib
@@ -20,8 +20,9 @@ import time
 import types
 from pathlib import Path
 
+LIGHT = ("chatbot_sft.cli", "chatbot_sft.pipeline")  # none of them imports torch
 MODULES = (
-    "chatbot_sft.cli", "chatbot_sft.pipeline", "chatbot_sft.export", "chatbot_sft.save.saver", "chatbot_sft.inference.hf_model",
+    *LIGHT, "chatbot_sft.export", "chatbot_sft.save.saver", "chatbot_sft.inference.hf_model",
     "chatbot_sft.train.guard", "chatbot_sft.train.loop", "trl.trainer.sft_trainer", "peft", "datasets", "matplotlib.figure",
     "matplotlib.backends.backend_agg", "transformers.models.llama.modeling_llama", "transformers.models.llama.tokenization_llama",
 )  # fmt: skip
@@ -91,17 +92,21 @@ class Started:
         return subprocess.CompletedProcess(self.arguments, code, *said)
 
 
-def serve(engine: str, control: socket.socket) -> dict:
-    """Returns in each forked process, with what is asked of it."""
+def prepare(engine: str) -> None:
     from chatbot_sft.model.engine import load_engine
 
     handler = logging.NullHandler()  # as in a run, so that no library adds one of its own while it is imported
     logging.getLogger().addHandler(handler)
-    load_engine(engine)
-    for module in MODULES:
+    if engine != "none":
+        load_engine(engine)
+    for module in LIGHT if engine == "none" else MODULES:
         importlib.import_module(module)
     logging.getLogger().removeHandler(handler)
     load_engine.cache_clear()  # each run prepares its environment
+
+
+def serve(control: socket.socket) -> dict:
+    """Returns in each forked process, with what is asked of it."""
     waiting = set()
     while True:
         word, files, _, _ = socket.recv_fds(control, 1, 4)
@@ -151,4 +156,5 @@ def become(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    become(**serve(sys.argv[1], socket.socket(fileno=int(sys.argv[2]))))
+    prepare(sys.argv[1])
+    become(**serve(socket.socket(fileno=int(sys.argv[2]))))

@@ -5,6 +5,7 @@ from cases import CASES
 from compare import ENGINES, differences, golden, machine, measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_case_trains_as_recorded(engine, tmp_path):
     recorded = golden()
