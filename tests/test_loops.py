@@ -21,9 +21,10 @@ def build(tiny_llama, tmp_path_factory):
     """`build(lora={…}, **training)`: a wrapper around the tiny model in float32, set up: eleven conversations in steps of 2 × 2."""
     from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper
 
-    def made(lora=None, origin=None, **training):
+    def made(lora=None, origin=None, model=None, **training):
+        plain = {"name": str(tiny_llama), "engine": "transformers", "load_in_4bit": False, "dtype": "float32", "max_seq_length": 256}
         config = {
-            "model": {"name": str(tiny_llama), "engine": "transformers", "load_in_4bit": False, "dtype": "float32", "max_seq_length": 256},
+            "model": {**plain, **(model or {})},
             "dataset": {"data_path": str(EXAMPLE), "max_rows": 14, "eval_fraction": 0.2},
             "lora": lora or {},
             "training": {
@@ -83,14 +84,24 @@ def test_the_native_loop_gives_the_numbers_of_trls_own_trainer(case, build):
     assert wrappers[0].output.training_loss == pytest.approx(wrappers[1].output.training_loss)
 
 
-@pytest.mark.parametrize("loop", ["native", "trl"])
-def test_a_resume_in_the_middle_of_an_epoch_ends_as_if_it_never_was(loop, build):
+@pytest.mark.parametrize(
+    ("what", "steps"),
+    [
+        ({"lora": {"lora_dropout": 0.3}}, (2, 3, 4)),  # three steps are an epoch
+        ({"lora": {"lora_dropout": 0.3}, "loop": "trl"}, (2, 3, 4)),
+        ({"lora": {"r": 0}}, (4,)),
+        ({"lora": {"modules_to_save": ["embed_tokens"]}}, (4,)),
+        ({"model": {"new_tokens": ["<|note|>"]}}, (4,)),
+        ({"lora": {"use_dora": True}, "optim": "adafactor", "lr_scheduler_type": "reduce_lr_on_plateau", "eval_steps": 1}, (4,)),
+    ],
+)
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(what, steps, build):
     import torch
 
-    shared = {"lora": {"lora_dropout": 0.3}, "max_steps": 7, "save_steps": 2, "save_total_limit": None, "loop": loop}
+    shared = {"max_steps": 7, "save_steps": 1, "save_total_limit": None, **what}
     whole = build(**shared)
     whole.train()
-    for step in (2, 4):  # three steps are an epoch
+    for step in steps:
         folder = Path(whole.settings.training.output_dir) / f"checkpoint-{step}"
         again = build(**shared, origin=resume.Origin(checkpoint=checkpoints.verified(folder)))
         again.train()

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import TrainerState
 
 from chatbot_sft import preemption
 from chatbot_sft.errors import UserError
-from chatbot_sft.model.earlier import WEIGHTS, load_weights
+from chatbot_sft.model.earlier import WEIGHTS
 from chatbot_sft.run import checkpoints
 from chatbot_sft.save.saver import is_write_error
 from chatbot_sft.train import resume
@@ -124,16 +126,15 @@ def load_trained(model: Any, folder: Path) -> None:
     Raises:
         UserError: not all that is trained is in it.
     """
-    if (folder / WEIGHTS).is_file():
-        load_weights(model, folder, "training.resume")
-        return
-    from safetensors.torch import load_file
-
     missing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights = load_file(file)
-        model.load_state_dict(weights, strict=False)
-        missing -= weights.keys()
+    if (folder / WEIGHTS).is_file():
+        loaded = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        missing &= set(loaded.missing_keys)  # of tied weights a file has two names, and the model one
+    else:
+        for file in sorted(folder.glob("*.safetensors")):
+            weights = load_file(file)
+            model.load_state_dict(weights, strict=False)
+            missing -= weights.keys()
     if missing:
         raise UserError(f"training.resume: {folder} cannot be gone on from: it has no {min(missing)}; start afresh with training.resume=never")
 
