@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 import pytest
-from chatbot_sft.sft_arguments import enum_values
 from conftest import EXAMPLE, only_error, report_of
 
 from chatbot_sft.config import Config
+from chatbot_sft.config.sft_arguments import enum_values
 from chatbot_sft.errors import UserError
 from chatbot_sft.optimization import built_by_native
 from chatbot_sft.run import checkpoints

@@ -26,10 +26,11 @@ def composed(output: Path, *overrides: str) -> dict:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from chatbot_sft import cli  # noqa: F401 (registers resolvers)
+    from chatbot_sft.command_line import opened
+    from chatbot_sft.config import hydra_glue  # noqa: F401 (registers resolvers)
 
     with initialize_config_dir(str(REPO / "conf"), version_base=None):
-        return OmegaConf.to_container(compose("config", [f"paths.output_dir={output}", *overrides]), resolve=True)
+        return OmegaConf.to_container(compose("config", [f"paths.output_dir={output}", *map(opened, overrides)]), resolve=True)
 
 
 @pytest.fixture(scope="session")

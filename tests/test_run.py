@@ -61,6 +61,9 @@ def test_a_report_of_an_earlier_version_is_read():
 def test_a_run_that_is_not_there_has_no_report(tmp_path):
     run = Run(tmp_path / "run")
     assert run.report() is None
+    with pytest.raises(UserError, match="no such folder"):
+        run.finished_report()
+    run.folder.mkdir()
     with pytest.raises(UserError, match="not a run directory"):
         run.finished_report()
     with pytest.raises(UserError, match=r"lock.json: cannot be read"):

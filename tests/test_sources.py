@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatbot_sft import UserError
-from chatbot_sft.data.files import data_files, is_hub_id
+from chatbot_sft.data.files import data_files
 from chatbot_sft.data.sources import read_rows
+from chatbot_sft.data_names import is_hub_id
 
 ROW = '{"messages": [{"role": "assistant", "content": "a"}]}'
 

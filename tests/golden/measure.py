@@ -88,10 +88,11 @@ def composed(folder: Path, *overrides: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from chatbot_sft import cli  # noqa: F401 (registers resolvers)
+    from chatbot_sft.command_line import opened
+    from chatbot_sft.config import hydra_glue  # noqa: F401 (registers resolvers)
 
     with initialize_config_dir(str(TESTS.parent / "conf"), version_base=None):
-        config = compose("config", [f"paths.output_dir={folder}", "save._target_=fingerprint.Fingerprint", *overrides])
+        config = compose("config", [f"paths.output_dir={folder}", "save._target_=fingerprint.Fingerprint", *map(opened, overrides)])
     return OmegaConf.to_container(config, resolve=True)
 
 
