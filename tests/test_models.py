@@ -360,7 +360,7 @@ def arguments_of(tiny_llama, output: Path, *overrides: str):
     from chatbot_sft.train.arguments import sft_arguments
 
     given = ["model=local", f"model.name={tiny_llama}", "model.load_in_4bit=false", "model.engine=transformers"]
-    return sft_arguments(Config.from_mapping(composed(output, *given, *overrides)), load_engine("transformers")[0])
+    return sft_arguments(Config.from_mapping(composed(output, *given, *overrides)), load_engine("transformers")[0], "native")
 
 
 @pytest.mark.parametrize(

@@ -149,17 +149,17 @@ def mask_hydra_files(job: DictConfig) -> None:
 
 def main() -> None:
     """Run Hydra, and say what went wrong in one line; HYDRA_FULL_ERROR=1 shows the traceback instead."""
-    MAIN.append(os.getpid())
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        os.environ[SHOW_TRACEBACK] = "1"
-    # Makes Hydra hand its errors to us instead of printing them.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     if "--version" in sys.argv[1:]:
         print(command_line.version())
         return
     if script := completion.script(sys.argv[1:]):
         print(script)
         return
+    MAIN.append(os.getpid())
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        os.environ[SHOW_TRACEBACK] = "1"
+    # Makes Hydra hand its errors to us instead of printing them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     if not distributed.is_first():
         sys.argv.append("hydra.output_subdir=null")  # the first process writes it
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a _target_ may name a file beside the user)
