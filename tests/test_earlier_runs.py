@@ -95,7 +95,7 @@ def test_a_sweep_names_its_runs(tmp_path):
         write_json(tmp_path / str(number) / "report.json", REPORT)
     with pytest.raises(UserError, match=r"no report.json in it; it is a folder of 7 runs, name one: run=.*/0, run=.*/1, .*, …$"):
         Earlier.find(tmp_path)
-    with pytest.raises(UserError, match=r"not a run directory: no report.json in it$"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; name the directory of a run"):
         Earlier.find(tmp_path / "nowhere")
 
 

@@ -180,7 +180,8 @@ except RuntimeError:
     pass
 with open("checkpoints/evaluations.jsonl", "a") as file:
     file.write('{"step": 6, "loss": 1')
-from chatbot_sft.train.resume import Origin, read
+from chatbot_sft.run.checkpoints import read
+from chatbot_sft.train.resume import Origin
 trainer.origin = Origin(checkpoint=read(Path("checkpoints/checkpoint-4").absolute()))
 trainer.train()
 print(json.dumps({"records": trainer.evaluations.records, "patience": trainer.job.stopping.early_stopping_patience_counter}))

@@ -295,7 +295,7 @@ def test_a_logger_that_fails_does_not_take_the_others_or_the_run_with_it(tmp_pat
 
     monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_end})
     started = loggers.Loggers()
-    started.start(trainer, settings, settings)
+    started.start(trainer, settings)
     started.finish(Report("python -m chatbot_sft", "train", 1, Status.INTERRUPTED))
     started.finish({})
     assert callbacks == ["callback"] * 3

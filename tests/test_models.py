@@ -468,7 +468,7 @@ def test_an_8bit_optimizer_of_its_own_kind_trains_on_a_cpu(replica_folder, train
     folder = replica_folder("mistral7b", replicas.REPLICAS["mistral7b"])
     wrapper, report = train("model=mistral7b", f"model.name={folder}", "lora.r=4", "training.optim=lion_8bit", "training.learning_rate=1e-3")
     assert report.training.steps == 2
-    assert "Lion" in type(getattr(wrapper.trainer.optimizer, "optimizer", wrapper.trainer.optimizer)).__name__
+    assert "Lion" in type(wrapper.job.optimizer).__name__
 
 
 def test_the_same_keys_change_the_losses_under_unsloth(warm_unsloth, replica_folder, tmp_path):

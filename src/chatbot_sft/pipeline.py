@@ -251,9 +251,10 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
         )
         return
     finally:
-        if trainer.progress.first_step_after is not None:
-            report.history = [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
+        if trainer.progress.first_step_after is not None:  # what was there before is an earlier start's
+            report.history = history(trainer)
     eval_loss = trainer.evaluate_trained()
+    report.history = history(trainer)
     report.training = trained(trainer, eval_loss, rows_loss_before)
     report.training.warnings += [unlearned] if unlearned else []
     report.memory = used(before, trainer)
@@ -330,6 +331,11 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
                 data_summary.show(dataset_loader.report, [run.data_report_file, run.preview_file])
     for remark in data_summary.remarks(dataset_loader.report):
         log.warning("data: %s", remark)
+
+
+def history(trainer: SFTTrainerWrapper) -> list[dict[str, Any]]:
+    """Step and loss of every logged step, those of former starts too."""
+    return [{"step": step, "loss": loss} for step, loss in trainer.progress.losses]
 
 
 def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_before: float | None) -> Training:

@@ -118,7 +118,7 @@ class Loggers:
             clean = masked(report.to_json())
             text = markdown(Report.from_json(clean), picture=False)
             files = {"report.md": text, "report.json": json.dumps(clean, indent=2, ensure_ascii=False)}
-            self._close(Ending(report.status, _figures(clean), files))
+            self._close(Ending(str(report.status), _figures(clean), files))
 
     def _close(self, ending: Ending) -> None:
         while self._open:

@@ -63,7 +63,12 @@ def decides(settings: Config, weights: str, rows: str, processes: int, adapter: 
     A secret of the environment stands in it by its variable's name: renewing one makes no other run. `weights`, `rows` and `adapter` are
     fingerprints of the base, the training rows and the adapter that is gone on from. The effective batch size stands for its factors.
     """
-    values = {WEIGHTS: weights, ROWS: rows[:16], BATCH: settings.effective_batch_size * processes}
+    values = {
+        "seed": settings.seed,
+        WEIGHTS: weights,
+        ROWS: rows[:16],
+        BATCH: settings.effective_batch_size * processes,
+    }  # in the order of the refusal
     if adapter:
         values[ADAPTER] = adapter
     return referring(json.loads(json.dumps(values | deciding(settings), default=str)))
