@@ -68,7 +68,7 @@ def decides(settings: Config, weights: str, rows: str, processes: int, adapter: 
         WEIGHTS: weights,
         ROWS: rows[:16],
         BATCH: settings.effective_batch_size * processes,
-    }  # in the order of the refusal
+    }
     if adapter:
         values[ADAPTER] = adapter
     return referring(json.loads(json.dumps(values | deciding(settings), default=str)))
