@@ -64,16 +64,16 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
     started = time.time() if started is None else started
     memory.begin()
     settings = located(Config.from_mapping(config))
-    folder = Path(settings.paths.output_dir)
+    here = Run.of(settings)
     first = distributed.is_first()
     places.check_run(settings)
     report = Report(command, settings.task, settings.seed)
-    with held(folder), contextlib.ExitStack() as loggers:
+    with held(here.folder), contextlib.ExitStack() as loggers:
         start.refuse(settings)
-        standing = Standing.of(Run(folder))
-        loggers.enter_context(run_log(Run(folder).log_file, first))
+        standing = Standing.of(here)
+        loggers.enter_context(run_log(here.log_file, first))
         loggers.enter_context(preemption.handled())
-        log.info("run: %s", folder)
+        log.info("run: %s", here.folder)
         try:
             if settings.task == "export":
                 save(earlier_saver(settings, report), report)
@@ -95,8 +95,8 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
             raise
         finally:
             report.finished = now()
-            if first and not left_standing(standing, report, folder):
-                write_reports(report, Run(folder))
+            if first and not left_standing(standing, report, here.folder):
+                write_reports(report, here)
     return report
 
 
@@ -192,7 +192,7 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
         raise UserError(
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
         )
-    run = Run(Path(settings.paths.output_dir))
+    run = Run.of(settings)
     lock = locked(settings, dataset_loader, origin)
     resume.refuse_changes(origin, lock.decides, whole=True)
     if settings.brought:
@@ -310,7 +310,7 @@ def save(saver: ModelSaver, report: Report) -> None:
 
 def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, settings: Config) -> None:
     """The gate, and its data_report.json and data_preview.html in the run directory."""
-    run = Run(Path(settings.paths.output_dir))
+    run = Run.of(settings)
     if dataset_loader.writes_its_own_text:
         dataset_loader.tokenizer = model_loader.load_tokenizer()
         tokenizer = None

@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +21,16 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf, open_dict, read_write
-from yaml import YAMLError
 
 from chatbot_sft import distributed
 from chatbot_sft.errors import UserError
-from chatbot_sft.report.masking import masked, referring
+from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.directory import Run
-from chatbot_sft.run.report import Status
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
     from omegaconf import DictConfig
 
-    from chatbot_sft.config import Config
 
 LOCK, HOLDER = ".lock", ".lock.json"  # the lock is the operating system's, so it goes with its process; the second file says whose it is
 BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user typed
@@ -207,35 +203,3 @@ def _masked_word(word: str) -> str:
     """`key=value` as a key and its value: under a name like `hub_token` the whole of it is a secret, spaces and all."""
     key, equals, value = word.partition("=")
     return f"{key}={masked({key: value})[key]}" if equals else masked(word)
-
-
-def refuse_taken(settings: Config) -> None:
-    """Raises UserError where the run directory holds a finished training that is asked for another export only."""
-    run = Run(Path(settings.paths.output_dir))
-    folder, report = run.folder, run.report()
-    if report is None or (settings.task, report.task, report.status) != ("train", "train", Status.COMPLETED):
-        return
-    if settings.training.resume != "never":
-        asked = other_export(run, settings.to_dict())
-        if asked:
-            raise UserError(f"{folder}: this run is already completed; for another export of it: task=export {shlex.quote(f'run={folder}')} {asked}")
-
-
-def other_export(run: Run, config: Mapping[str, Any]) -> str:
-    """The save.* overrides in which `config` differs from what `run` was; empty where anything else, or nothing, does."""
-    try:
-        before = OmegaConf.to_container(OmegaConf.load(run.config_file))
-    except (OSError, YAMLError):
-        return ""
-    if not isinstance(before, dict) or not isinstance(before.get("save"), dict) or not isinstance(config.get("save"), Mapping):
-        return ""
-    aside, now = dict.fromkeys(("save", "paths")), referring(dict(config))
-    if before | aside != now | aside:
-        return ""
-    changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}
-    return " ".join(shlex.quote(f"save.{key}={_word(value)}") for key, value in changed.items())
-
-
-def _word(value: Any) -> str:
-    """As an override has it."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")

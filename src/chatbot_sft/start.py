@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from chatbot_sft import places
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.export import check_overrides
 from chatbot_sft.model.base import located
+from chatbot_sft.report.masking import referring
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run_directory import refuse_taken
+from chatbot_sft.run.report import Status
 from chatbot_sft.train import resume
 
 
@@ -32,7 +37,7 @@ def refuse_written_over(settings: Config) -> None:
     """Raises UserError where a task that does not train would write its report over that of a training or an export, however it ended."""
     if settings.task == "train":
         return
-    run = Run(Path(settings.paths.output_dir))
+    run = Run.of(settings)
     report, there = run.report(), "training"
     if report and report.task == "export":
         there = "export"
@@ -44,3 +49,32 @@ def refuse_written_over(settings: Config) -> None:
         raise UserError(
             f"{run.folder}: task={settings.task} would write over the report of the {there} there; leave hydra.run.dir out, or name another directory"
         )
+
+
+def refuse_taken(settings: Config) -> None:
+    """Raises UserError where the run directory holds a finished training that is asked for another export only."""
+    run = Run.of(settings)
+    folder, report = run.folder, run.report()
+    finished = report is not None and (settings.task, report.task, report.status) == ("train", "train", Status.COMPLETED)
+    if finished and settings.training.resume != "never" and (asked := other_export(run, settings.to_dict())):
+        raise UserError(f"{folder}: this run is already completed; for another export of it: task=export {shlex.quote(f'run={folder}')} {asked}")
+
+
+def other_export(run: Run, config: Mapping[str, Any]) -> str:
+    """The save.* overrides in which `config` differs from what `run` was; empty where anything else, or nothing, does."""
+    try:
+        before = OmegaConf.to_container(OmegaConf.load(run.config_file))
+    except (OSError, YAMLError):
+        return ""
+    if not isinstance(before, dict) or not isinstance(before.get("save"), dict) or not isinstance(config.get("save"), Mapping):
+        return ""
+    aside, now = dict.fromkeys(("save", "paths")), referring(dict(config))
+    if before | aside != now | aside:
+        return ""
+    changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}
+    return " ".join(shlex.quote(f"save.{key}={_word(value)}") for key, value in changed.items())
+
+
+def _word(value: Any) -> str:
+    """As an override has it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":")).replace('"', "")

@@ -28,7 +28,7 @@ class ConfigLoader:
         path: str | os.PathLike[str],
         project_root: str | os.PathLike[str] | None = None,
     ) -> dict[str, Any]:
-        """Read one flat YAML file, check it, fill in the defaults and make its relative paths absolute.
+        """Read one YAML file of sections, check it, fill in the defaults and make its relative paths absolute.
 
         Paths are relative to `project_root`: the nearest folder above the file that holds a `pyproject.toml` or `.git`, else the current folder.
 

@@ -49,7 +49,7 @@ def refuse_completed(settings: Config) -> None:
     """
     if settings.task != "train" or settings.training.resume == "never":
         return
-    run = Run(Path(settings.paths.output_dir))
+    run = Run.of(settings)
     report = run.peek()
     if report and report.task == "train" and report.status == Status.COMPLETED:
         last = last_in(Path(settings.training.output_dir))

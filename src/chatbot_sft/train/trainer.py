@@ -65,7 +65,7 @@ class SFTTrainerWrapper:
         self.origin = Origin()  # where the training begins; the pipeline sets it
         self.started = time.time()  # when the run began, in seconds since the epoch; the pipeline sets it
         self.loop: str | None = None  # "native" or "trl", once created
-        self.job: Any = None  # what is trained: a `loop.Job`
+        self.job: Any = None  # what is trained: a `job.Job`
         self.step: Any = None  # how the native loop trains it: a `step.Step`
         self.plan: Plan | None = None
         self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the batch layout as soon as it is chosen; the pipeline sets it
