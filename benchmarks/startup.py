@@ -1,4 +1,5 @@
-"""How long `python -m chatbot_sft --cfg job` takes beside a bare Hydra hello-world: python benchmarks/startup.py [RUNS]
+"""How long `python -m chatbot_sft --cfg job` takes beside a bare Hydra hello-world: python
+benchmarks/startup.py [RUNS]
 
 The two run in turn; the ratio is taken pair by pair, so that a machine that gets slower slows both.
 """
@@ -34,7 +35,10 @@ def main() -> None:
         Path(folder, "conf").mkdir()
         Path(folder, "conf", "config.yaml").write_text("message: hello\n")
         Path(folder, "hello.py").write_text(HELLO)
-        ours, bare = [sys.executable, "-m", "chatbot_sft", "--cfg", "job"], [sys.executable, "hello.py", "--cfg", "job"]
+        ours, bare = (
+            [sys.executable, "-m", "chatbot_sft", "--cfg", "job"],
+            [sys.executable, "hello.py", "--cfg", "job"],
+        )
         seconds(ours, folder), seconds(bare, folder)
         pairs = [(seconds(ours, folder), seconds(bare, folder)) for _ in range(runs)]
     print(f"chatbot_sft --cfg job   {statistics.median(a for a, _ in pairs):.3f} s")

@@ -1,17 +1,21 @@
-"""Training speed on one GPU, side by side in one run: raw Unsloth scripts, TRL + PEFT, and `python -m chatbot_sft`.
+"""Training speed on one GPU, side by side in one run: raw Unsloth scripts, TRL + PEFT, and `python -m
+chatbot_sft`.
 
-    python benchmarks/train.py OUT --model NAME=FOLDER[,NAME=FOLDER…] [--bits 4,16] [--lengths short,long] [--contenders abcde] [--gpus 1]
+    python benchmarks/train.py OUT --model NAME=FOLDER[,NAME=FOLDER…] [--bits 4,16] [--lengths short,long]
+    [--contenders abcde] [--gpus 1]
 
 (QUICK=1 takes two steps each, to try the script itself, on a CPU too.)
 
-(a) Unsloth as its notebooks write it: 2 × 4, checkpointing "unsloth"   (b) Unsloth hand-tuned: 8 × 1, padding-free, no checkpointing
-(c) TRL + PEFT, 2 × 4, checkpointing                                     (d) python -m chatbot_sft with its defaults
-(e) the same with training.batch_layout=as_configured
+(a) Unsloth as its notebooks write it: 2 × 4, checkpointing "unsloth"   (b) Unsloth hand-tuned: 8 × 1,
+padding-free, no checkpointing (c) TRL + PEFT, 2 × 4, checkpointing                                     (d)
+python -m chatbot_sft with its defaults (e) the same with training.batch_layout=as_configured
 
-Each contender is a process of its own and trains on the same conversations, cut to lengths of which short has a mean of about 220 tokens and long of
-about 1,500. Speed is that of the later half of the steps, so compilation is not in it; "first step" is from the start of the process to its first
-step's end, compilation and imports in it. The floor is what the matrix products alone would take at the rate measured here: 4 FLOP a token and
-parameter with a frozen base. With --gpus N the models and bits are dealt out to N GPUs; what is compared always runs on one.
+Each contender is a process of its own and trains on the same conversations, cut to lengths of which short has
+a mean of about 220 tokens and long of about 1,500. Speed is that of the later half of the steps, so
+compilation is not in it; "first step" is from the start of the process to its first step's end, compilation
+and imports in it. The floor is what the matrix products alone would take at the rate measured here: 4 FLOP a
+token and parameter with a frozen base. With --gpus N the models and bits are dealt out to N GPUs; what is
+compared always runs on one.
 """
 
 from __future__ import annotations
@@ -38,9 +42,13 @@ def steps(contender: str, kind: str) -> int:
 
 
 def conversations(kind: str, tokenizer, count: int) -> list[dict]:
-    """`count` conversations of one question and one answer, their lengths lognormal around the mean of `kind`; the words are the example's."""
+    """`count` conversations of one question and one answer, their lengths lognormal around the mean of
+    `kind`; the words are the example's.
+    """
     draw = random.Random(kind)
-    words = " ".join(m["content"] for row in json.loads(EXAMPLE.read_text(encoding="utf-8")) for m in row["messages"]).split()
+    words = " ".join(
+        m["content"] for row in json.loads(EXAMPLE.read_text(encoding="utf-8")) for m in row["messages"]
+    ).split()
     per_word = len(tokenizer(" ".join(words[:5000]))["input_ids"]) / 5000
     made = []
     for _ in range(count):
@@ -49,7 +57,14 @@ def conversations(kind: str, tokenizer, count: int) -> list[dict]:
         start = draw.randrange(len(words) - 4000)
         text = words[start : start + size]
         cut = max(3, size // 4)
-        made.append({"messages": [{"role": "user", "content": " ".join(text[:cut])}, {"role": "assistant", "content": " ".join(text[cut:])}]})
+        made.append(
+            {
+                "messages": [
+                    {"role": "user", "content": " ".join(text[:cut])},
+                    {"role": "assistant", "content": " ".join(text[cut:])},
+                ]
+            }
+        )
     return made
 
 
@@ -76,14 +91,28 @@ def raw(contender: str, model_folder: str, bits: int, data: dict[str, str], out:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16) if bits == 4 else None
+        nf4 = (
+            BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            )
+            if bits == 4
+            else None
+        )
         place = {"": 0} if torch.cuda.is_available() else None
-        model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16, quantization_config=nf4, device_map=place)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_folder, dtype=torch.bfloat16, quantization_config=nf4, device_map=place
+        )
         if bits == 4:
-            model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
-        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=modules, task_type="CAUSAL_LM"))
+            model = prepare_model_for_kbit_training(
+                model, gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        model = get_peft_model(
+            model, LoraConfig(r=16, lora_alpha=16, target_modules=modules, task_type="CAUSAL_LM")
+        )
     else:
-        model, tokenizer = FastLanguageModel.from_pretrained(model_folder, max_seq_length=LONGEST, dtype=None, load_in_4bit=bits == 4)
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            model_folder, max_seq_length=LONGEST, dtype=None, load_in_4bit=bits == 4
+        )
         model = FastLanguageModel.get_peft_model(
             model, r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=modules,
             use_gradient_checkpointing=checkpointing, random_state=3407,
@@ -103,24 +132,35 @@ def raw(contender: str, model_folder: str, bits: int, data: dict[str, str], out:
 
     for index, (kind, file) in enumerate(data.items()):
         rows = json.loads(Path(file).read_text(encoding="utf-8"))
-        texts = Dataset.from_list([{"text": tokenizer.apply_chat_template(row["messages"], tokenize=False)} for row in rows])
+        texts = Dataset.from_list(
+            [{"text": tokenizer.apply_chat_template(row["messages"], tokenize=False)} for row in rows]
+        )
         micro, accumulation = (8, 1) if contender == "b" else (2, 4)
         arguments = SFTConfig(
             dataset_text_field="text", max_length=LONGEST, warmup_steps=5,
             per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation,
-            max_steps=steps(contender, kind), learning_rate=2e-4, logging_steps=1, optim="adamw_8bit", weight_decay=0.01,
-            lr_scheduler_type="linear", seed=3407, report_to="none", output_dir=str(out / "checkpoints"), save_strategy="no", disable_tqdm=True,
-            gradient_checkpointing=bool(checkpointing), gradient_checkpointing_kwargs={"use_reentrant": False}, bf16=True,
+            max_steps=steps(contender, kind), learning_rate=2e-4, logging_steps=1, optim="adamw_8bit",
+            weight_decay=0.01,
+            lr_scheduler_type="linear", seed=3407, report_to="none", output_dir=str(out / "checkpoints"),
+            save_strategy="no", disable_tqdm=True,
+            gradient_checkpointing=bool(checkpointing),
+            gradient_checkpointing_kwargs={"use_reentrant": False}, bf16=True,
             **({"padding_free": True} if contender == "b" else {}),
         )  # fmt: skip
         clock = Clock()
-        trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=texts, args=arguments, callbacks=[clock])
+        trainer = SFTTrainer(
+            model=model, processing_class=tokenizer, train_dataset=texts, args=arguments, callbacks=[clock]
+        )
         if contender != "c":
             trainer = train_on_responses_only(trainer)
         step = trainer.training_step
 
         def counted(model, inputs, *args, step=step, clock=clock, **kwargs):
-            clock.sums.append(inputs["attention_mask"].sum() if "attention_mask" in inputs else torch.tensor(inputs["input_ids"].numel()))
+            clock.sums.append(
+                inputs["attention_mask"].sum()
+                if "attention_mask" in inputs
+                else torch.tensor(inputs["input_ids"].numel())
+            )
             return step(model, inputs, *args, **kwargs)
 
         trainer.training_step = counted
@@ -146,7 +186,8 @@ def ours(contender: str, model_folder: str, bits: int, data: dict[str, str], out
     for kind, file in data.items():
         folder = out / kind
         command = [
-            sys.executable, "-m", "chatbot_sft", "model=local", f"model.name={model_folder}", f"model.load_in_4bit={str(bits == 4).lower()}",
+            sys.executable, "-m", "chatbot_sft", "model=local", f"model.name={model_folder}",
+            f"model.load_in_4bit={str(bits == 4).lower()}",
             f"dataset.data_path={file}", "dataset.eval_fraction=0", f"training.max_steps={steps(contender, kind)}",
             "training.sample_max_new_tokens=0", "save=none", f"hydra.run.dir={folder}",
             *(["training.batch_layout=as_configured"] if contender == "e" else []),
@@ -154,17 +195,30 @@ def ours(contender: str, model_folder: str, bits: int, data: dict[str, str], out
         subprocess.run(command, check=True)
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         training = report["training"]
-        result = {name: training[name] for name in ("tokens_per_second", "milliseconds_per_step", "seconds_to_first_step", "batch_layout")}
+        result = {
+            name: training[name]
+            for name in (
+                "tokens_per_second",
+                "milliseconds_per_step",
+                "seconds_to_first_step",
+                "batch_layout",
+            )
+        }
         result |= {"peak_gb": report["memory"]["peak_gb"], "batch_layouts": training["batch_layouts"]}
         (out / f"{kind}.json").write_text(json.dumps(result))
 
 
 def floor(model_folders: list[str]) -> dict[str, float]:
-    """{model folder: tokens per second if the frozen base's matrix products were all there is}, and the rate itself under "tflops"."""
+    """{model folder: tokens per second if the frozen base's matrix products were all there is}, and the rate
+    itself under "tflops".
+    """
     import torch
 
     size = 8192 if torch.cuda.is_available() else 1024
-    a, b = (torch.randn(size, size, device="cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (
+        torch.randn(size, size, device="cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16)
+        for _ in range(2)
+    )
     for _ in range(5):
         a @ b
     synchronize()
@@ -186,12 +240,21 @@ def floor(model_folders: list[str]) -> dict[str, float]:
 def table(results: list[dict]) -> str:
     """Markdown: one row per contender, ratios to (a) and (b) of the same model, bits and lengths."""
     lines = [
-        "| model | conversations | contender | tokens/s | × (a) | × (b) | ms a step | peak GB | of the floor | first step (s) |",
+        (
+            "| model | conversations | contender | tokens/s | × (a) | × (b) | ms a step | peak GB | of the"
+            " floor | first step (s) |"
+        ),
         "|---" * 10 + "|",
     ]
     for row in results:
-        same = {r["contender"]: r["tokens_per_second"] for r in results if all(r[k] == row[k] for k in ("model", "bits", "kind"))}
-        ratios = [f"{row['tokens_per_second'] / same[name]:.2f}" if name in same else "" for name in ("a", "b")]
+        same = {
+            r["contender"]: r["tokens_per_second"]
+            for r in results
+            if all(r[k] == row[k] for k in ("model", "bits", "kind"))
+        }
+        ratios = [
+            f"{row['tokens_per_second'] / same[name]:.2f}" if name in same else "" for name in ("a", "b")
+        ]
         first = f"{row['seconds_to_first_step']:.0f}" if row["seconds_to_first_step"] else ""
         cells = [
             f"{row['model']} {'4-bit' if row['bits'] == 4 else 'bf16'}",
@@ -200,13 +263,20 @@ def table(results: list[dict]) -> str:
             f"{row['tokens_per_second']:,.0f}",
             *ratios,
         ]
-        cells += [f"{row['milliseconds_per_step']:,.0f}", f"{row['peak_gb']:.1f}", f"{row['tokens_per_second'] / row['floor']:.0%}", first]
+        cells += [
+            f"{row['milliseconds_per_step']:,.0f}",
+            f"{row['peak_gb']:.1f}",
+            f"{row['tokens_per_second'] / row['floor']:.0%}",
+            first,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--bits", default="4,16")
@@ -245,24 +315,51 @@ def main() -> None:
         gpu, name, bits = job
         for contender in options.contenders:
             started = time.time()
-            command = [sys.executable, __file__, str(out), "--model", f"{name}={models[name]}", "--lengths", options.lengths]
+            command = [
+                sys.executable,
+                __file__,
+                str(out),
+                "--model",
+                f"{name}={models[name]}",
+                "--lengths",
+                options.lengths,
+            ]
             command += ["--child", contender, str(bits), str(started)]
             log = out / f"{name}-{bits}-{contender}.log"
             with log.open("w") as stream:
-                done = subprocess.run(command, stdout=stream, stderr=stream, env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}, check=False)
-            print(f"{name} {bits} ({contender}): exit {done.returncode}, {time.time() - started:.0f} s", flush=True)
+                done = subprocess.run(
+                    command,
+                    stdout=stream,
+                    stderr=stream,
+                    env={**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)},
+                    check=False,
+                )
+            print(
+                f"{name} {bits} ({contender}): exit {done.returncode}, {time.time() - started:.0f} s",
+                flush=True,
+            )
 
     jobs = [(name, bits) for name in models for bits in map(int, options.bits.split(","))]
     with ThreadPoolExecutor(options.gpus) as pool:
         for gpu in range(options.gpus):
-            pool.submit(lambda gpu=gpu: [contend((options.first_gpu + gpu, *job)) for job in jobs[gpu :: options.gpus]])
+            pool.submit(
+                lambda gpu=gpu: [
+                    contend((options.first_gpu + gpu, *job)) for job in jobs[gpu :: options.gpus]
+                ]
+            )
     results = []
     for name, bits in jobs:
         for kind in data:
             for contender in options.contenders:
                 file = out / f"{name}-{bits}-{contender}" / f"{kind}.json"
                 if file.is_file():
-                    known = {"model": name, "bits": bits, "kind": kind, "contender": contender, "floor": speed[models[name]]}
+                    known = {
+                        "model": name,
+                        "bits": bits,
+                        "kind": kind,
+                        "contender": contender,
+                        "floor": speed[models[name]],
+                    }
                     results.append({**known, **json.loads(file.read_text())})
     (out / "results.json").write_text(json.dumps(results, indent=1))
     print(table(results), flush=True)

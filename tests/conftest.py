@@ -1,4 +1,6 @@
-"""What the tests share: real command lines in subprocesses, a cache of their own, a tiny random Llama beside the real SmolLM2."""
+"""What the tests share: real command lines in subprocesses, a cache of their own, a tiny random Llama beside
+the real SmolLM2.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """A cache for this test session, shared by its workers, so that the conversion of the embedded model is tested too."""
+    """A cache for this test session, shared by its workers, so that the conversion of the embedded model is
+    tested too.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     folder.mkdir(exist_ok=True)
@@ -76,10 +80,11 @@ def warm_unsloth(cache):
 
 @pytest.fixture
 def launch(request, tmp_path):
-    """`launch("training.max_steps=1", …)` runs `python -m chatbot_sft` in an empty folder and returns the finished process.
+    """`launch("training.max_steps=1", …)` runs `python -m chatbot_sft` in an empty folder and returns the
+    finished process.
 
-    It is forked from a process (warm.py) that has imported what the command line imports, and torch too where the test has `tiny`; unless it is to
-    be `cold`.
+    It is forked from a process (warm.py) that has imported what the command line imports, and torch too where
+    the test has `tiny`; unless it is to be `cold`.
     """
 
     def run(*arguments, cwd=tmp_path, env=None, timeout=600, cold=False):
@@ -88,14 +93,23 @@ def launch(request, tmp_path):
             name = "warm_unsloth" if "model.engine=unsloth" in command else "warm"
             warm = request.getfixturevalue(name if "tiny" in request.fixturenames else "light")
             return warm.run(command, cwd, env, timeout)
-        return subprocess.run([sys.executable, *command], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
 
     return run
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """`small_disk("1m")` is the folder of a file system of that size; the test is skipped where none may be mounted."""
+    """`small_disk("1m")` is the folder of a file system of that size; the test is skipped where none may be
+    mounted.
+    """
     folder = tmp_path / "small"
     mounted = []
 
@@ -128,7 +142,9 @@ def tokenizer(smollm2):
 
 @pytest.fixture(scope="session")
 def tiny_llama(smollm2, tmp_path_factory):
-    """A Llama of random weights with SmolLM2's tokenizer: two small layers, for tests about everything but the answers."""
+    """A Llama of random weights with SmolLM2's tokenizer: two small layers, for tests about everything but
+    the answers.
+    """
     return random_llama(tmp_path_factory.mktemp("models") / "tiny-llama", smollm2, 32)
 
 
@@ -167,7 +183,14 @@ def tiny(tiny_llama):
 
 def conversations(count: int, **extra) -> list[dict]:
     return [
-        {"messages": [{"role": "user", "content": f"câu hỏi {n}"}, {"role": "assistant", "content": f"trả lời {n}"}], **extra} for n in range(count)
+        {
+            "messages": [
+                {"role": "user", "content": f"câu hỏi {n}"},
+                {"role": "assistant", "content": f"trả lời {n}"},
+            ],
+            **extra,
+        }
+        for n in range(count)
     ]
 
 
@@ -175,7 +198,13 @@ TRAINING = {
     "steps": 4, "effective_batch_size": 8, "batch_layout": "2 x 4", "tokens": 100, "seconds": 1.0, "tokens_per_second": 100.0,
     "loss_first": 3.0, "loss_last": 2.0, "train_loss": 2.5, "weights_of_step": 4, "eval_loss": 1.5,
 }  # fmt: skip
-MODEL = {"name": "org/base", "engine": "transformers", "parameters": 100, "trainable_parameters": 10, "dtype": "float32"}
+MODEL = {
+    "name": "org/base",
+    "engine": "transformers",
+    "parameters": 100,
+    "trainable_parameters": 10,
+    "dtype": "float32",
+}
 
 
 def a_report(**parts) -> dict:
@@ -183,7 +212,14 @@ def a_report(**parts) -> dict:
     from chatbot_sft.run.report import Report
 
     whole = Report("python -m chatbot_sft", "train", 1).to_json()
-    return {**whole, "status": "completed", "model": MODEL, "training": TRAINING, "save": {"method": "none"}, **parts}
+    return {
+        **whole,
+        "status": "completed",
+        "model": MODEL,
+        "training": TRAINING,
+        "save": {"method": "none"},
+        **parts,
+    }
 
 
 def write_json(path: Path, value) -> Path:

@@ -1,4 +1,5 @@
-"""`forked.py CONFIGURATION DAYS` runs the pipeline with a clock that is DAYS off, in a process that warm.py forks: its exit code says how it ended.
+"""`forked.py CONFIGURATION DAYS` runs the pipeline with a clock that is DAYS off, in a process that warm.py
+forks: its exit code says how it ended.
 
 What it says is added to the file beside its run directory whose name ends in .out.
 """
@@ -20,7 +21,9 @@ def main() -> None:
 
     logging.getLogger().addHandler(logging.NullHandler())
     config, days = json.loads(sys.argv[1]), int(sys.argv[2])
-    log = os.open(Path(config["paths"]["output_dir"]).with_suffix(".out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(
+        Path(config["paths"]["output_dir"]).with_suffix(".out"), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    )
     os.dup2(log, 1)
     os.dup2(log, 2)
     template.datetime = resume.datetime = clock(days)

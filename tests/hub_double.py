@@ -1,6 +1,8 @@
-"""A hub on loopback, for one test: what huggingface_hub asks of the real one when a folder is pushed, and it keeps every byte it is sent.
+"""A hub on loopback, for one test: what huggingface_hub asks of the real one when a folder is pushed, and it
+keeps every byte it is sent.
 
-Small files come inside the commit, others through Git LFS (batch, PUT, verify). Told to, a route fails, hangs up in the middle or says nothing.
+Small files come inside the commit, others through Git LFS (batch, PUT, verify). Told to, a route fails, hangs
+up in the middle or says nothing.
 """
 
 import base64
@@ -30,7 +32,10 @@ def user(role="write", orgs=(), **more) -> dict:
 
 def fine_grained(*scopes) -> dict:
     """`scopes`: (type, name, permissions …) each."""
-    scoped = [{"entity": {"type": kind, "name": name}, "permissions": list(rights)} for kind, name, *rights in scopes]
+    scoped = [
+        {"entity": {"type": kind, "name": name}, "permissions": list(rights)}
+        for kind, name, *rights in scopes
+    ]
     return user("fineGrained", fineGrained={"global": ["discussion.write"], "scoped": scoped})
 
 
@@ -43,7 +48,9 @@ class Repo:
 
 @dataclass
 class Failure:
-    """`status` is what is answered `times` times, the request's token in the body; 0 hangs up with half of the request read; None says nothing."""
+    """`status` is what is answered `times` times, the request's token in the body; 0 hangs up with half of
+    the request read; None says nothing.
+    """
 
     status: int | None
     times: int = 1000
@@ -91,7 +98,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        matches = ((answer, pattern.fullmatch(path)) for method, pattern, answer in ROUTES if method == self.command)
+        matches = (
+            (answer, pattern.fullmatch(path)) for method, pattern, answer in ROUTES if method == self.command
+        )
         answer, groups = next(((answer, found.groups()) for answer, found in matches if found), (unknown, ()))
         route = answer.__name__
         if answer is not harnesses:
@@ -106,7 +115,11 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(401, "Invalid credentials in Authorization header")
             return self._send(200, answer(self.hub, self.hub.tokens.get(self._token()), body, *groups))
         except Refused as error:
-            return self._send(error.status, {"error": str(error), **error.more}, {"X-Error-Code": error.code, "X-Error-Message": str(error)})
+            return self._send(
+                error.status,
+                {"error": str(error), **error.more},
+                {"X-Error-Code": error.code, "X-Error-Message": str(error)},
+            )
 
     do_GET = do_POST = do_PUT = _handle
 
@@ -136,7 +149,11 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:
         content = json.dumps(answer).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
@@ -177,7 +194,9 @@ def create(hub, who, body):
     asked = json.loads(body)
     name = f"{asked['organization']}/{asked['name']}"
     if asked["organization"] not in {who["name"], *(org["name"] for org in who["orgs"])}:
-        raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{asked["organization"]}"')
+        raise Refused(
+            403, f'You don\'t have the rights to create a model under the namespace "{asked["organization"]}"'
+        )
     if name in hub.repos:
         raise Refused(409, "You already created this model repo", url=f"{hub.url}/{name}")
     hub.repos[name] = Repo(asked.get("visibility") == "private" or asked.get("private", False))
@@ -194,7 +213,10 @@ def revision(hub, who, body, name, wanted):
 
 
 def refs(hub, who, body, name):
-    branches = [{"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": "0" * 40} for branch in repo_of(hub, name).branches]
+    branches = [
+        {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": "0" * 40}
+        for branch in repo_of(hub, name).branches
+    ]
     return {"branches": branches, "converts": [], "tags": []}
 
 
@@ -214,14 +236,26 @@ def validate(hub, who, body):
 def preupload(hub, who, body, name, revision):
     branch_of(hub, name, revision)
     files = json.loads(body)["files"]
-    return {"files": [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular", "shouldIgnore": False} for f in files]}
+    return {
+        "files": [
+            {
+                "path": f["path"],
+                "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
+                "shouldIgnore": False,
+            }
+            for f in files
+        ]
+    }
 
 
 def batch(hub, who, body, name):
     repo_of(hub, name)
     objects = []
     for each in json.loads(body)["objects"]:
-        actions = {"upload": {"href": f"{hub.url}/storage/{each['oid']}"}, "verify": {"href": f"{hub.url}/verify"}}
+        actions = {
+            "upload": {"href": f"{hub.url}/storage/{each['oid']}"},
+            "verify": {"href": f"{hub.url}/verify"},
+        }
         objects.append({**each, **({} if each["oid"] in hub.storage else {"actions": actions})})
     return {"transfer": "basic", "objects": objects}
 

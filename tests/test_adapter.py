@@ -1,4 +1,6 @@
-"""`model.adapter`: an earlier adapter is trained on, and what cannot be gone on from is said before a model is loaded."""
+"""`model.adapter`: an earlier adapter is trained on, and what cannot be gone on from is said before a model
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -55,14 +57,23 @@ def model(tmp_path):
 
 
 def given(model: Path, place: Path, lora: dict | None = None, **more) -> dict:
-    return {"model": {"name": str(model), "adapter": str(place), "load_in_4bit": False, **more}, "lora": lora or {}}
+    return {
+        "model": {"name": str(model), "adapter": str(place), "load_in_4bit": False, **more},
+        "lora": lora or {},
+    }
 
 
 def test_rank_and_targets_are_the_adapters(model, tmp_path):
     place = adapter(tmp_path / "adapter", model, use_rslora=True, modules_to_save=["lm_head"])
     adopted = adopt(given(model, place, {"lora_dropout": 0.1}))
     lora = Config.from_mapping(adopted).lora
-    assert (lora.r, lora.lora_alpha, lora.target_modules, lora.use_rslora, lora.modules_to_save) == (8, 32, ["q_proj", "v_proj"], True, ["lm_head"])
+    assert (lora.r, lora.lora_alpha, lora.target_modules, lora.use_rslora, lora.modules_to_save) == (
+        8,
+        32,
+        ["q_proj", "v_proj"],
+        True,
+        ["lm_head"],
+    )
     assert (lora.lora_dropout, lora.use_dora, lora.bias) == (0.1, False, "none")
     assert adopted["model"]["adapter"] == str(place)
     assert adopt(adopted) == adopted
@@ -76,7 +87,9 @@ def test_rank_and_targets_are_the_adapters(model, tmp_path):
 def in_run(model: Path, folder: Path) -> Path:
     staged = adapter(folder / "staged", model)
     (folder / "checkpoints").mkdir()
-    checkpoints.publish(staged, folder / "checkpoints" / "checkpoint-4", resume.record(resume.Origin(), 4, 1.0, True, {}, {}))
+    checkpoints.publish(
+        staged, folder / "checkpoints" / "checkpoint-4", resume.record(resume.Origin(), 4, 1.0, True, {}, {})
+    )
     return folder
 
 
@@ -102,12 +115,22 @@ def test_the_base_is_the_same_wherever_it_lies(model, tmp_path):
     place = adapter(tmp_path / "adapter", model)
     copy = shutil.copytree(model, tmp_path / "copy")
     assert adopt(given(copy, place))
-    mark = {"made_from": {}, "export": {"files": {}}, "base": description(Config.from_mapping(given(model, place)), place)}
+    mark = {
+        "made_from": {},
+        "export": {"files": {}},
+        "base": description(Config.from_mapping(given(model, place)), place),
+    }
     write_json(place / "export.json", mark)
     shutil.rmtree(model)  # what it held is written in the export
     assert adopt(given(copy, place))
     (copy / "config.json").write_text('{"other": 1}')
-    with pytest.raises(UserError, match=r"it was trained on .*/base, not on model\.name=.*/copy; go on with model=local model\.name=.*/base"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"it was trained on .*/base, not on model\.name=.*/copy; go on with model=local"
+            r" model\.name=.*/base"
+        ),
+    ):
         adopt(given(copy, place))
 
 
@@ -117,14 +140,24 @@ def test_the_base_is_the_same_wherever_it_lies(model, tmp_path):
         ({}, {"r": 4}, {}, r"lora\.r=4: the adapter that is gone on from has 8; leave lora\.r out"),
         ({}, {"r": 0}, {}, r"with lora\.r=0: an adapter is trained on as an adapter"),
         ({}, {"lora_alpha": 64}, {}, r"lora\.lora_alpha=64: the adapter that is gone on from has 32"),
-        ({}, {"target_modules": ["k_proj"]}, {}, r"lora\.target_modules=\['k_proj'\]: the adapter that is gone on from has \['q_proj', 'v_proj'\]"),
+        (
+            {},
+            {"target_modules": ["k_proj"]},
+            {},
+            r"lora\.target_modules=\['k_proj'\]: the adapter that is gone on from has \['q_proj', 'v_proj'\]",
+        ),
         ({}, {"use_dora": True}, {}, r"lora\.use_dora=True: the adapter that is gone on from has False"),
         ({}, {"init_lora_weights": "gaussian"}, {}, "an adapter that is there is not initialised"),
         ({"init_lora_weights": "pissa"}, {}, {}, r"its initialisation \(pissa\) changed the base"),
         ({"peft_type": "IA3"}, {}, {}, "a IA3 adapter; only LoRA can be trained on"),
         ({"rank_pattern": {"q_proj": 4}}, {}, {}, "it uses rank_pattern, which this program does not train"),
         ({"target_modules": ".*_proj"}, {}, {}, "it uses a pattern for target_modules"),
-        ({"trainable_token_indices": {"embed_tokens": [5]}}, {}, {}, r"it has new tokens; model\.new_tokens has to name the same ones"),
+        (
+            {"trainable_token_indices": {"embed_tokens": [5]}},
+            {},
+            {},
+            r"it has new tokens; model\.new_tokens has to name the same ones",
+        ),
         ({}, {}, {"new_tokens": ["<|x|>"]}, "it was trained without new tokens"),
         ({"base_model_name_or_path": "org/other"}, {}, {}, "it was trained on org/other, not on model.name="),
         ({"base_model_name_or_path": None}, {}, {}, "adapter_config.json is damaged"),
@@ -147,7 +180,11 @@ def test_an_adapter_that_cannot_be_gone_on_from_is_named(config, lora, more, exp
         ("adapter_model.safetensors", weights(8)[:-1], "is cut or damaged"),
         ("adapter_model.safetensors", weights(8) + b"x", "is cut or damaged"),
         ("adapter_model.safetensors", b"", "is no safetensors file"),
-        ("adapter_model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is no safetensors file"),
+        (
+            "adapter_model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is no safetensors file",
+        ),
         ("adapter_model.safetensors", struct.pack("<Q", 2) + b"[]", "is no safetensors file"),
         ("adapter_model.safetensors", struct.pack("<Q", 2) + b"{}", "is no safetensors file"),
         ("adapter_model.safetensors", None, "no adapter_model.safetensors in"),
@@ -164,9 +201,13 @@ def test_a_damaged_adapter_is_named(name, content, expected, model, tmp_path):
 
 
 def test_what_is_no_adapter_says_what_it_is(model, tmp_path):
-    with pytest.raises(UserError, match="no such folder; name a run directory, an exported adapter or a checkpoint"):
+    with pytest.raises(
+        UserError, match="no such folder; name a run directory, an exported adapter or a checkpoint"
+    ):
         adopt(given(model, tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"no adapter in it .*; it is a whole model: name it with model\.name"):
+    with pytest.raises(
+        UserError, match=r"no adapter in it .*; it is a whole model: name it with model\.name"
+    ):
         adopt(given(model, model))
 
 
@@ -184,7 +225,14 @@ def test_training_goes_on_from_an_earlier_run_on_both_engines(launch, tiny, tiny
     assert process.returncode == 0, process.stderr
     before = json.loads((tmp_path / "first" / "report.json").read_text())["training"]
     for engine in ("transformers", "unsloth"):
-        second = [*tiny, f"model.engine={engine}", "model.adapter=first", "training.max_steps=1", "save=lora", f"hydra.run.dir={engine}"]
+        second = [
+            *tiny,
+            f"model.engine={engine}",
+            "model.adapter=first",
+            "training.max_steps=1",
+            "save=lora",
+            f"hydra.run.dir={engine}",
+        ]
         process = launch(*second)
         assert process.returncode == 0, process.stderr
         report = json.loads((tmp_path / engine / "report.json").read_text())
@@ -193,10 +241,14 @@ def test_training_goes_on_from_an_earlier_run_on_both_engines(launch, tiny, tiny
         assert report["model"]["adapter"] == str(tmp_path / "first" / "checkpoints" / "checkpoint-2")
         assert "which decides lora.* (r=8, alpha=16)" in process.stderr
         assert json.loads((tmp_path / engine / "model" / "adapter_config.json").read_text())["r"] == 8
-        identity = json.loads((tmp_path / engine / "checkpoints" / "checkpoint-1" / "run.json").read_text())["identity"]
+        identity = json.loads((tmp_path / engine / "checkpoints" / "checkpoint-1" / "run.json").read_text())[
+            "identity"
+        ]
         assert identity["model.adapter (weights)"]
     shutil.rmtree(tmp_path / "first")  # an export needs what it became alone
-    process = launch("task=export", "run=transformers", "save=merged_16bit", "save.save_path=bot", "hydra.run.dir=export")
+    process = launch(
+        "task=export", "run=transformers", "save=merged_16bit", "save.save_path=bot", "hydra.run.dir=export"
+    )
     assert process.returncode == 0, process.stderr
     error = only_error(launch(*second, "lora.r=4", "hydra.run.dir=third"))
     assert "model.adapter=first: no such folder" in error

@@ -1,4 +1,6 @@
-"""Tokenised rows are made once: found again by content, rebuilt where damaged, whole under many processes, and cleared on request."""
+"""Tokenised rows are made once: found again by content, rebuilt where damaged, whole under many processes,
+and cleared on request.
+"""
 
 import contextlib
 import dataclasses
@@ -35,7 +37,11 @@ def own_cache(tmp_path, monkeypatch, smollm2):
 
 def loader(path, seed=3407, max_seq_length=2048, **dataset):
     return DatasetLoader(
-        {"seed": seed, "model": {"name": "smollm2", "max_seq_length": max_seq_length}, "dataset": {"data_path": str(path), **dataset}}
+        {
+            "seed": seed,
+            "model": {"name": "smollm2", "max_seq_length": max_seq_length},
+            "dataset": {"data_path": str(path), **dataset},
+        }
     )
 
 
@@ -76,37 +82,76 @@ def test_rows_outlive_an_edit_of_the_code_but_not_a_new_version(tmp_path, chat, 
     assert loader(file).check(chat)["cached"] is False
 
 
-# What the rows below become. Where a change makes something else of them, `store.VERSION` goes up by one, and both are written down anew.
+# What the rows below become. Where a change makes something else of them, `store.VERSION` goes up by one, and
+# both are written down anew.
 PINNED = (2, "fab25c3997924907")
 
 
 def test_what_rows_become_changes_with_the_version_alone(tmp_path, chat):
-    """Else rows that older code made would be trained: every format, every kind of turn, a cut, a bad row, notes."""
-    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "beer", "arguments": {"n": 1}}}]}
-    asked, answered = {"role": "user", "content": "câu hỏi"}, {"role": "assistant", "content": "trả lời", "thinking": "nghĩ"}
+    """Else rows that older code made would be trained: every format, every kind of turn, a cut, a bad row,
+    notes.
+    """
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "beer", "arguments": {"n": 1}}}],
+    }
+    asked, answered = (
+        {"role": "user", "content": "câu hỏi"},
+        {"role": "assistant", "content": "trả lời", "thinking": "nghĩ"},
+    )
     rows = {
         "messages.jsonl": [
-            {"messages": [{"role": "system", "content": "s"}, asked, answered, asked, {**answered, "train": False}], "extra": 1},
-            {"messages": [asked, call, {"role": "tool", "content": "9"}, answered], "tools": [{"type": "function", "function": {"name": "beer"}}]},
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    asked,
+                    answered,
+                    asked,
+                    {**answered, "train": False},
+                ],
+                "extra": 1,
+            },
+            {
+                "messages": [asked, call, {"role": "tool", "content": "9"}, answered],
+                "tools": [{"type": "function", "function": {"name": "beer"}}],
+            },
             {"messages": [asked, {"role": "assistant", "content": "word " * 200}, asked, answered]},
             {"messages": [asked, asked]},
         ],
-        "sharegpt.jsonl": [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "<think>t</think>b"}], "system": "s"}],
+        "sharegpt.jsonl": [
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "gpt", "value": "<think>t</think>b"},
+                ],
+                "system": "s",
+            }
+        ],
         "alpaca.jsonl": [{"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]}],
-        "completion.jsonl": [{"prompt": "a", "completion": "b"}, {"prompt": [asked], "completion": [answered]}],
+        "completion.jsonl": [
+            {"prompt": "a", "completion": "b"},
+            {"prompt": [asked], "completion": [answered]},
+        ],
         "text.jsonl": [{"text": "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"}],
     }
     digest = hashlib.sha256()
     for name, written in rows.items():
         file = tmp_path / name
         file.write_text("".join(f"{json.dumps(row)}\n" for row in written), encoding="utf-8")
-        for options in ({}, {"thinking": "drop", "overflow": "split", "system_prompt": "Mai", "train_on": "last_assistant"}):
+        for options in (
+            {},
+            {"thinking": "drop", "overflow": "split", "system_prompt": "Mai", "train_on": "last_assistant"},
+        ):
             made = loader(file, max_seq_length=100, on_bad_row="drop", eval_fraction=0, **options)
             with contextlib.suppress(UserError):  # one row that is bad leaves nothing
                 made.check(chat)
             entry = {"rows": made._entry.table().to_pylist(), "about": made._entry.about}
             digest.update(json.dumps(entry, sort_keys=True).replace(str(tmp_path), "").encode())
-    assert (store.VERSION, digest.hexdigest()[:16]) == PINNED, "raise data/store.py's VERSION, so that rows of older code are not taken for these"
+    assert (
+        store.VERSION,
+        digest.hexdigest()[:16],
+    ) == PINNED, "raise data/store.py's VERSION, so that rows of older code are not taken for these"
 
 
 def test_the_gates_tokenizer_and_transformers_share_an_entry(tmp_path, chat, tokenizer):
@@ -163,7 +208,12 @@ def test_many_processes_want_it_at_once(tmp_path, smollm2, own_cache):
         "print(made.report['cached'], made.statistics.fingerprint)\n"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", program, str(EXAMPLE), str(smollm2)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(EXAMPLE), str(smollm2)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(6)
     ]
     answers = [process.communicate(timeout=120) for process in processes]
@@ -173,7 +223,9 @@ def test_many_processes_want_it_at_once(tmp_path, smollm2, own_cache):
     assert len(set(fingerprints)) == 1
 
 
-@pytest.mark.parametrize("about", ["", "null", "[]", "{}", "1", '{"rows": "x"}', '{"rows": -1, "sources": null}', "[" * 5000])
+@pytest.mark.parametrize(
+    "about", ["", "null", "[]", "{}", "1", '{"rows": "x"}', '{"rows": -1, "sources": null}', "[" * 5000]
+)
 @pytest.mark.parametrize("name", [store.ABOUT, "checksums.json"])
 def test_an_entry_with_a_foreign_record_is_made_again(tmp_path, chat, own_cache, about, name):
     file = write_json(tmp_path / "data.json", conversations(5))
@@ -217,7 +269,9 @@ def test_the_cache_is_for_its_owner_alone(tmp_path, chat, own_cache):
         assert stat.S_IMODE(part_folder("layouts").stat().st_mode) == 0o700
     finally:
         os.umask(old_mask)
-    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (own_cache / "data", made._entry.file.parent)] == [0o700, 0o700]
+    assert [
+        stat.S_IMODE(folder.stat().st_mode) for folder in (own_cache / "data", made._entry.file.parent)
+    ] == [0o700, 0o700]
 
 
 def as_a_file(folder):
@@ -247,7 +301,12 @@ def test_a_cache_that_cannot_be_written_costs_speed_alone(tmp_path, chat, own_ca
 def test_a_full_cache_costs_speed_alone(tmp_path, launch, small_disk, tiny):
     folder = small_disk("1m")
     (folder / "filler").write_bytes(b"x" * (900 << 10))
-    process = launch(*tiny, "task=check", f"dataset.data_path={EXAMPLE}", env={"CHATBOT_SFT_CACHE": str(folder), "TMPDIR": str(tmp_path)})
+    process = launch(
+        *tiny,
+        "task=check",
+        f"dataset.data_path={EXAMPLE}",
+        env={"CHATBOT_SFT_CACHE": str(folder), "TMPDIR": str(tmp_path)},
+    )
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("a temporary folder serves for this run") == 1
     assert "No space left on device" in process.stderr
@@ -256,7 +315,11 @@ def test_a_full_cache_costs_speed_alone(tmp_path, launch, small_disk, tiny):
 
 def test_a_read_only_cache_is_read_and_not_written(tmp_path, launch, small_disk, tiny):
     folder = small_disk("20m")
-    arguments = (*tiny, "task=check", f"dataset.data_path={write_json(tmp_path / 'data.json', conversations(5))}")
+    arguments = (
+        *tiny,
+        "task=check",
+        f"dataset.data_path={write_json(tmp_path / 'data.json', conversations(5))}",
+    )
     environment = {"CHATBOT_SFT_CACHE": str(folder / "cache")}
     assert launch(*arguments, env=environment).returncode == 0
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
@@ -271,7 +334,10 @@ def test_a_read_only_cache_is_read_and_not_written(tmp_path, launch, small_disk,
 def test_nowhere_to_write_is_one_line(tmp_path, chat, own_cache, monkeypatch):
     as_a_file(own_cache)
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(own_cache / "none"))
-    with pytest.raises(UserError, match=r"cannot be written .* and the cache neither; set CHATBOT_SFT_CACHE to a folder with room"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot be written .* and the cache neither; set CHATBOT_SFT_CACHE to a folder with room",
+    ):
         loader(write_json(tmp_path / "data.json", conversations(3))).check(chat)
 
 
@@ -291,7 +357,12 @@ def test_a_home_that_is_not_there_costs_speed_alone(tmp_path, launch, tiny):
     """HOME=/nonexistent is what containers' system users have (wyoming-faster-whisper#27, datasets#1581)."""
     (tmp_path / "file").write_text("")
     data = write_json(tmp_path / "data.json", conversations(3))
-    process = launch(*tiny, "task=check", f"dataset.data_path={data}", env={"CHATBOT_SFT_CACHE": "", "HOME": str(tmp_path / "file")})
+    process = launch(
+        *tiny,
+        "task=check",
+        f"dataset.data_path={data}",
+        env={"CHATBOT_SFT_CACHE": "", "HOME": str(tmp_path / "file")},
+    )
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("a temporary folder serves for this run") == 1
 
@@ -301,7 +372,9 @@ def test_a_damaged_converted_model_is_made_again(tmp_path, monkeypatch, own_cach
     """The conversion itself is stood in for: 540 MB of weights are written and read again elsewhere."""
 
     def convert(folder):
-        (folder / "model.safetensors").write_bytes(bytes(range(256)) * 400_000)  # as large as what is not read each time
+        (folder / "model.safetensors").write_bytes(
+            bytes(range(256)) * 400_000
+        )  # as large as what is not read each time
         (folder / "config.json").write_text('{"model_type": "llama"}')
 
     monkeypatch.setattr(embedded, "convert", convert)
@@ -321,7 +394,11 @@ def test_a_damaged_converted_model_is_made_again(tmp_path, monkeypatch, own_cach
     else:
         weights.unlink()
     assert embedded.folder() == folder
-    assert sorted(file.name for file in folder.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "checksums.json",
+        "config.json",
+        "model.safetensors",
+    ]
     assert weights.read_bytes() == whole
     assert (folder / "config.json").read_text() == '{"model_type": "llama"}'
 
@@ -332,7 +409,9 @@ def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
     (own_cache / "my_photos").mkdir()  # where CHATBOT_SFT_CACHE names a folder that was there before
 
     def doctor(*arguments):
-        return subprocess.run([sys.executable, "-m", "chatbot_sft.doctor", *arguments], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "chatbot_sft.doctor", *arguments], capture_output=True, text=True
+        )
 
     assert f"cache         {own_cache} (data 0 MB, models 0 MB)" in doctor().stdout
     wrong = doctor("--clear-cache", "dta")

@@ -46,7 +46,9 @@ def small(tmp_path_factory):
 
 def chat(*arguments, typed="", **environment) -> subprocess.CompletedProcess:
     env = {**os.environ, **environment}
-    return subprocess.run([*COMMAND, *map(str, arguments)], input=typed, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], input=typed, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 class Terminal:
@@ -55,8 +57,12 @@ class Terminal:
     def __init__(self, *arguments) -> None:
         self.screen, theirs = os.openpty()
         termios.tcsetwinsize(theirs, (24, 100))
-        env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"}
-        self.process = subprocess.Popen([*COMMAND, *map(str, arguments)], preexec_fn=lambda: os.login_tty(theirs), env=env)
+        env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {
+            "TERM": "xterm-256color"
+        }
+        self.process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)], preexec_fn=lambda: os.login_tty(theirs), env=env
+        )
         os.close(theirs)
         self.waiting = b""
 
@@ -95,7 +101,12 @@ class Terminal:
 
 
 def test_help_imports_neither_torch_nor_a_model_library():
-    process = subprocess.run([sys.executable, "-X", "importtime", *COMMAND[1:], "--help"], capture_output=True, text=True, timeout=60)
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", *COMMAND[1:], "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert process.returncode == 0
     assert "--before" in process.stdout
     assert "chatbot_sft.chat" in process.stdout and "rich.console" in process.stderr
@@ -104,7 +115,11 @@ def test_help_imports_neither_torch_nor_a_model_library():
 
 def test_prompt_prints_the_answer_and_nothing_else(smollm2):
     process = chat(smollm2, "--prompt", PARIS)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "The capital of France is Paris.\n", "")
+    assert (process.returncode, process.stdout, process.stderr) == (
+        0,
+        "The capital of France is Paris.\n",
+        "",
+    )
 
 
 def test_two_models_answer_each_under_its_name(gguf, small):
@@ -182,7 +197,9 @@ def test_what_is_wrong_is_one_line(arguments, expected, tmp_path, monkeypatch):
 
 
 def test_a_prompt_that_does_not_fit_is_one_line_and_its_traceback_can_be_had(small):
-    assert "leave no room for an answer; prompt and answer together may have 256" in only_error(chat(small, "--prompt", "word " * 300))
+    assert "leave no room for an answer; prompt and answer together may have 256" in only_error(
+        chat(small, "--prompt", "word " * 300)
+    )
     process = chat(small, "--prompt", "word " * 300, HYDRA_FULL_ERROR="1")
     assert process.returncode == 1
     assert "Traceback" in process.stderr
@@ -200,11 +217,17 @@ def test_typed_turns(gguf, tmp_path):
         answer = model.text(model.answer(model.prompt_ids(turns), 12))
         turns.append({"role": "assistant", "content": answer})
     with Terminal(gguf, "--max-new-tokens", 12) as terminal:
-        assert f"{gguf}: {gguf}, 4,096 tokens of context\n/help lists the commands, Ctrl-D ends\n" in terminal.until("\n> ")
+        assert (
+            f"{gguf}: {gguf}, 4,096 tokens of context\n/help lists the commands, Ctrl-D ends\n"
+            in terminal.until("\n> ")
+        )
         for question, answer in zip(turns[::2], turns[1::2], strict=True):
             terminal.type(question["content"] + "\n")
             shown = terminal.until(r"\n> ")
-            assert shown == f"{question['content']}\n{answer['content']}\n(cut off after 12 tokens: --max-new-tokens)\n\n> "
+            assert (
+                shown == f"{question['content']}\n{answer['content']}\n(cut off after 12 tokens:"
+                " --max-new-tokens)\n\n> "
+            )
         terminal.type(f"/save {tmp_path / 'talk.json'}\n")
         terminal.until("now has 1 conversation\n> ")
         terminal.type("\x04")
@@ -248,7 +271,10 @@ def test_two_models_stand_side_by_side(gguf, small, tmp_path):
         terminal.type("Hello\n")
         shown = terminal.until(r"\n> ")
         assert re.search(r"─{40,}┼─{40,} *\n", shown)
-        assert f"({gguf}: cut off after 8 tokens: --max-new-tokens)\n({small}: cut off after 8 tokens: --max-new-tokens)\n" in shown
+        assert (
+            f"({gguf}: cut off after 8 tokens: --max-new-tokens)\n({small}: cut off after 8 tokens:"
+            " --max-new-tokens)\n" in shown
+        )
         terminal.type(f"/save {tmp_path / 'talk.json'}\n")
         terminal.until("now has 2 conversations")
     first, second = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
@@ -299,7 +325,9 @@ def test_turns_from_a_pipe(small, tmp_path):
     ):
         assert expected in remarks, expected
     assert path in remarks and "> " not in remarks
-    rows = [to_messages(row.values["messages"], "keep", None) for row in read_rows(str(saved))]  # as the trainer reads them
+    rows = [
+        to_messages(row.values["messages"], "keep", None) for row in read_rows(str(saved))
+    ]  # as the trainer reads them
     opening = {"role": "system", "content": "Bạn là Mai."}
     assert rows == [
         [user("Hello"), {"role": "assistant", "content": hello}],  # /system came after that answer
@@ -326,10 +354,21 @@ class Answering:
 def test_a_conversation_is_saved_with_the_system_message_that_it_was_held_under(tmp_path, capsys):
     talk = Chat([Speaker("m", Answering())], Console(), None, 2, 0.0)
     file = tmp_path / "rows.json"
-    for line in ("Hi", "/system Be Mai.", f"/save {file}", "/reset", "Hi", f"/save {file}", "/system Be Bob.", "Hi"):
+    for line in (
+        "Hi",
+        "/system Be Mai.",
+        f"/save {file}",
+        "/reset",
+        "Hi",
+        f"/save {file}",
+        "/system Be Bob.",
+        "Hi",
+    ):
         assert talk.obey(line)
     assert [row["messages"][0]["content"] for row in json.loads(file.read_text())] == ["Hi", "Be Mai."]
-    with pytest.raises(UserError, match=r"^/save: the system message changed between these answers, .*; /reset begins one"):
+    with pytest.raises(
+        UserError, match=r"^/save: the system message changed between these answers, .*; /reset begins one"
+    ):
         talk.obey(f"/save {file}")
     assert len(json.loads(file.read_text())) == 2
 
@@ -341,7 +380,14 @@ def test_one_answer_that_is_cut_off_says_so_beside_it(capsys):
 
 def test_a_full_context_drops_the_oldest_turns_and_says_so(small):
     question = "one two three four five six seven eight nine ten " * 6
-    process = chat(small, "--max-new-tokens", 8, "--system", "Be short.", typed="\n".join([question] * 4 + ["word " * 300, "Hello"]))
+    process = chat(
+        small,
+        "--max-new-tokens",
+        8,
+        "--system",
+        "Be short.",
+        typed="\n".join([question] * 4 + ["word " * 300, "Hello"]),
+    )
     assert (process.returncode, process.stderr) == (0, "")
     full = f"{small}: the context of 256 tokens is full; the oldest 2 messages were dropped\n"
     assert process.stdout.count(full) == 2
@@ -353,18 +399,27 @@ def test_a_full_context_drops_the_oldest_turns_and_says_so(small):
 def test_what_is_dropped(small):
     model = GGUFModel.load(small)
     system = [{"role": "system", "content": "Be short."}]
-    turns = [turn for n in range(9) for turn in (user(f"question number {n}"), {"role": "assistant", "content": f"answer number {n}"})][:-1]
+    turns = [
+        turn
+        for n in range(9)
+        for turn in (user(f"question number {n}"), {"role": "assistant", "content": f"answer number {n}"})
+    ][:-1]
     kept, ids = fitting(model, system, turns, 100)
     assert kept == turns[-len(kept) :]
     assert kept[0]["role"] == "user" and 1 < len(kept) < len(turns)
     assert ids == model.prompt_ids([*system, *kept]) and len(ids) <= 156
     assert len(model.prompt_ids([*system, *turns[-len(kept) - 2 :]])) > 156
-    assert fitting(model, system, turns, 100_000) == fitting(model, system, turns, 128)  # half of the context is the prompt's
+    assert fitting(model, system, turns, 100_000) == fitting(
+        model, system, turns, 128
+    )  # half of the context is the prompt's
     assert fitting(model, system, [user("word " * 300)], 8)[0] == [user("word " * 300)]
 
 
 def test_a_template_that_refuses_leaves_the_conversation_as_it_was(tmp_path):
-    template = "{% if messages[-1].content == 'no' %}{{ raise_exception('not this') }}{% endif %}{% for m in messages %}{{ m.content }} {% endfor %}"
+    template = (
+        "{% if messages[-1].content == 'no' %}{{ raise_exception('not this') }}{% endif %}{% for m in"
+        " messages %}{{ m.content }} {% endfor %}"
+    )
     file = write_gguf(tmp_path / "refuses.gguf", **{"tokenizer.chat_template": template})
     saved = tmp_path / "rows.json"
     process = chat(file, "--max-new-tokens", 8, typed=f"yes\nno\nagain\n/save {saved}\n")
@@ -397,7 +452,13 @@ def test_rows_are_added_in_one_step_or_not_at_all(tmp_path):
 
 
 def test_saved_rows_can_be_trained_on(launch, tmp_path):
-    append_rows(tmp_path / "rows.json", [{"messages": [user(f"question {n}"), {"role": "assistant", "content": f"answer {n}"}]} for n in range(4)])
+    append_rows(
+        tmp_path / "rows.json",
+        [
+            {"messages": [user(f"question {n}"), {"role": "assistant", "content": f"answer {n}"}]}
+            for n in range(4)
+        ],
+    )
     process = launch("task=check", "dataset.data_path=rows.json")
     assert process.returncode == 0, process.stderr
     assert re.search(r"conversations +4: 3 trained, 1 held out", process.stdout)

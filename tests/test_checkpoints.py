@@ -1,4 +1,6 @@
-"""Checkpoints that were damaged, cut, exchanged or come from elsewhere: passed over with a line, or named; never an exception by name."""
+"""Checkpoints that were damaged, cut, exchanged or come from elsewhere: passed over with a line, or named;
+never an exception by name.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,23 @@ def planted(folder: Path, step: int, finished: bool = False, identity: dict | No
         (staged / name).write_bytes(name.encode() * 100)
     (staged / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
     origin = resume.Origin(started=datetime(2026, 1, 2, 3, 4, 5), identity=identity or {})
-    losses, layout = {"pending": 0.0, "total": 1.0, "logged_until": step}, {"micro_batch": 2, "padding_free": False, "checkpointing": False}
-    checkpoints.publish(staged, folder / f"checkpoint-{step}", resume.record(origin, step, 1.5, finished, losses, layout))
+    losses, layout = (
+        {"pending": 0.0, "total": 1.0, "logged_until": step},
+        {"micro_batch": 2, "padding_free": False, "checkpointing": False},
+    )
+    checkpoints.publish(
+        staged, folder / f"checkpoint-{step}", resume.record(origin, step, 1.5, finished, losses, layout)
+    )
     return folder / f"checkpoint-{step}"
 
 
 def from_config(folder: Path, **training) -> Config:
-    return Config.from_mapping({"paths": {"output_dir": str(folder)}, "training": {"output_dir": str(folder / "checkpoints"), **training}})
+    return Config.from_mapping(
+        {
+            "paths": {"output_dir": str(folder)},
+            "training": {"output_dir": str(folder / "checkpoints"), **training},
+        }
+    )
 
 
 def flipped(name):
@@ -77,7 +89,9 @@ def record_with(**changes):
 def record_without(*keys):
     def damage(folder):
         record = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps({key: value for key, value in record.items() if key not in keys}))
+        (folder / "run.json").write_text(
+            json.dumps({key: value for key, value in record.items() if key not in keys})
+        )
 
     return damage
 
@@ -107,27 +121,45 @@ def as_broken_link(name):
 
 
 DAMAGE = {
-    "a flipped byte in the adapter": (flipped("adapter_model.safetensors"), "adapter_model.safetensors is damaged (its checksum is another)"),
+    "a flipped byte in the adapter": (
+        flipped("adapter_model.safetensors"),
+        "adapter_model.safetensors is damaged (its checksum is another)",
+    ),
     "a flipped byte in the optimizer": (flipped("optimizer.pt"), "optimizer.pt is damaged"),
     "a flipped byte in the scheduler": (flipped("scheduler.pt"), "scheduler.pt is damaged"),
     "a flipped byte in the random state": (flipped("rng_state.pth"), "rng_state.pth is damaged"),
     "a flipped byte in training_args.bin": (flipped("training_args.bin"), "training_args.bin is damaged"),
-    "trainer_state.json is a list": (written("trainer_state.json", b'[{"global_step": 4, "log_history": [] }]'), "trainer_state.json has"),
+    "trainer_state.json is a list": (
+        written("trainer_state.json", b'[{"global_step": 4, "log_history": [] }]'),
+        "trainer_state.json has",
+    ),
     "trainer_state.json is as long, and lacks a key": (
         lambda folder: (folder / "trainer_state.json").write_bytes(
             (folder / "trainer_state.json").read_bytes().replace(b"global_step", b"global_stop")
         ),
         "trainer_state.json is damaged",
     ),
-    "trainer_state.json is empty": (written("trainer_state.json", b""), "trainer_state.json has 0 bytes in place of"),
+    "trainer_state.json is empty": (
+        written("trainer_state.json", b""),
+        "trainer_state.json has 0 bytes in place of",
+    ),
     "trainer_state.json is gone": (removed("trainer_state.json"), "trainer_state.json is missing"),
     "trainer_state.json is a folder": (as_folder("trainer_state.json"), "trainer_state.json is missing"),
     "the optimizer is cut": (cut("optimizer.pt"), "optimizer.pt has"),
-    "the optimizer is another program's": (written("optimizer.pt", b"PK\x03\x04" + bytes(1196)), "optimizer.pt is damaged"),
+    "the optimizer is another program's": (
+        written("optimizer.pt", b"PK\x03\x04" + bytes(1196)),
+        "optimizer.pt is damaged",
+    ),
     "the optimizer is gone": (removed("optimizer.pt"), "optimizer.pt is missing"),
     "the scheduler is a pipe": (as_pipe("scheduler.pt"), "scheduler.pt is missing"),
-    "the adapter leads nowhere": (as_broken_link("adapter_model.safetensors"), "adapter_model.safetensors is missing"),
-    "a file that was not written with it": (written("pytorch_model.bin", b"pickle"), "pytorch_model.bin was not written with it"),
+    "the adapter leads nowhere": (
+        as_broken_link("adapter_model.safetensors"),
+        "adapter_model.safetensors is missing",
+    ),
+    "a file that was not written with it": (
+        written("pytorch_model.bin", b"pickle"),
+        "pytorch_model.bin was not written with it",
+    ),
     "run.json is gone": (removed("run.json"), "run.json: No such file"),
     "run.json is empty": (written("run.json", b""), "run.json is no JSON"),
     "run.json is cut": (cut("run.json"), "run.json is no JSON"),
@@ -135,10 +167,19 @@ DAMAGE = {
     "run.json is null": (written("run.json", b"null"), "run.json is no object"),
     "run.json is Latin-1": (written("run.json", "{“é”}".encode("utf-16")), "run.json is no JSON"),
     "run.json is 100,000 levels deep": (written("run.json", b"[" * 100_000), "run.json is no JSON"),
-    "run.json has a number of 5,000 digits": (written("run.json", b'{"step": ' + b"9" * 5000 + b"}"), "run.json is no JSON"),
+    "run.json has a number of 5,000 digits": (
+        written("run.json", b'{"step": ' + b"9" * 5000 + b"}"),
+        "run.json is no JSON",
+    ),
     "run.json is a folder": (as_folder("run.json"), "run.json: Is a directory"),
-    **{f"run.json lacks {key}": (record_without(key), f"run.json: {key} is missing") for key in checkpoints.RECORD_KEYS},
-    "run.json lacks its own checksum": (record_without("checksum"), "run.json was changed after it was written"),
+    **{
+        f"run.json lacks {key}": (record_without(key), f"run.json: {key} is missing")
+        for key in checkpoints.RECORD_KEYS
+    },
+    "run.json lacks its own checksum": (
+        record_without("checksum"),
+        "run.json was changed after it was written",
+    ),
     "run.json has another step": (record_with(step=400), "run.json was changed after it was written"),
     "run.json has a text for a step": (record_with(step="4"), "run.json: step is damaged"),
     "run.json has other losses": (record_with(losses={}), "run.json was changed after it was written"),
@@ -163,16 +204,24 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(case, tmp_path, caplog)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"checkpoints: {last} is passed over: {expected}")
     assert "\n" not in line
-    with pytest.raises(UserError, match=r"training.resume=.*: that checkpoint cannot be gone on from: .*; name the one before it"):
+    with pytest.raises(
+        UserError,
+        match=r"training.resume=.*: that checkpoint cannot be gone on from: .*; name the one before it",
+    ):
         resume.find_origin(from_config(tmp_path / "new", resume=str(last)))
     resume.settle(origin, from_config(tmp_path))
-    assert [path.name for path in (tmp_path / "checkpoints.1").iterdir()] == ["checkpoint-4"]  # kept, out of the way
+    assert [path.name for path in (tmp_path / "checkpoints.1").iterdir()] == [
+        "checkpoint-4"
+    ]  # kept, out of the way
 
 
 def test_where_no_checkpoint_is_left_a_line_says_that_training_begins_anew(tmp_path, caplog):
     flipped("optimizer.pt")(planted(tmp_path / "checkpoints", 2))
     assert resume.find_origin(from_config(tmp_path)).checkpoint is None
-    assert caplog.records[-1].getMessage() == f"resume: no whole checkpoint is left in {tmp_path}/checkpoints; the training begins anew"
+    assert (
+        caplog.records[-1].getMessage()
+        == f"resume: no whole checkpoint is left in {tmp_path}/checkpoints; the training begins anew"
+    )
 
 
 @pytest.mark.parametrize("keys", [["format"], ["format", "checksums"]])
@@ -184,7 +233,10 @@ def test_a_checkpoint_of_the_loop_before_is_refused_and_not_begun_anew_over(keys
     if "checksums" in record:
         (old / "run.json").write_text(json.dumps({**record, "checksum": checkpoints._own_checksum(record)}))
     for settings in (from_config(tmp_path), from_config(tmp_path / "new", resume=str(old))):
-        with pytest.raises(UserError, match=r"checkpoint-4 was written by another version of chatbot_sft.*training.resume=never"):
+        with pytest.raises(
+            UserError,
+            match=r"checkpoint-4 was written by another version of chatbot_sft.*training.resume=never",
+        ):
             resume.find_origin(settings)
     assert resume.find_origin(from_config(tmp_path, resume="never")).checkpoint is None
     cut("optimizer.pt")(old)
@@ -204,8 +256,15 @@ def test_a_checkpoint_names_secrets_and_a_renewed_one_makes_no_other_run(tmp_pat
         return decides(Config.from_mapping(given), "model", "rows", 1)
 
     monkeypatch.setenv("MY_TOKEN", "first-token-1")
-    written, raw = identity(), {**identity(), "training.note": "first-token-1", "training.api_key": "typed"}  # raw: of an earlier version
-    assert (written["training.note"], written["training.api_key"], written["lora.bias"]) == ("${oc.env:MY_TOKEN}", "***", "none")
+    written, raw = (
+        identity(),
+        {**identity(), "training.note": "first-token-1", "training.api_key": "typed"},
+    )  # raw: of an earlier version
+    assert (written["training.note"], written["training.api_key"], written["lora.bias"]) == (
+        "${oc.env:MY_TOKEN}",
+        "***",
+        "none",
+    )
     for number, kept in enumerate((written, raw)):
         planted(tmp_path / str(number) / "checkpoints", 4, identity=kept)
         origin = resume.find_origin(from_config(tmp_path / str(number)))
@@ -236,7 +295,11 @@ def test_a_checkpoint_names_secrets_and_a_renewed_one_makes_no_other_run(tmp_pat
         ((None, 1.0), {"max_steps": None, "num_train_epochs": 1}, False),
         ((None, 1.0), {"max_steps": 6}, True),
         ((None, 1.0), {"max_steps": 4}, False),
-        ((4, None), {"max_steps": None, "num_train_epochs": 5}, False),  # how many steps those are is not known yet
+        (
+            (4, None),
+            {"max_steps": None, "num_train_epochs": 5},
+            False,
+        ),  # how many steps those are is not known yet
     ],
 )
 def test_a_finished_run_goes_on_when_more_steps_are_asked_for(before, now, expected, tmp_path, caplog):
@@ -255,7 +318,10 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(before, now, expec
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("resume: the run had ended at step 4; it goes on to ")
     assert "schedule is a new one: linear over " in line
-    length = {"training.max_steps": settings.training.max_steps, "training.num_train_epochs": settings.training.num_train_epochs}
+    length = {
+        "training.max_steps": settings.training.max_steps,
+        "training.num_train_epochs": settings.training.num_train_epochs,
+    }
     resume.refuse_changes(origin, {**length, "lora.r": 16}, whole=True)
     with pytest.raises(UserError, match=r"was trained with other settings: lora.r 16 → 8"):
         resume.refuse_changes(origin, {**length, "lora.r": 8}, whole=True)

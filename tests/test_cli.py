@@ -36,11 +36,20 @@ def test_help_says_what_there_is(launch, tmp_path):
     text = process.stdout
     assert text.startswith("chatbot_sft: fine-tune a chat model")
     assert text.count("  python -m chatbot_sft") == 5  # five examples
-    for group in ("model: gemma3_4b", "lora: default, dora, loftq, none, of_mine, rslora", "dataset:", "training:", "save: gguf, lora, merged_16bit"):
+    for group in (
+        "model: gemma3_4b",
+        "lora: default, dora, loftq, none, of_mine, rslora",
+        "dataset:",
+        "training:",
+        "save: gguf, lora, merged_16bit",
+    ):
         assert group in text
     for key in keys():
         assert f"\n  {key.path}=" in text or key.name == "_target_", key.path
-    assert "\n  model.engine=auto                         auto | unsloth | transformers; Unsloth wherever it imports" in text
+    assert (
+        "\n  model.engine=auto                         auto | unsloth | transformers; Unsloth wherever it"
+        " imports" in text
+    )
     assert max(map(len, text.splitlines())) < 125
 
 
@@ -55,14 +64,22 @@ def test_help_on_one_section():
 def test_cfg_job_shows_the_configuration_without_torch(tmp_path):
     """--cfg, --help and a config error import no torch: asked of sys.modules itself."""
     program = (
-        "import sys; sys.argv = ['chatbot_sft', *{arguments}]\n"
-        "from chatbot_sft.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as e: print('exit', e.code)\n"
-        "print('heavy:', sorted({{'torch', 'transformers', 'trl', 'unsloth', 'datasets', 'numpy', 'matplotlib'}} & set(sys.modules)))"
+        "import sys; sys.argv = ['chatbot_sft', *{arguments}]\nfrom chatbot_sft.cli import main\ntry:"
+        " main()\nexcept SystemExit as e: print('exit', e.code)\nprint('heavy:', sorted({{'torch',"
+        " 'transformers', 'trl', 'unsloth', 'datasets', 'numpy', 'matplotlib'}} & set(sys.modules)))"
     )
-    for arguments in (["--cfg", "job"], ["--help"], ["training.max_stpes=3"], ["dataset.data_path=absent.json", "hydra.run.dir=."]):
-        process = subprocess.run([sys.executable, "-c", program.format(arguments=arguments)], capture_output=True, text=True, cwd=tmp_path)
+    for arguments in (
+        ["--cfg", "job"],
+        ["--help"],
+        ["training.max_stpes=3"],
+        ["dataset.data_path=absent.json", "hydra.run.dir=."],
+    ):
+        process = subprocess.run(
+            [sys.executable, "-c", program.format(arguments=arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         assert "heavy: []" in process.stdout, (arguments, process.stdout, process.stderr)
 
 
@@ -86,7 +103,9 @@ def test_hub_ids_are_those_that_unsloth_itself_knows():
 
     from omegaconf import OmegaConf
 
-    mapper = Path(find_spec("unsloth").submodule_search_locations[0], "models", "mapper.py").read_text(encoding="utf-8")
+    mapper = Path(find_spec("unsloth").submodule_search_locations[0], "models", "mapper.py").read_text(
+        encoding="utf-8"
+    )
     for path in (conf_dir() / "model").glob("*.yaml"):
         config = OmegaConf.load(path)
         if path.stem not in ("local", "smollm2"):
@@ -111,7 +130,10 @@ def test_hub_ids_are_those_that_unsloth_itself_knows():
         (["training.max_steps="], "training.max_steps=''"),
         (["lora.r"], "lora.r: not understood as key=value"),
         (["-m", "model=smollm2,lama1b"], "model=lama1b: no such option; did you mean llama1b?"),
-        (["-m", "lora.r=16,0", "model.load_in_4bit=false,true"], "model.load_in_4bit=true with lora.r=0"),  # each value alone is right
+        (
+            ["-m", "lora.r=16,0", "model.load_in_4bit=false,true"],
+            "model.load_in_4bit=true with lora.r=0",
+        ),  # each value alone is right
         (["-m", "training.max_grad_norm=1,nan"], "training.max_grad_norm=nan: must be a finite number"),
         (["--cfg", "job", "-m", "lora.r=8,16"], "--cfg shows the configuration of one run; leave out -m"),
         (["--cfg", "job", "experiment=quik"], "experiment=quik: no such option; did you mean quick?"),
@@ -156,26 +178,31 @@ def test_the_token_of_the_environment_is_not_in_the_shown_configuration(launch):
 
 
 def test_a_users_overlay_and_loader_from_a_file(launch, tiny, tmp_path):
-    """--config-dir with an overlay, and the seed's CustomDatasetLoader in a file beside it, with a key of its own."""
+    """--config-dir with an overlay, and the seed's CustomDatasetLoader in a file beside it, with a key of its
+    own.
+    """
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "my_run.yaml").write_text(
-        "# @package _global_\ntraining:\n  max_steps: 1\ndataset:\n  _target_: my_loader.CustomDatasetLoader\n  greeting: Xin chào\n"
+        "# @package _global_\ntraining:\n  max_steps: 1\ndataset:\n  _target_:"
+        " my_loader.CustomDatasetLoader\n  greeting: Xin chào\n"
     )
     (tmp_path / "mine" / "my_loader.py").write_text(
-        "from chatbot_sft import DatasetLoader\n"
-        "class CustomDatasetLoader(DatasetLoader):\n"
-        "    def formatting_prompts_func(self, examples):\n"
-        "        hello = self.config['dataset']['greeting']\n"
-        "        texts = super().formatting_prompts_func(examples)['text']\n"
-        "        return {'text': [text.replace('<|im_start|>user\\n', '<|im_start|>user\\n' + hello + ': ') for text in texts]}\n"
+        "from chatbot_sft import DatasetLoader\nclass CustomDatasetLoader(DatasetLoader):\n    def"
+        " formatting_prompts_func(self, examples):\n        hello = self.config['dataset']['greeting']\n     "
+        "   texts = super().formatting_prompts_func(examples)['text']\n        return {'text':"
+        " [text.replace('<|im_start|>user\\n', '<|im_start|>user\\n' + hello + ': ') for text in texts]}\n"
     )
     write_json(tmp_path / "data.json", conversations(12))
     arguments = [a for a in tiny if not a.startswith(("dataset.", "training.max_steps"))]
-    process = launch("--config-dir", "mine", "+experiment=my_run", *arguments, "dataset.data_path=data.json", "save=none")
+    process = launch(
+        "--config-dir", "mine", "+experiment=my_run", *arguments, "dataset.data_path=data.json", "save=none"
+    )
     assert process.returncode == 0, process.stderr
     report = report_of(tmp_path)
     assert report["training"]["steps"] == 1
-    assert report["command"].startswith(f"python -m chatbot_sft --config-dir {tmp_path}/mine experiment=my_run ")
+    assert report["command"].startswith(
+        f"python -m chatbot_sft --config-dir {tmp_path}/mine experiment=my_run "
+    )
     assert report["dataset"]["trainable_tokens"] > 0
 
 
@@ -188,13 +215,24 @@ def test_a_target_that_is_not_there_is_named(launch, tmp_path):
     assert error.endswith("chatbot_sft.data has no DatasetLoaderr; did you mean DatasetLoader?")
 
 
-def test_a_sweep_runs_every_job_into_its_own_folder_and_a_failing_one_does_not_stop_it(launch, tiny, tmp_path):
+def test_a_sweep_runs_every_job_into_its_own_folder_and_a_failing_one_does_not_stop_it(
+    launch, tiny, tmp_path
+):
     arguments = [a for a in tiny if not a.startswith("dataset.")]
     good = write_json(tmp_path / "good.json", conversations(12))
-    process = launch("-m", f"dataset.data_path=absent.json,{good}", "lora.r=4,8", *arguments, "save=none", "training.sample_max_new_tokens=0")
+    process = launch(
+        "-m",
+        f"dataset.data_path=absent.json,{good}",
+        "lora.r=4,8",
+        *arguments,
+        "save=none",
+        "training.sample_max_new_tokens=0",
+    )
     assert process.returncode != 0
     assert "error: job 0: absent.json: no such data file" in process.stderr
-    reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/multirun/*/*/*/report.json"))]
+    reports = [
+        json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/multirun/*/*/*/report.json"))
+    ]
     assert [report["status"] for report in reports] == ["failed", "failed", "completed", "completed"]
     assert [report["command"].split()[4] for report in reports] == ["lora.r=4", "lora.r=8"] * 2
     assert reports[2]["model"]["trainable_parameters"] * 2 == reports[3]["model"]["trainable_parameters"]

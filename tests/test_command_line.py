@@ -1,4 +1,6 @@
-"""What the command line says to a newcomer: words of other tools, quotes, flags, options, numbers out of bounds, foreign targets, completion."""
+"""What the command line says to a newcomer: words of other tools, quotes, flags, options, numbers out of
+bounds, foreign targets, completion.
+"""
 
 import contextlib
 import dataclasses
@@ -56,10 +58,20 @@ def test_words_of_other_tools_are_answered_with_ours(section, word, value, ours)
 
 
 def test_every_alias_names_a_key_that_is_there():
-    settings = [*aliases.SAME_VALUE, *(ours for words in aliases.IN_SECTION.values() for ours in words.values())]
-    settings += [value.partition("=")[0] for values in aliases.OTHER_VALUE.values() for value in values.values()]
+    settings = [
+        *aliases.SAME_VALUE,
+        *(ours for words in aliases.IN_SECTION.values() for ours in words.values()),
+    ]
+    settings += [
+        value.partition("=")[0] for values in aliases.OTHER_VALUE.values() for value in values.values()
+    ]
     for key in settings:
-        assert schema.known_override(key) or schema.kind_of(key) or key == "training.max_grad_norm" or key == "training.neftune_noise_alpha", key
+        assert (
+            schema.known_override(key)
+            or schema.kind_of(key)
+            or key == "training.max_grad_norm"
+            or key == "training.neftune_noise_alpha"
+        ), key
     assert len(aliases.WORDS) > 300
 
 
@@ -79,7 +91,10 @@ def test_a_long_list_of_values_ends_after_ten():
 
 
 def test_a_number_that_goes_through_is_finite():
-    assert error_of({"training": {"max_grad_norm": float("nan")}}) == "training.max_grad_norm=nan: must be a finite number"
+    assert (
+        error_of({"training": {"max_grad_norm": float("nan")}})
+        == "training.max_grad_norm=nan: must be a finite number"
+    )
 
 
 def test_a_rank_above_every_layer_is_refused(tiny_llama):
@@ -96,15 +111,21 @@ def test_a_batch_above_the_rows_is_refused_the_default_is_not():
     bounds.check_batch(Config.from_mapping({}), 3, 1)
 
 
-@pytest.mark.parametrize("key", ["dataset.data_path", "model.name", "save.save_path", "dataset.split", "model.revision"])
+@pytest.mark.parametrize(
+    "key", ["dataset.data_path", "model.name", "save.save_path", "dataset.split", "model.revision"]
+)
 def test_an_empty_text_is_refused(key):
     section, name = key.split(".")
     assert error_of({section: {name: " "}}).startswith(f"{key}: is empty")
 
 
-@pytest.mark.parametrize(("value", "read_as"), [(12e9, "a number"), (False, "yes or no"), (42798, "a number")])
+@pytest.mark.parametrize(
+    ("value", "read_as"), [(12e9, "a number"), (False, "yes or no"), (42798, "a number")]
+)
 def test_text_that_yaml_read_as_something_else_is_refused(value, read_as):
-    assert f"read as {read_as}, and this is text; put it in quotes" in error_of({"model": {"revision": value}})
+    assert f"read as {read_as}, and this is text; put it in quotes" in error_of(
+        {"model": {"revision": value}}
+    )
 
 
 def test_a_null_where_none_may_stand_is_said():
@@ -112,7 +133,9 @@ def test_a_null_where_none_may_stand_is_said():
 
 
 def test_columns_as_text_are_written_out():
-    assert error_of({"dataset": {"columns": "instruction:question"}}).endswith("write 'dataset.columns={instruction: question}'")
+    assert error_of({"dataset": {"columns": "instruction:question"}}).endswith(
+        "write 'dataset.columns={instruction: question}'"
+    )
 
 
 @pytest.mark.parametrize("word", ["data_pth", "eval_fractoin", "path"])
@@ -123,14 +146,19 @@ def test_a_typo_beside_a_users_own_class_is_refused(word):
     Config.from_mapping({"dataset": {"_target_": "my.Mine", "greeting": 1, "mine": {word: 1}}})
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "shutil.rmtree", "chatbot_sft.model.ModelLoader", "subprocess.call"])
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "builtins.eval", "shutil.rmtree", "chatbot_sft.model.ModelLoader", "subprocess.call"],
+)
 def test_a_target_of_lora_takes_what_add_adapter_takes(target):
     with pytest.raises(UserError, match="with the parameters model, settings, engine"):
         locate("lora", target, add_adapter)
 
 
 def test_a_users_own_adapter_function_is_taken(tmp_path, monkeypatch):
-    (tmp_path / "own_adapter.py").write_text("def mine(model, settings, engine, new_token_ids=(), **extra):\n    return model\n")
+    (tmp_path / "own_adapter.py").write_text(
+        "def mine(model, settings, engine, new_token_ids=(), **extra):\n    return model\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert locate("lora", "own_adapter.mine", add_adapter).__name__ == "mine"
     assert locate("lora", "chatbot_sft.model.add_adapter", add_adapter) is add_adapter
@@ -142,7 +170,10 @@ def test_a_target_that_is_no_dotted_name(target):
         locate("dataset", target, DatasetLoader)
 
 
-@pytest.mark.parametrize("value", ["my file (1).json", "dữ liệu.json", "[a.json", 'say "hi"(', "it's (2)", "a=b{", "C:\\x (1)\\", "Hello!"])
+@pytest.mark.parametrize(
+    "value",
+    ["my file (1).json", "dữ liệu.json", "[a.json", 'say "hi"(', "it's (2)", "a=b{", "C:\\x (1)\\", "Hello!"],
+)
 def test_a_value_that_hydra_cannot_read_is_quoted_so_that_it_can(value):
     error = command_line.not_understood(f"dataset.data_path={value}", [f"dataset.data_path={value}"])
     (written,) = shlex.split(error.partition("quote it: ")[2])
@@ -153,14 +184,29 @@ def test_a_value_that_hydra_cannot_read_is_quoted_so_that_it_can(value):
     ("words", "message"),
     [
         (["--lora.r=8"], "--lora.r=8: settings are written without dashes, as key=value: lora.r=8"),
-        (["--learning_rate", "1e-4"], "--learning_rate 1e-4: settings are written without dashes, as key=value: training.learning_rate=1e-4"),
-        (["--load_in_4bit", "lora.r=8"], "--load_in_4bit: settings are written without dashes, as key=value: model.load_in_4bit=true"),
+        (
+            ["--learning_rate", "1e-4"],
+            (
+                "--learning_rate 1e-4: settings are written without dashes, as key=value:"
+                " training.learning_rate=1e-4"
+            ),
+        ),
+        (
+            ["--load_in_4bit", "lora.r=8"],
+            "--load_in_4bit: settings are written without dashes, as key=value: model.load_in_4bit=true",
+        ),
         (["--num_gpus=2"], "--num_gpus=2: no such flag; several GPUs: torchrun"),
         (["--multrun"], "--multrun: no such flag; did you mean --multirun?"),
         (["train.yaml"], "train.yaml: not understood as key=value; a file of settings is an overlay"),
         (["check"], "check: not understood as key=value; write task=check"),
-        (["lora.r", "=", "8"], "lora.r: not understood as key=value; no space stands beside the equals sign: lora.r=8"),
-        (["dataset.columns={a:", "b}"], "dataset.columns={a:: not understood as key=value; quote it: 'dataset.columns={a: b}'"),
+        (
+            ["lora.r", "=", "8"],
+            "lora.r: not understood as key=value; no space stands beside the equals sign: lora.r=8",
+        ),
+        (
+            ["dataset.columns={a:", "b}"],
+            "dataset.columns={a:: not understood as key=value; quote it: 'dataset.columns={a: b}'",
+        ),
     ],
 )
 def test_a_word_that_is_no_setting(words, message):
@@ -196,7 +242,10 @@ def test_words_as_hydra_takes_them(typed, taken):
         (["training="], "training=: names no option (there are default)"),
         (["model=unsloth/Llama-3"], "model=unsloth/Llama-3: no such option"),
         (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: not installed; `pip install hydra-optuna-sweeper`"),
-        (["hydra/launcher=joblib"], "hydra/launcher=joblib: not installed; `pip install hydra-joblib-launcher`"),
+        (
+            ["hydra/launcher=joblib"],
+            "hydra/launcher=joblib: not installed; `pip install hydra-joblib-launcher`",
+        ),
         (["--config-dir", "absent"], "--config-dir: "),
         (["-cn", "typo"], "--config-name typo: there is no typo.yaml"),
     ],
@@ -240,15 +289,23 @@ def test_a_file_of_a_windows_editor_is_read_or_named(tmp_path, encoding):
     file = tmp_path / "mine" / "experiment" / "my.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(OVERLAY, encoding=encoding)
-    said = f"{file}: not UTF-8 text (byte {'0); it looks like UTF-16' if '16' in encoding else '80)'}; save the file as UTF-8"
+    said = (
+        f"{file}: not UTF-8 text (byte {'0); it looks like UTF-16' if '16' in encoding else '80)'}; save the"
+        " file as UTF-8"
+    )
     if encoding == "utf-8-sig":
-        with pytest.raises(UserError, match=r"my\.yaml: a byte order mark stands before its `# @package` line"):
+        with pytest.raises(
+            UserError, match=r"my\.yaml: a byte order mark stands before its `# @package` line"
+        ):
             text_files.check_options(tmp_path / "mine")
         file.write_text(OVERLAY.partition("\n")[2], encoding=encoding)
     for read in (lambda: text_files.check_options(tmp_path / "mine"), lambda: ConfigLoader.load_config(file)):
         if encoding.startswith("utf-8"):
             found = read()
-            assert found is None or (found["training"]["max_steps"], found["dataset"]["system_prompt"]) == (7, "Je suis à Orléans")
+            assert found is None or (found["training"]["max_steps"], found["dataset"]["system_prompt"]) == (
+                7,
+                "Je suis à Orléans",
+            )
         else:
             with pytest.raises(UserError) as error:
                 read()
@@ -278,7 +335,9 @@ def test_a_class_of_ones_own_from_a_windows_editor_is_read_or_named(tmp_path, mo
 
 @pytest.fixture
 def programs(tmp_path):
-    """An environment whose python and chatbot-sft complete as ours do, and otherwise say what they were called with."""
+    """An environment whose python and chatbot-sft complete as ours do, and otherwise say what they were
+    called with.
+    """
     for name, module in (("python", ""), ("chatbot-sft", "-m chatbot_sft")):
         runs = f'exec "{sys.executable}" {module} "$@"'
         (tmp_path / name).write_text(f'#!/bin/sh\ncase "$*" in *query=*) {runs} ;; esac\necho "called $*"\n')
@@ -293,8 +352,13 @@ PROGRAMS = pytest.mark.parametrize("program", ["python -m chatbot_sft", "chatbot
 def test_bash_completes(programs, program):
     """The script's own function in a real bash, as readline calls it."""
     line = f"{program} model=lla"
-    call = f"COMP_WORDS=({program.split()[0]}); COMP_LINE='{line}'; COMP_POINT={len(line)}; _chatbot_sft; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-    done = subprocess.run(["bash", "-c", f"{completion.SCRIPTS['bash']}\n{call}"], capture_output=True, text=True, env=programs)
+    call = (
+        f"COMP_WORDS=({program.split()[0]}); COMP_LINE='{line}'; COMP_POINT={len(line)}; _chatbot_sft; printf"
+        " '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"{completion.SCRIPTS['bash']}\n{call}"], capture_output=True, text=True, env=programs
+    )
     assert done.stdout.split() == ["llama1b", "llama3b", "llama8b"], done.stderr
 
 
@@ -303,23 +367,35 @@ def test_bash_completes(programs, program):
 def test_fish_completes(programs, program):
     def candidates(line):
         told = f"{completion.SCRIPTS['fish']}\ncomplete -C '{line}'"
-        done = subprocess.run(["fish", "--no-config", "-c", told], capture_output=True, text=True, env=programs, timeout=60)
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", told], capture_output=True, text=True, env=programs, timeout=60
+        )
         return done.stdout.split(), done.stderr
 
-    assert candidates(f"{program} seed=1 model=lla") == (["model=llama1b", "model=llama3b", "model=llama8b"], "")
+    assert candidates(f"{program} seed=1 model=lla") == (
+        ["model=llama1b", "model=llama3b", "model=llama8b"],
+        "",
+    )
     assert not [found for found in candidates("python model=lla")[0] if "llama" in found]
 
 
 @PROGRAMS
 @pytest.mark.skipif(not shutil.which("zsh"), reason="needs zsh")
 def test_zsh_completes(programs, program, tmp_path):
-    """Typed on a pseudo-terminal: one candidate is written out, with a space behind it only where it is whole."""
+    """Typed on a pseudo-terminal: one candidate is written out, with a space behind it only where it is
+    whole.
+    """
     (tmp_path / "script").write_text(completion.SCRIPTS["zsh"])
     shell, terminal = pty.fork()
     if shell == 0:
         os.execvpe("zsh", ["zsh", "-f", "-i"], programs)
     try:
-        typed = ["source ./script", f"{program} seed=1 lora=dor\t+x=1", f"{program} lora.use_rs\ttrue", "exit"]
+        typed = [
+            "source ./script",
+            f"{program} seed=1 lora=dor\t+x=1",
+            f"{program} lora.use_rs\ttrue",
+            "exit",
+        ]
         os.write(terminal, "".join(f"{line}\n" for line in [f"cd {tmp_path}", *typed]).encode())
         said = b""
         with contextlib.suppress(OSError):  # the end of a pseudo-terminal
@@ -329,8 +405,15 @@ def test_zsh_completes(programs, program, tmp_path):
         os.kill(shell, signal.SIGKILL)
         os.waitpid(shell, 0)
     begin = "" if program == "chatbot-sft" else "-m chatbot_sft "
-    called = [line for line in said.decode(errors="replace").replace("\r", "").splitlines() if line.startswith("called ")]
-    assert called == [f"called {begin}seed=1 lora=dora +x=1", f"called {begin}lora.use_rslora=true"], said.decode(errors="replace")
+    called = [
+        line
+        for line in said.decode(errors="replace").replace("\r", "").splitlines()
+        if line.startswith("called ")
+    ]
+    assert called == [
+        f"called {begin}seed=1 lora=dora +x=1",
+        f"called {begin}lora.use_rslora=true",
+    ], said.decode(errors="replace")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -47,67 +47,154 @@ save:
     ("config", "message"),
     [
         ({"training": {"max_stpes": 3}}, "training.max_stpes: no such key; did you mean training.max_steps?"),
-        ({"lora": {"learning_rate": 1e-4}}, "lora.learning_rate: no such key; did you mean training.learning_rate?"),
-        ({"training": {"weight_deca": 0.1}}, "training.weight_deca: no such key; did you mean training.weight_decay?"),
-        ({"training": {"neftune_noise_alfa": 5}}, "training.neftune_noise_alfa: no such key; did you mean training.neftune_noise_alpha?"),
+        (
+            {"lora": {"learning_rate": 1e-4}},
+            "lora.learning_rate: no such key; did you mean training.learning_rate?",
+        ),
+        (
+            {"training": {"weight_deca": 0.1}},
+            "training.weight_deca: no such key; did you mean training.weight_decay?",
+        ),
+        (
+            {"training": {"neftune_noise_alfa": 5}},
+            "training.neftune_noise_alfa: no such key; did you mean training.neftune_noise_alpha?",
+        ),
         ({"max_steps": 2}, "max_steps: no such key; did you mean training.max_steps?"),
         ({"experiment": {}}, "experiment: an overlay has to begin with the line `# @package _global_`"),
         ({"training": {"optim": "adamw8bit"}}, "training.optim=adamw8bit: not one of"),
         ({"training": {"lr_scheduler_type": "cosin"}}, "training.lr_scheduler_type=cosin: not one of"),
-        ({"training": {"padding_free": True}}, "training.padding_free: a step is cut by the batch layout: set training.batch_layout"),
+        (
+            {"training": {"padding_free": True}},
+            "training.padding_free: a step is cut by the batch layout: set training.batch_layout",
+        ),
         (
             {"lora": {"target_modules": "q_proj"}},
-            "lora.target_modules='q_proj': expected all-linear or a list of module names; write lora.target_modules=[q_proj]",
+            (
+                "lora.target_modules='q_proj': expected all-linear or a list of module names; write"
+                " lora.target_modules=[q_proj]"
+            ),
         ),
         (
             {"lora": {"target_modules": "all-liner"}},
-            "lora.target_modules='all-liner': expected all-linear or a list of module names; did you mean all-linear?",
+            (
+                "lora.target_modules='all-liner': expected all-linear or a list of module names; did you mean"
+                " all-linear?"
+            ),
         ),
-        ({"lora": {"target_modules": []}}, "lora.target_modules=[]: expected all-linear or a list of module names"),
+        (
+            {"lora": {"target_modules": []}},
+            "lora.target_modules=[]: expected all-linear or a list of module names",
+        ),
         (
             {"lora": {"init_lora_weights": "gausian"}},
-            "lora.init_lora_weights=gausian: not one of true, false, gaussian, orthogonal, olora, pissa, loftq, mica; did",
+            (
+                "lora.init_lora_weights=gausian: not one of true, false, gaussian, orthogonal, olora, pissa,"
+                " loftq, mica; did"
+            ),
         ),
-        ({"lora": {"init_lora_weights": "eva"}}, "lora.init_lora_weights=eva: needs a pass over the data that this version does not make"),
+        (
+            {"lora": {"init_lora_weights": "eva"}},
+            "lora.init_lora_weights=eva: needs a pass over the data that this version does not make",
+        ),
         (
             {"lora": {"init_lora_weights": "loftq"}},
-            "lora.init_lora_weights=loftq with model.load_in_4bit=true: LoftQ quantises the 16-bit weights itself; set",
+            (
+                "lora.init_lora_weights=loftq with model.load_in_4bit=true: LoftQ quantises the 16-bit"
+                " weights itself; set"
+            ),
         ),
-        ({"lora": {"init_lora_weights": "pissa_niter_4"}}, "lora.init_lora_weights=pissa_niter_4 with model.load_in_4bit=true: it changes the base"),
+        (
+            {"lora": {"init_lora_weights": "pissa_niter_4"}},
+            "lora.init_lora_weights=pissa_niter_4 with model.load_in_4bit=true: it changes the base",
+        ),
         ({"lora": {"loftq_bits": 2}}, "lora.loftq_bits=2: not one of 4, 8"),
-        ({"lora": {"init_lora_weights": "orthogonal", "r": 3}}, "lora.r=3 with lora.init_lora_weights=orthogonal: must be even"),
+        (
+            {"lora": {"init_lora_weights": "orthogonal", "r": 3}},
+            "lora.r=3 with lora.init_lora_weights=orthogonal: must be even",
+        ),
         ({"model": {"new_tokens": ["<a>", "<a>"]}}, "model.new_tokens: '<a>' is there twice"),
         ({"model": {"new_tokens": [" "]}}, "model.new_tokens: ' ' is empty"),
         ({"trainig": {}}, "trainig: no such key; did you mean training?"),
-        ({"model": {"load_in_4bit": "maybe"}}, "model.load_in_4bit='maybe': Value 'maybe' is not a valid bool (type str)"),
-        ({"lora": {"r": "many"}}, "lora.r='many': Value 'many' of type 'str' could not be converted to Integer"),
+        (
+            {"model": {"load_in_4bit": "maybe"}},
+            "model.load_in_4bit='maybe': Value 'maybe' is not a valid bool (type str)",
+        ),
+        (
+            {"lora": {"r": "many"}},
+            "lora.r='many': Value 'many' of type 'str' could not be converted to Integer",
+        ),
         ({"lora": {"r": -1}}, "lora.r=-1: must be at least 0"),
         ({"lora": {"lora_dropout": 1.0}}, "lora.lora_dropout=1.0: must be at least 0 and below 1"),
         ({"training": {"learning_rate": 0}}, "training.learning_rate=0.0: must be above 0"),
-        ({"model": {"engine": "unslot"}}, "model.engine=unslot: not one of auto, unsloth, transformers; did you mean unsloth?"),
-        ({"model": {"dtype": "float8"}}, "model.dtype=float8: not one of float16, bfloat16, float32; did you mean float32?"),
-        ({"lora": {"use_gradient_checkpointing": "yes please"}}, "lora.use_gradient_checkpointing=yes please: not one of unsloth, true, false"),
+        (
+            {"model": {"engine": "unslot"}},
+            "model.engine=unslot: not one of auto, unsloth, transformers; did you mean unsloth?",
+        ),
+        (
+            {"model": {"dtype": "float8"}},
+            "model.dtype=float8: not one of float16, bfloat16, float32; did you mean float32?",
+        ),
+        (
+            {"lora": {"use_gradient_checkpointing": "yes please"}},
+            "lora.use_gradient_checkpointing=yes please: not one of unsloth, true, false",
+        ),
         (
             {"save": {"method": "merged16bit"}},
-            "save.method=merged16bit: not one of lora, merged_16bit, merged_4bit, gguf, none; did you mean merged_16bit?",
+            (
+                "save.method=merged16bit: not one of lora, merged_16bit, merged_4bit, gguf, none; did you"
+                " mean merged_16bit?"
+            ),
         ),
         ({"task": "trian"}, "task=trian: not one of train, check, plan, export; did you mean train?"),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
         ({"training": {"bf16": True}}, "training.bf16: set model.dtype"),
-        ({"training": {"neftune_noise_alpha": "much"}}, "training.neftune_noise_alpha='much': expected float | None"),
+        (
+            {"training": {"neftune_noise_alpha": "much"}},
+            "training.neftune_noise_alpha='much': expected float | None",
+        ),
         ({"training": {"max_steps": None}}, "training.max_steps and training.num_train_epochs are both null"),
-        ({"lora": {"r": 0}}, "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full"),
-        ({"lora": {"r": 0}, "model": {"load_in_4bit": False}, "save": {"method": "lora"}}, "save.method=lora with lora.r=0"),
-        ({"save": {"method": ["lora", "none"]}}, "save.method=none: not one of lora, merged_16bit, merged_4bit, gguf"),
-        ({"save": {"method": []}}, "save.method and save.gguf_quantization: an empty list; name one, or set save.method=none"),
-        ({"save": {"method": "gguf", "gguf_quantization": "q4_k"}}, "save.gguf_quantization=q4_k: not one of f32, f16, bf16, q8_0, q6_k"),
-        ({"save": {"method": "lora", "save_path": "x.gguf"}}, "save.save_path=x.gguf: names a GGUF file, but save.method=lora; name a folder"),
-        ({"save": {"method": "gguf", "save_path": "x.gguf", "gguf_quantization": ["f16", "q8_0"]}}, "save.save_path=x.gguf: names one file for 2"),
-        ({"save": {"method": "gguf", "save_path": "x.gguf", "push_to_hub": True}}, "save.save_path=x.gguf: names a file, and save.push_to_hub"),
-        ({"save": {"method": "none", "push_to_hub": True}}, "save.push_to_hub=true with save.method=none: there is nothing to upload"),
+        (
+            {"lora": {"r": 0}},
+            "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full",
+        ),
+        (
+            {"lora": {"r": 0}, "model": {"load_in_4bit": False}, "save": {"method": "lora"}},
+            "save.method=lora with lora.r=0",
+        ),
+        (
+            {"save": {"method": ["lora", "none"]}},
+            "save.method=none: not one of lora, merged_16bit, merged_4bit, gguf",
+        ),
+        (
+            {"save": {"method": []}},
+            "save.method and save.gguf_quantization: an empty list; name one, or set save.method=none",
+        ),
+        (
+            {"save": {"method": "gguf", "gguf_quantization": "q4_k"}},
+            "save.gguf_quantization=q4_k: not one of f32, f16, bf16, q8_0, q6_k",
+        ),
+        (
+            {"save": {"method": "lora", "save_path": "x.gguf"}},
+            "save.save_path=x.gguf: names a GGUF file, but save.method=lora; name a folder",
+        ),
+        (
+            {"save": {"method": "gguf", "save_path": "x.gguf", "gguf_quantization": ["f16", "q8_0"]}},
+            "save.save_path=x.gguf: names one file for 2",
+        ),
+        (
+            {"save": {"method": "gguf", "save_path": "x.gguf", "push_to_hub": True}},
+            "save.save_path=x.gguf: names a file, and save.push_to_hub",
+        ),
+        (
+            {"save": {"method": "none", "push_to_hub": True}},
+            "save.push_to_hub=true with save.method=none: there is nothing to upload",
+        ),
         ({"task": "export"}, "task=export needs run=DIR, the directory of a run, and run= needs task=export"),
-        ({"task": "export", "run": "x", "save": {"method": "none"}}, "task=export with save.method=none: nothing to do; for instance save=gguf"),
+        (
+            {"task": "export", "run": "x", "save": {"method": "none"}},
+            "task=export with save.method=none: nothing to do; for instance save=gguf",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(config, message):
@@ -124,7 +211,9 @@ def test_a_token_is_refused_and_never_repeated():
 
 
 def test_values_are_converted_as_yaml_users_expect():
-    config = Config.from_mapping({"training": {"learning_rate": "1e-4", "num_train_epochs": 3}, "lora": {"lora_dropout": 0}})
+    config = Config.from_mapping(
+        {"training": {"learning_rate": "1e-4", "num_train_epochs": 3}, "lora": {"lora_dropout": 0}}
+    )
     assert config.training.learning_rate == 1e-4
     assert config.training.num_train_epochs == 3.0
     assert config.effective_batch_size == 8
@@ -140,11 +229,15 @@ def test_every_sft_argument_is_known_as_trl_itself_knows_it():
     """The parsed sources agree with the imported class, so no key is refused that TRL takes."""
     import trl
 
-    assert set(sft_arguments.known()) == {field.name for field in dataclasses.fields(trl.SFTConfig) if field.init}
+    assert set(sft_arguments.known()) == {
+        field.name for field in dataclasses.fields(trl.SFTConfig) if field.init
+    }
 
 
 def test_every_sft_argument_is_ours_or_passed_on_or_refused_with_what_to_use_instead():
-    """Over the real class: a key that a new TRL brings fails here, and is refused until someone has seen what it does."""
+    """Over the real class: a key that a new TRL brings fails here, and is refused until someone has seen what
+    it does.
+    """
     ours = {field.name for field in dataclasses.fields(TrainingConfig)} - {"output_dir"}
     kinds = [set(sft_arguments.MANAGED), set(sft_arguments.PASSED), ours & set(sft_arguments.known())]
     assert set.union(*kinds) == set(sft_arguments.known())
@@ -157,7 +250,12 @@ def test_every_sft_argument_is_ours_or_passed_on_or_refused_with_what_to_use_ins
 
 def test_a_key_that_only_a_newer_trl_has_is_refused(monkeypatch):
     monkeypatch.setattr(sft_arguments, "known", lambda: {"new_trick": "bool"})
-    with pytest.raises(UserError, match=r"^training\.new_trick: a key of this version of TRL that chatbot_sft does not know; leave it out"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"^training\.new_trick: a key of this version of TRL that chatbot_sft does not know; leave it out"
+        ),
+    ):
         Config.from_mapping({"training": {"new_trick": True}})
 
 
@@ -192,7 +290,11 @@ def test_paths_are_relative_to_the_working_directory_outside_of_a_project(tmp_pa
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n- b\n", "expected sections"), ("model: [unclosed", "sft.yaml: "), ("modle: {}", "modle: no such key; did you mean model?")],
+    [
+        ("- a\n- b\n", "expected sections"),
+        ("model: [unclosed", "sft.yaml: "),
+        ("modle: {}", "modle: no such key; did you mean model?"),
+    ],
 )
 def test_a_bad_yaml_file_is_named(tmp_path, text, message):
     file = tmp_path / "sft.yaml"
@@ -203,7 +305,10 @@ def test_a_bad_yaml_file_is_named(tmp_path, text, message):
 
 
 def test_merge_and_save_round_trip(tmp_path):
-    merged = ConfigLoader.merge(Config.from_mapping({}).to_dict(), {"training": {"max_steps": 7}, "lora": {"target_modules": ["q_proj"]}})
+    merged = ConfigLoader.merge(
+        Config.from_mapping({}).to_dict(),
+        {"training": {"max_steps": 7}, "lora": {"target_modules": ["q_proj"]}},
+    )
     assert merged["training"]["max_steps"] == 7
     assert merged["lora"]["target_modules"] == ["q_proj"]
     ConfigLoader.save(merged, tmp_path / "new" / "sft.yaml")

@@ -1,4 +1,6 @@
-"""DatasetLoader: thinking, truncation and splitting, mixtures and the held-out split, and a user's own formatting function."""
+"""DatasetLoader: thinking, truncation and splitting, mixtures and the held-out split, and a user's own
+formatting function.
+"""
 
 import json
 import sys
@@ -16,7 +18,11 @@ from chatbot_sft.data.mixture import chosen_rows, wanted_rows
 
 
 def loader(path, tokenizer=None, max_seq_length=2048, seed=3407, **dataset):
-    config = {"seed": seed, "model": {"name": "smollm2", "max_seq_length": max_seq_length}, "dataset": {"eval_fraction": 0, **dataset}}
+    config = {
+        "seed": seed,
+        "model": {"name": "smollm2", "max_seq_length": max_seq_length},
+        "dataset": {"eval_fraction": 0, **dataset},
+    }
     if path:
         config["dataset"]["data_path"] = str(path)
     return DatasetLoader(config, tokenizer)
@@ -33,13 +39,20 @@ def test_the_example_data_is_as_its_readme_says():
     assert [turns.count(n) for n in (1, 2, 3, 4)] == [162, 60, 16, 6]
     answers = [m for row in rows for m in row["messages"] if m["role"] == "assistant"]
     assert all(answer["thinking"].strip() for answer in answers)
-    assert all(row["messages"][0]["role"] == "system" and row["messages"][-1]["role"] == "assistant" for row in rows)
+    assert all(
+        row["messages"][0]["role"] == "system" and row["messages"][-1]["role"] == "assistant" for row in rows
+    )
     texts = [m["content"] for row in rows for m in row["messages"] if m["role"] != "system"]
     assert len(set(texts)) == len(texts)
 
 
 def test_thinking_is_kept_or_dropped(tmp_path, tokenizer):
-    row = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", "thinking": "add"}]}
+    row = {
+        "messages": [
+            {"role": "user", "content": "2+2?"},
+            {"role": "assistant", "content": "4", "thinking": "add"},
+        ]
+    }
     file = write_json(tmp_path / "data.json", [row])
     kept = loader(file, tokenizer, thinking="keep").prepare_dataset()[0]["text"]
     dropped = loader(file, tokenizer, thinking="drop").prepare_dataset()[0]["text"]
@@ -53,7 +66,9 @@ def test_the_split_is_by_conversation_seeded_and_disjoint(tmp_path, tokenizer):
     def held_out(seed):
         made = loader(file, tokenizer, seed=seed, eval_fraction=0.1)
         training = made.prepare_dataset()
-        assert sorted([*training["text"], *made.eval_dataset["text"]]) == sorted(loader(file, tokenizer).prepare_dataset()["text"])
+        assert sorted([*training["text"], *made.eval_dataset["text"]]) == sorted(
+            loader(file, tokenizer).prepare_dataset()["text"]
+        )
         return list(made.eval_dataset["text"])
 
     assert len(held_out(1)) == 5
@@ -71,23 +86,36 @@ QUESTION = {"role": "user", "content": "hi"}
 
 
 def test_truncation_is_counted_and_a_row_without_an_answer_before_the_cut_is_bad(tmp_path, tokenizer):
-    late = {"messages": [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "late"}]}
+    late = {
+        "messages": [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "late"}]
+    }
     file = write_json(tmp_path / "data.json", [late, {"messages": [QUESTION, LONG]}, *conversations(1)])
     for policy in ("drop", "warn"):
         made = loader(file, tokenizer, max_seq_length=128, on_bad_row=policy)
         assert [len(row["input_ids"]) <= 128 for row in made.prepare_dataset()] == [True, True]
-        assert (made.statistics.rows_used, made.statistics.truncated_rows, made.statistics.bad_rows) == (2, 1, 1)
+        assert (made.statistics.rows_used, made.statistics.truncated_rows, made.statistics.bad_rows) == (
+            2,
+            1,
+            1,
+        )
         assert made.report["problems"]["no answer before the cut"]["rows"][0]["row"] == 1
         assert made.report["notes"]["an answer cut in two"]["rows"][0]["row"] == 2
     for policy in ("auto", "error"):
         with pytest.raises(
-            UserError, match=r"row 1: every answer lies beyond model\.max_seq_length=128: the row has \d+ tokens; 1 of 3 rows are bad"
+            UserError,
+            match=(
+                r"row 1: every answer lies beyond model\.max_seq_length=128: the row has \d+ tokens; 1 of 3"
+                r" rows are bad"
+            ),
         ):
             loader(file, tokenizer, max_seq_length=128, on_bad_row=policy).prepare_dataset()
     only_late = write_json(tmp_path / "long.json", [late])
     with pytest.raises(UserError, match=r"every answer lies beyond model\.max_seq_length=128"):
         loader(only_late, tokenizer, max_seq_length=128).prepare_dataset()
-    assert loader(file, tokenizer, max_seq_length=128, overflow="drop", on_bad_row="error").check()["rows_used"] == 1
+    assert (
+        loader(file, tokenizer, max_seq_length=128, overflow="drop", on_bad_row="error").check()["rows_used"]
+        == 1
+    )
 
 
 def test_long_rows_are_dropped_or_an_error_where_asked(tmp_path, tokenizer):
@@ -96,14 +124,24 @@ def test_long_rows_are_dropped_or_an_error_where_asked(tmp_path, tokenizer):
     assert len(made.prepare_dataset()) == 2
     assert (made.statistics.dropped_rows, made.statistics.truncated_rows) == (1, 0)
     with pytest.raises(
-        UserError, match=r"data.json: row 3 has \d+ tokens, over model.max_seq_length=128; raise it, or set dataset.overflow=truncate"
+        UserError,
+        match=(
+            r"data.json: row 3 has \d+ tokens, over model.max_seq_length=128; raise it, or set"
+            r" dataset.overflow=truncate"
+        ),
     ):
         loader(file, tokenizer, max_seq_length=128, overflow="error").prepare_dataset()
 
 
 def test_a_long_conversation_is_split_at_its_turns(tmp_path, tokenizer):
     system = {"role": "system", "content": "Be brief."}
-    turns = [[{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"answer {n}: " + "word " * 30}] for n in range(6)]
+    turns = [
+        [
+            {"role": "user", "content": f"question {n}"},
+            {"role": "assistant", "content": f"answer {n}: " + "word " * 30},
+        ]
+        for n in range(6)
+    ]
     row = {"messages": [system, *(message for turn in turns for message in turn)]}
     file = write_json(tmp_path / "data.json", [row, {"messages": [system, *turns[0]]}])
     made = loader(file, tokenizer, max_seq_length=128, overflow="split")
@@ -119,7 +157,10 @@ def test_a_long_conversation_is_split_at_its_turns(tmp_path, tokenizer):
     assert made.statistics.truncated_rows == 0
     held = loader(file, tokenizer, max_seq_length=128, overflow="split", eval_fraction=0.2, seed=1)
     held.prepare_dataset()
-    assert (held.statistics.rows_used, held.statistics.rows_held_out) in ((1, 3), (3, 1))  # the pieces of one conversation stay together
+    assert (held.statistics.rows_used, held.statistics.rows_held_out) in (
+        (1, 3),
+        (3, 1),
+    )  # the pieces of one conversation stay together
 
 
 def test_ready_made_text_is_labelled_by_the_templates_markers(tmp_path, tokenizer):
@@ -156,14 +197,18 @@ def test_a_users_function_sees_the_files_columns_and_checked_messages(tmp_path, 
         def formatting_prompts_func(self, examples):
             return ["one", "two"]
 
-    with pytest.raises(UserError, match=r'Listed.formatting_prompts_func: expected {"text": \[...\]}, got list'):
+    with pytest.raises(
+        UserError, match=r'Listed.formatting_prompts_func: expected {"text": \[...\]}, got list'
+    ):
         Listed(config, tokenizer).prepare_dataset()
 
     class TooFew(DatasetLoader):
         def formatting_prompts_func(self, examples):
             return {"text": ["one"]}
 
-    with pytest.raises(UserError, match=r"TooFew.formatting_prompts_func: expected one text for each of 2 conversations"):
+    with pytest.raises(
+        UserError, match=r"TooFew.formatting_prompts_func: expected one text for each of 2 conversations"
+    ):
         TooFew(config, tokenizer).prepare_dataset()
 
 
@@ -179,12 +224,21 @@ def test_a_mixture_has_the_shares_and_counts_that_were_asked_for(tmp_path, token
         return Counter("few" if "frage" in text else "many" for text in texts), texts
 
     assert counts([{"data_path": str(many)}, alpaca])[0] == {"many": 40, "few": 10}
-    assert counts([{"data_path": str(many), "weight": 3}, {**alpaca, "weight": 1}])[0] == {"many": 30, "few": 10}
-    assert counts([{"data_path": str(many), "weight": 1}, {**alpaca, "weight": 1}], max_rows=6)[0] == {"many": 3, "few": 3}
+    assert counts([{"data_path": str(many), "weight": 3}, {**alpaca, "weight": 1}])[0] == {
+        "many": 30,
+        "few": 10,
+    }
+    assert counts([{"data_path": str(many), "weight": 1}, {**alpaca, "weight": 1}], max_rows=6)[0] == {
+        "many": 3,
+        "few": 3,
+    }
     found, texts = counts([{"data_path": str(many), "count": 5}, {**alpaca, "count": 25}])
     assert found == {"many": 5, "few": 25}
     assert sorted(Counter(text for text in texts if "frage" in text).values()) == [2] * 5 + [3] * 5
-    again, other = counts([{"data_path": str(many), "count": 5}, alpaca])[1], counts([{"data_path": str(many), "count": 5}, alpaca], seed=1)[1]
+    again, other = (
+        counts([{"data_path": str(many), "count": 5}, alpaca])[1],
+        counts([{"data_path": str(many), "count": 5}, alpaca], seed=1)[1],
+    )
     assert counts([{"data_path": str(many), "count": 5}, alpaca])[1] == again != other
     with pytest.raises(UserError, match=r"many.json: give every source of dataset.sources a weight, or none"):
         counts([{"data_path": str(many)}, {**alpaca, "weight": 1}])
@@ -210,10 +264,15 @@ def test_weights_never_repeat_a_row_and_keep_their_shares(available, weights, ca
     assert all(number <= rows + 1e-9 for number, rows in zip(wanted, available, strict=True))
     assert cap is None or sum(wanted) <= cap
     share = sum(source.weight for source in sources)
-    assert all(abs(number - sum(wanted) * source.weight / share) < 2 for number, source in zip(wanted, sources, strict=True))
+    assert all(
+        abs(number - sum(wanted) * source.weight / share) < 2
+        for number, source in zip(wanted, sources, strict=True)
+    )
 
 
-@given(available=st.integers(1, 30), wanted=st.integers(1, 100), shuffle=st.booleans(), seed=st.integers(0, 5))
+@given(
+    available=st.integers(1, 30), wanted=st.integers(1, 100), shuffle=st.booleans(), seed=st.integers(0, 5)
+)
 def test_rows_are_repeated_evenly(available, wanted, shuffle, seed):
     uses = chosen_rows(available, wanted, shuffle, seed)
     assert sum(uses.values()) == wanted
@@ -222,7 +281,9 @@ def test_rows_are_repeated_evenly(available, wanted, shuffle, seed):
 
 
 def test_a_hub_dataset_without_a_network_says_so(launch):
-    error = only_error(launch("dataset.data_path=some-org/some-chats", "task=check", env={"HF_HUB_OFFLINE": "1"}, cold=True))
+    error = only_error(
+        launch("dataset.data_path=some-org/some-chats", "task=check", env={"HF_HUB_OFFLINE": "1"}, cold=True)
+    )
     assert error.startswith("some-org/some-chats: cannot be had from the Hugging Face hub (")
     assert "a local file or folder works without a network" in error
 
@@ -238,25 +299,40 @@ def test_a_hub_dataset_is_read_through_datasets(tmp_path, tokenizer, monkeypatch
 
     def load_dataset(name, config_name, split, revision):
         asked.append((name, config_name, split, revision))
-        return real("json", data_files={"train": str(tmp_path / "train.json")}, split=split, cache_dir=str(tmp_path / "cache"))
+        return real(
+            "json",
+            data_files={"train": str(tmp_path / "train.json")},
+            split=split,
+            cache_dir=str(tmp_path / "cache"),
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     made = loader("some-org/some-chats", tokenizer, split="train[:4]", config_name="vi", revision="v1")
     assert len(made.prepare_dataset()) == 4
     assert set(asked) == {("some-org/some-chats", "vi", "train[:4]", "v1")}
-    assert made.report["sources"] == [{"path": "some-org/some-chats", "held_out": False, "format": "messages", "rows": 4}]
+    assert made.report["sources"] == [
+        {"path": "some-org/some-chats", "held_out": False, "format": "messages", "rows": 4}
+    ]
 
 
 def test_importing_the_package_imports_nothing_heavy():
     import subprocess
 
-    program = "import sys, chatbot_sft; print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'tokenizers', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+    program = (
+        "import sys, chatbot_sft; print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'tokenizers',"
+        " 'numpy'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+    )
 
 
 def test_the_fingerprint_is_of_the_data_not_of_its_place(tmp_path, tokenizer):
     rows = conversations(6)
-    first, second = loader(write_json(tmp_path / "a.json", rows), tokenizer), loader(write_json(tmp_path / "b.json", rows), tokenizer)
+    first, second = (
+        loader(write_json(tmp_path / "a.json", rows), tokenizer),
+        loader(write_json(tmp_path / "b.json", rows), tokenizer),
+    )
     other = loader(write_json(tmp_path / "c.json", rows[::-1]), tokenizer)
     last = loader(tmp_path / "a.json", tokenizer, train_on="all")
     for made in (first, second, other, last):
@@ -266,9 +342,17 @@ def test_the_fingerprint_is_of_the_data_not_of_its_place(tmp_path, tokenizer):
 
 
 def test_a_split_conversation_is_repeated_whole(tmp_path, tokenizer):
-    turns = [[{"role": "user", "content": f"question {n}"}, {"role": "assistant", "content": f"answer {n}: " + "word " * 30}] for n in range(4)]
+    turns = [
+        [
+            {"role": "user", "content": f"question {n}"},
+            {"role": "assistant", "content": f"answer {n}: " + "word " * 30},
+        ]
+        for n in range(4)
+    ]
     file = write_json(tmp_path / "data.json", [{"messages": [message for turn in turns for message in turn]}])
-    made = loader(None, tokenizer, sources=[{"data_path": str(file), "count": 3}], max_seq_length=128, overflow="split")
+    made = loader(
+        None, tokenizer, sources=[{"data_path": str(file), "count": 3}], max_seq_length=128, overflow="split"
+    )
     texts = Counter(made.prepare_dataset()["text"])
     assert len(texts) > 1
     assert set(texts.values()) == {3}

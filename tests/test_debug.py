@@ -18,11 +18,21 @@ def arguments(tiny, data):
 
 
 def test_overfit_learns_eight_conversations_word_for_word(launch, tiny, tmp_path):
-    """The tiny model is random and narrow: all of its weights are trained, fast, on answers that are easy to tell apart."""
+    """The tiny model is random and narrow: all of its weights are trained, fast, on answers that are easy to
+    tell apart.
+    """
     words = ["apple", "river", "stone", "cloud", "tiger", "piano", "bread", "ocean", "lemon", "horse"]
-    rows = [[{"role": "user", "content": word}, {"role": "assistant", "content": f"{word} {word[::-1]}"}] for word in words]
+    rows = [
+        [{"role": "user", "content": word}, {"role": "assistant", "content": f"{word} {word[::-1]}"}]
+        for word in words
+    ]
     data = write_json(tmp_path / "words.json", [{"messages": row} for row in rows])
-    own = ("lora=none", "training.learning_rate=0.01", "training.max_steps=250", "training.sample_max_new_tokens=20")
+    own = (
+        "lora=none",
+        "training.learning_rate=0.01",
+        "training.max_steps=250",
+        "training.sample_max_new_tokens=20",
+    )
     process = launch(*arguments(tiny, data), "debug=overfit", *own)
     assert process.returncode == 0, process.stderr
     report = report_of(tmp_path)
@@ -43,7 +53,9 @@ def test_what_is_not_learned_is_said():
 
     settings = Config.from_mapping({"dataset": {"eval_on_training": True, "eval_fraction": 0}})
     assert not_learned(settings, 1.0) == not_learned(Config(), 0.5) == []
-    assert not_learned(settings, 0.93)[0].startswith("the training conversations do not come back word for word (93.0% of")
+    assert not_learned(settings, 0.93)[0].startswith(
+        "the training conversations do not come back word for word (93.0% of"
+    )
 
 
 def test_fast_is_two_steps_of_everything(launch, tiny, data, tmp_path):
@@ -63,13 +75,20 @@ def test_profile_leaves_a_trace_and_a_table(launch, tiny, data, tmp_path):
     (table,) = tmp_path.rglob("profile/table.txt")
     assert "aten::mm" in table.read_text(encoding="utf-8")
     trace = json.loads((table.parent / "trace.json").read_text(encoding="utf-8"))
-    assert {f"ProfilerStep#{step}" for step in (3, 4, 5)} <= {event.get("name") for event in trace["traceEvents"]}
+    assert {f"ProfilerStep#{step}" for step in (3, 4, 5)} <= {
+        event.get("name") for event in trace["traceEvents"]
+    }
     assert f"profile: {table}" in process.stderr
 
 
 def test_a_debug_option_that_is_not_there(launch):
-    assert only_error(launch("debug=overfitt")) == "debug=overfitt: no such option; did you mean overfit? (there are fast, overfit, profile)"
+    assert (
+        only_error(launch("debug=overfitt"))
+        == "debug=overfitt: no such option; did you mean overfit? (there are fast, overfit, profile)"
+    )
 
 
 def test_nothing_is_held_out_where_the_training_rows_are_evaluated(launch):
-    assert only_error(launch("dataset.eval_on_training=true")).startswith("dataset.eval_on_training=true holds nothing out: set dataset.eval_fr")
+    assert only_error(launch("dataset.eval_on_training=true")).startswith(
+        "dataset.eval_on_training=true holds nothing out: set dataset.eval_fr"
+    )

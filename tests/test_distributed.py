@@ -11,7 +11,8 @@ from conftest import conversations, report_of, write_json
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, warm, tiny_llama):
-    """(folder of one process, folder of two, what two printed): the same effective batch of 8, evaluated on the way, float32.
+    """(folder of one process, folder of two, what two printed): the same effective batch of 8, evaluated on
+    the way, float32.
 
     Nine conversations are trained: the second step has one of them, and nothing for the second process.
     """
@@ -23,12 +24,27 @@ def runs(tmp_path_factory, warm, tiny_llama):
         "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=10", "training.max_steps=3", "training.warmup_steps=0",
         "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
     ]  # fmt: skip
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *common, "training.gradient_accumulation_steps=2"]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        *common,
+        "training.gradient_accumulation_steps=2",
+    ]
     for name in ("one", "two"):
         (folder / name).mkdir()
     alone = warm.run([*common, "training.gradient_accumulation_steps=4"], folder / "one")
     assert alone.returncode == 0, alone.stderr
-    process = subprocess.run(two, cwd=folder / "two", capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.run(
+        two,
+        cwd=folder / "two",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert process.returncode == 0, process.stderr
     return folder / "one", folder / "two", process
 
@@ -60,16 +76,24 @@ def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
 
 def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     """As torchrun starts the second process: its own line names it."""
-    first, second = (launch("dataset.data_path=nowhere.json", env={"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}, cold=True) for rank in "01")
+    first, second = (
+        launch(
+            "dataset.data_path=nowhere.json",
+            env={"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank},
+            cold=True,
+        )
+        for rank in "01"
+    )
     assert first.stderr.rstrip().splitlines()[-1].startswith("error: ")
     assert second.stderr.startswith("error in process 1: ")
     assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
 
 
 def test_gradients_and_figures_are_summed_over_all_processes_in_one_vector(tmp_path):
-    """Also where the optimizer sees one vector, and where a parameter has no gradient; the first process's weights become everyone's."""
-    (tmp_path / "run.py").write_text(
-        """
+    """Also where the optimizer sees one vector, and where a parameter has no gradient; the first process's
+    weights become everyone's.
+    """
+    (tmp_path / "run.py").write_text("""
 import torch, torch.distributed as dist
 from chatbot_sft.train.gradients import FlatParameters, Gradients
 dist.init_process_group("gloo")
@@ -90,10 +114,16 @@ sum((parameter * (1 + dist.get_rank())).sum() for parameter in flat.parameters).
 flat.sum()
 assert (flat.vector.grad == 3).all()
 dist.destroy_process_group()
-"""
-    )
+""")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert process.returncode == 0, process.stderr
 
 
@@ -122,7 +152,9 @@ trainer.close()
 
 @pytest.mark.parametrize("engine", ["transformers", "unsloth"])
 def test_both_processes_end_with_the_adapter_of_one(engine, tiny_llama, tmp_path):
-    """Evaluated before training, after which accelerate would wrap the model in nothing; a learning rate under which training apart would show."""
+    """Evaluated before training, after which accelerate would wrap the model in nothing; a learning rate
+    under which training apart would show.
+    """
     config = {
         "model": {"name": str(tiny_llama), "load_in_4bit": False, "dtype": "float32", "engine": engine},
         "dataset": {"data_path": str(write_json(tmp_path / "short.json", conversations(40))), "eval_fraction": 0.3},
@@ -133,8 +165,13 @@ def test_both_processes_end_with_the_adapter_of_one(engine, tiny_llama, tmp_path
     }  # fmt: skip
     printed = []
     for processes in (1, 2):
-        config["training"] |= {"gradient_accumulation_steps": 4 // processes, "output_dir": str(tmp_path / f"checkpoints-{processes}")}
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+        config["training"] |= {
+            "gradient_accumulation_steps": 4 // processes,
+            "output_dir": str(tmp_path / f"checkpoints-{processes}"),
+        }
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+        )
         (tmp_path / "run.py").write_text(TWO)
         process = subprocess.run(
             [sys.executable, *launcher, "run.py", json.dumps(config)], cwd=tmp_path, capture_output=True, text=True, timeout=300,

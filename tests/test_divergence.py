@@ -18,7 +18,10 @@ def left_at(losses, max_steps=None):
 def noisy(seed, steps, start, floor, pace, spread):
     """A curve that falls from `start` to `floor`, each loss multiplied by log-normal noise."""
     chance = random.Random(seed)
-    return [(floor + (start - floor) * math.exp(-step / pace)) * math.exp(chance.gauss(0, spread)) for step in range(steps)]
+    return [
+        (floor + (start - floor) * math.exp(-step / pace)) * math.exp(chance.gauss(0, spread))
+        for step in range(steps)
+    ]
 
 
 curves = {
@@ -47,9 +50,13 @@ def test_a_diverging_curve_is_stopped_within_a_window(seed, steps, start, share,
 
 @given(seed=st.integers(0, 10**6), start=st.floats(1, 4), steps=st.integers(20, 1000))
 def test_a_learning_rate_that_is_too_high_from_the_start_is_noticed_too(seed, start, steps):
-    """Two steps of warm-up, then nothing but noise around what a broken model guesses: no window was ever good."""
+    """Two steps of warm-up, then nothing but noise around what a broken model guesses: no window was ever
+    good.
+    """
     chance = random.Random(seed)
-    losses = [start * math.exp(chance.gauss(0, 0.1)) for _ in range(4)] + [5 * start + 5 + chance.random() for _ in range(steps - 4)]
+    losses = [start * math.exp(chance.gauss(0, 0.1)) for _ in range(4)] + [
+        5 * start + 5 + chance.random() for _ in range(steps - 4)
+    ]
     assert left_at(losses) <= 8
 
 

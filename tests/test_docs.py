@@ -11,20 +11,35 @@ DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 def test_every_test_that_a_document_names_exists():
     named = re.findall(r"`(test_\w+)::(test_\w+)`", (REPO / "docs" / "faults.md").read_text(encoding="utf-8"))
     assert len(named) > 200
-    tree = {file: ast.parse((REPO / "tests" / f"{file}.py").read_text(encoding="utf-8")) for file in {file for file, _ in named}}
-    there = {(file, node.name) for file, module in tree.items() for node in ast.walk(module) if isinstance(node, ast.FunctionDef)}
+    tree = {
+        file: ast.parse((REPO / "tests" / f"{file}.py").read_text(encoding="utf-8"))
+        for file in {file for file, _ in named}
+    }
+    there = {
+        (file, node.name)
+        for file, module in tree.items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef)
+    }
     assert not sorted(set(named) - there)
 
 
 def test_every_link_of_a_document_leads_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
-            assert target.startswith("https://") or (document.parent / target).exists(), f"{document.name}: {target}"
+            assert target.startswith("https://") or (document.parent / target).exists(), (
+                f"{document.name}: {target}"
+            )
 
 
 def blocks(section: str, language: str) -> list[str]:
     """The code of that language under the heading `section` of README.md."""
-    text = (REPO / "README.md").read_text(encoding="utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    text = (
+        (REPO / "README.md")
+        .read_text(encoding="utf-8")
+        .partition(f"\n## {section}\n")[2]
+        .partition("\n## ")[0]
+    )
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
@@ -40,7 +55,12 @@ def test_the_readmes_sft_yaml_is_read_and_its_script_names_what_is_there(tmp_pat
     config = ConfigLoader.load_config("sft.yaml")
     assert config["dataset"]["data_path"] == str(data)
     assert config["save"]["save_path"] == str(tmp_path / "checkpoints" / "final_model")
-    names = [alias.name for node in ast.walk(ast.parse(script)) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    names = [
+        alias.name
+        for node in ast.walk(ast.parse(script))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
     assert names
     assert set(names) <= set(chatbot_sft.__all__)
 
@@ -54,7 +74,9 @@ def test_the_defaults_of_python_and_of_the_command_differ_where_the_readme_says(
     ours = Config.from_mapping({"model": {"name": "smollm2"}}).to_dict()
     theirs = OmegaConf.to_container(OmegaConf.create(launch("--cfg", "job").stdout))
     sections = {name: theirs[name].items() for name in SECTIONS if name != "paths"}
-    differ = {f"{name}.{key}" for name, keys in sections.items() for key, value in keys if ours[name][key] != value}
+    differ = {
+        f"{name}.{key}" for name, keys in sections.items() for key, value in keys if ours[name][key] != value
+    }
     assert differ == {
         *("training.output_dir", "save.save_path", "dataset.data_path", "dataset.format"),
         *("model.brings", "model.load_in_4bit", "training.max_steps", "training.learning_rate"),

@@ -15,13 +15,21 @@ ELSEWHERE = {"data_dir"}  # read by conf/dataset/default.yaml
 
 
 def test_every_key_of_the_schema_is_read_outside_of_it():
-    files = [path for path in Path(chatbot_sft.__file__).parent.rglob("*.py") if path.name not in ("effects.py", "optimization.py")]
+    files = [
+        path
+        for path in Path(chatbot_sft.__file__).parent.rglob("*.py")
+        if path.name not in ("effects.py", "optimization.py")
+    ]
     read = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read.add(node.attr)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and path.parent.name != "config":
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and path.parent.name != "config"
+            ):
                 read.add(node.value)  # getattr over a tuple of names
     for section in ("paths", "model", "lora", "dataset", "training", "save"):
         names = {field.name for field in dataclasses.fields(getattr(Config(), section))}
@@ -31,24 +39,51 @@ def test_every_key_of_the_schema_is_read_outside_of_it():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model": {"name": "./base", "revision": "v2"}}, "model.revision=v2 has no effect here: it needs a hub id in model.name"),
+        (
+            {"model": {"name": "./base", "revision": "v2"}},
+            "model.revision=v2 has no effect here: it needs a hub id in model.name",
+        ),
         ({"model": {"name": "smollm2", "revision": "main"}}, "model.revision=main has no effect here"),
         (
             {"dataset": {"data_path": "my.json", "split": "test"}},
             "dataset.split=test has no effect here: it needs a dataset of the hub: a file is read",
         ),
-        ({"dataset": {"data_path": "my.json", "config_name": "de"}}, "dataset.config_name=de has no effect here"),
-        ({"dataset": {"data_path": "data/*.json", "revision": "v1"}}, "dataset.revision=v1 has no effect here"),
-        ({"dataset": {"train_on": "last_assistant"}, "training": {"response_only": False}}, "dataset.train_on=last_assistant has no effect here"),
-        ({"lora": {"loftq_bits": 8}}, "lora.loftq_bits=8 has no effect here: it needs lora.init_lora_weights=loftq; or leave it out"),
-        ({"save": {"gguf_quantization": "q8_0"}}, "save.gguf_quantization=q8_0 has no effect here: it needs save.method=gguf"),
-        ({"save": {"llama_cpp_dir": "/opt/llama.cpp"}}, "save.llama_cpp_dir=/opt/llama.cpp has no effect here"),
+        (
+            {"dataset": {"data_path": "my.json", "config_name": "de"}},
+            "dataset.config_name=de has no effect here",
+        ),
+        (
+            {"dataset": {"data_path": "data/*.json", "revision": "v1"}},
+            "dataset.revision=v1 has no effect here",
+        ),
+        (
+            {"dataset": {"train_on": "last_assistant"}, "training": {"response_only": False}},
+            "dataset.train_on=last_assistant has no effect here",
+        ),
+        (
+            {"lora": {"loftq_bits": 8}},
+            "lora.loftq_bits=8 has no effect here: it needs lora.init_lora_weights=loftq; or leave it out",
+        ),
+        (
+            {"save": {"gguf_quantization": "q8_0"}},
+            "save.gguf_quantization=q8_0 has no effect here: it needs save.method=gguf",
+        ),
+        (
+            {"save": {"llama_cpp_dir": "/opt/llama.cpp"}},
+            "save.llama_cpp_dir=/opt/llama.cpp has no effect here",
+        ),
         (
             {"training": {"early_stopping_threshold": 0.1}},
             "training.early_stopping_threshold=0.1 has no effect here: it needs training.early_stopping_pat",
         ),
-        ({"training": {"eval_delay": 5}}, "training.eval_delay=5 has no effect here: it needs training.eval_steps"),
-        ({"training": {"sample_prompts": ["Hi"], "sample_max_new_tokens": 0}}, "training.sample_prompts=['Hi'] has no effect here"),
+        (
+            {"training": {"eval_delay": 5}},
+            "training.eval_delay=5 has no effect here: it needs training.eval_steps",
+        ),
+        (
+            {"training": {"sample_prompts": ["Hi"], "sample_max_new_tokens": 0}},
+            "training.sample_prompts=['Hi'] has no effect here",
+        ),
         (
             {"training": {"trackio_space_id": "me/space"}},
             "training.trackio_space_id=me/space has no effect here: it needs training.report_to=trackio",
@@ -65,18 +100,48 @@ def test_what_would_do_nothing_is_refused(config, message):
     ("config", "expected"),
     [
         ({}, []),
-        ({"model": {"name": "org/name", "revision": "v2"}, "dataset": {"data_path": "org/data", "split": "test"}}, []),
-        ({"model": {"name": "gpt2", "revision": "main"}, "dataset": {"_target_": "mine.Loader", "split": "test"}}, []),
+        (
+            {
+                "model": {"name": "org/name", "revision": "v2"},
+                "dataset": {"data_path": "org/data", "split": "test"},
+            },
+            [],
+        ),
+        (
+            {
+                "model": {"name": "gpt2", "revision": "main"},
+                "dataset": {"_target_": "mine.Loader", "split": "test"},
+            },
+            [],
+        ),
         ({"dataset": {"sources": [{"data_path": "org/data"}, {"data_path": "a.json"}], "split": "test"}}, []),
         ({"save": {"method": "gguf", "gguf_quantization": "q8_0"}}, []),
         ({"save": {"hub_model_id": "a/b"}}, ["save.hub_model_id=a/b (needs save.push_to_hub=true)"]),
         ({"save": {"hub_private": False}}, ["save.hub_private=false (needs save.push_to_hub=true)"]),
-        ({"lora": {"r": 0, "lora_alpha": 32}, "model": {"load_in_4bit": False}}, ["lora.lora_alpha=32 (needs lora.r above 0)"]),
-        ({"dataset": {"eval_data_path": "e.json", "eval_fraction": 0.2}}, ["dataset.eval_fraction=0.2 (needs no dataset.eval_data_path)"]),
-        ({"training": {"batch_layout": "as_configured", "memory_margin": 0.3}}, ["training.memory_margin=0.3 (needs training.batch_layout=auto)"]),
-        ({"training": {"lr_scheduler_type": "constant", "warmup_steps": 9}}, ["training.warmup_steps=9.0 (needs a schedule with a warm-up)"]),
-        ({"training": {"save_strategy": "epoch", "save_steps": 5}}, ["training.save_steps=5.0 (needs training.save_strategy=steps)"]),
-        ({"training": {"ddp_bucket_cap_mb": 25}}, ["training.ddp_bucket_cap_mb=25 (needs more than one process)"]),
+        (
+            {"lora": {"r": 0, "lora_alpha": 32}, "model": {"load_in_4bit": False}},
+            ["lora.lora_alpha=32 (needs lora.r above 0)"],
+        ),
+        (
+            {"dataset": {"eval_data_path": "e.json", "eval_fraction": 0.2}},
+            ["dataset.eval_fraction=0.2 (needs no dataset.eval_data_path)"],
+        ),
+        (
+            {"training": {"batch_layout": "as_configured", "memory_margin": 0.3}},
+            ["training.memory_margin=0.3 (needs training.batch_layout=auto)"],
+        ),
+        (
+            {"training": {"lr_scheduler_type": "constant", "warmup_steps": 9}},
+            ["training.warmup_steps=9.0 (needs a schedule with a warm-up)"],
+        ),
+        (
+            {"training": {"save_strategy": "epoch", "save_steps": 5}},
+            ["training.save_steps=5.0 (needs training.save_strategy=steps)"],
+        ),
+        (
+            {"training": {"ddp_bucket_cap_mb": 25}},
+            ["training.ddp_bucket_cap_mb=25 (needs more than one process)"],
+        ),
     ],
 )
 def test_what_waits_for_another_setting_is_said(config, expected):
@@ -90,11 +155,15 @@ def test_every_key_of_the_tables_exists():
     config = Config()
     for key, _, _ in (*effects.REFUSED, *effects.SAID):
         section, _, name = key.partition(".")
-        assert name in {field.name for field in dataclasses.fields(getattr(config, section))} | set(sft_arguments.PASSED), key
+        assert name in {field.name for field in dataclasses.fields(getattr(config, section))} | set(
+            sft_arguments.PASSED
+        ), key
 
 
 def test_refused_on_the_command_line(launch, tiny, tmp_path):
-    assert only_error(launch("save.gguf_quantization=q8_0")).startswith("save.gguf_quantization=q8_0 has no effect here: it needs save.method=gguf")
+    assert only_error(launch("save.gguf_quantization=q8_0")).startswith(
+        "save.gguf_quantization=q8_0 has no effect here: it needs save.method=gguf"
+    )
     process = launch(*tiny, "save=none", "save.hub_model_id=a/b", "training.sample_max_new_tokens=0")
     assert process.returncode == 0, process.stderr
     assert "settings: no effect here: save.hub_model_id=a/b (needs save.push_to_hub=true)\n" in process.stderr
@@ -103,11 +172,15 @@ def test_refused_on_the_command_line(launch, tiny, tmp_path):
 def test_a_template_argument_that_the_template_never_reads_is_refused():
     from chatbot_sft.data.template import check_kwargs
 
-    source = "{% for message in messages %}{% if enable_thinking %}<think>{% endif %}{{ message.content }}{% endfor %}"
+    source = (
+        "{% for message in messages %}{% if enable_thinking %}<think>{% endif %}{{ message.content }}{%"
+        " endfor %}"
+    )
     check_kwargs([source], {"enable_thinking": False}, "it")
     with pytest.raises(UserError) as caught:
         check_kwargs([source], {"enable_thinkin": False}, "org/name")
     expected = (
-        "dataset.chat_template_kwargs.enable_thinkin: the chat template of org/name never reads it; did you mean enable_thinking?; leave it out"
+        "dataset.chat_template_kwargs.enable_thinkin: the chat template of org/name never reads it; did you"
+        " mean enable_thinking?; leave it out"
     )
     assert str(caught.value) == expected

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import EXAMPLE
@@ -48,7 +49,9 @@ STRINGS = [
 
 
 def test_tokenizer_agrees_with_llama_cpp(tokenizer, llama_cpp):
-    texts = STRINGS + [m["content"] for row in json.loads(EXAMPLE.read_text(encoding="utf-8")) for m in row["messages"]]
+    texts = STRINGS + [
+        m["content"] for row in json.loads(EXAMPLE.read_text(encoding="utf-8")) for m in row["messages"]
+    ]
     assert len(texts) > 700
     for text in texts:
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == llama_cpp_ids(llama_cpp, text), text
@@ -77,10 +80,15 @@ def test_weights_are_those_of_the_gguf(smollm2):
     theirs = {t.name: t for t in GGUFReader(embedded.gguf_path()).tensors}
     assert len(ours) == len(theirs) == 272
     down = theirs["blk.3.ffn_down.weight"]
-    np.testing.assert_array_equal(ours["model.layers.3.mlp.down_proj.weight"], dequantize(down.data, down.tensor_type))
+    np.testing.assert_array_equal(
+        ours["model.layers.3.mlp.down_proj.weight"], dequantize(down.data, down.tensor_type)
+    )
     q = theirs["blk.3.attn_q.weight"]
-    # llama.cpp keeps the pairs (2i, 2i+1) of a head side by side, Hugging Face its two halves: row 1 of the GGUF is row 32 of the head.
-    np.testing.assert_array_equal(ours["model.layers.3.self_attn.q_proj.weight"][32], dequantize(q.data, q.tensor_type)[1])
+    # llama.cpp keeps the pairs (2i, 2i+1) of a head side by side, Hugging Face its two halves: row 1 of the
+    # GGUF is row 32 of the head.
+    np.testing.assert_array_equal(
+        ours["model.layers.3.self_attn.q_proj.weight"][32], dequantize(q.data, q.tensor_type)[1]
+    )
 
 
 def test_it_answers(smollm2, tokenizer):
@@ -97,12 +105,16 @@ def test_it_answers(smollm2, tokenizer):
 def test_two_processes_at_once_do_no_harm(tmp_path):
     program = "from chatbot_sft.model import embedded; print(embedded.folder())"
     environment = {**os.environ, "CHATBOT_SFT_CACHE": str(tmp_path)}
-    processes = [subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     folders = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert {process.returncode for process in processes} == {0}
     (folder,) = folders
-    assert [entry.name for entry in (tmp_path / "models").iterdir() if entry.is_dir()] == [os.path.basename(folder)]  # noqa: PTH119
-    assert (tmp_path / "models").joinpath(os.path.basename(folder), "model.safetensors").stat().st_size > 500e6  # noqa: PTH119
+    name = Path(folder).name
+    assert [entry.name for entry in (tmp_path / "models").iterdir() if entry.is_dir()] == [name]
+    assert (tmp_path / "models" / name / "model.safetensors").stat().st_size > 500e6
 
 
 def _die_halfway(folder):
@@ -113,7 +125,9 @@ def _die_halfway(folder):
 def test_a_killed_conversion_leaves_no_model_behind(tmp_path):
     from chatbot_sft.cache import build_folder
 
-    process = multiprocessing.get_context("spawn").Process(target=build_folder, args=(tmp_path / "m", _die_halfway))
+    process = multiprocessing.get_context("spawn").Process(
+        target=build_folder, args=(tmp_path / "m", _die_halfway)
+    )
     process.start()
     process.join()
     assert process.exitcode == 9
@@ -125,4 +139,8 @@ def test_a_killed_conversion_leaves_no_model_behind(tmp_path):
 def test_an_adapter_finds_it_in_another_cache(smollm2, tmp_path):
     assert embedded.found_again(str(tmp_path / "gone" / "models" / smollm2.name)) == str(smollm2)
     other = str(tmp_path / "models" / "SmolLM2-135M-Instruct-mine")
-    assert [embedded.found_again(base) for base in (other, str(smollm2), "org/name")] == [other, str(smollm2), "org/name"]
+    assert [embedded.found_again(base) for base in (other, str(smollm2), "org/name")] == [
+        other,
+        str(smollm2),
+        "org/name",
+    ]

@@ -12,8 +12,18 @@ from chatbot_sft.model import engine, hardware
     ("version", "cards", "name", "reason"),
     [
         ("2026.10.9", (), "unsloth", "auto: unsloth 2026.10.9 trains on a CPU"),
-        ("2026.10.7", (), "transformers", "auto: unsloth 2026.10.7 needs a GPU; 2026.10.8 and later train on a CPU"),
-        ("2026.10.7", (hardware.Gpu("NVIDIA H200", 150.8, "580"),), "unsloth", "auto: unsloth 2026.10.7 on NVIDIA H200"),
+        (
+            "2026.10.7",
+            (),
+            "transformers",
+            "auto: unsloth 2026.10.7 needs a GPU; 2026.10.8 and later train on a CPU",
+        ),
+        (
+            "2026.10.7",
+            (hardware.Gpu("NVIDIA H200", 150.8, "580"),),
+            "unsloth",
+            "auto: unsloth 2026.10.7 on NVIDIA H200",
+        ),
         (None, (), "transformers", "auto: unsloth is not installed"),
     ],
 )
@@ -44,7 +54,9 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
 
 
 def test_layers_and_head_apart_give_the_loss_and_gradient_of_the_model(warm_unsloth, tiny_llama, tmp_path):
-    """What CUDA graphs hold and what stays outside of them, on real Unsloth; the graphs themselves need a GPU."""
+    """What CUDA graphs hold and what stays outside of them, on real Unsloth; the graphs themselves need a
+    GPU.
+    """
     program = f"""
 import json, torch
 from chatbot_sft import ModelLoader

@@ -1,4 +1,6 @@
-"""What is measured on the held-out conversations: loss, token accuracy, answers; when training stops, and whose weights are kept."""
+"""What is measured on the held-out conversations: loss, token accuracy, answers; when training stops, and
+whose weights are kept.
+"""
 
 import json
 
@@ -95,7 +97,9 @@ def test_loss_and_accuracy_are_those_of_all_logits(engine, request, short, tiny_
     assert chunks[1] == [0, 0, 0]
     for row, same in zip(chunks, whole, strict=True):
         assert row == pytest.approx(same, rel=1e-6)
-    assert sum(row[0] for row in whole) / sum(row[2] for row in whole) == pytest.approx(found["own"], rel=1e-6)
+    assert sum(row[0] for row in whole) / sum(row[2] for row in whole) == pytest.approx(
+        found["own"], rel=1e-6
+    )
 
 
 @pytest.fixture
@@ -110,27 +114,42 @@ def quick(tiny, short):
 
 def test_training_is_the_same_with_and_without_evaluations(launch, quick, tmp_path):
     assert launch(*quick, "hydra.run.dir=without").returncode == 0
-    process = launch(*quick, "training.eval_steps=2", "training.per_device_eval_batch_size=3", "hydra.run.dir=with")
+    process = launch(
+        *quick, "training.eval_steps=2", "training.per_device_eval_batch_size=3", "hydra.run.dir=with"
+    )
     assert process.returncode == 0, process.stderr
     without, watched = report_of(tmp_path / "without"), report_of(tmp_path / "with")
     assert watched["training"]["history"] == without["training"]["history"]
     assert [record["step"] for record in without["evaluations"]] == [0, 6]
     assert [record["step"] for record in watched["evaluations"]] == [0, 2, 4, 6]
-    assert watched["training"]["eval_loss"] == watched["evaluations"][-1]["loss"] == pytest.approx(without["training"]["eval_loss"], abs=1e-6)
+    assert (
+        watched["training"]["eval_loss"]
+        == watched["evaluations"][-1]["loss"]
+        == pytest.approx(without["training"]["eval_loss"], abs=1e-6)
+    )
     assert watched["training"]["eval_token_accuracy"] == watched["evaluations"][-1]["token_accuracy"]
     assert watched["training"]["eval_perplexity_before"] == watched["evaluations"][0]["perplexity"]
     for record in watched["evaluations"]:
-        assert [sample["prompt"] for sample in record["samples"]] == [sample["prompt"] for sample in watched["samples"]]
-    lines = [json.loads(line) for line in (tmp_path / "with" / "checkpoints" / "evaluations.jsonl").read_text().splitlines()]
+        assert [sample["prompt"] for sample in record["samples"]] == [
+            sample["prompt"] for sample in watched["samples"]
+        ]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "with" / "checkpoints" / "evaluations.jsonl").read_text().splitlines()
+    ]
     assert lines == watched["evaluations"]
     text = (tmp_path / "with" / "report.md").read_text()
     assert "## Held-out conversations" in text
     assert text.count("<details>") == 3
     assert "## Held-out conversations" not in (tmp_path / "without" / "report.md").read_text()
     assert process.stderr.count("of tokens right") == 4
-    state = json.loads((tmp_path / "with" / "checkpoints" / "checkpoint-6" / "trainer_state.json").read_text())
+    state = json.loads(
+        (tmp_path / "with" / "checkpoints" / "checkpoint-6" / "trainer_state.json").read_text()
+    )
     logged = {entry["step"]: entry for entry in state["log_history"] if "eval_loss" in entry}
-    assert [logged[step]["eval_token_accuracy"] for step in (2, 4, 6)] == [record["token_accuracy"] for record in watched["evaluations"][1:]]
+    assert [logged[step]["eval_token_accuracy"] for step in (2, 4, 6)] == [
+        record["token_accuracy"] for record in watched["evaluations"][1:]
+    ]
 
 
 def test_training_stops_early_and_ends_with_the_best_weights(launch, quick, tmp_path):
@@ -150,14 +169,19 @@ def test_training_stops_early_and_ends_with_the_best_weights(launch, quick, tmp_
     assert losses[-1] > best["loss"]
     assert training["weights_of_step"] == training["best_step"] == best["step"]
     assert training["eval_loss"] == training["best_eval_loss"] == pytest.approx(best["loss"], abs=1e-6)
-    assert [sample["after"] for sample in report["samples"]] == [sample["answer"] for sample in best["samples"]]
+    assert [sample["after"] for sample in report["samples"]] == [
+        sample["answer"] for sample in best["samples"]
+    ]
     assert f"step {best['step']}: its weights are loaded back" in process.stderr
     assert "2 evaluations in a row without a better held-out loss" in process.stderr
     run_directory = tmp_path / "run"
     from safetensors import safe_open
 
     kept = run_directory / "checkpoints" / f"checkpoint-{best['step']}" / "adapter_model.safetensors"
-    with safe_open(run_directory / "model" / "adapter_model.safetensors", "pt") as saved, safe_open(kept, "pt") as checkpoint:
+    with (
+        safe_open(run_directory / "model" / "adapter_model.safetensors", "pt") as saved,
+        safe_open(kept, "pt") as checkpoint,
+    ):
         assert set(saved.keys()) == set(checkpoint.keys())
         assert all(saved.get_tensor(name).equal(checkpoint.get_tensor(name)) for name in saved.keys())  # noqa: SIM118
 
@@ -208,13 +232,34 @@ def test_a_run_that_dies_keeps_its_evaluations_and_resumes_from_them(warm, short
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["training.eval_steps=2.5"], "training.eval_steps=2.5: must be a whole number of optimizer steps, or a share of the run between 0 and 1"),
+        (
+            ["training.eval_steps=2.5"],
+            (
+                "training.eval_steps=2.5: must be a whole number of optimizer steps, or a share of the run"
+                " between 0 and 1"
+            ),
+        ),
         (["training.eval_steps=0"], "training.eval_steps=0: must be a whole number"),
-        (["training.eval_steps=4", "dataset.eval_fraction=0"], "training.eval_steps=4: nothing is held out; set dataset.eval_fraction or"),
-        (["training.early_stopping_patience=2"], "training.early_stopping_patience=2 needs evaluations during training: set training.eval_steps"),
-        (["training.load_best_model_at_end=true"], "training.load_best_model_at_end=true needs evaluations during training"),
-        (["training.eval_steps=4", "training.early_stopping_threshold=-1"], "training.early_stopping_threshold=-1.0: must be at least 0"),
-        (["training.per_device_eval_batch_size=0"], "training.per_device_eval_batch_size=0: must be at least 1"),
+        (
+            ["training.eval_steps=4", "dataset.eval_fraction=0"],
+            "training.eval_steps=4: nothing is held out; set dataset.eval_fraction or",
+        ),
+        (
+            ["training.early_stopping_patience=2"],
+            "training.early_stopping_patience=2 needs evaluations during training: set training.eval_steps",
+        ),
+        (
+            ["training.load_best_model_at_end=true"],
+            "training.load_best_model_at_end=true needs evaluations during training",
+        ),
+        (
+            ["training.eval_steps=4", "training.early_stopping_threshold=-1"],
+            "training.early_stopping_threshold=-1.0: must be at least 0",
+        ),
+        (
+            ["training.per_device_eval_batch_size=0"],
+            "training.per_device_eval_batch_size=0: must be at least 1",
+        ),
         (["training.eval_strategy=epoch"], "training.eval_strategy: set training.eval_steps"),
     ],
 )
@@ -237,5 +282,8 @@ def test_too_few_conversations_to_hold_any_out(launch, quick, tmp_path):
     """Copies of one conversation stay together, so none can be held out."""
     same = write_json(tmp_path / "same.json", conversations(1) * 30)
     process = launch(*quick, f"dataset.data_path={same}", "training.eval_steps=2")
-    assert only_error(process) == "training.eval_steps=2: no conversation is held out; give dataset.eval_data_path or more data"
+    assert (
+        only_error(process)
+        == "training.eval_steps=2: no conversation is held out; give dataset.eval_data_path or more data"
+    )
     assert "engine" not in process.stderr

@@ -1,4 +1,6 @@
-"""Which files a path names: held-out ones by their names, hidden ones and metadata passed by, what is no file refused; and bytes that are no rows."""
+"""Which files a path names: held-out ones by their names, hidden ones and metadata passed by, what is no file
+refused; and bytes that are no rows.
+"""
 
 import bz2
 import gzip
@@ -24,7 +26,9 @@ from chatbot_sft.data.sources import read_rows
 
 def lines(path, *names):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"from": name}) + "\n" for name in names or (path.name,)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"from": name}) + "\n" for name in names or (path.name,)), encoding="utf-8"
+    )
     return path
 
 
@@ -46,7 +50,9 @@ def read(path, **options):
     ],
 )  # fmt: skip
 def test_a_name_says_which_split_it_is(file, split):
-    """`datasets` once took contest.jsonl for a test set (huggingface/datasets#4477), and www_farodevigo_es for a dev set (#3788)."""
+    """`datasets` once took contest.jsonl for a test set (huggingface/datasets#4477), and www_farodevigo_es
+    for a dev set (#3788).
+    """
     assert split_of(Path(file)) == split
 
 
@@ -58,12 +64,19 @@ def test_a_folder_holds_out_what_its_names_say(tmp_path):
     assert read(tmp_path, split="test") == ["test.jsonl"]
     assert read(tmp_path / "*.jsonl") == ["more.jsonl", "train.jsonl"]
     assert read(tmp_path / "t*t.jsonl") == ["test.jsonl"]  # the pattern names it
-    with pytest.raises(UserError, match=r"dataset.split=dev: .* has no such split \(it has train, test, validation\)"):
+    with pytest.raises(
+        UserError, match=r"dataset.split=dev: .* has no such split \(it has train, test, validation\)"
+    ):
         data_files(str(tmp_path), "dev")
-    with pytest.raises(UserError, match=r"has no such split \(it has train\); part of a file is dataset.max_rows"):
+    with pytest.raises(
+        UserError, match=r"has no such split \(it has train\); part of a file is dataset.max_rows"
+    ):
         data_files(str(tmp_path / "train.jsonl"), "train[:10]")
     lines(tmp_path / "only" / "test.jsonl")
-    with pytest.raises(UserError, match=r"all of it is held out by its name \(test.jsonl\); name the file itself to train on it"):
+    with pytest.raises(
+        UserError,
+        match=r"all of it is held out by its name \(test.jsonl\); name the file itself to train on it",
+    ):
         read(tmp_path / "only")
 
 
@@ -73,26 +86,47 @@ def test_a_folders_held_out_files_are_evaluated_on_and_the_run_says_so(tmp_path,
     write_json(data / "train.json", conversations(8))
     write_json(data / "test.json", conversations(3, note="held out"))
     (data / "notes.txt").write_text("not data")
-    (data / "test.json").write_text((data / "test.json").read_text(encoding="utf-8").replace("câu", "khác"), encoding="utf-8")
+    (data / "test.json").write_text(
+        (data / "test.json").read_text(encoding="utf-8").replace("câu", "khác"), encoding="utf-8"
+    )
     process = launch(*tiny, "task=check", f"dataset.data_path={data}")
     assert process.returncode == 0, process.stderr
     found = report_of(tmp_path / "outputs")["dataset"]
     assert (found["rows_used"], found["rows_held_out"]) == (8, 3)
     (checked,) = (tmp_path / "outputs").rglob("data_report.json")
-    assert [source["path"] for source in json.loads(checked.read_text())["sources"]] == [str(data), f"{data} [test]"]
+    assert [source["path"] for source in json.loads(checked.read_text())["sources"]] == [
+        str(data),
+        f"{data} [test]",
+    ]
     assert f"data: {data}: held out: test.json; not read: notes.txt" in process.stdout + process.stderr
     (tmp_path / "second").mkdir()
     given = write_json(tmp_path / "mine.json", conversations(2))
-    process = launch(*tiny, "task=check", f"dataset.data_path={data}", f"dataset.eval_data_path={given}", cwd=tmp_path / "second")
+    process = launch(
+        *tiny,
+        "task=check",
+        f"dataset.data_path={data}",
+        f"dataset.eval_data_path={given}",
+        cwd=tmp_path / "second",
+    )
     assert "not used: test.json" in process.stdout + process.stderr
     assert report_of(tmp_path / "second")["dataset"]["rows_used"] == 8
 
 
 def test_a_split_of_the_hub_is_no_split_of_a_file_beside_it(tmp_path):
-    """`dataset.split` of a mixture is for its hub ids; files of their own to evaluate on have no split to choose."""
+    """`dataset.split` of a mixture is for its hub ids; files of their own to evaluate on have no split to
+    choose.
+    """
     file = str(lines(tmp_path / "chats.jsonl"))
-    dataset = {"split": "train_sft", "sources": [{"data_path": "org/name"}, {"data_path": file}], "eval_data_path": file}
-    assert [source.split for source in DatasetLoader({"dataset": dataset})._sources()] == ["train_sft", "train", "train"]
+    dataset = {
+        "split": "train_sft",
+        "sources": [{"data_path": "org/name"}, {"data_path": file}],
+        "eval_data_path": file,
+    }
+    assert [source.split for source in DatasetLoader({"dataset": dataset})._sources()] == [
+        "train_sft",
+        "train",
+        "train",
+    ]
     lines(tmp_path / "both" / "validation.jsonl")
     dataset = {"data_path": file, "eval_data_path": str(tmp_path / "both")}
     (found,) = DatasetLoader({"dataset": dataset})._held_out_sources()
@@ -146,7 +180,9 @@ def test_a_device_is_refused(path):
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path, launch):
     os.mkfifo(tmp_path / "pipe.jsonl")
     error = only_error(launch(f"dataset.data_path={tmp_path / 'pipe.jsonl'}", timeout=60))
-    assert error.endswith("pipe.jsonl: a pipe or device, no file; data is read more than once, so save it to a file first")
+    assert error.endswith(
+        "pipe.jsonl: a pipe or device, no file; data is read more than once, so save it to a file first"
+    )
     with pytest.raises(UserError, match=r"pipe.jsonl: a pipe or device"):
         read(tmp_path)
 
@@ -161,7 +197,10 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, launch):
         (
             "data_path",
             ["a.json", "b.json"],
-            "a list is not read; name a folder or a glob, or write dataset.sources=[{data_path: a.json}, {data_path: b",
+            (
+                "a list is not read; name a folder or a glob, or write dataset.sources=[{data_path: a.json},"
+                " {data_path: b"
+            ),
         ),
         ("max_row_mb", 0, "dataset.max_row_mb=0.0: must be above 0"),
     ],
@@ -204,7 +243,9 @@ def test_what_save_to_disk_wrote_is_read_without_datasets(tmp_path, datasets_row
     made.save_to_disk(tmp_path / "one")
     made.save_to_disk(tmp_path / "sharded", num_shards=3)
     datasets.DatasetDict({"train": made, "test": made.select([0, 1])}).save_to_disk(tmp_path / "splits")
-    (tmp_path / "one" / "cache-0123456789abcdef.arrow").write_bytes((tmp_path / "one" / "data-00000-of-00001.arrow").read_bytes())
+    (tmp_path / "one" / "cache-0123456789abcdef.arrow").write_bytes(
+        (tmp_path / "one" / "data-00000-of-00001.arrow").read_bytes()
+    )
     whole = [row["from"] for row in datasets_rows]
     assert read(tmp_path / "one") == read(tmp_path / "sharded") == read(tmp_path / "splits") == whole
     assert read(tmp_path / "splits", split="test") == whole[:2]
@@ -212,23 +253,35 @@ def test_what_save_to_disk_wrote_is_read_without_datasets(tmp_path, datasets_row
         "import sys; from chatbot_sft.data.sources import read_rows; list(read_rows(sys.argv[1]));"
         "print(sorted({'datasets', 'pandas', 'torch'} & set(sys.modules)))"
     )
-    process = subprocess.run([sys.executable, "-c", program, str(tmp_path / "splits")], capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "splits")], capture_output=True, text=True
+    )
     assert process.stdout.strip() == "[]", process.stderr
     (tmp_path / "sharded" / "data-00001-of-00003.arrow").unlink()
-    with pytest.raises(UserError, match=r"state.json lists data-00001-of-00003.arrow, which is not there; is the copy whole\?"):
+    with pytest.raises(
+        UserError,
+        match=r"state.json lists data-00001-of-00003.arrow, which is not there; is the copy whole\?",
+    ):
         read(tmp_path / "sharded")
 
 
 def test_a_saved_selection_of_old_datasets_is_refused(tmp_path):
-    """Old versions wrote the file of the whole dataset and an index of the rows that were meant (huggingface/datasets#2197)."""
-    state = {"_data_files": [{"filename": "data.arrow"}], "_indices_data_files": [{"filename": "indices.arrow"}]}
+    """Old versions wrote the file of the whole dataset and an index of the rows that were meant
+    (huggingface/datasets#2197).
+    """
+    state = {
+        "_data_files": [{"filename": "data.arrow"}],
+        "_indices_data_files": [{"filename": "indices.arrow"}],
+    }
     write_json(tmp_path / "state.json", state)
     (tmp_path / "data.arrow").write_bytes(b"")
     with pytest.raises(UserError, match="saved with an index over its rows"):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("state", ["", "null", "[]", '{"_data_files": null}', '{"_data_files": [1]}', '{"a": 1}'])
+@pytest.mark.parametrize(
+    "state", ["", "null", "[]", '{"_data_files": null}', '{"_data_files": [1]}', '{"a": 1}']
+)
 def test_a_state_file_of_something_else_is_passed_by(tmp_path, state):
     lines(tmp_path / "chats.jsonl")
     (tmp_path / "state.json").write_text(state)
@@ -241,13 +294,20 @@ def zstd(data):
     return pyarrow.Codec("zstd").compress(data, asbytes=True)
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd), ("gz", gzip.compress)])
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd), ("gz", gzip.compress)],
+)
 def test_compressed_files_are_read_and_cut_ones_refused(tmp_path, suffix, compress):
-    whole = "".join(json.dumps({"from": str(number), "noise": os.urandom(8).hex()}) + "\n" for number in range(3000)).encode()
+    whole = "".join(
+        json.dumps({"from": str(number), "noise": os.urandom(8).hex()}) + "\n" for number in range(3000)
+    ).encode()
     (tmp_path / f"a.jsonl.{suffix}").write_bytes(compress(whole))
     (tmp_path / f"b.csv.{suffix}").write_bytes(compress(b"from,x\nlast,y\n"))
     assert read(tmp_path) == [*map(str, range(3000)), "last"]
-    (tmp_path / f"two.jsonl.{suffix}").write_bytes(compress(b'{"from": "a"}\n') + compress(b'{"from": "b"}\n'))
+    (tmp_path / f"two.jsonl.{suffix}").write_bytes(
+        compress(b'{"from": "a"}\n') + compress(b'{"from": "b"}\n')
+    )
     assert read(tmp_path / f"two.jsonl.{suffix}") == ["a", "b"]
     cut = tmp_path / f"cut.jsonl.{suffix}"
     cut.write_bytes(compress(whole)[:-20])
@@ -269,12 +329,20 @@ def test_a_zip_file_is_read_member_by_member(tmp_path):
                 archive.writestr(name, content)
         return tmp_path / "data.zip"
 
-    both = {"a.jsonl": '{"from": "a"}', "b/c.csv": "from\nc\n", "__MACOSX/._a.jsonl": "\0", "README.md": "x", "b/": ""}
+    both = {
+        "a.jsonl": '{"from": "a"}',
+        "b/c.csv": "from\nc\n",
+        "__MACOSX/._a.jsonl": "\0",
+        "README.md": "x",
+        "b/": "",
+    }
     assert read(pack(**both)) == ["a", "c"]
     assert read(tmp_path) == ["a", "c"]
     with pytest.raises(UserError, match=r"data.zip/a.jsonl: not JSON"):
         read(pack(**{"a.jsonl": "x"}))
-    with pytest.raises(UserError, match=r"some of it is held out by its name \(test.jsonl\); unpack it and name the folder"):
+    with pytest.raises(
+        UserError, match=r"some of it is held out by its name \(test.jsonl\); unpack it and name the folder"
+    ):
         read(pack(**{"train.jsonl": "{}", "test.jsonl": "{}"}))
     with pytest.raises(UserError, match=r"a zip file without data files; it has x.txt"):
         read(pack(**{"x.txt": "x"}))

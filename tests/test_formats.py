@@ -1,4 +1,6 @@
-"""Rows of every format become the same messages; what a row may say of itself is read or refused, never ignored."""
+"""Rows of every format become the same messages; what a row may say of itself is read or refused, never
+ignored.
+"""
 
 import json
 
@@ -20,7 +22,9 @@ def read(values, columns=None, **options):
     reading = Reading({"messages": "messages", "text": "text", **(columns or {})}, **options)
     row = Row("data.json", 1, values)
     name, found = detect([row], reading)
-    conversation = to_conversation(row, name, Reading(found, reading.thinking, reading.thinking_field, reading.system_prompt))
+    conversation = to_conversation(
+        row, name, Reading(found, reading.thinking, reading.thinking_field, reading.system_prompt)
+    )
     return name, conversation.messages, conversation
 
 
@@ -50,13 +54,24 @@ def test_every_format_is_recognised_by_its_content(values, columns, name, messag
 
 
 def test_the_given_part_of_a_prompt_is_not_trained():
-    given = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    given = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
     conversation = read({"prompt": given, "completion": [{"role": "assistant", "content": "d"}]})[2]
     assert conversation.trained == [True, False, True, True]
 
 
 def test_train_false_and_weight_0_are_read():
-    turns = [SAID[0], {**SAID[1], "train": False}, SAID[0], {**SAID[1], "weight": 0}, SAID[0], {**SAID[1], "weight": 1, "train": True}]
+    turns = [
+        SAID[0],
+        {**SAID[1], "train": False},
+        SAID[0],
+        {**SAID[1], "weight": 0},
+        SAID[0],
+        {**SAID[1], "weight": 1, "train": True},
+    ]
     conversation = read({"messages": turns})[2]
     assert conversation.trained == [True, False, True, False, True, True]
     assert all(set(message) == {"role", "content"} for message in conversation.messages)
@@ -77,14 +92,23 @@ def test_tool_calls_are_passed_as_templates_expect_them():
     ]
     tools = [{"type": "function", "function": {"name": "price", "parameters": {}}}]
     _, messages, conversation = read({"messages": turns, "tools": tools})
-    assert messages[1] == {"role": "assistant", "content": "", "tool_calls": [{**call, "function": {"name": "price", "arguments": {"beer": "Gold"}}}]}
+    assert messages[1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{**call, "function": {"name": "price", "arguments": {"beer": "Gold"}}}],
+    }
     assert messages[2] == {"role": "tool", "content": "32000", "tool_call_id": "c1"}
     assert conversation.tools == tools
     shared = [
         {"from": "human", "value": "hi"}, {"from": "function_call", "value": '{"name": "price", "arguments": {"beer": "Gold"}}'},
         {"from": "observation", "value": "32000"}, {"from": "gpt", "value": "hello"},
     ]  # fmt: skip
-    assert [message["role"] for message in read({"conversations": shared})[1]] == ["user", "assistant", "tool", "assistant"]
+    assert [message["role"] for message in read({"conversations": shared})[1]] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
     assert read({"conversations": shared})[1][1]["tool_calls"][0]["function"]["arguments"] == {"beer": "Gold"}
 
 
@@ -111,11 +135,18 @@ def test_thinking_is_kept_dropped_or_kept_last(thinking, first, second):
 
 def test_thinking_goes_into_the_field_that_a_template_reads():
     turns = [SAID[0], {**SAID[1], "reasoning_content": "greet"}]
-    assert read({"messages": turns}, thinking_field="reasoning_content")[1][1] == {**SAID[1], "reasoning_content": "greet"}
+    assert read({"messages": turns}, thinking_field="reasoning_content")[1][1] == {
+        **SAID[1],
+        "reasoning_content": "greet",
+    }
     assert read({"messages": turns}, thinking="drop", thinking_field="reasoning_content")[1] == SAID
 
 
-@given(before=st.text(max_size=10), thought=st.text(max_size=20), after=st.text(min_size=1, max_size=20).filter(str.strip))
+@given(
+    before=st.text(max_size=10),
+    thought=st.text(max_size=20),
+    after=st.text(min_size=1, max_size=20).filter(str.strip),
+)
 def test_dropping_a_thought_leaves_the_answer_whole(before, thought, after):
     """Only a thought that the answer begins with goes, up to its first end; nothing behind it is touched."""
     content = f"<think>{thought.replace('</think>', '')}</think>{after}"
@@ -168,15 +199,23 @@ def test_another_format_in_the_same_file_is_named():
 def test_an_unknown_format_says_which_columns_there_are():
     with pytest.raises(UserError) as caught:
         read({"mesages": SAID, "id": 1})
-    assert str(caught.value).startswith("data.json: row 1 has no 'messages'; it has mesages, id: no format recognised")
+    assert str(caught.value).startswith(
+        "data.json: row 1 has no 'messages'; it has mesages, id: no format recognised"
+    )
     assert str(caught.value).endswith("did you mean mesages?")
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"Frage": "a", "Kontext": "b", "Antwort": "c"}, "dataset.columns.instruction=Frage dataset.columns.output=Antwort"),
-        ({"id": "7", "the question": "a", "A": "b", "n": 3}, "'dataset.columns.instruction=the question' dataset.columns.output=A"),
+        (
+            {"Frage": "a", "Kontext": "b", "Antwort": "c"},
+            "dataset.columns.instruction=Frage dataset.columns.output=Antwort",
+        ),
+        (
+            {"id": "7", "the question": "a", "A": "b", "n": 3},
+            "'dataset.columns.instruction=the question' dataset.columns.output=A",
+        ),
     ],
 )
 def test_columns_of_no_format_are_answered_with_options_to_paste(values, named):
@@ -190,25 +229,45 @@ def test_a_column_map_is_checked_against_the_columns_there_are():
     check_columns("data.csv", rows, {"instruction": "question", "output": "answer"})
     with pytest.raises(UserError) as caught:
         check_columns("data.csv", rows, {"instruction": "quesiton"})
-    assert str(caught.value) == "data.csv: no column 'quesiton' for instruction; it has question, answer; did you mean question?"
+    assert (
+        str(caught.value)
+        == "data.csv: no column 'quesiton' for instruction; it has question, answer; did you mean question?"
+    )
     for typo in ("Frge", "frage", "Fragen"):
         with pytest.raises(UserError) as caught:
-            check_columns("data.csv", [Row("data.csv", 1, {"Frage": "a", "Kontext": "b", "Antwort": "c"})], {"instruction": typo})
+            check_columns(
+                "data.csv",
+                [Row("data.csv", 1, {"Frage": "a", "Kontext": "b", "Antwort": "c"})],
+                {"instruction": typo},
+            )
         assert str(caught.value).endswith("it has Frage, Kontext, Antwort; did you mean Frage?")
-    with pytest.raises(UserError, match=r"columns.question=instruction: the other way round: .*: dataset.columns.instruction=question$"):
+    with pytest.raises(
+        UserError,
+        match=r"columns.question=instruction: the other way round: .*: dataset.columns.instruction=question$",
+    ):
         check_columns("data.csv", rows, {"question": "instruction"})
-    with pytest.raises(UserError, match=r"dataset.columns.instructoin: no such field .* did you mean instruction\?"):
+    with pytest.raises(
+        UserError, match=r"dataset.columns.instructoin: no such field .* did you mean instruction\?"
+    ):
         check_columns("data.csv", rows, {"instructoin": "question"})
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "x"]), inner, max_size=3)
+    ),
 )
 
 
 @given(
-    values=st.dictionaries(st.sampled_from(["messages", "conversations", "instruction", "output", "prompt", "completion", "text", "y"]), json_values)
+    values=st.dictionaries(
+        st.sampled_from(
+            ["messages", "conversations", "instruction", "output", "prompt", "completion", "text", "y"]
+        ),
+        json_values,
+    )
 )
 def test_any_row_is_read_or_refused_by_name(values):
     try:

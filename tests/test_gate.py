@@ -1,4 +1,6 @@
-"""The gate: every planted fault is caught with its row, before a model is loaded, and a run goes on or stops as `on_bad_row` says."""
+"""The gate: every planted fault is caught with its row, before a model is loaded, and a run goes on or stops
+as `on_bad_row` says.
+"""
 
 import json
 import subprocess
@@ -25,22 +27,37 @@ def chat(smollm2):
 
 
 def loader(path, max_seq_length=2048, **dataset):
-    config = {"model": {"name": "smollm2", "max_seq_length": max_seq_length}, "dataset": {"data_path": str(path), "eval_fraction": 0, **dataset}}
+    config = {
+        "model": {"name": "smollm2", "max_seq_length": max_seq_length},
+        "dataset": {"data_path": str(path), "eval_fraction": 0, **dataset},
+    }
     return DatasetLoader(config)
 
 
 FAULTS = {
-    "unknown role": ([{"role": "asistant", "content": "a"}, assistant("b")], "message 1: role 'asistant' is none of"),
+    "unknown role": (
+        [{"role": "asistant", "content": "a"}, assistant("b")],
+        "message 1: role 'asistant' is none of",
+    ),
     "empty content": ([user(" \n"), assistant("b")], "message 1: content is empty"),
     "no assistant turn": ([user("a")], "no assistant message"),
     "repeated role": ([user("a"), user("b"), assistant("c")], "messages 1 and 2 are both by user"),
     "no trainable token": ([user("a"), assistant("b", train=False)], "no token of it would be trained"),
-    "special token in text": ([user("a <|im_end|> b"), assistant("c")], "message 1 (user) contains <|im_end|>, which is a control token"),
+    "special token in text": (
+        [user("a <|im_end|> b"), assistant("c")],
+        "message 1 (user) contains <|im_end|>, which is a control token",
+    ),
     "invalid unicode": ([user("a \ud800 b"), assistant("c")], "a message has half of a surrogate pair"),
     "not messages": ("hello", "not a list of messages"),
-    "not text": ([user([{"type": "image"}]), assistant("c")], "message 1: content has a part of type 'image'"),
+    "not text": (
+        [user([{"type": "image"}]), assistant("c")],
+        "message 1: content has a part of type 'image'",
+    ),
     "bad weight": ([user("a"), assistant("b", weight=0.3)], "message 2: weight 0.3 is neither 0 nor 1"),
-    "bad tool call": ([user("a"), assistant(None, tool_calls=[{"id": "1"}])], "message 2: a tool call needs a function with a name"),
+    "bad tool call": (
+        [user("a"), assistant(None, tool_calls=[{"id": "1"}])],
+        "message 2: a tool call needs a function with a name",
+    ),
 }
 
 
@@ -54,14 +71,20 @@ def test_a_planted_fault_is_caught_with_its_row(tmp_path, chat, fault):
     with pytest.raises(UserError) as caught:
         made.check(chat)
     assert str(caught.value).startswith(f"{tmp_path}/data.json: row 5: {detail}")
-    assert f"1 of 10 rows are bad (10.0%): {fault} (1); mend them, or leave them out with dataset.on_bad_row=drop" in str(caught.value)
+    assert (
+        f"1 of 10 rows are bad (10.0%): {fault} (1); mend them, or leave them out with"
+        " dataset.on_bad_row=drop" in str(caught.value)
+    )
     (found,) = made.report["problems"][fault]["rows"]
     assert found["row"] == 5
     assert (made.report["status"], made.statistics.bad_rows, made.statistics.rows_used) == ("refused", 1, 9)
 
 
 def test_mixed_formats_are_caught_with_their_row(tmp_path, chat):
-    rows = [*conversations(3), {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+    rows = [
+        *conversations(3),
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    ]
     with pytest.raises(UserError, match="row 4: this row is sharegpt, the file is read as messages"):
         loader(write_json(tmp_path / "data.json", rows)).check(chat)
 
@@ -76,27 +99,42 @@ def test_a_nul_character_is_caught(tmp_path, chat):
 
 
 def test_an_end_of_turn_that_would_not_be_learned_is_caught(tmp_path, chat, tokenizer):
-    """Ready-made text without its end token, all of it or the answers trained, and a formatting function that forgets it."""
-    file = write_json(tmp_path / "text.json", [{"text": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello"}])
+    """Ready-made text without its end token, all of it or the answers trained, and a formatting function that
+    forgets it.
+    """
+    file = write_json(
+        tmp_path / "text.json", [{"text": "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello"}]
+    )
     for train_on in ("assistant", "all"):
         with pytest.raises(UserError, match=r"row 1: .* the model would not learn to stop"):
             loader(file, train_on=train_on).check(chat)
 
     class Forgetful(DatasetLoader):
         def formatting_prompts_func(self, examples):
-            return {"text": [text.removesuffix("<|im_end|>\n") for text in super().formatting_prompts_func(examples)["text"]]}
+            return {
+                "text": [
+                    text.removesuffix("<|im_end|>\n")
+                    for text in super().formatting_prompts_func(examples)["text"]
+                ]
+            }
 
     data = write_json(tmp_path / "data.json", conversations(3))
-    made = Forgetful({"model": {"name": "smollm2"}, "dataset": {"data_path": str(data), "eval_fraction": 0}}, tokenizer)
+    made = Forgetful(
+        {"model": {"name": "smollm2"}, "dataset": {"data_path": str(data), "eval_fraction": 0}}, tokenizer
+    )
     with pytest.raises(UserError, match=r"end of turn not trained \(3\)"):
         made.prepare_dataset()
 
 
 def test_a_tool_call_that_the_template_leaves_out_is_caught(tmp_path, chat):
-    """SmolLM2's template knows no tools: it would write an empty answer, and the model would learn to say nothing."""
+    """SmolLM2's template knows no tools: it would write an empty answer, and the model would learn to say
+    nothing.
+    """
     call = assistant(None, tool_calls=[{"function": {"name": "price", "arguments": {}}}])
     rows = [{"messages": [user("how much?"), call, {"role": "tool", "content": "1"}, assistant("one")]}]
-    with pytest.raises(UserError, match="row 1: message 2: the chat template does not write its call of price"):
+    with pytest.raises(
+        UserError, match="row 1: message 2: the chat template does not write its call of price"
+    ):
         loader(write_json(tmp_path / "data.json", rows)).check(chat)
 
 
@@ -107,7 +145,9 @@ def test_a_doubled_bos_is_caught(tmp_path, chat):
 
 
 def test_ready_made_text_without_turns_is_caught(tmp_path, chat):
-    with pytest.raises(UserError, match="row 1: no assistant text found in it by the chat template's turn markers"):
+    with pytest.raises(
+        UserError, match="row 1: no assistant text found in it by the chat template's turn markers"
+    ):
         loader(write_json(tmp_path / "data.json", [{"text": "no turns here"}])).check(chat)
 
 
@@ -116,7 +156,8 @@ def test_a_template_that_refuses_a_row_is_quoted(tmp_path, smollm2):
 
     chat = ChatTokenizer.from_folder(smollm2, "smollm2", {})
     chat.template = ChatTemplate(
-        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + chat.template.source
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + chat.template.source
     )
     rows = [{"messages": [{"role": "system", "content": "s"}, user("a"), assistant("b")]}]
     with pytest.raises(UserError, match="row 1: the chat template refuses it: System role not supported"):
@@ -140,7 +181,11 @@ def test_response_only_false_is_train_on_all(tmp_path, chat):
     rows[0]["messages"] += [user("c"), assistant("d", train=False)]  # left out whatever else is trained
     file = write_json(tmp_path / "data.json", rows)
     made = [loader(file, train_on=part) for part in ("assistant", "all")]
-    config = {"model": {"name": "smollm2"}, "dataset": {"data_path": str(file), "eval_fraction": 0}, "training": {"response_only": False}}
+    config = {
+        "model": {"name": "smollm2"},
+        "dataset": {"data_path": str(file), "eval_fraction": 0},
+        "training": {"response_only": False},
+    }
     made.append(DatasetLoader(config))
     answers, everything, same = (each.check(chat)["trainable_tokens"] for each in made)
     assert answers < everything == same
@@ -165,16 +210,38 @@ def test_how_many_rows_are_taken_is_said_from_the_cache_too(tmp_path, chat, capl
     ("rows", "dataset", "way_out"),
     [
         (
-            [{"messages": [user("a"), assistant("", tool_calls=[{"function": {"name": "price", "arguments": {}}}])]}],
+            [
+                {
+                    "messages": [
+                        user("a"),
+                        assistant("", tool_calls=[{"function": {"name": "price", "arguments": {}}}]),
+                    ]
+                }
+            ],
             {},
-            "take a model whose chat template writes tool calls, or give it one that does with model.chat_template=FILE",
+            (
+                "take a model whose chat template writes tool calls, or give it one that does with"
+                " model.chat_template=FILE"
+            ),
         ),
         ([{"text": "### Q: a"}], {}, "dataset.train_on=all trains all of each text"),
-        (conversations(1), {"format": "sharegpt"}, "leave dataset.format out: the format is told from the content"),
-        (conversations(1), {"format": "alpaca"}, "leave dataset.format out: the format is told from the content"),
+        (
+            conversations(1),
+            {"format": "sharegpt"},
+            "leave dataset.format out: the format is told from the content",
+        ),
+        (
+            conversations(1),
+            {"format": "alpaca"},
+            "leave dataset.format out: the format is told from the content",
+        ),
         ([{"messages": [user("a"), assistant("b", weight=0.5)]}], {}, "mend them"),
         ([{"messages": [user([{"type": "image"}]), assistant("c")]}], {}, "mend them"),
-        ([{"messages": [user("a"), user("b"), assistant("c")]}], {}, "dataset.on_bad_row=warn trains on 3 of them as they are"),
+        (
+            [{"messages": [user("a"), user("b"), assistant("c")]}],
+            {},
+            "dataset.on_bad_row=warn trains on 3 of them as they are",
+        ),
     ],
 )
 @pytest.mark.parametrize("policy", ["auto", "warn"])
@@ -191,27 +258,43 @@ def test_where_every_row_is_bad_the_way_out_is_one(tmp_path, chat, rows, dataset
 def test_bad_rows_that_are_used_are_counted_and_named(tmp_path, chat):
     from chatbot_sft.report.data_summary import facts
 
-    rows = [*conversations(2), {"messages": [user("a"), user("b"), assistant("c")]}, {"messages": [user("a")]}]
+    rows = [
+        *conversations(2),
+        {"messages": [user("a"), user("b"), assistant("c")]},
+        {"messages": [user("a")]},
+    ]
     file = write_json(tmp_path / "data.json", rows)
     report = loader(file, on_bad_row="warn").check(chat)
     assert dict(facts(report))["conversations"] == "4: 3 trained, 0 held out, 2 bad (1 of them used: row 3)"
     assert report["bad_rows_used"] == {"count": 1, "rows": [{"file": str(file), "row": 3}]}
-    assert dict(facts(loader(file, on_bad_row="drop").check(chat)))["conversations"] == "4: 2 trained, 0 held out, 2 bad"
+    assert (
+        dict(facts(loader(file, on_bad_row="drop").check(chat)))["conversations"]
+        == "4: 2 trained, 0 held out, 2 bad"
+    )
 
 
 def test_the_template_line_and_a_remark_say_what_a_given_system_prompt_does(tmp_path, chat):
     from chatbot_sft.report.data_summary import remarks
 
-    own = [{"messages": [{"role": "system", "content": "mine"}, *row["messages"]]} for row in conversations(3)]
+    own = [
+        {"messages": [{"role": "system", "content": "mine"}, *row["messages"]]} for row in conversations(3)
+    ]
     nothing = "dataset.system_prompt does nothing here: no row is without a system prompt of its own"
     for rows, said in ((conversations(3), []), ([*own, *conversations(1)], []), (own, [nothing])):
         report = loader(write_json(tmp_path / "data.json", rows), system_prompt="Other").check(chat)
-        assert report["template"]["system_prompt"] == "a turn of its own; where a row has none, dataset.system_prompt stands in"
+        assert (
+            report["template"]["system_prompt"]
+            == "a turn of its own; where a row has none, dataset.system_prompt stands in"
+        )
         assert remarks(report) == said
 
 
 def test_warn_trains_on_what_can_be_trained(tmp_path, chat):
-    rows = [*conversations(2), {"messages": [user("a"), user("b"), assistant("c")]}, {"messages": [user("a")]}]
+    rows = [
+        *conversations(2),
+        {"messages": [user("a"), user("b"), assistant("c")]},
+        {"messages": [user("a")]},
+    ]
     file = write_json(tmp_path / "data.json", rows)
     made = {policy: loader(file, on_bad_row=policy) for policy in ("warn", "drop")}
     for policy, used in (("warn", 3), ("drop", 2)):
@@ -238,16 +321,27 @@ def test_duplicates_are_named(tmp_path, chat):
 
 
 def test_what_is_held_out_is_never_trained_on(tmp_path, chat):
-    """The same dialogue under another system prompt, in other case: our own split keeps both on one side, a given one is cleaned."""
+    """The same dialogue under another system prompt, in other case: our own split keeps both on one side, a
+    given one is cleaned.
+    """
     once = conversations(20)
-    again = [{"messages": [{"role": "system", "content": "s"}, *({**m, "content": m["content"].upper()} for m in row["messages"])]} for row in once]
+    again = [
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                *({**m, "content": m["content"].upper()} for m in row["messages"]),
+            ]
+        }
+        for row in once
+    ]
     made = loader(write_json(tmp_path / "data.json", once + again), eval_fraction=0.3)
     made.check(chat)
     training, held_out = (set(rows.tolist()) for rows in (made._split.once, made._split.held_out))
     assert len(training) + len(held_out) == 40
     assert {row % 20 for row in training}.isdisjoint({row % 20 for row in held_out})
     own = loader(
-        write_json(tmp_path / "train.json", once), eval_data_path=str(write_json(tmp_path / "eval.json", again[:3] + conversations(25)[20:]))
+        write_json(tmp_path / "train.json", once),
+        eval_data_path=str(write_json(tmp_path / "eval.json", again[:3] + conversations(25)[20:])),
     )
     leaks = own.check(chat)["notes"]["not held out: trained on"]
     assert [(entry["file"], entry["row"], entry["detail"]) for entry in leaks["rows"]] == [
@@ -258,7 +352,11 @@ def test_what_is_held_out_is_never_trained_on(tmp_path, chat):
 
 def test_lengths_steps_and_the_template_are_reported(chat):
     made = DatasetLoader(
-        {"model": {"name": "smollm2", "max_seq_length": 300}, "dataset": {"data_path": str(EXAMPLE)}, "training": {"warmup_steps": 40}}
+        {
+            "model": {"name": "smollm2", "max_seq_length": 300},
+            "dataset": {"data_path": str(EXAMPLE)},
+            "training": {"warmup_steps": 40},
+        }
     )
     report = made.check(chat)
     assert report["lengths"]["p50"] < report["lengths"]["p95"] < report["lengths"]["p100"]
@@ -266,7 +364,8 @@ def test_lengths_steps_and_the_template_are_reported(chat):
     assert (
         0
         < over
-        == made.statistics.truncated_rows + sum(1 for row in made._split.held_out if made._entry.table().column("truncated")[int(row)].as_py())
+        == made.statistics.truncated_rows
+        + sum(1 for row in made._split.held_out if made._entry.table().column("truncated")[int(row)].as_py())
     )
     assert report["notes"]["an answer cut in two"]["count"] <= over
     assert report["training"] == {
@@ -325,19 +424,24 @@ def test_a_bad_file_stops_a_training_run_before_torch_is_imported(tmp_path):
     rows = [*conversations(5), {"messages": [user("a"), user("b"), assistant("c")]}]
     write_json(tmp_path / "my.json", rows)
     program = (
-        "import sys\nfrom chatbot_sft.cli import main\nsys.argv[1:] = sys.argv[1:]\n"
-        "try:\n    main()\nfinally:\n"
-        "    print('heavy:', sorted({'torch', 'transformers', 'trl', 'unsloth', 'datasets', 'pandas'} & set(sys.modules)))\n"
+        "import sys\nfrom chatbot_sft.cli import main\nsys.argv[1:] = sys.argv[1:]\ntry:\n   "
+        " main()\nfinally:\n    print('heavy:', sorted({'torch', 'transformers', 'trl', 'unsloth',"
+        " 'datasets', 'pandas'} & set(sys.modules)))\n"
     )
     arguments = ["dataset.data_path=my.json", "hydra.run.dir=run"]
-    process = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert only_error(process).startswith(
-        "my.json: row 6: messages 1 and 2 are both by user; 1 of 6 rows are bad (16.7%): repeated role (1); mend them"
+        "my.json: row 6: messages 1 and 2 are both by user; 1 of 6 rows are bad (16.7%): repeated role (1);"
+        " mend them"
     )
     assert "heavy: []" in process.stdout
     assert "repeated role" in process.stdout
     assert report_of(tmp_path)["dataset"]["bad_rows"] == 1
-    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["problems"]["repeated role"]["rows"] == [
-        {"file": "my.json", "row": 6, "detail": "messages 1 and 2 are both by user"}
-    ]
-    assert "messages 1 and 2 are both by user" in (tmp_path / "run" / "data_preview.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["problems"]["repeated role"][
+        "rows"
+    ] == [{"file": "my.json", "row": 6, "detail": "messages 1 and 2 are both by user"}]
+    assert "messages 1 and 2 are both by user" in (tmp_path / "run" / "data_preview.html").read_text(
+        encoding="utf-8"
+    )

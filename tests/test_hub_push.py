@@ -1,4 +1,6 @@
-"""save.push_to_hub against a hub on loopback, through the real huggingface_hub in a process of its own: it reads its endpoint when it is imported."""
+"""save.push_to_hub against a hub on loopback, through the real huggingface_hub in a process of its own: it
+reads its endpoint when it is imported.
+"""
 
 import contextlib
 import json
@@ -19,7 +21,8 @@ TOKEN = "hf_" + "".join(random.Random(3).choices("abcdefghijklmnopqrstuvwxyz", k
 NAME = "bia/chat"
 SAVE = {"push_to_hub": True, "hub_model_id": NAME, "hub_private": True, "hub_revision": None}
 
-# Asked on stdin, answers on stdout, one line of JSON each. As in a run: a local model has put the hub offline, and everything is logged to run.log.
+# Asked on stdin, answers on stdout, one line of JSON each. As in a run: a local model has put the hub
+# offline, and everything is logged to run.log.
 CLIENT = """
 import json, logging, os, sys, time, traceback
 from pathlib import Path
@@ -55,7 +58,13 @@ class Client:
     def __init__(self, endpoint, folder, stderr=None, **environment):
         folder.mkdir()
         self.folder = folder
-        self.environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "hf")}
+        self.environment = {
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(folder / "hf"),
+        }
         self.environment |= {"HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "", **environment}
         with (folder / "stderr").open("w") as file:
             self.process = subprocess.Popen(
@@ -70,7 +79,9 @@ class Client:
 
     def ask(self, folder=None, **save):
         """What came of a push of `folder`, or of the check before it."""
-        self.process.stdin.write(json.dumps({"save": {**SAVE, **save}, **({"folder": str(folder)} if folder else {})}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"save": {**SAVE, **save}, **({"folder": str(folder)} if folder else {})}) + "\n"
+        )
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, (self.folder / "stderr").read_text(encoding="utf-8")
@@ -83,7 +94,9 @@ class Client:
     def end(self):
         """Everything that was logged and shown."""
         self.process.communicate(timeout=20)
-        return (self.folder / "run.log").read_text(encoding="utf-8") + (self.folder / "stderr").read_text(encoding="utf-8")
+        return (self.folder / "run.log").read_text(encoding="utf-8") + (self.folder / "stderr").read_text(
+            encoding="utf-8"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +142,9 @@ def client(tmp_path):
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    """A folder as an export is: small and large files, one below another folder, one of no bytes, a card with metadata."""
+    """A folder as an export is: small and large files, one below another folder, one of no bytes, a card with
+    metadata.
+    """
     folder = tmp_path_factory.mktemp("exports") / "my model"
     random_bytes = random.Random(1).randbytes
     files = {
@@ -148,7 +163,11 @@ def export(tmp_path_factory):
 
 
 def contents(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 # ---- before training
@@ -172,10 +191,19 @@ def test_nobody_is_asked_where_nothing_is_pushed(hub, ask):
 @pytest.mark.parametrize(
     ("save", "error"),
     [
-        ({"hub_model_id": None}, "save.push_to_hub=true: save.hub_model_id is missing; set it to ORGANISATION/NAME or USER/NAME"),
+        (
+            {"hub_model_id": None},
+            "save.push_to_hub=true: save.hub_model_id is missing; set it to ORGANISATION/NAME or USER/NAME",
+        ),
         ({"hub_model_id": "chat"}, "save.hub_model_id=chat: whose? write ORGANISATION/chat or USER/chat"),
-        ({"hub_model_id": "bia/chat bot"}, "save.hub_model_id=bia/chat bot: Repo id must use alphanumeric chars"),
-        ({"hub_model_id": "https://huggingface.co/bia/chat"}, "save.hub_model_id=https://huggingface.co/bia/chat: Repo id must be in the form"),
+        (
+            {"hub_model_id": "bia/chat bot"},
+            "save.hub_model_id=bia/chat bot: Repo id must use alphanumeric chars",
+        ),
+        (
+            {"hub_model_id": "https://huggingface.co/bia/chat"},
+            "save.hub_model_id=https://huggingface.co/bia/chat: Repo id must be in the form",
+        ),
         ({"hub_revision": "v 1"}, "save.hub_revision=v 1: not the name of a branch"),
         ({"hub_revision": "refs/pr/1"}, "save.hub_revision=refs/pr/1: not the name of a branch"),
         ({"hub_revision": "v1/"}, "save.hub_revision=v1/: not the name of a branch"),
@@ -198,7 +226,10 @@ def test_no_token(hub, client):
 
 def test_a_user_who_is_offline_stays_so(hub, client, export):
     asked = client(hub.url, HF_HUB_OFFLINE="1")
-    assert asked.ask()["error"] == "save.push_to_hub=true: HF_HUB_OFFLINE is set; unset it, or set save.push_to_hub=false"
+    assert (
+        asked.ask()["error"]
+        == "save.push_to_hub=true: HF_HUB_OFFLINE is set; unset it, or set save.push_to_hub=false"
+    )
     assert hub.requests == []
 
 
@@ -206,7 +237,9 @@ def test_a_hub_that_is_not_there_is_found_out_at_once(client):
     with serve() as gone:
         pass
     started = time.monotonic()
-    assert client(gone.url).ask()["error"].startswith(f"save.hub_model_id={NAME}: no answer from {gone.url} (")
+    assert (
+        client(gone.url).ask()["error"].startswith(f"save.hub_model_id={NAME}: no answer from {gone.url} (")
+    )
     assert time.monotonic() - started < 8
 
 
@@ -233,9 +266,21 @@ def test_a_hub_that_refuses_is_asked_once(status, hub, ask):
         (user("write"), NAME, "mai does not belong to bia"),
         (user("write", [("bia", "read")]), NAME, "mai may only read in bia"),
         (fine_grained(), NAME, "the token of mai lacks the right repo.write for bia"),
-        (fine_grained(("org", "bia", "repo.content.read")), NAME, "the token of mai lacks the right repo.write for bia"),
-        (fine_grained(("user", "mai", "repo.write")), NAME, "the token of mai lacks the right repo.write for bia"),
-        (fine_grained(("model", "bia/other", "repo.write")), NAME, "the token of mai lacks the right repo.write for bia"),
+        (
+            fine_grained(("org", "bia", "repo.content.read")),
+            NAME,
+            "the token of mai lacks the right repo.write for bia",
+        ),
+        (
+            fine_grained(("user", "mai", "repo.write")),
+            NAME,
+            "the token of mai lacks the right repo.write for bia",
+        ),
+        (
+            fine_grained(("model", "bia/other", "repo.write")),
+            NAME,
+            "the token of mai lacks the right repo.write for bia",
+        ),
         (user("write", [("Bia", "contributor")]), NAME, None),
         (user("write"), "mai/chat", None),
         (fine_grained(("org", "bia", "repo.content.read", "repo.write")), NAME, None),
@@ -246,12 +291,19 @@ def test_a_hub_that_refuses_is_asked_once(status, hub, ask):
 def test_a_token_that_may_not_write_there_is_found_out(who, name, error, hub, ask):
     hub.tokens[TOKEN] = who
     said = ask(hub_model_id=name)["error"]
-    assert said is None if error is None else said.startswith(f"save.hub_model_id={name}: {error}; take another token")
+    assert (
+        said is None
+        if error is None
+        else said.startswith(f"save.hub_model_id={name}: {error}; take another token")
+    )
 
 
 def test_nothing_becomes_public_because_the_repository_was(hub, ask, export):
     hub.repos[NAME] = Repo(private=False)
-    error = f"save.hub_private=true: {NAME} is public already; make it private on the hub, or set save.hub_private=false"
+    error = (
+        f"save.hub_private=true: {NAME} is public already; make it private on the hub, or set"
+        " save.hub_private=false"
+    )
     assert ask()["error"] == error
     assert ask(export)["error"].startswith(error)
     assert hub.repos[NAME].branches == {"main": {}}
@@ -271,7 +323,10 @@ def test_every_file_arrives_in_a_private_repository(hub, ask, export):
 
 def test_a_branch_is_made_and_used_again(hub, ask, export):
     for _ in range(2):
-        assert ask(export, hub_revision="runs/v1.0", hub_private=False)["url"] == f"{hub.url}/{NAME}/tree/runs/v1.0"
+        assert (
+            ask(export, hub_revision="runs/v1.0", hub_private=False)["url"]
+            == f"{hub.url}/{NAME}/tree/runs/v1.0"
+        )
     assert not hub.repos[NAME].private
     assert hub.repos[NAME].branches == {"main": {}, "runs/v1.0": contents(export)}
     assert hub.requests.count("upload") == 2  # the second time the hub has them
@@ -291,16 +346,28 @@ BROKEN = "the upload to bia/chat failed"
 @pytest.mark.parametrize(
     ("route", "status", "error"),
     [
-        ("create", 403, "save.hub_model_id=bia/chat: the repository cannot be made: 127.0.0.1 answers 403 Forbidden"),
+        (
+            "create",
+            403,
+            "save.hub_model_id=bia/chat: the repository cannot be made: 127.0.0.1 answers 403 Forbidden",
+        ),
         ("create", 0, "save.hub_model_id=bia/chat: the repository cannot be made: no answer from"),
         ("info", 500, "save.hub_model_id=bia/chat: the repository cannot be made: 127.0.0.1 answers 500"),
-        ("branch", 403, "save.hub_revision=v1: the branch of bia/chat cannot be made: 127.0.0.1 answers 403 Forbidden"),
+        (
+            "branch",
+            403,
+            "save.hub_revision=v1: the branch of bia/chat cannot be made: 127.0.0.1 answers 403 Forbidden",
+        ),
         ("preupload", 401, f"save.push_to_hub=true: {BROKEN}: 127.0.0.1 answers 401 Unauthorized"),
         ("batch", 500, f"save.push_to_hub=true: {BROKEN}: 127.0.0.1 answers 500"),
         ("upload", 500, f"save.push_to_hub=true: {BROKEN}: 127.0.0.1 answers 500"),
         ("upload", 0, f"save.push_to_hub=true: {BROKEN}: no answer from"),
         ("verify", 403, f"save.push_to_hub=true: {BROKEN}: 127.0.0.1 answers 403"),
-        ("commit", 403, f"save.push_to_hub=true: {BROKEN}: 127.0.0.1 answers 403 Forbidden (told to fail for …)"),
+        (
+            "commit",
+            403,
+            f"save.push_to_hub=true: {BROKEN}: 127.0.0.1 answers 403 Forbidden (told to fail for …)",
+        ),
         ("commit", 0, f"save.push_to_hub=true: {BROKEN}: no answer from"),
     ],
 )
@@ -320,7 +387,9 @@ def test_the_command_of_the_failure_goes_on(route, branch, hub, shared, export):
     hub.failures[route] = Failure(403, times=1)
     command = shared.ask(export, hub_revision=branch)["error"].rpartition("when that is mended: ")[2]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(command, shell=True, env={**shared.environment, "PATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, shell=True, env={**shared.environment, "PATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert hub.repos[NAME].branches[branch or "main"] == contents(export)
     assert hub.repos[NAME].private

@@ -1,4 +1,6 @@
-"""Models read back from disk by transformers, PEFT and llama.cpp: the same prompts, the same answers, and what a person may name."""
+"""Models read back from disk by transformers, PEFT and llama.cpp: the same prompts, the same answers, and
+what a person may name.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,15 @@ from chatbot_sft.train import resume
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 CONVERSATIONS = [
     QUESTION,
-    [{"role": "system", "content": "Bạn là Mai, trợ lý của Bia Hạc Trắng."}, {"role": "user", "content": "Gold với Lager khác gì nhau? 🍺"}],
-    [*QUESTION, {"role": "assistant", "content": "The capital of France is Paris."}, {"role": "user", "content": "  And of Italy?\n"}],
+    [
+        {"role": "system", "content": "Bạn là Mai, trợ lý của Bia Hạc Trắng."},
+        {"role": "user", "content": "Gold với Lager khác gì nhau? 🍺"},
+    ],
+    [
+        *QUESTION,
+        {"role": "assistant", "content": "The capital of France is Paris."},
+        {"role": "user", "content": "  And of Italy?\n"},
+    ],
 ]
 
 
@@ -47,8 +56,16 @@ def small():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    plain = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    plain = LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, **sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    ).eval()
     return {"plain": plain, "peft": get_peft_model(plain, LoraConfig(target_modules=["q_proj"])).eval()}
 
 
@@ -60,7 +77,9 @@ def test_an_answer_is_greedy_whatever_the_models_generation_config_asks_for(kind
     from transformers import GenerationConfig
 
     model = small[kind]
-    given = GenerationConfig(**{"eos_token_id": 2, "pad_token_id": 0, **(ASKED if name == "all" else {name: ASKED[name]})})
+    given = GenerationConfig(
+        **{"eos_token_id": 2, "pad_token_id": 0, **(ASKED if name == "all" else {name: ASKED[name]})}
+    )
     given_before = given.to_dict()
     holder = model.get_base_model() if kind == "peft" else model
     holder.generation_config = given
@@ -80,13 +99,17 @@ def embedded_gguf():
 
     reader = GGUFReader(embedded.gguf_path())
     written_anyway = ("GGUF.", "general.architecture")
-    metadata = [(name, field.contents(), field.types) for name, field in reader.fields.items() if not name.startswith(written_anyway)]
+    metadata = [
+        (name, field.contents(), field.types)
+        for name, field in reader.fields.items()
+        if not name.startswith(written_anyway)
+    ]
     return metadata, reader.tensors
 
 
 def write_gguf(target: Path, blocks: int = 2, half: bool = False, **changes) -> Path:
-    """The embedded model's GGUF file, cut to its first `blocks` layers, with `changes` of its metadata (those it has not are texts); `half`: its
-    weights in float16."""
+    """The embedded model's GGUF file, cut to its first `blocks` layers, with `changes` of its metadata (those
+    it has not are texts); `half`: its weights in float16."""
     from gguf import GGUFWriter, dequantize
 
     metadata, tensors = embedded_gguf()
@@ -130,11 +153,16 @@ def tiny_adapter(tiny_llama, tmp_path_factory):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("adapter") / "tiny-adapter"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32), AutoTokenizer.from_pretrained(tiny_llama)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(tiny_llama),
+    )
     tokenizer.add_tokens(["<|beer|>"], special_tokens=True)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     new = {"embed_tokens": [len(tokenizer) - 1]}
-    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", trainable_token_indices=new)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", trainable_token_indices=new
+    )
     model = get_peft_model(model, config)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -170,7 +198,9 @@ def test_the_embedded_model_answers(real, smollm2):
 
 
 def test_sampling_is_by_temperature_alone(real, monkeypatch):
-    """Whatever the checkpoint's own generation settings are: with top_k=1 every sample would be the likeliest token, with the penalty none would."""
+    """Whatever the checkpoint's own generation settings are: with top_k=1 every sample would be the likeliest
+    token, with the penalty none would.
+    """
     for name, value in {"do_sample": True, "top_k": 1, "repetition_penalty": 100.0}.items():
         monkeypatch.setattr(real.model.generation_config, name, value)
     prompt = real.prompt_ids(QUESTION)
@@ -197,7 +227,10 @@ def test_text_is_without_special_tokens_and_half_letters(real, gguf, tokenizer):
     ids = tokenizer("ngon ậ", add_special_tokens=False)["input_ids"]
     for model in (real, gguf):
         assert model.text([*ids, 2]) == "ngon ậ"
-        assert [model.text(ids[:-n]) for n in (1, 2)] == ["ngon", "ngon"]  # ậ is three tokens, the first with the space
+        assert [model.text(ids[:-n]) for n in (1, 2)] == [
+            "ngon",
+            "ngon",
+        ]  # ậ is three tokens, the first with the space
 
 
 def test_an_adapter_opens_on_its_base_or_as_its_base(tiny_adapter, tiny_llama):
@@ -206,7 +239,11 @@ def test_an_adapter_opens_on_its_base_or_as_its_base(tiny_adapter, tiny_llama):
     ids = [*after.prompt_ids(QUESTION), len(after.tokenizer) - 1]
     assert ids[:-1] == trained.prompt_ids(QUESTION) == before.prompt_ids(QUESTION)
     positions = range(0, len(ids), 5)
-    np.testing.assert_allclose(after.logits(ids, [*positions, len(ids) - 1]), trained.logits(ids, [*positions, len(ids) - 1]), atol=1e-4)
+    np.testing.assert_allclose(
+        after.logits(ids, [*positions, len(ids) - 1]),
+        trained.logits(ids, [*positions, len(ids) - 1]),
+        atol=1e-4,
+    )
     np.testing.assert_array_equal(before.logits(ids[:-1], [3]), base.logits(ids[:-1], [3]))
     assert np.abs(after.logits(ids, [3])[:, :49152] - base.logits(ids[:-1], [3])).max() > 0.1
     assert after.answer(ids, 5) == trained.answer(ids, 5)
@@ -223,7 +260,10 @@ def test_weights_are_float32_on_a_cpu_and_four_bits_stay_four(tiny_llama, tiny_a
     again = HFModel.load(tmp_path / "4bit")
     assert again.model.is_loaded_in_4bit
     np.testing.assert_allclose(again.logits([1, 2, 3], [2]), quantised.logits([1, 2, 3], [2]), atol=0.02)
-    assert np.abs(HFModel.load(tiny_llama).logits([1, 2, 3], [2]) - quantised.logits([1, 2, 3], [2])).max() > 0.02
+    assert (
+        np.abs(HFModel.load(tiny_llama).logits([1, 2, 3], [2]) - quantised.logits([1, 2, 3], [2])).max()
+        > 0.02
+    )
     adapter = HFModel.load(tiny_adapter[0], four_bit=True)
     assert adapter.model.get_base_model().is_loaded_in_4bit
     assert len(adapter.answer([1, 2, 3], 2)) == 2
@@ -268,7 +308,9 @@ def test_template_arguments_reach_the_template(tiny_llama):
     model.tokenizer.chat_template = "{{ strftime_now('%Y') }} {{ mood }}"
     glad = HFModel(model.model, model.tokenizer, template_kwargs={"mood": "glad"})
     assert glad.text(glad.prompt_ids(QUESTION)).split()[-1] == "glad"
-    assert model.text(model.prompt_ids(QUESTION)) == glad.text(glad.prompt_ids(QUESTION)).removesuffix(" glad")
+    assert model.text(model.prompt_ids(QUESTION)) == glad.text(glad.prompt_ids(QUESTION)).removesuffix(
+        " glad"
+    )
 
 
 # ---- llama.cpp
@@ -280,7 +322,9 @@ def test_both_libraries_make_the_same_prompt(real, gguf, messages):
 
 
 def test_quantised_products_stay_near(real, gguf):
-    """llama.cpp multiplies 4-bit weights with activations in 8 bits: probabilities move a little, sure tokens stay."""
+    """llama.cpp multiplies 4-bit weights with activations in 8 bits: probabilities move a little, sure tokens
+    stay.
+    """
     ids = [token for messages in CONVERSATIONS for token in real.prompt_ids(messages)]
     ours, theirs = real.logits(ids, range(len(ids))), gguf.logits(ids, range(len(ids)))
     assert ours.shape == theirs.shape == (len(ids), 49152)
@@ -311,7 +355,9 @@ def test_float16_answers_as_transformers_does(real, tmp_path):
 
 
 def test_answers_are_the_likeliest_tokens_over_batches_and_from_the_cache(tmp_path):
-    """A prompt longer than a batch, an answer from a cache of something else, one that goes on from the last, and logits in between."""
+    """A prompt longer than a batch, an answer from a cache of something else, one that goes on from the last,
+    and logits in between.
+    """
     file = write_gguf(tmp_path / "long.gguf", half=True)
     model = GGUFModel.load(file)
     long = model.prompt_ids([{"role": "user", "content": " ".join(f"number {n}" for n in range(130))}])
@@ -355,10 +401,16 @@ def test_stops_at_every_end_of_generation(gguf):
 
 
 def test_the_beginning_of_text_is_never_doubled(tmp_path):
-    """A vocabulary that adds <|im_start|> before a template that writes it: one of them, as llama.cpp's server has it."""
+    """A vocabulary that adds <|im_start|> before a template that writes it: one of them, as llama.cpp's
+    server has it.
+    """
     template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
     for adds, number in ((True, 0), (False, 1)):
-        file = write_gguf(tmp_path / f"{number}.gguf", 1, **{"tokenizer.ggml.add_bos_token": adds, "tokenizer.chat_template": template})
+        file = write_gguf(
+            tmp_path / f"{number}.gguf",
+            1,
+            **{"tokenizer.ggml.add_bos_token": adds, "tokenizer.chat_template": template},
+        )
         ids = GGUFModel.load(file).prompt_ids(QUESTION)
         assert (ids[0], ids.count(1), ids[-1]) == (1, 1, 2)
 
@@ -371,7 +423,10 @@ def test_a_context_has_an_end(tiny_gguf, tiny_llama):
         assert model.context == 256
         ids = [500] * 250
         assert len(model.answer(ids, 100)) == 6
-        with pytest.raises(UserError, match=r"256 tokens leave no room for an answer; prompt and answer together may have 256"):
+        with pytest.raises(
+            UserError,
+            match=r"256 tokens leave no room for an answer; prompt and answer together may have 256",
+        ):
             model.answer([500] * 256, 100)
     model = GGUFModel.load(tiny_gguf)
     assert model.logits([500] * 256, [255]).shape == (1, 49152)
@@ -398,10 +453,15 @@ def test_what_is_no_gguf_file_is_said_in_a_line(tmp_path, monkeypatch):
 
 
 def test_a_template_that_refuses_is_said_in_a_line(tmp_path, tiny_llama):
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}hi"
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}hi"
+    )
     plain = HFModel.load(tiny_llama)
     plain.tokenizer.chat_template = template
-    for model in (plain, GGUFModel.load(write_gguf(tmp_path / "refuses.gguf", 1, **{"tokenizer.chat_template": template}))):
+    for model in (
+        plain,
+        GGUFModel.load(write_gguf(tmp_path / "refuses.gguf", 1, **{"tokenizer.chat_template": template})),
+    ):
         assert model.prompt_ids(QUESTION)
         with pytest.raises(UserError, match="System role not supported"):
             model.prompt_ids(CONVERSATIONS[1])
@@ -426,7 +486,10 @@ def fake(folder: Path, *names: str) -> Path:
     return folder
 
 
-MERGED, ADAPTER = ("config.json", "model.safetensors"), (ADAPTER_CONFIG, "adapter_model.safetensors", "config.json")
+MERGED, ADAPTER = (
+    ("config.json", "model.safetensors"),
+    (ADAPTER_CONFIG, "adapter_model.safetensors", "config.json"),
+)
 
 
 def test_exports_are_found(tmp_path):
@@ -440,7 +503,12 @@ def test_exports_are_found(tmp_path):
 
 
 def test_of_several_exports_the_merged_one_comes_first(tmp_path):
-    folder = fake(tmp_path, *(f"gguf/{name}" for name in ("m.gguf",)), *(f"lora/{name}" for name in ADAPTER), ".merged.x/config.json")
+    folder = fake(
+        tmp_path,
+        *(f"gguf/{name}" for name in ("m.gguf",)),
+        *(f"lora/{name}" for name in ADAPTER),
+        ".merged.x/config.json",
+    )
     assert find(folder).path == folder / "lora"
     shutil.rmtree(folder / "lora")
     assert find(folder).path == folder / "gguf" / "m.gguf"
@@ -463,7 +531,9 @@ def test_a_run_is_what_it_saved_else_its_newest_checkpoint(tmp_path):
     assert find(run).path == steps[10]  # killed before its report
     assert find(run / "checkpoints").path == steps[10]
     assert find(steps[9]).path == steps[9]
-    (run / "report.json").write_text(json.dumps(a_report(save={"method": "gguf", "path": str(tmp_path / "elsewhere")})))
+    (run / "report.json").write_text(
+        json.dumps(a_report(save={"method": "gguf", "path": str(tmp_path / "elsewhere")}))
+    )
     assert find(run).path == steps[10]
     fake(run / "model", *MERGED)
     assert (find(run).path, find(run).base) == (run / "model", "org/base")  # the run was moved
@@ -472,10 +542,14 @@ def test_a_run_is_what_it_saved_else_its_newest_checkpoint(tmp_path):
     report = a_report(status="failed", model={}, save={})
     fake(tmp_path / "failed")
     (tmp_path / "failed" / "report.json").write_text(json.dumps(report))
-    with pytest.raises(UserError, match="this run is failed and has neither saved a model nor kept a checkpoint"):
+    with pytest.raises(
+        UserError, match="this run is failed and has neither saved a model nor kept a checkpoint"
+    ):
         find(tmp_path / "failed")
     saved = fake(tmp_path / "one", "my.gguf")
-    (tmp_path / "failed" / "report.json").write_text(json.dumps({**report, "save": {"method": "gguf", "path": str(saved / "my.gguf")}}))
+    (tmp_path / "failed" / "report.json").write_text(
+        json.dumps({**report, "save": {"method": "gguf", "path": str(saved / "my.gguf")}})
+    )
     assert find(tmp_path / "failed").path == saved / "my.gguf"
 
 
@@ -503,7 +577,12 @@ def test_a_base_that_is_gone_is_named(tiny_adapter, tmp_path, monkeypatch):
         (folder / ADAPTER_CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
 
     trained_on(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"adapter: the model it was trained on is not at .*gone any more; correct base_model_name_or_path"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"adapter: the model it was trained on is not at .*gone any more; correct base_model_name_or_path"
+        ),
+    ):
         HFModel.load(folder)
     # The embedded model in a cache that was cleared is made again.
     monkeypatch.setenv("CHATBOT_SFT_CACHE", str(tmp_path / "cache"))
@@ -539,7 +618,9 @@ def test_a_local_model_never_reaches_the_network(tiny_adapter, hub, tmp_path):
     local = shutil.copytree(tiny_adapter[0], tmp_path / "local")
     config = json.loads((local / ADAPTER_CONFIG).read_text())
     remote = shutil.copytree(local, tmp_path / "remote")
-    (remote / ADAPTER_CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "nobody/no-such-model"}))
+    (remote / ADAPTER_CONFIG).write_text(
+        json.dumps({**config, "base_model_name_or_path": "nobody/no-such-model"})
+    )
     program = """
 import sys
 from chatbot_sft.inference.opening import open_model
@@ -550,7 +631,9 @@ open_model(sys.argv[2])
 """
     env = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", program, str(local), str(remote)], env=env, text=True, **pipes) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(local), str(remote)], env=env, text=True, **pipes
+    ) as process:
         assert process.stdout.readline() == "opened\n"
         assert connections == []
         _, errors = process.communicate("go on\n", timeout=120)

@@ -1,4 +1,6 @@
-"""Which room imports which: told from the sources, imports inside functions too. The lists of exceptions may only shrink."""
+"""Which room imports which: told from the sources, imports inside functions too. The lists of exceptions may
+only shrink.
+"""
 
 import ast
 import functools
@@ -11,19 +13,37 @@ import chatbot_sft
 ROOT = Path(chatbot_sft.__file__).parent
 # Room → (what it does not import, the files that still do).
 RULES = {
-    "config": (("chatbot_sft.report", "chatbot_sft.data", "chatbot_sft.model", "chatbot_sft.train", "chatbot_sft.save"), {}),
-    "data": (("chatbot_sft.model", "chatbot_sft.train", "chatbot_sft.save"), {"data/sources.py": {"chatbot_sft.model.hub"}}),
+    "config": (
+        (
+            "chatbot_sft.report",
+            "chatbot_sft.data",
+            "chatbot_sft.model",
+            "chatbot_sft.train",
+            "chatbot_sft.save",
+        ),
+        {},
+    ),
+    "data": (
+        ("chatbot_sft.model", "chatbot_sft.train", "chatbot_sft.save"),
+        {"data/sources.py": {"chatbot_sft.model.hub"}},
+    ),
     "model": (("chatbot_sft.save",), {}),
     "train": (
         ("chatbot_sft.save",),
-        {"train/snapshot.py": {"chatbot_sft.save.saver"}, "train/trainer.py": {"chatbot_sft.save", "chatbot_sft.save.evidence"}},
+        {
+            "train/snapshot.py": {"chatbot_sft.save.saver"},
+            "train/trainer.py": {"chatbot_sft.save", "chatbot_sft.save.evidence"},
+        },
     ),
-    "inference": (
-        ("chatbot_sft.train", "chatbot_sft.save"),
-        {},
-    ),
+    "inference": (("chatbot_sft.train", "chatbot_sft.save"), {}),
 }
-HYDRA = {"cli.py", "command_line.py", "config/hydra_glue.py", "config/hydra_errors.py", "run_directory.py"}  # the last is a callback
+HYDRA = {
+    "cli.py",
+    "command_line.py",
+    "config/hydra_glue.py",
+    "config/hydra_errors.py",
+    "run_directory.py",
+}  # the last is a callback
 PRIVATE = {  # Hydra's flags have no public name
     ("command_line.py", "hydra._internal.utils"),
     ("command_line.py", "hydra._internal.utils.get_args_parser"),
@@ -78,19 +98,31 @@ def test_a_room_imports_what_is_below_it_alone(room):
 
 
 def test_nothing_but_the_entrypoint_imports_hydra():
-    found = {str(file.relative_to(ROOT)) for file in ROOT.rglob("*.py") if any(within(name, ["hydra"]) for name in imports(file))}
+    found = {
+        str(file.relative_to(ROOT))
+        for file in ROOT.rglob("*.py")
+        if any(within(name, ["hydra"]) for name in imports(file))
+    }
     assert found == HYDRA
 
 
 def test_one_private_name_of_hydra_is_left():
-    found = {(str(file.relative_to(ROOT)), name) for file in ROOT.rglob("*.py") for name in imports(file) if name.startswith("hydra._internal")}
+    found = {
+        (str(file.relative_to(ROOT)), name)
+        for file in ROOT.rglob("*.py")
+        for name in imports(file)
+        if name.startswith("hydra._internal")
+    }
     assert found == PRIVATE
 
 
 def test_any_module_can_be_imported_first():
     """No module needs, at the top of a file, one that is being imported because of it."""
     modules = {
-        ".".join(("chatbot_sft", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): file for file in ROOT.rglob("*.py")
+        ".".join(("chatbot_sft", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): file
+        for file in ROOT.rglob("*.py")
     }
 
     def needs(module):

@@ -20,7 +20,10 @@ rows_of_ids = st.lists(st.lists(st.integers(3, 99), min_size=2, max_size=9), min
 
 def made(ids: list[list[int]], seed: int = 0) -> list[Row]:
     draw = random.Random(seed)
-    return [Row(number, row, [token if draw.random() < 0.6 else IGNORED for token in row]) for number, row in enumerate(ids)]
+    return [
+        Row(number, row, [token if draw.random() < 0.6 else IGNORED for token in row])
+        for number, row in enumerate(ids)
+    ]
 
 
 # Packing and steps
@@ -43,10 +46,15 @@ def batches(lengths, *arguments) -> Batches:
     return Batches(Dataset.from_dict({"input_ids": [[5] * length for length in lengths]}), *arguments)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 3), st.booleans())
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 3), st.booleans()
+)
 @settings(max_examples=30)
 def test_the_steps_of_all_processes_are_those_of_one(lengths, batch_size, processes, packed):
-    shares = [batches(lengths, batch_size, 7, True, 60 if packed else None, process, processes) for process in range(processes)]
+    shares = [
+        batches(lengths, batch_size, 7, True, 60 if packed else None, process, processes)
+        for process in range(processes)
+    ]
     whole = batches(lengths, batch_size, 7, True, 60 if packed else None)
     steps = whole.epoch(0)
     assert len(steps) == whole.per_epoch
@@ -60,7 +68,9 @@ def test_each_epoch_has_an_order_of_its_own_and_a_seed_repeats_it():
     first = made.epoch(0)
     assert first == batches(range(1, 41), 8, 1, True).epoch(0) != batches(range(1, 41), 8, 2, True).epoch(0)
     assert first != made.epoch(1)
-    assert [pack for step in batches(range(1, 41), 8, 1, False).epoch(0) for pack in sorted(step)] == [[row] for row in range(40)]
+    assert [pack for step in batches(range(1, 41), 8, 1, False).epoch(0) for pack in sorted(step)] == [
+        [row] for row in range(40)
+    ]
 
 
 def test_the_rows_of_a_step_do_not_depend_on_where_a_run_began():
@@ -69,7 +79,9 @@ def test_the_rows_of_a_step_do_not_depend_on_where_a_run_began():
     whole = [[row.number for row in step.rows] for step in made.load(1, 8)]
     assert [len(step) for step in whole] == [4, 4, 1, 4, 4, 1, 4, 4]
     for first in range(1, 9):
-        assert [[row.number for row in step.rows] for step in batches(range(2, 11), 4, 3, True).load(first, 8)] == whole[first - 1 :]
+        assert [
+            [row.number for row in step.rows] for step in batches(range(2, 11), 4, 3, True).load(first, 8)
+        ] == whole[first - 1 :]
     assert [[row for pack in made.step(number) for row in pack] for number in range(1, 9)] == whole
 
 
@@ -109,7 +121,9 @@ def test_a_batch_holds_every_token_and_every_trained_label(ids):
     rectangle, line = padded(rows, pad_token_id=0), padding_free(rows)
     for index, row in enumerate(rows):
         assert rectangle["input_ids"][index, : len(row)].tolist() == row.input_ids
-        assert rectangle["labels"][index].tolist() == row.labels + [IGNORED] * (max(map(len, rows)) - len(row))
+        assert rectangle["labels"][index].tolist() == row.labels + [IGNORED] * (
+            max(map(len, rows)) - len(row)
+        )
     assert rectangle["attention_mask"].sum() == line["input_ids"].numel() == sum(map(len, rows))
     assert (rectangle["labels"][:, 1:] != IGNORED).sum() == trained
     # Shifted by one, the label of a row's first token would be predicted from the row before.
@@ -134,13 +148,27 @@ def trained(tiny_llama, tmp_path_factory):
     def build(**training):
         folder = tmp_path_factory.mktemp("layout")
         config = {
-            "model": {"name": str(tiny_llama), "engine": "transformers", "load_in_4bit": False, "dtype": "float32", "max_seq_length": 512},
+            "model": {
+                "name": str(tiny_llama),
+                "engine": "transformers",
+                "load_in_4bit": False,
+                "dtype": "float32",
+                "max_seq_length": 512,
+            },
             "dataset": {"data_path": str(EXAMPLE), "max_rows": 40, "eval_fraction": 0.0},
-            "training": {"output_dir": str(folder), "max_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0, **training},
+            "training": {
+                "output_dir": str(folder),
+                "max_steps": 2,
+                "learning_rate": 1e-2,
+                "warmup_steps": 0,
+                **training,
+            },
             "save": {"method": "none"},
         }
         model, tokenizer = ModelLoader(config).load_and_configure()
-        wrapper = SFTTrainerWrapper(config, model, tokenizer, DatasetLoader(config, tokenizer).prepare_dataset())
+        wrapper = SFTTrainerWrapper(
+            config, model, tokenizer, DatasetLoader(config, tokenizer).prepare_dataset()
+        )
         wrapper.setup()
         return wrapper
 
@@ -164,7 +192,10 @@ def test_every_layout_gives_the_loss_and_the_gradient_of_the_configured_one(trai
     wrapper = trained()
     rows = first_step(wrapper)
     loss, expected = gradient(wrapper.step, Layout(2), rows)
-    layouts = [*candidates(Layout(2), 8, packing=False, gpu=False, capturable=False), Layout(4, checkpointing=True)]
+    layouts = [
+        *candidates(Layout(2), 8, packing=False, gpu=False, capturable=False),
+        Layout(4, checkpointing=True),
+    ]
     assert len(layouts) == 8
     for layout in layouts:
         found, ours = gradient(wrapper.step, layout, rows)
@@ -180,7 +211,9 @@ def test_packed_conversations_have_the_losses_they_have_alone(trained):
     pack = max(rows.packs, key=len)
     assert len(pack) > 1
     assert all(sum(map(len, pack)) <= 512 for pack in rows.packs)
-    batch = padding_free(pack) | {"use_cache": False}  # transformers looks for rows where there is no cache alone
+    batch = padding_free(pack) | {
+        "use_cache": False
+    }  # transformers looks for rows where there is no cache alone
     del batch["packed_seq_lengths"]
     model.eval()
     with torch.no_grad():
@@ -202,7 +235,9 @@ def test_out_of_memory_is_a_smaller_layout_and_the_same_losses(trained, monkeypa
 
     from chatbot_sft.train.step import Step
 
-    expected = trained(batch_layout="as_configured", per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    expected = trained(
+        batch_layout="as_configured", per_device_train_batch_size=8, gradient_accumulation_steps=1
+    )
     expected.setup_and_train()
     micro_batch = Step.micro_batch
     sizes = []
@@ -216,11 +251,15 @@ def test_out_of_memory_is_a_smaller_layout_and_the_same_losses(trained, monkeypa
         return loss
 
     monkeypatch.setattr(Step, "micro_batch", small_card)
-    wrapper = trained(batch_layout="as_configured", per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    wrapper = trained(
+        batch_layout="as_configured", per_device_train_batch_size=8, gradient_accumulation_steps=1
+    )
     wrapper.setup_and_train()
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
     assert wrapper.layout == Layout(2)
-    assert [loss for _, loss in wrapper.progress.losses] == pytest.approx([loss for _, loss in expected.progress.losses], abs=1e-5)
+    assert [loss for _, loss in wrapper.progress.losses] == pytest.approx(
+        [loss for _, loss in expected.progress.losses], abs=1e-5
+    )
     assert "layout: out of memory; step 1 again as 2 × 4 padded" in caplog.text
 
 
@@ -235,7 +274,9 @@ def test_without_a_smaller_layout_out_of_memory_is_one_line(trained, monkeypatch
 
     monkeypatch.setattr(Step, "micro_batch", no_card)
     wrapper = trained(batch_layout="as_configured")
-    with pytest.raises(UserError, match=r"out of memory at step 1 .*; set a smaller training.per_device_train_batch_size"):
+    with pytest.raises(
+        UserError, match=r"out of memory at step 1 .*; set a smaller training.per_device_train_batch_size"
+    ):
         wrapper.setup_and_train()
 
 
@@ -243,7 +284,9 @@ def test_without_a_smaller_layout_out_of_memory_is_one_line(trained, monkeypatch
 
 
 def trial(seconds, steps=100, losses=None):
-    """A Trial on a machine where each layout takes as long as `seconds` says, and one that it does not name too much memory; and its calls."""
+    """A Trial on a machine where each layout takes as long as `seconds` says, and one that it does not name
+    too much memory; and its calls.
+    """
     from torch import OutOfMemoryError
 
     calls, losses = [], losses or {}
@@ -267,7 +310,11 @@ def test_the_fastest_layout_is_taken_and_remembered():
     key = cache_key("fastest", random.random())
     plan = choose([slow, fast, too_large], slow, planned, key)
     assert plan.layout == fast
-    assert [(found.layout, found.why_not) for found in plan.measurements] == [(slow, None), (fast, None), (too_large, "out of memory")]
+    assert [(found.layout, found.why_not) for found in plan.measurements] == [
+        (slow, None),
+        (fast, None),
+        (too_large, "out of memory"),
+    ]
     before = len(calls)
     again = choose([slow, fast, too_large], slow, planned, key)
     assert len(calls) == before
@@ -277,7 +324,13 @@ def test_the_fastest_layout_is_taken_and_remembered():
 
 
 def entry(**changes):
-    return {"layout": Layout(2).as_dict(), "seconds": 0.05, "peak_gb": None, "capture_seconds": 0.0, "why_not": None} | changes
+    return {
+        "layout": Layout(2).as_dict(),
+        "seconds": 0.05,
+        "peak_gb": None,
+        "capture_seconds": 0.0,
+        "why_not": None,
+    } | changes
 
 
 @pytest.mark.parametrize(
@@ -317,7 +370,10 @@ def test_what_was_measured_need_not_be_remembered(monkeypatch, tmp_path):
 def test_what_is_configured_stays_where_nothing_is_clearly_faster():
     configured, other = Layout(2), Layout(4)
     planned, _ = trial({Layout(1): 0.0, configured: 0.0505, other: 0.05})
-    assert choose([configured, other], configured, planned, cache_key("close", random.random())).layout == configured
+    assert (
+        choose([configured, other], configured, planned, cache_key("close", random.random())).layout
+        == configured
+    )
 
 
 def test_a_layout_whose_loss_is_another_is_not_taken_however_fast():
@@ -330,7 +386,12 @@ def test_a_layout_whose_loss_is_another_is_not_taken_however_fast():
 
 def test_where_nothing_fits_the_most_frugal_layout_is_taken():
     planned, _ = trial({Layout(1): 0.0})
-    plan = choose([Layout(8), Layout(1, checkpointing=True), Layout(2)], Layout(2), planned, cache_key("none", random.random()))
+    plan = choose(
+        [Layout(8), Layout(1, checkpointing=True), Layout(2)],
+        Layout(2),
+        planned,
+        cache_key("none", random.random()),
+    )
     assert plan.layout == Layout(1, checkpointing=True)
     assert all(found.why_not == "out of memory" for found in plan.measurements)
 
@@ -374,7 +435,10 @@ def test_one_vector_is_optimized_as_its_matrices_are():
     assert not flattens([*together, torch.nn.Parameter(torch.randn(8))])
     flat = FlatParameters(together)
     assert flat.vector.numel() % BLOCK == 0
-    one, many = (torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1, foreach=False) for parameters in ([flat.vector], apart))
+    one, many = (
+        torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1, foreach=False)
+        for parameters in ([flat.vector], apart)
+    )
     for step in range(3):
         flat.attach()
         for parameters in (apart, together):
@@ -391,7 +455,12 @@ def test_one_vector_is_optimized_as_its_matrices_are():
 
 
 def test_auto_says_what_it_measured_and_took(launch, tiny, tmp_path):
-    arguments = ["dataset.max_rows=40", "save=none", "training.sample_max_new_tokens=0", "training.batch_layout=auto"]
+    arguments = [
+        "dataset.max_rows=40",
+        "save=none",
+        "training.sample_max_new_tokens=0",
+        "training.batch_layout=auto",
+    ]
     process = launch(*tiny, *arguments)
     assert process.returncode == 0, process.stderr
     assert "layout: " in process.stderr
@@ -411,8 +480,18 @@ def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, 
     assert report["status"] == "completed"
     assert report["training"] == {}
     parts = report["plan"]["memory_gb"]
-    assert set(parts) == {"weights", "adapter", "gradients", "optimizer", "activations", "evaluation", "total"}
-    needed = sum(parts[name] for name in ("weights", "adapter", "gradients", "optimizer")) + max(parts["activations"], parts["evaluation"])
+    assert set(parts) == {
+        "weights",
+        "adapter",
+        "gradients",
+        "optimizer",
+        "activations",
+        "evaluation",
+        "total",
+    }
+    needed = sum(parts[name] for name in ("weights", "adapter", "gradients", "optimizer")) + max(
+        parts["activations"], parts["evaluation"]
+    )
     assert parts["total"] == pytest.approx(needed, abs=0.003)
     assert f"{report['plan']['layout']}" in lines[2]
     assert "| batch layout |" in next(tmp_path.glob("outputs/*/*/report.md")).read_text()

@@ -43,14 +43,20 @@ class Mine(SFTTrainerWrapper):
 
 @pytest.fixture(scope="module")
 def sweep(tiny, tmp_path_factory):
-    """Two runs in one process with all loggers that are installed: the first fails in training, the second does not."""
+    """Two runs in one process with all loggers that are installed: the first fails in training, the second
+    does not.
+    """
     cwd = tmp_path_factory.mktemp("loggers")
     home = tmp_path_factory.mktemp("home")
     (cwd / "my_trainer.py").write_text(TRAINER)
     data = write_json(tmp_path_factory.mktemp("data") / "chats.json", conversations(12))
     names = [name for name in loggers.MODULES if importlib.util.find_spec(name)]
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "MLFLOW", "TRACKIO", "TENSORBOARD"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("WANDB", "MLFLOW", "TRACKIO", "TENSORBOARD"))
+        },
         **ENVIRONMENT_SECRETS,
         "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(BESIDE)])),
         "WANDB_MODE": "offline",
@@ -72,7 +78,14 @@ def sweep(tiny, tmp_path_factory):
         "hydra.sweep.dir=outputs/multirun/today",
         "seed=2,1",
     ]
-    process = subprocess.run([sys.executable, "-m", "chatbot_sft", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(
+        [sys.executable, "-m", "chatbot_sft", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     runs = cwd / "outputs" / "multirun" / "today"
     assert (runs / "1" / "report.json").exists(), process.stderr
     return cwd, home, runs / "0", runs / "1", process
@@ -83,7 +96,9 @@ def report_of(run):
 
 
 def curve(report):
-    return [(point["step"], pytest.approx(point["loss"], rel=1e-6)) for point in report["training"]["history"]]
+    return [
+        (point["step"], pytest.approx(point["loss"], rel=1e-6)) for point in report["training"]["history"]
+    ]
 
 
 def held_out(report):
@@ -98,7 +113,9 @@ def test_nothing_is_written_outside_the_run_directories(sweep):
     assert sorted(path.name for path in cwd.iterdir()) == ["my_trainer.py", "outputs"]
     assert not [path for path in home.rglob("*") if path.is_file()]
     for run in (failed, completed):
-        assert sorted(path.name for path in (run / "logs").iterdir()) == [name for name in sorted(loggers.MODULES) if importlib.util.find_spec(name)]
+        assert sorted(path.name for path in (run / "logs").iterdir()) == [
+            name for name in sorted(loggers.MODULES) if importlib.util.find_spec(name)
+        ]
         assert f"logs: tensorboard --logdir {run / 'logs' / 'tensorboard'}" in process.stderr
         assert "did not take the report" not in (run / "run.log").read_text()
 
@@ -121,15 +138,22 @@ def test_tensorboard(sweep):
 
     for run in sweep[2:4]:
         report = report_of(run)
-        events = EventAccumulator(str(run / "logs" / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+        events = EventAccumulator(
+            str(run / "logs" / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
+        ).Reload()
         assert [(event.step, event.value) for event in events.Scalars("train/loss")] == curve(report)
         config = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
         assert "r: 16" in config
         assert "api_key: '***'" in config
         assert events.Scalars("report/completed")[0].value == (report["status"] == "completed")
-        assert "no more power" in events.Tensors("report.md/text_summary")[0].tensor_proto.string_val[0].decode() or report["status"] == "completed"
+        assert (
+            "no more power" in events.Tensors("report.md/text_summary")[0].tensor_proto.string_val[0].decode()
+            or report["status"] == "completed"
+        )
     assert [event.value for event in events.Scalars("eval/loss")] == held_out(report)
-    assert events.Scalars("report/training.tokens_per_second")[0].value == pytest.approx(report["training"]["tokens_per_second"])
+    assert events.Scalars("report/training.tokens_per_second")[0].value == pytest.approx(
+        report["training"]["tokens_per_second"]
+    )
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 
@@ -144,15 +168,23 @@ def test_mlflow(sweep, monkeypatch):
         (found,) = client.search_runs([client.get_experiment_by_name("chatbot_sft").experiment_id])
         assert found.info.status == status
         assert found.info.run_name == f"today_{run.name}"
-        assert [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, "loss")] == curve(report)
+        assert [
+            (metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, "loss")
+        ] == curve(report)
         assert found.data.params["lora.r"] == "16"
         assert found.data.params["training.api_key"] == "***"
         assert found.data.params["training.odd.a_b"] == "c"
         assert json.loads(found.data.params["lora.target_modules"])[0] == "q_proj"
-        assert sorted(file.path for file in client.list_artifacts(found.info.run_id)) == ["config.yaml", "report.json", "report.md"]
+        assert sorted(file.path for file in client.list_artifacts(found.info.run_id)) == [
+            "config.yaml",
+            "report.json",
+            "report.md",
+        ]
         (kept,) = (run / "logs" / "mlflow").rglob("report.json")
         assert json.loads(kept.read_text())["training"]["history"] == report["training"]["history"]
-    assert [metric.value for metric in client.get_metric_history(found.info.run_id, "eval_loss")] == held_out(report)
+    assert [metric.value for metric in client.get_metric_history(found.info.run_id, "eval_loss")] == held_out(
+        report
+    )
     assert found.data.metrics["report/memory.peak_gb"] == report["memory"]["peak_gb"]
 
 
@@ -166,21 +198,34 @@ def test_wandb(sweep):
         assert exit_record.exit_code == exit_code
         (opened,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
         assert (opened.project, opened.display_name) == ("chatbot_sft", f"today_{run.name}")
-        config = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in opened.config.update}
+        config = {
+            item.key or ".".join(item.nested_key): json.loads(item.value_json)
+            for item in opened.config.update
+        }
         assert config["lora"]["r"] == 16
         assert config["training"]["api_key"] == "***"
         rows = [
-            {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
             for record in records
             if record.WhichOneof("record_type") == "history"
         ]
-        assert [(row["train/global_step"], row["train/loss"]) for row in rows if "train/loss" in row] == curve(report)
+        assert [
+            (row["train/global_step"], row["train/loss"]) for row in rows if "train/loss" in row
+        ] == curve(report)
         summary = {}
         for record in records:
-            summary |= {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update}
+            summary |= {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                for item in record.summary.update
+            }
         assert summary["report/status"] == report["status"]
         assert f"wandb sync {file.parent}" in sweep[4].stderr
-        assert json.loads((file.parent / "files" / "report.json").read_text())["training"] == report["training"]
+        assert (
+            json.loads((file.parent / "files" / "report.json").read_text())["training"] == report["training"]
+        )
         assert not list((file.parent / "files").glob("wandb-metadata.json"))
         assert not [record for record in records if record.WhichOneof("record_type") == "artifact"]
     assert [row["eval/loss"] for row in rows if "eval/loss" in row] == held_out(report)
@@ -214,7 +259,9 @@ def test_trackio(sweep):
         assert name == f"today_{run.name}"
         assert json.loads(config)["lora.r"] == 16
         assert json.loads(config)["training.api_key"] == "***"
-        assert [(row["train/global_step"], row["train/loss"]) for row in rows if "train/loss" in row] == curve(report)
+        assert [
+            (row["train/global_step"], row["train/loss"]) for row in rows if "train/loss" in row
+        ] == curve(report)
         assert rows[-1]["report/status"] == report["status"]
         assert "# Fine-tuning run: " in rows[-1]["report/report"]["_value"]
     assert [row["eval/loss"] for row in rows if "eval/loss" in row] == held_out(report)
@@ -232,7 +279,9 @@ def test_wandb_is_offline_until_the_user_logs_in(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     assert not loggers.wandb_stays_offline()
     monkeypatch.delenv("WANDB_MODE")
-    Path(tmp_path, "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {ENVIRONMENT_SECRETS['WANDB_API_KEY']}\n")
+    Path(tmp_path, "netrc").write_text(
+        f"machine api.wandb.ai\n  login user\n  password {ENVIRONMENT_SECRETS['WANDB_API_KEY']}\n"
+    )
     assert not loggers.wandb_stays_offline()
 
 
@@ -258,7 +307,10 @@ def test_report_to_is_a_name_or_a_list(value, expected):
         ("tensorbord", "training.report_to=tensorbord: not one of none, tensorboard, "),
         (["mlflow", "wanbd"], "training.report_to=wanbd: not one of tensorboard, "),
         (["none", "wandb"], "training.report_to=none: not one of tensorboard, "),
-        ("all", "training.report_to=all: name the loggers, for instance training.report_to=[tensorboard,mlflow]"),
+        (
+            "all",
+            "training.report_to=all: name the loggers, for instance training.report_to=[tensorboard,mlflow]",
+        ),
         (True, "training.report_to=true: not one of "),
     ],
 )
@@ -286,11 +338,16 @@ def test_a_logger_that_fails_does_not_take_the_others_or_the_run_with_it(tmp_pat
 
     callbacks = []
     trainer = SimpleNamespace(add_callback=callbacks.append)
-    settings = Config.from_mapping({"paths": {"output_dir": str(tmp_path)}, "training": {"report_to": ["tensorboard", "mlflow"]}})
+    settings = Config.from_mapping(
+        {"paths": {"output_dir": str(tmp_path)}, "training": {"report_to": ["tensorboard", "mlflow"]}}
+    )
     monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_start})
     with pytest.raises(UserError) as caught:
         loggers.Loggers().start(trainer, settings)
-    assert str(caught.value) == "training.report_to=mlflow: it cannot be opened: ConnectionError: no answer from https://***@host"
+    assert (
+        str(caught.value)
+        == "training.report_to=mlflow: it cannot be opened: ConnectionError: no answer from https://***@host"
+    )
     assert [ending.status for ending in endings] == ["failed"]
 
     monkeypatch.setattr(loggers, "OPEN", {"tensorboard": good, "mlflow": bad_end})
@@ -308,23 +365,35 @@ def test_a_logger_that_is_not_installed_names_its_extra(launch, tiny, monkeypatc
     assert only_error(process) == "training.report_to=clearml: clearml is not installed; pip install clearml"
     assert "model:" not in process.stderr
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^training\.report_to=wandb: wandb is not installed; pip install 'chatbot-sft\[wandb\]'$"):
+    with pytest.raises(
+        UserError,
+        match=r"^training\.report_to=wandb: wandb is not installed; pip install 'chatbot-sft\[wandb\]'$",
+    ):
         loggers.check(["wandb"])
 
 
 def test_the_other_loggers_are_those_of_transformers():
-    path = Path(importlib.util.find_spec("transformers").submodule_search_locations[0], "integrations", "integration_utils.py")
+    path = Path(
+        importlib.util.find_spec("transformers").submodule_search_locations[0],
+        "integrations",
+        "integration_utils.py",
+    )
     (known,) = [
         {key.value for key in node.value.keys}
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "INTEGRATION_TO_CALLBACK"
     ]
-    assert {*loggers.MODULES, *loggers.OTHERS} == known - {"kubeflow"}  # which a Kubeflow job turns on by itself
+    assert {*loggers.MODULES, *loggers.OTHERS} == known - {
+        "kubeflow"
+    }  # which a Kubeflow job turns on by itself
 
 
 def test_the_name_of_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert loggers.run_name(tmp_path / "outputs" / "multirun" / "2026-11-22" / "20-01-55" / "3") == "2026-11-22_20-01-55_3"
+    assert (
+        loggers.run_name(tmp_path / "outputs" / "multirun" / "2026-11-22" / "20-01-55" / "3")
+        == "2026-11-22_20-01-55_3"
+    )
     assert loggers.run_name(Path("runs/first")) == "runs_first"
     assert loggers.run_name(Path("outputs")) == "outputs"
     assert loggers.run_name(Path("/somewhere/else")) == "else"
@@ -336,14 +405,20 @@ def test_secrets_are_masked_and_nothing_else_is(monkeypatch):
     value = {
         "model": {"token": None, "apiKey": "x1", "credentials": {"user": "me"}, "name": "hub/data"},
         "training": {"sample_max_new_tokens": 96, "eos_token": "<|im_end|>", "note": "it is a-long-value"},
-        "commands": ["python -m chatbot_sft +a.wandb_key=abc training.max_steps=3 '+b={password:x,r:2}' url=https://me:pw@host/x?token=abc&n=1"],
+        "commands": [
+            "python -m chatbot_sft +a.wandb_key=abc training.max_steps=3 '+b={password:x,r:2}'"
+            " url=https://me:pw@host/x?token=abc&n=1"
+        ],
         "text": f"{CONFIG_SECRETS[1]} hf_transfer The key: be kind, token by token",
         "git": "0123456789abcdef0123456789abcdef01234567",
     }
     assert masked(value) == {
         "model": {"token": None, "apiKey": "***", "credentials": "***", "name": "hub/data"},
         "training": {"sample_max_new_tokens": 96, "eos_token": "<|im_end|>", "note": "it is ***"},
-        "commands": ["python -m chatbot_sft +a.wandb_key=*** training.max_steps=3 '+b={password:***,r:2}' url=https://***@host/x?token=***&n=1"],
+        "commands": [
+            "python -m chatbot_sft +a.wandb_key=*** training.max_steps=3 '+b={password:***,r:2}'"
+            " url=https://***@host/x?token=***&n=1"
+        ],
         "text": "*** hf_transfer The key: be kind, token by token",
         "git": "0123456789abcdef0123456789abcdef01234567",
     }

@@ -18,11 +18,19 @@ from chatbot_sft.train.choice import chosen
 
 @pytest.fixture(scope="module")
 def build(tiny_llama, tmp_path_factory):
-    """`build(lora={…}, **training)`: a wrapper around the tiny model in float32, set up: eleven conversations in steps of 2 × 2."""
+    """`build(lora={…}, **training)`: a wrapper around the tiny model in float32, set up: eleven conversations
+    in steps of 2 × 2.
+    """
     from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper
 
     def made(lora=None, origin=None, model=None, **training):
-        plain = {"name": str(tiny_llama), "engine": "transformers", "load_in_4bit": False, "dtype": "float32", "max_seq_length": 256}
+        plain = {
+            "name": str(tiny_llama),
+            "engine": "transformers",
+            "load_in_4bit": False,
+            "dtype": "float32",
+            "max_seq_length": 256,
+        }
         config = {
             "model": {**plain, **(model or {})},
             "dataset": {"data_path": str(EXAMPLE), "max_rows": 14, "eval_fraction": 0.2},
@@ -46,9 +54,17 @@ def build(tiny_llama, tmp_path_factory):
 
 def figures(wrapper):
     """(loss, gradient norm, learning rate) of each step, held-out losses by step, and the trained weights."""
-    steps = [(entry["loss"], entry["grad_norm"], entry["learning_rate"]) for entry in wrapper.state.log_history if "loss" in entry]
+    steps = [
+        (entry["loss"], entry["grad_norm"], entry["learning_rate"])
+        for entry in wrapper.state.log_history
+        if "loss" in entry
+    ]
     held_out = {record["step"]: record["loss"] for record in wrapper.evaluations.records}
-    return steps, held_out, [parameter.detach().clone() for parameter in wrapper.model.parameters() if parameter.requires_grad]
+    return (
+        steps,
+        held_out,
+        [parameter.detach().clone() for parameter in wrapper.model.parameters() if parameter.requires_grad],
+    )
 
 
 CASES = {
@@ -92,7 +108,15 @@ def test_the_native_loop_gives_the_numbers_of_trls_own_trainer(case, build):
         ({"lora": {"r": 0}}, (4,)),
         ({"lora": {"modules_to_save": ["embed_tokens"]}}, (4,)),
         ({"model": {"new_tokens": ["<|note|>"]}}, (4,)),
-        ({"lora": {"use_dora": True}, "optim": "adafactor", "lr_scheduler_type": "reduce_lr_on_plateau", "eval_steps": 1}, (4,)),
+        (
+            {
+                "lora": {"use_dora": True},
+                "optim": "adafactor",
+                "lr_scheduler_type": "reduce_lr_on_plateau",
+                "eval_steps": 1,
+            },
+            (4,),
+        ),
     ],
 )
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(what, steps, build):
@@ -116,7 +140,10 @@ def test_jobs_take_turns_on_one_model_as_if_each_were_alone(build):
 
     from chatbot_sft.train import loop
 
-    settings = [{"learning_rate": 1e-2, "max_steps": 7}, {"learning_rate": 3e-3, "max_steps": 5, "neftune_noise_alpha": 5}]
+    settings = [
+        {"learning_rate": 1e-2, "max_steps": 7},
+        {"learning_rate": 3e-3, "max_steps": 5, "neftune_noise_alpha": 5},
+    ]
     shared = {"lora": {"lora_dropout": 0.3}, "eval_steps": 2, "save_strategy": "no"}
     alone = []
     for chosen_settings in settings:
@@ -195,20 +222,28 @@ def test_auto_takes_trls_loop_for_a_key_that_is_its_own_and_names_it(training, k
 def test_a_key_that_the_loop_does_not_have_is_refused_before_a_model_is_loaded(launch, tiny):
     alone = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     process = launch(*tiny, "training.loop=native", "training.ddp_bucket_cap_mb=5", env=alone)
-    assert only_error(process).startswith("training.loop=native: it has no training.ddp_bucket_cap_mb=5; leave one of the two out")
+    assert only_error(process).startswith(
+        "training.loop=native: it has no training.ddp_bucket_cap_mb=5; leave one of the two out"
+    )
     assert "engine:" not in process.stderr
 
 
 def test_a_loop_that_is_none_is_refused():
-    with pytest.raises(UserError, match=r"training\.loop=natve: not one of auto, native, trl; did you mean native"):
+    with pytest.raises(
+        UserError, match=r"training\.loop=natve: not one of auto, native, trl; did you mean native"
+    ):
         Config.from_mapping({"training": {"loop": "natve"}})
 
 
 def test_the_loop_is_part_of_what_a_run_was_trained_with():
-    checkpoint = checkpoints.Checkpoint(None, {"identity": dict(zip(MACHINE, ("unsloth", "float32", "sgd", "native"), strict=True))})
+    checkpoint = checkpoints.Checkpoint(
+        None, {"identity": dict(zip(MACHINE, ("unsloth", "float32", "sgd", "native"), strict=True))}
+    )
     with pytest.raises(UserError, match=r"training\.loop native → trl"):
         resume.refuse_changes(
-            resume.Origin(checkpoint=checkpoint), dict(zip(MACHINE, ("unsloth", "float32", "sgd", "trl"), strict=True)), whole=False
+            resume.Origin(checkpoint=checkpoint),
+            dict(zip(MACHINE, ("unsloth", "float32", "sgd", "trl"), strict=True)),
+            whole=False,
         )
 
 
@@ -221,7 +256,13 @@ def test_the_native_loop_builds_the_optimizer_that_transformers_does(optim, tmp_
 
     model = torch.nn.Sequential(torch.nn.Linear(70, 60), torch.nn.LayerNorm(60))
     args = TrainingArguments(
-        output_dir=str(tmp_path), optim=optim, learning_rate=0.3, weight_decay=0.2, adam_beta2=0.9, use_cpu=True, report_to="none"
+        output_dir=str(tmp_path),
+        optim=optim,
+        learning_rate=0.3,
+        weight_decay=0.2,
+        adam_beta2=0.9,
+        use_cpu=True,
+        report_to="none",
     )
     args.optim = optim  # Unsloth, where it was imported, changes what is meant for a GPU
     if optim in ("sgd", "rmsprop"):
@@ -231,12 +272,16 @@ def test_the_native_loop_builds_the_optimizer_that_transformers_does(optim, tmp_
     assert type(ours) is type(theirs)
     assert ours.defaults == theirs.defaults
     for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
-        assert [id(parameter) for parameter in group.pop("params")] == [id(parameter) for parameter in other.pop("params")]
+        assert [id(parameter) for parameter in group.pop("params")] == [
+            id(parameter) for parameter in other.pop("params")
+        ]
         assert group == other
 
 
 def test_a_whole_run_in_trls_loop(launch, tiny, tmp_path):
-    """Evaluated, stopped early with the best weights, its checkpoints whole; with a learning rate that ruins the model."""
+    """Evaluated, stopped early with the best weights, its checkpoints whole; with a learning rate that ruins
+    the model.
+    """
     process = launch(
         *tiny, "training.loop=trl", "training.max_steps=40", "training.learning_rate=3", "training.lr_scheduler_type=constant", "save=lora",
         "training.warmup_steps=0", "training.eval_steps=2", "training.early_stopping_patience=2", "training.load_best_model_at_end=true",
@@ -246,7 +291,10 @@ def test_a_whole_run_in_trls_loop(launch, tiny, tmp_path):
     assert "loop: trl (as configured)" in process.stderr
     report = report_of(tmp_path)
     training, evaluations = report["training"], report["evaluations"]
-    best = min((record for record in evaluations[1:] if record["loss"] is not None), key=lambda record: record["loss"])
+    best = min(
+        (record for record in evaluations[1:] if record["loss"] is not None),
+        key=lambda record: record["loss"],
+    )
     assert training["stopped_early"]
     assert training["weights_of_step"] == best["step"] == training["steps"] - 4
     assert training["eval_loss"] == pytest.approx(best["loss"], abs=1e-6)

@@ -1,4 +1,6 @@
-"""A model folder from a stranger: each fault is one line that names the file, before the data gate's work; nothing hangs, nothing is made up."""
+"""A model folder from a stranger: each fault is one line that names the file, before the data gate's work;
+nothing hangs, nothing is made up.
+"""
 
 import contextlib
 import json
@@ -52,46 +54,123 @@ def header(folder, change):
 
 
 def index(folder, shard):
-    write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": "model.safetensors", "b": shard}})
+    write_json(
+        folder / "model.safetensors.index.json", {"weight_map": {"a": "model.safetensors", "b": shard}}
+    )
 
 
 FAULTS = {
-    "weights are an LFS pointer": (lambda f: (f / "model.safetensors").write_bytes(POINTER), "model.safetensors is a Git LFS pointer"),
-    "weights are cut": (lambda f: cut(f / "model.safetensors", 100_000), "model.safetensors has 100,000 bytes, its header tells of"),
-    "weights are cut in the header": (lambda f: cut(f / "model.safetensors", 100), "model.safetensors is not a whole safetensors file"),
-    "weights are empty": (lambda f: cut(f / "model.safetensors", 0), "model.safetensors is not a whole safetensors file"),
-    "weights are a web page": (lambda f: (f / "model.safetensors").write_text("<!DOCTYPE html>" * 99), "model.safetensors is not a whole"),
-    "a header that is a list": (lambda f: header(f, lambda h: [h]), "model.safetensors is not a safetensors file"),
-    "a header without offsets": (lambda f: header(f, lambda h: {"a": {}}), "model.safetensors is not a safetensors file"),
-    "a .bin that is text": (lambda f: (f / "pytorch_model.bin").write_text("hello"), "pytorch_model.bin is not a file of PyTorch weights"),
-    "an index that leaves the folder": (lambda f: index(f, "../x.safetensors"), "names ../x.safetensors, a file outside the folder"),
-    "an index with an absolute path": (lambda f: index(f, "/etc/passwd"), "names /etc/passwd, a file outside the folder"),
-    "an index that names what is not there": (lambda f: index(f, "model-2.safetensors"), "names model-2.safetensors, which is not there"),
-    "an index that is a list": (lambda f: write_json(f / "model.safetensors.index.json", []), "index.json holds a list"),
+    "weights are an LFS pointer": (
+        lambda f: (f / "model.safetensors").write_bytes(POINTER),
+        "model.safetensors is a Git LFS pointer",
+    ),
+    "weights are cut": (
+        lambda f: cut(f / "model.safetensors", 100_000),
+        "model.safetensors has 100,000 bytes, its header tells of",
+    ),
+    "weights are cut in the header": (
+        lambda f: cut(f / "model.safetensors", 100),
+        "model.safetensors is not a whole safetensors file",
+    ),
+    "weights are empty": (
+        lambda f: cut(f / "model.safetensors", 0),
+        "model.safetensors is not a whole safetensors file",
+    ),
+    "weights are a web page": (
+        lambda f: (f / "model.safetensors").write_text("<!DOCTYPE html>" * 99),
+        "model.safetensors is not a whole",
+    ),
+    "a header that is a list": (
+        lambda f: header(f, lambda h: [h]),
+        "model.safetensors is not a safetensors file",
+    ),
+    "a header without offsets": (
+        lambda f: header(f, lambda h: {"a": {}}),
+        "model.safetensors is not a safetensors file",
+    ),
+    "a .bin that is text": (
+        lambda f: (f / "pytorch_model.bin").write_text("hello"),
+        "pytorch_model.bin is not a file of PyTorch weights",
+    ),
+    "an index that leaves the folder": (
+        lambda f: index(f, "../x.safetensors"),
+        "names ../x.safetensors, a file outside the folder",
+    ),
+    "an index with an absolute path": (
+        lambda f: index(f, "/etc/passwd"),
+        "names /etc/passwd, a file outside the folder",
+    ),
+    "an index that names what is not there": (
+        lambda f: index(f, "model-2.safetensors"),
+        "names model-2.safetensors, which is not there",
+    ),
+    "an index that is a list": (
+        lambda f: write_json(f / "model.safetensors.index.json", []),
+        "index.json holds a list",
+    ),
     "an adapter beside it": (
         lambda f: write_json(f / "adapter_config.json", {"base_model_name_or_path": "other/base"}),
         "also holds an adapter (adapter_config.json, for other/base)",
     ),
-    "config.json is a list": (lambda f: write_json(f / "config.json", []), "config.json holds a list, expected an object"),
-    "config.json is null": (lambda f: write_json(f / "config.json", None), "config.json holds null, expected an object"),
+    "config.json is a list": (
+        lambda f: write_json(f / "config.json", []),
+        "config.json holds a list, expected an object",
+    ),
+    "config.json is null": (
+        lambda f: write_json(f / "config.json", None),
+        "config.json holds null, expected an object",
+    ),
     "config.json is cut": (lambda f: cut(f / "config.json", 40), "config.json is not JSON in UTF-8"),
-    "config.json is Latin-1": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xe9"}'), "config.json is not JSON in UTF-8"),
-    "config.json is too deep": (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is not JSON in UTF-8 (nested too deeply)"),
-    "config.json is a pointer": (lambda f: (f / "config.json").write_bytes(POINTER), "config.json is a Git LFS pointer"),
-    "a size that is text": (lambda f: change_config(f, hidden_size="32"), "hidden_size is '32', expected a whole number"),
-    "a negative size": (lambda f: change_config(f, vocab_size=-1), "vocab_size is -1, expected a whole number"),
+    "config.json is Latin-1": (
+        lambda f: (f / "config.json").write_bytes(b'{"a": "\xe9"}'),
+        "config.json is not JSON in UTF-8",
+    ),
+    "config.json is too deep": (
+        lambda f: (f / "config.json").write_text("[" * 100_000),
+        "config.json is not JSON in UTF-8 (nested too deeply)",
+    ),
+    "config.json is a pointer": (
+        lambda f: (f / "config.json").write_bytes(POINTER),
+        "config.json is a Git LFS pointer",
+    ),
+    "a size that is text": (
+        lambda f: change_config(f, hidden_size="32"),
+        "hidden_size is '32', expected a whole number",
+    ),
+    "a negative size": (
+        lambda f: change_config(f, vocab_size=-1),
+        "vocab_size is -1, expected a whole number",
+    ),
     "ten thousand layers": (
         lambda f: change_config(f, num_hidden_layers=10_000),
         "num_hidden_layers is 10000, expected",
     ),
-    "heads that do not divide": (lambda f: change_config(f, num_attention_heads=5, head_dim=None), "hidden_size 32 cannot be divided"),
-    "key heads that do not divide": (lambda f: change_config(f, num_key_value_heads=3), "num_attention_heads 4 cannot be divided"),
-    "an unknown architecture": (lambda f: change_config(f, model_type="lama"), "model_type 'lama' is unknown"),
-    "an architecture of its own": (lambda f: change_config(f, model_type="mine", auto_map={"AutoConfig": "x.Y"}), "model.trust_remote_code=true"),
+    "heads that do not divide": (
+        lambda f: change_config(f, num_attention_heads=5, head_dim=None),
+        "hidden_size 32 cannot be divided",
+    ),
+    "key heads that do not divide": (
+        lambda f: change_config(f, num_key_value_heads=3),
+        "num_attention_heads 4 cannot be divided",
+    ),
+    "an unknown architecture": (
+        lambda f: change_config(f, model_type="lama"),
+        "model_type 'lama' is unknown",
+    ),
+    "an architecture of its own": (
+        lambda f: change_config(f, model_type="mine", auto_map={"AutoConfig": "x.Y"}),
+        "model.trust_remote_code=true",
+    ),
     "no architecture": (lambda f: change_config(f, model_type=None), "model_type is None"),
-    "a quantisation that is text": (lambda f: change_config(f, quantization_config="4bit"), "quantization_config is '4bit', expected an object"),
+    "a quantisation that is text": (
+        lambda f: change_config(f, quantization_config="4bit"),
+        "quantization_config is '4bit', expected an object",
+    ),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights in it"),
-    "weights that are a pipe": (lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")), "is not a regular file"),
+    "weights that are a pipe": (
+        lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")),
+        "is not a regular file",
+    ),
 }
 
 
@@ -106,22 +185,52 @@ def test_a_fault_of_a_model_folder_is_one_line(folder, name):
 
 
 TOKENIZER_FAULTS = {
-    "tokenizer.json is a pointer": (lambda f: (f / "tokenizer.json").write_bytes(POINTER), "tokenizer.json is a Git LFS pointer"),
+    "tokenizer.json is a pointer": (
+        lambda f: (f / "tokenizer.json").write_bytes(POINTER),
+        "tokenizer.json is a Git LFS pointer",
+    ),
     "tokenizer.json is cut": (lambda f: cut(f / "tokenizer.json", 1000), "tokenizer.json is not JSON"),
-    "tokenizer.json is empty": (lambda f: write_json(f / "tokenizer.json", {}), "tokenizer.json is no tokenizer"),
-    "tokenizer_config.json is a list": (lambda f: write_json(f / "tokenizer_config.json", [1]), "tokenizer_config.json holds a list"),
-    "special_tokens_map.json is null": (lambda f: write_json(f / "special_tokens_map.json", None), "special_tokens_map.json holds null"),
-    "generation_config.json is text": (lambda f: (f / "generation_config.json").write_text("x"), "generation_config.json is not JSON"),
+    "tokenizer.json is empty": (
+        lambda f: write_json(f / "tokenizer.json", {}),
+        "tokenizer.json is no tokenizer",
+    ),
+    "tokenizer_config.json is a list": (
+        lambda f: write_json(f / "tokenizer_config.json", [1]),
+        "tokenizer_config.json holds a list",
+    ),
+    "special_tokens_map.json is null": (
+        lambda f: write_json(f / "special_tokens_map.json", None),
+        "special_tokens_map.json holds null",
+    ),
+    "generation_config.json is text": (
+        lambda f: (f / "generation_config.json").write_text("x"),
+        "generation_config.json is not JSON",
+    ),
     "the template is Latin-1": (
         lambda f: (f / "chat_template.jinja").write_bytes(b"\xe9"),
         "chat_template.jinja: not UTF-8 text (byte 0); save the file as UTF-8",
     ),
-    "the template is not Jinja": (lambda f: (f / "chat_template.jinja").write_text("{% for %}"), "the chat template is not Jinja"),
+    "the template is not Jinja": (
+        lambda f: (f / "chat_template.jinja").write_text("{% for %}"),
+        "the chat template is not Jinja",
+    ),
     "another model's tokenizer": (lambda f: change_config(f, vocab_size=1000), "they are not of one model"),
-    "an end that is no token": (lambda f: change(f / "tokenizer_config.json", eos_token="<|nowhere|>"), "eos_token <|nowhere|> is not a token"),
-    "an end without a row": (lambda f: add_token(f, 49_152), "eos_token <|far|> is token 49152, and config.json has a vocab_size of 49152"),
-    "a stop without a row": (lambda f: write_json(f / "generation_config.json", {"eos_token_id": [2, 49152]}), "eos_token_id 49152 is no token"),
-    "a stop that is text": (lambda f: write_json(f / "generation_config.json", {"eos_token_id": "2"}), "eos_token_id '2' is no token"),
+    "an end that is no token": (
+        lambda f: change(f / "tokenizer_config.json", eos_token="<|nowhere|>"),
+        "eos_token <|nowhere|> is not a token",
+    ),
+    "an end without a row": (
+        lambda f: add_token(f, 49_152),
+        "eos_token <|far|> is token 49152, and config.json has a vocab_size of 49152",
+    ),
+    "a stop without a row": (
+        lambda f: write_json(f / "generation_config.json", {"eos_token_id": [2, 49152]}),
+        "eos_token_id 49152 is no token",
+    ),
+    "a stop that is text": (
+        lambda f: write_json(f / "generation_config.json", {"eos_token_id": "2"}),
+        "eos_token_id '2' is no token",
+    ),
     "no template": (lambda f: (f / "chat_template.jinja").unlink(), "give one with model.chat_template=FILE"),
 }
 
@@ -144,7 +253,12 @@ def test_an_added_token_beyond_the_rows_is_no_other_models_tokenizer(folder):
     about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     about["added_tokens"].append({**about["added_tokens"][0], "id": 49152, "content": "<image>"})
     write_json(folder / "tokenizer.json", about)
-    assert ModelLoader({"model": {"name": str(folder), "load_in_4bit": False}}).chat_tokenizer().backend.token_to_id("<image>") == 49152
+    assert (
+        ModelLoader({"model": {"name": str(folder), "load_in_4bit": False}})
+        .chat_tokenizer()
+        .backend.token_to_id("<image>")
+        == 49152
+    )
 
 
 def test_what_a_wrong_name_most_likely_means(tiny_llama, tmp_path):
@@ -202,7 +316,10 @@ def test_weights_that_would_be_made_up_are_refused_with_their_names(launch, tiny
 HOSTILE = {
     "endless": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "a long text": "{{ 'x' * 99999999999 }}",
-    "doubled": "{% set ns = namespace(x='xxxxxxxxxx') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "doubled": (
+        "{% set ns = namespace(x='xxxxxxxxxx') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{%"
+        " endfor %}{{ ns.x }}"
+    ),
     "center": "{{ messages[0].content.center(9999999999) }}",
     "indent": "{{ messages | tojson(indent=9999999999) }}",
     "format": "{{ '%9999999999s' % messages[0].content }}",
@@ -222,7 +339,12 @@ def test_a_template_that_never_ends_or_fills_the_memory_is_stopped(name, monkeyp
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ strftime_now('%99999999d') }}", "{{ '{:>9999999999}'.format(1) }}", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"]
+    "source",
+    [
+        "{{ strftime_now('%99999999d') }}",
+        "{{ '{:>9999999999}'.format(1) }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
 )
 def test_no_template_ends_in_anothers_exception(source):
     with contextlib.suppress(UserError, BadRow):
@@ -230,7 +352,9 @@ def test_no_template_ends_in_anothers_exception(source):
 
 
 def test_a_template_may_be_given(launch, tiny, folder, tmp_path):
-    """To a base model, which has none: it is trained, saved with the model, and an export of the run takes it again."""
+    """To a base model, which has none: it is trained, saved with the model, and an export of the run takes it
+    again.
+    """
     template = (folder / "chat_template.jinja").read_text().replace("<|im_start|>", "<|im_start|>~")
     (folder / "chat_template.jinja").unlink()
     (tmp_path / "mine.jinja").write_text(template)
@@ -242,7 +366,9 @@ def test_a_template_may_be_given(launch, tiny, folder, tmp_path):
     assert (tmp_path / "run" / "model" / "chat_template.jinja").read_text() == template
     assert ">~<" in (tmp_path / "run" / "data_preview.html").read_text()
     (tmp_path / "mine.jinja").unlink()
-    again = launch("task=export", "run=run", "save=merged_16bit", "save.verify=false", "hydra.run.dir=exported")
+    again = launch(
+        "task=export", "run=run", "save=merged_16bit", "save.verify=false", "hydra.run.dir=exported"
+    )
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "exported" / "model" / "chat_template.jinja").read_text() == template
 
@@ -258,7 +384,10 @@ def test_a_template_of_a_windows_editor_is_read_or_named(tmp_path, encoding):
     if encoding == "utf-8-sig":
         assert loader.chat_template() == text
         return
-    with pytest.raises(UserError, match=r"^model\.chat_template=.*mine\.jinja: not UTF-8 text \(byte \d+\).*; save the file as UTF-8$"):
+    with pytest.raises(
+        UserError,
+        match=r"^model\.chat_template=.*mine\.jinja: not UTF-8 text \(byte \d+\).*; save the file as UTF-8$",
+    ):
         loader.chat_template()
 
 
@@ -282,7 +411,18 @@ def test_no_readme_of_the_base_ends_a_save(tmp_path, content, licence):
 def test_a_template_of_ones_own_is_in_the_key_of_the_tokenised_rows(launch, folder, tmp_path):
     write_json(tmp_path / "my.json", conversations(4))
     (tmp_path / "mine.jinja").write_text((folder / "chat_template.jinja").read_text() + "{# another #}")
-    common = ("task=check", "model=local", f"model.name={folder}", "model.load_in_4bit=false", "dataset.data_path=my.json")
-    cached = [launch(*common, *more, f"hydra.run.dir=r{n}") for n, more in enumerate([(), ("model.chat_template=mine.jinja",), ()])]
+    common = (
+        "task=check",
+        "model=local",
+        f"model.name={folder}",
+        "model.load_in_4bit=false",
+        "dataset.data_path=my.json",
+    )
+    cached = [
+        launch(*common, *more, f"hydra.run.dir=r{n}")
+        for n, more in enumerate([(), ("model.chat_template=mine.jinja",), ()])
+    ]
     assert [process.returncode for process in cached] == [0, 0, 0]
-    assert [json.loads((tmp_path / f"r{n}" / "data_report.json").read_text())["cached"] for n in range(3)] == [False, False, True]
+    assert [
+        json.loads((tmp_path / f"r{n}" / "data_report.json").read_text())["cached"] for n in range(3)
+    ] == [False, False, True]

@@ -1,5 +1,6 @@
-"""The Modelfile as Ollama reads it: a small Go program follows its parser's rules, executes the template with Go's own text/template on what Ollama
-hands it, and the prompt has to be the Jinja template's, letter by letter."""
+"""The Modelfile as Ollama reads it: a small Go program follows its parser's rules, executes the template with
+Go's own text/template on what Ollama hands it, and the prompt has to be the Jinja template's, letter by
+letter."""
 
 import itertools
 import json
@@ -16,8 +17,9 @@ from test_templates import FAMILIES, TEMPLATES
 from chatbot_sft.data.template import ChatTemplate, ChatTokenizer
 from chatbot_sft.save.ollama import Place, derive, go_string, modelfile, quoted
 
-# A Modelfile's value ends with the first line that closes its quotes, white space behind them or not; runes that strconv.IsPrint refuses are dropped.
-# `.System` is all system messages, neighbours of one role are one message, and the file's SYSTEM comes first where the user gives none.
+# A Modelfile's value ends with the first line that closes its quotes, white space behind them or not; runes
+# that strconv.IsPrint refuses are dropped. `.System` is all system messages, neighbours of one role are one
+# message, and the file's SYSTEM comes first where the user gives none.
 OLLAMA = r"""
 package main
 
@@ -169,12 +171,21 @@ def ollama(tmp_path_factory):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no go on PATH")
     folder = tmp_path_factory.mktemp("ollama")
     (folder / "main.go").write_text(OLLAMA, encoding="utf-8")
-    environment = {**os.environ, "GO111MODULE": "off", "GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": ""}
+    environment = {
+        **os.environ,
+        "GO111MODULE": "off",
+        "GOTOOLCHAIN": "local",
+        "GOPROXY": "off",
+        "GOFLAGS": "",
+    }
     subprocess.run(["go", "build", "-o", "ollama", "main.go"], cwd=folder, env=environment, check=True)
     process = subprocess.Popen([folder / "ollama"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(file, messages=()):
-        asked = {"Modelfile": file, "Messages": [{"Role": each["role"], "Content": each["content"]} for each in messages]}
+        asked = {
+            "Modelfile": file,
+            "Messages": [{"Role": each["role"], "Content": each["content"]} for each in messages],
+        }
         process.stdin.write(json.dumps(asked).encode() + b"\n")
         process.stdin.flush()
         said = json.loads(process.stdout.readline())
@@ -192,12 +203,17 @@ def ollama(tmp_path_factory):
 
 def family(name, **kwargs):
     found = FAMILIES[name]
-    return ChatTemplate((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"), found.named, kwargs, found.control)
+    return ChatTemplate(
+        (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"), found.named, kwargs, found.control
+    )
 
 
 def chatml_with(default):
     """As Qwen 2.5's and SmolLM2's: a system turn of the template's own where the user has none."""
-    turn = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n' + default + '<|im_end|>\n' }}{% endif %}"
+    turn = (
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n' + default + '<|im_end|>\n' }}{%"
+        " endif %}"
+    )
     chatml = family("chatml")
     return ChatTemplate(turn + chatml.source, chatml.tokens, {"default": default}, chatml.control)
 
@@ -208,8 +224,13 @@ LLAMA2 = """{% set told = '' %}{% if messages[0]['role'] == 'system' %}
 {{- bos_token + '[INST] ' + (told if loop.first else '') + message['content'] + ' [/INST]' }}
 {%- else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"""
 SENTENCE = {"bos_token": "<s>", "eos_token": "</s>"}
-REFUSED = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-DEAF = "{% for message in messages if message['role'] != 'system' %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}<assistant>"
+REFUSED = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+)
+DEAF = (
+    "{% for message in messages if message['role'] != 'system' %}<{{ message['role'] }}>{{ message['content']"
+    " }}{% endfor %}<assistant>"
+)
 NASTY = 'Say "hi" and """bye"""\n{{ .System }} {{- end -}} \\n \t👩‍👩‍👧 }}'
 
 
@@ -230,10 +251,14 @@ CASES = {
     "mistral": Case(family("mistral"), Place.LAST, "<s>"),
     "phi3": Case(family("phi3")),
     "phi4": Case(family("phi4")),
-    "default system prompt": Case(chatml_with("You are a helpful AI assistant named SmolLM, trained by Hugging Face")),
+    "default system prompt": Case(
+        chatml_with("You are a helpful AI assistant named SmolLM, trained by Hugging Face")
+    ),
     "nasty default system prompt": Case(chatml_with(NASTY)),
     "llama2": Case(ChatTemplate(LLAMA2, SENTENCE, {}, ("<s>", "</s>")), Place.FIRST, "<s>"),
-    "gemma2 refuses system messages": Case(ChatTemplate(REFUSED + family("gemma3").source, family("gemma3").tokens), None, "<bos>"),
+    "gemma2 refuses system messages": Case(
+        ChatTemplate(REFUSED + family("gemma3").source, family("gemma3").tokens), None, "<bos>"
+    ),
     "system messages left out": Case(ChatTemplate(DEAF), None),
 }
 assert set(FAMILIES) < set(CASES)
@@ -243,7 +268,10 @@ ANSWERS = ["Dạ còn ạ.", "{{ end }}\n\n\\n", "x"]
 
 def talk(questions, system=None):
     """A conversation that ends with the last of so many questions."""
-    turns = [[("user", question), ("assistant", answer)] for question, answer in zip(QUESTIONS, ANSWERS, strict=True)]
+    turns = [
+        [("user", question), ("assistant", answer)]
+        for question, answer in zip(QUESTIONS, ANSWERS, strict=True)
+    ]
     said = [("system", system)] * bool(system) + list(itertools.chain(*turns[:questions]))[:-1]
     return [{"role": role, "content": content} for role, content in said]
 
@@ -273,7 +301,9 @@ def test_the_embedded_models_own_template(smollm2, ollama):
     made = modelfile(["m.gguf"], template, [], None)
     assert made.complete
     said = [ollama(made.text, messages)["Prompt"] for messages in (talk(2), talk(2, "Kurz."))]
-    assert said == [template.render(messages, add_generation_prompt=True) for messages in (talk(2), talk(2, "Kurz."))]
+    assert said == [
+        template.render(messages, add_generation_prompt=True) for messages in (talk(2), talk(2, "Kurz."))
+    ]
     assert "named SmolLM" in said[0]
     assert "named SmolLM" not in said[1]
 
@@ -292,22 +322,31 @@ def test_the_system_prompt_is_there_until_the_user_has_another(name, ollama):
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.begin])
 def test_a_beginning_of_text_is_written_where_the_tokenizer_does_not(name, ollama):
     case = CASES[name]
-    assert ollama(modelfile(["m.gguf"], case.template, [], None).text, talk(2))["Prompt"] == prompt_of(case, talk(2))
+    assert ollama(modelfile(["m.gguf"], case.template, [], None).text, talk(2))["Prompt"] == prompt_of(
+        case, talk(2)
+    )
 
 
 def test_an_unfinished_answer_is_gone_on_with(ollama):
     for name, header in (("chatml", "<|im_end|>\n<|im_start|>assistant\n"), ("mistral", "[/INST] ")):
-        said = ollama(modelfile(["m.gguf"], CASES[name].template, [], None).text, [*talk(1), {"role": "assistant", "content": "It is"}])
+        said = ollama(
+            modelfile(["m.gguf"], CASES[name].template, [], None).text,
+            [*talk(1), {"role": "assistant", "content": "It is"}],
+        )
         assert said["Prompt"].endswith(QUESTIONS[0] + header + "It is")
 
 
 def test_a_conversation_may_begin_with_the_assistant(ollama):
     messages = [{"role": "assistant", "content": "Hello!"}, *talk(1)]
-    assert ollama(modelfile(["m.gguf"], CASES["chatml"].template, [], None).text, messages)["Prompt"] == prompt_of(CASES["chatml"], messages)
+    assert ollama(modelfile(["m.gguf"], CASES["chatml"].template, [], None).text, messages)[
+        "Prompt"
+    ] == prompt_of(CASES["chatml"], messages)
 
 
 def test_todays_date_is_written_down_and_said_to_be(ollama):
-    todays, fixed = (modelfile(["m.gguf"], CASES[name].template, [], None) for name in ("llama3", "llama3, dated"))
+    todays, fixed = (
+        modelfile(["m.gguf"], CASES[name].template, [], None) for name in ("llama3", "llama3, dated")
+    )
     assert "# The date in the template is that of this export" in todays.text
     assert "# The date" not in fixed.text
     assert "Today Date: 26 Jul 2024" in ollama(fixed.text, talk(1))["Prompt"]
@@ -315,16 +354,31 @@ def test_todays_date_is_written_down_and_said_to_be(ollama):
 
 # ---- what cannot be written
 
-NUMBERED = "{% for message in messages %}[{{ loop.index }}] {{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
-LATE = DEAF.replace("<assistant>", "{% if messages[0]['role'] == 'system' %}<system>{{ messages[0]['content'] }}{% endif %}<assistant>")
+NUMBERED = (
+    "{% for message in messages %}[{{ loop.index }}] {{ message['role'] }}: {{ message['content'] }}\n{%"
+    " endfor %}assistant:"
+)
+LATE = DEAF.replace(
+    "<assistant>",
+    "{% if messages[0]['role'] == 'system' %}<system>{{ messages[0]['content'] }}{% endif %}<assistant>",
+)
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
         (NUMBERED, "of other pieces than those of its placeholders"),
-        (LATE, "the chat template writes the system message neither before the first question nor before the last"),
-        ("{{ messages[-1]['content'] }}", "the chat template leaves texts out, or writes them in another order"),
+        (
+            LATE,
+            (
+                "the chat template writes the system message neither before the first question nor before the"
+                " last"
+            ),
+        ),
+        (
+            "{{ messages[-1]['content'] }}",
+            "the chat template leaves texts out, or writes them in another order",
+        ),
         ("{{ raise_exception('only tools') }}", "the chat template refuses it: only tools"),
     ],
 )
@@ -358,9 +412,43 @@ def test_without_a_template_a_system_prompt_may_be_one_that_no_modelfile_holds(o
 # ---- any texts
 
 TRIPLE = '"""'
-LINES = ["a", " ", "\n", "\r", "\t", '"', '""', TRIPLE, f"{TRIPLE}\n", f"{TRIPLE} \t\n", "\\", "{{", "}}", "{{-", "#", "SYSTEM x", "\nFROM z\n"]
-RARE = ["👩‍👩‍👧", "\u00a0", "\u200b", "\x00", "\x7f", "\ue000", "\ufeff", "\u2028", "▁", "｜", "ạ", "ế", "🙂"]
-TEXTS = st.lists(st.sampled_from(LINES + RARE) | st.characters(max_codepoint=0x2FF), min_size=1, max_size=8).map("".join)
+LINES = [
+    "a",
+    " ",
+    "\n",
+    "\r",
+    "\t",
+    '"',
+    '""',
+    TRIPLE,
+    f"{TRIPLE}\n",
+    f"{TRIPLE} \t\n",
+    "\\",
+    "{{",
+    "}}",
+    "{{-",
+    "#",
+    "SYSTEM x",
+    "\nFROM z\n",
+]
+RARE = [
+    "👩‍👩‍👧",
+    "\u00a0",
+    "\u200b",
+    "\x00",
+    "\x7f",
+    "\ue000",
+    "\ufeff",
+    "\u2028",
+    "▁",
+    "｜",
+    "ạ",
+    "ế",
+    "🙂",
+]
+TEXTS = st.lists(
+    st.sampled_from(LINES + RARE) | st.characters(max_codepoint=0x2FF), min_size=1, max_size=8
+).map("".join)
 many = settings(max_examples=300, suppress_health_check=list(HealthCheck))
 
 
@@ -388,9 +476,13 @@ def test_any_system_prompt_reaches_the_model_as_it_is(ollama, system, question):
 def test_a_quoted_value_is_read_as_it_was(ollama, text):
     value = quoted(text)
     if value is None:
-        assert TRIPLE in text or not all(character.isprintable() or character in "\n\r\t" for character in text)
+        assert TRIPLE in text or not all(
+            character.isprintable() or character in "\n\r\t" for character in text
+        )
     else:
-        assert ollama(f"PARAMETER stop {value}\nFROM ./m.gguf\n") == ollama("FROM ./m.gguf\n") | {"Stops": [text]}
+        assert ollama(f"PARAMETER stop {value}\nFROM ./m.gguf\n") == ollama("FROM ./m.gguf\n") | {
+            "Stops": [text]
+        }
 
 
 @many

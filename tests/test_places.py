@@ -1,4 +1,6 @@
-"""Where a run may write: `save.overwrite` replaces exports of ours and nothing else, and nothing is written over the base or the data."""
+"""Where a run may write: `save.overwrite` replaces exports of ours and nothing else, and nothing is written
+over the base or the data.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def project(tmp_path, monkeypatch):
     return here
 
 
-def settings(save_path="out", method="lora", overwrite=True, data="data/chats.json", run="runs/one", **training) -> Config:
+def settings(
+    save_path="out", method="lora", overwrite=True, data="data/chats.json", run="runs/one", **training
+) -> Config:
     return Config.from_mapping(
         {
             "paths": {"output_dir": str(Path(run).absolute())},
@@ -103,7 +107,11 @@ def export(folder: Path, method: str = "lora", **others: str) -> Path:
 )
 @pytest.mark.parametrize("method", ["lora", ["lora", "gguf"]])
 def test_overwrite_replaces_nothing_that_is_no_export(path, expected, method, project):
-    for name, target in (("link_to_base", "models/base"), ("link_to_data", "data"), ("link_to_notes", "notes")):
+    for name, target in (
+        ("link_to_base", "models/base"),
+        ("link_to_data", "data"),
+        ("link_to_notes", "notes"),
+    ):
         (project / name).symlink_to(project / target)
     if method != "lora" and "notes" in path and "mine" not in path:
         (project / "notes" / "lora").mkdir()
@@ -119,7 +127,15 @@ def test_overwrite_replaces_nothing_that_is_no_export(path, expected, method, pr
 
 
 def test_what_is_free_may_be_written(project):
-    for path in ("out", "empty", "runs/one/model", "runs/one/checkpoints/final_model", "models/new", "data/adapter", "~/models/bot"):
+    for path in (
+        "out",
+        "empty",
+        "runs/one/model",
+        "runs/one/checkpoints/final_model",
+        "models/new",
+        "data/adapter",
+        "~/models/bot",
+    ):
         place = settings(path, overwrite=False)
         check_export(place, Path(place.save.save_path))
     assert settings("~/models/bot").save.save_path == str(project.parent / "models" / "bot")
@@ -127,11 +143,16 @@ def test_what_is_free_may_be_written(project):
 
 def test_an_export_is_replaced_when_told_and_only_if_nothing_else_is_in_it(project):
     old = export(project / "out")
-    with pytest.raises(UserError, match=r"save\.save_path=out: not empty; name another folder, remove it, or set save\.overwrite=true"):
+    with pytest.raises(
+        UserError,
+        match=r"save\.save_path=out: not empty; name another folder, remove it, or set save\.overwrite=true",
+    ):
         check_export(settings(overwrite=False), old)
     check_export(settings(), old)
     (old / "notes.md").write_text("what I found when I talked to it")
-    with pytest.raises(UserError, match=r"notes\.md in it is not part of the export that is there; move it away"):
+    with pytest.raises(
+        UserError, match=r"notes\.md in it is not part of the export that is there; move it away"
+    ):
         check_export(settings(), old)
     (old / "notes.md").unlink()
     (old / "data").symlink_to(project / "data")
@@ -139,7 +160,20 @@ def test_an_export_is_replaced_when_told_and_only_if_nothing_else_is_in_it(proje
         check_export(settings(), old)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"export": []}', '{"made_from": {}, "export": {}}', "[" * 100_000, "\ud800"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"export": []}',
+        '{"made_from": {}, "export": {}}',
+        "[" * 100_000,
+        "\ud800",
+    ],
+)
 def test_a_foreign_or_damaged_mark_is_none(text, project):
     place = project / "out"
     place.mkdir()
@@ -157,7 +191,9 @@ def test_a_gguf_file_is_replaced_only_if_it_is_ours(project):
         assert target.read_bytes() == content
     target.write_bytes(b"GGUF" + bytes(20) + b"chatbot_sft")
     check_export(settings("bot.gguf", "gguf"), target)
-    with pytest.raises(UserError, match=r"a file of that name is in the way \(save.overwrite=true replaces it\)"):
+    with pytest.raises(
+        UserError, match=r"a file of that name is in the way \(save.overwrite=true replaces it\)"
+    ):
         check_export(settings("bot.gguf", "gguf", overwrite=False), target)
     target.unlink()
     target.mkdir()
@@ -177,7 +213,9 @@ def test_the_adapter_beside_a_failed_export_takes_no_folder_that_is_there(projec
 
     (project / "runs/one/model-adapter").mkdir()
     (project / "runs/one/model-adapter/mine.txt").write_text("mine")
-    monkeypatch.setattr(module, "write_adapter", lambda trained, folder: (folder / "adapter_config.json").write_text("{}"))
+    monkeypatch.setattr(
+        module, "write_adapter", lambda trained, folder: (folder / "adapter_config.json").write_text("{}")
+    )
 
     class Trained:
         fingerprint = "x"
@@ -230,9 +268,17 @@ def test_a_replacement_that_fails_leaves_the_export_that_was_there(when, tmp_pat
 @pytest.mark.parametrize(
     ("run", "data", "expected"),
     [
-        ("models/base", "data/chats.json", "hydra.run.dir=.*models/base: model.name=.* is there; name a folder of its own"),
+        (
+            "models/base",
+            "data/chats.json",
+            "hydra.run.dir=.*models/base: model.name=.* is there; name a folder of its own",
+        ),
         ("data", "data", r"hydra.run.dir=.*data: the data \(data\) is there"),
-        ("data/runs/one", "data", "it is in a folder of data .*, and the run's own files would be read as data"),
+        (
+            "data/runs/one",
+            "data",
+            "it is in a folder of data .*, and the run's own files would be read as data",
+        ),
         ("data", "data/report.json", "the run would write its own report.json over the data"),
         ("data", "data/*.json", "the run would write its own report.json over the data"),
     ],
@@ -277,7 +323,10 @@ def test_a_checkpoint_folder_is_of_its_own(output_dir, expected, project):
 def test_a_tilde_in_a_path_is_the_home_folder_for_all_of_the_program(project):
     """transformers expands it, and writes where nobody else looks."""
     made = settings(output_dir="~/ck", save_path="~/out")
-    assert (made.training.output_dir, made.save.save_path) == (str(Path.home() / "ck"), str(Path.home() / "out"))
+    assert (made.training.output_dir, made.save.save_path) == (
+        str(Path.home() / "ck"),
+        str(Path.home() / "out"),
+    )
 
 
 def test_only_what_a_killed_export_left_is_removed(project):
@@ -300,14 +349,29 @@ def test_only_what_a_killed_export_left_is_removed(project):
 
 
 @pytest.mark.parametrize(
-    "key", ["save.save_path=.", "save.save_path=", "save.save_path=base", "save.save_path=data", "save.save_path=run", "hydra.run.dir=base"]
+    "key",
+    [
+        "save.save_path=.",
+        "save.save_path=",
+        "save.save_path=base",
+        "save.save_path=data",
+        "save.save_path=run",
+        "hydra.run.dir=base",
+    ],
 )
 def test_it_is_refused_before_training(key, tiny, tiny_llama, launch, tmp_path):
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     (tmp_path / "data").mkdir()
     data = shutil.copy(tiny[4].partition("=")[2], tmp_path / "data")
     before = everything(base) | everything(tmp_path / "data")
-    arguments = [*tiny, f"model.name={base}", f"dataset.data_path={data}", "save.overwrite=true", "hydra.run.dir=run", key]
+    arguments = [
+        *tiny,
+        f"model.name={base}",
+        f"dataset.data_path={data}",
+        "save.overwrite=true",
+        "hydra.run.dir=run",
+        key,
+    ]
     error = only_error(launch(*arguments))
     assert error.startswith(key.partition("=")[0])
     assert before.items() <= (everything(base) | everything(tmp_path / "data")).items()
@@ -316,7 +380,9 @@ def test_it_is_refused_before_training(key, tiny, tiny_llama, launch, tmp_path):
         assert json.loads((tmp_path / "run" / "report.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.parametrize("taken", ["save.save_path=out: not empty", "training.output_dir=base: that is model.name="])
+@pytest.mark.parametrize(
+    "taken", ["save.save_path=out: not empty", "training.output_dir=base: that is model.name="]
+)
 def test_the_python_api_refuses_a_taken_place_before_it_trains(taken, project, monkeypatch):
     from chatbot_sft import SFTTrainerWrapper
     from chatbot_sft.train import trainer as module
@@ -342,10 +408,15 @@ def test_the_python_api_says_where_it_saved(project, monkeypatch, capsys):
 
     class Saver:
         def save(self, save_config):
-            return SaveResult("lora", "out", exports=[Export("lora", "out", verified=True), Export("gguf", "out/bot.gguf")])
+            return SaveResult(
+                "lora", "out", exports=[Export("lora", "out", verified=True), Export("gguf", "out/bot.gguf")]
+            )
 
     monkeypatch.setattr(module, "load_engine", lambda name: [None])
     wrapper = SFTTrainerWrapper(settings(), None, None, Rows())
     monkeypatch.setattr(wrapper, "saver", Saver)
     wrapper.save_model()
-    assert capsys.readouterr().out == f"saved lora, verified: {project}/out\nsaved gguf: {project}/out/bot.gguf\n"
+    assert (
+        capsys.readouterr().out
+        == f"saved lora, verified: {project}/out\nsaved gguf: {project}/out/bot.gguf\n"
+    )

@@ -15,7 +15,9 @@ EVERY_PROJECTION = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pro
 
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory):
-    """`composed("model=local", …)` is the configuration that a command line comes to, with the user's own options at hand."""
+    """`composed("model=local", …)` is the configuration that a command line comes to, with the user's own
+    options at hand.
+    """
     mine = tmp_path_factory.mktemp("mine")
     files = {
         "training/slow": "defaults: [default]\nmax_steps: 7\nlearning_rate: 1.0e-5\n",
@@ -52,12 +54,24 @@ def composed(tmp_path_factory):
         (["model=local", "model.name=org/other"], USUAL),
         (["model=llama3b"], USUAL),
         (["model.name=org/other", "model.load_in_4bit=false"], {**USUAL, "model.load_in_4bit": False}),
-        (["training=slow"], {"training.max_steps": 7, "training.learning_rate": 1e-5, "model.load_in_4bit": False}),
-        (["training=slow", "training.max_steps=9"], {"training.max_steps": 9, "training.learning_rate": 1e-5}),
+        (
+            ["training=slow"],
+            {"training.max_steps": 7, "training.learning_rate": 1e-5, "model.load_in_4bit": False},
+        ),
+        (
+            ["training=slow", "training.max_steps=9"],
+            {"training.max_steps": 9, "training.learning_rate": 1e-5},
+        ),
         (["training=bare"], {"training.max_steps": 7}),
         (["experiment=rate"], {"training.max_steps": 24, "training.learning_rate": 1e-6}),
-        (["training.learning_rate=2.0e-4"], {"training.learning_rate": 2e-4}),  # the default's own value, said by the user
-        (["lora=none"], {"training.max_steps": 24, "training.learning_rate": 2e-4, "model.load_in_4bit": False}),
+        (
+            ["training.learning_rate=2.0e-4"],
+            {"training.learning_rate": 2e-4},
+        ),  # the default's own value, said by the user
+        (
+            ["lora=none"],
+            {"training.max_steps": 24, "training.learning_rate": 2e-4, "model.load_in_4bit": False},
+        ),
         (["lora.r=0"], {"training.learning_rate": 2e-4}),
         (["lora=none", "training.learning_rate=5e-5"], {"training.learning_rate": 5e-5}),
         (["model=phi4_mini"], {**USUAL, "lora.target_modules": "all-linear"}),
@@ -70,10 +84,22 @@ def composed(tmp_path_factory):
         (["training.num_train_epochs=3"], {"training.max_steps": None, "training.num_train_epochs": 3}),
         (["training=epochs"], {"training.max_steps": None, "training.num_train_epochs": 2}),
         (["experiment=long"], {"training.max_steps": None, "training.num_train_epochs": 3}),
-        (["experiment=long", "training.max_steps=100"], {"training.max_steps": 100, "training.num_train_epochs": None}),
-        (["experiment=company", "training.max_steps=100"], {"training.max_steps": 100, "training.num_train_epochs": None}),
-        (["training=slow", "training.num_train_epochs=0.5"], {"training.max_steps": None, "training.num_train_epochs": 0.5}),
-        (["training.max_steps=null", "training.num_train_epochs=1"], {"training.max_steps": None, "training.num_train_epochs": 1}),
+        (
+            ["experiment=long", "training.max_steps=100"],
+            {"training.max_steps": 100, "training.num_train_epochs": None},
+        ),
+        (
+            ["experiment=company", "training.max_steps=100"],
+            {"training.max_steps": 100, "training.num_train_epochs": None},
+        ),
+        (
+            ["training=slow", "training.num_train_epochs=0.5"],
+            {"training.max_steps": None, "training.num_train_epochs": 0.5},
+        ),
+        (
+            ["training.max_steps=null", "training.num_train_epochs=1"],
+            {"training.max_steps": None, "training.num_train_epochs": 1},
+        ),
         (["training.num_train_epochs=null"], {"training.max_steps": 24}),
         (["training.warmup_ratio=0.1"], {"training.warmup_steps": None, "training.warmup_ratio": 0.1}),
         (["training.warmup_steps=0.1"], {"training.warmup_steps": 0.1}),
@@ -84,8 +110,13 @@ def test_what_the_user_names_wins(composed, overrides, expected):
 
     config = composed(*overrides)
     found = {key: OmegaConf.select(config, key) for key in expected}
-    assert {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in found.items()} == expected
-    assert "${default" not in OmegaConf.to_yaml(config.training) + OmegaConf.to_yaml(config.model) + OmegaConf.to_yaml(config.lora)
+    assert {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for key, value in found.items()
+    } == expected
+    assert "${default" not in OmegaConf.to_yaml(config.training) + OmegaConf.to_yaml(
+        config.model
+    ) + OmegaConf.to_yaml(config.lora)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +128,29 @@ def test_what_the_user_names_wins(composed, overrides, expected):
         ),
         (
             ["training=slow", "experiment=long"],
-            "training.max_steps=7 and training.num_train_epochs=3: two values for one thing; set one of them to null",
+            (
+                "training.max_steps=7 and training.num_train_epochs=3: two values for one thing; set one of"
+                " them to null"
+            ),
         ),
-        (["training.warmup_steps=5", "training.warmup_ratio=0.1"], "training.warmup_steps=5 and training.warmup_ratio=0.1: two values for one thing"),
-        (["training.warmup_steps=1.5"], "training.warmup_steps=1.5: expected a number of optimizer steps, 0 or more, or a share of the run below 1"),
+        (
+            ["training.warmup_steps=5", "training.warmup_ratio=0.1"],
+            "training.warmup_steps=5 and training.warmup_ratio=0.1: two values for one thing",
+        ),
+        (
+            ["training.warmup_steps=1.5"],
+            (
+                "training.warmup_steps=1.5: expected a number of optimizer steps, 0 or more, or a share of"
+                " the run below 1"
+            ),
+        ),
         (["training.warmup_ratio=1.5"], "training.warmup_ratio=1.5: must be at least 0 and below 1"),
         (
             ["+model.brings.max_step=3"],
-            "model.brings.max_step: a model's option may bring learning_rate, load_in_4bit, max_steps, only_for, target_modules",
+            (
+                "model.brings.max_step: a model's option may bring learning_rate, load_in_4bit, max_steps,"
+                " only_for, target_modules"
+            ),
         ),
         (["++model.brings.learning_rate=fast"], "model.brings.learning_rate='fast': "),
     ],
@@ -117,48 +163,80 @@ def test_two_words_of_the_users_are_refused(composed, overrides, message):
 
 def test_every_default_that_gives_way_can_be_brought_and_the_other_way_round():
     texts = {file: file.read_text() for file in conf_dir().rglob("*.yaml")}
-    giving_way = {line.split(":")[0].strip() for text in texts.values() for line in text.splitlines() if ": ${default:" in line}
+    giving_way = {
+        line.split(":")[0].strip()
+        for text in texts.values()
+        for line in text.splitlines()
+        if ": ${default:" in line
+    }
     assert giving_way - {"warmup_steps"} == set(BringsConfig.__dataclass_fields__) - {"only_for"}
 
 
 def test_a_sweep_over_models_gives_each_its_own(launch, tmp_path):
-    process = launch("-m", "model.name=absent/a,smollm2", "dataset.data_path=absent.json", "training.num_train_epochs=1,2")
+    process = launch(
+        "-m", "model.name=absent/a,smollm2", "dataset.data_path=absent.json", "training.num_train_epochs=1,2"
+    )
     assert process.returncode != 0
-    kept = [yaml.safe_load(file.read_text()) for file in sorted(tmp_path.glob("outputs/multirun/*/*/*/.hydra/config.yaml"))]
+    kept = [
+        yaml.safe_load(file.read_text())
+        for file in sorted(tmp_path.glob("outputs/multirun/*/*/*/.hydra/config.yaml"))
+    ]
     assert [(job["model"]["name"], job["model"]["load_in_4bit"], job["training"]["learning_rate"]) for job in kept] == [
         ("absent/a", True, 2e-4), ("absent/a", True, 2e-4), ("smollm2", False, 2e-3), ("smollm2", False, 2e-3),
     ]  # fmt: skip
-    assert [(job["training"]["max_steps"], job["training"]["num_train_epochs"]) for job in kept] == [(None, 1), (None, 2)] * 2
+    assert [(job["training"]["max_steps"], job["training"]["num_train_epochs"]) for job in kept] == [
+        (None, 1),
+        (None, 2),
+    ] * 2
 
 
 def test_the_python_interface_follows_the_same_rules(tmp_path):
     def training(**given):
         return Config.from_mapping({"training": given}).training
 
-    assert (training(num_train_epochs=3).max_steps, training().max_steps, training(max_steps=7).num_train_epochs) == (None, 30, None)
-    assert (training(warmup_ratio=0.1).warm_up, training(warmup_steps=0.2).warm_up, training(warmup_steps=None).warm_up, training().warm_up) == (
-        0.1,
-        0.2,
-        0,
-        5,
-    )
-    with pytest.raises(UserError, match=r"^training\.max_steps=30 and training\.num_train_epochs=3: two values"):
+    assert (
+        training(num_train_epochs=3).max_steps,
+        training().max_steps,
+        training(max_steps=7).num_train_epochs,
+    ) == (None, 30, None)
+    assert (
+        training(warmup_ratio=0.1).warm_up,
+        training(warmup_steps=0.2).warm_up,
+        training(warmup_steps=None).warm_up,
+        training().warm_up,
+    ) == (0.1, 0.2, 0, 5)
+    with pytest.raises(
+        UserError, match=r"^training\.max_steps=30 and training\.num_train_epochs=3: two values"
+    ):
         training(max_steps=30, num_train_epochs=3)
     file = tmp_path / "sft.yaml"
     file.write_text("model: {name: smollm2}\ntraining: {num_train_epochs: 3}\n")
     loaded = ConfigLoader.load_config(file)
-    assert (loaded["training"]["max_steps"], loaded["training"]["learning_rate"], loaded["model"]["load_in_4bit"]) == (None, 2e-4, True)
+    assert (
+        loaded["training"]["max_steps"],
+        loaded["training"]["learning_rate"],
+        loaded["model"]["load_in_4bit"],
+    ) == (None, 2e-4, True)
     merged = ConfigLoader.merge(loaded, {"training": {"max_steps": 5}})
     assert (merged["training"]["max_steps"], merged["training"]["num_train_epochs"]) == (5, None)
     brings = {"max_steps": 5, "learning_rate": 1e-3}
     config = Config.from_mapping({"model": {"name": "a/b", "brings": brings}, "training": {"max_steps": 6}})
-    assert (config.training.max_steps, config.training.learning_rate, config.brought) == (6, 1e-3, ["learning_rate=0.001"])
+    assert (config.training.max_steps, config.training.learning_rate, config.brought) == (
+        6,
+        1e-3,
+        ["learning_rate=0.001"],
+    )
     assert Config.from_mapping({"model": {"brings": {**brings, "only_for": "a/b"}}}).brought == []
 
 
 def test_what_a_model_brings_is_said_in_the_run(launch, tiny, tmp_path):
     given = [word for word in tiny if not word.startswith("training.max_steps")]
-    process = launch(*given, "+model.brings={max_steps: 2, learning_rate: 1e-3}", "training.learning_rate=1e-4", "save=none")
+    process = launch(
+        *given,
+        "+model.brings={max_steps: 2, learning_rate: 1e-3}",
+        "training.learning_rate=1e-4",
+        "save=none",
+    )
     assert process.returncode == 0, process.stderr
     name = next(word for word in tiny if word.startswith("model.name=")).removeprefix("model.name=")
     assert f"model: {name} brings max_steps=2\n" in process.stderr

@@ -16,29 +16,52 @@ HOSTILE = """<script>document.title='owned'</script>"><img src=x onerror="docume
 
 
 def conversation(question, answer, file="chats.jsonl", number=1, length=None, held_out=False, problems=()):
-    """A ChatML row; a token for each word with the space before it, as byte-level BPE has them, the answer and its end trained."""
-    parts = [("<|im_start|>", False), ("user\n", False), *((word, False) for word in re.findall(r"\s*\S+", question)), ("<|im_end|>", False)]
-    parts += [("\n", False), ("<|im_start|>", False), ("assistant\n", False), *((word, True) for word in re.findall(r"\s*\S+", answer))]
+    """A ChatML row; a token for each word with the space before it, as byte-level BPE has them, the answer
+    and its end trained.
+    """
+    parts = [
+        ("<|im_start|>", False),
+        ("user\n", False),
+        *((word, False) for word in re.findall(r"\s*\S+", question)),
+        ("<|im_end|>", False),
+    ]
+    parts += [
+        ("\n", False),
+        ("<|im_start|>", False),
+        ("assistant\n", False),
+        *((word, True) for word in re.findall(r"\s*\S+", answer)),
+    ]
     parts += [("<|im_end|>", True), ("\n", True)]
     tokens = []
     for text, trained in parts:
         tokens.append(PreviewToken(text, 1000 + len(tokens), trained, text.startswith("<|im_")))
         if not text.isascii():  # a character of several tokens
             tokens.append(PreviewToken("", 1000 + len(tokens), trained, False))
-    return PreviewRow(file, number, tuple(tokens), length or len(tokens), bool(length), held_out, tuple(problems))
+    return PreviewRow(
+        file, number, tuple(tokens), length or len(tokens), bool(length), held_out, tuple(problems)
+    )
 
 
 ROWS = [
     conversation("Which beer for a barbecue?", "Lager.\n\nIt suits grilled food 😀 <b>&amp;"),
     conversation("Bia nào nhẹ?", "Hạc Trắng 0.0 ạ.", number=2, held_out=True),
-    conversation("مرحبا، كم السعر؟", "320,000 دونغ", file="arabic.jsonl", number=3, length=900, problems=["repeated role: messages 2 and 3"]),
+    conversation(
+        "مرحبا، كم السعر؟",
+        "320,000 دونغ",
+        file="arabic.jsonl",
+        number=3,
+        length=900,
+        problems=["repeated role: messages 2 and 3"],
+    ),
     conversation(HOSTILE, HOSTILE, file=HOSTILE, number=4, problems=[HOSTILE, "one more"]),
 ]
 
 
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
-    """`browse(path, "#q=beer")` is the document after its scripts ran, as text; further arguments go to the browser."""
+    """`browse(path, "#q=beer")` is the document after its scripts ran, as text; further arguments go to the
+    browser.
+    """
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if not browser:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium on PATH")
@@ -54,7 +77,11 @@ def browse(tmp_path_factory):
             f"--user-data-dir={profile}",
             "--virtual-time-budget=2000",
         ]
-        process = subprocess.run([*command, *(arguments or ["--dump-dom"]), path.as_uri() + fragment], capture_output=True, timeout=60)
+        process = subprocess.run(
+            [*command, *(arguments or ["--dump-dom"]), path.as_uri() + fragment],
+            capture_output=True,
+            timeout=60,
+        )
         assert process.returncode == 0, process.stderr.decode(errors="replace")
         return process.stdout.decode()
 
@@ -69,7 +96,9 @@ def preview(tmp_path_factory):
 
 
 class Document(HTMLParser):
-    """What the tests ask of a dumped document. `rows` has for each article whether it is shown, and its text by element."""
+    """What the tests ask of a dumped document. `rows` has for each article whether it is shown, and its text
+    by element.
+    """
 
     VOID = ("meta", "input", "br", "img", "link", "hr")
 
@@ -134,7 +163,11 @@ def test_marked_text_is_exactly_what_is_trained(document):
         assert found["mark"] == trained.replace("\0", "[U+0000]").replace("\u202e", "[U+202E]")
         assert found["p"] == everything.replace("\0", "[U+0000]").replace("\u202e", "[U+202E]")
         assert found["breaks"] == trained.count("\n")
-        assert found["special"] == [token.trained for token in row.tokens if token.special] == [False, False, False, True]
+        assert (
+            found["special"]
+            == [token.trained for token in row.tokens if token.special]
+            == [False, False, False, True]
+        )
     assert document.rows[2]["footer"].startswith("cut here, 88")
     assert "held out" in document.rows[1]["header"]
     assert "held out" not in document.rows[0]["header"]
@@ -166,7 +199,24 @@ def test_nothing_of_the_data_runs_or_becomes_an_element(document):
         "legend",
         "label",
     }
-    allowed |= {"b", "span", "mark", "i", "main", "article", "header", "h2", "ul", "li", "s", "u", "p", "footer", "code", "script"}
+    allowed |= {
+        "b",
+        "span",
+        "mark",
+        "i",
+        "main",
+        "article",
+        "header",
+        "h2",
+        "ul",
+        "li",
+        "s",
+        "u",
+        "p",
+        "footer",
+        "code",
+        "script",
+    }
     assert {tag for tag, _ in document.seen} <= allowed
     assert [tag for tag, _ in document.seen].count("script") == 1
     assert len(document.rows) == len(ROWS)
@@ -176,7 +226,11 @@ def test_nothing_of_the_data_runs_or_becomes_an_element(document):
 
 def test_no_page_is_written_in_python():
     package = Path(preview_module.__file__).parent.parent
-    assert not [file.name for file in package.rglob("*.py") if re.search("<style|<script|<body", file.read_text(encoding="utf-8"))]
+    assert not [
+        file.name
+        for file in package.rglob("*.py")
+        if re.search("<style|<script|<body", file.read_text(encoding="utf-8"))
+    ]
     assert {file.suffix for file in package.glob("data/preview.*")} == {".py", ".html", ".css", ".js"}
 
 
@@ -191,7 +245,13 @@ def test_page_is_light_or_dark_as_the_reader_likes(preview, browse, tmp_path):
 
     brightness = {}
     for name, scheme in (("dark", 0), ("light", 1)):
-        browse(preview, "", f"--screenshot={tmp_path / name}.png", "--window-size=800,800", f"--blink-settings=preferredColorScheme={scheme}")
+        browse(
+            preview,
+            "",
+            f"--screenshot={tmp_path / name}.png",
+            "--window-size=800,800",
+            f"--blink-settings=preferredColorScheme={scheme}",
+        )
         brightness[name] = imread(tmp_path / f"{name}.png")[..., :3].mean()
     assert brightness["dark"] < 0.25
     assert brightness["light"] > 0.8
@@ -223,7 +283,11 @@ def test_reader_on_a_phone_types_ticks_and_points(tmp_path, browse):
         }
         </script>"""
     )
-    said = Document(browse(tmp_path / "phone.html", "", "--dump-dom", "--allow-file-access-from-files")).texts["pre"].splitlines()
+    said = (
+        Document(browse(tmp_path / "phone.html", "", "--dump-dom", "--allow-file-access-from-files"))
+        .texts["pre"]
+        .splitlines()
+    )
     number = [token.trained and token.special for token in ROWS[0].tokens].index(True) + 1
     count = len(ROWS[0].tokens)
     tip = f'"<|im_end|>" · id {999 + number} · token {number} of {count} · trained · special'

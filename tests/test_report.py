@@ -91,7 +91,9 @@ def test_exports_that_were_saved_are_listed_where_a_later_one_was_refused(tmp_pa
             return None
 
         def _export(self, trained, method, target):
-            export = Export(method, str(target), {"model.safetensors": 5_000_000}, {method: 1.0}, verified=True)
+            export = Export(
+                method, str(target), {"model.safetensors": 5_000_000}, {method: 1.0}, verified=True
+            )
             if method == "gguf":
                 raise UserError(self._failure(trained, export, "q8_0", ["it does not stop"]))
             return export
@@ -112,22 +114,32 @@ def test_exports_that_were_saved_are_listed_where_a_later_one_was_refused(tmp_pa
     ("task", "exports", "expected"),
     [
         ("train", [], "SIGTERM: no checkpoint yet; the same command begins anew: C hydra.run.dir=out"),
-        ("export", [], "SIGTERM: no export was finished; the same command makes what is missing: C hydra.run.dir=out"),
         (
             "export",
-            [
-                Export("lora", "out/model/lora"),
-                Export("gguf", "out/model/gguf", verified=False),
-            ],
-            "SIGTERM: saved: lora in out/model/lora; the same command makes what is missing: C hydra.run.dir=out",
+            [],
+            "SIGTERM: no export was finished; the same command makes what is missing: C hydra.run.dir=out",
+        ),
+        (
+            "export",
+            [Export("lora", "out/model/lora"), Export("gguf", "out/model/gguf", verified=False)],
+            (
+                "SIGTERM: saved: lora in out/model/lora; the same command makes what is missing: C"
+                " hydra.run.dir=out"
+            ),
         ),
         ("check", [], "SIGTERM: nothing was trained; the same command begins anew: C hydra.run.dir=out"),
         ("plan", [], "SIGTERM: nothing was trained; the same command begins anew: C hydra.run.dir=out"),
     ],
 )
 def test_a_signal_says_what_it_left_behind(task, exports, expected):
-    settings = SimpleNamespace(task=task, paths=SimpleNamespace(output_dir="out"), training=SimpleNamespace(output_dir="out/checkpoints"))
-    assert pipeline.stopped(Preempted("SIGTERM"), settings, SaveResult("lora", exports=exports), "C") == expected
+    settings = SimpleNamespace(
+        task=task,
+        paths=SimpleNamespace(output_dir="out"),
+        training=SimpleNamespace(output_dir="out/checkpoints"),
+    )
+    assert (
+        pipeline.stopped(Preempted("SIGTERM"), settings, SaveResult("lora", exports=exports), "C") == expected
+    )
 
 
 def test_a_signal_while_exporting_lists_what_is_there(tmp_path, monkeypatch):
@@ -135,20 +147,32 @@ def test_a_signal_while_exporting_lists_what_is_there(tmp_path, monkeypatch):
         result = SaveResult("lora, gguf")
 
         def save(self):
-            self.result.add(Export("lora", str(tmp_path / "model" / "lora"), {"a": 1}), str(tmp_path / "model"), True)
+            self.result.add(
+                Export("lora", str(tmp_path / "model" / "lora"), {"a": 1}), str(tmp_path / "model"), True
+            )
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 
     monkeypatch.setattr(pipeline, "earlier_saver", lambda config, report: Saver())
     save = {"method": ["lora", "gguf"], "save_path": str(tmp_path / "model")}
-    config = {"task": "export", "run": str(tmp_path / "run"), "paths": {"output_dir": str(tmp_path / "export")}, "save": save}
+    config = {
+        "task": "export",
+        "run": str(tmp_path / "run"),
+        "paths": {"output_dir": str(tmp_path / "export")},
+        "save": save,
+    }
     with pytest.raises(Preempted):
         pipeline.run(config, "C")
     report = json.loads((tmp_path / "export" / "report.json").read_text(encoding="utf-8"))
-    expected = f"SIGTERM: saved: lora in {tmp_path}/model/lora; the same command makes what is missing: C hydra.run.dir={tmp_path}/export"
+    expected = (
+        f"SIGTERM: saved: lora in {tmp_path}/model/lora; the same command makes what is missing: C"
+        f" hydra.run.dir={tmp_path}/export"
+    )
     assert (report["status"], report["error"]) == ("interrupted", expected)
     assert report["save"]["files"] == {"lora/a": 1}
-    assert f"saved   lora, 0 MB: {tmp_path}/model/lora" in (tmp_path / "export" / "run.log").read_text(encoding="utf-8")
+    assert f"saved   lora, 0 MB: {tmp_path}/model/lora" in (tmp_path / "export" / "run.log").read_text(
+        encoding="utf-8"
+    )
     assert "checkpoint" not in (tmp_path / "export" / "report.md").read_text(encoding="utf-8")
 
 
@@ -178,11 +202,15 @@ def test_a_peak_that_cannot_begin_anew_says_so(monkeypatch, tmp_path):
     memory.begin()
     assert memory.measure().peak_since == "process"
     report = Report("", "train", 1, memory=Memory("CPU", 1.0, 2.0, 1.0, {}, "process"))
-    assert "2.00 GB at peak, since the process was started, 1.00 GB of it added by training" in markdown(report, picture=False)
+    assert "2.00 GB at peak, since the process was started, 1.00 GB of it added by training" in markdown(
+        report, picture=False
+    )
 
 
 def test_the_first_step_is_counted_from_the_start_of_its_own_run(monkeypatch, tmp_path):
-    state = SimpleNamespace(num_input_tokens_seen=0, log_history=[], is_world_process_zero=True, global_step=1, max_steps=2)
+    state = SimpleNamespace(
+        num_input_tokens_seen=0, log_history=[], is_world_process_zero=True, global_step=1, max_steps=2
+    )
     progress = Progress(time.time() - 5)
     progress.begin(state)
     progress.step(state)
@@ -219,7 +247,10 @@ def test_rows_are_ordered_by_length_within_a_step_only():
         sizes = [lengths[row] for (row,) in step]
         assert sizes == sorted(sizes, reverse=True)
     assert steps != epoch_steps(packs, lengths, 4, seed=2, shuffle=True)
-    assert epoch_steps(packs[:6], [5, 9, 7, 1, 2, 3], 3, seed=1, shuffle=False) == [[[1], [2], [0]], [[5], [4], [3]]]
+    assert epoch_steps(packs[:6], [5, 9, 7, 1, 2, 3], 3, seed=1, shuffle=False) == [
+        [[1], [2], [0]],
+        [[5], [4], [3]],
+    ]
 
 
 def test_durations_are_as_people_write_them():
@@ -238,6 +269,8 @@ def test_the_doctor_answers_without_a_model_library():
     assert "heavy set()" in process.stdout
     for line in ("python", "gpu", "unsloth", "engine", "smollm2", "cache"):
         assert f"\n{line}" in f"\n{process.stdout}"
-    wrong = subprocess.run([sys.executable, "-m", "chatbot_sft.doctor", "--fix"], capture_output=True, text=True)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "chatbot_sft.doctor", "--fix"], capture_output=True, text=True
+    )
     assert wrong.returncode == 1
     assert wrong.stderr == "error: --fix: no such argument; there is --clear-cache [PART]\n"

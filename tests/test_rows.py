@@ -1,4 +1,6 @@
-"""What is inside a row: every column, key and mark is read, refused by its row, or named. Cases from public reports of other trainers."""
+"""What is inside a row: every column, key and mark is read, refused by its row, or named. Cases from public
+reports of other trainers.
+"""
 
 import importlib.util
 import json
@@ -22,7 +24,14 @@ from chatbot_sft.report.data_summary import remarks
 SAID = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 SHARED = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
 BRIEF = {"role": "system", "content": "be brief"}
-WEATHER = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {"type": "object", "properties": {}}}}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "of a city",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Huế"}}}
 ASKED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 
@@ -36,7 +45,9 @@ def read(values, columns=None, **options):
     reading = Reading({"messages": "messages", "text": "text", **(columns or {})}, **options)
     row = Row("data.json", 1, values)
     name, found = detect([row], reading)
-    return to_conversation(row, name, Reading(found, reading.thinking, reading.thinking_field, reading.system_prompt))
+    return to_conversation(
+        row, name, Reading(found, reading.thinking, reading.thinking_field, reading.system_prompt)
+    )
 
 
 def refused(values, **options):
@@ -51,7 +62,9 @@ def chat(smollm2):
 
 
 def loader(path, **dataset):
-    return DatasetLoader({"model": {"name": "smollm2"}, "dataset": {"data_path": str(path), "eval_fraction": 0, **dataset}})
+    return DatasetLoader(
+        {"model": {"name": "smollm2"}, "dataset": {"data_path": str(path), "eval_fraction": 0, **dataset}}
+    )
 
 
 # ---- the general cure: what was not read is named
@@ -64,7 +77,8 @@ def loader(path, **dataset):
         ({"messages": SAID, "id": 7, "score": 0.5, "note": None, "tags": []}, ["id", "score"]),
         ({"messages": [SAID[0], answer(score=5, weight=1)]}, ["messages[].score"]),
         ({"messages": [SAID[0], answer(audio="a.wav", tool_calls=[{**CALL, "index": 1}])]}, ["messages[].audio", "messages[].tool_calls[].index"]),
-        ({"messages": [{**SAID[0], "reasoning": "hm"}, answer(reasoning="hm")]}, ["messages[].reasoning"]),  # of a question
+        # of a question
+        ({"messages": [{**SAID[0], "reasoning": "hm"}, answer(reasoning="hm")]}, ["messages[].reasoning"]),
         ({"messages": [{**SAID[0], "reasoning_content": "", "tool_calls": None}, answer()]}, []),
         ({"conversations": [SHARED[0], {**SHARED[1], "emotion": "glad"}]}, ["conversations[].emotion"]),
         ({"prompt": SAID[:1], "completion": [answer(score=1)]}, ["completion[].score"]),
@@ -80,7 +94,10 @@ def test_what_was_not_read_is_named(values, unread):
 
 
 ROWS = [
-    *({**row, "id": f"r{n}", "history": [["a", "b"]] if n < 12 else []} for n, row in enumerate(conversations(40))),
+    *(
+        {**row, "id": f"r{n}", "history": [["a", "b"]] if n < 12 else []}
+        for n, row in enumerate(conversations(40))
+    ),
     *({"messages": [SAID[0], answer(reason="because")]} for _ in range(3)),
 ]
 
@@ -94,7 +111,10 @@ def test_what_was_not_read_is_in_every_report_and_survives_the_cache(tmp_path, c
         assert remarks(report)[0] == "not read: history (12 rows), messages[].reason (3), id (40)"
 
 
-NAMED = [{"role": "user", "name": "Bob", "content": "hi"}, {"role": "assistant", "name": "Mai", "content": "hello"}]
+NAMED = [
+    {"role": "user", "name": "Bob", "content": "hi"},
+    {"role": "assistant", "name": "Mai", "content": "hello"},
+]
 
 
 @pytest.mark.parametrize(
@@ -134,25 +154,45 @@ def test_columns_that_a_users_function_does_not_ask_for_are_named(tmp_path, toke
             made_of(examples)
             return super().formatting_prompts_func({"messages": dict.__getitem__(examples, "messages")})
 
-    rows = [{"conversations": row["messages"], "id": n, "note": "x" if n == 1 else ""} for n, row in enumerate(conversations(3))]
+    rows = [
+        {"conversations": row["messages"], "id": n, "note": "x" if n == 1 else ""}
+        for n, row in enumerate(conversations(3))
+    ]
     file = write_json(tmp_path / "data.json", rows)
     columns = {"columns": {"messages": "conversations"}}
-    made = Mine({"model": {"name": "smollm2"}, "dataset": {"data_path": str(file), "eval_fraction": 0, **columns}}, tokenizer)
+    made = Mine(
+        {"model": {"name": "smollm2"}, "dataset": {"data_path": str(file), "eval_fraction": 0, **columns}},
+        tokenizer,
+    )
     assert made.check()["not_read"] == unread
 
 
 def test_a_training_run_says_what_was_not_read(launch, tmp_path, tiny):
-    """The picture of a run whose columns are partly unread; the same lines stand in report.md and report.json."""
+    """The picture of a run whose columns are partly unread; the same lines stand in report.md and
+    report.json.
+    """
     write_json(tmp_path / "data.json", ROWS)
-    process = launch(*tiny, "dataset.data_path=data.json", "dataset.max_rows=null", "hydra.run.dir=run", "training.max_steps=1", "task=plan")
+    process = launch(
+        *tiny,
+        "dataset.data_path=data.json",
+        "dataset.max_rows=null",
+        "hydra.run.dir=run",
+        "training.max_steps=1",
+        "task=plan",
+    )
     assert process.returncode == 0, process.stderr
     assert "data: not read: history (12 rows), messages[].reason (3), id (40)" in process.stderr
     assert report_of(tmp_path)["dataset"]["not_read"] == {"history": 12, "messages[].reason": 3, "id": 40}
-    assert "| not read | history (12 rows), messages[].reason (3), id (40) |" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "| not read | history (12 rows), messages[].reason (3), id (40) |" in (
+        tmp_path / "run" / "report.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_a_row_keyed_by_id_does_not_fill_the_report(tmp_path, chat):
-    rows = [{"messages": [{"role": "user", "content": f"q{n}"}, SAID[1]], f"key {n}": 1, "x" * 5000: 1} for n in range(1500)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, SAID[1]], f"key {n}": 1, "x" * 5000: 1}
+        for n in range(1500)
+    ]
     report = loader(write_json(tmp_path / "data.json", rows)).check(chat)
     assert len(report["not_read"]) == 1001
     assert report["not_read"]["others"] == 501
@@ -189,7 +229,15 @@ def test_what_is_called_read_is_what_is_asked_for():
     assert sorted(found.unread) == ["messages[].x", "messages[].x", "x"]
     for name in FORMATS:
         row = Watched(
-            {"messages": SAID, "conversations": SHARED, "instruction": "hi", "output": "hello", "prompt": "hi", "completion": "hello", "text": "hi"}
+            {
+                "messages": SAID,
+                "conversations": SHARED,
+                "instruction": "hi",
+                "output": "hello",
+                "prompt": "hi",
+                "completion": "hello",
+                "text": "hi",
+            }
         )
         to_conversation(Row("data.json", 1, row), name, Reading({}))
         assert row.asked - {"label"} == {*FORMATS[name].needs, *FORMATS[name].optional}
@@ -202,18 +250,34 @@ def test_a_column_map_that_the_format_does_not_use_is_refused(tmp_path, chat):
         return str(caught.value).removeprefix(f"{tmp_path}/data.json: ")
 
     rows = [{**row, "q": "x"} for row in conversations(3)]
-    assert error(rows, columns={"instruction": "q"}) == (
-        "dataset.columns.instruction=q has no effect: these rows are read as messages, which has messages, system, tools, functions, role, content"
+    assert (
+        error(rows, columns={"instruction": "q"})
+        == "dataset.columns.instruction=q has no effect: these rows are read as messages, which has messages,"
+        " system, tools, functions, role, content"
     )
-    assert error(rows, columns={"from": "speaker"}).startswith("dataset.columns.from=speaker has no effect: these rows are read as messages")
-    assert error([{"chat": "x", "text": "y"}], message_field="chat", format="text").startswith("dataset.message_field=chat has no effect")
+    assert error(rows, columns={"from": "speaker"}).startswith(
+        "dataset.columns.from=speaker has no effect: these rows are read as messages"
+    )
+    assert error([{"chat": "x", "text": "y"}], message_field="chat", format="text").startswith(
+        "dataset.message_field=chat has no effect"
+    )
     shared = [{"talk": SHARED, "s": "be brief"}] * 2
-    assert loader(write_json(tmp_path / "data.json", shared), message_field="talk", columns={"system": "s"}).check(chat)["rows_used"] == 2
+    assert (
+        loader(
+            write_json(tmp_path / "data.json", shared), message_field="talk", columns={"system": "s"}
+        ).check(chat)["rows_used"]
+        == 2
+    )
 
 
 def test_notes_on_most_rows_are_said_in_the_run(tmp_path, chat):
-    rows = [{"messages": [{"role": "user", "content": f"q{n}"}, answer(content="a\ufffdb" if n < 6 else "ab")]} for n in range(10)]
-    assert "replacement character in 6 of 10 rows" in remarks(loader(write_json(tmp_path / "data.json", rows)).check(chat))
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, answer(content="a\ufffdb" if n < 6 else "ab")]}
+        for n in range(10)
+    ]
+    assert "replacement character in 6 of 10 rows" in remarks(
+        loader(write_json(tmp_path / "data.json", rows)).check(chat)
+    )
     assert remarks(loader(write_json(tmp_path / "data.json", rows[4:])).check(chat)) == []
 
 
@@ -236,7 +300,9 @@ def test_tools_are_read_however_they_are_written(tools):
     assert read({"messages": turns, "tools": tools}).tools == [WEATHER]
     assert read({"conversations": SHARED, "tools": tools}).tools == [WEATHER]
     assert read({"instruction": "hi", "output": "hello", "tools": tools}).tools == [WEATHER]
-    assert read({"prompt": "hi", "completion": "hello", "functions": tools}).tools == [WEATHER]  # OpenAI's format of before
+    assert read({"prompt": "hi", "completion": "hello", "functions": tools}).tools == [
+        WEATHER
+    ]  # OpenAI's format of before
     assert read({"messages": turns, "defs": tools}, {"tools": "defs"}).tools == [WEATHER]
 
 
@@ -251,7 +317,10 @@ def test_no_tools(tools):
         ("a weather service", "tools is not JSON"),
         (5, "tools is a number, expected a list of tools"),
         ([5], "tools: tool 1 needs a function with a name"),
-        ([WEATHER, {"type": "function", "function": "weather"}], "tools: tool 2 needs a function with a name"),
+        (
+            [WEATHER, {"type": "function", "function": "weather"}],
+            "tools: tool 2 needs a function with a name",
+        ),
         ("[" * 5000, "tools is not JSON (it is nested too deeply)"),
         ("[" + "9" * 5000 + "]", "tools is not JSON (Exceeds the limit"),
     ],
@@ -261,7 +330,10 @@ def test_tools_that_are_none_are_refused(tools, detail):
 
 
 def test_tools_and_functions_are_not_guessed_between():
-    assert refused({"messages": SAID, "tools": [WEATHER], "functions": [WEATHER]}).detail == "it has tools and functions; keep one of them"
+    assert (
+        refused({"messages": SAID, "tools": [WEATHER], "functions": [WEATHER]}).detail
+        == "it has tools and functions; keep one of them"
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,20 +349,46 @@ def test_tools_and_functions_are_not_guessed_between():
 )
 def test_calls_are_read_however_they_are_written(call):
     for content in ("I look.", "", None):
-        turns = [SAID[0], {"role": "assistant", "content": content, **call}, {"role": "function", "name": "weather", "content": "20"}, SAID[1]]
-        assert read({"messages": turns}).messages[1] == {"role": "assistant", "content": content or "", "tool_calls": [CALL]}
+        turns = [
+            SAID[0],
+            {"role": "assistant", "content": content, **call},
+            {"role": "function", "name": "weather", "content": "20"},
+            SAID[1],
+        ]
+        assert read({"messages": turns}).messages[1] == {
+            "role": "assistant",
+            "content": content or "",
+            "tool_calls": [CALL],
+        }
     turns[1].pop("content")
     assert read({"messages": turns}).messages[1] == ASKED
 
 
 @pytest.mark.parametrize("said", [CALL["function"], [CALL["function"]]])
 def test_calls_of_a_role_of_their_own(said):
-    """LLaMA-Factory's function_call and observation, ms-swift's tool_call and tool_response; text or an object, one call or a list."""
+    """LLaMA-Factory's function_call and observation, ms-swift's tool_call and tool_response; text or an
+    object, one call or a list.
+    """
     for value in (said, json.dumps(said)):
-        turns = [SHARED[0], {"from": "function_call", "value": value}, {"from": "observation", "value": "20"}, SHARED[1]]
+        turns = [
+            SHARED[0],
+            {"from": "function_call", "value": value},
+            {"from": "observation", "value": "20"},
+            SHARED[1],
+        ]
         assert read({"conversations": turns}).messages[1] == ASKED
-        turns = [SAID[0], {"role": "tool_call", "content": value}, {"role": "tool_response", "content": "20"}, SAID[1]]
-        assert [message["role"] for message in read({"messages": turns}).messages] == ["user", "assistant", "tool", "assistant"]
+        turns = [
+            SAID[0],
+            {"role": "tool_call", "content": value},
+            {"role": "tool_response", "content": "20"},
+            SAID[1],
+        ]
+        assert [message["role"] for message in read({"messages": turns}).messages] == [
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+        ]
         assert read({"messages": turns}).messages[1] == ASKED
 
 
@@ -301,11 +399,26 @@ def test_calls_of_a_role_of_their_own(said):
         (answer(tool_calls=True), "message 2: tool_calls is true or false"),
         (answer(tool_calls="weather"), "message 2: the function call is not JSON"),
         (answer(tool_calls=[None]), "message 2: a tool call needs a function with a name"),
-        (answer(tool_calls=[{"function": {"name": ""}}]), "message 2: a tool call needs a function with a name"),
-        (answer(tool_calls=[{"function": {"name": "f", "arguments": [1]}}]), "message 2: the arguments of f are a list, expected an object"),
-        (answer(tool_calls=[{"function": {"name": "f", "arguments": '"x"'}}]), "message 2: the arguments of f are a text, expected an object"),
-        (answer(tool_calls=[CALL], function_call=CALL["function"]), "message 2: it has tool_calls and a function_call"),
-        ({"role": "user", "content": "", "tool_calls": [CALL]}, "message 2: tool calls of the role user; only the assistant calls tools"),
+        (
+            answer(tool_calls=[{"function": {"name": ""}}]),
+            "message 2: a tool call needs a function with a name",
+        ),
+        (
+            answer(tool_calls=[{"function": {"name": "f", "arguments": [1]}}]),
+            "message 2: the arguments of f are a list, expected an object",
+        ),
+        (
+            answer(tool_calls=[{"function": {"name": "f", "arguments": '"x"'}}]),
+            "message 2: the arguments of f are a text, expected an object",
+        ),
+        (
+            answer(tool_calls=[CALL], function_call=CALL["function"]),
+            "message 2: it has tool_calls and a function_call",
+        ),
+        (
+            {"role": "user", "content": "", "tool_calls": [CALL]},
+            "message 2: tool calls of the role user; only the assistant calls tools",
+        ),
     ],
 )
 def test_calls_that_are_none_are_refused(turn, detail):
@@ -325,7 +438,12 @@ def test_a_tool_may_return_anything_and_nothing(content, text):
 
 
 def test_numbers_as_ids_are_kept():
-    turns = [SAID[0], answer(tool_calls=[{**CALL, "id": 7}]), {"role": "tool", "content": "20", "tool_call_id": 7}, SAID[1]]
+    turns = [
+        SAID[0],
+        answer(tool_calls=[{**CALL, "id": 7}]),
+        {"role": "tool", "content": "20", "tool_call_id": 7},
+        SAID[1],
+    ]
     messages = read({"messages": turns}).messages
     assert (messages[1]["tool_calls"][0]["id"], messages[2]["tool_call_id"]) == ("7", "7")
 
@@ -360,23 +478,40 @@ def test_a_system_prompt_beside_the_turns_is_read_in_every_format(values):
 def test_two_system_prompts_are_one_where_they_are_equal():
     assert read({"messages": [BRIEF, *SAID], "system": "be brief\n"}).messages == [BRIEF, *SAID]
     bad = refused({"messages": [BRIEF, *SAID], "system": "be long"})
-    assert (bad.kind, bad.detail) == ("two system prompts", "system and the system message say different things; keep one of them")
+    assert (bad.kind, bad.detail) == (
+        "two system prompts",
+        "system and the system message say different things; keep one of them",
+    )
     assert refused({"messages": SAID, "system": ["x"]}).detail == "system is a list, not text"
 
 
 def test_message_numbers_are_those_of_the_file():
-    assert refused({"messages": [SAID[0], answer(content=" ")], "system": "be brief"}).detail == "message 2: content is empty"
+    assert (
+        refused({"messages": [SAID[0], answer(content=" ")], "system": "be brief"}).detail
+        == "message 2: content is empty"
+    )
 
 
 def test_alpacas_history_comes_before_the_instruction():
-    values = {"instruction": "hi", "output": "hello", "system": "be brief", "history": [["one?", "1"], ["two?", 2]]}
-    before = [{"role": role, "content": text} for role, text in (("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2"))]
+    values = {
+        "instruction": "hi",
+        "output": "hello",
+        "system": "be brief",
+        "history": [["one?", "1"], ["two?", 2]],
+    }
+    before = [
+        {"role": role, "content": text}
+        for role, text in (("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2"))
+    ]
     for history in (values["history"], json.dumps(values["history"])):
         assert read({**values, "history": history}).messages == [BRIEF, *before, *SAID]
     for nothing in (None, [], "", " ", "[]"):
         assert read({**values, "history": nothing}).messages == [BRIEF, *SAID]
     for wrong in (["one?", "1"], [["one?"]], 5, {"a": "b"}, '"x"'):
-        assert refused({**values, "history": wrong}).detail == "history: expected a list of pairs, each a question and its answer"
+        assert (
+            refused({**values, "history": wrong}).detail
+            == "history: expected a list of pairs, each a question and its answer"
+        )
 
 
 TEXTS = [{"instruction": "{}", "output": "a"}, {"instruction": "q", "input": "{}", "output": "a"}, {"instruction": "q", "output": "{}"},
@@ -392,7 +527,12 @@ def test_one_rule_for_numbers_and_lists_in_every_field(values):
         return found.text or "\n".join(message["content"] for message in found.messages)
 
     assert text(42) == text("42")
-    for value, called in ((0.5, "a number with a fraction"), (True, "true or false"), ([1], "a list"), ({"a": 1}, "an object")):
+    for value, called in (
+        (0.5, "a number with a fraction"),
+        (True, "true or false"),
+        ([1], "a list"),
+        ({"a": 1}, "an object"),
+    ):
         if called == "a list" and field in ("prompt", "completion"):
             continue  # of messages
         assert refused({**values, field: value}).detail == f"{field} is {called}, not text"
@@ -406,15 +546,20 @@ def test_a_prompt_of_messages_is_not_trained_whatever_its_marks():
 def test_preference_data_is_called_so():
     with pytest.raises(UserError) as caught:
         read({"prompt": "hi", "chosen": "hello", "rejected": "no"})
-    assert str(caught.value) == (
-        "data.json: row 1 is preference data (chosen and rejected, for DPO); to learn the chosen answers alone, say "
-        "dataset.columns.prompt=prompt dataset.columns.completion=chosen"
+    assert (
+        str(caught.value)
+        == "data.json: row 1 is preference data (chosen and rejected, for DPO); to learn the chosen answers"
+        " alone, say dataset.columns.prompt=prompt dataset.columns.completion=chosen"
     )
-    assert read({"prompt": "hi", "chosen": "hello", "rejected": "no"}, {"completion": "chosen"}).messages == SAID
+    assert (
+        read({"prompt": "hi", "chosen": "hello", "rejected": "no"}, {"completion": "chosen"}).messages == SAID
+    )
     with pytest.raises(UserError, match=r"say dataset\.message_field=chosen$"):
         read({"chosen": SAID, "rejected": SAID})
     assert read({"chosen": SAID, "rejected": SAID}, {"messages": "chosen"}).unread == ["rejected"]
-    assert "label is false" in refused({"prompt": "hi", "completion": "no", "label": False}).detail  # TRL's KTO
+    assert (
+        "label is false" in refused({"prompt": "hi", "completion": "no", "label": False}).detail
+    )  # TRL's KTO
 
 
 # ---- marks
@@ -434,21 +579,33 @@ def test_marks_of_every_trainer_are_read(key):
         assert bad.kind == "bad weight", value
         assert bad.detail.startswith(f"message 2: {key} ")
     assert read({"conversations": [SHARED[0], {**SHARED[1], key: False}]}).trained == [True, False]
-    turns = [{"who": "gpt", "said": "hello", key: True}, {"who": "human", "said": "x"}, {"who": "gpt", "said": "hello"}]
+    turns = [
+        {"who": "gpt", "said": "hello", key: True},
+        {"who": "human", "said": "x"},
+        {"who": "gpt", "said": "hello"},
+    ]
     assert read({"conversations": turns}, {"from": "who", "value": "said"}).trained == [True, True, True]
 
 
 def test_marks_that_contradict_each_other_are_refused():
-    assert refused({"messages": [SAID[0], answer(train=True, weight=0)]}).detail == "message 2: train and weight contradict each other"
+    assert (
+        refused({"messages": [SAID[0], answer(train=True, weight=0)]}).detail
+        == "message 2: train and weight contradict each other"
+    )
 
 
 def test_marks_on_parts_of_a_message_are_refused():
     parts = [{"begin_offset": 0, "end_offset": 3, "train": False}]
-    assert "train_detail marks parts of a message" in refused({"messages": [SAID[0], answer(train_detail=parts)]}).detail
+    assert (
+        "train_detail marks parts of a message"
+        in refused({"messages": [SAID[0], answer(train_detail=parts)]}).detail
+    )
 
 
 def test_a_question_that_must_not_be_trained_is_not(chat):
-    """With train_on=all everything of a text is trained but the answers left out: a question left out cannot be had."""
+    """With train_on=all everything of a text is trained but the answers left out: a question left out cannot
+    be had.
+    """
     conversation = read({"messages": [{**SAID[0], "train": False}, SAID[1]]})
     (row,) = Encoder(chat, 100, "all", "truncate").rows([conversation])
     assert (row.kind, "message 1 (user) is not to be trained" in row.detail) == ("bad weight", True)
@@ -466,18 +623,30 @@ def test_reasoning_is_read_under_every_name(name):
     for field in ("thinking", "reasoning_content"):
         assert read({"messages": turns}, thinking_field=field).messages[1] == answer(**{field: "greet"})
     assert read({"messages": turns}, thinking="drop").messages[1] == answer()
-    assert read({"messages": [SAID[0], answer(**{name: "greet", "thinking": "greet\n"})]}).messages[1]["content"].count("greet") == 1
+    assert (
+        read({"messages": [SAID[0], answer(**{name: "greet", "thinking": "greet\n"})]})
+        .messages[1]["content"]
+        .count("greet")
+        == 1
+    )
     inline = [SAID[0], answer(content="<think>greet</think>hello", **{name: "greet"})]
     assert read({"messages": inline}).messages[1]["content"] == "<think>\ngreet\n</think>\n\nhello"
-    assert refused({"messages": [SAID[0], answer(**{name: {"text": "greet"}})]}).detail == f"message 2: {name} is an object, not text"
+    assert (
+        refused({"messages": [SAID[0], answer(**{name: {"text": "greet"}})]}).detail
+        == f"message 2: {name} is an object, not text"
+    )
 
 
 def test_two_thoughts_are_not_guessed_between():
     assert refused({"messages": [SAID[0], answer(reasoning="a", thinking="b")]}).kind == "two thoughts"
-    assert refused({"messages": [SAID[0], answer(content="<think>a</think>c", thinking="b")]}).kind == "two thoughts"
-    assert read({"messages": [SAID[0], answer(content="<think>\n\n</think>\n\nhello", thinking="b")]}, thinking_field="thinking").messages[
-        1
-    ] == answer(thinking="b")
+    assert (
+        refused({"messages": [SAID[0], answer(content="<think>a</think>c", thinking="b")]}).kind
+        == "two thoughts"
+    )
+    assert read(
+        {"messages": [SAID[0], answer(content="<think>\n\n</think>\n\nhello", thinking="b")]},
+        thinking_field="thinking",
+    ).messages[1] == answer(thinking="b")
 
 
 def test_a_thought_in_the_text_goes_into_the_field_that_a_template_reads():
@@ -487,7 +656,9 @@ def test_a_thought_in_the_text_goes_into_the_field_that_a_template_reads():
 
 def trl_template(name, **options):
     source = Path(importlib.util.find_spec("trl").origin).with_name("chat_templates") / f"{name}.jinja"
-    return ChatTemplate(source.read_text(encoding="utf-8"), {"bos_token": "<s>", "eos_token": "</s>"}, **options)
+    return ChatTemplate(
+        source.read_text(encoding="utf-8"), {"bos_token": "<s>", "eos_token": "</s>"}, **options
+    )
 
 
 @pytest.mark.parametrize(
@@ -504,7 +675,11 @@ def trl_template(name, **options):
 )
 def test_what_a_template_makes_of_thoughts_is_found_by_rendering(name, field, left_out, opens):
     template = trl_template(name)
-    assert (template.thinking_field, template.leaves_thoughts_out, template.opens_thought) == (field, left_out, opens)
+    assert (template.thinking_field, template.leaves_thoughts_out, template.opens_thought) == (
+        field,
+        left_out,
+        opens,
+    )
 
 
 def test_gpt_oss_gets_its_thought_into_the_analysis_channel():
@@ -512,7 +687,10 @@ def test_gpt_oss_gets_its_thought_into_the_analysis_channel():
     for turn in (answer(reasoning="greet"), answer(content="<think>greet</think>hello")):
         messages = read({"messages": [SAID[0], turn]}, thinking_field=template.thinking_field).messages
         text = template.render(messages)
-        assert "<|channel|>analysis<|message|>greet<|end|><|start|>assistant<|channel|>final<|message|>hello" in text
+        assert (
+            "<|channel|>analysis<|message|>greet<|end|><|start|>assistant<|channel|>final<|message|>hello"
+            in text
+        )
         ((begin, end),) = SpanFinder(template).spans(text, messages)
         assert text[begin:end].startswith("<|channel|>analysis<|message|>greet")
 
@@ -527,17 +705,27 @@ def encoded(chat, template, values, **options):
 def test_a_template_that_strips_thoughts_or_opens_one_is_said_in_the_run(tmp_path, smollm2):
     chat = ChatTokenizer.from_folder(smollm2, "smollm2", {})
     prompt = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
-    strip = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    strip = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{%"
+        " endfor %}"
+    )
     chat.template = ChatTemplate(strip + prompt, control=chat.template.control)
-    rows = [{"messages": [{"role": "user", "content": f"q{n}"}, answer(**({"thinking": "hm"} if n else {}))]} for n in range(10)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, answer(**({"thinking": "hm"} if n else {}))]}
+        for n in range(10)
+    ]
     report = loader(write_json(tmp_path / "data.json", rows)).check(chat)
     assert remarks(report) == [
-        "no thought, where the prompt ends with <think> in 10 of 10 rows: a trained model will be asked to go on inside a thought, and has learned "
-        "to answer without one",
+        (
+            "no thought, where the prompt ends with <think> in 10 of 10 rows: a trained model will be asked"
+            " to go on inside a thought, and has learned to answer without one"
+        ),
         "thinking left out by the template in 9 of 10 rows: answers are trained without their reasoning",
     ]
     keep = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    chat = ChatTokenizer(chat.backend, ChatTemplate(keep + prompt, control=chat.template.control), chat.stop_ids)
+    chat = ChatTokenizer(
+        chat.backend, ChatTemplate(keep + prompt, control=chat.template.control), chat.stop_ids
+    )
     report = loader(tmp_path / "data.json").check(chat)
     assert remarks(report)[0].startswith("no thought, where the prompt ends with <think> in 1 of 10 rows")
 
@@ -567,7 +755,10 @@ def test_the_template_for_tools_is_the_one_transformers_takes(smollm2, tmp_path)
                 (folder / "additional_chat_templates" / f"{name}.jinja").write_text(sources[name])
         write_json(folder / "tokenizer_config.json", config)
         loaded = AutoTokenizer.from_pretrained(folder)
-        for chat in (ChatTokenizer.from_folder(folder, "x", {}), ChatTokenizer.from_transformers(loaded, "x", {})):
+        for chat in (
+            ChatTokenizer.from_folder(folder, "x", {}),
+            ChatTokenizer.from_transformers(loaded, "x", {}),
+        ):
             for tools in (None, [WEATHER]):
                 text = chat.template.render(SAID, False, tools)
                 assert text == loaded.apply_chat_template(SAID, tools=tools, tokenize=False)
@@ -575,7 +766,9 @@ def test_the_template_for_tools_is_the_one_transformers_takes(smollm2, tmp_path)
                 ((begin, end),) = SpanFinder(chat.template).spans(text, SAID, tools)
                 assert text[begin:end] == "hello<|im_end|>"
             assert chat.template.writes_tools
-    fingerprints = {ChatTokenizer.from_folder(tmp_path / kind, "x", {}).fingerprint for kind in ("list", "files")}
+    fingerprints = {
+        ChatTokenizer.from_folder(tmp_path / kind, "x", {}).fingerprint for kind in ("list", "files")
+    }
     assert len(fingerprints) == 1
     (folder / "additional_chat_templates" / "tool_use.jinja").write_text("other" + plain)
     assert ChatTokenizer.from_folder(folder, "x", {}).fingerprint not in fingerprints
@@ -584,7 +777,10 @@ def test_the_template_for_tools_is_the_one_transformers_takes(smollm2, tmp_path)
 def test_tools_that_a_template_never_writes_are_noted(tmp_path, chat):
     rows = [{**row, "tools": [WEATHER]} if n == 2 else row for n, row in enumerate(conversations(10))]
     report = loader(write_json(tmp_path / "data.json", rows)).check(chat)
-    assert remarks(report) == ["tools left out by the template in 1 of 10 rows: the model learns to call tools that its prompt does not describe"]
+    assert remarks(report) == [
+        "tools left out by the template in 1 of 10 rows: the model learns to call tools that its prompt does"
+        " not describe"
+    ]
     assert trl_template("qwen3").writes_tools
     assert trl_template("llama3_1").writes_tools
 
@@ -599,7 +795,10 @@ def test_a_control_token_in_a_call_or_a_thought_is_found(chat):
         ({"messages": SAID, "tools": [described]}, "a tool's definition"),
     ):
         problems = encoded(chat, template, values).problems
-        assert ("special token in text", f"{where} contains <|im_end|>, which is a control token of this model") in problems
+        assert (
+            "special token in text",
+            f"{where} contains <|im_end|>, which is a control token of this model",
+        ) in problems
 
 
 # ---- words
@@ -607,17 +806,30 @@ def test_a_control_token_in_a_call_or_a_thought_is_found(chat):
 
 @pytest.mark.parametrize(
     ("role", "read_as"),
-    [("developer", "system"), ("Assistant", "assistant"), ("USER", "user"), (" human ", "user"), ("ai", "assistant"), ("GPT", "assistant")],
+    [
+        ("developer", "system"),
+        ("Assistant", "assistant"),
+        ("USER", "user"),
+        (" human ", "user"),
+        ("ai", "assistant"),
+        ("GPT", "assistant"),
+    ],
 )
 def test_roles_are_read_in_other_words_and_capitals(role, read_as):
     turns = {"system": [BRIEF, *SAID], "user": SAID, "assistant": SAID}[read_as]
-    changed = [{**message, "role": role if message["role"] == read_as else message["role"]} for message in turns]
+    changed = [
+        {**message, "role": role if message["role"] == read_as else message["role"]} for message in turns
+    ]
     assert read({"messages": changed}).messages == turns
 
 
 def test_the_nearest_role_is_named():
-    assert refused({"messages": [{"role": "Asistant", "content": "x"}]}).detail.endswith("did you mean assistant?")
-    assert refused({"messages": [{"role": "develper", "content": "x"}]}).detail.endswith("did you mean developer?")
+    assert refused({"messages": [{"role": "Asistant", "content": "x"}]}).detail.endswith(
+        "did you mean assistant?"
+    )
+    assert refused({"messages": [{"role": "develper", "content": "x"}]}).detail.endswith(
+        "did you mean developer?"
+    )
     assert len(refused({"messages": [{"role": "x" * 100_000, "content": "x"}]}).detail) < 200
 
 
@@ -628,7 +840,9 @@ def test_the_nearest_role_is_named():
 )  # fmt: skip
 def test_a_table_of_questions_and_answers_is_read(tmp_path, chat, asked, answered):
     file = tmp_path / "data.csv"
-    file.write_text(f"{asked},{answered},id\n" + "".join(f"q{n},a{n},{n}\n" for n in range(1, 4)), encoding="utf-8")
+    file.write_text(
+        f"{asked},{answered},id\n" + "".join(f"q{n},a{n},{n}\n" for n in range(1, 4)), encoding="utf-8"
+    )
     made = loader(file)
     report = made.check(chat)
     assert (report["rows_used"], report["not_read"]) == (3, {"id": 3})
@@ -640,9 +854,16 @@ def test_a_table_of_questions_and_answers_is_read(tmp_path, chat, asked, answere
 def test_a_third_column_that_belongs_to_the_question_is_asked_for(tmp_path, launch):
     """databricks-dolly and its like: training without the context would be another task."""
     write_json(tmp_path / "data.json", [{"instruction": "q", "context": "c", "response": "a"}])
-    words = "dataset.columns.instruction=instruction dataset.columns.input=context dataset.columns.output=response"
+    words = (
+        "dataset.columns.instruction=instruction dataset.columns.input=context"
+        " dataset.columns.output=response"
+    )
     error = only_error(launch("task=check", "dataset.data_path=data.json", "dataset.eval_fraction=0"))
-    assert error == f"data.json: row 1 has instruction, context and response: to put context under instruction, say {words}"
+    assert (
+        error
+        == "data.json: row 1 has instruction, context and response: to put context under instruction, say"
+        f" {words}"
+    )
     process = launch("task=check", "dataset.data_path=data.json", "dataset.eval_fraction=0", *words.split())
     assert process.returncode == 0, process.stderr
 
@@ -659,7 +880,10 @@ def test_conversations_as_json_in_a_table(tmp_path, chat):
 
 def test_pythons_text_of_a_list_is_called_so():
     """What pandas writes into a CSV."""
-    assert "it is Python's text of a list: write the column with json.dumps" in refused({"messages": str(SAID)}).detail
+    assert (
+        "it is Python's text of a list: write the column with json.dumps"
+        in refused({"messages": str(SAID)}).detail
+    )
 
 
 def test_an_object_keyed_by_id_is_called_so(tmp_path, chat):
@@ -667,7 +891,9 @@ def test_an_object_keyed_by_id_is_called_so(tmp_path, chat):
     with pytest.raises(UserError) as caught:
         loader(file).check(chat)
     message = str(caught.value)
-    assert message.startswith(f"{file}: expected a JSON list of conversations, found an object keyed by 'conversation-0', ")
+    assert message.startswith(
+        f"{file}: expected a JSON list of conversations, found an object keyed by 'conversation-0', "
+    )
     assert message.endswith("'conversation-9' and 1,990 more; save its values as a list")
 
 
@@ -733,7 +959,12 @@ def nested(levels):
 @pytest.mark.parametrize("levels", [500, 900, 5000])
 def test_values_nested_deeply_are_refused_by_row_or_read(chat, levels):
     for values in (
-        {"messages": [SAID[0], answer(tool_calls=[{"function": {"name": "f", "arguments": nested(levels)}}])]},
+        {
+            "messages": [
+                SAID[0],
+                answer(tool_calls=[{"function": {"name": "f", "arguments": nested(levels)}}]),
+            ]
+        },
         {"messages": SAID, "tools": [{"name": "f", "parameters": nested(levels)}]},
         {"messages": [SAID[0], ASKED, {"role": "tool", "content": nested(levels)}, SAID[1]]},
         {"messages": SAID, "x": nested(levels)},
@@ -743,17 +974,40 @@ def test_values_nested_deeply_are_refused_by_row_or_read(chat, levels):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from([HALF, "[", "[]", "{}", "[1]", '[{"role": 1}]']),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from([HALF, "[", "[]", "{}", "[1]", '[{"role": 1}]']),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "from", "value", "name", "arguments", "function", "type", "text", "x"]), inner, max_size=3
+            st.sampled_from(
+                ["role", "content", "from", "value", "name", "arguments", "function", "type", "text", "x"]
+            ),
+            inner,
+            max_size=3,
         )
     ),
     max_leaves=8,
 )
-roles = st.sampled_from(["system", "user", "assistant", "tool", "gpt", "function_call", "Human"]) | json_values
-keys = ["name", "tool_call_id", "tool_calls", "function_call", "thinking", "reasoning", "train", "weight", "loss", "train_detail", "x"]
+roles = (
+    st.sampled_from(["system", "user", "assistant", "tool", "gpt", "function_call", "Human"]) | json_values
+)
+keys = [
+    "name",
+    "tool_call_id",
+    "tool_calls",
+    "function_call",
+    "thinking",
+    "reasoning",
+    "train",
+    "weight",
+    "loss",
+    "train_detail",
+    "x",
+]
 turns = st.lists(
     st.builds(lambda role, content, more: {"role": role, "content": content, **more}, roles, st.text(min_size=1) | json_values,
               st.dictionaries(st.sampled_from(keys), json_values, max_size=2)),
@@ -777,7 +1031,9 @@ def settle(values, chat):
         return
     (row,) = Encoder(chat, 4096, "assistant", "truncate").rows([conversation])
     assert isinstance(row, (EncodedRow, Refused))
-    json.dumps([*conversation.unread, getattr(row, "opening", []), getattr(row, "detail", "")], ensure_ascii=False).encode()
+    json.dumps(
+        [*conversation.unread, getattr(row, "opening", []), getattr(row, "detail", "")], ensure_ascii=False
+    ).encode()
 
 
 @settings(max_examples=300)
@@ -789,7 +1045,10 @@ def test_any_values_in_any_field_are_read_or_refused(values, chat):
 @settings(max_examples=100)
 @given(values=rows)
 def test_any_values_before_a_template_with_tools_and_thoughts(values, chat):
-    settle(values, ChatTokenizer(chat.backend, trl_template("qwen3", control=chat.template.control), chat.stop_ids))
+    settle(
+        values,
+        ChatTokenizer(chat.backend, trl_template("qwen3", control=chat.template.control), chat.stop_ids),
+    )
 
 
 @pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, '{"a":' * 3000 + "1" + "}" * 3000, "9" * 5000])
@@ -804,11 +1063,20 @@ def test_a_file_with_a_value_that_python_cannot_hold_is_refused_by_row(tmp_path,
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError) as caught:
             loader(tmp_path / name).check(chat)
-        assert re.match(rf"{tmp_path}/{name}: {where} (is nested too deeply to be read|has a number of over 4,300 digits)", str(caught.value))
+        assert re.match(
+            rf"{tmp_path}/{name}: {where} (is nested too deeply to be read|has a number of over 4,300"
+            r" digits)",
+            str(caught.value),
+        )
 
 
 def test_columns_that_were_not_read_are_no_metrics():
     from chatbot_sft.report.loggers import _figures
 
-    report = {"model": {}, "dataset": {"rows": 3, "not_read": {"messages[].score": 3}}, "training": {}, "memory": {}}
+    report = {
+        "model": {},
+        "dataset": {"rows": 3, "not_read": {"messages[].score": 3}},
+        "training": {},
+        "memory": {},
+    }
     assert _figures(report) == {"report/dataset.rows": 3}

@@ -1,4 +1,6 @@
-"""Rows as real and hostile files have them: too long, too deep, keys and columns that stand twice, NaN, nulls of a table's struct, habits of CSV."""
+"""Rows as real and hostile files have them: too long, too deep, keys and columns that stand twice, NaN, nulls
+of a table's struct, habits of CSV.
+"""
 
 import bz2
 import datetime
@@ -47,7 +49,11 @@ def test_a_row_that_is_too_long_is_named(tmp_path, name):
             writer.write_table(table)
     assert values(tmp_path / name) == rows
     with pytest.raises(
-        UserError, match=rf"{name}: (a row|row 2|line 2).* has over 1 million (characters|bytes), the most that dataset.max_row_mb allows"
+        UserError,
+        match=(
+            rf"{name}: (a row|row 2|line 2).* has over 1 million (characters|bytes), the most that"
+            r" dataset.max_row_mb allows"
+        ),
     ):
         values(tmp_path / name, max_row_mb=1)
 
@@ -77,8 +83,12 @@ def test_a_decompression_bomb_is_refused_within_little_memory(tmp_path, name):
         "try: list(read_rows(sys.argv[1]))\n"
         "except UserError as error: print(error)\n"
     )
-    process = subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], capture_output=True, text=True, timeout=120)
-    assert re.search("the most that dataset.max_row_mb allows|the list is not closed|no conversations", process.stdout), process.stderr[-500:]
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / name)], capture_output=True, text=True, timeout=120
+    )
+    assert re.search(
+        "the most that dataset.max_row_mb allows|the list is not closed|no conversations", process.stdout
+    ), process.stderr[-500:]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +131,10 @@ def test_what_json_leaves_open_is_a_bad_row(tmp_path, row, kind):
     [
         ('{"text": "a", "text": "a"}', {"text": "a"}),  # nothing is lost
         ('{"text": "a", "score": NaN}', {"text": "a"}),  # an empty cell of pandas
-        ('{"text": "a", "x": null, "y": [null, {"z": null}]}', {"text": "a", "x": None, "y": [None, {"z": None}]}),  # the user's own
+        (
+            '{"text": "a", "x": null, "y": [null, {"z": null}]}',
+            {"text": "a", "x": None, "y": [None, {"z": None}]},
+        ),  # the user's own
         ('{"text": "a", "x": 1.5e3}', {"text": "a", "x": 1500.0}),
     ],
 )
@@ -131,10 +144,14 @@ def test_what_is_certain_in_json_is_read(tmp_path, row, read):
 
 
 def test_a_doubled_key_is_refused_by_the_gate(tmp_path, launch):
-    rows = "\n".join(map(json.dumps, conversations(3))) + '\n{"messages": [], "messages": [{"role": "user", "content": "a"}]}'
+    rows = (
+        "\n".join(map(json.dumps, conversations(3)))
+        + '\n{"messages": [], "messages": [{"role": "user", "content": "a"}]}'
+    )
     error = only_error(launch("task=check", f"dataset.data_path={written(tmp_path / 'a.jsonl', rows)}"))
     assert (
-        "a.jsonl: row 4: the key 'messages' stands twice in one object, with different values; 1 of 4 rows are bad (25.0%): doubled key (1)" in error
+        "a.jsonl: row 4: the key 'messages' stands twice in one object, with different values; 1 of 4 rows"
+        " are bad (25.0%): doubled key (1)" in error
     )
 
 
@@ -157,12 +174,18 @@ def test_all_of_the_data_in_one_object_is_named_in_one_short_line(tmp_path, valu
 
 @pytest.mark.parametrize("content", ['{"a": 1}{"a": 2}', '{\n  "a": 1\n}\n{\n  "a": 2\n}\n'])
 def test_objects_one_after_another_say_how_to_write_them(tmp_path, content):
-    with pytest.raises(UserError, match=r"JSON objects one after another; write one a line \(`jq -c .` does\) or a list of them"):
+    with pytest.raises(
+        UserError,
+        match=r"JSON objects one after another; write one a line \(`jq -c .` does\) or a list of them",
+    ):
         values(written(tmp_path / "a.json", content))
 
 
 def test_one_row_alone_is_a_row(tmp_path):
-    row = {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function", "function": {"name": "f"}}]}
+    row = {
+        "messages": [{"role": "user", "content": "a"}],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
     assert values(write_json(tmp_path / "a.jsonl", row)) == [row]
     row = {"instruction": "a", "output": "b", "sources": [{"url": "c"}]}
     assert values(write_json(tmp_path / "a.jsonl", row)) == [row]
@@ -179,7 +202,13 @@ def test_jsonl_that_was_joined_from_files_is_read(tmp_path):
         ("output,instruction,output\na,b,c\n", "the header has 'output' twice; rename one of them"),
         ("a, a \nb,c\n", "the header has 'a' twice"),
         ("a,b,,\nc,d,e,\n", "row 1 (line 2) has text in a column that the header gives no name"),
-        ('a,b\n"' + "x\n" * 600_000, "row 1 has over 1 million characters, the most that dataset.max_row_mb allows; is a quote missing?"),
+        (
+            'a,b\n"' + "x\n" * 600_000,
+            (
+                "row 1 has over 1 million characters, the most that dataset.max_row_mb allows; is a quote"
+                " missing?"
+            ),
+        ),
     ],
 )
 def test_a_csv_file_that_would_be_read_otherwise_than_meant_is_refused(tmp_path, content, message):
@@ -207,18 +236,43 @@ def test_habits_of_csv_files_are_read(tmp_path, name, content, read):
 
 
 CALL = {"type": "function", "function": {"name": "stock", "arguments": {"crates": 3}}}
-OTHER = {"type": "function", "function": {"name": "order", "arguments": {"beer": "Gold", "notes": [None, "cold"], "to": {"city": "Ashford"}}}}
-SCHEMA = {"name": "stock", "parameters": {"properties": {"crates": {"type": "integer"}}, "required": ["crates"]}}
-OTHER_SCHEMA = {"name": "order", "parameters": {"properties": {"beer": {"type": "string", "enum": ["Gold", None]}}}}
+OTHER = {
+    "type": "function",
+    "function": {
+        "name": "order",
+        "arguments": {"beer": "Gold", "notes": [None, "cold"], "to": {"city": "Ashford"}},
+    },
+}
+SCHEMA = {
+    "name": "stock",
+    "parameters": {"properties": {"crates": {"type": "integer"}}, "required": ["crates"]},
+}
+OTHER_SCHEMA = {
+    "name": "order",
+    "parameters": {"properties": {"beer": {"type": "string", "enum": ["Gold", None]}}},
+}
 TOOL_ROWS = [
-    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [CALL]}], "tools": [SCHEMA], "x": "z"},
-    {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c", "tool_calls": [OTHER]}], "tools": [OTHER_SCHEMA], "x": "y"},
+    {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [CALL]}],
+        "tools": [SCHEMA],
+        "x": "z",
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "b"},
+            {"role": "assistant", "content": "c", "tool_calls": [OTHER]},
+        ],
+        "tools": [OTHER_SCHEMA],
+        "x": "y",
+    },
 ]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "feather", "saved", "hub"])
 def test_keys_of_other_rows_are_not_read_as_nulls(tmp_path, monkeypatch, kind):
-    """One struct for all rows: huggingface/datasets#7617 and #6699 are about the nulls that this makes of keys."""
+    """One struct for all rows: huggingface/datasets#7617 and #6699 are about the nulls that this makes of
+    keys.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -256,10 +310,15 @@ def test_what_tables_have_beside_text_and_numbers_is_as_json_has_it(tmp_path):
         "dictionary": pa.array(["a", "b"]).dictionary_encode(),
         "large": pa.array(["a", "b"], pa.large_string()),
         "view": pa.array(["a", "b"], pa.string_view()),
-        "binary": pa.array(["ü".encode(), b"\xff"], pa.binary()),  # Spark and old fastparquet do not mark text as text
+        "binary": pa.array(
+            ["ü".encode(), b"\xff"], pa.binary()
+        ),  # Spark and old fastparquet do not mark text as text
         "map": pa.array([[("crates", 3), ("none", None)], []], pa.map_(pa.string(), pa.int64())),
         "nan": pa.array([1.5, float("nan")]),
-        "large_list": pa.array([[{"role": "user", "x": None}], None], pa.large_list(pa.struct({"role": pa.string(), "x": pa.int64()}))),
+        "large_list": pa.array(
+            [[{"role": "user", "x": None}], None],
+            pa.large_list(pa.struct({"role": pa.string(), "x": pa.int64()})),
+        ),
         "in_list": pa.array([[None, "a"], [None]], pa.list_(pa.string())),
         "null_struct": pa.array([None, {"a": None}], pa.struct({"a": pa.int64()})),
         "date": pa.array([datetime.date(2026, 1, 2), None]),
@@ -279,7 +338,9 @@ def test_what_tables_have_beside_text_and_numbers_is_as_json_has_it(tmp_path):
 
 
 def test_json_columns_of_datasets_are_decoded(tmp_path):
-    """Newer `datasets` keep what has no common type as JSON in an extension type; its nulls are the row's own."""
+    """Newer `datasets` keep what has no common type as JSON in an extension type; its nulls are the row's
+    own.
+    """
     import datasets
 
     features = datasets.Features({"arguments": datasets.Json(), "n": datasets.Value("int64")})
@@ -309,13 +370,25 @@ def test_an_arrow_file_with_wrong_offsets_is_refused(tmp_path):
     whole = (tmp_path / "a.arrow").read_bytes()
     offsets = b"".join(number.to_bytes(4, "little") for number in (0, 5, 11, 16))
     assert whole.count(offsets) == 1
-    (tmp_path / "a.arrow").write_bytes(whole.replace(offsets, offsets[:4] + b"\x0e" + offsets[5:8] + offsets[8:]))
+    (tmp_path / "a.arrow").write_bytes(
+        whole.replace(offsets, offsets[:4] + b"\x0e" + offsets[5:8] + offsets[8:])
+    )
     with pytest.raises(UserError, match="not a whole Arrow file"):
         values(tmp_path / "a.arrow")
 
 
 @pytest.mark.parametrize(
-    "unit", ["some words here ", "câu hỏi này dài\n\n", "你好世界今天天气", "x", "   ", "<|im_end|>", "12345 67.89 I'm  two\r\n", "👩‍👩‍👧‍👦"]
+    "unit",
+    [
+        "some words here ",
+        "câu hỏi này dài\n\n",
+        "你好世界今天天气",
+        "x",
+        "   ",
+        "<|im_end|>",
+        "12345 67.89 I'm  two\r\n",
+        "👩‍👩‍👧‍👦",
+    ],
 )
 def test_a_long_text_is_cut_where_no_token_is(smollm2, unit):
     """Tokenised in pieces of 200,000 characters, it has the tokens that it has whole."""
@@ -324,21 +397,35 @@ def test_a_long_text_is_cut_where_no_token_is(smollm2, unit):
     chat = ChatTokenizer.from_folder(smollm2, "smollm2", {})
     encoder = Encoder(chat, 2048, "assistant", "truncate")
     text = "It begins. " + unit * (5 * PIECE // 2 // len(unit))
-    assert encoder._tokenised(["a b", text]) == [chat.backend.encode(given, add_special_tokens=False).ids for given in ("a b", text)]
+    assert encoder._tokenised(["a b", text]) == [
+        chat.backend.encode(given, add_special_tokens=False).ids for given in ("a b", text)
+    ]
 
 
 def test_a_long_row_takes_a_bounded_multiple_of_its_size(tmp_path, smollm2):
     """Eight rows of 2 million characters: neither one nor a batch of them takes the memory."""
-    row = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "some words here " * 125_000}]})
+    row = json.dumps(
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "some words here " * 125_000},
+            ]
+        }
+    )
     written(tmp_path / "a.jsonl", "\n".join([row] * 8))
     program = (
-        "import sys\nfrom pathlib import Path\n"
-        "from chatbot_sft import DatasetLoader\nfrom chatbot_sft.data.template import ChatTokenizer\n"
-        "made = DatasetLoader({'model': {'name': 'smollm2'}, 'dataset': {'data_path': sys.argv[1], 'eval_fraction': 0}})\n"
-        "made.check(ChatTokenizer.from_folder(Path(sys.argv[2]), 'smollm2', {}))\n"
-        "print(made.statistics.rows, next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])\n"
+        "import sys\nfrom pathlib import Path\nfrom chatbot_sft import DatasetLoader\nfrom"
+        " chatbot_sft.data.template import ChatTokenizer\nmade = DatasetLoader({'model': {'name': 'smollm2'},"
+        " 'dataset': {'data_path': sys.argv[1], 'eval_fraction':"
+        " 0}})\nmade.check(ChatTokenizer.from_folder(Path(sys.argv[2]), 'smollm2',"
+        " {}))\nprint(made.statistics.rows, next(l for l in open('/proc/self/status') if"
+        " l.startswith('VmHWM')).split()[1])\n"
     )
-    process = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.jsonl"), str(smollm2)], capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.jsonl"), str(smollm2)],
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr
     rows, kilobytes = process.stdout.split()
     assert rows == "8"

@@ -12,7 +12,16 @@ from conftest import MODEL, REPO, TRAINING, a_report, write_json
 from chatbot_sft.errors import UserError
 from chatbot_sft.run.directory import FILES, Run
 from chatbot_sft.run.lock import Lock, differences
-from chatbot_sft.run.report import DamagedReport, DatasetStatistics, Export, Report, Sample, SaveResult, Status, Training
+from chatbot_sft.run.report import (
+    DamagedReport,
+    DatasetStatistics,
+    Export,
+    Report,
+    Sample,
+    SaveResult,
+    Status,
+    Training,
+)
 
 LOCK = Lock({"seed": 1, "lora.r": 16}, "tokenizer", "2026-01-02", {"torch": "2.11"}, "CPU")
 
@@ -40,7 +49,10 @@ def test_parts_that_were_not_reached_are_empty_objects_in_json():
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"status": "exploded"}, "status exploded is none of running, completed, failed, interrupted, pruned"),
+        (
+            {"status": "exploded"},
+            "status exploded is none of running, completed, failed, interrupted, pruned",
+        ),
         ({"model": []}, "model is of another kind"),
         ({"training": None}, "training is missing"),
         ({"training": {"steps": 3}}, "training.effective_batch_size is missing"),
@@ -53,7 +65,9 @@ def test_a_damaged_report_says_what_of_it_is(change, why):
 
 
 def test_a_report_of_an_earlier_version_is_read():
-    earlier = {key: value for key, value in a_report().items() if key not in ("schema", "settings", "plan", "git")}
+    earlier = {
+        key: value for key, value in a_report().items() if key not in ("schema", "settings", "plan", "git")
+    }
     earlier |= {"plan": {}, "model": {key: value for key, value in MODEL.items() if key != "adapter"}}
     assert Report.from_json(earlier).training.weights_of_step == 4
 
@@ -71,7 +85,11 @@ def test_a_run_that_is_not_there_has_no_report(tmp_path):
 
 
 def test_two_locks_differ_in_what_is_named():
-    other = replace(LOCK.in_layout({"rows": 2}), decides={"seed": 1, "lora.r": 8, "lora.use_dora": True}, versions={"torch": "2.13"})
+    other = replace(
+        LOCK.in_layout({"rows": 2}),
+        decides={"seed": 1, "lora.r": 8, "lora.use_dora": True},
+        versions={"torch": "2.13"},
+    )
     assert list(map(str, differences(LOCK, other))) == [
         "lora.r 16 → 8",
         "versions.torch 2.11 → 2.13",

@@ -1,4 +1,6 @@
-"""Runs and sweeps beside each other: a directory for each run, a line for each job, a command line as one types it."""
+"""Runs and sweeps beside each other: a directory for each run, a line for each job, a command line as one
+types it.
+"""
 
 import json
 import os
@@ -29,7 +31,14 @@ def data(tmp_path):
 
 def start(folder, *arguments, **env):
     command = [sys.executable, "-m", "chatbot_sft", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(path, seconds=60):
@@ -60,7 +69,12 @@ def test_a_directory_in_use_is_refused_and_left_as_it_is(launch, tmp_path, data)
     with FileLock(tmp_path / "mine" / ".lock"):
         error = only_error(launch(*GOOD, "hydra.run.dir=mine"))
         sweep = only_error(launch("-m", *GOOD, "lora.r=8,16", "hydra.sweep.dir=mine"))
-    assert error == sweep == "mine: process 4711 on elsewhere is running in it; wait for its end, or name another directory (hydra.run.dir=DIR)"
+    assert (
+        error
+        == sweep
+        == "mine: process 4711 on elsewhere is running in it; wait for its end, or name another directory"
+        " (hydra.run.dir=DIR)"
+    )
     assert (tmp_path / "mine" / ".hydra" / "config.yaml").read_text() == "of the run that is running"
     assert not (tmp_path / "mine" / "report.json").exists()
     assert launch(*GOOD, "hydra.run.dir=mine").returncode == 0
@@ -139,7 +153,9 @@ def test_a_check_does_not_write_over_the_report_of_a_training(launch, tmp_path, 
         (None, "check"),
     ],
 )
-def test_what_does_not_train_is_refused_beside_a_training_however_that_ended(tmp_path, monkeypatch, report, task):
+def test_what_does_not_train_is_refused_beside_a_training_however_that_ended(
+    tmp_path, monkeypatch, report, task
+):
     from chatbot_sft import start
     from chatbot_sft.config import Config
     from chatbot_sft.errors import UserError
@@ -147,7 +163,9 @@ def test_what_does_not_train_is_refused_beside_a_training_however_that_ended(tmp
     folder = tmp_path / "run"
     if report is None:  # killed before it could write a report
         folder.mkdir()
-        monkeypatch.setattr(start.checkpoints, "last_in", lambda place: place == folder / "checkpoints" or None)
+        monkeypatch.setattr(
+            start.checkpoints, "last_in", lambda place: place == folder / "checkpoints" or None
+        )
     else:
         training_in(folder, **report)
     there = "export" if report and "task" in report else "training"
@@ -168,10 +186,13 @@ def recorded(folder, **report):
 
 
 @pytest.mark.parametrize(
-    ("status", "training"), [("failed", TRAINING), ("interrupted", {"history": [{"step": 1, "loss": 2.0}]}), ("completed", TRAINING)]
+    ("status", "training"),
+    [("failed", TRAINING), ("interrupted", {"history": [{"step": 1, "loss": 2.0}]}), ("completed", TRAINING)],
 )
 @pytest.mark.parametrize("rows", ["none", "bad", "good"])
-def test_a_start_that_comes_to_nothing_leaves_the_record_of_the_training(tmp_path, monkeypatch, status, training, rows):
+def test_a_start_that_comes_to_nothing_leaves_the_record_of_the_training(
+    tmp_path, monkeypatch, status, training, rows
+):
     from chatbot_sft import pipeline
     from chatbot_sft.errors import UserError
     from chatbot_sft.train import resume
@@ -179,7 +200,9 @@ def test_a_start_that_comes_to_nothing_leaves_the_record_of_the_training(tmp_pat
     def changed(*_, **__):
         raise UserError("trained with other settings")
 
-    monkeypatch.setattr(resume, "refuse_completed", lambda settings: None)  # as where more steps are asked for
+    monkeypatch.setattr(
+        resume, "refuse_completed", lambda settings: None
+    )  # as where more steps are asked for
     monkeypatch.setattr(resume, "refuse_changes", changed)
     if rows != "none":
         write_json(tmp_path / "my.json", conversations(8) if rows == "good" else [{"messages": []}] * 8)
@@ -208,8 +231,16 @@ def test_a_start_that_comes_to_nothing_leaves_the_record_of_the_training(tmp_pat
         (Report("", "train", 1, training=TRAINED), Report("", "train", 1), True),
         (Report("", "train", 1, history=[]), Report("", "train", 1), True),
         (Report("", "train", 1, training=TRAINED), Report("", "train", 1, history=[]), False),
-        (Report("", "train", 1, training=TRAINED, save=SAVED), Report("", "export", 1, training=TRAINED), True),
-        (Report("", "train", 1, training=TRAINED, save=SAVED), Report("", "export", 1, training=TRAINED, save=SAVED), False),
+        (
+            Report("", "train", 1, training=TRAINED, save=SAVED),
+            Report("", "export", 1, training=TRAINED),
+            True,
+        ),
+        (
+            Report("", "train", 1, training=TRAINED, save=SAVED),
+            Report("", "export", 1, training=TRAINED, save=SAVED),
+            False,
+        ),
     ],
 )
 def test_a_report_with_results_outlives_one_without(earlier, report, stays):
@@ -219,7 +250,9 @@ def test_a_report_with_results_outlives_one_without(earlier, report, stays):
 def test_a_training_may_follow_a_check_and_a_check_a_failed_start(launch, tmp_path, data):
     training_in(tmp_path / "run", status="failed", training={})
     assert launch(*GOOD, "hydra.run.dir=run").returncode == 0
-    error = only_error(launch("model=local", "model.name=nowhere/at-all", "dataset.data_path=my.json", "hydra.run.dir=run"))
+    error = only_error(
+        launch("model=local", "model.name=nowhere/at-all", "dataset.data_path=my.json", "hydra.run.dir=run")
+    )
     assert "already completed" not in error
     assert "write over" not in error
 
@@ -237,7 +270,10 @@ def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
     other = {**config, "save": {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}}
     with pytest.raises(UserError) as error:
         pipeline.run(other)
-    assert str(error.value).endswith(f"for another export of it: task=export run={folder} 'save.method=[lora,gguf]' save.gguf_quantization=q8_0")
+    assert str(error.value).endswith(
+        f"for another export of it: task=export run={folder} 'save.method=[lora,gguf]'"
+        " save.gguf_quantization=q8_0"
+    )
     for changed in (config, {**other, "lora": {"r": 4}}):
         with pytest.raises(UserError, match="this run is already completed; name another"):
             pipeline.run(changed)
@@ -272,7 +308,9 @@ def test_the_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, caplog
 def test_a_directory_below_one_that_takes_nothing_is_one_line(launch, tmp_path, data, small_disk):
     small = small_disk("1m")
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
-    assert "Read-only file system; name another directory" in only_error(launch(*GOOD, f"hydra.run.dir={small}/run"))
+    assert "Read-only file system; name another directory" in only_error(
+        launch(*GOOD, f"hydra.run.dir={small}/run")
+    )
 
 
 def test_hydra_job_chdir_leaves_paths_as_they_were_typed(launch, tmp_path, data):
@@ -292,7 +330,9 @@ def test_the_command_of_a_report_names_its_directory(launch, tmp_path, data):
     assert report_of(tmp_path)["command"].endswith(" 'hydra.run.dir=my runs/a'")
     launch("-m", *GOOD, "lora.r=8,16", "hydra.sweep.dir=sweep")
     folder = tmp_path / "sweep" / "1"
-    assert json.loads((folder / "report.json").read_text())["command"].endswith(f"lora.r=16 hydra.run.dir={folder}")
+    assert json.loads((folder / "report.json").read_text())["command"].endswith(
+        f"lora.r=16 hydra.run.dir={folder}"
+    )
 
 
 # What a refused start leaves
@@ -300,7 +340,10 @@ def test_the_command_of_a_report_names_its_directory(launch, tmp_path, data):
 
 def seen(folder):
     """Every file below `folder` with its content."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize(
@@ -345,7 +388,13 @@ def test_what_a_start_left_is_withdrawn_and_what_a_run_wrote_is_not(tmp_path):
     start_in(tmp_path / "a" / "b" / "c")
     assert not (tmp_path / "a").exists()
     start_in(tmp_path / "run", "run.log")
-    assert seen(tmp_path / "run").keys() == {".hydra", ".hydra/config.yaml", ".lock", "multirun.yaml", "run.log"}
+    assert seen(tmp_path / "run").keys() == {
+        ".hydra",
+        ".hydra/config.yaml",
+        ".lock",
+        "multirun.yaml",
+        "run.log",
+    }
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("")
@@ -362,21 +411,34 @@ def test_the_holder_names_its_command_without_secrets(tmp_path, monkeypatch):
     from chatbot_sft.errors import UserError
     from chatbot_sft.run_directory import LONGEST, held
 
-    monkeypatch.setattr(sys, "argv", ["/x/chatbot_sft/__main__.py", "model.token=abc def", "dataset.data_path=https://me:pass-word@host/a b.json"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "/x/chatbot_sft/__main__.py",
+            "model.token=abc def",
+            "dataset.data_path=https://me:pass-word@host/a b.json",
+        ],
+    )
     with held(tmp_path / "run"):
         kept = (tmp_path / "run" / ".lock.json").read_text()
     command = json.loads(kept)["command"]
     assert command == "python -m chatbot_sft 'model.token=***' 'dataset.data_path=https://***@host/a b.json'"
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(UserError) as error, held(tmp_path / "run"):
         pass
-    assert f"process {os.getpid()} on {os.uname().nodename} ({command}) is running in it; wait for its end" in str(error.value)
+    assert (
+        f"process {os.getpid()} on {os.uname().nodename} ({command}) is running in it; wait for its end"
+        in str(error.value)
+    )
     monkeypatch.setattr(sys, "argv", ["chatbot-sft", *["lora.r=8"] * 100])
     with held(tmp_path / "run"):
         assert len(json.loads((tmp_path / "run" / ".lock.json").read_text())["command"]) == LONGEST
 
 
 def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_path, monkeypatch, capsys):
-    """Its processes name the directory each for itself, by the start of their launcher: no suffix could reach the others."""
+    """Its processes name the directory each for itself, by the start of their launcher: no suffix could reach
+    the others.
+    """
     from filelock import FileLock
     from omegaconf import OmegaConf
 
@@ -398,8 +460,9 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
                 break
             with pytest.raises(SystemExit) as refused:
                 ClaimDirectory().on_multirun_start(config)
-    assert refused.value.code == (
-        "error: outputs/20-01-55: process 4711 on here (chatbot-sft) is running in it; wait for its end, "
+    assert (
+        refused.value.code
+        == "error: outputs/20-01-55: process 4711 on here (chatbot-sft) is running in it; wait for its end, "
         "or name another directory (hydra.run.dir=DIR)"
     )
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["20-01-55"]
@@ -413,7 +476,11 @@ def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(laun
     assert process.returncode == 1
     assert "Error executing job" not in process.stderr
     told = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert [line.partition(":")[2].split(":")[0].strip() for line in told] == ["job 0", "job 2", "2 of 3 jobs failed"]
+    assert [line.partition(":")[2].split(":")[0].strip() for line in told] == [
+        "job 0",
+        "job 2",
+        "2 of 3 jobs failed",
+    ]
     assert "nowhere.json: no such data file" in told[0]
     assert "neither.json: no such data file" in told[1]
     lines = [line.split("  ")[:3] for line in process.stdout.splitlines() if line.startswith("job ")]
@@ -456,7 +523,9 @@ def test_a_glob_over_options_is_a_sweep(launch, data, swept, jobs):
 
 
 def test_an_interrupted_sweep_does_not_begin_the_next_job(tmp_path, tiny):
-    run = start(tmp_path, "-m", *tiny, "training.max_steps=2000", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep")
+    run = start(
+        tmp_path, "-m", *tiny, "training.max_steps=2000", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep"
+    )
     wait_for(tmp_path / "sweep" / "0" / "data_report.json")
     time.sleep(1)
     run.send_signal(signal.SIGINT)
@@ -470,17 +539,26 @@ def test_an_interrupted_sweep_does_not_begin_the_next_job(tmp_path, tiny):
 def test_jobs_that_would_share_a_directory_are_refused_but_for_the_first(launch, tmp_path, data):
     process = launch("-m", *GOOD, "seed=1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same")
     assert process.returncode == 1
-    assert "error: job 1: hydra.sweep.subdir=same: the directory of job 0; give each job its own" in process.stderr
+    assert (
+        "error: job 1: hydra.sweep.subdir=same: the directory of job 0; give each job its own"
+        in process.stderr
+    )
     assert json.loads((tmp_path / "sweep" / "same" / "report.json").read_text())["seed"] == 1
 
 
 def test_a_subdir_of_overrides_with_slashes_and_spaces(launch, tmp_path, data):
     write_json(tmp_path / "my other.json", conversations(8))
     process = launch(
-        "-m", "task=check", 'dataset.data_path=my.json,"my other.json"', "hydra.sweep.dir=sweep", "hydra.sweep.subdir=a/${hydra.job.override_dirname}"
+        "-m",
+        "task=check",
+        'dataset.data_path=my.json,"my other.json"',
+        "hydra.sweep.dir=sweep",
+        "hydra.sweep.subdir=a/${hydra.job.override_dirname}",
     )
     assert process.returncode == 0, process.stderr
-    commands = [json.loads(path.read_text())["command"] for path in (tmp_path / "sweep" / "a").rglob("report.json")]
+    commands = [
+        json.loads(path.read_text())["command"] for path in (tmp_path / "sweep" / "a").rglob("report.json")
+    ]
     assert len(commands) == 2
     assert any("my other.json" in command for command in commands)
 
@@ -493,7 +571,9 @@ def test_a_sweep_that_a_file_describes(launch, tmp_path, data):
     overlay.write_text(f"# @package _global_\nhydra: {{mode: MULTIRUN, sweeper: {{params: {params}}}}}\n")
     process = launch("--config-dir", "mine", "experiment=search", *GOOD, "lora.r=4")
     lines = [line.split("  ")[1:3] for line in process.stdout.splitlines() if line.startswith("job ")]
-    assert lines == [["completed", f"++training.max_grad_norm={value}"] for value in ("0.5", "1")], process.stderr
+    assert lines == [["completed", f"++training.max_grad_norm={value}"] for value in ("0.5", "1")], (
+        process.stderr
+    )
     wrong = launch("--config-dir", "mine", "experiment=search", *GOOD, "training.max_stpes=1,2")
     assert only_error(wrong) == "training.max_stpes: no such key; did you mean training.max_steps?"
     assert len(list((tmp_path / "outputs" / "multirun").glob("*/*"))) == 1

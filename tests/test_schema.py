@@ -1,4 +1,6 @@
-"""Each key is defined once: help, bounds, choices and what it decides stand beside its default, and conf/ says the same."""
+"""Each key is defined once: help, bounds, choices and what it decides stand beside its default, and conf/
+says the same.
+"""
 
 import pytest
 from conftest import REPO
@@ -9,7 +11,9 @@ from chatbot_sft.config import SECTIONS, Config, deciding, find, keys
 from chatbot_sft.resources import conf_dir
 
 KEYS = {key.path: key for key in keys()}
-NUMBERS = [path for path, key in KEYS.items() if key.kind.startswith(("int", "float")) and not key.about.choices]
+NUMBERS = [
+    path for path, key in KEYS.items() if key.kind.startswith(("int", "float")) and not key.about.choices
+]
 
 
 def with_value(path, value):
@@ -43,9 +47,15 @@ def test_every_choice_is_checked(path):
 
 
 def of_conf(path):
-    """What the files of conf/ have for a key, ${default:…} as what it stands for; the path of the file that has it."""
+    """What the files of conf/ have for a key, ${default:…} as what it stands for; the path of the file that
+    has it.
+    """
     section, _, name = path.rpartition(".")
-    for option in ("config.yaml",) if not section else (f"{section}/{option}.yaml" for option in ("default", "local", "merged_16bit")):
+    for option in (
+        ("config.yaml",)
+        if not section
+        else (f"{section}/{option}.yaml" for option in ("default", "local", "merged_16bit"))
+    ):
         file = conf_dir() / option
         values = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
         if name in values:
@@ -69,7 +79,9 @@ def test_conf_has_no_other_keys():
     for section in SECTIONS:
         for file in (conf_dir() / section).glob("*.yaml"):
             names = {name for name in OmegaConf.load(file) if name != "defaults"}
-            assert names <= {key.name for key in KEYS.values() if key.section == section}, file.relative_to(REPO)
+            assert names <= {key.name for key in KEYS.values() if key.section == section}, file.relative_to(
+                REPO
+            )
 
 
 # What decides a result
@@ -105,16 +117,28 @@ def test_keys_of_a_users_own_class_and_of_sft_config_decide_where_they_may():
     })  # fmt: skip
     found = deciding(config)
     assert (found["model.mine"], found["training.neftune_noise_alpha"]) == (1, 5)
-    assert not {"dataset.greeting", "training.run_name", "training.dataloader_num_workers", "training.save_strategy"} & set(found)
+    assert not {
+        "dataset.greeting",
+        "training.run_name",
+        "training.dataloader_num_workers",
+        "training.save_strategy",
+    } & set(found)
 
 
 # A user's own class
 
 
 def test_keys_of_a_users_own_class_have_a_typed_place_and_come_back():
-    given = {"dataset": {"_target_": "my_loader.Mine", "flavour": "sen", "mine": {"a": [1]}}, "training": {"_target_": "my.T", "rate": 2}}
+    given = {
+        "dataset": {"_target_": "my_loader.Mine", "flavour": "sen", "mine": {"a": [1]}},
+        "training": {"_target_": "my.T", "rate": 2},
+    }
     config = Config.from_mapping(given)
-    assert (config.dataset.extra, config.training.extra, config.lora.extra) == ({"flavour": "sen", "mine": {"a": [1]}}, {"rate": 2}, {})
+    assert (config.dataset.extra, config.training.extra, config.lora.extra) == (
+        {"flavour": "sen", "mine": {"a": [1]}},
+        {"rate": 2},
+        {},
+    )
     assert config.to_dict()["dataset"]["flavour"] == config["dataset"]["flavour"] == "sen"
     assert "extra" not in config["dataset"]
     assert Config.from_mapping(config.to_dict()) == config

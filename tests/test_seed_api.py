@@ -9,49 +9,64 @@ from conftest import EXAMPLE, random_llama
 from test_config import SEED_YAML
 
 SNIPPETS = {
-    "ConfigLoader": """
+    "ConfigLoader": (
+        """
 from chatbot_sft import ConfigLoader
 
 config = ConfigLoader.load_config("configs/sft.yaml")
 ConfigLoader.validate_config(config)
-""",
-    "ModelLoader": """
+"""
+    ),
+    "ModelLoader": (
+        """
 from chatbot_sft import ModelLoader
 
 model_loader = ModelLoader(config)
 model, tokenizer = model_loader.load_and_configure()
-""",
-    "DatasetLoader": """
+"""
+    ),
+    "DatasetLoader": (
+        """
 from chatbot_sft import DatasetLoader
 
 dataset_loader = DatasetLoader(config, tokenizer)
 dataset = dataset_loader.prepare_dataset()
-""",
-    "MemoryBefore": """
+"""
+    ),
+    "MemoryBefore": (
+        """
 from chatbot_sft import ModelLoader
 
 # Get initial memory
 stats = ModelLoader.show_memory_stats()
 start_memory = stats["current_memory_gb"]
-""",
-    "SFTTrainerWrapper": """
+"""
+    ),
+    "SFTTrainerWrapper": (
+        """
 from chatbot_sft import SFTTrainerWrapper
 
 trainer = SFTTrainerWrapper(config, model, tokenizer, dataset)
 trainer_stats = trainer.setup_and_train()
 trainer.save_model()
-""",
-    "TrainingMonitor": """
+"""
+    ),
+    "TrainingMonitor": (
+        """
 from chatbot_sft import TrainingMonitor
 
 TrainingMonitor.print_training_stats(trainer_stats, start_memory)
-""",
-    "MemoryAfter": """
+"""
+    ),
+    "MemoryAfter": (
+        """
 # Get memory after training
 stats = ModelLoader.show_memory_stats(start_memory)
 ModelLoader.print_memory_stats(stats)
-""",
-    "SaveMethods": """
+"""
+    ),
+    "SaveMethods": (
+        """
 # Save only LoRA adapters
 trainer.save_model({"method": "lora", "save_path": "checkpoints/lora_only"})
 
@@ -64,8 +79,10 @@ trainer.save_model({
     "save_path": "checkpoints/model.gguf",
     "gguf_quantization": "q4_k_m"
 })
-""",
-    "CustomLoop": """
+"""
+    ),
+    "CustomLoop": (
+        """
 from chatbot_sft import ModelLoader, DatasetLoader, SFTTrainerWrapper, ConfigLoader
 
 # Load config
@@ -89,15 +106,18 @@ stats = trainer.train()
 
 # Save
 trainer.save_model()
-""",
-    "CustomComponents": """
+"""
+    ),
+    "CustomComponents": (
+        """
 class CustomDatasetLoader(DatasetLoader):
     def formatting_prompts_func(self, examples):
         # Custom formatting logic
         return {"text": [text.upper() if False else text for text in super().formatting_prompts_func(examples)["text"]]}
 
 assert CustomDatasetLoader(config, tokenizer).prepare_dataset()[0]["text"] == dataset[0]["text"]
-""",
+"""
+    ),
 }
 
 
@@ -108,7 +128,9 @@ def test_the_seeds_snippets_run_in_order(engine, request, smollm2, tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / EXAMPLE.name).symlink_to(EXAMPLE)
-    yaml = SEED_YAML.replace('"unsloth/Llama-3.2-3B-Instruct"', f'"{model}"\n  engine: {engine}').replace("max_steps: 30", "max_steps: 2")
+    yaml = SEED_YAML.replace('"unsloth/Llama-3.2-3B-Instruct"', f'"{model}"\n  engine: {engine}').replace(
+        "max_steps: 30", "max_steps: 2"
+    )
     verify = engine == "unsloth"  # one of the two is enough: five exports take their time
     yaml = yaml.replace("save:\n", f"save:\n  verify: {str(verify).lower()}\n")
     (tmp_path / "configs" / "sft.yaml").write_text(yaml.replace("load_in_4bit: true", "load_in_4bit: false"))
@@ -133,6 +155,13 @@ def test_the_embedded_model_has_its_name_in_a_seed_yaml_too(tmp_path):
         "from chatbot_sft.model.loader import count_parameters\n"
         "print('parameters', *count_parameters(model), tokenizer.eos_token)\n"
     )
-    process = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ})
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ},
+    )
     assert process.returncode == 0, process.stderr
     assert "parameters 4884480 139399488 <|im_end|>" in process.stdout

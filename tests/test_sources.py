@@ -1,4 +1,6 @@
-"""Files to rows: every kind of file as a stream, and every kind of broken file refused in one line with file and row."""
+"""Files to rows: every kind of file as a stream, and every kind of broken file refused in one line with file
+and row.
+"""
 
 import csv
 import gzip
@@ -25,7 +27,10 @@ ROW = '{"messages": [{"role": "assistant", "content": "a"}]}'
     [
         ("[{}", "not JSON: the list is not closed after row 1; is the file cut short?"),
         ("[{}, {]", "row 2 is not JSON"),
-        ("[\n{},\n\n{'a': 1}]", "row 2 is not JSON: Expecting property name enclosed in double quotes (line 4 of the file)"),
+        (
+            "[\n{},\n\n{'a': 1}]",
+            "row 2 is not JSON: Expecting property name enclosed in double quotes (line 4 of the file)",
+        ),
         ('[{"a": "cut he', "row 1 is not JSON: Unterminated string starting at (line 1 of the file)"),
         ("[{} {}]", "row 2 is not JSON: expected a comma before it"),
         ("[{}] [{}]", "more text after the list ('[')"),
@@ -34,8 +39,14 @@ ROW = '{"messages": [{"role": "assistant", "content": "a"}]}'
         (" \n ", "no conversations in it"),
         ("[]", "no conversations in it"),
         ('{"messages": 1', "not JSON"),
-        ('{"data": [{"messages": []}]}', "expected a JSON list of conversations, found an object; save the list under its key 'data'"),
-        ('{\n"data": [{"messages": []}]\n}', "expected a JSON list of conversations, found an object; save the list under its key 'data'"),
+        (
+            '{"data": [{"messages": []}]}',
+            "expected a JSON list of conversations, found an object; save the list under its key 'data'",
+        ),
+        (
+            '{\n"data": [{"messages": []}]\n}',
+            "expected a JSON list of conversations, found an object; save the list under its key 'data'",
+        ),
         ("42", "row 1 is a number, expected an object"),
         ('["a"]', "row 1 is a string"),
         (ROW + '\n{"mess', "line 2 is not JSON: Unterminated string starting at character 2"),
@@ -71,7 +82,10 @@ def test_a_broken_csv_file_is_refused(tmp_path, content, message):
 
 
 def test_csv_with_quotes_line_breaks_semicolons_and_a_byte_order_mark(tmp_path):
-    rows = [{"instruction": 'say "hi",\nthen\r\nbye', "output": "a; b"}, {"instruction": "", "output": "x" * 200_000}]
+    rows = [
+        {"instruction": 'say "hi",\nthen\r\nbye', "output": "a; b"},
+        {"instruction": "", "output": "x" * 200_000},
+    ]
     for name, delimiter in (("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t")):
         with (tmp_path / name).open("w", encoding="utf-8-sig", newline="") as stream:
             writer = csv.DictWriter(stream, ["instruction", "output"], delimiter=delimiter)
@@ -87,7 +101,8 @@ def test_a_missing_file_suggests_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b'[{"messages": "\xff"}]', "byte 15"), (b'[{"a": "' + b"x" * (1 << 20) + b"\xe9\x80", "byte 1048584")]
+    ("content", "message"),
+    [(b'[{"messages": "\xff"}]', "byte 15"), (b'[{"a": "' + b"x" * (1 << 20) + b"\xe9\x80", "byte 1048584")],
 )
 def test_not_utf8_says_where(tmp_path, content, message):
     (tmp_path / "data.json").write_bytes(content)
@@ -101,7 +116,9 @@ TEXTS = {"json": '[{"text": "hi"}]', "jsonl": '{"text": "hi"}\n', "csv": "text,n
 @pytest.mark.parametrize("suffix", TEXTS)
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_a_byte_order_mark_is_read_and_utf16_recognised(tmp_path, suffix, encoding):
-    """Without a mark as well: its plain letters are UTF-8 with a zero byte each, and a CSV file would be read so."""
+    """Without a mark as well: its plain letters are UTF-8 with a zero byte each, and a CSV file would be read
+    so.
+    """
     file = tmp_path / f"data.{suffix}"
     file.write_text(TEXTS[suffix], encoding=encoding)
     if encoding == "utf-8-sig":
@@ -110,11 +127,15 @@ def test_a_byte_order_mark_is_read_and_utf16_recognised(tmp_path, suffix, encodi
         return
     with pytest.raises(UserError) as error:
         list(read_rows(str(file)))
-    assert str(error.value) == f"{file}: not UTF-8 text (byte 0); it looks like UTF-16; save the file as UTF-8"
+    assert (
+        str(error.value) == f"{file}: not UTF-8 text (byte 0); it looks like UTF-16; save the file as UTF-8"
+    )
 
 
 def test_a_gzip_file_is_read_and_a_cut_one_refused(tmp_path):
-    whole = gzip.compress("\n".join(json.dumps({"n": n, "noise": random.Random(n).random()}) for n in range(5000)).encode())
+    whole = gzip.compress(
+        "\n".join(json.dumps({"n": n, "noise": random.Random(n).random()}) for n in range(5000)).encode()
+    )
     (tmp_path / "data.jsonl.gz").write_bytes(whole)
     assert len(list(read_rows(str(tmp_path / "data.jsonl.gz")))) == 5000
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -134,7 +155,9 @@ def test_parquet_and_arrow_are_read_and_damaged_ones_refused(tmp_path):
     with pa.ipc.new_stream(tmp_path / "stream.arrow", table.schema) as writer:
         writer.write_table(table)
     for name in ("data.parquet", "file.arrow", "stream.arrow"):
-        assert [(row.number, row.values) for row in read_rows(str(tmp_path / name))] == [(n, row) for n, row in enumerate(rows, 1)]
+        assert [(row.number, row.values) for row in read_rows(str(tmp_path / name))] == [
+            (n, row) for n, row in enumerate(rows, 1)
+        ]
         whole = (tmp_path / name).read_bytes()
         (tmp_path / f"zipped-{name}.gz").write_bytes(gzip.compress(whole))
         assert len(list(read_rows(str(tmp_path / f"zipped-{name}.gz")))) == 3
@@ -152,8 +175,12 @@ def test_a_list_and_lines_are_read_alike(tmp_path):
     indented = tmp_path / "indented.json"
     indented.write_text(json.dumps(rows, indent=2), encoding="utf-8")
     lines = tmp_path / "lines.jsonl"
-    lines.write_text("\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
-    assert [[row.values for row in read_rows(str(file))] for file in (list_file, indented, lines)] == [rows] * 3
+    lines.write_text(
+        "\ufeff" + "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8"
+    )
+    assert [[row.values for row in read_rows(str(file))] for file in (list_file, indented, lines)] == [
+        rows
+    ] * 3
 
 
 cells = st.recursive(st.none() | st.floats(allow_nan=False) | st.text(max_size=30), st.lists, max_leaves=4)
@@ -191,12 +218,22 @@ def test_a_hub_id_is_told_from_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     assert is_hub_id("HuggingFaceH4/ultrachat_200k")
-    for path in ("data/missing", "org/data.json", "org/data.jsonl.gz", "./org/name", "/org/name", "name", "a/b/c"):
+    for path in (
+        "data/missing",
+        "org/data.json",
+        "org/data.jsonl.gz",
+        "./org/name",
+        "/org/name",
+        "name",
+        "a/b/c",
+    ):
         assert not is_hub_id(path), path
 
 
 def test_a_large_file_is_streamed(tmp_path):
-    """120 MB of rows within 60 MB more than the interpreter has at the start: neither a list nor lines are ever held whole."""
+    """120 MB of rows within 60 MB more than the interpreter has at the start: neither a list nor lines are
+    ever held whole.
+    """
     row = json.dumps({"messages": [{"role": "assistant", "content": "x" * 100_000}]})
     rows = 1200
     with (tmp_path / "list.json").open("w") as stream:
@@ -211,5 +248,7 @@ def test_a_large_file_is_streamed(tmp_path):
         "print(sum(1 for _ in read_rows(sys.argv[1])))\n"
     )
     for name in ("list.json", "lines.jsonl"):
-        process = subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], capture_output=True, text=True, timeout=120)
+        process = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / name)], capture_output=True, text=True, timeout=120
+        )
         assert process.stdout.strip() == str(rows), process.stderr

@@ -30,7 +30,9 @@ class Forked:
         self.warm = warm
 
     def start(self, config, days=0):
-        self.process = self.warm.start([Path(__file__).with_name("forked.py"), json.dumps(config), days], Path.cwd())
+        self.process = self.warm.start(
+            [Path(__file__).with_name("forked.py"), json.dumps(config), days], Path.cwd()
+        )
         return self.process.pid
 
     def exit_code(self):
@@ -58,9 +60,12 @@ def forked(warm):
 
 @pytest.fixture(scope="module")
 def settings(tiny_llama, tmp_path_factory):
-    """`settings(folder, **training)`: a run of 14 steps with everything that a resume could lose: dropout, epochs, losses between two logs."""
+    """`settings(folder, **training)`: a run of 14 steps with everything that a resume could lose: dropout,
+    epochs, losses between two logs.
+    """
     rows = [
-        {"messages": [*row["messages"][:1], {"role": "assistant", "content": "trả lời " * (1 + n % 5)}]} for n, row in enumerate(conversations(25))
+        {"messages": [*row["messages"][:1], {"role": "assistant", "content": "trả lời " * (1 + n % 5)}]}
+        for n, row in enumerate(conversations(25))
     ]
     data = write_json(tmp_path_factory.mktemp("data") / "short.json", rows)
 
@@ -90,7 +95,9 @@ def settings(tiny_llama, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(forked, settings, tmp_path_factory):
-    """The directory of an uninterrupted run. While it ran there was a whole checkpoint at every moment after the first."""
+    """The directory of an uninterrupted run. While it ran there was a whole checkpoint at every moment after
+    the first.
+    """
     folder = tmp_path_factory.mktemp("runs") / "whole"
     place = folder / "checkpoints"
     child = forked.start(settings(folder))
@@ -122,7 +129,16 @@ def losses_of(folder):
 def assert_the_same_run(folder, whole):
     ours, theirs = report(folder), report(whole)
     assert ours["status"] == "completed", ours["error"]
-    for key in ("history", "eval_loss_before", "eval_loss", "train_loss", "steps", "tokens", "loss_first", "loss_last"):
+    for key in (
+        "history",
+        "eval_loss_before",
+        "eval_loss",
+        "train_loss",
+        "steps",
+        "tokens",
+        "loss_first",
+        "loss_last",
+    ):
         assert ours["training"][key] == theirs["training"][key], key
     name = "model/adapter_model.safetensors"
     assert (folder / name).read_bytes() == (whole / name).read_bytes()
@@ -165,11 +181,17 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(forked, settings
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(number, forked, settings, whole, tmp_path):
     folder = tmp_path / "preempted"
     config = settings(folder)
-    assert forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config, number) == 143, log_of(folder)
+    assert forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config, number) == 143, log_of(
+        folder
+    )
     left = report(folder)
     step = checkpoints.last_in(folder / "checkpoints").step
     assert left["status"] == "interrupted"
-    assert left["error"] == f"{number.name}: checkpoint at step {step}; the same command goes on from there: COMMAND hydra.run.dir={folder}"
+    assert (
+        left["error"]
+        == f"{number.name}: checkpoint at step {step}; the same command goes on from there: COMMAND"
+        f" hydra.run.dir={folder}"
+    )
     assert left["error"] in log_of(folder)
     assert "Traceback" not in log_of(folder)
     assert forked.run(config) == 0, log_of(folder)
@@ -182,13 +204,24 @@ def test_a_signal_before_training_stops_at_once(forked, settings, tmp_path):
     folder = tmp_path / "early"
     said = folder / "run.log"
     config = settings(folder)
-    assert forked.kill_when(lambda: said.exists() and "engine: " in said.read_text(), config, signal.SIGTERM) == 143
+    assert (
+        forked.kill_when(lambda: said.exists() and "engine: " in said.read_text(), config, signal.SIGTERM)
+        == 143
+    )
     assert report(folder)["status"] == "interrupted"
     assert report(folder)["error"].startswith("SIGTERM: no checkpoint yet; ")
 
 
 def test_sigterm_ends_a_whole_sweep(warm, tiny, tmp_path):
-    sweep = ["-m", "chatbot_sft", "-m", *tiny, "training.max_steps=100000,200000", "save=none", "hydra.sweep.dir=sweep"]
+    sweep = [
+        "-m",
+        "chatbot_sft",
+        "-m",
+        *tiny,
+        "training.max_steps=100000,200000",
+        "save=none",
+        "hydra.sweep.dir=sweep",
+    ]
     started = warm.start(sweep, tmp_path)
     started.wait_for("\nstep 1/")
     started.send_signal(signal.SIGTERM)
@@ -211,7 +244,10 @@ def times(folder):
 def test_a_completed_run_is_not_trained_again(forked, settings, whole):
     before = times(whole)
     assert forked.run(settings(whole)) == 2
-    with pytest.raises(UserError, match=r"whole: this run is already completed; name another run directory \(hydra.run.dir=DIR\)"):
+    with pytest.raises(
+        UserError,
+        match=r"whole: this run is already completed; name another run directory \(hydra.run.dir=DIR\)",
+    ):
         resume.refuse_completed(Config.from_mapping(settings(whole)))
     assert times(whole) == before
 
@@ -223,7 +259,10 @@ def test_a_changed_run_is_refused_with_all_that_changed(forked, settings, whole,
     config["lora"]["r"] = 8
     assert forked.run(config) == 2, log_of(folder)
     error = report(folder)["error"]
-    assert error.startswith(f"training.resume: {folder}/checkpoints/checkpoint-{STEPS} was trained with other settings: seed 3407 → 1; ")
+    assert error.startswith(
+        f"training.resume: {folder}/checkpoints/checkpoint-{STEPS} was trained with other settings: seed 3407"
+        " → 1; "
+    )
     for change in (
         "dataset (training rows) ", "effective batch size 4 → 8", "lora.r 16 → 8", "training.learning_rate 0.01 → 0.5",
         "training.neftune_noise_alpha (not set) → 5",
@@ -234,8 +273,12 @@ def test_a_changed_run_is_refused_with_all_that_changed(forked, settings, whole,
     assert checkpoints.last_in(folder / "checkpoints").step == STEPS
 
 
-def test_what_does_not_decide_the_result_may_change_and_a_day_may_pass(forked, settings, tiny_llama, tmp_path):
-    """The template writes today's date. Killed yesterday; today other steps of the same rows, and another cadence."""
+def test_what_does_not_decide_the_result_may_change_and_a_day_may_pass(
+    forked, settings, tiny_llama, tmp_path
+):
+    """The template writes today's date. Killed yesterday; today other steps of the same rows, and another
+    cadence.
+    """
     model = shutil.copytree(tiny_llama, tmp_path / "dated")
     template = model / "chat_template.jinja"
     template.write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + template.read_text())
@@ -246,7 +289,13 @@ def test_what_does_not_decide_the_result_may_change_and_a_day_may_pass(forked, s
     first = report(folder)
     unfinished(folder, tmp_path / "copy")
     for changed in (
-        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "save_steps": 2, "logging_steps": 1, "report_to": "none"},
+        {
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "report_to": "none",
+        },
         {"learning_rate": 0.5, "resume": "never"},
     ):
         config = settings(tmp_path / "copy", max_steps=3, **changed)
@@ -265,23 +314,36 @@ def test_what_does_not_decide_the_result_may_change_and_a_day_may_pass(forked, s
 
 
 def test_a_finished_run_goes_on_with_more_steps(forked, settings, tmp_path):
-    """Under a constant learning rate it ends as the longer run does; under another the schedule is the longer run's from there."""
+    """Under a constant learning rate it ends as the longer run does; under another the schedule is the longer
+    run's from there.
+    """
     shared = {"logging_steps": 1, "warmup_steps": 0, "save_steps": 2, "save_total_limit": 4}
     whole, folder, falling = tmp_path / "whole", tmp_path / "longer", tmp_path / "falling"
-    assert forked.run(settings(whole, max_steps=8, lr_scheduler_type="constant", **shared)) == 0, log_of(whole)
+    assert forked.run(settings(whole, max_steps=8, lr_scheduler_type="constant", **shared)) == 0, log_of(
+        whole
+    )
     for steps in (4, 8):
         config = settings(folder, max_steps=steps, lr_scheduler_type="constant", **shared)
         assert forked.run(config) == 0, log_of(folder)
     assert_the_same_run(folder, whole)
     assert report(folder)["training"]["resumed_from"] == 4
-    assert "resume: the run had ended at step 4; it goes on to 8 steps. The learning rate's schedule is a new one: constant over" in log_of(folder)
+    assert (
+        "resume: the run had ended at step 4; it goes on to 8 steps. The learning rate's schedule is a new"
+        " one: constant over" in log_of(folder)
+    )
     assert forked.run(config) == 2  # it is complete again
     for steps in (4, 8):
         assert forked.run(settings(falling, max_steps=steps, **shared)) == 0, log_of(falling)
     state = json.loads((falling / "checkpoints" / "checkpoint-8" / "trainer_state.json").read_text())
-    rates = {entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry}
-    assert [rates[step] for step in (1, 2, 3, 4)] == pytest.approx([1e-2 * (4 - taken) / 4 for taken in range(4)])
-    assert [rates[step] for step in (5, 6, 7, 8)] == pytest.approx([1e-2 * (8 - taken) / 8 for taken in range(4, 8)])
+    rates = {
+        entry["step"]: entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry
+    }
+    assert [rates[step] for step in (1, 2, 3, 4)] == pytest.approx(
+        [1e-2 * (4 - taken) / 4 for taken in range(4)]
+    )
+    assert [rates[step] for step in (5, 6, 7, 8)] == pytest.approx(
+        [1e-2 * (8 - taken) / 8 for taken in range(4, 8)]
+    )
 
 
 def test_a_flipped_byte_is_found_and_the_run_ends_as_if_it_never_was(forked, settings, whole, tmp_path):
@@ -293,7 +355,10 @@ def test_a_flipped_byte_is_found_and_the_run_ends_as_if_it_never_was(forked, set
     content[-1000] ^= 1
     (last / "adapter_model.safetensors").write_bytes(content)
     assert forked.run(config) == 0, log_of(folder)
-    assert f"{last.name} is passed over: adapter_model.safetensors is damaged (its checksum is another)" in log_of(folder)
+    assert (
+        f"{last.name} is passed over: adapter_model.safetensors is damaged (its checksum is another)"
+        in log_of(folder)
+    )
     assert_the_same_run(folder, whole)
 
 
@@ -302,7 +367,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(forked, settings, tmp_path, small
     folder = tmp_path / "run"
     assert forked.run(settings(folder, output_dir=str(small / "checkpoints"))) == 2, log_of(folder)
     error = report(folder)["error"]
-    assert error.startswith(f"training.output_dir={small}/checkpoints: the checkpoint of step 4 cannot be written (")
+    assert error.startswith(
+        f"training.output_dir={small}/checkpoints: the checkpoint of step 4 cannot be written ("
+    )
     assert error.endswith("; the one of step 2 is kept")
     assert checkpoints.last_in(small / "checkpoints").step == 2
     assert not (small / "checkpoints" / checkpoints.SAVING).exists()
@@ -311,14 +378,20 @@ def test_a_full_disk_keeps_the_last_checkpoint(forked, settings, tmp_path, small
 def test_the_best_checkpoint_is_kept_and_loaded(forked, settings, tmp_path):
     folder = tmp_path / "best"
     evaluated = {"eval_steps": 2, "load_best_model_at_end": True, "stop_on_divergence": False}
-    config = settings(folder, max_steps=8, learning_rate=50.0, save_total_limit=2, **evaluated)  # destroys the model: the last is not the best
+    config = settings(
+        folder, max_steps=8, learning_rate=50.0, save_total_limit=2, **evaluated
+    )  # destroys the model: the last is not the best
     assert forked.run(config) == 0, log_of(folder)
     last = checkpoints.last_in(folder / "checkpoints")
     best = json.loads((last.folder / "trainer_state.json").read_text())["best_model_checkpoint"]
     assert Path(best).parent == folder / "checkpoints"
     assert best != str(last.folder)
     name = "adapter_model.safetensors"
-    assert (folder / "model" / name).read_bytes() == Path(best, name).read_bytes() != (last.folder / name).read_bytes()
+    assert (
+        (folder / "model" / name).read_bytes()
+        == Path(best, name).read_bytes()
+        != (last.folder / name).read_bytes()
+    )
 
 
 def test_a_run_on_unsloth_resumes_too(warm_unsloth, settings, tmp_path):
@@ -331,7 +404,9 @@ def test_a_run_on_unsloth_resumes_too(warm_unsloth, settings, tmp_path):
         return made
 
     assert forked.run(config(whole)) == 0, log_of(whole)
-    assert forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config(folder)) == -signal.SIGKILL
+    assert (
+        forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config(folder)) == -signal.SIGKILL
+    )
     assert forked.run(config(folder)) == 0, log_of(folder)
     assert_the_same_run(folder, whole)
     assert report(folder)["training"]["resumed_from"] == 4
@@ -342,7 +417,9 @@ def test_a_run_on_unsloth_resumes_too(warm_unsloth, settings, tmp_path):
 
 @pytest.fixture(scope="module")
 def broken_model(tiny_llama, tmp_path_factory):
-    """The tiny model with its output untied and the input embedding of one word's tokens not a number: a loss is NaN where a row has that word."""
+    """The tiny model with its output untied and the input embedding of one word's tokens not a number: a loss
+    is NaN where a row has that word.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -373,7 +450,10 @@ def finite_checkpoints(place):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(forked, settings, broken_model, tmp_path):
-    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * (1 + n % 3)}]} for n in range(25)]
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * (1 + n % 3)}]}
+        for n in range(25)
+    ]
     rows[16]["messages"][0]["content"] = "a zebra"
     data = write_json(tmp_path / "zebra.json", rows)
     folder = tmp_path / "nan"
@@ -383,8 +463,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(forked, setti
     assert forked.run(config) == 2, log_of(folder)
     error = report(folder)["error"]
     found = re.fullmatch(
-        rf"step (\d): the loss is nan; the last good checkpoint is checkpoint-(\d)\. It trained {re.escape(str(data))} rows ([\d, ]+)\. "
-        r"Lower training\.learning_rate=0\.01 or look at these rows; training\.stop_on_divergence=false goes on regardless",
+        r"step (\d): the loss is nan; the last good checkpoint is checkpoint-(\d)\. It trained"
+        rf" {re.escape(str(data))} rows ([\d, ]+)\. "
+        r"Lower training\.learning_rate=0\.01 or look at these rows; training\.stop_on_divergence=false goes"
+        r" on regardless",
         error,
     )
     assert found, error
@@ -394,12 +476,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(forked, setti
     assert len(named) == 4
     assert 17 in named  # counted from 1
     assert finite_checkpoints(folder / "checkpoints") == [kept]
-    assert [point["step"] for point in report(folder)["training"]["history"]] == [1, 3, 6][: 1 + (kept >= 3) + (kept >= 6)]
+    assert [point["step"] for point in report(folder)["training"]["history"]] == [1, 3, 6][
+        : 1 + (kept >= 3) + (kept >= 6)
+    ]
 
 
 def test_a_learning_rate_of_a_million_is_stopped(forked, settings, tmp_path):
     folder = tmp_path / "million"
-    assert forked.run(settings(folder, learning_rate=1e6, warmup_steps=2, max_steps=20, save_steps=1)) == 2, log_of(folder)
+    assert forked.run(settings(folder, learning_rate=1e6, warmup_steps=2, max_steps=20, save_steps=1)) == 2, (
+        log_of(folder)
+    )
     assert re.match(r"step \d+: the (loss|gradient norm) is ", report(folder)["error"])
     assert report(folder)["status"] == "failed"
     assert finite_checkpoints(folder / "checkpoints")
@@ -413,7 +499,8 @@ def test_a_run_that_leaves_the_rails_keeps_a_checkpoint_from_before(forked, sett
     config["save"]["method"] = "none"
     assert forked.run(config) == 2, log_of(folder)
     found = re.match(
-        r"step (\d+): the loss is [\d.]+, its median over the last \d+ steps ([\d.]+), once ([\d.]+) \(limit ([\d.]+)\); "
+        r"step (\d+): the loss is [\d.]+, its median over the last \d+ steps ([\d.]+), once ([\d.]+) \(limit"
+        r" ([\d.]+)\); "
         r"the last good checkpoint is checkpoint-(\d+)\. It trained ",
         report(folder)["error"],
     )
@@ -421,7 +508,9 @@ def test_a_run_that_leaves_the_rails_keeps_a_checkpoint_from_before(forked, sett
     assert kept <= step - 3
     assert lowest < limit < middle
     assert median(losses_of(folder)[int(kept) - back] for back in range(3)) < limit
-    assert f"step {step - 1:.0f}: no checkpoint, the last losses are above" in (folder / "run.log").read_text()
+    assert (
+        f"step {step - 1:.0f}: no checkpoint, the last losses are above" in (folder / "run.log").read_text()
+    )
 
 
 # Finding and keeping, without a run.
@@ -439,7 +528,12 @@ def planted(folder, step, **record):
 
 
 def from_config(folder, **training):
-    return Config.from_mapping({"paths": {"output_dir": str(folder)}, "training": {"output_dir": str(folder / "checkpoints"), **training}})
+    return Config.from_mapping(
+        {
+            "paths": {"output_dir": str(folder)},
+            "training": {"output_dir": str(folder / "checkpoints"), **training},
+        }
+    )
 
 
 def test_only_whole_checkpoints_count(tmp_path):
@@ -457,7 +551,11 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert (origin.checkpoint.step, origin.started, origin.seconds) == (2, datetime(2026, 1, 2, 3, 4, 5), 1.5)
     resume.settle(origin, from_config(tmp_path))
     assert [path.name for path in place.iterdir()] == ["checkpoint-2"]
-    assert sorted(path.name for path in (tmp_path / "checkpoints.1").iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-4"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints.1").iterdir()) == [
+        "checkpoint-10",
+        "checkpoint-12",
+        "checkpoint-4",
+    ]
 
 
 def test_a_path_says_where_a_run_begins_and_its_own_checkpoints_where_it_goes_on(tmp_path):
@@ -472,24 +570,34 @@ def test_a_path_says_where_a_run_begins_and_its_own_checkpoints_where_it_goes_on
     assert resume.find_origin(settings).checkpoint.folder == own  # begun there, so the same command goes on
     assert resume.find_origin(from_config(here)).checkpoint.folder == own
     other = from_config(here, resume=str(there))
-    assert resume.find_origin(other).checkpoint.step == 6  # another beginning: its own checkpoint is moved away
+    assert (
+        resume.find_origin(other).checkpoint.step == 6
+    )  # another beginning: its own checkpoint is moved away
     resume.settle(resume.find_origin(other), other)
     assert [path.name for path in (here / "checkpoints.1").iterdir()] == ["checkpoint-8"]
     assert checkpoints.last_in(there / "checkpoints").step == 6
     back = from_config(there, resume=str(there / "checkpoints" / "checkpoint-4"))
     resume.settle(resume.find_origin(back), back)
     assert checkpoints.last_in(there / "checkpoints").step == 4
-    with pytest.raises(UserError, match="no whole checkpoint there; name a checkpoint-N folder, or a run directory"):
+    with pytest.raises(
+        UserError, match="no whole checkpoint there; name a checkpoint-N folder, or a run directory"
+    ):
         resume.find_origin(from_config(here, resume=str(tmp_path)))
 
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
     place = tmp_path / "checkpoints"
     kept = planted(place, 2)
-    for leftover in (place / checkpoints.SAVING / "checkpoint-4", place / checkpoints.REMOVING / "checkpoint-1", tmp_path / ".model.x1"):
+    for leftover in (
+        place / checkpoints.SAVING / "checkpoint-4",
+        place / checkpoints.REMOVING / "checkpoint-1",
+        tmp_path / ".model.x1",
+    ):
         leftover.mkdir(parents=True)
     (place / "final_model").mkdir()
-    settings = Config.from_mapping({**from_config(tmp_path).to_dict(), "save": {"save_path": str(tmp_path / "model")}})
+    settings = Config.from_mapping(
+        {**from_config(tmp_path).to_dict(), "save": {"save_path": str(tmp_path / "model")}}
+    )
     resume.settle(resume.find_origin(settings), settings)
     assert sorted(path.name for path in place.iterdir()) == ["checkpoint-2", "final_model"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
@@ -500,7 +608,8 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "best", "left"), [(None, None, [2, 4, 6, 10]), (1, None, [10]), (2, None, [6, 10]), (1, 2, [2, 10]), (2, 4, [4, 10])]
+    ("limit", "best", "left"),
+    [(None, None, [2, 4, 6, 10]), (1, None, [10]), (2, None, [6, 10]), (1, 2, [2, 10]), (2, 4, [4, 10])],
 )
 def test_pruning_keeps_the_newest_and_the_best(limit, best, left, tmp_path):
     for step in (10, 2, 6, 4):
@@ -524,6 +633,10 @@ def test_the_weights_are_recognised_wherever_they_lie(tiny_llama, tmp_path):
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "nan", "inf"])
 def test_a_cadence_that_is_none_is_refused(value, tmp_path):
     with pytest.raises(
-        UserError, match=r"training.save_steps=.*: (expected a number of optimizer steps, above 0, or a share|is not a number|must be at most)"
+        UserError,
+        match=(
+            r"training.save_steps=.*: (expected a number of optimizer steps, above 0, or a share|is not a"
+            r" number|must be at most)"
+        ),
     ):
         from_config(tmp_path, save_steps=float(value))

@@ -1,10 +1,11 @@
-"""The chat templates of seven model families, on conversations made to break a mask: the ids are transformers' own, and exactly the answers
-with their ends of turn are trained.
+"""The chat templates of seven model families, on conversations made to break a mask: the ids are
+transformers' own, and exactly the answers with their ends of turn are trained.
 
-`tests/templates` has the templates as their model cards do. What each of them writes is written down here a second time, by hand, as pieces
-of which each is trained or not: the spans have to be exactly those, and the tokens have to decode to their text. The tokenizers are small
-ones of the families' kinds (byte-level BPE, SentencePiece-like BPE with byte fallback) with the families' own control tokens, normalizers,
-pre-tokenizers and post-processors.
+`tests/templates` has the templates as their model cards do. What each of them writes is written down here a
+second time, by hand, as pieces of which each is trained or not: the spans have to be exactly those, and the
+tokens have to decode to their text. The tokenizers are small ones of the families' kinds (byte-level BPE,
+SentencePiece-like BPE with byte fallback) with the families' own control tokens, normalizers, pre-tokenizers
+and post-processors.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ Pieces = list[tuple[str, bool]]  # what a template writes, and whether it is tra
 # ---- what the templates write, by hand
 
 
-def turns(messages: list[dict], header: Callable[[str], str], end: str, text: Callable[[str], str] = str, after: str = "") -> Pieces:
+def turns(
+    messages: list[dict],
+    header: Callable[[str], str],
+    end: str,
+    text: Callable[[str], str] = str,
+    after: str = "",
+) -> Pieces:
     """A header, the text, an end and what comes after it for each message: the plain kind of template."""
     pieces = []
     for message in messages:
@@ -65,39 +72,70 @@ def phi3(messages: list[dict]) -> Pieces:
 def gemma3(messages: list[dict]) -> Pieces:
     """The system prompt stands in the first user's turn, and is the one text that is not stripped."""
     names = {"user": "user", "assistant": "model"}
-    (_, system), rest = (("", messages[0]["content"] + "\n\n"), messages[1:]) if messages[0]["role"] == "system" else (("", ""), messages)
+    (_, system), rest = (
+        (("", messages[0]["content"] + "\n\n"), messages[1:])
+        if messages[0]["role"] == "system"
+        else (("", ""), messages)
+    )
     pieces = turns(rest, lambda role: f"<start_of_turn>{names[role]}\n", "<end_of_turn>\n", str.strip)
-    return [("<bos><start_of_turn>user\n" + system + pieces[0][0].removeprefix("<start_of_turn>user\n"), False), *pieces[1:]]
+    return [
+        ("<bos><start_of_turn>user\n" + system + pieces[0][0].removeprefix("<start_of_turn>user\n"), False),
+        *pieces[1:],
+    ]
 
 
 def mistral(messages: list[dict]) -> Pieces:
-    """The space before an answer is the answer's: the prompt ends with [/INST]. A system prompt is written into the last message alone where
-    that is the user's, so never into a whole conversation."""
+    """The space before an answer is the answer's: the prompt ends with [/INST]. A system prompt is written
+    into the last message alone where that is the user's, so never into a whole conversation."""
     pieces: Pieces = [("<s>", False)]
     for message in messages:
         if message["role"] == "user":
             pieces.append((f"[INST] {message['content']}[/INST]", False))
         elif message.get("tool_calls"):
-            calls = ", ".join(json.dumps({**call["function"], "id": call["id"]}, ensure_ascii=False) for call in message["tool_calls"])
+            calls = ", ".join(
+                json.dumps({**call["function"], "id": call["id"]}, ensure_ascii=False)
+                for call in message["tool_calls"]
+            )
             pieces.append((f"[TOOL_CALLS] [{calls}]</s>", True))
         elif message["role"] == "tool":
-            pieces.append((f'[TOOL_RESULTS] {{"content": {message["content"]}, "call_id": "{message["tool_call_id"]}"}}[/TOOL_RESULTS]', False))
+            pieces.append(
+                (
+                    (
+                        f'[TOOL_RESULTS] {{"content": {message["content"]}, "call_id":'
+                        f' "{message["tool_call_id"]}"}}[/TOOL_RESULTS]'
+                    ),
+                    False,
+                )
+            )
         elif message["role"] == "assistant":
             pieces.append((f" {message['content'].strip()}</s>", True))
     return pieces
 
 
 def llama3(messages: list[dict]) -> Pieces:
-    system, rest = (messages[0]["content"].strip(), messages[1:]) if messages[0]["role"] == "system" else ("", messages)
+    system, rest = (
+        (messages[0]["content"].strip(), messages[1:]) if messages[0]["role"] == "system" else ("", messages)
+    )
     head = "<|start_header_id|>{}<|end_header_id|>\n\n"
-    opening = f"<|begin_of_text|>{head.format('system')}Cutting Knowledge Date: December 2023\nToday Date: {DATE}\n\n{system}<|eot_id|>"
+    opening = (
+        f"<|begin_of_text|>{head.format('system')}Cutting Knowledge Date: December 2023\nToday Date:"
+        f" {DATE}\n\n{system}<|eot_id|>"
+    )
     pieces: Pieces = [(opening, False)]
     for message in rest:
         if message["role"] == "tool":
-            pieces.append((f"{head.format('ipython')}{json.dumps(message['content'], ensure_ascii=False)}<|eot_id|>", False))
+            pieces.append(
+                (
+                    f"{head.format('ipython')}{json.dumps(message['content'], ensure_ascii=False)}<|eot_id|>",
+                    False,
+                )
+            )
         elif message.get("tool_calls"):
             call = message["tool_calls"][0]["function"]
-            written = f'{{"name": "{call["name"]}", "parameters": {json.dumps(call["arguments"], ensure_ascii=False)}}}<|eot_id|>'
+            written = (
+                f'{{"name": "{call["name"]}", "parameters":'
+                f" {json.dumps(call['arguments'], ensure_ascii=False)}}}<|eot_id|>"
+            )
             pieces += [(head.format("assistant"), False), (written, True)]
         else:
             pieces += turns([message], head.format, "<|eot_id|>", str.strip)
@@ -108,13 +146,19 @@ def qwen3(messages: list[dict]) -> Pieces:
     """Thoughts are written after the last question alone, and there in every last answer, be they empty."""
     wrapped = ("<tool_response>", "</tool_response>")
     users = [n for n, message in enumerate(messages) if message["role"] == "user"]
-    asked = [n for n in users if not (messages[n]["content"].startswith(wrapped[0]) and messages[n]["content"].endswith(wrapped[1]))]
+    asked = [
+        n
+        for n in users
+        if not (messages[n]["content"].startswith(wrapped[0]) and messages[n]["content"].endswith(wrapped[1]))
+    ]
     question = max(asked, default=len(messages) - 1)
     pieces: Pieces = []
     for number, message in enumerate(messages):
         content = message["content"]
         if message["role"] == "tool":
-            pieces.append((f"<|im_start|>user\n<tool_response>\n{content}\n</tool_response><|im_end|>\n", False))
+            pieces.append(
+                (f"<|im_start|>user\n<tool_response>\n{content}\n</tool_response><|im_end|>\n", False)
+            )
         elif message["role"] != "assistant":
             pieces.append((f"<|im_start|>{message['role']}\n{content}<|im_end|>\n", False))
         else:
@@ -127,7 +171,12 @@ def qwen3(messages: list[dict]) -> Pieces:
                 content = f"<think>\n{thought}\n</think>\n\n" + content.lstrip("\n")
             for call in message.get("tool_calls", ()):
                 arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-                content += "\n" * bool(content) + f'<tool_call>\n{{"name": "{call["function"]["name"]}", "arguments": {arguments}}}\n</tool_call>'
+                content += (
+                    "\n"
+                    * bool(content)
+                    + f'<tool_call>\n{{"name": "{call["function"]["name"]}", "arguments":'
+                    f" {arguments}}}\n</tool_call>"
+                )
             pieces += [("<|im_start|>assistant\n", False), (f"{content}<|im_end|>", True), ("\n", False)]
     return pieces
 
@@ -152,9 +201,27 @@ class Family:
     eats: bool = False  # control tokens take the white space behind them, as Phi-3's do
 
 
-HEADERS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|finetune_right_pad_id|>")
+HEADERS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|finetune_right_pad_id|>",
+)
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-INST = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+INST = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[TOOL_CALLS]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+)
 PHI3 = ("<unk>", "<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 IM = {"user": "<|im_start|>user\n", "assistant": "<|im_start|>assistant\n", "end": "<|im_end|>"}
 FAMILIES = {
@@ -196,19 +263,35 @@ FAMILIES = {
 @pytest.fixture(scope="session")
 def folders(smollm2, tmp_path_factory) -> dict[str, Path]:
     """A Hugging Face tokenizer folder per family."""
-    return write_folders(tmp_path_factory.mktemp("families"), json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8")))
+    return write_folders(
+        tmp_path_factory.mktemp("families"),
+        json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8")),
+    )
 
 
 def write_folders(base: Path, bytes_: dict) -> dict[str, Path]:
-    """The families' tokenizer folders below `base`; the byte-level ones over the vocabulary of the tokenizer.json `bytes_`."""
+    """The families' tokenizer folders below `base`; the byte-level ones over the vocabulary of the
+    tokenizer.json `bytes_`.
+    """
     pieces, found = sentence_pieces(), {}
     for name, family in FAMILIES.items():
-        made = byte_level(bytes_, family) if "unk_token" not in family.named else sentence_piece(pieces, family)
+        made = (
+            byte_level(bytes_, family) if "unk_token" not in family.named else sentence_piece(pieces, family)
+        )
         found[name] = base / name
         found[name].mkdir()
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "model_max_length": 8192, **family.named}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 8192,
+            **family.named,
+        }
         template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-        for file, text in (("tokenizer.json", json.dumps(made)), ("tokenizer_config.json", json.dumps(config)), ("chat_template.jinja", template)):
+        for file, text in (
+            ("tokenizer.json", json.dumps(made)),
+            ("tokenizer_config.json", json.dumps(config)),
+            ("chat_template.jinja", template),
+        ):
             (found[name] / file).write_text(text, encoding="utf-8")
     return found
 
@@ -221,22 +304,36 @@ def byte_level(base: dict, family: Family) -> dict:
         words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
         pattern = rf"{words}|{family.numbers}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        made |= {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}, "post_processor": level}
+        made |= {
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+            "post_processor": level,
+        }
     return with_tokens(made, family)
 
 
 def sentence_pieces() -> dict:
-    """A BPE of the example data in SentencePiece's manner, too small for every letter: the others become bytes."""
+    """A BPE of the example data in SentencePiece's manner, too small for every letter: the others become
+    bytes.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=2000, limit_alphabet=100, special_tokens=["<unk>", *bytes_], show_progress=False)
-    tokenizer.train_from_iterator(
-        [message["content"] for row in json.loads(EXAMPLE.read_text(encoding="utf-8")) for message in row["messages"]], trainer
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, limit_alphabet=100, special_tokens=["<unk>", *bytes_], show_progress=False
     )
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.train_from_iterator(
+        [
+            message["content"]
+            for row in json.loads(EXAMPLE.read_text(encoding="utf-8"))
+            for message in row["messages"]
+        ],
+        trainer,
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     made = json.loads(tokenizer.to_str())
     made["added_tokens"] = []
     return made
@@ -245,7 +342,12 @@ def sentence_pieces() -> dict:
 def sentence_piece(base: dict, family: Family) -> dict:
     made = {**base, "normalizer": family.normalizer, "pre_tokenizer": None}
     if family.normalizer is None:
-        made["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        made["pre_tokenizer"] = {
+            "type": "Metaspace",
+            "replacement": "▁",
+            "prepend_scheme": "first",
+            "split": False,
+        }
     if family.normalizer != SPACES:
         strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
         made["decoder"] = {"type": "Sequence", "decoders": [*base["decoder"]["decoders"], strip]}
@@ -253,18 +355,39 @@ def sentence_piece(base: dict, family: Family) -> dict:
 
 
 def with_tokens(made: dict, family: Family) -> dict:
-    """Added tokens: those the vocabulary has keep their numbers; a beginning of text that only `add_special_tokens` would write."""
+    """Added tokens: those the vocabulary has keep their numbers; a beginning of text that only
+    `add_special_tokens` would write.
+    """
     numbers = dict(made["model"]["vocab"])
     for token in (*family.control, *family.words):
         numbers.setdefault(token, len(numbers))
     flags = {"single_word": False, "lstrip": False, "normalized": False}
-    control = [{"id": numbers[t], "content": t, "rstrip": family.eats and t.startswith("<|"), "special": True, **flags} for t in family.control]
-    words = [{"id": numbers[t], "content": t, "rstrip": False, "special": False, **flags} for t in family.words]
+    control = [
+        {
+            "id": numbers[t],
+            "content": t,
+            "rstrip": family.eats and t.startswith("<|"),
+            "special": True,
+            **flags,
+        }
+        for t in family.control
+    ]
+    words = [
+        {"id": numbers[t], "content": t, "rstrip": False, "special": False, **flags} for t in family.words
+    ]
     made = {**made, "added_tokens": sorted(control + words, key=lambda token: token["id"])}
     if bos := family.named.get("bos_token"):
-        single, pair = ([{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": name, "type_id": 0}}] for name in "AB")
+        single, pair = (
+            [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": name, "type_id": 0}}]
+            for name in "AB"
+        )
         known = {bos: {"id": bos, "ids": [numbers[bos]], "tokens": [bos]}}
-        begin = {"type": "TemplateProcessing", "single": single, "pair": [*single, *pair], "special_tokens": known}
+        begin = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, *pair],
+            "special_tokens": known,
+        }
         before = [made["post_processor"]] if made.get("post_processor") else []
         made["post_processor"] = {"type": "Sequence", "processors": [*before, begin]}
     return made
@@ -294,19 +417,34 @@ def given_to(name: str) -> dict[str, str]:
 
 # ---- the conversations
 
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "Thành phố"}}, "required": ["city"]}
-TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Weather now", "parameters": PARAMETERS}}]
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "description": "Thành phố"}},
+    "required": ["city"],
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "description": "Weather now", "parameters": PARAMETERS},
+    }
+]
 NFD = unicodedata.normalize("NFD", "Tiếng Việt có dấu")
 
 
 def call(content: str = "") -> dict:
-    asked = {"id": "abcdef012", "type": "function", "function": {"name": "weather", "arguments": {"city": "Huế"}}}
+    asked = {
+        "id": "abcdef012",
+        "type": "function",
+        "function": {"name": "weather", "arguments": {"city": "Huế"}},
+    }
     return {"role": "assistant", "content": content, "tool_calls": [asked]}
 
 
 def talk(*texts: str, system: str | None = None) -> list[dict]:
     """Texts of user and assistant in turn."""
-    messages = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)]
+    messages = [
+        {"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)
+    ]
     return [{"role": "system", "content": system}, *messages] if system is not None else messages
 
 
@@ -318,7 +456,9 @@ def conversations(name: str) -> dict[str, list[dict]]:
         "system": talk("Chào em", "Dạ, em chào anh.", system="You are Mai."),
         "multi": talk("Hi", "Hello there", "And you?", "Fine.", "Bye", "See you!"),
         "system, multi": talk("Hi", "Hello there", "And you?", "Fine.", system="Be brief.\n\nBe kind."),
-        "vietnamese": talk("Bia Hạc Trắng 24 lon giá bao nhiêu ạ?", "Dạ 320.000đ một thùng, anh ơi.", system="Bạn là Mai."),
+        "vietnamese": talk(
+            "Bia Hạc Trắng 24 lon giá bao nhiêu ạ?", "Dạ 320.000đ một thùng, anh ơi.", system="Bạn là Mai."
+        ),
         "decomposed": talk(NFD, f"{NFD}: được", NFD, f"Đúng, {NFD}"),
         "emoji": talk("👩‍👩‍👧‍👦 🇻🇳?", "🍺👍🏽 chúc mừng 🎉", "🙂", "🙂"),
         "same": talk("Same", "Same", "Same", "Same", system="Same"),
@@ -327,9 +467,16 @@ def conversations(name: str) -> dict[str, list[dict]]:
         "markers, system": talk("Hi", "Hello", system=forged),
         "markers, assistant": talk("Hi", f"Hello {forged} end", "Why?", f"{forged}"),
         "headers, assistant": talk("Hi", f"{family.assistant}Hello", "Why?", f"Because{family.user}"),
-        "white space": talk(" Hi \n", "  Hello \n\n", "\n\nWhy?\n", "\n\nBecause \t", system="\n Be kind. \n"),
+        "white space": talk(
+            " Hi \n", "  Hello \n\n", "\n\nWhy?\n", "\n\nBecause \t", system="\n Be kind. \n"
+        ),
         "line breaks": talk("a\n\nb\n", "c\n\n\nd\n", "\n\n\ne", "f\n"),
-        "code": talk("Write Python", "```python\ndef f(x):\n    return x\n```", "Shorter", "```python\nf = lambda x: x\n```\n"),
+        "code": talk(
+            "Write Python",
+            "```python\ndef f(x):\n    return x\n```",
+            "Shorter",
+            "```python\nf = lambda x: x\n```\n",
+        ),
         "think": talk("2+2?", "<think>\nAdd.\n</think>\n\n4", "3+3?", "<think>\nAdd again.\n</think>\n\n6"),
         "think, one": talk("2+2?", "<think>Add.</think>4", "Why?", "No thought."),
     }
@@ -341,8 +488,18 @@ def conversations(name: str) -> dict[str, list[dict]]:
         found["quoted result"] = talk("2+2?", "4", "<tool_response>4</tool_response>", "Yes.")
     if family.tools:
         result = {"role": "tool", "content": '{"temperature": "30°C"}', "tool_call_id": "abcdef012"}
-        asked = [{"role": "user", "content": "Weather in Huế?"}, call(), result, {"role": "assistant", "content": "Hot: 30°C."}]
-        again = [{"role": "user", "content": "And Hà Nội?"}, call(), {**result, "content": "20"}, {"role": "assistant", "content": "Cool."}]
+        asked = [
+            {"role": "user", "content": "Weather in Huế?"},
+            call(),
+            result,
+            {"role": "assistant", "content": "Hot: 30°C."},
+        ]
+        again = [
+            {"role": "user", "content": "And Hà Nội?"},
+            call(),
+            {**result, "content": "20"},
+            {"role": "assistant", "content": "Cool."},
+        ]
         found |= {"tools": asked, "tools, twice": asked + again}
     if name == "qwen3":
         thinking = [dict(message) for message in asked]
@@ -369,8 +526,12 @@ def expected(tokenizer: ChatTokenizer, name: str, messages: list[dict], tools: l
     first = next(number for number, message in enumerate(messages) if message["role"] == "assistant")
     if name == "mistral":  # describes tools before the last user message
         last = max(number for number, message in enumerate(messages) if message["role"] == "user")
-        about = tokenizer.template.render(messages[:1], False, tools).removeprefix("<s>").partition("[INST]")[0]
-        place = [number for number, (text, _) in enumerate(pieces) if text.startswith("[INST]")][sum(m["role"] == "user" for m in messages[:last])]
+        about = (
+            tokenizer.template.render(messages[:1], False, tools).removeprefix("<s>").partition("[INST]")[0]
+        )
+        place = [number for number, (text, _) in enumerate(pieces) if text.startswith("[INST]")][
+            sum(m["role"] == "user" for m in messages[:last])
+        ]
         return [*pieces[:place], (about + pieces[place][0], False), *pieces[place + 1 :]]
     opening = tokenizer.template.render(messages[:first], False, tools)
     plain = len(FAMILIES[name].pieces(messages[:first]))
@@ -392,10 +553,14 @@ def test_ids_are_those_of_transformers(name, case, tokenizers_, loaded):
     messages, tools, ours = conversations(name)[case], tools_of(case), tokenizers_[name]
     text = ours.template.render(messages, False, tools)
     ids = ours.backend.encode(text, add_special_tokens=False).ids
-    theirs = loaded[name].apply_chat_template(messages, tools=tools, tokenize=True, return_dict=False, **given_to(name))
+    theirs = loaded[name].apply_chat_template(
+        messages, tools=tools, tokenize=True, return_dict=False, **given_to(name)
+    )
     assert ids == theirs
     prompt = ours.template.render(messages[:-1], True, tools)
-    assert prompt == loaded[name].apply_chat_template(messages[:-1], tools=tools, tokenize=False, add_generation_prompt=True, **given_to(name))
+    assert prompt == loaded[name].apply_chat_template(
+        messages[:-1], tools=tools, tokenize=False, add_generation_prompt=True, **given_to(name)
+    )
     assert ours.backend.encode(text).ids == ids, "the template alone writes special tokens"
     assert ours.bos_id is None or ids[1] != ours.bos_id
 
@@ -425,7 +590,9 @@ def test_the_date_of_today_is_the_one_transformers_writes(folders, loaded):
 
 @each
 def test_offsets_are_the_characters_of_the_tokens(name, case, tokenizers_):
-    """Labels go by where tokens begin: in order, inside their characters, also where a normalizer or byte fallback stands between."""
+    """Labels go by where tokens begin: in order, inside their characters, also where a normalizer or byte
+    fallback stands between.
+    """
     tokenizer = tokenizers_[name]
     text = tokenizer.template.render(conversations(name)[case], False, tools_of(case))
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
@@ -434,7 +601,9 @@ def test_offsets_are_the_characters_of_the_tokens(name, case, tokenizers_):
     reach = 0
     for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True):
         assert start < end
-        assert all(map(unicodedata.combining, text[reach:start])), "no character left out, but accents composed with their letters"
+        assert all(map(unicodedata.combining, text[reach:start])), (
+            "no character left out, but accents composed with their letters"
+        )
         reach = max(reach, end)
         if FAMILIES[name].named.get("unk_token"):  # the tokens are text
             if byte := re.fullmatch("<0x(..)>", token):
@@ -451,7 +620,9 @@ def test_exactly_the_answers_are_trained(name, case, tokenizers_, finders):
     check(tokenizers_[name], finders[name], name, conversations(name)[case], tools_of(case))
 
 
-def check(tokenizer: ChatTokenizer, finder: SpanFinder, name: str, messages: list[dict], tools: list | None = None) -> None:
+def check(
+    tokenizer: ChatTokenizer, finder: SpanFinder, name: str, messages: list[dict], tools: list | None = None
+) -> None:
     pieces = expected(tokenizer, name, messages, tools)
     text = tokenizer.template.render(messages, False, tools)
     assert text == "".join(piece for piece, _ in pieces), "the oracle knows what the template writes"
@@ -473,18 +644,23 @@ def check(tokenizer: ChatTokenizer, finder: SpanFinder, name: str, messages: lis
     for (begin, end), answer in zip(ranges, answers, strict=True):
         assert labels[begin:end] == ids[begin:end]
         assert end_of_turn in labels[begin:end]
-        said = tokenizer.backend.decode(ids[:end], skip_special_tokens=False)[len(tokenizer.backend.decode(ids[:begin], skip_special_tokens=False)) :]
+        said = tokenizer.backend.decode(ids[:end], skip_special_tokens=False)[
+            len(tokenizer.backend.decode(ids[:begin], skip_special_tokens=False)) :
+        ]
         assert_text(name, said, answer)
 
 
 def assert_text(name: str, said: str, answer: str) -> None:
-    """The decoded tokens are the answer; white space that it begins with may have gone into the token of the header's line break."""
+    """The decoded tokens are the answer; white space that it begins with may have gone into the token of the
+    header's line break.
+    """
     family = FAMILIES[name]
     if name == "qwen3":  # its normalizer composes letters and their accents
         answer = unicodedata.normalize("NFC", answer)
     if "unk_token" in family.named:  # SentencePiece's sign for a space is nothing else
         answer = answer.replace("▁", " ")
-    if family.eats:  # neither white space beside control tokens nor the one that is put before every word survives decoding
+    # neither white space beside control tokens nor the one that is put before every word survives decoding
+    if family.eats:
         beside = re.compile(rf"\s*({'|'.join(map(re.escape, family.control))})\s*")
         said, answer = (beside.sub(r"\1", each).strip() for each in (said, answer))
     assert answer.endswith(said), (said, answer)
@@ -511,15 +687,18 @@ for name, family in families.items():
 json.dump(labels, open(sys.argv[2], "w", encoding="utf-8"))
 """
 
-# Where Unsloth's search for markers in the tokens goes wrong; that ours are right there, `test_exactly_the_answers_are_trained` says.
+# Where Unsloth's search for markers in the tokens goes wrong; that ours are right there,
+# `test_exactly_the_answers_are_trained` says.
 DIFFERENT = {
-    # a user or a system prompt writes the assistant's header: Unsloth trains what follows it (Mistral's system prompt is not written at all)
+    # a user or a system prompt writes the assistant's header: Unsloth trains what follows it (Mistral's
+    # system prompt is not written at all)
     *((name, "markers, user") for name in FAMILIES),
     *((name, "markers, system") for name in FAMILIES if name != "mistral"),
     # an answer has the markers in it: Unsloth stops training there
     *((name, case) for name in FAMILIES for case in ("markers, assistant", "headers, assistant")),
     ("qwen3", "reasoning, last"),
-    # the answer's first white space merges with the header's line break into one token: Unsloth does not find the header
+    # the answer's first white space merges with the header's line break into one token: Unsloth does not find
+    # the header
     ("chatml", "white space"),
     # an answer to a tool's result has no header: Unsloth waits for [/INST]
     ("mistral", "tools"),
@@ -527,22 +706,35 @@ DIFFERENT = {
 }
 
 
-def encoded(tokenizer: ChatTokenizer, finder: SpanFinder, name: str, case: str) -> tuple[str, list[int], list[int]]:
+def encoded(
+    tokenizer: ChatTokenizer, finder: SpanFinder, name: str, case: str
+) -> tuple[str, list[int], list[int]]:
     """Text, ids and labels."""
     messages, tools = conversations(name)[case], tools_of(case)
     text = tokenizer.template.render(messages, False, tools)
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     spans = finder.spans(text, messages, tools)
-    return text, encoding.ids, token_labels(encoding.ids, token_spans([start for start, _ in encoding.offsets], spans))
+    return (
+        text,
+        encoding.ids,
+        token_labels(encoding.ids, token_spans([start for start, _ in encoding.offsets], spans)),
+    )
 
 
 def test_labels_are_unsloths_wherever_those_are_right(folders, tokenizers_, finders, tmp_path):
     """In a process of its own: Unsloth wants to be imported before transformers, and changes it."""
     rows, given = {}, {}
     for name, family in FAMILIES.items():
-        rows[name] = {case: encoded(tokenizers_[name], finders[name], name, case) for case in conversations(name)}
+        rows[name] = {
+            case: encoded(tokenizers_[name], finders[name], name, case) for case in conversations(name)
+        }
         ids = {case: row[1] for case, row in rows[name].items()}
-        given[name] = {"folder": str(folders[name]), "user": family.user, "assistant": family.assistant, "rows": ids}
+        given[name] = {
+            "folder": str(folders[name]),
+            "user": family.user,
+            "assistant": family.assistant,
+            "rows": ids,
+        }
     (tmp_path / "in.json").write_text(json.dumps(given), encoding="utf-8")
     process = subprocess.run(
         [sys.executable, "-c", UNSLOTH, tmp_path / "in.json", tmp_path / "out.json"],
@@ -561,16 +753,26 @@ def test_labels_are_unsloths_wherever_those_are_right(folders, tokenizers_, find
                 pairs = list(zip(ours, theirs[name][case], strict=True))
                 wrongly = any(our == IGNORED != their for our, their in pairs)
                 left_out = any(our != IGNORED == their for our, their in pairs)
-                assert (wrongly, left_out) == ((True, False) if case in ("markers, user", "markers, system") else (False, True)), (name, case)
+                assert (wrongly, left_out) == (
+                    (True, False) if case in ("markers, user", "markers, system") else (False, True)
+                ), (name, case)
     assert different == DIFFERENT
 
 
 # ---- labels through the encoder
 
 
-def encode(tokenizer: ChatTokenizer, messages: list[dict], train_on: str, held_back: tuple[int, ...] = (), tools: list | None = None) -> EncodedRow:
+def encode(
+    tokenizer: ChatTokenizer,
+    messages: list[dict],
+    train_on: str,
+    held_back: tuple[int, ...] = (),
+    tools: list | None = None,
+) -> EncodedRow:
     trained = [number not in held_back for number in range(len(messages))]
-    (row,) = Encoder(tokenizer, 8192, train_on, "error").rows([Conversation("rows.json", 1, messages, trained, tools)])
+    (row,) = Encoder(tokenizer, 8192, train_on, "error").rows(
+        [Conversation("rows.json", 1, messages, trained, tools)]
+    )
     assert isinstance(row, EncodedRow)
     return row
 
@@ -587,10 +789,21 @@ def test_what_is_trained_is_what_train_on_and_the_row_say(name, case, tokenizers
         """The runs of trained tokens, decoded."""
         row = encode(tokenizer, messages, train_on, held_back, tools)
         assert all(label in (IGNORED, token) for label, token in zip(row.labels, row.input_ids, strict=True))
-        begins = [n for n, label in enumerate(row.labels) if label != IGNORED and (n == 0 or row.labels[n - 1] == IGNORED)]
-        ends = [n for n, label in enumerate(row.labels, 1) if label != IGNORED and (n == len(row.labels) or row.labels[n] == IGNORED)]
+        begins = [
+            n
+            for n, label in enumerate(row.labels)
+            if label != IGNORED and (n == 0 or row.labels[n - 1] == IGNORED)
+        ]
+        ends = [
+            n
+            for n, label in enumerate(row.labels, 1)
+            if label != IGNORED and (n == len(row.labels) or row.labels[n] == IGNORED)
+        ]
         decode = functools.partial(tokenizer.backend.decode, skip_special_tokens=False)
-        return [decode(row.input_ids[:end])[len(decode(row.input_ids[:begin])) :] for begin, end in zip(begins, ends, strict=True)]
+        return [
+            decode(row.input_ids[:end])[len(decode(row.input_ids[:begin])) :]
+            for begin, end in zip(begins, ends, strict=True)
+        ]
 
     def same(found: list[str], wanted: list[str]) -> None:
         assert len(found) == len(wanted)
@@ -609,25 +822,39 @@ def test_what_is_trained_is_what_train_on_and_the_row_say(name, case, tokenizers
     assert whole.labels == whole.input_ids
     first = encode(tokenizer, messages, "all", (answers[0],), tools)
     assistant = encode(tokenizer, messages, "assistant", answers[1:], tools)
-    assert first.labels == [IGNORED if label != IGNORED else token for label, token in zip(assistant.labels, assistant.input_ids, strict=True)]
+    assert first.labels == [
+        IGNORED if label != IGNORED else token
+        for label, token in zip(assistant.labels, assistant.input_ids, strict=True)
+    ]
     assert any(label == IGNORED for label in first.labels)
 
 
 def test_a_prompt_that_ends_with_an_empty_thought_leaves_it_untrained(folders):
-    """Qwen3 without thinking: the template writes the thought into the prompt for the last answer, and none before the others."""
+    """Qwen3 without thinking: the template writes the thought into the prompt for the last answer, and none
+    before the others.
+    """
     tokenizer = ChatTokenizer.from_folder(folders["qwen3"], "qwen3", {"enable_thinking": False})
     row = encode(tokenizer, conversations("qwen3")["multi"], "assistant")
     assert "assistant\n<think>\n\n</think>\n\nSee you!" in row.text
-    said = tokenizer.backend.decode([label for label in row.labels if label != IGNORED], skip_special_tokens=False)
+    said = tokenizer.backend.decode(
+        [label for label in row.labels if label != IGNORED], skip_special_tokens=False
+    )
     assert said == "Hello there<|im_end|>Fine.<|im_end|>See you!<|im_end|>"
 
 
 def test_a_tokenizer_that_trims_its_offsets_has_the_same_labels(folders, tmp_path):
-    """As GPT-NeoX's and its relatives' do: a token's offsets leave out the space it begins with, here they do not."""
+    """As GPT-NeoX's and its relatives' do: a token's offsets leave out the space it begins with, here they do
+    not.
+    """
     for file in folders["chatml"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     made = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-    made["post_processor"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    made["post_processor"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
     tokenizer = ChatTokenizer.from_folder(tmp_path, "chatml", {})
     assert tokenizer.backend.encode("a b", add_special_tokens=False).offsets == [(0, 1), (1, 3)]
@@ -643,24 +870,51 @@ def test_markers_agree_with_the_structure_on_plain_conversations(name, tokenizer
     finder, family = finders[name], FAMILIES[name]
     assert (finder.markers.user.rstrip(" "), finder.markers.assistant) == (family.user, family.assistant)
     assert family.end in finder.closing
-    for case in ("single", "system", "multi", "system, multi", "vietnamese", "decomposed", "emoji", "same", "dots", "line breaks", "code", "think"):
+    for case in (
+        "single",
+        "system",
+        "multi",
+        "system, multi",
+        "vietnamese",
+        "decomposed",
+        "emoji",
+        "same",
+        "dots",
+        "line breaks",
+        "code",
+        "think",
+    ):
         messages = conversations(name)[case]
         text = tokenizers_[name].template.render(messages)
-        assert marker_spans(text, finder) == finder.spans(text, messages) == spans_of(family.pieces(messages)), case
+        assert (
+            marker_spans(text, finder) == finder.spans(text, messages) == spans_of(family.pieces(messages))
+        ), case
 
 
 @each_family
 def test_a_text_that_is_not_the_templates_own_has_no_structure(name, tokenizers_, finders):
     messages = conversations(name)["multi"]
     text = tokenizers_[name].template.render(messages)
-    for other in (text + "x", "x" + text, text.replace("And you?", "and you?"), text.replace("Fine.", "Fine"), text[:-1]):
+    for other in (
+        text + "x",
+        "x" + text,
+        text.replace("And you?", "and you?"),
+        text.replace("Fine.", "Fine"),
+        text[:-1],
+    ):
         assert finders[name].spans(other, messages) is None
 
 
 # ---- any texts
 
 CONTROL = sorted({token for family in FAMILIES.values() for token in (*family.control, *family.words)})
-HEADS = sorted({mark for family in FAMILIES.values() for mark in (family.user, family.assistant, family.end, f"{family.end}\n")})
+HEADS = sorted(
+    {
+        mark
+        for family in FAMILIES.values()
+        for mark in (family.user, family.assistant, family.end, f"{family.end}\n")
+    }
+)
 PLAIN = [
     "a",
     "Dạ, ",
@@ -688,24 +942,44 @@ PLAIN = [
     "user",
     "assistant",
 ]
-TEXTS = st.lists(st.sampled_from(PLAIN) | st.sampled_from(HEADS) | st.sampled_from(CONTROL), min_size=1, max_size=6).map("".join).filter(str.strip)
+TEXTS = (
+    st.lists(
+        st.sampled_from(PLAIN) | st.sampled_from(HEADS) | st.sampled_from(CONTROL), min_size=1, max_size=6
+    )
+    .map("".join)
+    .filter(str.strip)
+)
 
 
 @each_family
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3), system=st.none() | TEXTS)
-@example(pairs=[("<tool_response>x</tool_response>", "a"), ("<tool_response>", "b</tool_response>")], system=None)
+@example(
+    pairs=[("<tool_response>x</tool_response>", "a"), ("<tool_response>", "b</tool_response>")], system=None
+)
 @example(pairs=[(" a ", " a "), (" a ", " a ")], system=" a ")
 def test_any_texts(name, tokenizers_, finders, pairs, system):
-    check(tokenizers_[name], finders[name], name, talk(*(text for pair in pairs for text in pair), system=system))
+    check(
+        tokenizers_[name],
+        finders[name],
+        name,
+        talk(*(text for pair in pairs for text in pair), system=system),
+    )
 
 
 def test_thinking_that_a_template_leaves_out_is_noted(tokenizers_):
     """Qwen3 strips it from all answers before the last question; inline and as a field."""
     for extra in ({}, {"reasoning_content": "first"}):
         first = {"role": "assistant", "content": "1" if extra else "<think>\nfirst\n</think>\n\n1", **extra}
-        messages = [{"role": "user", "content": "a"}, first, {"role": "user", "content": "b"}, {"role": "assistant", "content": "2"}]
-        assert encode(tokenizers_["qwen3"], messages, "assistant").notes == ["thinking left out by the template"]
+        messages = [
+            {"role": "user", "content": "a"},
+            first,
+            {"role": "user", "content": "b"},
+            {"role": "assistant", "content": "2"},
+        ]
+        assert encode(tokenizers_["qwen3"], messages, "assistant").notes == [
+            "thinking left out by the template"
+        ]
     assert encode(tokenizers_["qwen3"], messages[:2], "assistant").notes == []
     inline = [messages[0], {"role": "assistant", "content": "<think>\nfirst\n</think>\n\n1"}, *messages[2:]]
     assert encode(tokenizers_["chatml"], inline, "assistant").notes == []

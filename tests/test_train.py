@@ -14,9 +14,33 @@ import pytest
 from conftest import EXAMPLE, only_error, report_of, write_json
 
 CONTRACT = {
-    "": {"status", "error", "command", "seed", "started", "finished", "model", "dataset", "training", "memory", "samples", "save", "versions", "git"},
+    "": {
+        "status",
+        "error",
+        "command",
+        "seed",
+        "started",
+        "finished",
+        "model",
+        "dataset",
+        "training",
+        "memory",
+        "samples",
+        "save",
+        "versions",
+        "git",
+    },
     "model": {"name", "engine", "parameters", "trainable_parameters", "dtype"},
-    "dataset": {"path", "rows", "rows_used", "tokens", "trainable_tokens", "max_length", "truncated_rows", "fingerprint"},
+    "dataset": {
+        "path",
+        "rows",
+        "rows_used",
+        "tokens",
+        "trainable_tokens",
+        "max_length",
+        "truncated_rows",
+        "fingerprint",
+    },
     "training": {
         "steps",
         "effective_batch_size",
@@ -38,7 +62,9 @@ def losses(report):
     return [point["loss"] for point in report["training"]["history"]]
 
 
-def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_three_lines(launch, tiny, tmp_path):
+def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_three_lines(
+    launch, tiny, tmp_path
+):
     process = launch(*tiny, "dataset.max_rows=null", cold=True)
     assert process.returncode == 0, process.stderr
     (run,) = tmp_path.glob("outputs/*/*")
@@ -77,10 +103,23 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
     assert all(re.match(allowed, line) for line in process.stderr.splitlines()), process.stderr
 
 
-def test_one_seed_gives_identical_losses_and_the_held_out_loss_does_not_depend_on_its_batches(launch, tiny, tmp_path):
+def test_one_seed_gives_identical_losses_and_the_held_out_loss_does_not_depend_on_its_batches(
+    launch, tiny, tmp_path
+):
     for name, size in (("a", 1), ("b", 4), ("c", 4)):
-        arguments = ["model.dtype=float32", "dataset.max_rows=60", "save=none", "training.sample_max_new_tokens=0", f"hydra.run.dir={name}"]
-        process = launch(*tiny, *arguments, f"seed={7 if name == 'c' else 3407}", f"training.per_device_eval_batch_size={size}")
+        arguments = [
+            "model.dtype=float32",
+            "dataset.max_rows=60",
+            "save=none",
+            "training.sample_max_new_tokens=0",
+            f"hydra.run.dir={name}",
+        ]
+        process = launch(
+            *tiny,
+            *arguments,
+            f"seed={7 if name == 'c' else 3407}",
+            f"training.per_device_eval_batch_size={size}",
+        )
         assert process.returncode == 0, process.stderr
     a, b, c = (report_of(tmp_path / name) for name in ("a", "b", "c"))
     assert losses(a) == losses(b) != losses(c)
@@ -89,31 +128,26 @@ def test_one_seed_gives_identical_losses_and_the_held_out_loss_does_not_depend_o
 
 
 def test_what_is_saved_loads_and_answers_as_the_trained_model(warm, tmp_path):
-    """In one process: train, save in both ways, load again with the library a user would take, compare token ids."""
+    """In one process: train, save in both ways, load again with the library a user would take, compare token
+    ids.
+    """
     script = tmp_path / "run.py"
     script.write_text(
-        "import json, sys\n"
-        "from pathlib import Path\n"
-        "from chatbot_sft import ModelLoader, DatasetLoader, SFTTrainerWrapper\n"
-        "from chatbot_sft.model.generate import greedy_answer\n"
-        "config = json.loads(Path('config.json').read_text())\n"
-        "loader = ModelLoader(config)\n"
-        "model, tokenizer = loader.load_and_configure()\n"
-        "dataset = DatasetLoader(config, tokenizer)\n"
-        "trainer = SFTTrainerWrapper(config, model, tokenizer, dataset.prepare_dataset())\n"
-        "trainer.setup_and_train()\n"
-        "for method in ('lora', 'merged_16bit'):\n"
-        "    trainer.save_model({'method': method, 'save_path': method})\n"
-        "loader.engine.for_inference(model)\n"
-        "prompts = [[{'role': 'user', 'content': text}] for text in ('Bia Lager bao nhiêu độ?', 'Where can I buy it?', 'Tour mấy giờ?')]\n"
-        "print(json.dumps([greedy_answer(model, tokenizer, prompt, 12) for prompt in prompts]))\n"
-        "from peft import AutoPeftModelForCausalLM\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "again = AutoTokenizer.from_pretrained('lora')\n"
-        "models = (AutoPeftModelForCausalLM, 'lora'), (AutoModelForCausalLM, 'merged_16bit'), (AutoModelForCausalLM, loader.source)\n"
-        "for kind, folder in models:\n"
-        "    loaded = kind.from_pretrained(folder)\n"
-        "    print(json.dumps([greedy_answer(loaded, again, prompt, 12) for prompt in prompts]))\n"
+        "import json, sys\nfrom pathlib import Path\nfrom chatbot_sft import ModelLoader, DatasetLoader,"
+        " SFTTrainerWrapper\nfrom chatbot_sft.model.generate import greedy_answer\nconfig ="
+        " json.loads(Path('config.json').read_text())\nloader = ModelLoader(config)\nmodel, tokenizer ="
+        " loader.load_and_configure()\ndataset = DatasetLoader(config, tokenizer)\ntrainer ="
+        " SFTTrainerWrapper(config, model, tokenizer,"
+        " dataset.prepare_dataset())\ntrainer.setup_and_train()\nfor method in ('lora', 'merged_16bit'):\n   "
+        " trainer.save_model({'method': method, 'save_path':"
+        " method})\nloader.engine.for_inference(model)\nprompts = [[{'role': 'user', 'content': text}] for"
+        " text in ('Bia Lager bao nhiêu độ?', 'Where can I buy it?', 'Tour mấy"
+        " giờ?')]\nprint(json.dumps([greedy_answer(model, tokenizer, prompt, 12) for prompt in"
+        " prompts]))\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import"
+        " AutoModelForCausalLM, AutoTokenizer\nagain = AutoTokenizer.from_pretrained('lora')\nmodels ="
+        " (AutoPeftModelForCausalLM, 'lora'), (AutoModelForCausalLM, 'merged_16bit'), (AutoModelForCausalLM,"
+        " loader.source)\nfor kind, folder in models:\n    loaded = kind.from_pretrained(folder)\n   "
+        " print(json.dumps([greedy_answer(loaded, again, prompt, 12) for prompt in prompts]))\n"
     )
     config = {
         "model": {"name": "smollm2", "engine": "transformers", "load_in_4bit": False, "dtype": "float32"},
@@ -154,10 +188,22 @@ def test_full_finetuning_changes_every_weight_and_saves(launch, tiny, tmp_path, 
 
 def test_response_only_is_a_choice_and_save_none_saves_nothing_beyond_checkpoints(launch, tiny, tmp_path):
     for value in ("true", "false"):
-        assert launch(*tiny, f"training.response_only={value}", "save=none", f"hydra.run.dir=only_{value}").returncode == 0
+        assert (
+            launch(
+                *tiny, f"training.response_only={value}", "save=none", f"hydra.run.dir=only_{value}"
+            ).returncode
+            == 0
+        )
     response, everything = (report_of(tmp_path / f"only_{value}") for value in ("true", "false"))
     assert losses(response) != losses(everything)
-    assert response["save"] == {"method": "none", "path": None, "files": {}, "verified": None, "exports": [], "pushed": None}
+    assert response["save"] == {
+        "method": "none",
+        "path": None,
+        "files": {},
+        "verified": None,
+        "exports": [],
+        "pushed": None,
+    }
     assert not list(tmp_path.glob("only_*/model"))
 
 
@@ -180,9 +226,16 @@ def test_both_engines_agree_on_the_embedded_model(launch, warm, tmp_path):
             f"hydra.run.dir={engine}",
         ]
         # Of `auto` the order of the imports is part of it.
-        process = launch(*arguments, cold=True) if engine == "auto" else warm.run(["-m", "chatbot_sft", *arguments], tmp_path)
+        process = (
+            launch(*arguments, cold=True)
+            if engine == "auto"
+            else warm.run(["-m", "chatbot_sft", *arguments], tmp_path)
+        )
         assert process.returncode == 0, process.stderr
-        assert f"engine: {'unsloth (auto: unsloth ' if engine == 'auto' else 'transformers (as configured)'}" in process.stderr
+        assert (
+            f"engine: {'unsloth (auto: unsloth ' if engine == 'auto' else 'transformers (as configured)'}"
+            in process.stderr
+        )
     unsloth, plain = report_of(tmp_path / "auto"), report_of(tmp_path / "transformers")
     assert unsloth["model"]["engine"] == "unsloth"
     assert unsloth["dataset"]["fingerprint"] == plain["dataset"]["fingerprint"]
@@ -230,8 +283,13 @@ def test_a_folder_without_a_model_is_named(launch, tmp_path):
 
 def test_a_hub_id_without_a_network(launch, tiny):
     arguments = [a for a in tiny if not a.startswith("model")]
-    error = only_error(launch("model=llama3b", "model.engine=transformers", "model.load_in_4bit=false", *arguments))
-    assert error.startswith("model.name=unsloth/Llama-3.2-3B-Instruct: cannot be had from the Hugging Face hub (HF_HUB_OFFLINE is set")
+    error = only_error(
+        launch("model=llama3b", "model.engine=transformers", "model.load_in_4bit=false", *arguments)
+    )
+    assert error.startswith(
+        "model.name=unsloth/Llama-3.2-3B-Instruct: cannot be had from the Hugging Face hub (HF_HUB_OFFLINE"
+        " is set"
+    )
     assert error.endswith("a downloaded folder works without: model=local model.name=/path/to/folder")
 
 
@@ -239,7 +297,14 @@ def test_a_hub_that_does_not_answer_is_asked_once(launch, tiny):
     """A port of this machine that nobody listens on; huggingface_hub alone would retry for a minute."""
     arguments = [a for a in tiny if not a.startswith("model")]
     environment = {"HF_HUB_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    process = launch("model=llama3b", "model.engine=transformers", "model.load_in_4bit=false", *arguments, env=environment, cold=True)
+    process = launch(
+        "model=llama3b",
+        "model.engine=transformers",
+        "model.load_in_4bit=false",
+        *arguments,
+        env=environment,
+        cold=True,
+    )
     assert "(no answer from the network, and the model is not in the local cache)" in only_error(process)
     assert "Retrying" not in process.stderr
     assert "hub: no answer from http://127.0.0.1:9" in process.stderr
@@ -249,12 +314,15 @@ def test_four_bit_without_bitsandbytes(launch, tiny, tmp_path):
     """A sitecustomize hides the package, as on a machine that never had it."""
     (tmp_path / "hide").mkdir()
     (tmp_path / "hide" / "sitecustomize.py").write_text(
-        "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name, *a: None if name == 'bitsandbytes' else find(name, *a)\n"
+        "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name, *a: None if name =="
+        " 'bitsandbytes' else find(name, *a)\n"
     )
     arguments = [a for a in tiny if not a.startswith("model.load_in_4bit")]
     hidden = {"PYTHONPATH": f"{tmp_path / 'hide'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     process = launch(*arguments, "model.load_in_4bit=true", env=hidden, cold=True)
-    assert only_error(process).startswith("model.load_in_4bit=true needs bitsandbytes: `pip install bitsandbytes`")
+    assert only_error(process).startswith(
+        "model.load_in_4bit=true needs bitsandbytes: `pip install bitsandbytes`"
+    )
 
 
 def test_an_output_directory_that_cannot_be_written(launch, tmp_path):
@@ -268,7 +336,9 @@ def test_a_save_path_that_is_taken_is_refused_before_training(launch, tiny, tmp_
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("mine")
     process = launch(*tiny, "save.save_path=kept")
-    assert only_error(process).startswith("save.save_path=kept: not empty, and no export of this program (export.json)")
+    assert only_error(process).startswith(
+        "save.save_path=kept: not empty, and no export of this program (export.json)"
+    )
     assert "engine" not in process.stderr
     assert (tmp_path / "kept" / "thesis.txt").read_text() == "mine"
 
@@ -312,14 +382,28 @@ def test_a_wheel_works_from_anywhere(tmp_path):
     """conf/ and the example data travel inside the wheel."""
     repo = Path(__file__).resolve().parent.parent
     if shutil.which("git") and (repo / ".git").exists():
-        files = subprocess.run(["git", "ls-files"], cwd=repo, capture_output=True, text=True, check=True).stdout.splitlines()
+        files = subprocess.run(
+            ["git", "ls-files"], cwd=repo, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         copy = tmp_path / "copy"
         for name in files:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(repo / name, copy / name)
         repo = copy
     subprocess.run(
-        [sys.executable, "-m", "uv", "build", "--system-certs", "--wheel", "--quiet", "--out-dir", str(tmp_path / "dist"), str(repo)], check=True
+        [
+            sys.executable,
+            "-m",
+            "uv",
+            "build",
+            "--system-certs",
+            "--wheel",
+            "--quiet",
+            "--out-dir",
+            str(tmp_path / "dist"),
+            str(repo),
+        ],
+        check=True,
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
@@ -329,5 +413,10 @@ def test_a_wheel_works_from_anywhere(tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
-    assert str(tmp_path / "site" / "chatbot_sft" / "examples" / "thinking_teacher_conversations.json") in shown.stdout
-    assert (tmp_path / "site" / "chatbot_sft" / "examples" / "thinking_teacher_conversations.json").read_bytes() == EXAMPLE.read_bytes()
+    assert (
+        str(tmp_path / "site" / "chatbot_sft" / "examples" / "thinking_teacher_conversations.json")
+        in shown.stdout
+    )
+    assert (
+        tmp_path / "site" / "chatbot_sft" / "examples" / "thinking_teacher_conversations.json"
+    ).read_bytes() == EXAMPLE.read_bytes()

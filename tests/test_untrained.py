@@ -39,7 +39,10 @@ def test_the_embedded_model_knows_its_end(smollm2):
         assert indistinct(tensors.get_tensor("model.embed_tokens.weight"), [END], range(17)) == []
 
 
-@pytest.mark.parametrize(("overrides", "said"), [([], True), (["lora.modules_to_save=[embed_tokens,lm_head]"], False), (["lora=none"], False)])
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [([], True), (["lora.modules_to_save=[embed_tokens,lm_head]"], False), (["lora=none"], False)],
+)
 def test_an_end_that_lora_cannot_teach_is_said(tiny_llama, tmp_path, overrides, said):
     import shutil
 

@@ -29,7 +29,14 @@ PLANTED = ("MODEL_KEY", "DATA_KEY", "SYSTEM_SECRET", "PROMPT_PASSWORD", "PROJECT
 
 @pytest.mark.parametrize(
     ("before", "after", "words"),
-    [(2.0, 1.0, "50% lower"), (1.0, 3.02, "202% higher"), (1.0, 1.001, "unchanged"), (0.0, 1.0, ""), (1.0, math.nan, ""), (None, 1.0, "")],
+    [
+        (2.0, 1.0, "50% lower"),
+        (1.0, 3.02, "202% higher"),
+        (1.0, 1.001, "unchanged"),
+        (0.0, 1.0, ""),
+        (1.0, math.nan, ""),
+        (None, 1.0, ""),
+    ],
 )
 def test_how_a_loss_moved(before, after, words):
     assert moved(before, after) == words
@@ -82,7 +89,11 @@ def test_credentials_in_text(text, clean):
 
 def test_a_masked_configuration_is_read_from_the_environment_again(monkeypatch):
     monkeypatch.setenv("MY_MODEL_TOKEN", "hidden")
-    config = {"model": {"name": "hidden"}, "dataset": {"system_prompt": "not hidden at all"}, "lora": {"r": 4}}
+    config = {
+        "model": {"name": "hidden"},
+        "dataset": {"system_prompt": "not hidden at all"},
+        "lora": {"r": 4},
+    }
     kept = referring(config)
     assert kept["model"]["name"] == "${oc.env:MY_MODEL_TOKEN}"
     assert resolved(kept) == config
@@ -95,22 +106,32 @@ def test_what_is_read_again_keeps_all_but_the_environments_secrets(monkeypatch, 
     assert places("x a-folder-or-token!") == [(2, 19)]
     (tmp_path / "a-folder-or-token").mkdir()
     assert named(by_name(str(tmp_path / "a-folder-or-token"))) == str(tmp_path / "a-folder-or-token")
-    assert named("somebody/${oc.env:MY_TOKEN}") == "somebody/${oc.env:MY_TOKEN}"  # or an adapter's author had it sent to the hub
-    write_mark(tmp_path, {"made_from": {}, "base": {"relative": "../a-folder-or-token"}, "export": {"files": {}}})
+    assert (
+        named("somebody/${oc.env:MY_TOKEN}") == "somebody/${oc.env:MY_TOKEN}"
+    )  # or an adapter's author had it sent to the hub
+    write_mark(
+        tmp_path, {"made_from": {}, "base": {"relative": "../a-folder-or-token"}, "export": {"files": {}}}
+    )
     assert "a-folder-or-token" not in (tmp_path / "export.json").read_text()
     assert read_mark(tmp_path)["base"] == {"relative": "../a-folder-or-token"}
 
 
 def test_a_secret_is_no_new_token_and_is_said_to_be_trained(monkeypatch, caplog):
     monkeypatch.setenv("MY_TOKEN", "<|not for others|>")
-    with pytest.raises(UserError, match=r"^model.new_tokens: <a>, \$\{oc.env:MY_TOKEN\}: a token's text is in every file"):
+    with pytest.raises(
+        UserError, match=r"^model.new_tokens: <a>, \$\{oc.env:MY_TOKEN\}: a token's text is in every file"
+    ):
         check_secrets(Config.from_mapping({"model": {"new_tokens": ["<a>", "<|not for others|>"]}}))
     check_secrets(Config.from_mapping({"dataset": {"system_prompt": "say <|not for others|>"}}))
-    assert [record.getMessage()[:60] for record in caplog.records] == ["dataset.system_prompt: the secret in it is trained into the "]
+    assert [record.getMessage()[:60] for record in caplog.records] == [
+        "dataset.system_prompt: the secret in it is trained into the "
+    ]
 
 
 def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_path, monkeypatch):
-    """A secret wherever a key can bring one: a run, the same run gone on with, an export of it, a refused run and a sweep, byte by byte."""
+    """A secret wherever a key can bring one: a run, the same run gone on with, an export of it, a refused run
+    and a sweep, byte by byte.
+    """
     secrets = {name: f"{name.lower().replace('_', '-')}-x7" for name in PLANTED}
     work, cache = tmp_path / "work", tmp_path / "cache"
     work.mkdir()
@@ -141,8 +162,13 @@ def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_pa
     address = f"dataset.data_path=https://me:{PASSWORD}y@host/data.json"
     processes = [run(*planted), run(*planted, "training.max_steps=3")]
     processes += [run("task=export", "run=good", "save=lora", "save.verify=true", "hydra.run.dir=again")]
-    assert [process.returncode for process in processes] == [0, 0, 0], "".join(process.stderr for process in processes)
-    processes += [run(*tiny, address, "hydra.run.dir=bad"), run("-m", *tiny, address, "hydra.sweep.dir=swept", "seed=1,2")]
+    assert [process.returncode for process in processes] == [0, 0, 0], "".join(
+        process.stderr for process in processes
+    )
+    processes += [
+        run(*tiny, address, "hydra.run.dir=bad"),
+        run("-m", *tiny, address, "hydra.sweep.dir=swept", "seed=1,2"),
+    ]
     assert only_error(processes[3])
 
     assert report_of(work / "good")["training"]["resumed_from"] == 2
@@ -154,19 +180,45 @@ def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_pa
             texts[f"{file.name} as it is read"] = re.sub(rb"<[^>]*>", b"", file.read_bytes())
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as members:
-                texts |= {f"{file.relative_to(tmp_path)}/{name}": members.read(name) for name in members.namelist()}
+                texts |= {
+                    f"{file.relative_to(tmp_path)}/{name}": members.read(name) for name in members.namelist()
+                }
     kept = " ".join(texts)
-    assert all(name in kept for name in ("multirun.yaml", "Modelfile", "adapter_config.json", "optimizer.pt/", "tfevents", "preview.html as"))
-    found = [f"{secret} in {name}" for name, text in texts.items() for secret in (PASSWORD, *secrets.values()) if secret.encode() in text]
+    assert all(
+        name in kept
+        for name in (
+            "multirun.yaml",
+            "Modelfile",
+            "adapter_config.json",
+            "optimizer.pt/",
+            "tfevents",
+            "preview.html as",
+        )
+    )
+    found = [
+        f"{secret} in {name}"
+        for name, text in texts.items()
+        for secret in (PASSWORD, *secrets.values())
+        if secret.encode() in text
+    ]
     assert not found, "\n".join(found)
 
     for name, secret in secrets.items():
         monkeypatch.setenv(name, secret)
-    assert {adapter_base(work / place)[0] for place in ("good/model/lora", "again/model", "good/checkpoints/checkpoint-3")} == {str(model)}
+    assert {
+        adapter_base(work / place)[0]
+        for place in ("good/model/lora", "again/model", "good/checkpoints/checkpoint-3")
+    } == {str(model)}
 
 
 def losses(before, after, rows_before=None, rows=None):
-    found = {"eval_loss_before": before, "eval_loss": after, "rows_loss_before": rows_before, "rows_loss": rows, "weights_of_step": 24}
+    found = {
+        "eval_loss_before": before,
+        "eval_loss": after,
+        "rows_loss_before": rows_before,
+        "rows_loss": rows,
+        "weights_of_step": 24,
+    }
     return Training(**{**TRAINING, **found})
 
 
@@ -186,7 +238,11 @@ def losses(before, after, rows_before=None, rows=None):
     ],
 )
 def test_a_ruined_model_is_refused_and_a_worse_one_is_not(training, said):
-    refuse_ruined(training, Config.from_mapping({"training": {"learning_rate": 100, "stop_on_divergence": False}}), 49152)
+    refuse_ruined(
+        training,
+        Config.from_mapping({"training": {"learning_rate": 100, "stop_on_divergence": False}}),
+        49152,
+    )
     settings = Config.from_mapping({"training": {"learning_rate": 100}})
     if said is None:
         refuse_ruined(training, settings, 49152)
@@ -198,23 +254,48 @@ def test_a_ruined_model_is_refused_and_a_worse_one_is_not(training, said):
 
 def test_trained_conversations_that_became_less_likely_are_a_warning():
     assert rows_warnings(None, None) == rows_warnings(2.0, 1.9) == rows_warnings(2.0, 2.009) == []
-    assert rows_warnings(2.0, 3.0) == ["the loss of trained conversations ended worse than it began: 2.000 → 3.000 (50% higher)"]
-    assert rows_warnings(2.0, math.nan) == ["the loss of trained conversations ended worse than it began: 2.000 → no number"]
+    assert rows_warnings(2.0, 3.0) == [
+        "the loss of trained conversations ended worse than it began: 2.000 → 3.000 (50% higher)"
+    ]
+    assert rows_warnings(2.0, math.nan) == [
+        "the loss of trained conversations ended worse than it began: 2.000 → no number"
+    ]
 
 
 def test_a_short_run_with_nothing_held_out_that_ruined_its_model_is_no_success(launch, tiny, tmp_path):
-    """One step of every weight: the guard looks before a step, not after the last; an ordinary and a tiny learning rate pass."""
-    common = ("-m", *tiny, "training.warmup_steps=0", "training.max_steps=1", "dataset.max_rows=9", "dataset.eval_fraction=0", "lora=none")
+    """One step of every weight: the guard looks before a step, not after the last; an ordinary and a tiny
+    learning rate pass.
+    """
+    common = (
+        "-m",
+        *tiny,
+        "training.warmup_steps=0",
+        "training.max_steps=1",
+        "dataset.max_rows=9",
+        "dataset.eval_fraction=0",
+        "lora=none",
+    )
     process = launch(*common, "training.learning_rate=100,1e-3,1e-9", "hydra.sweep.dir=sweep")
     assert process.returncode == 1
-    ruined, good, still = (json.loads((tmp_path / "sweep" / number / "report.json").read_text()) for number in "012")
-    assert (ruined["status"], good["status"], still["status"]) == ("failed", "completed", "completed"), process.stderr
+    ruined, good, still = (
+        json.loads((tmp_path / "sweep" / number / "report.json").read_text()) for number in "012"
+    )
+    assert (ruined["status"], good["status"], still["status"]) == (
+        "failed",
+        "completed",
+        "completed",
+    ), process.stderr
     assert ruined["error"].startswith("training ruined the model: the loss of trained conversations ")
     assert ruined["training"]["warnings"][0] in (tmp_path / "sweep" / "0" / "report.md").read_text()
     assert not (tmp_path / "sweep" / "0" / "model").exists()
     assert good["training"]["rows_loss"] < good["training"]["rows_loss_before"]
     assert good["training"]["warnings"] == still["training"]["warnings"] == []
-    exported = launch(*common[1:], "training.learning_rate=100", "training.stop_on_divergence=false", "hydra.run.dir=regardless")
+    exported = launch(
+        *common[1:],
+        "training.learning_rate=100",
+        "training.stop_on_divergence=false",
+        "hydra.run.dir=regardless",
+    )
     assert exported.returncode == 0, exported.stderr
     warning = "the loss of trained conversations ended worse than it began"
     assert warning in exported.stdout
@@ -226,10 +307,21 @@ def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):
     for row in rows:
         row["messages"].insert(0, {"role": "system", "content": "You are in Ashford."})
     data = write_json(tmp_path / "rows.json", rows)
-    process = launch(*tiny, f"dataset.data_path={data}", "save=lora", "hydra.run.dir=run", 'training.sample_prompts=["a | b \\x1b"]')
+    process = launch(
+        *tiny,
+        f"dataset.data_path={data}",
+        "save=lora",
+        "hydra.run.dir=run",
+        'training.sample_prompts=["a | b \\x1b"]',
+    )
     assert process.returncode == 0, process.stderr
     run = tmp_path / "run"
-    assert find(run).system_prompt == find(run / "model").system_prompt == find(run / "checkpoints").system_prompt == "You are in Ashford."
+    assert (
+        find(run).system_prompt
+        == find(run / "model").system_prompt
+        == find(run / "checkpoints").system_prompt
+        == "You are in Ashford."
+    )
     card = (run / "model" / "README.md").read_text()
     used = report_of(run)["settings"]
     expected = {
@@ -238,7 +330,9 @@ def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):
     }  # fmt: skip
     assert {key: used[key] for key in expected} == expected
     assert "| optimizer | adamw_torch_fused, learning rate 0.0002, linear, " in card
-    assert '{"role": "system", "content": "You are in Ashford."}, {"role": "user", "content": "câu hỏi' in card
+    assert (
+        '{"role": "system", "content": "You are in Ashford."}, {"role": "user", "content": "câu hỏi' in card
+    )
 
 
 def test_a_slow_evaluation_says_how_far_it_is(caplog, monkeypatch):

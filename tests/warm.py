@@ -1,9 +1,12 @@
 """Python processes without the ten seconds in which each imports torch, transformers and TRL.
 
-`Warm("transformers")` starts a process that imports what a run needs; `Warm("none")` what a command needs that trains nothing.
-`warm.run(["-m", "chatbot_sft", …], cwd)` is what `subprocess.run([sys.executable, "-m", "chatbot_sft", …], cwd=cwd)` is, in a process that the warm
-one forks: with an exit code, a standard output and error, signals and an end of its own. Nothing of torch is used before the fork. What a library
-reads as it is imported (HF_HOME, RANK) it has read already, so a test of such a variable, or of the imports themselves, starts a process of its own.
+`Warm("transformers")` starts a process that imports what a run needs; `Warm("none")` what a command needs
+that trains nothing.
+`warm.run(["-m", "chatbot_sft", …], cwd)` is what `subprocess.run([sys.executable, "-m", "chatbot_sft", …],
+cwd=cwd)` is, in a process that the warm one forks: with an exit code, a standard output and error, signals
+and an end of its own. Nothing of torch is used before the fork. What a library reads as it is imported
+(HF_HOME, RANK) it has read already, so a test of such a variable, or of the imports themselves, starts a
+process of its own.
 """
 
 import importlib
@@ -33,10 +36,14 @@ class Warm:
         self.control, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, __file__, engine, str(theirs.fileno())]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
 
     def start(self, arguments, cwd, env=None) -> "Started":
-        return Started(self.control, [str(argument) for argument in arguments], cwd, {**os.environ, **(env or {})})
+        return Started(
+            self.control, [str(argument) for argument in arguments], cwd, {**os.environ, **(env or {})}
+        )
 
     def run(self, arguments, cwd, env=None, timeout=600) -> subprocess.CompletedProcess:
         return self.start(arguments, cwd, env).finish(timeout)
@@ -95,7 +102,9 @@ class Started:
 def prepare(engine: str) -> None:
     from chatbot_sft.model.engine import load_engine
 
-    handler = logging.NullHandler()  # as in a run, so that no library adds one of its own while it is imported
+    handler = (
+        logging.NullHandler()
+    )  # as in a run, so that no library adds one of its own while it is imported
     logging.getLogger().addHandler(handler)
     if engine != "none":
         load_engine(engine)

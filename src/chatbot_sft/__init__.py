@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from chatbot_sft.model import ModelLoader
     from chatbot_sft.train import SFTTrainerWrapper, TrainingMonitor
 
-__all__ = ["ConfigLoader", "DatasetLoader", "ModelLoader", "SFTTrainerWrapper", "TrainingMonitor", "UserError"]
+__all__ = [
+    "ConfigLoader",
+    "DatasetLoader",
+    "ModelLoader",
+    "SFTTrainerWrapper",
+    "TrainingMonitor",
+    "UserError",
+]
 
 # Imported when they are asked for: `--help`, `--cfg` and a typo need none of the stages.
 _HOMES = {

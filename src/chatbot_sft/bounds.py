@@ -1,4 +1,6 @@
-"""What only the model and the data can say of a number: a rank that no matrix has, positions that a model has not, a batch above the rows."""
+"""What only the model and the data can say of a number: a rank that no matrix has, positions that a model has
+not, a batch above the rows.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,14 @@ if TYPE_CHECKING:
     from chatbot_sft.config import Config
 
 USUAL_RANK = 64  # of lora=rslora: no model is too narrow for an option of ours
-# These look positions up in a table that ends, or make it once; rotary positions go on beyond what the model was trained on.
+# These look positions up in a table that ends, or make it once; rotary positions go on beyond what the model
+# was trained on.
 FIXED_POSITIONS = ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "xglm")
 
 
 def check_model(config: Config, folder: Path) -> None:
-    """What config.json in `folder` says of `lora.r` and `model.max_seq_length`. A file that is damaged is for others to refuse.
+    """What config.json in `folder` says of `lora.r` and `model.max_seq_length`. A file that is damaged is for
+    others to refuse.
 
     Raises:
         UserError: a rank above every layer's width, or more tokens than the model has positions for.
@@ -31,12 +35,19 @@ def check_model(config: Config, folder: Path) -> None:
     text = about.get("text_config") if isinstance(about.get("text_config"), dict) else about
     widths = _numbers(text, "hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "n_inner")
     if widths and config.lora.r > max(USUAL_RANK, *widths):
-        raise UserError(f"lora.r={config.lora.r}: the layers of this model are {max(widths):,} wide, so no matrix has that rank; 8 to 128 is usual")
-    positions = _numbers(text, "max_position_embeddings", "n_positions")
-    if text.get("model_type") in FIXED_POSITIONS and positions and config.model.max_seq_length > max(positions):
         raise UserError(
-            f"model.max_seq_length={config.model.max_seq_length}: this model has {max(positions):,} positions; "
-            f"set model.max_seq_length={max(positions)}"
+            f"lora.r={config.lora.r}: the layers of this model are {max(widths):,} wide, so no matrix has"
+            " that rank; 8 to 128 is usual"
+        )
+    positions = _numbers(text, "max_position_embeddings", "n_positions")
+    if (
+        text.get("model_type") in FIXED_POSITIONS
+        and positions
+        and config.model.max_seq_length > max(positions)
+    ):
+        raise UserError(
+            f"model.max_seq_length={config.model.max_seq_length}: this model has {max(positions):,}"
+            f" positions; set model.max_seq_length={max(positions)}"
         )
 
 
@@ -45,7 +56,8 @@ def _numbers(about: dict[str, Any], *names: str) -> list[int]:
 
 
 def check_batch(config: Config, rows: int, processes: int) -> None:
-    """A step cannot train more conversations than there are. The default batch may: a first try with three conversations is none of its business.
+    """A step cannot train more conversations than there are. The default batch may: a first try with three
+    conversations is none of its business.
 
     Raises:
         UserError: names the batch and the conversations.
@@ -59,4 +71,7 @@ def check_batch(config: Config, rows: int, processes: int) -> None:
         f"training.gradient_accumulation_steps={training.gradient_accumulation_steps}",
         *([f"{processes} processes"] if processes > 1 else []),
     ]
-    raise UserError(f"{' × '.join(factors)}: a step of {batch:,} conversations, and there are {rows:,} to train on; lower one of them")
+    raise UserError(
+        f"{' × '.join(factors)}: a step of {batch:,} conversations, and there are {rows:,} to train on; lower"
+        " one of them"
+    )

@@ -1,6 +1,8 @@
-"""Where things that are made once are kept: for their owner alone, whole or not at all, and believed only with their checksums.
+"""Where things that are made once are kept: for their owner alone, whole or not at all, and believed only
+with their checksums.
 
-A cache makes a run faster, and nothing else: what is damaged or somebody else's is made anew, and where it cannot be written a temporary one serves.
+A cache makes a run faster, and nothing else: what is damaged or somebody else's is made anew, and where it
+cannot be written a temporary one serves.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ from chatbot_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PARTS = ("data", "models", "layouts", "unsloth_compiled")  # tokenised rows, converted models, measured layouts, Unsloth's own
+PARTS = (
+    "data",
+    "models",
+    "layouts",
+    "unsloth_compiled",
+)  # tokenised rows, converted models, measured layouts, Unsloth's own
 VARIABLE = "CHATBOT_SFT_CACHE"
 SPARE = "CHATBOT_SFT_SPARE_CACHE"  # set by the process that made one, for those it starts
 CHECKSUMS = "checksums.json"
@@ -42,7 +49,9 @@ def cache_dir() -> Path:
 
 
 def part_folder(part: str) -> Path:
-    """The folder `part` of the cache, made for its owner alone; where that cannot be, the one of the spare cache."""
+    """The folder `part` of the cache, made for its owner alone; where that cannot be, the one of the spare
+    cache.
+    """
     try:
         return _private(cache_dir() / part)
     except OSError as error:
@@ -50,7 +59,8 @@ def part_folder(part: str) -> Path:
 
 
 def cached(part: str, name: str, build: Callable[[Path], None], what: str) -> tuple[Path, bool]:
-    """(the folder `name` of `part`, whether it was there); where it was not, or is not as it was written, `build(folder)` fills it.
+    """(the folder `name` of `part`, whether it was there); where it was not, or is not as it was written,
+    `build(folder)` fills it.
 
     Many processes may ask at once: one builds, the others wait for it. `what` names it in messages.
 
@@ -70,12 +80,15 @@ def cached(part: str, name: str, build: Callable[[Path], None], what: str) -> tu
             raise _nowhere(second) from error
 
 
-def build_folder(target: Path, build: Callable[[Path], None], replace: bool = False, private: bool = False) -> Path:
+def build_folder(
+    target: Path, build: Callable[[Path], None], replace: bool = False, private: bool = False
+) -> Path:
     """Fill a temporary folder beside `target` with `build(folder)`, then rename it to `target` in one step.
 
-    Where another process was first, its folder is kept and ours is thrown away: both are the same. With `replace` ours takes the place of what was
-    there, once it is whole; whoever reads the old one goes on reading it. A failed build leaves everything as it was. It gets the user's usual
-    permissions unless it is `private`.
+    Where another process was first, its folder is kept and ours is thrown away: both are the same. With
+    `replace` ours takes the place of what was there, once it is whole; whoever reads the old one goes on
+    reading it. A failed build leaves everything as it was. It gets the user's usual permissions unless it is
+    `private`.
     """
     if target.is_dir() and not replace:
         return target
@@ -123,14 +136,22 @@ def _built(target: Path, build: Callable[[Path], None], what: str) -> tuple[Path
 
 
 def _whole(folder: Path) -> bool:
-    """Whether `folder` has the files that were written there, as they were written, and nothing else; and is nobody else's."""
+    """Whether `folder` has the files that were written there, as they were written, and nothing else; and is
+    nobody else's.
+    """
     try:
         if not _trusted(folder.parent) or not _trusted(folder):
             return False
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()}
+        files = {
+            str(file.relative_to(folder)): file
+            for file in folder.rglob("*")
+            if file.is_symlink() or not file.is_dir()
+        }
         del files[CHECKSUMS]
-        return sums.keys() == files.keys() and all(_as_written(file, sums[name]) for name, file in files.items())
+        return sums.keys() == files.keys() and all(
+            _as_written(file, sums[name]) for name, file in files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -145,14 +166,20 @@ def _trusted(folder: Path) -> bool:
 def _facts(file: Path) -> dict[str, Any]:
     found = file.stat()
     with file.open("rb") as stream:
-        return {"size": found.st_size, "time": found.st_mtime_ns, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        return {
+            "size": found.st_size,
+            "time": found.st_mtime_ns,
+            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+        }
 
 
 def _as_written(file: Path, facts: dict[str, Any]) -> bool:
     found = file.lstat()
     if not stat.S_ISREG(found.st_mode) or found.st_size != facts["size"]:
         return False
-    return (found.st_size >= LARGE and found.st_mtime_ns == facts["time"]) or _facts(file)["sha256"] == facts["sha256"]
+    return (found.st_size >= LARGE and found.st_mtime_ns == facts["time"]) or _facts(file)["sha256"] == facts[
+        "sha256"
+    ]
 
 
 def _private(folder: Path) -> Path:
@@ -180,14 +207,20 @@ def _spare_part(part: str, error: OSError) -> Path:
 
 
 def _spare(error: OSError) -> Path:
-    """A temporary cache of this process and those it starts, for what cannot be written into the cache, as `error` says."""
+    """A temporary cache of this process and those it starts, for what cannot be written into the cache, as
+    `error` says.
+    """
     if spare := os.environ.get(SPARE):
         return Path(spare)
     spare = tempfile.mkdtemp(prefix="chatbot_sft_cache_")
     atexit.register(_remove, spare, os.getpid())
     where, why = error.filename or os.environ.get(VARIABLE, "the cache"), error.strerror or error
     log.warning(
-        "cache: %s: %s; a temporary folder serves for this run, the next one makes it all again; %s names another place", where, why, VARIABLE
+        "cache: %s: %s; a temporary folder serves for this run, the next one makes it all again; %s names"
+        " another place",
+        where,
+        why,
+        VARIABLE,
     )
     os.environ[SPARE] = spare
     return Path(spare)
@@ -195,7 +228,9 @@ def _spare(error: OSError) -> Path:
 
 def _nowhere(error: OSError) -> UserError:
     where, why = error.filename or os.environ.get(SPARE), error.strerror or error
-    return UserError(f"{where}: cannot be written ({why}), and the cache neither; set {VARIABLE} to a folder with room")
+    return UserError(
+        f"{where}: cannot be written ({why}), and the cache neither; set {VARIABLE} to a folder with room"
+    )
 
 
 def _remove(folder: str, owner: int) -> None:
@@ -206,7 +241,9 @@ def _remove(folder: str, owner: int) -> None:
 
 
 def _share(folder: Path) -> None:
-    """Give everything the user's usual permissions: temporary folders and safetensors files are made for their owner alone."""
+    """Give everything the user's usual permissions: temporary folders and safetensors files are made for
+    their owner alone.
+    """
     mask = os.umask(0)
     os.umask(mask)
     folder.chmod(0o777 & ~mask)

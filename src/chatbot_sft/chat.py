@@ -1,4 +1,6 @@
-"""`python -m chatbot_sft.chat PATH`: talk in the terminal with a run, an export or a GGUF file, or with two of them side by side."""
+"""`python -m chatbot_sft.chat PATH`: talk in the terminal with a run, an export or a GGUF file, or with two
+of them side by side.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Chat, or answer `--prompt`. What goes wrong is one line on stderr; HYDRA_FULL_ERROR=1 shows the traceback instead."""
+    """Chat, or answer `--prompt`. What goes wrong is one line on stderr; HYDRA_FULL_ERROR=1 shows the
+    traceback instead.
+    """
     arguments = parse()
     try:
         run(arguments)
@@ -62,15 +66,44 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(prog="python -m chatbot_sft.chat", description="Talk with a model in the terminal, or with two side by side.")
-    parser.add_argument("path", metavar="PATH", help="a run directory, an export, a checkpoint or a .gguf file; smollm2: the embedded model")
+    parser = Parser(
+        prog="python -m chatbot_sft.chat",
+        description="Talk with a model in the terminal, or with two side by side.",
+    )
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="a run directory, an export, a checkpoint or a .gguf file; smollm2: the embedded model",
+    )
     parser.add_argument("second", metavar="PATH2", nargs="?", help="another one, beside the first")
     parser.add_argument("--prompt", metavar="TEXT", help="print the answer to TEXT and nothing else")
-    parser.add_argument("--system", metavar="TEXT", help="the system message; without it, the one the model was trained with")
-    parser.add_argument("--no-system", dest="system", action="store_const", const="", help="no system message, as --system '' says too")
-    parser.add_argument("--max-new-tokens", metavar="N", type=positive_int, default=512, help="longest answer, in tokens (%(default)s)")
-    parser.add_argument("--temperature", metavar="T", type=not_negative, default=0.0, help="0 (default): always the likeliest token")
-    parser.add_argument("--before", action="store_true", help="first the model that PATH was trained on, beside it")
+    parser.add_argument(
+        "--system", metavar="TEXT", help="the system message; without it, the one the model was trained with"
+    )
+    parser.add_argument(
+        "--no-system",
+        dest="system",
+        action="store_const",
+        const="",
+        help="no system message, as --system '' says too",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=positive_int,
+        default=512,
+        help="longest answer, in tokens (%(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        type=not_negative,
+        default=0.0,
+        help="0 (default): always the likeliest token",
+    )
+    parser.add_argument(
+        "--before", action="store_true", help="first the model that PATH was trained on, beside it"
+    )
     arguments = parser.parse_args()
     if arguments.before and arguments.second:
         parser.error("--before takes one PATH: its base is the other")
@@ -125,22 +158,34 @@ class Speaker:
     model: HFModel | GGUFModel
     turns: list[Message] = field(default_factory=list)
     trained_system: str = ""  # the system prompt of its training data
-    openings: list[list[Message]] = field(default_factory=list)  # the system messages that its answers were given under, each once
+    openings: list[list[Message]] = field(
+        default_factory=list
+    )  # the system messages that its answers were given under, each once
 
 
 def open_speakers(arguments: argparse.Namespace) -> list[Speaker]:
-    found = [find(path) for path in (arguments.path, arguments.second) if path]  # all of them before the first is loaded
+    found = [
+        find(path) for path in (arguments.path, arguments.second) if path
+    ]  # all of them before the first is loaded
     with quiet():
         if arguments.before:
             before, after = found[0].open_base(), found[0].open()
             system = trained_system(found[0], after)  # for both: they are asked the same
-            return [Speaker("before", before, trained_system=system), Speaker("after", after, trained_system=system)]
+            return [
+                Speaker("before", before, trained_system=system),
+                Speaker("after", after, trained_system=system),
+            ]
         titles, models = (arguments.path, arguments.second), [one.open() for one in found]
-        return [Speaker(title, model, trained_system=trained_system(one, model)) for title, one, model in zip(titles, found, models, strict=False)]
+        return [
+            Speaker(title, model, trained_system=trained_system(one, model))
+            for title, one, model in zip(titles, found, models, strict=False)
+        ]
 
 
 def trained_system(found: Found, model: HFModel | GGUFModel) -> str:
-    """The system prompt of the training data: what a GGUF file itself says, wherever it lies; else what stands beside the model."""
+    """The system prompt of the training data: what a GGUF file itself says, wherever it lies; else what
+    stands beside the model.
+    """
     own = model.system_prompt if found.kind == "gguf" else None
     return own or found.system_prompt or ""
 
@@ -148,7 +193,14 @@ def trained_system(found: Found, model: HFModel | GGUFModel) -> str:
 class Chat:
     """The conversation of one person with one or two models, on `console`."""
 
-    def __init__(self, speakers: list[Speaker], console: Console, system: str | None, max_new_tokens: int, temperature: float) -> None:
+    def __init__(
+        self,
+        speakers: list[Speaker],
+        console: Console,
+        system: str | None,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> None:
         self.speakers = speakers
         self.console = console
         self.system = system
@@ -162,8 +214,15 @@ class Chat:
 
     def told_system(self) -> str:
         """One line on a system message that nobody typed; nothing without one."""
-        used = dict.fromkeys(speaker.trained_system for speaker in self.speakers if self.system is None and speaker.trained_system)
-        return "; ".join(f"system prompt of the training data: {plain_line(system)[:200]} (--no-system leaves it out)" for system in used)
+        used = dict.fromkeys(
+            speaker.trained_system
+            for speaker in self.speakers
+            if self.system is None and speaker.trained_system
+        )
+        return "; ".join(
+            f"system prompt of the training data: {plain_line(system)[:200]} (--no-system leaves it out)"
+            for system in used
+        )
 
     def note(self, text: str) -> None:
         self.console.print(Text(shown(text), style="dim"), soft_wrap=True)
@@ -176,7 +235,10 @@ class Chat:
             _, prompt = fitting(speaker.model, self.opening(speaker), [user(question)], self.max_new_tokens)
             _, ending = self.printed(speaker.model, prompt)
             if ending:
-                print(f"({shown_line(speaker.title) + ': ' if len(self.speakers) > 1 else ''}{ending})", file=sys.stderr)
+                print(
+                    f"({shown_line(speaker.title) + ': ' if len(self.speakers) > 1 else ''}{ending})",
+                    file=sys.stderr,
+                )
 
     def converse(self) -> None:
         """Until Ctrl-D or /quit."""
@@ -223,11 +285,19 @@ class Chat:
         Raises:
             UserError: a template refuses it, or it is too long for a context.
         """
-        asked = [fitting(speaker.model, self.opening(speaker), [*speaker.turns, user(question)], self.max_new_tokens) for speaker in self.speakers]
+        asked = [
+            fitting(
+                speaker.model, self.opening(speaker), [*speaker.turns, user(question)], self.max_new_tokens
+            )
+            for speaker in self.speakers
+        ]
         for speaker, (turns, _) in zip(self.speakers, asked, strict=True):
             dropped = len(speaker.turns) + 1 - len(turns)
             if dropped:
-                self.note(f"{speaker.title}: the context of {speaker.model.context:,} tokens is full; the oldest {dropped} messages were dropped")
+                self.note(
+                    f"{speaker.title}: the context of {speaker.model.context:,} tokens is full; the oldest"
+                    f" {dropped} messages were dropped"
+                )
         several = len(self.speakers) > 1
         prompts = [prompt for _, prompt in asked]
         answers = self.in_columns(prompts) if several else [self.printed(self.speakers[0].model, prompts[0])]
@@ -236,13 +306,21 @@ class Chat:
                 speaker.turns = [*turns, {"role": "assistant", "content": answer}]
                 opening = self.opening(speaker)
                 speaker.openings += [opening] if opening not in speaker.openings else []
-            remarks = [remark for remark in (ending, "" if answer else "nothing was said, so the question is forgotten") if remark]
+            remarks = [
+                remark
+                for remark in (ending, "" if answer else "nothing was said, so the question is forgotten")
+                if remark
+            ]
             if remarks:
                 self.note(f"({speaker.title + ': ' if several else ''}{'; '.join(remarks)})")
         print()
 
-    def answer(self, model: HFModel | GGUFModel, prompt: Sequence[int], show: Callable[[str], None]) -> tuple[str, str]:
-        """(answer, what ended it); the second is empty where the model ended it itself. `show` is told the text as it grows."""
+    def answer(
+        self, model: HFModel | GGUFModel, prompt: Sequence[int], show: Callable[[str], None]
+    ) -> tuple[str, str]:
+        """(answer, what ended it); the second is empty where the model ended it itself. `show` is told the
+        text as it grows.
+        """
         said: list[int] = []
 
         def hear(token: int) -> None:
@@ -256,7 +334,11 @@ class Chat:
             return model.text(said), "stopped"
         if said and said[-1] in model.stop_ids:
             return model.text(said), ""
-        limit = "--max-new-tokens" if len(said) == self.max_new_tokens else f"the context of {model.context:,} tokens is full"
+        limit = (
+            "--max-new-tokens"
+            if len(said) == self.max_new_tokens
+            else f"the context of {model.context:,} tokens is full"
+        )
         return model.text(said), f"cut off after {len(said)} tokens: {limit}"
 
     def printed(self, model: HFModel | GGUFModel, prompt: Sequence[int]) -> tuple[str, str]:
@@ -269,17 +351,21 @@ class Chat:
         """`answer` of each model, one after the other, in columns side by side."""
         columns = Columns([speaker.title for speaker in self.speakers])
         answers = []
-        with Live(columns, console=self.console, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False):
+        with Live(
+            columns, console=self.console, refresh_per_second=8, redirect_stdout=False, redirect_stderr=False
+        ):
             for column, (speaker, prompt) in enumerate(zip(self.speakers, prompts, strict=True)):
                 answers.append(self.answer(speaker.model, prompt, functools.partial(columns.show, column)))
             columns.finished = True
         return answers
 
     def save(self, name: str) -> None:
-        """Add every conversation that has an answer to the file `name`, with the system message that it was held under.
+        """Add every conversation that has an answer to the file `name`, with the system message that it was
+        held under.
 
         Raises:
-            UserError: no name, nothing to save, a system message that changed on the way, or a file that does not take it.
+            UserError: no name, nothing to save, a system message that changed on the way, or a file that does
+                not take it.
         """
         if not name:
             raise UserError("/save FILE: name a file")
@@ -287,7 +373,10 @@ class Chat:
         if not talked:
             raise UserError("/save: there is no answer yet")
         if any(len(speaker.openings) > 1 for speaker in talked):
-            raise UserError("/save: the system message changed between these answers, and a row has one; /reset begins one that can be saved")
+            raise UserError(
+                "/save: the system message changed between these answers, and a row has one; /reset begins"
+                " one that can be saved"
+            )
         rows = [{"messages": [*speaker.openings[0], *speaker.turns]} for speaker in talked]
         total = append_rows(Path(name).expanduser(), rows)
         self.note(f"saved: {name} now has {total} {'conversation' if total == 1 else 'conversations'}")
@@ -298,8 +387,11 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text.encode(errors="replace").decode()}
 
 
-def fitting(model: HFModel | GGUFModel, opening: list[Message], turns: list[Message], max_new_tokens: int) -> tuple[list[Message], list[int]]:
-    """(turns, their prompt's token ids): the newest of `turns` that leave room in the model's context for an answer, the last at least.
+def fitting(
+    model: HFModel | GGUFModel, opening: list[Message], turns: list[Message], max_new_tokens: int
+) -> tuple[list[Message], list[int]]:
+    """(turns, their prompt's token ids): the newest of `turns` that leave room in the model's context for an
+    answer, the last at least.
 
     An answer may have `max_new_tokens`, but no more than half of the context.
 
@@ -360,7 +452,9 @@ def append_rows(file: Path, rows: list[dict]) -> int:
         before = json.loads(file.read_text(encoding="utf-8-sig")) if file.exists() else []
         if not isinstance(before, list):
             raise ValueError
-        temporary.write_text(json.dumps([*before, *rows], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps([*before, *rows], indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         temporary.replace(file)
     except ValueError:
         raise UserError(f"{file}: not a JSON list, so nothing was added to it; name another file") from None
@@ -383,7 +477,9 @@ class Printer:
 
 
 class Columns:
-    """Texts that grow, side by side under their titles; until they are `finished`, as much of their ends as the terminal has lines for."""
+    """Texts that grow, side by side under their titles; until they are `finished`, as much of their ends as
+    the terminal has lines for.
+    """
 
     def __init__(self, titles: Sequence[str]) -> None:
         self.titles = titles

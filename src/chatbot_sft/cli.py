@@ -1,4 +1,6 @@
-"""The one entrypoint: `python -m chatbot_sft`. Hydra composes `conf/`, the schema checks it, `pipeline.run` does the work."""
+"""The one entrypoint: `python -m chatbot_sft`. Hydra composes `conf/`, the schema checks it, `pipeline.run`
+does the work.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,15 @@ from chatbot_sft.resources import conf_dir
 
 SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
 # Hydra's overrides that say where and how a command runs, not what: the repeated command has its own.
-OF_THE_START = ("hydra.mode=", "hydra.sweep.", "hydra.output_subdir=", "hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.")
+OF_THE_START = (
+    "hydra.mode=",
+    "hydra.sweep.",
+    "hydra.output_subdir=",
+    "hydra/launcher",
+    "hydra/sweeper",
+    "hydra.launcher.",
+    "hydra.sweeper.",
+)
 JOBS: list[Job] = []  # of the sweep that this process runs
 MAIN: list[int] = []  # the process that runs `main`
 SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
@@ -49,7 +59,11 @@ def entrypoint(config: DictConfig) -> float | None:
     sys.path[:0] = users
     if job.job.chdir:
         os.chdir(job.runtime.cwd)
-        print(f"hydra.job.chdir=true: paths stay those of {job.runtime.cwd}; what a run writes is in its directory anyway", file=sys.stderr)
+        print(
+            f"hydra.job.chdir=true: paths stay those of {job.runtime.cwd}; what a run writes is in its"
+            " directory anyway",
+            file=sys.stderr,
+        )
     if job.mode == RunMode.MULTIRUN:
         return _swept(config, job, users)
     try:
@@ -89,14 +103,17 @@ def _began() -> float:
 
 
 def _swept(config: DictConfig, hydra_job: HydraConf, users: list[str]) -> float | None:
-    """One job of a sweep. What an earlier start of the sweep finished counts as done; an error is told when it happens."""
+    """One job of a sweep. What an earlier start of the sweep finished counts as done; an error is told when
+    it happens.
+    """
     job = Job(hydra_job.job.num, list(hydra_job.overrides.task), Path(config.paths.output_dir))
     earlier = [other.number for other in JOBS if other.folder == job.folder]
     JOBS.append(job)
     try:
         if earlier:
             raise UserError(
-                f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]}; give each job its own, as {SUBDIR} does"
+                f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]}; give each"
+                f" job its own, as {SUBDIR} does"
             )
         settings = Config.from_mapping(config)
         if report := finished(settings):
@@ -108,9 +125,11 @@ def _swept(config: DictConfig, hydra_job: HydraConf, users: list[str]) -> float 
         job.status, job.error = "failed", one_line(error, in_run=True)
         print(f"{ERROR}job {job.number}: {job.error} ({job.folder})", file=sys.stderr)
         if os.environ.get(SHOW_TRACEBACK) or os.getpid() not in MAIN:
-            # Where a launcher runs jobs in other processes, the exception is the only word of it that comes back.
+            # Where a launcher runs jobs in other processes, the exception is the only word of it that comes
+            # back.
             raise
-        # Hydra would add a line of its own, "Error executing job …", to ours. `main` ends with an error for JOBS.
+        # Hydra would add a line of its own, "Error executing job …", to ours. `main` ends with an error for
+        # JOBS.
         return None
     job.status = "completed"
     return job.eval_loss
@@ -121,7 +140,10 @@ def _command(job: HydraConf, users: list[str]) -> str:
     folders = (word for path in users for word in ("--config-dir", path))
     hydras = [override for override in job.overrides.hydra if not override.startswith(OF_THE_START)]
     if job.mode == RunMode.MULTIRUN:
-        hydras = [*(override for override in hydras if not override.startswith("hydra.run.dir=")), f"hydra.run.dir={job.runtime.output_dir}"]
+        hydras = [
+            *(override for override in hydras if not override.startswith("hydra.run.dir=")),
+            f"hydra.run.dir={job.runtime.output_dir}",
+        ]
     return shlex.join(["python", "-m", "chatbot_sft", *folders, *map(_typed, job.overrides.task), *hydras])
 
 
@@ -132,14 +154,18 @@ def _typed(override: str) -> str:
 
 
 def settle_job(config: DictConfig, job: HydraConf) -> None:
-    """A job of a sweep is composed by the sweeper, after every callback: its values are settled here, in what Hydra kept of it too."""
+    """A job of a sweep is composed by the sweeper, after every callback: its values are settled here, in what
+    Hydra kept of it too.
+    """
     hydra_glue.settle(config, hydra_glue.written(job.overrides.task))
     if job.output_subdir:
         OmegaConf.save(config, Path(job.runtime.output_dir, job.output_subdir, "config.yaml"))
 
 
 def mask_hydra_files(job: DictConfig) -> None:
-    """Take the secrets out of what Hydra wrote before this job began: its .hydra folder, and in a sweep the multirun.yaml above it."""
+    """Take the secrets out of what Hydra wrote before this job began: its .hydra folder, and in a sweep the
+    multirun.yaml above it.
+    """
     files = list(Path(job.runtime.output_dir, job.output_subdir).glob("*.yaml")) if job.output_subdir else []
     if job.mode == RunMode.MULTIRUN:
         files += Path(job.sweep.dir).glob("multirun.yaml")
@@ -195,7 +221,9 @@ def start(words: list[str]) -> None:
         return
     if given.cfg:
         overrides = command_line.all_opened(given.overrides, given)
-        config = hydra_glue.composed(overrides, given.config_name or "config", given.config_dir, given.config_path or "")
+        config = hydra_glue.composed(
+            overrides, given.config_name or "config", given.config_dir, given.config_path or ""
+        )
         hydra_glue.show(config, given.cfg, given.package, given.resolve)
         return
     sys.argv[1:] = command_line.for_hydra(words, given)

@@ -23,9 +23,11 @@ from chatbot_sft.config import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
 
 PROGRAM = "python -m chatbot_sft"
-# Of Hydra's flags those that take the next word. (--info may: all, config, defaults, …; written --info=config it is one word.)
+# Of Hydra's flags those that take the next word. (--info may: all, config, defaults, …; written --info=config
+# it is one word.)
 FLAGS_WITH_VALUE = (
-    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun",
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun",
 )  # fmt: skip
 TASKS = ("train", "check", "plan", "export")
 PROGRAMS = ("chat", "doctor")  # of this package, beside the launcher
@@ -35,7 +37,10 @@ SECRET = re.compile(r"token|secret|password|api_?key|auth", re.IGNORECASE)
 
 def version() -> str:
     """`chatbot_sft 0.1.0 (Python 3.11.7, Hydra 1.3.8)`; `python -m chatbot_sft.doctor` says the rest."""
-    return f"chatbot_sft {importlib.metadata.version('chatbot-sft')} (Python {platform.python_version()}, Hydra {hydra_version})"
+    return (
+        f"chatbot_sft {importlib.metadata.version('chatbot-sft')} (Python {platform.python_version()}, Hydra"
+        f" {hydra_version})"
+    )
 
 
 def check(words: Sequence[str]) -> Namespace:
@@ -65,12 +70,17 @@ def sections(given: Namespace) -> list[str]:
 
 
 def for_hydra(words: Sequence[str], given: Namespace) -> list[str]:
-    """The same command line as Hydra takes it: flags before overrides, and each override as `opened` writes it."""
+    """The same command line as Hydra takes it: flags before overrides, and each override as `opened` writes
+    it.
+    """
     flags, overrides = parted(words)
     if given.shell_completion:  # of a command line that is not finished
         return [*flags, *overrides]
     own = given.config_name is not None
-    return [*flags, *(opened(word, own) if word in given.overrides else word for word in overrides)]  # --info takes a word
+    return [
+        *flags,
+        *(opened(word, own) if word in given.overrides else word for word in overrides),
+    ]  # --info takes a word
 
 
 def all_opened(overrides: Sequence[str], given: Namespace) -> list[str]:
@@ -95,9 +105,11 @@ def parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def opened(word: str, own_config: bool = False) -> str:
     """An override as Hydra takes it.
 
-    `training.max_grad_norm=1` gets the plus signs that Hydra asks for where the YAML files do not name the key: the schema
-    decides. `+model=NAME`, `+experiment=NAME` and `+lora.r=8` mean what they say without the plus: the key is there. Where the
-    user has a configuration of their own (`--config-name`), its defaults list may be without `experiment` and `debug`.
+    `training.max_grad_norm=1` gets the plus signs that Hydra asks for where the YAML files do not name the
+    key: the schema decides. `+model=NAME`, `+experiment=NAME` and `+lora.r=8` mean what they say without the
+        plus: the key is there. Where the
+    user has a configuration of their own (`--config-name`), its defaults list may be without `experiment` and
+    `debug`.
 
     Raises:
         UserError: a section or a key that is taken away.
@@ -128,7 +140,9 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
     key = name.lstrip("-").replace("-", "_")
     following = [*words, ""][list(words).index(flag) + 1]
     if not equals:
-        value = following if following and "=" not in following and not re.match(r"-\D", following) else "true"
+        value = (
+            following if following and "=" not in following and not re.match(r"-\D", following) else "true"
+        )
         flag = f"{flag} {following}" if value == following else flag
     setting = _setting(key, value)
     if SECRET.search(key):
@@ -138,9 +152,17 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
     found = schema.meant("", key, value)
     if found and found.note:
         return f"{flag}: no such flag; {found.note}"
-    flags = [option for action in get_args_parser()._actions for option in action.option_strings if option.startswith("--")]
+    flags = [
+        option
+        for action in get_args_parser()._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    ]
     near = did_you_mean(name, flags)
-    return f"{flag}: no such flag{near or '; settings are written without dashes, as key=value, for instance training.max_steps=100'}"
+    return (
+        f"{flag}: no such"
+        f" flag{near or '; settings are written without dashes, as key=value, for instance training.max_steps=100'}"
+    )
 
 
 def _setting(key: str, value: str) -> str:
@@ -174,7 +196,9 @@ def not_understood(word: str, words: Sequence[str]) -> str:
         return f"{start}; no space stands beside the equals sign: {shlex.quote(written)}"
     if "=" in before and _is_key(before.partition("=")[0]):
         whole = _joined(words, place - 1)
-        return f"{start}; if it belongs to {shown(before)}, quote both: {shlex.quote(whole)}" if whole else start
+        return (
+            f"{start}; if it belongs to {shown(before)}, quote both: {shlex.quote(whole)}" if whole else start
+        )
     if word.endswith(":") and _is_key(word[:-1]):
         return f"{start}; settings are written with an equals sign: {_with_sections(word[:-1])}=…"
     if word in TASKS:
@@ -184,8 +208,9 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     if PurePath(word).suffix in (".yaml", ".yml"):
         name = PurePath(word).stem
         return (
-            f"{start}; a file of settings is an overlay: put it into a folder, as mine/experiment/{name}.yaml, begin it with the line "
-            f"`# @package _global_`, and write --config-dir mine experiment={name}"
+            f"{start}; a file of settings is an overlay: put it into a folder, as"
+            f" mine/experiment/{name}.yaml, begin it with the line `# @package _global_`, and write"
+            f" --config-dir mine experiment={name}"
         )
     if PurePath(word).suffix in (".json", ".jsonl", ".csv", ".parquet", ".arrow"):
         return f"{start}; data is named with {shlex.quote(written_out('dataset.data_path', word))}"
@@ -197,27 +222,45 @@ def not_understood(word: str, words: Sequence[str]) -> str:
 def swept(words: Sequence[str], refusal: str) -> Override | None:
     """The override among `words` that Hydra's `refusal` names, and that is several runs."""
     parsed = [_parsed(word) for word in words]
-    return next((one for one in parsed if one and one.is_sweep_override() and f"'{one.input_line}'" in refusal), None)
+    return next(
+        (one for one in parsed if one and one.is_sweep_override() and f"'{one.input_line}'" in refusal), None
+    )
 
 
 def several_values(override: Override) -> str:
     """The text for a value with commas, or a function such as range(1,4), where one run was asked for."""
-    line, key, value = shown(override.input_line), override.get_key_element().lstrip("+"), override.input_line.partition("=")[2]
+    line, key, value = (
+        shown(override.input_line),
+        override.get_key_element().lstrip("+"),
+        override.input_line.partition("=")[2],
+    )
     if not schema.known_override(key) and "." not in key:
         return f"{line}: several values are several runs; add -m for them"
     kind = schema.kind_of(key)
     if kind.startswith(("list", "Any")):
-        return f"{line}: several values are several runs; add -m for them, or write a list: {shlex.quote(f'{key}=[{value}]')}"
+        return (
+            f"{line}: several values are several runs; add -m for them, or write a list:"
+            f" {shlex.quote(f'{key}=[{value}]')}"
+        )
     if kind.startswith("str") and override.is_choice_sweep() and not value.startswith("choice("):
-        return f"{line}: several values are several runs; add -m for them, or quote it as one text: {shlex.quote(written_out(key, value))}"
+        return (
+            f"{line}: several values are several runs; add -m for them, or quote it as one text:"
+            f" {shlex.quote(written_out(key, value))}"
+        )
     return f"{line}: several values are several runs; add -m for them"
 
 
 def written_out(key: str, value: str) -> str:
-    """`key=value` so that Hydra reads just `value`: in double quotes where it has to be, without the shell's own quotes."""
+    """`key=value` so that Hydra reads just `value`: in double quotes where it has to be, without the shell's
+    own quotes.
+    """
     plain = f"{key}={value}"
     parsed = _parsed(plain if key else f"key{plain}")
-    if parsed and not parsed.is_sweep_override() and (parsed.value() == value or not schema.kind_of(key).startswith("str")):
+    if (
+        parsed
+        and not parsed.is_sweep_override()
+        and (parsed.value() == value or not schema.kind_of(key).startswith("str"))
+    ):
         return plain
     escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
     return f'{key}="{escaped}"'
@@ -226,22 +269,34 @@ def written_out(key: str, value: str) -> str:
 def deleted(key: str) -> str:
     """The text for `~lora` or `~training.max_steps`."""
     if key in schema.SECTIONS:
-        return f"~{key}: a section cannot be left out, its defaults would come back" + (f"; {NOTHING[key]}" if key in NOTHING else "")
+        return f"~{key}: a section cannot be left out, its defaults would come back" + (
+            f"; {NOTHING[key]}" if key in NOTHING else ""
+        )
     return f"~{key}: a key cannot be left out, its default would come back; give it a value" + (
         f", or {key}=null" if "None" in schema.kind_of(key) else ""
     )
 
 
 def left_out(section: str, config_name: str | None) -> str:
-    """The text for a section that nothing was composed for, so that other defaults than those of conf/ would hold."""
+    """The text for a section that nothing was composed for, so that other defaults than those of conf/ would
+    hold.
+    """
     if config_name != "config":
-        return f"{section}: not in {config_name}.yaml; a configuration of your own begins with `defaults: [config, _self_]` and holds what differs"
+        return (
+            f"{section}: not in {config_name}.yaml; a configuration of your own begins with `defaults:"
+            " [config, _self_]` and holds what differs"
+        )
     nothing = f"; {NOTHING[section]}" if section in NOTHING else ""
-    return f"{section}: null, or nothing under `{section}:` in a file; name one of its options, or leave it out{nothing}"
+    return (
+        f"{section}: null, or nothing under `{section}:` in a file; name one of its options, or leave it"
+        f" out{nothing}"
+    )
 
 
 def as_text(override: str, parsed: Override) -> str:
-    """`model.revision=12e4567` as `model.revision="12e4567"`: what a text key is given is text, whatever Hydra takes it for."""
+    """`model.revision=12e4567` as `model.revision="12e4567"`: what a text key is given is text, whatever
+    Hydra takes it for.
+    """
     if not schema.kind_of(parsed.key_or_group).startswith("str"):
         return override
     if not parsed.is_sweep_override():
@@ -262,7 +317,9 @@ def shown(word: str) -> str:
 
 
 def _joined(words: Sequence[str], place: int) -> str:
-    """The value that begins at `place` and that the shell cut at its spaces, quoted for Hydra; empty where nothing helps."""
+    """The value that begins at `place` and that the shell cut at its spaces, quoted for Hydra; empty where
+    nothing helps.
+    """
     rest = next((n for n, word in enumerate(words) if n > place and "=" in word), len(words))
     whole = " ".join(words[place:rest])
     key, _, value = whole.partition("=")
@@ -279,10 +336,16 @@ def _joined(words: Sequence[str], place: int) -> str:
 def _quoted_inside(key: str, value: str) -> str:
     """A list or a mapping whose parts are quoted each, empty where `value` is neither."""
     if re.fullmatch(r"\[.*\]", value):
-        return f"{key}=[" + ",".join(written_out("", part.strip())[1:] for part in value[1:-1].split(",")) + "]"
+        return (
+            f"{key}=[" + ",".join(written_out("", part.strip())[1:] for part in value[1:-1].split(",")) + "]"
+        )
     if re.fullmatch(r"\{.*:.*\}", value):
         pairs = [pair.partition(":") for pair in value[1:-1].split(",")]
-        return f"{key}={{" + ", ".join(f"{name.strip()}: {written_out('', inner.strip())[1:]}" for name, _, inner in pairs) + "}"
+        return (
+            f"{key}={{"
+            + ", ".join(f"{name.strip()}: {written_out('', inner.strip())[1:]}" for name, _, inner in pairs)
+            + "}"
+        )
     return ""
 
 

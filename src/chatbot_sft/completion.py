@@ -1,6 +1,8 @@
-"""Shell completion: `eval "$(python -m chatbot_sft -sc install=bash)"`, the same with zsh, and `… -sc install=fish | source`.
+"""Shell completion: `eval "$(python -m chatbot_sft -sc install=bash)"`, the same with zsh, and `… -sc
+install=fish | source`.
 
-What can stand next is Hydra's answer to `-sc query=…`. Hydra's own scripts know programs and `python file.py`, not `python -m`.
+What can stand next is Hydra's answer to `-sc query=…`. Hydra's own scripts know programs and `python
+file.py`, not `python -m`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from collections.abc import Sequence
 
 FLAGS = ("-sc", "--shell-completion")
 
-# One candidate a line (Hydra's form for fish), compared as text: nothing of a file's name is expanded by the shell.
+# One candidate a line (Hydra's form for fish), compared as text: nothing of a file's name is expanded by the
+# shell.
 BASH = r"""
 _chatbot_sft() {
     local line="${COMP_LINE:0:$COMP_POINT}" typed choice current kept

@@ -1,4 +1,6 @@
-"""What a path of data is by its name: a URL, a hub id, a kind of file. A leaf, for the configuration as for the data."""
+"""What a path of data is by its name: a URL, a hub id, a kind of file. A leaf, for the configuration as for
+the data.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def is_url(path: str) -> bool:
 
 
 def is_hub_id(path: str) -> bool:
-    """`org/name` where no such file or folder exists, and nothing says that a file was meant: no data suffix, no folder `org` here."""
+    """`org/name` where no such file or folder exists, and nothing says that a file was meant: no data suffix,
+    no folder `org` here.
+    """
     if not HUB_ID.fullmatch(path) or Path(path).exists() or path.startswith("."):
         return False
     return not kind_by_name(Path(path)) and not Path(path).parent.is_dir()

@@ -1,4 +1,6 @@
-"""One run in several processes, as `torchrun` and `accelerate launch` start them: known from the environment alone, without torch."""
+"""One run in several processes, as `torchrun` and `accelerate launch` start them: known from the environment
+alone, without torch.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def is_first() -> bool:
 
 @functools.cache
 def started() -> datetime:
-    """When the run began. Its processes share the launcher that started them, so that they name one run directory."""
+    """When the run began. Its processes share the launcher that started them, so that they name one run
+    directory.
+    """
     if processes() == 1:
         return datetime.now()
     import psutil

@@ -1,4 +1,6 @@
-"""`python -m chatbot_sft.doctor`: what a run would find here. Imports no torch: a broken GPU stack must not keep it from answering."""
+"""`python -m chatbot_sft.doctor`: what a run would find here. Imports no torch: a broken GPU stack must not
+keep it from answering.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,17 @@ from chatbot_sft.save import llama_cpp
 
 
 def main() -> None:
-    """Print versions, hardware, the engine that `auto` would take, and the cache; or clear the cache, or one part of it."""
+    """Print versions, hardware, the engine that `auto` would take, and the cache; or clear the cache, or one
+    part of it.
+    """
     parser = argparse.ArgumentParser(prog="python -m chatbot_sft.doctor", description=__doc__.splitlines()[0])
-    parser.add_argument("--clear-cache", nargs="?", const="all", metavar="PART", help="delete the cache, or one part of it: data, models, …")
+    parser.add_argument(
+        "--clear-cache",
+        nargs="?",
+        const="all",
+        metavar="PART",
+        help="delete the cache, or one part of it: data, models, …",
+    )
     given, unknown = parser.parse_known_args()
     if unknown:
         sys.exit(f"error: {unknown[0]}: no such argument; there is --clear-cache [PART]")
@@ -41,7 +51,10 @@ def clear(part: str) -> str:
     """
     parts = cache_parts()
     if part != "all" and part not in parts:
-        sys.exit(f"error: {part}: no such part of the cache in {cache_dir()}; there is {', '.join(parts) or 'nothing'}")
+        sys.exit(
+            f"error: {part}: no such part of the cache in {cache_dir()}; there is"
+            f" {', '.join(parts) or 'nothing'}"
+        )
     chosen = list(parts) if part == "all" else [part]
     for name in chosen:
         shutil.rmtree(cache_dir() / name)
@@ -49,14 +62,19 @@ def clear(part: str) -> str:
 
 
 def cache_parts() -> dict[str, int]:
-    """Folder of the cache → its size in bytes: `data` holds tokenised rows, `models` converted ones. Other folders there are not ours."""
+    """Folder of the cache → its size in bytes: `data` holds tokenised rows, `models` converted ones. Other
+    folders there are not ours.
+    """
     return {name: _size(cache_dir() / name) for name in sorted(PARTS) if (cache_dir() / name).is_dir()}
 
 
 def findings() -> list[tuple[str, str]]:
     """(what, answer) in the order they are printed."""
     found = versions()
-    cpu = f"{_cpu_name()}, {os.cpu_count()} cores, bfloat16 {'in hardware' if hardware.cpu_bfloat16() else 'emulated'}"
+    cpu = (
+        f"{_cpu_name()}, {os.cpu_count()} cores, bfloat16"
+        f" {'in hardware' if hardware.cpu_bfloat16() else 'emulated'}"
+    )
     rows = [
         ("python", f"{found.pop('python')} at {sys.executable}"),
         ("platform", found.pop("platform")),
@@ -64,14 +82,18 @@ def findings() -> list[tuple[str, str]]:
         ("memory", f"{hardware.memory_gb():.1f} GB"),
     ]
     cards = hardware.gpus()
-    rows += [("gpu", f"{card.name}, {card.memory_gb:.0f} GB, driver {card.driver}") for card in cards] or [("gpu", "none (nvidia-smi lists none)")]
+    rows += [("gpu", f"{card.name}, {card.memory_gb:.0f} GB, driver {card.driver}") for card in cards] or [
+        ("gpu", "none (nvidia-smi lists none)")
+    ]
     rows += list(found.items())
     choice = expected("auto")
     rows.append(("engine", f"{choice.name} ({choice.reason})"))
     rows.append(("4-bit", _four_bit()))
     rows.append(("llama.cpp", _llama_cpp()))
     rows.append(("smollm2", _embedded()))
-    rows.append(("hub", "offline (HF_HUB_OFFLINE)" if USER_SAYS_OFFLINE else "used where model.name is a hub id"))
+    rows.append(
+        ("hub", "offline (HF_HUB_OFFLINE)" if USER_SAYS_OFFLINE else "used where model.name is a hub id")
+    )
     rows.append(("HF_TOKEN", "set" if os.environ.get("HF_TOKEN") else "not set"))
     parts = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in cache_parts().items())
     rows.append(("cache", f"{cache_dir()} ({parts or 'empty'}); --clear-cache [PART] deletes it"))
@@ -82,7 +104,10 @@ def findings() -> list[tuple[str, str]]:
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or "unknown")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor() or "unknown",
+    )
 
 
 def _four_bit() -> str:
@@ -98,7 +123,11 @@ def _llama_cpp() -> str:
         quantizer = llama_cpp.quantizer(None)[0]
     except UserError:
         return f"not available: {llama_cpp.INSTALL}"
-    wheel = f"cyllama {importlib.metadata.version('cyllama')}" if llama_cpp.has_wheel() else f"no wheel to check GGUF files: {llama_cpp.INSTALL}"
+    wheel = (
+        f"cyllama {importlib.metadata.version('cyllama')}"
+        if llama_cpp.has_wheel()
+        else f"no wheel to check GGUF files: {llama_cpp.INSTALL}"
+    )
     return wheel if quantizer == sys.executable else f"{wheel}, {quantizer}"
 
 

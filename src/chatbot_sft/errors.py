@@ -24,7 +24,9 @@ def listed(names: Iterable[object], most: int = 10) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for those of `known` that `word` may have meant, or an empty string where nothing is near."""
+    """``"; did you mean X?"`` for those of `known` that `word` may have meant, or an empty string where
+    nothing is near.
+    """
     return question(near(word, list(known)))
 
 
@@ -37,18 +39,24 @@ def question(names: Sequence[str]) -> str:
 
 
 def near(word: str, known: Sequence[str]) -> list[str]:
-    """Those of `known` that `word` may have meant: the one spelled like it, or up to three that hold it as whole words."""
+    """Those of `known` that `word` may have meant: the one spelled like it, or up to three that hold it as
+    whole words.
+    """
     return misspelled(word, known) or _with_words(word, known)
 
 
 def misspelled(word: str, known: Sequence[str]) -> list[str]:
-    """The one of `known` that is spelled like `word`: but for case and separators, or with three quarters of its letters in order."""
+    """The one of `known` that is spelled like `word`: but for case and separators, or with three quarters of
+    its letters in order.
+    """
     squashed = squash(word)
     same = [name for name in known if squash(name) == squashed]
     if squashed and same:
         return same[:1]
     by_letters = {name.lower(): name for name in reversed(known)}
-    return [by_letters[name] for name in difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.75)]
+    return [
+        by_letters[name] for name in difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.75)
+    ]
 
 
 def squash(word: str) -> str:
@@ -57,7 +65,9 @@ def squash(word: str) -> str:
 
 
 def _with_words(word: str, known: Sequence[str]) -> list[str]:
-    """`lion` in lion_8bit, `llama` in llama3b: at least half of the name, or its beginning. More than three say nothing."""
+    """`lion` in lion_8bit, `llama` in llama3b: at least half of the name, or its beginning. More than three
+    say nothing.
+    """
     words = re.findall(r"[^\W_]+", word.lower())
     found = []
     for name in known:
@@ -69,7 +79,9 @@ def _with_words(word: str, known: Sequence[str]) -> list[str]:
 
 
 def not_yaml(error: YAMLError) -> str:
-    """Where a file is not YAML, and why: `mine/my_run.yaml, line 3: begins with a tab; YAML takes spaces alone`."""
+    """Where a file is not YAML, and why: `mine/my_run.yaml, line 3: begins with a tab; YAML takes spaces
+    alone`.
+    """
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark, problem = error.problem_mark, error.problem or ""
@@ -79,5 +91,8 @@ def not_yaml(error: YAMLError) -> str:
     if problem.startswith("found duplicate key"):
         return f"{where}: {problem.removeprefix('found duplicate key ')} is there twice; keep one of them"
     if problem == "mapping values are not allowed here":
-        return f"{where}, column {mark.column + 1}: a second colon; a text that holds `: ` stands in quotes, and what is nested on a line of its own"
+        return (
+            f"{where}, column {mark.column + 1}: a second colon; a text that holds `: ` stands in quotes, and"
+            " what is nested on a line of its own"
+        )
     return f"{where}, column {mark.column + 1}: {problem}"

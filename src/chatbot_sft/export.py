@@ -1,4 +1,6 @@
-"""`task=export`: the model of an earlier run, loaded again from what it kept and saved as `config.save` says now."""
+"""`task=export`: the model of an earlier run, loaded again from what it kept and saved as `config.save` says
+now.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ OF_EXPORT = ("task", "run", "save", "paths", "hydra")  # what a task=export comm
 
 @dataclass(frozen=True)
 class Earlier:
-    """A run that trained: its `config`, what it was `report`ed to be, the `evidence` for its exports, and the folder with its trained `weights`."""
+    """A run that trained: its `config`, what it was `report`ed to be, the `evidence` for its exports, and the
+    folder with its trained `weights`.
+    """
 
     config: dict[str, Any]
     report: Report
@@ -56,7 +60,10 @@ class Earlier:
         run, where = Run(folder), f"run={folder}"
         report = run.finished_report()
         if report.training is None or not run.config_file.is_file():
-            raise UserError(f"{where}: its training (task={report.task}, {report.status}) did not end; the same command again goes on from there")
+            raise UserError(
+                f"{where}: its training (task={report.task}, {report.status}) did not end; the same command"
+                " again goes on from there"
+            )
         config = _config(run)
         return cls(config, report, _evidence(where, run.evidence_file), _weights(run, config, report))
 
@@ -74,7 +81,10 @@ def _evidence(where: str, file: Path) -> Evidence:
     try:
         return Evidence.read(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{where}: its {file.name}, by which exports are checked, cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(
+            f"{where}: its {file.name}, by which exports are checked, cannot be read"
+            f" ({' '.join(str(error).split())[:200]})"
+        ) from None
 
 
 def _weights(run: Run, config: Mapping[str, Any], report: Report) -> Path:
@@ -89,23 +99,45 @@ def _weights(run: Run, config: Mapping[str, Any], report: Report) -> Path:
             continue
         _refuse_edited(run, config, checkpoint)
         return checkpoint.folder
-    saved = [Path(export.path) for export in report.save.exports if export.method == "lora"] if report.save else []
+    saved = (
+        [Path(export.path) for export in report.save.exports if export.method == "lora"]
+        if report.save
+        else []
+    )
     for place in (*saved, *run.adapters()):
         if (place / "adapter_config.json").is_file():
             if why != "gone":
-                log.warning("run=%s: the checkpoint of step %s is %s; the adapter in %s takes its place", folder, step, why, place)
+                log.warning(
+                    "run=%s: the checkpoint of step %s is %s; the adapter in %s takes its place",
+                    folder,
+                    step,
+                    why,
+                    place,
+                )
             return place
-    raise UserError(f"run={folder}: the checkpoint of step {step} is {why}, and no adapter was saved; there is nothing left to export")
+    raise UserError(
+        f"run={folder}: the checkpoint of step {step} is {why}, and no adapter was saved; there is nothing"
+        " left to export"
+    )
 
 
 def _refuse_edited(run: Run, config: Mapping[str, Any], checkpoint: checkpoints.Checkpoint) -> None:
     """Raises UserError where config.yaml no longer says how the adapter was made."""
     lora = referring(Config.from_mapping(config)["lora"])
-    trained = {key: value for key, value in referring(checkpoint.record["identity"]).items() if key.startswith("lora.")}
-    edited = [f"{key} {value} → {lora[key[5:]]}" for key, value in trained.items() if key[5:] in lora and value != lora[key[5:]]]
+    trained = {
+        key: value
+        for key, value in referring(checkpoint.record["identity"]).items()
+        if key.startswith("lora.")
+    }
+    edited = [
+        f"{key} {value} → {lora[key[5:]]}"
+        for key, value in trained.items()
+        if key[5:] in lora and value != lora[key[5:]]
+    ]
     if edited:
         raise UserError(
-            f"run={run.folder}: its {CONFIG} was edited: {', '.join(edited)}; set it back to what {checkpoint.folder.name} was trained with"
+            f"run={run.folder}: its {CONFIG} was edited: {', '.join(edited)}; set it back to what"
+            f" {checkpoint.folder.name} was trained with"
         )
 
 
@@ -122,13 +154,17 @@ def check_overrides(overrides: list[str]) -> None:
 
 
 def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
-    """The saver of the model that the run `config.run` trained, to save it as `config.save` says; `report` gets what is known of it.
+    """The saver of the model that the run `config.run` trained, to save it as `config.save` says; `report`
+    gets what is known of it.
 
     Raises:
         UserError: the run cannot be exported, or not in this way.
     """
     if Path(config["run"]).expanduser().resolve() == Path(config["paths"]["output_dir"]).resolve():
-        raise UserError(f"run={config['run']}: the export would overwrite that run's own report; leave hydra.run.dir out, or name another folder")
+        raise UserError(
+            f"run={config['run']}: the export would overwrite that run's own report; leave hydra.run.dir out,"
+            " or name another folder"
+        )
     earlier = Earlier.find(Path(config["run"]).expanduser())
     kept = {name: part for name, part in earlier.config.items() if name not in OF_EXPORT}
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
@@ -137,17 +173,22 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     saver = locate("save", settings.save._target_, ModelSaver)
     if is_local(settings.model.name) and not Path(settings.model.name).is_dir():
         raise UserError(
-            f"run={config['run']}: the model it was trained on is not at {settings.model.name} any more, nor did it move along with the run; "
-            f"put it back, or correct model.name in its {CONFIG}"
+            f"run={config['run']}: the model it was trained on is not at {settings.model.name} any more, nor"
+            f" did it move along with the run; put it back, or correct model.name in its {CONFIG}"
         )
     saver(settings).check()
     for part in KEPT:
         setattr(report, part, getattr(earlier.report, part))
     report.run = str(Path(config["run"]).expanduser())
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
-    base = {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
+    base = (
+        {**now, "model": {**now["model"], "name": str(earlier.weights)}} if settings.full_finetuning else now
+    )
     if settings.model.chat_template:  # as it was trained, wherever the file is now
-        base = {**base, "model": {**base["model"], "chat_template": str(earlier.weights / "chat_template.jinja")}}
+        base = {
+            **base,
+            "model": {**base["model"], "chat_template": str(earlier.weights / "chat_template.jinja")},
+        }
     model, tokenizer = locate("model", settings.model._target_, ModelLoader)(base).load_and_configure()
     if not settings.full_finetuning:
         load_weights(model, earlier.weights, f"run={config['run']}")

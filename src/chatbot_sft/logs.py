@@ -18,7 +18,9 @@ THIRD_PARTY = logging.getLogger("third_party")
 
 @contextlib.contextmanager
 def run_log(target: Path, first: bool = True) -> Iterator[None]:
-    """Within it, our lines go to the terminal and every logger's to the file `target`; nowhere in a process that is not the run's `first`."""
+    """Within it, our lines go to the terminal and every logger's to the file `target`; nowhere in a process
+    that is not the run's `first`.
+    """
     root, ours = logging.getLogger(), logging.getLogger("chatbot_sft")
     if not first:
         silent = logging.NullHandler()
@@ -69,7 +71,9 @@ class MaskedStream(io.TextIOBase):
 
 
 class Shown(logging.Formatter):
-    """Every record, traceback and all, without secrets and without what a terminal would obey; a message of ours is one line."""
+    """Every record, traceback and all, without secrets and without what a terminal would obey; a message of
+    ours is one line.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))

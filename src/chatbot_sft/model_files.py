@@ -1,4 +1,6 @@
-"""A model folder as it comes from a stranger, looked at before anything loads it: is it whole, is it what it says? No torch, no transformers."""
+"""A model folder as it comes from a stranger, looked at before anything loads it: is it whole, is it what it
+says? No torch, no transformers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ LARGEST_JSON = 64 << 20  # bytes
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Positive whole numbers of config.json, and the largest that makes sense of each.
 SIZES = {
-    "hidden_size": 1 << 20, "intermediate_size": 1 << 22, "num_hidden_layers": 1000, "num_attention_heads": 1 << 12, "num_key_value_heads": 1 << 12,
+    "hidden_size": 1 << 20, "intermediate_size": 1 << 22, "num_hidden_layers": 1000,
+    "num_attention_heads": 1 << 12, "num_key_value_heads": 1 << 12,
     "head_dim": 1 << 14, "vocab_size": 1 << 24, "max_position_embeddings": 1 << 30,
 }  # fmt: skip
 
@@ -40,16 +43,23 @@ def check_folder(name: str, trust_remote_code: bool) -> None:
         )
         raise UserError(f"{where}: {why}")
     if not folder.is_dir():
-        near = did_you_mean(folder.name, [other.name for other in folder.parent.iterdir()]) if folder.parent.is_dir() else ""
+        near = (
+            did_you_mean(folder.name, [other.name for other in folder.parent.iterdir()])
+            if folder.parent.is_dir()
+            else ""
+        )
         raise UserError(f"{where}: no such folder{near}")
     if not (folder / "config.json").exists():
-        raise UserError(f"{where}: no config.json in it, so it is not a Hugging Face model folder{_what_instead(folder)}")
+        raise UserError(
+            f"{where}: no config.json in it, so it is not a Hugging Face model folder{_what_instead(folder)}"
+        )
     config = read_json(folder / "config.json", where)
     _check_config(config, where, trust_remote_code)
     if (folder / "adapter_config.json").exists():
         base = read_json(folder / "adapter_config.json", where).get("base_model_name_or_path")
         raise UserError(
-            f"{where}: it also holds an adapter (adapter_config.json, for {base}), which would be loaded with it; move that out of the folder"
+            f"{where}: it also holds an adapter (adapter_config.json, for {base}), which would be loaded with"
+            " it; move that out of the folder"
         )
     _check_weights(folder, where)
 
@@ -73,7 +83,10 @@ def read_json(file: Path, where: str) -> dict[str, Any]:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{where}: {file.name} is not JSON in UTF-8 ({why})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: {file.name} holds {'a list' if isinstance(value, list) else json.dumps(value)[:40]}, expected an object")
+        raise UserError(
+            f"{where}: {file.name} holds {'a list' if isinstance(value, list) else json.dumps(value)[:40]},"
+            " expected an object"
+        )
     return value
 
 
@@ -92,7 +105,14 @@ def read_text(file: Path, where: str) -> str:
 def _what_instead(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return "; this is a LoRA adapter, name its base model, and this with model.adapter to go on from it"
-    below = next((file.parent for pattern in ("*/config.json", "snapshots/*/config.json") for file in sorted(folder.glob(pattern))), None)
+    below = next(
+        (
+            file.parent
+            for pattern in ("*/config.json", "snapshots/*/config.json")
+            for file in sorted(folder.glob(pattern))
+        ),
+        None,
+    )
     return f"; did you mean {below}?" if below else ""
 
 
@@ -101,18 +121,25 @@ def _check_config(config: Mapping[str, Any], where: str, trust_remote_code: bool
     kind = config.get("model_type")
     if "auto_map" in config and not trust_remote_code:
         raise UserError(
-            f"{where}: auto_map names Python code of the model's own; model.trust_remote_code=true runs it, if you trust where it comes from"
+            f"{where}: auto_map names Python code of the model's own; model.trust_remote_code=true runs it,"
+            " if you trust where it comes from"
         )
     if not isinstance(kind, str) or not kind:
-        raise UserError(f"{where}: model_type is {kind!r}, expected the name of an architecture such as llama")
+        raise UserError(
+            f"{where}: model_type is {kind!r}, expected the name of an architecture such as llama"
+        )
     if f'"{kind}"' not in _known_architectures() and not (trust_remote_code and "auto_map" in config):
         own = (
-            "; it brings Python code of its own, which model.trust_remote_code=true runs if you trust where it comes from"
+            "; it brings Python code of its own, which model.trust_remote_code=true runs if you trust where"
+            " it comes from"
             if "auto_map" in config
             else ""
         )
         raise UserError(f"{where}: model_type {kind!r} is unknown to the installed transformers{own}")
-    for part, keys in [("", config), *((f"{name}.", config[name]) for name in ("text_config", "quantization_config") if name in config)]:
+    for part, keys in [
+        ("", config),
+        *((f"{name}.", config[name]) for name in ("text_config", "quantization_config") if name in config),
+    ]:
         if keys is None:
             continue
         if not isinstance(keys, dict):
@@ -120,26 +147,38 @@ def _check_config(config: Mapping[str, Any], where: str, trust_remote_code: bool
         for key, largest in SIZES.items():
             value = keys.get(key)
             if value is not None and (type(value) is not int or not 0 < value <= largest):
-                raise UserError(f"{where}: {part}{key} is {value!r}, expected a whole number from 1 to {largest:,}")
+                raise UserError(
+                    f"{where}: {part}{key} is {value!r}, expected a whole number from 1 to {largest:,}"
+                )
         _check_heads(keys, f"{where}: {part}")
 
 
 def _check_heads(config: Mapping[str, Any], where: str) -> None:
-    hidden, heads, shared = (config.get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    hidden, heads, shared = (
+        config.get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    )
     if hidden and heads and not config.get("head_dim") and hidden % heads:
         raise UserError(f"{where}hidden_size {hidden} cannot be divided among num_attention_heads {heads}")
     if heads and shared and heads % shared:
-        raise UserError(f"{where}num_attention_heads {heads} cannot be divided among num_key_value_heads {shared}")
+        raise UserError(
+            f"{where}num_attention_heads {heads} cannot be divided among num_key_value_heads {shared}"
+        )
 
 
 def _known_architectures() -> str:
     """The source text in which transformers names its architectures; read, not imported."""
     folder = Path(importlib.util.find_spec("transformers").submodule_search_locations[0], "models", "auto")
-    return "".join(file.read_text(encoding="utf-8") for file in (folder / "configuration_auto.py", folder / "auto_mappings.py") if file.is_file())
+    return "".join(
+        file.read_text(encoding="utf-8")
+        for file in (folder / "configuration_auto.py", folder / "auto_mappings.py")
+        if file.is_file()
+    )
 
 
 def _check_weights(folder: Path, where: str) -> None:
-    """Every weights file is a regular file and whole; every one that an index names is there, inside `folder`."""
+    """Every weights file is a regular file and whole; every one that an index names is there, inside
+    `folder`.
+    """
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     if not files:
         raise UserError(f"{where}: no weights in it (*.safetensors)")
@@ -151,7 +190,9 @@ def _check_weights(folder: Path, where: str) -> None:
             if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
                 raise UserError(f"{where}: {index} names {shard}, a file outside the folder")
             if not (folder / shard).exists():
-                raise UserError(f"{where}: {index} names {shard}, which is not there; is the download complete?")
+                raise UserError(
+                    f"{where}: {index} names {shard}, which is not there; is the download complete?"
+                )
     for file in sorted(files):
         _check_regular(file, where)
         with file.open("rb") as stream:
@@ -164,20 +205,30 @@ def _check_weights(folder: Path, where: str) -> None:
 
 
 def _check_safetensors(file: Path, where: str) -> None:
-    """Its header is JSON, and the tensors it tells of end where the file does (github.com/huggingface/safetensors, "Format")."""
+    """Its header is JSON, and the tensors it tells of end where the file does
+    (github.com/huggingface/safetensors, "Format").
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(LARGEST_HEADER, size - 8):
-            raise UserError(f"{where}: {file.name} is not a whole safetensors file ({size:,} bytes); copy or download it again")
+            raise UserError(
+                f"{where}: {file.name} is not a whole safetensors file ({size:,} bytes); copy or download it"
+                " again"
+            )
         try:
             header = json.loads(stream.read(length))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
             expected = 8 + length + max(ends, default=0)
         except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
-            raise UserError(f"{where}: {file.name} is not a safetensors file: its header cannot be read") from None
+            raise UserError(
+                f"{where}: {file.name} is not a safetensors file: its header cannot be read"
+            ) from None
     if expected != size:
-        raise UserError(f"{where}: {file.name} has {size:,} bytes, its header tells of {expected:,}; copy or download it again")
+        raise UserError(
+            f"{where}: {file.name} has {size:,} bytes, its header tells of {expected:,}; copy or download it"
+            " again"
+        )
 
 
 def _check_regular(file: Path, where: str) -> None:
@@ -192,4 +243,7 @@ def _check_regular(file: Path, where: str) -> None:
 
 def _check_pointer(start: bytes, file: Path, where: str) -> None:
     if start.startswith(LFS_POINTER):
-        raise UserError(f"{where}: {file.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in that folder, or download it")
+        raise UserError(
+            f"{where}: {file.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in that"
+            " folder, or download it"
+        )

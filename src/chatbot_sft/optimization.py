@@ -1,4 +1,6 @@
-"""What an optimizer and a learning-rate schedule need: packages, and arguments of their own. Told without importing torch."""
+"""What an optimizer and a learning-rate schedule need: packages, and arguments of their own. Told without
+importing torch.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,27 @@ PACKAGES = {
     "adamw_torch_8bit": ("torchao", "torchao"),
     "adamw_torch_xla": ("torch_xla", "torch_xla"),
     "adamw_torch_npu": ("torch_npu", "torch_npu"),
-    **dict.fromkeys(("paged_", "lion_", "ademamix", "rmsprop_bnb", "adamw_8bit", "adamw_bnb"), ("bitsandbytes", "bitsandbytes")),
+    **dict.fromkeys(
+        ("paged_", "lion_", "ademamix", "rmsprop_bnb", "adamw_8bit", "adamw_bnb"),
+        ("bitsandbytes", "bitsandbytes"),
+    ),
 }
 # Those that the native loop builds: by their whole names, and by how the names of bitsandbytes' begin.
-NATIVE = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_8bit", "adamw_bnb_8bit")
+NATIVE = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+)
 NATIVE_BITSANDBYTES = ("paged_", "lion_", "ademamix", "rmsprop_bnb")
 LOW_RANK = ("galore_", "apollo_")  # they project the matrices that training.optim_target_modules names
 READ_OPTIM_ARGS = (
-    "galore_", "apollo_", "grokadamw", "schedule_free_", "stable_adamw", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit",
+    "galore_", "apollo_", "grokadamw", "schedule_free_", "stable_adamw", "adamw_anyprecision",
+    "adamw_torch_4bit", "adamw_torch_8bit",
     "ademamix", "paged_ademamix", "sgd", "adagrad", "rmsprop",
 )  # fmt: skip
 WITHOUT_BETAS = ("sgd", "adagrad", "adafactor", "rmsprop", "lomo", "adalomo", "galore_adafactor")
@@ -61,9 +76,14 @@ def check_packages(optim: str, gpu: bool) -> None:
     Raises:
         UserError: names what to install.
     """
-    module, package = next((found for start, found in PACKAGES.items() if optim.startswith(start)), (None, None))
+    module, package = next(
+        (found for start, found in PACKAGES.items() if optim.startswith(start)), (None, None)
+    )
     if module is not None and (gpu or optim not in REPLACED) and importlib.util.find_spec(module) is None:
-        raise UserError(f"training.optim={optim}: {module} is not installed; pip install {package}, or take training.optim=adamw_torch_fused")
+        raise UserError(
+            f"training.optim={optim}: {module} is not installed; pip install {package}, or take"
+            " training.optim=adamw_torch_fused"
+        )
 
 
 def check_arguments(config: Config) -> None:
@@ -75,30 +95,48 @@ def check_arguments(config: Config) -> None:
     training, extra = config.training, config.sft_arguments
     optim, schedule = training.optim, training.lr_scheduler_type
     if optim.startswith(LOW_RANK) and not extra.get("optim_target_modules"):
-        raise UserError(f"training.optim={optim}: needs training.optim_target_modules, for instance all-linear or [q_proj,v_proj]")
+        raise UserError(
+            f"training.optim={optim}: needs training.optim_target_modules, for instance all-linear or"
+            " [q_proj,v_proj]"
+        )
     if extra.get("optim_target_modules") and not optim.startswith(LOW_RANK):
-        raise UserError(f"training.optim_target_modules: training.optim={optim} does not read it; the adapter's modules are lora.target_modules")
+        raise UserError(
+            f"training.optim_target_modules: training.optim={optim} does not read it; the adapter's modules"
+            " are lora.target_modules"
+        )
     if extra.get("optim_args") and not optim.startswith(READ_OPTIM_ARGS):
-        raise UserError(f"training.optim_args: training.optim={optim} does not read it; set training.adam_beta1, adam_beta2 and adam_epsilon")
+        raise UserError(
+            f"training.optim_args: training.optim={optim} does not read it; set training.adam_beta1,"
+            " adam_beta2 and adam_epsilon"
+        )
     betas = [key for key in ("adam_beta1", "adam_beta2", "adam_epsilon") if key in extra]
     if betas and optim.startswith(WITHOUT_BETAS):
         raise UserError(f"training.{betas[0]}: training.optim={optim} does not read it; leave it out")
     if schedule in AFTER_EVALUATIONS and training.eval_steps is None:
-        raise UserError(f"training.lr_scheduler_type={schedule}: it steps after evaluations; set training.eval_steps, for instance 0.1")
+        raise UserError(
+            f"training.lr_scheduler_type={schedule}: it steps after evaluations; set training.eval_steps, for"
+            " instance 0.1"
+        )
     given = extra.get("lr_scheduler_kwargs") or {}
     if isinstance(given, str):
-        raise UserError(f"training.lr_scheduler_kwargs={given!r}: expected keys and values, for instance {{min_lr_rate: 0.1}}")
+        raise UserError(
+            f"training.lr_scheduler_kwargs={given!r}: expected keys and values, for instance {{min_lr_rate:"
+            " 0.1}"
+        )
     needed, example = NEEDED.get(schedule, ((), ""))
     if needed and len([key for key in needed if key in given]) != 1:
         raise UserError(
-            f"training.lr_scheduler_type={schedule}: needs {' or '.join(needed)} in training.lr_scheduler_kwargs, for instance "
-            f"'training.lr_scheduler_kwargs={example}'"
+            f"training.lr_scheduler_type={schedule}: needs {' or '.join(needed)} in"
+            f" training.lr_scheduler_kwargs, for instance 'training.lr_scheduler_kwargs={example}'"
         )
     if given and (takes := schedule_arguments(schedule)) is not None:
         for key in given:
             if key not in takes:
                 names = f"it takes {', '.join(takes)}{did_you_mean(key, takes)}" if takes else "it takes none"
-                raise UserError(f"training.lr_scheduler_kwargs.{key}: training.lr_scheduler_type={schedule} does not read it; {names}")
+                raise UserError(
+                    f"training.lr_scheduler_kwargs.{key}: training.lr_scheduler_type={schedule} does not read"
+                    f" it; {names}"
+                )
 
 
 @functools.cache
@@ -108,8 +146,20 @@ def schedule_arguments(schedule: str) -> tuple[str, ...] | None:
         return ()  # transformers drops what it is given
     file = Path(importlib.util.find_spec("transformers").submodule_search_locations[0], "optimization.py")
     body = ast.parse(file.read_text(encoding="utf-8")).body
-    table = next(node.value for node in body if isinstance(node, ast.Assign) and node.targets[0].id == "TYPE_TO_SCHEDULER_FUNCTION")
+    table = next(
+        node.value
+        for node in body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "TYPE_TO_SCHEDULER_FUNCTION"
+    )
     members = {"reduce_lr_on_plateau": "REDUCE_ON_PLATEAU"}
     names = {key.attr: value.id for key, value in zip(table.keys, table.values, strict=True)}
-    function = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == names[members.get(schedule, schedule.upper())])
-    return None if function.args.kwarg else tuple(argument.arg for argument in function.args.args if argument.arg not in GIVEN)
+    function = next(
+        node
+        for node in body
+        if isinstance(node, ast.FunctionDef) and node.name == names[members.get(schedule, schedule.upper())]
+    )
+    return (
+        None
+        if function.args.kwarg
+        else tuple(argument.arg for argument in function.args.args if argument.arg not in GIVEN)
+    )

@@ -54,8 +54,8 @@ log = logging.getLogger(__name__)
 def run(config: Mapping[str, Any], command: str = "", started: float | None = None) -> Report:
     """Do the task that `config` says and return the report that stands in `<paths.output_dir>/report.json`.
 
-    Once the directory is the run's own, it ends up with a report that says what happened, whatever that was. `started`, in
-    seconds since the epoch, is when the user began to wait: now, where nothing is given.
+    Once the directory is the run's own, it ends up with a report that says what happened, whatever that was.
+    `started`, in seconds since the epoch, is when the user began to wait: now, where nothing is given.
 
     Raises:
         UserError: something the user can mend. Every other exception passes through; KeyboardInterrupt too.
@@ -89,7 +89,11 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             report.status = Status.INTERRUPTED if interrupted else Status.FAILED
-            report.error = "interrupted from the keyboard" if interrupted else " ".join(str(error).split()) or type(error).__name__
+            report.error = (
+                "interrupted from the keyboard"
+                if interrupted
+                else " ".join(str(error).split()) or type(error).__name__
+            )
             tell_saved(report)
             log.error("%s", report.error, exc_info=error)
             raise
@@ -101,7 +105,9 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
 
 
 def left_standing(standing: Standing, report: Report, folder: Path) -> bool:
-    """Whether a run that came to nothing leaves what was trained in `folder` on record, in place of `report`; says so."""
+    """Whether a run that came to nothing leaves what was trained in `folder` on record, in place of `report`;
+    says so.
+    """
     if report.status == Status.COMPLETED or not standing.outlives(report):
         return False
     standing.restore()
@@ -113,7 +119,8 @@ def write_reports(report: Report, run: Run) -> None:
     """loss.png, report.md and, whatever becomes of those, report.json; without secrets.
 
     Raises:
-        UserError: they cannot be written, and nothing worse has happened: a run's own error is not hidden behind that.
+        UserError: they cannot be written, and nothing worse has happened: a run's own error is not hidden
+            behind that.
     """
     clean = Report.from_json(masked(report.to_json()))
     try:
@@ -125,7 +132,10 @@ def write_reports(report: Report, run: Run) -> None:
         finally:
             run.write_report(report)
     except OSError as error:
-        text = f"{run.folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports are as they are"
+        text = (
+            f"{run.folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports"
+            " are as they are"
+        )
         if report.error is None:
             raise UserError(text) from error
         log.error("%s", text)
@@ -143,7 +153,11 @@ def stopped(error: Preempted, settings: Config, save: SaveResult | None, command
     again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
     if settings.task == "train":
         last = checkpoints.last_in(Path(settings.training.output_dir))
-        left = f"checkpoint at step {last.step}; the same command goes on from there" if last else "no checkpoint yet; the same command begins anew"
+        left = (
+            f"checkpoint at step {last.step}; the same command goes on from there"
+            if last
+            else "no checkpoint yet; the same command begins anew"
+        )
     elif settings.task == "export":
         there = ", ".join(f"{export.method} in {export.path}" for export in save.kept) if save else ""
         left = f"saved: {there}" if there else "no export was finished"
@@ -190,7 +204,8 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     bounds.check_batch(settings, dataset_loader.statistics.rows_used, distributed.processes())
     if settings.training.eval_steps is not None and not dataset_loader.statistics.rows_held_out:
         raise UserError(
-            f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give dataset.eval_data_path or more data"
+            f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give"
+            " dataset.eval_data_path or more data"
         )
     run = Run.of(settings)
     lock = locked(settings, dataset_loader, origin)
@@ -214,16 +229,24 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     dataset = dataset_loader.prepare_dataset()
     report.dataset = dataset_loader.statistics
 
-    unlearned = untrained.told(model, tokenizer, settings, usual_ends(dataset, tokenizer)) if "labels" in dataset.column_names else None
+    unlearned = (
+        untrained.told(model, tokenizer, settings, usual_ends(dataset, tokenizer))
+        if "labels" in dataset.column_names
+        else None
+    )
     if unlearned:
         log.warning("model: %s", unlearned)
 
     trainer = trainer_wrapper(settings, model, tokenizer, dataset, dataset_loader.eval_dataset)
     system = usual_system_prompt(dataset) or settings.dataset.system_prompt
     report.dataset.system_prompt = system
-    trainer.sample_prompts = dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
+    trainer.sample_prompts = (
+        dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
+    )
     if system and settings.training.sample_prompts is not None:  # asked as the model was trained to be
-        trainer.sample_prompts = [[{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts]
+        trainer.sample_prompts = [
+            [{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts
+        ]
     trainer.origin, trainer.started = origin, started
     trainer.setup()
     report.settings = used_settings(settings, trainer.args)
@@ -259,8 +282,13 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     report.training.warnings += [unlearned] if unlearned else []
     report.memory = used(before, trainer)
     if trainer.sample_prompts:
-        first, last = (trainer.evaluations.at(step)["samples"] for step in (0, report.training.weights_of_step))
-        report.samples = [Sample(base["prompt"], before=base["answer"], after=tuned["answer"]) for base, tuned in zip(first, last, strict=True)]
+        first, last = (
+            trainer.evaluations.at(step)["samples"] for step in (0, report.training.weights_of_step)
+        )
+        report.samples = [
+            Sample(base["prompt"], before=base["answer"], after=tuned["answer"])
+            for base, tuned in zip(first, last, strict=True)
+        ]
     if distributed.is_first():
         saver = trainer.saver(report)
         saver.evidence.write(run.evidence_file)
@@ -281,9 +309,15 @@ def check_secrets(settings: Config) -> None:
         UserError: one in a new token, whose text would be in the tokenizer of every checkpoint and export.
     """
     if by_name(settings.model.new_tokens) != settings.model.new_tokens:
-        raise UserError(f"model.new_tokens: {listed(by_name(settings.model.new_tokens))}: a token's text is in every file of the model; name another")
+        raise UserError(
+            f"model.new_tokens: {listed(by_name(settings.model.new_tokens))}: a token's text is in every file"
+            " of the model; name another"
+        )
     if by_name(settings.dataset.system_prompt) != settings.dataset.system_prompt:
-        log.warning("dataset.system_prompt: the secret in it is trained into the model, and stands in no file; an export's chat asks without it")
+        log.warning(
+            "dataset.system_prompt: the secret in it is trained into the model, and stands in no file; an"
+            " export's chat asks without it"
+        )
 
 
 def locked(settings: Config, dataset_loader: DatasetLoader, origin: Origin) -> Lock:
@@ -325,8 +359,16 @@ def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, setting
     finally:
         if dataset_loader.report and distributed.is_first():
             write_report(masked(dataset_loader.report), run.data_report_file)
-            title = f"{settings.model.name} on {', '.join(Path(source['path']).name for source in dataset_loader.report['sources'])}"
-            write_preview(run.preview_file, title, data_summary.facts(dataset_loader.report)[1:], dataset_loader.preview_rows())
+            title = (
+                f"{settings.model.name} on"
+                f" {', '.join(Path(source['path']).name for source in dataset_loader.report['sources'])}"
+            )
+            write_preview(
+                run.preview_file,
+                title,
+                data_summary.facts(dataset_loader.report)[1:],
+                dataset_loader.preview_rows(),
+            )
             if settings.task == "check" or refused:
                 data_summary.show(dataset_loader.report, [run.data_report_file, run.preview_file])
     for remark in data_summary.remarks(dataset_loader.report):
@@ -340,7 +382,12 @@ def history(trainer: SFTTrainerWrapper) -> list[dict[str, Any]]:
 
 def trained(trainer: SFTTrainerWrapper, eval_loss: float | None, rows_loss_before: float | None) -> Training:
     """What training came to."""
-    settings, progress, evaluations, origin = trainer.settings, trainer.progress, trainer.evaluations, trainer.origin
+    settings, progress, evaluations, origin = (
+        trainer.settings,
+        trainer.progress,
+        trainer.evaluations,
+        trainer.origin,
+    )
     losses = [loss for _, loss in progress.losses]
     last = trainer.state.global_step
     step = last if evaluations.reloaded is None else evaluations.reloaded
@@ -388,20 +435,29 @@ def warnings(before: float | None, after: float | None, best: Mapping[str, Any] 
     found = []
     if before is not None and after is not None and not after <= before:
         change = moved(before, after)
-        found.append(f"the held-out loss ended worse than it began: {before:.3f} → {number(after)}{f' ({change})' if change else ''}")
+        found.append(
+            f"the held-out loss ended worse than it began: {before:.3f} →"
+            f" {number(after)}{f' ({change})' if change else ''}"
+        )
     if before is not None and best and best["loss"] > before:
         found.append(
-            f"the model before training ({before:.3f}) was better than every evaluation of it, the lowest {best['loss']:.3f} at step {best['step']}"
+            f"the model before training ({before:.3f}) was better than every evaluation of it, the lowest"
+            f" {best['loss']:.3f} at step {best['step']}"
         )
     return found
 
 
 def rows_warnings(before: float | None, after: float | None) -> list[str]:
-    """Of conversations that were trained: they should not have become less likely. Under half a percent is rounding."""
+    """Of conversations that were trained: they should not have become less likely. Under half a percent is
+    rounding.
+    """
     if before is None or after is None or after <= before or moved(before, after) == "unchanged":
         return []
     change = moved(before, after)
-    return [f"the loss of trained conversations ended worse than it began: {before:.3f} → {number(after)}{f' ({change})' if change else ''}"]
+    return [
+        f"the loss of trained conversations ended worse than it began: {before:.3f} →"
+        f" {number(after)}{f' ({change})' if change else ''}"
+    ]
 
 
 def not_learned(settings: Config, token_accuracy: float | None) -> list[str]:
@@ -409,15 +465,17 @@ def not_learned(settings: Config, token_accuracy: float | None) -> list[str]:
     if not settings.dataset.eval_on_training or token_accuracy is None or token_accuracy == 1:
         return []
     return [
-        f"the training conversations do not come back word for word ({100 * token_accuracy:.1f}% of their tokens do): "
-        "raise training.max_steps or training.learning_rate; or this model cannot learn them"
+        f"the training conversations do not come back word for word ({100 * token_accuracy:.1f}% of their"
+        " tokens do): raise training.max_steps or training.learning_rate; or this model cannot learn them"
     ]
 
 
 def refuse_ruined(training: Training, settings: Config, vocabulary: int) -> None:
-    """Raises UserError where training ended with a model that the guard would have stopped in time; nothing is exported then.
+    """Raises UserError where training ended with a model that the guard would have stopped in time; nothing
+    is exported then.
 
-    The held-out loss says so; where nothing is held out, that of some conversations that were trained: the guard needs eight losses, they need none.
+    The held-out loss says so; where nothing is held out, that of some conversations that were trained: the
+    guard needs eight losses, they need none.
     """
     if not settings.training.stop_on_divergence:
         return
@@ -427,16 +485,22 @@ def refuse_ruined(training: Training, settings: Config, vocabulary: int) -> None
         if before is None or after is None or after <= ruin_limit(before, vocabulary):
             continue
         raise UserError(
-            f"training ruined the model: {what} {before:.3f} → {number(after)} (limit {ruin_limit(before, vocabulary):.3f}), so it was not exported; "
-            f"its weights are checkpoint-{training.weights_of_step} in {settings.training.output_dir}. "
-            f"Lower training.learning_rate={settings.training.learning_rate:g}; training.stop_on_divergence=false exports it regardless"
+            f"training ruined the model: {what} {before:.3f} → {number(after)} (limit"
+            f" {ruin_limit(before, vocabulary):.3f}), so it was not exported; its weights are"
+            f" checkpoint-{training.weights_of_step} in {settings.training.output_dir}. Lower"
+            f" training.learning_rate={settings.training.learning_rate:g}; training.stop_on_divergence=false"
+            " exports it regardless"
         )
 
 
 def used_settings(settings: Config, args: Any) -> dict[str, Any]:
     """The report's settings section: what decides the result, as it ran."""
     training, lora = settings.training, settings.lora
-    adapter = {} if settings.full_finetuning else {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+    adapter = (
+        {}
+        if settings.full_finetuning
+        else {"lora_r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+    )
     return {
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.lr_scheduler_type,

@@ -1,4 +1,6 @@
-"""Where a run may write: never over the base, the data, another run or what nobody wrote as an export. Imports no torch."""
+"""Where a run may write: never over the base, the data, another run or what nobody wrote as an export.
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def check_run(settings: Config) -> None:
     """Before anything is written: are the run directory and the checkpoint folder places of their own?
 
     Raises:
-        UserError: the base or the data are there, it is a folder that holds much else, or checkpoints that this program did not write.
+        UserError: the base or the data are there, it is a folder that holds much else, or checkpoints that
+            this program did not write.
     """
     run, checkpoints = Path(settings.paths.output_dir), Path(settings.training.output_dir)
     used = list(_read(settings))
@@ -33,31 +36,44 @@ def check_run(settings: Config) -> None:
             raise UserError(f"hydra.run.dir={run}: {what} is there; name a folder of its own")
         if what.startswith("the data") and place.is_dir() and _holds(place, run):
             raise UserError(
-                f"hydra.run.dir={run}: it is in a folder of data ({place}), and the run's own files would be read as data; name another one"
+                f"hydra.run.dir={run}: it is in a folder of data ({place}), and the run's own files would be"
+                " read as data; name another one"
             )
         if place.is_file() and place.parent == run.resolve() and place.name in FILES:
-            raise UserError(f"hydra.run.dir={run}: the run would write its own {place.name} over {what}; name another folder")
+            raise UserError(
+                f"hydra.run.dir={run}: the run would write its own {place.name} over {what}; name another"
+                " folder"
+            )
     where = f"training.output_dir={settings.training.output_dir}"
     _refuse_nowhere(where, settings.training.output_dir)
     for what, place in [*used, *_everybodys()]:
         if _same(checkpoints, place):
             raise UserError(f"{where}: that is {what}; name a folder of its own")
         if what.startswith("model.") and _holds(checkpoints, place):
-            raise UserError(f"{where}: {what} is in it, and old checkpoints are moved out of the way there; name another folder")
+            raise UserError(
+                f"{where}: {what} is in it, and old checkpoints are moved out of the way there; name another"
+                " folder"
+            )
     foreign = _foreign_checkpoints(checkpoints, run)
     if foreign:
-        raise UserError(f"{where}: {foreign[0].name} there is not of this program (no run.json in it); name another folder, or move it away")
+        raise UserError(
+            f"{where}: {foreign[0].name} there is not of this program (no run.json in it); name another"
+            " folder, or move it away"
+        )
 
 
 def targets(settings: Config) -> dict[str, Path]:
-    """Method → place. One method has `save.save_path` to itself, several have a folder each in it. A link to a folder means that folder."""
+    """Method → place. One method has `save.save_path` to itself, several have a folder each in it. A link to
+    a folder means that folder.
+    """
     save, place = settings.save, Path(settings.save.save_path)
     place = place.resolve() if place.is_symlink() and place.suffix != ".gguf" else place
     return {method: place if len(save.methods) == 1 else place / method for method in save.methods}
 
 
 def check_export(settings: Config, target: Path) -> None:
-    """Is `target`, an export's folder or .gguf file, a place that may be written, and with `save.overwrite` replaced?
+    """Is `target`, an export's folder or .gguf file, a place that may be written, and with `save.overwrite`
+    replaced?
 
     Raises:
         UserError: something else is or would be there.
@@ -66,11 +82,21 @@ def check_export(settings: Config, target: Path) -> None:
     where = f"save.save_path={save.save_path}"
     _refuse_nowhere(where, save.save_path)
     named = Path(save.save_path)
-    runs = [("the run directory", settings.paths.output_dir), *([(f"run={settings.run}", settings.run)] if settings.run else [])]
+    runs = [
+        ("the run directory", settings.paths.output_dir),
+        *([(f"run={settings.run}", settings.run)] if settings.run else []),
+    ]
     for place in dict.fromkeys((target, named)):
-        for what, used in [*_read(settings), *((what, Path(run).expanduser()) for what, run in runs), *_everybodys()]:
+        for what, used in [
+            *_read(settings),
+            *((what, Path(run).expanduser()) for what, run in runs),
+            *_everybodys(),
+        ]:
             if _holds(place, used):
-                raise UserError(f"{where}: {what} is {'there' if _same(place, used) else 'in it'}; name a folder of its own")
+                raise UserError(
+                    f"{where}: {what} is {'there' if _same(place, used) else 'in it'}; name a folder of"
+                    " its own"
+                )
         for what, cache in _caches():
             if place.resolve().is_relative_to(cache.resolve()):
                 raise UserError(f"{where}: that is in {what}; name a folder of your own")
@@ -86,7 +112,9 @@ def check_export(settings: Config, target: Path) -> None:
 
 def left_by(settings: Config, target: Path) -> bool:
     """Whether an earlier start of this very run had finished the export `target`."""
-    return read_mark(target) is not None and target.resolve().is_relative_to(Path(settings.paths.output_dir).resolve())
+    return read_mark(target) is not None and target.resolve().is_relative_to(
+        Path(settings.paths.output_dir).resolve()
+    )
 
 
 def write_mark(folder: Path, mark: dict[str, Any]) -> None:
@@ -100,7 +128,11 @@ def read_mark(folder: Path) -> dict[str, Any] | None:
         mark = resolved(json.loads((folder / MARK).read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(mark, dict) and isinstance(mark.get("made_from"), dict) and isinstance(mark.get("export"), dict)
+    whole = (
+        isinstance(mark, dict)
+        and isinstance(mark.get("made_from"), dict)
+        and isinstance(mark.get("export"), dict)
+    )
     return mark if whole and isinstance(mark["export"].get("files"), dict) else None
 
 
@@ -113,13 +145,21 @@ def _check_folder(target: Path, overwrite: bool, where: str) -> None:
     """A folder that is not empty is replaced when it is an export of ours, with nothing else in it."""
     mark = read_mark(target)
     if mark is None:
-        raise UserError(f"{where}: not empty, and no export of this program ({MARK}), which alone save.overwrite=true replaces; name another folder")
+        raise UserError(
+            f"{where}: not empty, and no export of this program ({MARK}), which alone save.overwrite=true"
+            " replaces; name another folder"
+        )
     if not overwrite:
         raise UserError(f"{where}: not empty; name another folder, remove it, or set save.overwrite=true")
     known = {MARK, *mark["export"]["files"]}
-    others = sorted(str(path.relative_to(target)) for path in target.rglob("*") if _is_foreign(path, known, target))
+    others = sorted(
+        str(path.relative_to(target)) for path in target.rglob("*") if _is_foreign(path, known, target)
+    )
     if others:
-        raise UserError(f"{where}: {others[0]} in it is not part of the export that is there; move it away, or name another folder")
+        raise UserError(
+            f"{where}: {others[0]} in it is not part of the export that is there; move it away, or name"
+            " another folder"
+        )
 
 
 def _is_foreign(path: Path, known: set[str], target: Path) -> bool:
@@ -132,13 +172,18 @@ def _check_file(target: Path, overwrite: bool, where: str) -> None:
         raise UserError(f"{where}: a folder of that name is in the way")
     if target.exists():
         if not _our_gguf(target):
-            raise UserError(f"{where}: the file there was not made by this program; name another one, or move it away")
+            raise UserError(
+                f"{where}: the file there was not made by this program; name another one, or move it away"
+            )
         if not overwrite:
             raise UserError(f"{where}: a file of that name is in the way (save.overwrite=true replaces it)")
         return
     for beside in gguf_companions(target):
         if beside.exists():
-            raise UserError(f"{where}: {beside.name} would be written beside it, and is there already; name another file, or move it away")
+            raise UserError(
+                f"{where}: {beside.name} would be written beside it, and is there already; name another file,"
+                " or move it away"
+            )
 
 
 def gguf_companions(target: Path) -> list[Path]:
@@ -159,14 +204,23 @@ def _check_beside_checkpoints(settings: Config, where: str, named: Path) -> None
         return
     inside = named.resolve().relative_to(folder).parts
     if not inside or inside[0].startswith(("checkpoint-", ".")):
-        raise UserError(f"{where}: checkpoints come and go there (training.output_dir={settings.training.output_dir}); name another folder")
+        raise UserError(
+            f"{where}: checkpoints come and go there (training.output_dir={settings.training.output_dir});"
+            " name another folder"
+        )
 
 
 def _foreign_checkpoints(folder: Path, run: Path) -> list[Path]:
-    """checkpoint-N that another program wrote. In the run's own directory one without run.json is a damaged one of ours."""
+    """checkpoint-N that another program wrote. In the run's own directory one without run.json is a damaged
+    one of ours.
+    """
     if not folder.is_dir() or folder.resolve().is_relative_to(run.resolve()):
         return []
-    return [path for path in sorted(folder.glob("checkpoint-*")) if path.name[11:].isdigit() and not (path / "run.json").exists()]
+    return [
+        path
+        for path in sorted(folder.glob("checkpoint-*"))
+        if path.name[11:].isdigit() and not (path / "run.json").exists()
+    ]
 
 
 def _read(settings: Config) -> Iterator[tuple[str, Path]]:
@@ -199,10 +253,18 @@ def _everybodys() -> Iterator[tuple[str, Path]]:
 
 
 def _caches() -> Iterator[tuple[str, Path]]:
-    """The folders that this program, and huggingface_hub, keep things in; the latter from the environment, as it finds them itself."""
+    """The folders that this program, and huggingface_hub, keep things in; the latter from the environment, as
+    it finds them itself.
+    """
     yield "the cache of this program", cache_dir()
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface").expanduser()
-    yield "the cache of the Hugging Face hub", Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    home = Path(
+        os.environ.get("HF_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    ).expanduser()
+    yield (
+        "the cache of the Hugging Face hub",
+        Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser(),
+    )
 
 
 def _same(place: Path, other: Path) -> bool:

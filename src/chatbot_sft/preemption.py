@@ -1,4 +1,6 @@
-"""SIGTERM and SIGUSR1, with which schedulers take a machine back: the run stops in good order and its process exits with 143."""
+"""SIGTERM and SIGUSR1, with which schedulers take a machine back: the run stops in good order and its process
+exits with 143.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def requested() -> bool:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within it, a signal raises Preempted at once, or at the end of a `deferred` block. Outside of the main thread signals stay as they are."""
+    """Within it, a signal raises Preempted at once, or at the end of a `deferred` block. Outside of the main
+    thread signals stay as they are.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -72,7 +76,9 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within it the first signal only sets `requested`; a second one, or the end of the block, raises Preempted."""
+    """Within it the first signal only sets `requested`; a second one, or the end of the block, raises
+    Preempted.
+    """
     _state.deferred = True
     try:
         yield

@@ -1,4 +1,6 @@
-"""The folders that come with the package: in a checkout they stand at its root, in a wheel inside the package."""
+"""The folders that come with the package: in a checkout they stand at its root, in a wheel inside the
+package.
+"""
 
 from __future__ import annotations
 

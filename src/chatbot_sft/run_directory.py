@@ -1,7 +1,8 @@
 """One run, one directory: a directory named by the time is a new one, and no two processes write one at once.
 
-Hydra calls `ClaimDirectory` after it has composed and before it makes a folder (its public callbacks, conf/hydra/default.yaml), so that a refused
-start leaves the other run's files as they were, and where there was none, nothing.
+Hydra calls `ClaimDirectory` after it has composed and before it makes a folder (its public callbacks,
+conf/hydra/default.yaml), so that a refused start leaves the other run's files as they were, and where there
+was none, nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-LOCK, HOLDER = ".lock", ".lock.json"  # the lock is the operating system's, so it goes with its process; the second file says whose it is
+LOCK, HOLDER = (
+    ".lock",
+    ".lock.json",
+)  # the lock is the operating system's, so it goes with its process; the second file says whose it is
 BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user typed
 
 LONGEST = 160  # characters of a command that are kept
@@ -43,7 +47,9 @@ _held: list[BaseFileLock] = []  # for as long as this process lives
 
 @dataclass
 class Claim:
-    """A directory, what was in it, and which of the folders that lead to it were not there, the deepest first."""
+    """A directory, what was in it, and which of the folders that lead to it were not there, the deepest
+    first.
+    """
 
     folder: Path
     content: set[str]
@@ -55,8 +61,12 @@ class Claim:
         return cls(folder, content, [place for place in (folder, *folder.parents) if not place.exists()])
 
     def withdraw(self) -> None:
-        """Leave nothing of a start that has come to nothing; what has written more than its start did stays whole."""
-        added = {path.name for path in self.folder.iterdir()} - self.content if self.folder.is_dir() else set()
+        """Leave nothing of a start that has come to nothing; what has written more than its start did stays
+        whole.
+        """
+        added = (
+            {path.name for path in self.folder.iterdir()} - self.content if self.folder.is_dir() else set()
+        )
         if not added <= OF_A_START:
             return
         for place in (self.folder / name for name in added):
@@ -87,13 +97,16 @@ class ClaimDirectory(Callback):
 
 
 def _claim(place: DictConfig) -> None:
-    """Make sure of `place.dir`; a name made of the time gets a suffix where it is taken. Only a run's first process does: the others follow it."""
+    """Make sure of `place.dir`; a name made of the time gets a suffix where it is taken. Only a run's first
+    process does: the others follow it.
+    """
     if not distributed.is_first():
         return
     template = OmegaConf.to_container(place, resolve=False)["dir"]
     folder = Path(place.dir)
     try:
-        # Processes that torchrun starts name their directory by the start of their launcher, each for itself: it cannot get a suffix.
+        # Processes that torchrun starts name their directory by the start of their launcher, each for itself:
+        # it cannot get a suffix.
         if distributed.processes() == 1 and any(part in template for part in BY_TIME):
             folder = _new(folder)
             with open_dict(place):
@@ -163,10 +176,17 @@ def _lock(folder: Path) -> BaseFileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{folder}: {_holder(folder)} is running in it; wait for its end, or name another directory (hydra.run.dir=DIR)") from None
+        raise UserError(
+            f"{folder}: {_holder(folder)} is running in it; wait for its end, or name another directory"
+            " (hydra.run.dir=DIR)"
+        ) from None
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror or error}; name another directory (hydra.run.dir=DIR)") from None
-    (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "command": _command()}), encoding="utf-8")
+        raise UserError(
+            f"{folder}: {error.strerror or error}; name another directory (hydra.run.dir=DIR)"
+        ) from None
+    (folder / HOLDER).write_text(
+        json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "command": _command()}), encoding="utf-8"
+    )
     return lock
 
 
@@ -194,12 +214,16 @@ def _holder(folder: Path) -> str:
 def _command() -> str:
     """What this process was started as, without secrets and in a line that is not too long."""
     program, *words = sys.argv
-    start = "python -m chatbot_sft" if Path(program).name == "__main__.py" else shlex.quote(Path(program).name)
+    start = (
+        "python -m chatbot_sft" if Path(program).name == "__main__.py" else shlex.quote(Path(program).name)
+    )
     whole = " ".join([start, *(shlex.quote(_masked_word(word)) for word in words)])
     return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 1]}…"
 
 
 def _masked_word(word: str) -> str:
-    """`key=value` as a key and its value: under a name like `hub_token` the whole of it is a secret, spaces and all."""
+    """`key=value` as a key and its value: under a name like `hub_token` the whole of it is a secret, spaces
+    and all.
+    """
     key, equals, value = word.partition("=")
     return f"{key}={masked({key: value})[key]}" if equals else masked(word)

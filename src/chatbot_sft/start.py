@@ -1,4 +1,6 @@
-"""What refuses a start by what is in its run directory already, before a file of it is written. Imports no torch."""
+"""What refuses a start by what is in its run directory already, before a file of it is written. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from chatbot_sft.train import resume
 
 
 def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
-    """Raises UserError where the run directory, or a place beside it, is none for this run; or `overrides` are none of an export."""
+    """Raises UserError where the run directory, or a place beside it, is none for this run; or `overrides`
+    are none of an export.
+    """
     settings = located(Config.from_mapping(config))
     if settings.task == "export":
         check_overrides(list(overrides))
@@ -34,7 +38,9 @@ def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
 
 
 def refuse_written_over(settings: Config) -> None:
-    """Raises UserError where a task that does not train would write its report over that of a training or an export, however it ended."""
+    """Raises UserError where a task that does not train would write its report over that of a training or an
+    export, however it ended.
+    """
     if settings.task == "train":
         return
     run = Run.of(settings)
@@ -43,30 +49,48 @@ def refuse_written_over(settings: Config) -> None:
         there = "export"
         taken = settings.task != "export" and report.training is not None
     else:
-        trained = report is not None and report.task == "train" and (report.training or report.history is not None)
+        trained = (
+            report is not None and report.task == "train" and (report.training or report.history is not None)
+        )
         taken = bool(trained) or checkpoints.last_in(run.checkpoints) is not None
     if taken:
         raise UserError(
-            f"{run.folder}: task={settings.task} would write over the report of the {there} there; leave hydra.run.dir out, or name another directory"
+            f"{run.folder}: task={settings.task} would write over the report of the {there} there; leave"
+            " hydra.run.dir out, or name another directory"
         )
 
 
 def refuse_taken(settings: Config) -> None:
-    """Raises UserError where the run directory holds a finished training that is asked for another export only."""
+    """Raises UserError where the run directory holds a finished training that is asked for another export
+    only.
+    """
     run = Run.of(settings)
     folder, report = run.folder, run.report()
-    finished = report is not None and (settings.task, report.task, report.status) == ("train", "train", Status.COMPLETED)
+    finished = report is not None and (settings.task, report.task, report.status) == (
+        "train",
+        "train",
+        Status.COMPLETED,
+    )
     if finished and settings.training.resume != "never" and (asked := other_export(run, settings.to_dict())):
-        raise UserError(f"{folder}: this run is already completed; for another export of it: task=export {shlex.quote(f'run={folder}')} {asked}")
+        raise UserError(
+            f"{folder}: this run is already completed; for another export of it: task=export"
+            f" {shlex.quote(f'run={folder}')} {asked}"
+        )
 
 
 def other_export(run: Run, config: Mapping[str, Any]) -> str:
-    """The save.* overrides in which `config` differs from what `run` was; empty where anything else, or nothing, does."""
+    """The save.* overrides in which `config` differs from what `run` was; empty where anything else, or
+    nothing, does.
+    """
     try:
         before = OmegaConf.to_container(OmegaConf.load(run.config_file))
     except (OSError, YAMLError):
         return ""
-    if not isinstance(before, dict) or not isinstance(before.get("save"), dict) or not isinstance(config.get("save"), Mapping):
+    if (
+        not isinstance(before, dict)
+        or not isinstance(before.get("save"), dict)
+        or not isinstance(config.get("save"), Mapping)
+    ):
         return ""
     aside, now = dict.fromkeys(("save", "paths")), referring(dict(config))
     if before | aside != now | aside:

@@ -12,24 +12,33 @@ from chatbot_sft.errors import UserError, did_you_mean
 
 
 def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
-    """The object called `target` ("package.module.Class"), which the stage may use in place of its own `like`.
+    """The object called `target` ("package.module.Class"), which the stage may use in place of its own
+    `like`.
 
-    A class has to be a subclass of `like`. Where `like` is a function, `target` has to take what that takes, by the same names: they tell a
-    function that was written for the stage from any other that could be called.
+    A class has to be a subclass of `like`. Where `like` is a function, `target` has to take what that takes,
+    by the same names: they tell a function that was written for the stage from any other that could be
+    called.
 
     Raises:
-        UserError: no such module, nothing of that name in it, or nothing like `like`. An error inside the user's module passes through.
+        UserError: no such module, nothing of that name in it, or nothing like `like`. An error inside the
+            user's module passes through.
     """
     where = f"{section}._target_={target}"
     module_name, _, name = target.rpartition(".")
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target) or name == "py":
-        raise UserError(f"{where}: expected module.Class, for instance my_loader.CustomDatasetLoader for a class in my_loader.py")
+        raise UserError(
+            f"{where}: expected module.Class, for instance my_loader.CustomDatasetLoader for a class in"
+            " my_loader.py"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise UserError(f"{where}: there is no module {error.name}; the file must stand in the current folder or in --config-dir") from None
+        raise UserError(
+            f"{where}: there is no module {error.name}; the file must stand in the current folder or in"
+            " --config-dir"
+        ) from None
     except SyntaxError as error:
         place = f"{error.filename or module_name}{f', line {error.lineno}' if error.lineno else ''}"
         hint = "; save the file as UTF-8" if re.search("codec|null bytes", error.msg) else ""
@@ -45,7 +54,10 @@ def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
         if not (isinstance(found, type) and issubclass(found, like)):
             raise UserError(f"{where}: has to be a subclass of {_public(like)}")
     elif not _takes_the_same(found, like):
-        raise UserError(f"{where}: has to be a function such as {_public(like)}, with the parameters {', '.join(_needed(like))}")
+        raise UserError(
+            f"{where}: has to be a function such as {_public(like)}, with the parameters"
+            f" {', '.join(_needed(like))}"
+        )
     return found
 
 
@@ -57,7 +69,11 @@ def _public(found: Any) -> str:
 def _needed(function: Callable[..., Any]) -> list[str]:
     """The parameters of `function` that have to be given."""
     parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
 
 
 def _takes_the_same(found: Any, like: Callable[..., Any]) -> bool:

@@ -1,4 +1,6 @@
-"""Text files that a person gives, from any editor: UTF-8 is read, with or without a byte order mark; anything else is named."""
+"""Text files that a person gives, from any editor: UTF-8 is read, with or without a byte order mark; anything
+else is named.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,16 @@ def check_options(folder: Path) -> None:
     """The YAML files below a --config-dir, before Hydra reads them.
 
     Raises:
-        UserError: one is not UTF-8, or has a byte order mark before `# @package`, which Hydra then does not see.
+        UserError: one is not UTF-8, or has a byte order mark before `# @package`, which Hydra then does not
+            see.
     """
     for file in sorted(folder.rglob("*.yaml")):
         text = decoded(file.read_bytes(), str(file))
         if text.startswith(MARK) and "@package" in text.partition("\n")[0]:
-            raise UserError(f"{file}: a byte order mark stands before its `# @package` line; save the file as UTF-8 without one (BOM)")
+            raise UserError(
+                f"{file}: a byte order mark stands before its `# @package` line; save the file as UTF-8"
+                " without one (BOM)"
+            )
 
 
 def looks_like_utf16(start: bytes) -> bool:

@@ -1,9 +1,11 @@
-"""`python tests/golden/compare.py [OVERRIDE …]` says what this code computes otherwise than golden.json; overrides are added to every case.
+"""`python tests/golden/compare.py [OVERRIDE …]` says what this code computes otherwise than golden.json;
+overrides are added to every case.
 
-With overrides the same training is done in another way, and its sums in another order: figures may differ as between machines.
-Between equal machines with equal libraries every figure has to be the same to the bit. Elsewhere sums are rounded in another order: losses may
-differ by LOSS, gradient norms and weights by OTHERS, and hashes are not compared. With torch's kernels for AVX2, with those for no AVX at all, with
-MKL's for any processor and with two threads, losses differed by at most 2e-6, the others by at most 8e-5.
+With overrides the same training is done in another way, and its sums in another order: figures may differ as
+between machines. Between equal machines with equal libraries every figure has to be the same to the bit.
+Elsewhere sums are rounded in another order: losses may differ by LOSS, gradient norms and weights by OTHERS,
+and hashes are not compared. With torch's kernels for AVX2, with those for no AVX at all, with MKL's for any
+processor and with two threads, losses differed by at most 2e-6, the others by at most 8e-5.
 """
 
 from __future__ import annotations
@@ -30,11 +32,16 @@ def golden() -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """What decides the order in which sums are rounded: the processor, by whose vendor MKL goes too, and the libraries."""
+    """What decides the order in which sums are rounded: the processor, by whose vendor MKL goes too, and the
+    libraries.
+    """
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     cpu = dict(re.findall(r"^(vendor_id|cpu family|model|flags)\s*: (.*)$", lines, re.MULTILINE))
     widest = next((flag for flag in ("avx512f", "avx2") if flag in cpu.pop("flags", "").split()), "")
-    return {"cpu": " ".join([*cpu.values(), widest]), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+    return {
+        "cpu": " ".join([*cpu.values(), widest]),
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
 
 
 def measured(engine: str, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -52,7 +59,9 @@ def measured(engine: str, folder: Path, overrides: Sequence[str] = ()) -> dict[s
 
 def differences(before: dict[str, Any], now: dict[str, Any], exact: bool) -> list[str]:
     """A line for each case whose figures are others."""
-    found = {name: ", ".join(_differences(before.get(name), now.get(name), exact)) for name in sorted(before | now)}
+    found = {
+        name: ", ".join(_differences(before.get(name), now.get(name), exact)) for name in sorted(before | now)
+    }
     return [f"{name}: {what}" for name, what in found.items() if what]
 
 
@@ -70,7 +79,9 @@ def _differences(before: Any, now: Any, exact: bool) -> Iterator[str]:
     old, new = before["weights"], now["weights"]
     if old["values"] != new["values"]:
         yield f"{new['values']} trained values in place of {old['values']}"
-    for one, other in zip([old["norm"], *old["projections"]], [new["norm"], *new["projections"]], strict=True):
+    for one, other in zip(
+        [old["norm"], *old["projections"]], [new["norm"], *new["projections"]], strict=True
+    ):
         if one != other if exact else not abs(one - other) <= OTHERS * old["norm"]:
             yield f"weights {one!r} → {other!r}"
             return

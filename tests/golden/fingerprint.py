@@ -13,12 +13,19 @@ PROJECTIONS = 4
 
 
 def fingerprint(weights: dict[str, Any]) -> dict[str, Any]:
-    """Of float32 tensors by name: how many values, their norm, their sums under fixed random signs, and the hash of their bytes."""
+    """Of float32 tensors by name: how many values, their norm, their sums under fixed random signs, and the
+    hash of their bytes.
+    """
     import numpy
 
-    vector = numpy.concatenate([weights[name].detach().cpu().float().flatten().numpy() for name in sorted(weights)])
+    vector = numpy.concatenate(
+        [weights[name].detach().cpu().float().flatten().numpy() for name in sorted(weights)]
+    )
     draw = numpy.random.default_rng(0)
-    signs = (numpy.where(draw.integers(2, size=len(vector), dtype=numpy.int8), 1.0, -1.0) for _ in range(PROJECTIONS))
+    signs = (
+        numpy.where(draw.integers(2, size=len(vector), dtype=numpy.int8), 1.0, -1.0)
+        for _ in range(PROJECTIONS)
+    )
     exact = vector.astype(numpy.float64)
     return {
         "values": len(vector),
@@ -32,7 +39,9 @@ class Fingerprint(ModelSaver):
     """A `save._target_` that writes no model, but fingerprint.json of what was trained."""
 
     def save(self, save_config: Any = None) -> Any:
-        trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        trained = {
+            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
         file = Path(self.settings.paths.output_dir, "fingerprint.json")
         file.write_text(json.dumps(fingerprint(trained)), encoding="utf-8")
         return super().save(save_config)

@@ -1,7 +1,9 @@
-"""`python measure.py ENGINE FOLDER [OVERRIDE …]` trains every case in FOLDER, each with the overrides added, and writes FOLDER/measured.json.
+"""`python measure.py ENGINE FOLDER [OVERRIDE …]` trains every case in FOLDER, each with the overrides added,
+and writes FOLDER/measured.json.
 
-Each case runs in a child that is forked once the engine is imported: imports are paid once, and no case sees what another has left in a library.
-Nothing of torch is used before the fork. What is measured is what a user has: the report, the logger's curve, the weights given to the saver.
+Each case runs in a child that is forked once the engine is imported: imports are paid once, and no case sees
+what another has left in a library. Nothing of torch is used before the fork. What is measured is what a user
+has: the report, the logger's curve, the weights given to the saver.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def main(engine: str, folder: Path, overrides: list[str]) -> None:
     from chatbot_sft import pipeline
     from chatbot_sft.model.engine import load_engine
 
-    logging.getLogger().addHandler(logging.NullHandler())  # as in a run, so that no library adds one of its own while it is imported
+    logging.getLogger().addHandler(
+        logging.NullHandler()
+    )  # as in a run, so that no library adds one of its own while it is imported
     load_engine(engine)
     preload()
     gc.freeze()  # nor does a child collect what it was born with
@@ -38,7 +42,9 @@ def main(engine: str, folder: Path, overrides: list[str]) -> None:
     measured = {}
     for name in CASES:
         data = f"dataset.data_path={folder / 'data.json'}"
-        config = composed(folder / name, f"model.engine={engine}", *COMMON, data, *arguments(name, folder), *overrides)
+        config = composed(
+            folder / name, f"model.engine={engine}", *COMMON, data, *arguments(name, folder), *overrides
+        )
         in_child(folder / name, functools.partial(pipeline.run, config), CASES[name].processes)
         measured[name] = figures(folder / name)
     (folder / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
@@ -92,7 +98,10 @@ def composed(folder: Path, *overrides: str) -> dict[str, Any]:
     from chatbot_sft.config import hydra_glue  # noqa: F401 (registers resolvers)
 
     with initialize_config_dir(str(TESTS.parent / "conf"), version_base=None):
-        config = compose("config", [f"paths.output_dir={folder}", "save._target_=fingerprint.Fingerprint", *map(opened, overrides)])
+        config = compose(
+            "config",
+            [f"paths.output_dir={folder}", "save._target_=fingerprint.Fingerprint", *map(opened, overrides)],
+        )
     return OmegaConf.to_container(config, resolve=True)
 
 
@@ -110,7 +119,9 @@ def figures(run: Path) -> dict[str, Any]:
 
 
 def in_child(folder: Path, work: Callable[[], None], processes: int = 1) -> None:
-    """Do `work` in forked processes that find each other as torchrun's do; what they print is in `folder`.out."""
+    """Do `work` in forked processes that find each other as torchrun's do; what they print is in
+    `folder`.out.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -120,8 +131,16 @@ def in_child(folder: Path, work: Callable[[], None], processes: int = 1) -> None
         child = os.fork()
         if child == 0:
             if processes > 1:
-                world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port}
-                os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="localhost")
+                world = {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "WORLD_SIZE": processes,
+                    "LOCAL_WORLD_SIZE": processes,
+                    "MASTER_PORT": port,
+                }
+                os.environ.update(
+                    {name: str(value) for name, value in world.items()}, MASTER_ADDR="localhost"
+                )
             stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(stream, 1)
             os.dup2(stream, 2)

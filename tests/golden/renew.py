@@ -1,4 +1,6 @@
-"""`python tests/golden/renew.py` writes golden.json anew, on purpose: see CONTRIBUTING.md. It prints what has changed."""
+"""`python tests/golden/renew.py` writes golden.json anew, on purpose: see CONTRIBUTING.md. It prints what has
+changed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def main() -> None:
 
 def as_text(record: dict[str, Any]) -> str:
     """JSON with a line for each curve."""
-    return re.sub(r"\[[^\[\]]*\]", lambda found: " ".join(found[0].split()), json.dumps(record, indent=1)) + "\n"
+    return (
+        re.sub(r"\[[^\[\]]*\]", lambda found: " ".join(found[0].split()), json.dumps(record, indent=1)) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Losses, gradient norms and trained weights are what they were: a refactor leaves them, a change of numerics renews them (CONTRIBUTING.md)."""
+"""Losses, gradient norms and trained weights are what they were: a refactor leaves them, a change of numerics
+renews them (CONTRIBUTING.md).
+"""
 
 import pytest
 from cases import CASES
@@ -9,7 +11,10 @@ from compare import ENGINES, differences, golden, machine, measured
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_case_trains_as_recorded(engine, tmp_path):
     recorded = golden()
-    assert differences(recorded[engine], measured(engine, tmp_path), exact=recorded["machine"] == machine()) == []
+    assert (
+        differences(recorded[engine], measured(engine, tmp_path), exact=recorded["machine"] == machine())
+        == []
+    )
 
 
 # What has to hold between the recorded figures, so that nothing wrong is recorded.

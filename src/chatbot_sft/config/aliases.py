@@ -1,4 +1,5 @@
-"""What newcomers call our keys: the documented words of Axolotl, LLaMA-Factory, TRL, PEFT and Unsloth, and those of everyday speech.
+"""What newcomers call our keys: the documented words of Axolotl, LLaMA-Factory, TRL, PEFT and Unsloth, and
+those of everyday speech.
 
 They are not read, they are answered: `training.lr: no such key; did you mean training.learning_rate?`
 """
@@ -93,18 +94,26 @@ SAME_VALUE = {
 
 # Words that say too little without the section they came with.
 IN_SECTION = {
-    "model": {"path": "model.name", "id": "model.name", "length": "model.max_seq_length", "max_seq": "model.max_seq_length"},
-    "lora": {"modules": "lora.target_modules", "target": "lora.target_modules", "layers": "lora.target_modules", "use": "lora.r"},
+    "model": {"path": "model.name", "id": "model.name", "length": "model.max_seq_length",
+    "max_seq": "model.max_seq_length"},
+    "lora": {"modules": "lora.target_modules", "target": "lora.target_modules",
+    "layers": "lora.target_modules", "use": "lora.r"},
     "dataset": {
-        "path": "dataset.data_path", "file": "dataset.data_path", "files": "dataset.data_path", "name": "dataset.data_path",
-        "type": "dataset.format", "dataset": "dataset.data_path", "train": "dataset.data_path", "eval": "dataset.eval_data_path",
-        "test": "dataset.eval_data_path", "validation": "dataset.eval_data_path", "field": "dataset.text_field", "system": "dataset.system_prompt",
+        "path": "dataset.data_path", "file": "dataset.data_path", "files": "dataset.data_path",
+        "name": "dataset.data_path",
+        "type": "dataset.format", "dataset": "dataset.data_path", "train": "dataset.data_path",
+        "eval": "dataset.eval_data_path",
+        "test": "dataset.eval_data_path", "validation": "dataset.eval_data_path",
+        "field": "dataset.text_field", "system": "dataset.system_prompt",
         "datasets": "dataset.sources", "weights": "dataset.sources",
     },
-    "training": {"resume_from": "training.resume", "checkpoint": "training.resume", "log": "training.report_to", "clip": "training.max_grad_norm"},
+    "training": {"resume_from": "training.resume", "checkpoint": "training.resume",
+    "log": "training.report_to", "clip": "training.max_grad_norm"},
     "save": {
-        "format": "save.method", "type": "save.method", "path": "save.save_path", "dir": "save.save_path", "folder": "save.save_path",
-        "output_dir": "save.save_path", "output": "save.save_path", "save_dir": "save.save_path", "name": "save.hub_model_id",
+        "format": "save.method", "type": "save.method", "path": "save.save_path", "dir": "save.save_path",
+        "folder": "save.save_path",
+        "output_dir": "save.save_path", "output": "save.save_path", "save_dir": "save.save_path",
+        "name": "save.hub_model_id",
         "repo": "save.hub_model_id", "hub": "save.push_to_hub", "push": "save.push_to_hub",
     },
 }  # fmt: skip
@@ -121,13 +130,16 @@ OTHER_VALUE: dict[str, dict[str, str]] = {
     "fp16": {_TRUE: "model.dtype=float16", _FALSE: "model.dtype=null"},
     "fp32": {_TRUE: "model.dtype=float32"},
     "use_unsloth": {_TRUE: "model.engine=unsloth", _FALSE: "model.engine=transformers"},
-    "use_unsloth_gc": {_TRUE: "lora.use_gradient_checkpointing=unsloth", _FALSE: "lora.use_gradient_checkpointing=true"},
-    "disable_gradient_checkpointing": {_TRUE: "lora.use_gradient_checkpointing=false", _FALSE: "lora.use_gradient_checkpointing=true"},
+    "use_unsloth_gc": {_TRUE: "lora.use_gradient_checkpointing=unsloth",
+    _FALSE: "lora.use_gradient_checkpointing=true"},
+    "disable_gradient_checkpointing": {_TRUE: "lora.use_gradient_checkpointing=false",
+    _FALSE: "lora.use_gradient_checkpointing=true"},
     "lora_target": {"all": "lora.target_modules=all-linear", _ANY: "lora.target_modules=[{value}]"},
     "lora_target_linear": {_TRUE: "lora.target_modules=all-linear"},
     "pissa_init": {_TRUE: "lora.init_lora_weights=pissa"},
     "use_loftq": {_TRUE: "lora=loftq"},
-    "adapter": {"lora": "model.load_in_4bit=false", "qlora": "model.load_in_4bit=true", "null": "lora=none", "none": "lora=none"},
+    "adapter": {"lora": "model.load_in_4bit=false", "qlora": "model.load_in_4bit=true", "null": "lora=none",
+    "none": "lora=none"},
     "finetuning_type": {"full": "lora=none", "lora": "lora=default"},
     "full_finetuning": {_TRUE: "lora=none", _FALSE: "lora=default"},
     "full_finetune": {_TRUE: "lora=none", _FALSE: "lora=default"},
@@ -145,10 +157,12 @@ OTHER_VALUE: dict[str, dict[str, str]] = {
     "prompt_column": {_ANY: "dataset.columns={{prompt: {value}}}"},
     "completion_column": {_ANY: "dataset.columns={{completion: {value}}}"},
     "response_column": {_ANY: "dataset.columns={{completion: {value}}}"},
-    "resume_from_checkpoint": {_TRUE: "training.resume=auto", _FALSE: "training.resume=never", "null": "training.resume=auto",
+    "resume_from_checkpoint": {_TRUE: "training.resume=auto", _FALSE: "training.resume=never",
+    "null": "training.resume=auto",
                                _ANY: "training.resume={value}"},
     "auto_resume_from_checkpoints": {_TRUE: "training.resume=auto", _FALSE: "training.resume=never"},
-    "evaluation_strategy": {"no": "training.eval_steps=null", _FALSE: "training.eval_steps=null", _ANY: "training.eval_steps=0.1"},
+    "evaluation_strategy": {"no": "training.eval_steps=null", _FALSE: "training.eval_steps=null",
+    _ANY: "training.eval_steps=0.1"},
     "do_eval": {_TRUE: "training.eval_steps=0.1", _FALSE: "training.eval_steps=null"},
     "do_train": {_TRUE: "task=train", _FALSE: "task=check"},
     "dry_run": {_TRUE: "task=check"},
@@ -158,97 +172,145 @@ OTHER_VALUE: dict[str, dict[str, str]] = {
     "merge_lora": {_TRUE: "save=merged_16bit", _FALSE: "save=lora"},
     "merge_adapter": {_TRUE: "save=merged_16bit", _FALSE: "save=lora"},
 }  # fmt: skip
-for _word in ("torch_dtype", "model_dtype", "compute_dtype", "bnb_4bit_compute_dtype", "infer_dtype", "precision"):
-    OTHER_VALUE[_word] = {"bf16": "model.dtype=bfloat16", "fp16": "model.dtype=float16", "fp32": "model.dtype=float32", "auto": "model.dtype=null",
+for _word in (
+    "torch_dtype",
+    "model_dtype",
+    "compute_dtype",
+    "bnb_4bit_compute_dtype",
+    "infer_dtype",
+    "precision",
+):
+    OTHER_VALUE[_word] = {"bf16": "model.dtype=bfloat16", "fp16": "model.dtype=float16",
+    "fp32": "model.dtype=float32", "auto": "model.dtype=null",
                           _ANY: "model.dtype={value}"}  # fmt: skip
 
 SHARES = [
-    "val_set_size", "val_size", "eval_size", "test_size", "validation_size", "validation_split", "val_split", "eval_split", "eval_ratio", "val_ratio",
+    "val_set_size", "val_size", "eval_size", "test_size", "validation_size", "validation_split",
+    "val_split", "eval_split", "eval_ratio", "val_ratio",
     "test_split", "split_dataset_ratio", "validation_ratio",
 ]  # fmt: skip
 
-HF_TOKEN = "set the environment variable HF_TOKEN; a token in a configuration would be written to the run directory"
+HF_TOKEN = (
+    "set the environment variable HF_TOKEN; a token in a configuration would be written to the run directory"
+)
 ATTENTION = "the engine takes the fastest attention there is; leave it out"
 CACHED = "rows are tokenised once, on all cores, and kept in the cache; leave it out"
-DEVICES = "several GPUs: torchrun --nproc-per-node 2 -m chatbot_sft …; certain ones: the environment variable CUDA_VISIBLE_DEVICES"
+DEVICES = (
+    "several GPUs: torchrun --nproc-per-node 2 -m chatbot_sft …; certain ones: the environment variable"
+    " CUDA_VISIBLE_DEVICES"
+)
 TEMPLATE = "the chat template is the model's own"
 
 # Theirs, where we have no such setting: what to do.
 NOTES = {
     "load_in_8bit": "there is no training in 8 bits; did you mean model.load_in_4bit=true, or model.load_in_4bit=false for 16 bits?",
-    "chat_template": TEMPLATE, "template": TEMPLATE, "chat_template_jinja": TEMPLATE, "chat_template_path": TEMPLATE, "conversation": TEMPLATE,
-    "hf_token": HF_TOKEN, "hub_token": HF_TOKEN, "hf_hub_token": HF_TOKEN, "use_auth_token": HF_TOKEN, "auth_token": HF_TOKEN,
+    "chat_template": TEMPLATE, "template": TEMPLATE, "chat_template_jinja": TEMPLATE,
+    "chat_template_path": TEMPLATE, "conversation": TEMPLATE,
+    "hf_token": HF_TOKEN, "hub_token": HF_TOKEN, "hf_hub_token": HF_TOKEN, "use_auth_token": HF_TOKEN,
+    "auth_token": HF_TOKEN,
     "access_token": HF_TOKEN,
-    "wandb_project": "set the environment variable WANDB_PROJECT", "wandb_entity": "set the environment variable WANDB_ENTITY",
-    "wandb_name": "set the environment variable WANDB_NAME", "wandb_run_id": "set the environment variable WANDB_RUN_ID",
-    "wandb_api_key": "set the environment variable WANDB_API_KEY", "wandb_mode": "set the environment variable WANDB_MODE",
+    "wandb_project": "set the environment variable WANDB_PROJECT",
+    "wandb_entity": "set the environment variable WANDB_ENTITY",
+    "wandb_name": "set the environment variable WANDB_NAME",
+    "wandb_run_id": "set the environment variable WANDB_RUN_ID",
+    "wandb_api_key": "set the environment variable WANDB_API_KEY",
+    "wandb_mode": "set the environment variable WANDB_MODE",
     "mlflow_tracking_uri": "set the environment variable MLFLOW_TRACKING_URI",
     "mlflow_experiment_name": "set the environment variable MLFLOW_EXPERIMENT_NAME",
-    "flash_attention": ATTENTION, "flash_attn": ATTENTION, "use_flash_attention": ATTENTION, "use_flash_attention_2": ATTENTION,
-    "attn_implementation": ATTENTION, "xformers_attention": ATTENTION, "sdp_attention": ATTENTION, "attention": ATTENTION,
-    "dataset_num_proc": CACHED, "preprocessing_num_workers": CACHED, "dataset_processes": CACHED, "num_proc": CACHED, "tokenized_path": CACHED,
+    "flash_attention": ATTENTION, "flash_attn": ATTENTION, "use_flash_attention": ATTENTION,
+    "use_flash_attention_2": ATTENTION,
+    "attn_implementation": ATTENTION, "xformers_attention": ATTENTION, "sdp_attention": ATTENTION,
+    "attention": ATTENTION,
+    "dataset_num_proc": CACHED, "preprocessing_num_workers": CACHED, "dataset_processes": CACHED,
+    "num_proc": CACHED, "tokenized_path": CACHED,
     "dataset_prepared_path": CACHED, "overwrite_cache": CACHED, "streaming": CACHED,
-    "device_map": DEVICES, "device": DEVICES, "gpus": DEVICES, "num_gpus": DEVICES, "n_gpu": DEVICES, "gpu_ids": DEVICES, "num_processes": DEVICES,
+    "device_map": DEVICES, "device": DEVICES, "gpus": DEVICES, "num_gpus": DEVICES, "n_gpu": DEVICES,
+    "gpu_ids": DEVICES, "num_processes": DEVICES,
     "local_rank": "torchrun says it in the environment: torchrun --nproc-per-node 2 -m chatbot_sft …",
     "datasets": "a mixture is dataset.sources=[{data_path: a.json, weight: 0.7}, {data_path: b.csv, weight: 0.3}]",
     "interleave_probs": "a mixture is dataset.sources=[{data_path: a.json, weight: 0.7}, {data_path: b.csv, weight: 0.3}]",
     "mix_strategy": "a mixture is dataset.sources=[{data_path: a.json, weight: 0.7}, {data_path: b.csv, weight: 0.3}]",
     "dataset_dir": "the path stands in dataset.data_path",
-    "stage": "this is supervised fine-tuning alone; leave it out", "rl": "this is supervised fine-tuning alone; leave it out",
-    "model_type": "the model's own config.json says it; leave it out", "tokenizer_type": "the model's own files say it; leave it out",
+    "stage": "this is supervised fine-tuning alone; leave it out",
+    "rl": "this is supervised fine-tuning alone; leave it out",
+    "model_type": "the model's own config.json says it; leave it out",
+    "tokenizer_type": "the model's own files say it; leave it out",
     "tokenizer_name": "the tokenizer is that of model.name", "tokenizer": "the tokenizer is that of model.name",
     "roles_to_train": "dataset.train_on is assistant, last_assistant or all",
-    "saves_per_epoch": "training.save_steps=0.1 is ten in a run", "evals_per_epoch": "training.eval_steps=0.1 is ten in a run",
+    "saves_per_epoch": "training.save_steps=0.1 is ten in a run",
+    "evals_per_epoch": "training.eval_steps=0.1 is ten in a run",
     "save_safetensors": "weights are always safetensors; leave it out",
 }  # fmt: skip
 
 # Sections of other tools.
 SECTIONS = {
-    "data": "dataset", "datasets": "dataset", "data_args": "dataset", "dataset_args": "dataset", "train": "training", "trainer": "training",
-    "training_args": "training", "training_arguments": "training", "sft": "training", "sft_config": "training", "args": "training",
-    "hyperparameters": "training", "hparams": "training", "optimizer": "training", "optim": "training", "scheduler": "training",
-    "model_args": "model", "base_model": "model", "peft": "lora", "peft_config": "lora", "lora_config": "lora", "adapter": "lora", "qlora": "lora",
+    "data": "dataset", "datasets": "dataset", "data_args": "dataset", "dataset_args": "dataset",
+    "train": "training", "trainer": "training",
+    "training_args": "training", "training_arguments": "training", "sft": "training",
+    "sft_config": "training", "args": "training",
+    "hyperparameters": "training", "hparams": "training", "optimizer": "training", "optim": "training",
+    "scheduler": "training",
+    "model_args": "model", "base_model": "model", "peft": "lora", "peft_config": "lora",
+    "lora_config": "lora", "adapter": "lora", "qlora": "lora",
     "output": "save", "export": "save", "saving": "save",
 }  # fmt: skip
 
 # Ours, for values of other tools.
 VALUES: dict[str, dict[str, str]] = {
-    "task": {"sft": "train", "finetune": "train", "fit": "train", "validate": "check", "preview": "check", "merge": "export", "save": "export"},
-    "model.engine": {"hf": "transformers", "huggingface": "transformers", "trl": "transformers", "peft": "transformers"},
-    "model.dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32", "auto": "null"},
+    "task": {"sft": "train", "finetune": "train", "fit": "train", "validate": "check", "preview": "check",
+    "merge": "export", "save": "export"},
+    "model.engine": {"hf": "transformers", "huggingface": "transformers", "trl": "transformers",
+    "peft": "transformers"},
+    "model.dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32",
+    "float": "float32", "auto": "null"},
     "dataset.format": {
-        "jsonl": "auto", "csv": "auto", "parquet": "auto", "arrow": "auto", "chatml": "messages", "openai": "messages", "chat_template": "messages",
-        "chat": "messages", "conversational": "messages", "instruction": "alpaca", "instruct": "alpaca", "completion": "prompt_completion",
+        "jsonl": "auto", "csv": "auto", "parquet": "auto", "arrow": "auto", "chatml": "messages",
+        "openai": "messages", "chat_template": "messages",
+        "chat": "messages", "conversational": "messages", "instruction": "alpaca", "instruct": "alpaca",
+        "completion": "prompt_completion",
         "input_output": "prompt_completion", "raw": "text", "pretrain": "text",
     },
     "dataset.overflow": {"raise": "error", "cut": "truncate", "right": "truncate"},
-    "dataset.train_on": {"responses": "assistant", "completion": "assistant", "last": "last_assistant", "everything": "all"},
-    "training.optim": {"adam": "adamw_torch", "adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit", "lion": "lion_32bit"},
-    "training.lr_scheduler_type": {"cosine_annealing": "cosine", "none": "constant", "warmup": "constant_with_warmup"},
+    "dataset.train_on": {"responses": "assistant", "completion": "assistant", "last": "last_assistant",
+    "everything": "all"},
+    "training.optim": {"adam": "adamw_torch", "adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit",
+    "lion": "lion_32bit"},
+    "training.lr_scheduler_type": {"cosine_annealing": "cosine", "none": "constant",
+    "warmup": "constant_with_warmup"},
     "training.report_to": {"tb": "tensorboard"},
     "lora.target_modules": {"all": "all-linear", "linear": "all-linear"},
     "save.method": {
-        "merged": "merged_16bit", "merge": "merged_16bit", "16bit": "merged_16bit", "full": "merged_16bit", "safetensors": "merged_16bit",
-        "4bit": "merged_4bit", "merged_4bit_forced": "merged_4bit", "adapter": "lora", "peft": "lora", "ollama": "gguf", "llama_cpp": "gguf",
+        "merged": "merged_16bit", "merge": "merged_16bit", "16bit": "merged_16bit", "full": "merged_16bit",
+        "safetensors": "merged_16bit",
+        "4bit": "merged_4bit", "merged_4bit_forced": "merged_4bit", "adapter": "lora", "peft": "lora",
+        "ollama": "gguf", "llama_cpp": "gguf",
     },
     "save.gguf_quantization": {
-        "fast_quantized": "q8_0", "quantized": "q4_k_m", "not_quantized": "f16", "q4": "q4_k_m", "q4_k": "q4_k_m", "q5": "q5_k_m", "q5_k": "q5_k_m",
-        "q3_k": "q3_k_m", "q6": "q6_k", "q8": "q8_0", "int8": "q8_0", "4bit": "q4_k_m", "8bit": "q8_0", "fp16": "f16", "fp32": "f32",
+        "fast_quantized": "q8_0", "quantized": "q4_k_m", "not_quantized": "f16", "q4": "q4_k_m",
+        "q4_k": "q4_k_m", "q5": "q5_k_m", "q5_k": "q5_k_m",
+        "q3_k": "q3_k_m", "q6": "q6_k", "q8": "q8_0", "int8": "q8_0", "4bit": "q4_k_m", "8bit": "q8_0",
+        "fp16": "f16", "fp32": "f32",
     },
 }  # fmt: skip
 
 _SAME = {squash(word): ours for ours, words in SAME_VALUE.items() for word in words.split()}
-_SECTION = {(section, squash(word)): ours for section, words in IN_SECTION.items() for word, ours in words.items()}
+_SECTION = {
+    (section, squash(word)): ours for section, words in IN_SECTION.items() for word, ours in words.items()
+}
 _OTHER = {squash(word): values for word, values in OTHER_VALUE.items()}
 _SHARES = {squash(word) for word in SHARES}
 _NOTES = {squash(word): note for word, note in NOTES.items()}
 _VALUES = {key: {squash(word): ours for word, ours in words.items()} for key, words in VALUES.items()}
-WORDS = sorted({*SHARES, *OTHER_VALUE, *NOTES, *(word for words in SAME_VALUE.values() for word in words.split())})
+WORDS = sorted(
+    {*SHARES, *OTHER_VALUE, *NOTES, *(word for words in SAME_VALUE.values() for word in words.split())}
+)
 
 
 @dataclass(frozen=True)
 class Meant:
-    """Our setting for a word of theirs, with a value of its own where theirs is another; or a sentence, where we have no such setting."""
+    """Our setting for a word of theirs, with a value of its own where theirs is another; or a sentence, where
+    we have no such setting.
+    """
 
     setting: str = ""
     note: str = ""
@@ -270,7 +332,11 @@ def look_up(section: str, word: str, value: Any = None) -> Meant | None:
     if key in _OTHER:
         values, given = _OTHER[key], plain(value)
         setting = values.get(given.lower(), values.get(_ANY))
-        return Meant(setting.format(value=given)) if setting else Meant(note=f"here it is {' or '.join(dict.fromkeys(values.values()))}")
+        return (
+            Meant(setting.format(value=given))
+            if setting
+            else Meant(note=f"here it is {' or '.join(dict.fromkeys(values.values()))}")
+        )
     return Meant(note=_NOTES[key]) if key in _NOTES else None
 
 
@@ -298,4 +364,6 @@ def _share(value: Any) -> Meant:
         return Meant("dataset.eval_fraction")
     if 0 <= share < 1:
         return Meant(f"dataset.eval_fraction={plain(value)}")
-    return Meant(note="dataset.eval_fraction is a share such as 0.1; rows of their own are dataset.eval_data_path")
+    return Meant(
+        note="dataset.eval_fraction is a share such as 0.1; rows of their own are dataset.eval_data_path"
+    )

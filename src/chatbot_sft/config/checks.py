@@ -1,4 +1,6 @@
-"""What holds of values and between them, before anything heavy is imported. Bounds and choices stand in the schema."""
+"""What holds of values and between them, before anything heavy is imported. Bounds and choices stand in the
+schema.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from chatbot_sft.config.schema import (
 )
 from chatbot_sft.errors import UserError, did_you_mean
 
-# Those of PEFT's `LoraConfig.init_lora_weights` that need nothing but the weights; pissa_niter_16 and the like are taken too.
+# Those of PEFT's `LoraConfig.init_lora_weights` that need nothing but the weights; pissa_niter_16 and the
+# like are taken too.
 LORA_INITS = (True, False, "gaussian", "orthogonal", "olora", "pissa", "loftq", "mica")
 LORA_INITS_FROM_DATA = ("eva", "corda", "lora_ga")
 
@@ -57,7 +60,9 @@ def check_values(config: Config) -> None:
             ("trainer_utils.py", "SchedulerType"),
         ),
     ):
-        if value != usual:  # reading transformers' sources takes part of a start; the defaults are known to be right
+        if (
+            value != usual
+        ):  # reading transformers' sources takes part of a start; the defaults are known to be right
             one_of(key, value, sft_arguments.enum_values(*source))
     optimization.check_arguments(config)
     for key, steps, smallest in (
@@ -69,22 +74,31 @@ def check_values(config: Config) -> None:
             continue
         if steps < 0 or (steps == 0 and smallest == "above 0") or (steps > 1 and steps % 1 != 0):
             raise UserError(
-                f"training.{key}={steps:g}: expected a number of optimizer steps, {smallest}, or a share of the run below 1",
+                f"training.{key}={steps:g}: expected a number of optimizer steps, {smallest}, or a share of"
+                " the run below 1"
             )
     _check_evaluation(config.training, config.dataset)
     if config.model.token is not None:
         raise UserError(
-            "model.token: leave it null and set the environment variable HF_TOKEN; a token in a config would be written to the run directory",
+            "model.token: leave it null and set the environment variable HF_TOKEN; a token in a config would"
+            " be written to the run directory"
         )
     for first, second in RIVALS.items():
         one, other = getattr(config.training, first), getattr(config.training, second)
         if one is not None and other is not None:
-            raise UserError(f"training.{first}={one:g} and training.{second}={other:g}: two values for one thing; set one of them to null")
+            raise UserError(
+                f"training.{first}={one:g} and training.{second}={other:g}: two values for one thing; set one"
+                " of them to null"
+            )
     if config.training.max_steps is None and config.training.num_train_epochs is None:
-        raise UserError("training.max_steps and training.num_train_epochs are both null: set one, for instance training.num_train_epochs=1")
+        raise UserError(
+            "training.max_steps and training.num_train_epochs are both null: set one, for instance"
+            " training.num_train_epochs=1"
+        )
     if config.full_finetuning and config.model.load_in_4bit:
         raise UserError(
-            "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full; set model.load_in_4bit=false or use a LoRA",
+            "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full; set"
+            " model.load_in_4bit=false or use a LoRA"
         )
 
 
@@ -121,22 +135,27 @@ def check_save(config: Config) -> None:
     save, methods = config.save, config.save.methods
     if not save.quantizations or (not methods and save.method != "none"):
         raise UserError(
-            "save.method and save.gguf_quantization: an empty list; name one, or set save.method=none",
+            "save.method and save.gguf_quantization: an empty list; name one, or set save.method=none"
         )
     if config.full_finetuning and "lora" in methods:
         raise UserError(
-            "save.method=lora with lora.r=0: a full fine-tune has no adapter; use save=merged_16bit",
+            "save.method=lora with lora.r=0: a full fine-tune has no adapter; use save=merged_16bit"
         )
     if Path(save.save_path).suffix == ".gguf" and methods:
         if methods != ["gguf"]:
             raise UserError(
-                f"save.save_path={save.save_path}: names a GGUF file, but save.method={save.method}; name a folder",
+                f"save.save_path={save.save_path}: names a GGUF file, but save.method={save.method}; name a"
+                " folder"
             )
         if len(save.quantizations) > 1:
-            raise UserError(f"save.save_path={save.save_path}: names one file for {len(save.quantizations)} quantizations; name a folder")
+            raise UserError(
+                f"save.save_path={save.save_path}: names one file for {len(save.quantizations)}"
+                " quantizations; name a folder"
+            )
         if save.push_to_hub:
             raise UserError(
-                f"save.save_path={save.save_path}: names a file, and save.push_to_hub uploads a folder; name a folder",
+                f"save.save_path={save.save_path}: names a file, and save.push_to_hub uploads a folder; name"
+                " a folder"
             )
     if save.push_to_hub and not methods:
         raise UserError("save.push_to_hub=true with save.method=none: there is nothing to upload")
@@ -149,21 +168,29 @@ def check_save(config: Config) -> None:
 def check_lora(config: Config) -> None:
     """The part of `check_values` about target modules, initialisation and new tokens."""
     targets, init = config.lora.target_modules, config.lora.init_lora_weights
-    if targets != ALL_LINEAR and not (isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)):
+    if targets != ALL_LINEAR and not (
+        isinstance(targets, list) and targets and all(isinstance(name, str) for name in targets)
+    ):
         hint = f"; write lora.target_modules=[{targets}]" if isinstance(targets, str) else ""
         raise UserError(
-            f"lora.target_modules={targets!r}: expected {ALL_LINEAR} or a list of module names{did_you_mean(str(targets), [ALL_LINEAR])}{hint}",
+            f"lora.target_modules={targets!r}: expected {ALL_LINEAR} or a list of module"
+            f" names{did_you_mean(str(targets), [ALL_LINEAR])}{hint}"
         )
     if init in LORA_INITS_FROM_DATA:
         raise UserError(
-            f"lora.init_lora_weights={init}: needs a pass over the data that this version does not make; pissa and olora need none",
+            f"lora.init_lora_weights={init}: needs a pass over the data that this version does not make;"
+            " pissa and olora need none"
         )
     if not re.fullmatch(r"pissa_niter_\d+", str(init)):
         one_of("lora.init_lora_weights", init, LORA_INITS)
     if config.lora_changes_base and config.model.load_in_4bit and not config.full_finetuning:
-        why = "LoftQ quantises the 16-bit weights itself" if init == "loftq" else "it changes the base weights, which 4 bits cannot hold"
+        why = (
+            "LoftQ quantises the 16-bit weights itself"
+            if init == "loftq"
+            else "it changes the base weights, which 4 bits cannot hold"
+        )
         raise UserError(
-            f"lora.init_lora_weights={init} with model.load_in_4bit=true: {why}; set model.load_in_4bit=false",
+            f"lora.init_lora_weights={init} with model.load_in_4bit=true: {why}; set model.load_in_4bit=false"
         )
     if init == "orthogonal" and config.lora.r % 2:
         raise UserError(f"lora.r={config.lora.r} with lora.init_lora_weights=orthogonal: must be even")
@@ -177,21 +204,29 @@ def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
     """What evaluations during training need."""
     steps = training.eval_steps
     if dataset.eval_on_training and (dataset.eval_fraction or dataset.eval_data_path):
-        raise UserError("dataset.eval_on_training=true holds nothing out: set dataset.eval_fraction=0 and dataset.eval_data_path=null")
+        raise UserError(
+            "dataset.eval_on_training=true holds nothing out: set dataset.eval_fraction=0 and"
+            " dataset.eval_data_path=null"
+        )
     if steps is None:
         for key, value in (
             ("early_stopping_patience", training.early_stopping_patience),
             ("load_best_model_at_end", training.load_best_model_at_end),
         ):
             if value:
-                raise UserError(f"training.{key}={str(value).lower()} needs evaluations during training: set training.eval_steps, for instance 0.1")
+                raise UserError(
+                    f"training.{key}={str(value).lower()} needs evaluations during training: set"
+                    " training.eval_steps, for instance 0.1"
+                )
         return
     if steps <= 0 or (steps >= 1 and steps != int(steps)):
         raise UserError(
-            f"training.eval_steps={steps:g}: must be a whole number of optimizer steps, or a share of the run between 0 and 1",
+            f"training.eval_steps={steps:g}: must be a whole number of optimizer steps, or a share of the run"
+            " between 0 and 1"
         )
     held_out = dataset.eval_fraction or dataset.eval_data_path is not None or dataset.eval_on_training
     if not held_out and dataset._target_.startswith(OUR_PACKAGE):
         raise UserError(
-            f"training.eval_steps={steps:g}: nothing is held out; set dataset.eval_fraction or dataset.eval_data_path",
+            f"training.eval_steps={steps:g}: nothing is held out; set dataset.eval_fraction or"
+            " dataset.eval_data_path"
         )

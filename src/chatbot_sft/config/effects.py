@@ -51,21 +51,49 @@ REFUSED: tuple[Needs, ...] = (
     ),
     ("lora.loftq_bits", lambda c: c.lora.init_lora_weights == "loftq", "lora.init_lora_weights=loftq"),
     ("lora.loftq_iter", lambda c: c.lora.init_lora_weights == "loftq", "lora.init_lora_weights=loftq"),
-    ("save.gguf_quantization", lambda c: "gguf" in c.save.methods, "save.method=gguf, for instance save=gguf"),
+    (
+        "save.gguf_quantization",
+        lambda c: "gguf" in c.save.methods,
+        "save.method=gguf, for instance save=gguf",
+    ),
     ("save.llama_cpp_dir", lambda c: "gguf" in c.save.methods, "save.method=gguf, for instance save=gguf"),
-    ("training.early_stopping_threshold", lambda c: c.training.early_stopping_patience is not None, "training.early_stopping_patience"),
+    (
+        "training.early_stopping_threshold",
+        lambda c: c.training.early_stopping_patience is not None,
+        "training.early_stopping_patience",
+    ),
     ("training.eval_delay", lambda c: c.training.eval_steps is not None, "training.eval_steps"),
-    ("training.sample_prompts", lambda c: c.training.sample_max_new_tokens > 0, "training.sample_max_new_tokens above 0"),
+    (
+        "training.sample_prompts",
+        lambda c: c.training.sample_max_new_tokens > 0,
+        "training.sample_max_new_tokens above 0",
+    ),
     *(
-        (f"training.trackio_{key}_id", lambda c: "trackio" in c.training.loggers, "training.report_to=trackio")
+        (
+            f"training.trackio_{key}_id",
+            lambda c: "trackio" in c.training.loggers,
+            "training.report_to=trackio",
+        )
         for key in ("space", "bucket", "static_space")
     ),
 )
 SAID: tuple[Needs, ...] = (
-    *((f"save.hub_{key}", lambda c: c.save.push_to_hub, "save.push_to_hub=true") for key in ("model_id", "private", "revision")),
+    *(
+        (f"save.hub_{key}", lambda c: c.save.push_to_hub, "save.push_to_hub=true")
+        for key in ("model_id", "private", "revision")
+    ),
     *(
         (f"lora.{key}", lambda c: not c.full_finetuning, "lora.r above 0")
-        for key in ("lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "use_dora", "modules_to_save", "init_lora_weights")
+        for key in (
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "bias",
+            "use_rslora",
+            "use_dora",
+            "modules_to_save",
+            "init_lora_weights",
+        )
     ),
     ("dataset.eval_fraction", lambda c: c.dataset.eval_data_path is None, "no dataset.eval_data_path"),
     ("training.per_device_eval_batch_size", _evaluates, "held-out conversations"),
@@ -80,12 +108,23 @@ SAID: tuple[Needs, ...] = (
         lambda c: c.training.lr_scheduler_type not in ("constant", "greedy", "reduce_lr_on_plateau"),
         "a schedule with a warm-up",
     ),
-    ("training.save_steps", lambda c: c.sft_arguments.get("save_strategy", "steps") == "steps", "training.save_strategy=steps"),
+    (
+        "training.save_steps",
+        lambda c: c.sft_arguments.get("save_strategy", "steps") == "steps",
+        "training.save_strategy=steps",
+    ),
     ("training.save_total_limit", lambda c: c.sft_arguments.get("save_strategy") != "no", "checkpoints"),
     ("save.overwrite", lambda c: bool(c.save.methods), "save.method"),
     *(
         (f"training.ddp_{key}", lambda c: _processes() > 1, "more than one process")
-        for key in ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph", "backend", "timeout")
+        for key in (
+            "find_unused_parameters",
+            "bucket_cap_mb",
+            "broadcast_buffers",
+            "static_graph",
+            "backend",
+            "timeout",
+        )
     ),
 )
 
@@ -97,15 +136,20 @@ def _processes() -> int:
 
 
 def without_effect(config: Config, table: tuple[Needs, ...]) -> list[tuple[str, Any, str]]:
-    """(key, value, what it needs) of the settings in `table` that are not at their default and do nothing here."""
+    """(key, value, what it needs) of the settings in `table` that are not at their default and do nothing
+    here.
+    """
     given = [(key, _changed(config, key), counts, needs) for key, counts, needs in table]
-    return [(key, value, needs) for key, value, counts, needs in given if value is not None and not counts(config)]
+    return [
+        (key, value, needs) for key, value, counts, needs in given if value is not None and not counts(config)
+    ]
 
 
 def refuse(config: Config) -> None:
     """Raises UserError for the first setting of REFUSED that does nothing here.
 
-    Asked where a run begins, not of every Config: a saver may be given another method than the configuration's, and an export an older run.
+    Asked where a run begins, not of every Config: a saver may be given another method than the
+    configuration's, and an export an older run.
     """
     for key, value, needs in without_effect(config, REFUSED):
         raise UserError(f"{key}={_shown(value)} has no effect here: it needs {needs}; or leave it out")

@@ -1,4 +1,6 @@
-"""What `--help` prints, made from the schema and from the files of conf/; `--help lora` the keys of that section alone."""
+"""What `--help` prints, made from the schema and from the files of conf/; `--help lora` the keys of that
+section alone.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from chatbot_sft.resources import conf_dir
 
 WIDTH, COLUMN = 118, 44
 HEAD = """\
-chatbot_sft: fine-tune a chat model on your conversations. One command trains, saves and reports one run; -m runs a sweep.
+chatbot_sft: fine-tune a chat model on your conversations. One command trains, saves and reports one run; -m sweeps.
 
 python -m chatbot_sft [group=option …] [section.key=value …]
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException, SearchPathException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+    SearchPathException,
+)
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -14,21 +20,29 @@ from chatbot_sft.errors import UserError, did_you_mean, listed, not_yaml, questi
 
 # Options of Hydra that are packages of their own.
 PLUGINS = {
-    "optuna": "hydra-optuna-sweeper", "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper", "joblib": "hydra-joblib-launcher",
-    "submitit_slurm": "hydra-submitit-launcher", "submitit_local": "hydra-submitit-launcher", "slurm": "hydra-submitit-launcher",
-    "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher", "ray_aws": "hydra-ray-launcher", "rq": "hydra-rq-launcher",
+    "optuna": "hydra-optuna-sweeper", "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper",
+    "joblib": "hydra-joblib-launcher",
+    "submitit_slurm": "hydra-submitit-launcher", "submitit_local": "hydra-submitit-launcher",
+    "slurm": "hydra-submitit-launcher",
+    "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher", "ray_aws": "hydra-ray-launcher",
+    "rq": "hydra-rq-launcher",
     "colorlog": "hydra-colorlog",
 }  # fmt: skip
 
 
 def no_such_option(error: MissingConfigException) -> UserError:
-    """A group option that is no file; the path of a model or a file given for an option is said to be a value."""
+    """A group option that is no file; the path of a model or a file given for an option is said to be a
+    value.
+    """
     missing = error.missing_cfg_file or ""
     group, _, option = missing.partition("/") if not missing.startswith("hydra/") else missing.rpartition("/")
     options = error.options or []
     if not group or not options:
         there = f"there is no {missing}.yaml in conf/ or in --config-dir"
-        return UserError(f"--config-name {missing}: {there}; options of your own are overlays: --config-dir DIR experiment=NAME")
+        return UserError(
+            f"--config-name {missing}: {there}; options of your own are overlays: --config-dir DIR"
+            " experiment=NAME"
+        )
     if group.startswith("hydra/") and option in PLUGINS:
         return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
     there = f"there are {listed(options)}"
@@ -36,8 +50,14 @@ def no_such_option(error: MissingConfigException) -> UserError:
         return UserError(f"{group}=: names no option ({there})")
     values = {"model": "model=local model.name", "dataset": "dataset.data_path", "save": "save.save_path"}
     if group in values and ("/" in option or "." in option):
-        return UserError(f"{group}={option}: no such option ({there}); did you mean {values[group]}={option}?")
-    alias = {("lora", "qlora"): "default model.load_in_4bit=true", ("lora", "full"): "none", ("lora", "lora"): "default"}.get((group, option))
+        return UserError(
+            f"{group}={option}: no such option ({there}); did you mean {values[group]}={option}?"
+        )
+    alias = {
+        ("lora", "qlora"): "default model.load_in_4bit=true",
+        ("lora", "full"): "none",
+        ("lora", "lora"): "default",
+    }.get((group, option))
     alias = alias or aliases.value_of({"save": "save.method"}.get(group, group), option)
     hint = question([f"{group}={alias}"]) if alias else did_you_mean(option, options)
     return UserError(f"{group}={option}: no such option{hint} ({there})")
@@ -55,9 +75,16 @@ def said(error: BaseException, in_run: bool = False) -> str:
     if isinstance(error, OverrideParseException):
         return command_line.not_understood(error.override, [error.override])
     if isinstance(error, SearchPathException):
-        return f"--config-dir: {text.removeprefix('Additional config directory ')}; it names the folder above your groups: mine, of mine/experiment/"
+        return (
+            f"--config-dir: {text.removeprefix('Additional config directory ')}; it names the folder above"
+            " your groups: mine, of mine/experiment/"
+        )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        cause = f": {' '.join(str(error.__cause__).split())}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        cause = (
+            f": {' '.join(str(error.__cause__).split())}"
+            if isinstance(error.__cause__, OmegaConfBaseException)
+            else ""
+        )
         return text + cause
     if isinstance(error, YAMLError):
         return f"not YAML: {not_yaml(error)}"

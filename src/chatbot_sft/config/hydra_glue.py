@@ -1,8 +1,8 @@
-"""Between Hydra and the schema, through Hydra's public interfaces: what was composed is settled and checked before a
-folder is made.
+"""Between Hydra and the schema, through Hydra's public interfaces: what was composed is settled and checked
+before a folder is made.
 
-`CheckConfiguration` (conf/hydra/default.yaml) is the callback of a run, and of a sweep, whose jobs it composes once
-before any of them starts. `--cfg` composes here, and ends.
+`CheckConfiguration` (conf/hydra/default.yaml) is the callback of a run, and of a sweep, whose jobs it
+composes once before any of them starts. `--cfg` composes here, and ends.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class CheckConfiguration(Callback):
 def added(key: str) -> str:
     """`key` of an override, with the plus signs that Hydra asks for where no YAML file names it.
 
-    Hydra itself would refuse such a key with a text about struct mode. So the schema decides: it knows SFTConfig's keys,
-    and names the nearest one to a typo.
+    Hydra itself would refuse such a key with a text about struct mode. So the schema decides: it knows
+    SFTConfig's keys, and names the nearest one to a typo.
     """
     return key if key.startswith(("+", "~")) or known_override(key) else f"++{key}"
 
@@ -95,7 +95,11 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> None:
     The command line beats the files, and every `${default:…}` is what it comes to.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    named = {item.key_or_group.removeprefix("training."): item.value() for item in parsed if item.key_or_group.startswith("training.")}
+    named = {
+        item.key_or_group.removeprefix("training."): item.value()
+        for item in parsed
+        if item.key_or_group.startswith("training.")
+    }
     for key in precedence.ended_by(named):
         OmegaConf.update(config, f"training.{key}", None, force_add=True)
     precedence.settle(config)
@@ -114,12 +118,15 @@ def check(config: DictConfig) -> None:
 def jobs(config: DictConfig) -> Iterator[list[str]]:
     """The overrides of every job of a sweep, so that all are checked before a folder is made.
 
-    Hydra's own sweeper runs every combination. Another one chooses among more than can be walked: then each value of
-    each sweep comes once, the other sweeps at their first.
+    Hydra's own sweeper runs every combination. Another one chooses among more than can be walked: then each
+    value of each sweep comes once, the other sweeps at their first.
     """
     basic = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
     params = config.hydra.sweeper.get("params") if basic else None
-    given = [*(f"{key}={value}" for key, value in (params or {}).items()), *written(config.hydra.overrides.task)]
+    given = [
+        *(f"{key}={value}" for key, value in (params or {}).items()),
+        *written(config.hydra.overrides.task),
+    ]
     # The loader knows the options that a `group=glob(*)` stands for.
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     choices: dict[str, list[str]] = {}

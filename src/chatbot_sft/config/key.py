@@ -1,4 +1,6 @@
-"""What there is to say of one key, said once, beside its default in the schema: help, bounds, choices, and whether it decides a run's result."""
+"""What there is to say of one key, said once, beside its default in the schema: help, bounds, choices, and
+whether it decides a run's result.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ ABOUT = "about"  # the name of an `About` in a dataclass field's metadata
 class Bound:
     """The smallest and the largest value of a number.
 
-    An upper bound stands where everything above it is certainly a slip: no model has a matrix of rank 100,000, no run 10^12 steps. A learning
-    rate that ruins the model is not refused here: the guard of the training judges it by the losses.
+    An upper bound stands where everything above it is certainly a slip: no model has a matrix of rank
+    100,000, no run 10^12 steps. A learning rate that ruins the model is not refused here: the guard of the
+    training judges it by the losses.
     """
 
     smallest: float | None

@@ -25,12 +25,13 @@ class ConfigLoader:
 
     @staticmethod
     def load_config(
-        path: str | os.PathLike[str],
-        project_root: str | os.PathLike[str] | None = None,
+        path: str | os.PathLike[str], project_root: str | os.PathLike[str] | None = None
     ) -> dict[str, Any]:
-        """Read one YAML file of sections, check it, fill in the defaults and make its relative paths absolute.
+        """Read one YAML file of sections, check it, fill in the defaults and make its relative paths
+        absolute.
 
-        Paths are relative to `project_root`: the nearest folder above the file that holds a `pyproject.toml` or `.git`, else the current folder.
+        Paths are relative to `project_root`: the nearest folder above the file that holds a `pyproject.toml`
+        or `.git`, else the current folder.
 
         Raises:
             UserError: no such file, not YAML, or a setting that `Config.from_mapping` refuses.
@@ -81,9 +82,13 @@ class ConfigLoader:
 
     @staticmethod
     def merge(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """A new configuration: `config` with the nested values of `overrides` put over it, checked. A length in epochs ends one in steps."""
+        """A new configuration: `config` with the nested values of `overrides` put over it, checked. A length
+        in epochs ends one in steps.
+        """
         ended = {"training": dict.fromkeys(ended_by(overrides.get("training") or {}))}
-        merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(dict(part)) for part in (config, ended, overrides))))
+        merged = OmegaConf.to_container(
+            OmegaConf.merge(*(OmegaConf.create(dict(part)) for part in (config, ended, overrides)))
+        )
         return ConfigLoader._checked(merged).to_dict()
 
     @staticmethod
@@ -96,7 +101,12 @@ class ConfigLoader:
 
 def _resolved_data(root: Path, path: str | None) -> str | None:
     """`path` made absolute; a dataset id of the hub, a URL and nothing at all stay as they are."""
-    if path is None or not path.strip() or is_url(path) or (is_hub_id(path) and not (root / path).parent.is_dir()):
+    if (
+        path is None
+        or not path.strip()
+        or is_url(path)
+        or (is_hub_id(path) and not (root / path).parent.is_dir())
+    ):
         return path
     return str((root / path).resolve())
 

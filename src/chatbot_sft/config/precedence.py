@@ -1,6 +1,8 @@
-"""Which of two settings counts: what the user names, in an option, a file or an override; then what the model's option brings; then the default.
+"""Which of two settings counts: what the user names, in an option, a file or an override; then what the
+model's option brings; then the default.
 
-In `conf/`, a default that gives way is written `${default:…}`: any plain value put in its place wins, by Hydra's own rules.
+In `conf/`, a default that gives way is written `${default:…}`: any plain value put in its place wins, by
+Hydra's own rules.
 """
 
 from __future__ import annotations
@@ -12,16 +14,25 @@ from omegaconf import DictConfig, Node, OmegaConf
 
 # Of `training`: two keys that say one thing. The first has a default, which ends where the second is given.
 RIVALS = {"max_steps": "num_train_epochs", "warmup_steps": "warmup_ratio"}
-OF_LORA = ("learning_rate", "target_modules")  # what a model brings for an adapter says nothing about training every weight
+OF_LORA = (
+    "learning_rate",
+    "target_modules",
+)  # what a model brings for an adapter says nothing about training every weight
 GIVES_WAY = "${default:"
 
 
 def brought(name: Any, brings: Mapping[str, Any] | None, lora_rank: Any) -> dict[str, Any]:
-    """Key → value of what the model's option sets in place of defaults; its keys are those of `config.BringsConfig`, each in one section alone."""
+    """Key → value of what the model's option sets in place of defaults; its keys are those of
+    `config.BringsConfig`, each in one section alone.
+    """
     given = dict(brings or {})
     if given.pop("only_for", None) not in (None, name):
         return {}
-    return {key: value for key, value in given.items() if value is not None and not (lora_rank == 0 and key in OF_LORA)}
+    return {
+        key: value
+        for key, value in given.items()
+        if value is not None and not (lora_rank == 0 and key in OF_LORA)
+    }
 
 
 def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfig) -> Any:
@@ -33,7 +44,9 @@ def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfi
 
 
 def _brought_in(config: DictConfig) -> dict[str, Any]:
-    name, brings, lora_rank = (OmegaConf.select(config, key) for key in ("model.name", "model.brings", "lora.r"))
+    name, brings, lora_rank = (
+        OmegaConf.select(config, key) for key in ("model.name", "model.brings", "lora.r")
+    )
     return brought(name, brings, lora_rank)
 
 

@@ -66,7 +66,8 @@ def _given(name: str, section: Any, brings: Mapping[str, Any]) -> dict[str, Any]
     """What is given for a section, with what the model brings where nothing is."""
     if not isinstance(section, Mapping):
         raise UserError(
-            f"{name}: expected keys and values, got {section!r}; an option is chosen on the command line: {name}=OPTION",
+            f"{name}: expected keys and values, got {section!r}; an option is chosen on the command line:"
+            f" {name}=OPTION"
         )
     if name == "training":
         section = {**dict.fromkeys(ended_by(section)), **section}
@@ -75,7 +76,9 @@ def _given(name: str, section: Any, brings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _check_unknown(section: str, target: str, unknown: Mapping[str, Any]) -> None:
-    """Keys that the schema does not have: those of a user's own class, if `target` is one, and if they did not mean one of ours."""
+    """Keys that the schema does not have: those of a user's own class, if `target` is one, and if they did
+    not mean one of ours.
+    """
     ours = [
         *(key for key in names(SECTIONS[section]) if key != "_target_"),
         *(sft_arguments.known() if section == "training" else ()),
@@ -90,19 +93,24 @@ def _check_unknown(section: str, target: str, unknown: Mapping[str, Any]) -> Non
 
 def _brought(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What `model.brings` of this configuration comes to, checked."""
-    model, lora = (plain.get(name) if isinstance(plain.get(name), Mapping) else {} for name in ("model", "lora"))
+    model, lora = (
+        plain.get(name) if isinstance(plain.get(name), Mapping) else {} for name in ("model", "lora")
+    )
     given = model.get("brings") or {}
     known = {f.name for f in fields(BringsConfig)}
     for key in given:
         if key not in known:
             raise UserError(
-                f"model.brings.{key}: a model's option may bring {', '.join(sorted(known))}{did_you_mean(key, known)}",
+                f"model.brings.{key}: a model's option may bring"
+                f" {', '.join(sorted(known))}{did_you_mean(key, known)}"
             )
     return brought(model.get("name"), _typed("model.brings", BringsConfig, dict(given)), lora.get("r"))
 
 
 def known_override(key: str) -> bool:
-    """Whether `key` of an override is in the schema, or Hydra's own business: then Hydra itself accepts it as it stands."""
+    """Whether `key` of an override is in the schema, or Hydra's own business: then Hydra itself accepts it as
+    it stands.
+    """
     section, _, name = key.partition(".")
     if section in SECTIONS:
         # Hydra takes a mapping such as dataset.columns={…} only as an addition.
@@ -111,20 +119,34 @@ def known_override(key: str) -> bool:
 
 
 def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:
-    """What an unknown `key` certainly means, whatever section or none it came with: a word of another tool, or a key that stands elsewhere."""
+    """What an unknown `key` certainly means, whatever section or none it came with: a word of another tool,
+    or a key that stands elsewhere.
+    """
     if isinstance(value, Mapping) and value:  # optimizer.lr, train.epochs: the word is at the end
         inner, held = next(iter(value.items()))
         home = aliases.SECTIONS.get(key, section)
-        return aliases.Meant(f"{home}.{inner}") if known_override(f"{home}.{inner}") else meant(home, str(inner), held)
+        return (
+            aliases.Meant(f"{home}.{inner}")
+            if known_override(f"{home}.{inner}")
+            else meant(home, str(inner), held)
+        )
     found = aliases.look_up(section, key, value)
     if found and found.setting:
         return found
-    elsewhere = [f"{name}.{key}" for name, dataclass_ in SECTIONS.items() if key in names(dataclass_) and key != "_target_"]
+    elsewhere = [
+        f"{name}.{key}"
+        for name, dataclass_ in SECTIONS.items()
+        if key in names(dataclass_) and key != "_target_"
+    ]
     if elsewhere:
         return aliases.Meant(elsewhere[0])
     if key in sft_arguments.known():
         instead = sft_arguments.MANAGED.get(key, f"training.{key}")
-        return aliases.Meant(instead) if instead else aliases.Meant(note="the launcher sets this itself; leave it out")
+        return (
+            aliases.Meant(instead)
+            if instead
+            else aliases.Meant(note="the launcher sets this itself; leave it out")
+        )
     return found
 
 
@@ -132,13 +154,21 @@ def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
     """The text for a key that is not there; `section` is empty at the top, `known` what stands beside it."""
     where = f"{section}.{key}" if section else key
     if key == "experiment" and not section:
-        return "experiment: an overlay has to begin with the line `# @package _global_`, so that its keys go to the top"
+        return (
+            "experiment: an overlay has to begin with the line `# @package _global_`, so that its keys go to"
+            " the top"
+        )
     if key == section:
-        return f"{where}: no such key; a file in {section}/ holds the keys of {section} themselves, without `{section}:` above them"
+        return (
+            f"{where}: no such key; a file in {section}/ holds the keys of {section} themselves, without"
+            f" `{section}:` above them"
+        )
     found = None if isinstance(value, Mapping) and misspelled(key, known) else meant(section, key, value)
     if found is None and not misspelled(key, known):
         # A typo in a key of another section, or in another tool's word.
-        other = misspelled(key, [*(name for dataclass_ in SECTIONS.values() for name in names(dataclass_)), *aliases.WORDS])
+        other = misspelled(
+            key, [*(name for dataclass_ in SECTIONS.values() for name in names(dataclass_)), *aliases.WORDS]
+        )
         found = meant(section, other[0], value) if other else None
     if found:
         return f"{where}: no such key" + (question([found.setting]) if found.setting else f"; {found.note}")
@@ -148,7 +178,9 @@ def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
 
 
 def _for_another(section: str, key: str, value: Any, known: list[str]) -> bool:
-    """Whether `key` of a user's own class must have meant one of ours: it is spelled like one, or is another tool's word for one of this section."""
+    """Whether `key` of a user's own class must have meant one of ours: it is spelled like one, or is another
+    tool's word for one of this section.
+    """
     found = aliases.look_up(section, key, value)
     return bool(misspelled(key, known)) or (found is not None and found.setting.startswith(f"{section}."))
 
@@ -158,7 +190,8 @@ def _source(number: int, given: Any) -> dict[str, Any]:
     where = f"dataset.sources[{number}]"
     if not isinstance(given, Mapping) or "data_path" not in given:
         raise UserError(
-            f"{where}={given!r}: expected {{data_path: …}}, with format, columns, weight or count where they are needed",
+            f"{where}={given!r}: expected {{data_path: …}}, with format, columns, weight or count where they"
+            " are needed"
         )
     known = [f.name for f in fields(SourceConfig)]
     for key, value in given.items():
@@ -166,13 +199,15 @@ def _source(number: int, given: Any) -> dict[str, Any]:
             found = aliases.look_up("dataset", str(key), value)
             ours = found.setting.removeprefix("dataset.") if found else ""
             raise UserError(
-                f"{where}.{key}: no such key{question([ours]) if ours in known else did_you_mean(str(key), known)}",
+                f"{where}.{key}: no such"
+                f" key{question([ours]) if ours in known else did_you_mean(str(key), known)}"
             )
     return asdict(SourceConfig(**_typed(where, SourceConfig, dict(given))))
 
 
 def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` converted to the types of the dataclass `schema`, as OmegaConf converts them ("1e-4" is a float, "yes" is no int).
+    """`values` converted to the types of the dataclass `schema`, as OmegaConf converts them ("1e-4" is a
+    float, "yes" is no int).
 
     Text is not converted: YAML has read `0123456`, `12e4567` and `no` as something else before we see them.
     """
@@ -190,7 +225,8 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
             if key in ("data_path", "eval_data_path") and isinstance(value, list):
                 files = ", ".join(f"{{data_path: {file}}}" for file in value[:3])
                 raise UserError(
-                    f"{where}: a list is not read; name a folder or a glob, or write dataset.sources=[{files}]",
+                    f"{where}: a list is not read; name a folder or a glob, or write"
+                    f" dataset.sources=[{files}]"
                 ) from None
             raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}{hint}") from None
     plain = OmegaConf.to_container(typed)
@@ -198,17 +234,20 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
 
 
 def _check_kind(where: str, kind: str, value: Any) -> None:
-    """What OmegaConf would convert in silence, or say in its own words; `kind` is the annotation in the schema."""
+    """What OmegaConf would convert in silence, or say in its own words; `kind` is the annotation in the
+    schema.
+    """
     optional = kind.endswith("| None")
     if value is None and not optional and kind != "Any":
         raise UserError(
-            f"{where}: null (or nothing after the colon in a file); give it a value, or leave the key out",
+            f"{where}: null (or nothing after the colon in a file); give it a value, or leave the key out"
         )
     if kind.startswith("str") and isinstance(value, str) and not value.strip():
         raise UserError(f"{where}: is empty; give it a value{', or null' if optional else ''}")
     if kind.startswith("str") and isinstance(value, (bool, int, float)):
         raise UserError(
-            f"{where}={aliases.plain(value)}: read as {_READ_AS[type(value)]}, and this is text; put it in quotes in the file",
+            f"{where}={aliases.plain(value)}: read as {_READ_AS[type(value)]}, and this is text; put it in"
+            " quotes in the file"
         )
     if kind.startswith("dict") and isinstance(value, str):
         pairs = re.findall(r"([\w.-]+)\s*[:=]\s*([^,{}]+)", value.strip("{}"))

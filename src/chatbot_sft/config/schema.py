@@ -1,8 +1,8 @@
 """The typed schema: every key once, with its type, its default, and what there is to say of it (see `key`).
 
-The defaults here are those of the original `configs/sft.yaml`. `conf/` states them again where a user looks for
-them and adds the embedded model; tests/test_schema.py holds the two together. `--help`, the checks and a run's
-identity are made from `keys()`.
+The defaults here are those of the original `configs/sft.yaml`. `conf/` states them again where a user looks
+for them and adds the embedded model; tests/test_schema.py holds the two together. `--help`, the checks and a
+run's identity are made from `keys()`.
 """
 
 # ruff: noqa: RUF009
@@ -28,7 +28,8 @@ ALL_LINEAR = "all-linear"
 METHODS = ("lora", "merged_16bit", "merged_4bit", "gguf")
 # What the gguf package and llama.cpp's quantiser make without a matrix of importances.
 QUANTIZATIONS = (
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_xs", "iq4_nl",
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1",
+    "q4_0", "iq4_xs", "iq4_nl",
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 )  # fmt: skip
 # Ours, each with an extra of its name; and those that transformers opens by itself.
@@ -65,12 +66,7 @@ class PathsConfig:
         decides=False,
         elsewhere="outputs/<date>/<time>",
     )
-    data_dir: str = key(
-        "data",
-        "the example conversations",
-        decides=False,
-        elsewhere="(in the package)",
-    )
+    data_dir: str = key("data", "the example conversations", decides=False, elsewhere="(in the package)")
 
 
 @dataclass
@@ -86,7 +82,9 @@ class BringsConfig:
 
 @dataclass
 class Section:
-    """A section whose `_target_` may be the user's own class: `extra` are the keys that the class has and the schema has not."""
+    """A section whose `_target_` may be the user's own class: `extra` are the keys that the class has and the
+    schema has not.
+    """
 
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
@@ -108,21 +106,17 @@ class ModelConfig(Section):
         through=MACHINE,
     )
     max_seq_length: int = key(
-        2048,
-        "tokens; longer conversations are cut (dataset.overflow)",
-        bound=Bound(8, 2**24),
+        2048, "tokens; longer conversations are cut (dataset.overflow)", bound=Bound(8, 2**24)
     )
     dtype: str | None = key(
-        None,
-        "null: what the hardware does best",
-        choices=("float16", "bfloat16", "float32"),
-        through=MACHINE,
+        None, "null: what the hardware does best", choices=("float16", "bfloat16", "float32"), through=MACHINE
     )
     load_in_4bit: bool = key(True, "QLoRA: the frozen base in 4 bits (bitsandbytes nf4)")
     trust_remote_code: bool = key(False, "run Python code that comes with a hub model", decides=False)
     adapter: str | None = key(
         None,
-        "go on from an earlier adapter: a run directory, an export or an adapter's folder; its rank and targets are kept",
+        "go on from an earlier adapter: a run directory, an export or an adapter's folder; its rank and"
+        " targets are kept",
         through=ADAPTER,
     )
     chat_template: str | None = key(
@@ -131,13 +125,13 @@ class ModelConfig(Section):
         through=ROWS,
     )
     new_tokens: list[str] | None = key(
-        None,
-        'special tokens added to the tokenizer, their embeddings trained: ["<|think|>", "<|/think|>"]',
+        None, 'special tokens added to the tokenizer, their embeddings trained: ["<|think|>", "<|/think|>"]'
     )
     token: str | None = key(None, "stays null: set HF_TOKEN in the environment", decides=False)
     brings: dict[str, Any] = key(
         {},
-        "what this model needs in place of defaults written ${default:…}: load_in_4bit, max_steps, learning_rate, target_modules",
+        "what this model needs in place of defaults written ${default:…}: load_in_4bit, max_steps,"
+        " learning_rate, target_modules",
         decides=False,
     )  # a BringsConfig
 
@@ -153,8 +147,7 @@ class LoraConfig(Section):
     use_rslora: bool = key(False, "scale by lora_alpha / sqrt(r), so that a large rank keeps learning")
     use_dora: bool = key(False, "train magnitude and direction apart; slower per step")
     modules_to_save: list[str] | None = key(
-        None,
-        "trained in full beside the adapter: [embed_tokens, lm_head]",
+        None, "trained in full beside the adapter: [embed_tokens, lm_head]"
     )
     # Of PEFT's those that need nothing but the weights. OmegaConf 2.3 reads no `bool | str`.
     init_lora_weights: Union[bool, str] = key(  # noqa: UP007
@@ -197,61 +190,49 @@ class DatasetConfig(Section):
         elsewhere="(the examples)",
     )
     format: str = key(
-        "json",
-        "auto and json: told from the content",
-        choices=FORMATS,
-        through=ROWS,
-        elsewhere="auto",
+        "json", "auto and json: told from the content", choices=FORMATS, through=ROWS, elsewhere="auto"
     )
     split: str = key(
-        "train",
-        "of a hub id, or of a folder whose files are called by their splits",
-        through=ROWS,
+        "train", "of a hub id, or of a folder whose files are called by their splits", through=ROWS
     )
     config_name: str | None = key(None, "of a hub id", through=ROWS)
     revision: str | None = key(None, "of a hub id", through=ROWS)
     text_field: str = key("text", "column of ready-made text", through=ROWS)
     message_field: str = key("messages", "column of [{role, content, thinking?}, …]", through=ROWS)
     columns: dict[str, str] = key(
-        {},
-        "other columns by the format's names: {instruction: question, output: answer}",
-        through=ROWS,
+        {}, "other columns by the format's names: {instruction: question, output: answer}", through=ROWS
     )
     sources: list[Any] | None = key(
         None,
-        "a mixture in place of data_path: [{data_path: a.json, weight: 0.7}, {data_path: b.csv, weight: 0.3}], or count: rows of each",
+        "a mixture in place of data_path: [{data_path: a.json, weight: 0.7}, {data_path: b.csv, weight:"
+        " 0.3}], or count: rows of each",
         through=ROWS,
     )  # SourceConfigs
     eval_data_path: str | None = key(
-        None,
-        "held-out conversations of their own, in place of eval_fraction",
-        through=ROWS,
+        None, "held-out conversations of their own, in place of eval_fraction", through=ROWS
     )
-    eval_fraction: float = key(0.1, "share of the conversations held out for evaluation; 0 holds out none", bound=SHARE, through=ROWS)
+    eval_fraction: float = key(
+        0.1, "share of the conversations held out for evaluation; 0 holds out none", bound=SHARE, through=ROWS
+    )
     eval_on_training: bool = key(
         False,
         "evaluate on the training conversations themselves: can the model learn at all (debug=overfit)",
         decides=False,
     )
     max_rows: int | None = key(
-        None,
-        "at most so many rows, drawn with the seed",
-        bound=Bound(1, STEPS),
-        through=ROWS,
+        None, "at most so many rows, drawn with the seed", bound=Bound(1, STEPS), through=ROWS
     )
     shuffle: bool = key(True, "false: the file's order, and its first max_rows")
     system_prompt: str | None = key(None, "for conversations without one", through=ROWS)
     thinking: str = key(
         "keep",
-        "what becomes of an answer's thinking; keep: <think>…</think> before it; last: kept in the last answer alone",
+        "what becomes of an answer's thinking; keep: <think>…</think> before it; last: kept in the last"
+        " answer alone",
         choices=("keep", "drop", "last"),
         through=ROWS,
     )
     train_on: str = key(
-        "assistant",
-        "whose tokens are trained",
-        choices=("assistant", "last_assistant", "all"),
-        through=ROWS,
+        "assistant", "whose tokens are trained", choices=("assistant", "last_assistant", "all"), through=ROWS
     )
     overflow: str = key(
         "truncate",
@@ -272,19 +253,22 @@ class DatasetConfig(Section):
         through=ROWS,
     )
     chat_template_kwargs: dict[str, Any] = key(
-        {},
-        "given to the chat template: {enable_thinking: false}",
-        through=ROWS,
+        {}, "given to the chat template: {enable_thinking: false}", through=ROWS
     )
 
     @property
     def mixture(self) -> list[SourceConfig]:
         """The training sources: `sources` with the gaps filled in from here, or `data_path` alone."""
-        return [self.source(SourceConfig(**given)) for given in self.sources or [{"data_path": self.data_path}]]
+        return [
+            self.source(SourceConfig(**given)) for given in self.sources or [{"data_path": self.data_path}]
+        ]
 
     def source(self, item: SourceConfig) -> SourceConfig:
         """`item` with what it leaves open taken from here."""
-        own = {name: getattr(item, name) if getattr(item, name) is not None else getattr(self, name) for name in _INHERITED}
+        own = {
+            name: getattr(item, name) if getattr(item, name) is not None else getattr(self, name)
+            for name in _INHERITED
+        }
         return replace(item, **own)
 
 
@@ -294,45 +278,34 @@ _INHERITED = ("format", "columns", "config_name", "split", "revision")
 @dataclass
 class TrainingConfig(Section):
     _target_: str = key("chatbot_sft.train.SFTTrainerWrapper", TARGET)
-    output_dir: str = key(
-        "checkpoints",
-        "where checkpoints go",
-        decides=False,
-        elsewhere="<run>/checkpoints",
-    )
+    output_dir: str = key("checkpoints", "where checkpoints go", decides=False, elsewhere="<run>/checkpoints")
     loop: str = key(
         "auto",
-        "native: the loop of this program | trl: TRL's SFTTrainer | auto: native, and trl where a key needs it",
+        "native: the loop of this program | trl: TRL's SFTTrainer | auto: native, and trl where a key"
+        " needs it",
         choices=("auto", "native", "trl"),
         decides=False,
     )
     per_device_train_batch_size: int = key(
-        2,
-        "conversations at a time; 2 × 4 = 8 in an optimizer step",
-        bound=Bound(1, 10**6),
-        through=BATCH,
+        2, "conversations at a time; 2 × 4 = 8 in an optimizer step", bound=Bound(1, 10**6), through=BATCH
     )
     gradient_accumulation_steps: int = key(
-        4,
-        "times that many in an optimizer step",
-        bound=Bound(1, 10**6),
-        through=BATCH,
+        4, "times that many in an optimizer step", bound=Bound(1, 10**6), through=BATCH
     )
     batch_layout: str = key(
         "auto",
-        "auto: the micro-batches, padding and checkpointing that are fastest on this machine; the gradient stays the same",
+        "auto: the micro-batches, padding and checkpointing that are fastest on this machine; the gradient"
+        " stays the same",
         choices=("auto", "as_configured"),
         decides=False,
     )
     memory_margin: float = key(
-        0.1,
-        "share of the GPU's memory that batch_layout=auto has to leave free",
-        bound=SHARE,
-        decides=False,
+        0.1, "share of the GPU's memory that batch_layout=auto has to leave free", bound=SHARE, decides=False
     )
     packing: bool = key(
         False,
-        "whole conversations fill sequences of model.max_seq_length (best fit); a batch then counts sequences",
+        "whole conversations fill sequences of model.max_seq_length (best fit); a batch then counts"
+        " sequences",
     )
     max_steps: int | None = key(30, "optimizer steps; this or num_train_epochs", bound=Bound(1, STEPS))
     num_train_epochs: float | None = key(None, "in place of max_steps", bound=Bound(0, 10**6, above=True))
@@ -340,9 +313,7 @@ class TrainingConfig(Section):
     lr_scheduler_type: str = key("linear", "linear, cosine, constant, … (transformers' SchedulerType)")
     warmup_steps: float | None = key(5, "optimizer steps; 0.1: a tenth of the run", bound=Bound(0, STEPS))
     warmup_ratio: float | None = key(
-        None,
-        "the same share under its older name, in place of warmup_steps",
-        bound=SHARE,
+        None, "the same share under its older name, in place of warmup_steps", bound=SHARE
     )
     weight_decay: float = key(0.01, "of AdamW", bound=Bound(0, 1_000))
     optim: str = key(
@@ -351,19 +322,18 @@ class TrainingConfig(Section):
         through=MACHINE,
     )
     logging_steps: float = key(
-        1,
-        "optimizer steps; below 1: a share of the run",
-        bound=Bound(0, STEPS, above=True),
-        decides=False,
+        1, "optimizer steps; below 1: a share of the run", bound=Bound(0, STEPS, above=True), decides=False
     )
     report_to: Any = key(
         "none",
-        "none | tensorboard | wandb | mlflow | trackio, or a list; each is an extra: pip install 'chatbot-sft[mlflow]'",
+        "none | tensorboard | wandb | mlflow | trackio, or a list; each is an extra: pip install"
+        " 'chatbot-sft[mlflow]'",
         decides=False,
     )
     resume: str = key(
         "auto",
-        "auto: from the run directory's last checkpoint; never: start afresh; or a checkpoint or run directory to go on from",
+        "auto: from the run directory's last checkpoint; never: start afresh; or a checkpoint or run"
+        " directory to go on from",
         decides=False,
     )
     # A number of steps or a share: checks.py has its lower bound, and that of eval_steps.
@@ -374,27 +344,21 @@ class TrainingConfig(Section):
         decides=False,
     )
     save_total_limit: int | None = key(
-        2,
-        "checkpoints kept, the newest and the best always; null: all",
-        bound=Bound(1, STEPS),
-        decides=False,
+        2, "checkpoints kept, the newest and the best always; null: all", bound=Bound(1, STEPS), decides=False
     )
     stop_on_divergence: bool = key(
-        True,
-        "stop where the loss is not finite or leaves the rails",
-        decides=False,
+        True, "stop where the loss is not finite or leaves the rails", decides=False
     )
-    response_only: bool = key(True, "loss on the assistant's tokens alone; false: the same as dataset.train_on=all")
+    response_only: bool = key(
+        True, "loss on the assistant's tokens alone; false: the same as dataset.train_on=all"
+    )
     sample_prompts: list[str] | None = key(
         None,
         "questions answered at each evaluation; null: three from the held-out conversations",
         decides=False,
     )
     sample_max_new_tokens: int = key(
-        96,
-        "tokens per sample answer; 0: no samples",
-        bound=Bound(0, 2**24),
-        decides=False,
+        96, "tokens per sample answer; 0: no samples", bound=Bound(0, 2**24), decides=False
     )
     eval_steps: float | None = key(
         None,
@@ -403,10 +367,7 @@ class TrainingConfig(Section):
         decides=False,
     )
     per_device_eval_batch_size: int | None = key(
-        None,
-        "null: as in training",
-        bound=Bound(1, 10**6),
-        decides=False,
+        None, "null: as in training", bound=Bound(1, 10**6), decides=False
     )
     early_stopping_patience: int | None = key(
         None,
@@ -415,15 +376,10 @@ class TrainingConfig(Section):
         decides=False,
     )
     early_stopping_threshold: float = key(
-        0.0,
-        "nats that count as better",
-        bound=Bound(0, 100),
-        decides=False,
+        0.0, "nats that count as better", bound=Bound(0, 100), decides=False
     )  # 100: more than any vocabulary has
     load_best_model_at_end: bool = key(
-        False,
-        "end with the weights of the lowest held-out loss, not with the last",
-        decides=False,
+        False, "end with the weights of the lowest held-out loss, not with the last", decides=False
     )
     profile: bool = key(
         False,
@@ -447,12 +403,13 @@ class TrainingConfig(Section):
         if names in ([None], ["none"]):
             return []
         if "all" in names:
-            raise UserError("training.report_to=all: name the loggers, for instance training.report_to=[tensorboard,mlflow]")
+            raise UserError(
+                "training.report_to=all: name the loggers, for instance"
+                " training.report_to=[tensorboard,mlflow]"
+            )
         for name in names:
             one_of(
-                "training.report_to",
-                name,
-                (*(() if len(names) > 1 else ("none",)), *LOGGERS, *OTHER_LOGGERS),
+                "training.report_to", name, (*(() if len(names) > 1 else ("none",)), *LOGGERS, *OTHER_LOGGERS)
             )
         return list(dict.fromkeys(names))
 
@@ -462,24 +419,18 @@ class SaveConfig(Section):
     _target_: str = key("chatbot_sft.save.ModelSaver", TARGET, decides=False)
     method: Any = key(
         "merged_16bit",
-        "lora | merged_16bit | merged_4bit | gguf | none, or a list of them: then each has a folder in save_path",
+        "lora | merged_16bit | merged_4bit | gguf | none, or a list of them: then each has a folder in"
+        " save_path",
         decides=False,
     )
     save_path: str = key(
-        "checkpoints/final_model",
-        "where the export goes",
-        decides=False,
-        elsewhere="<run>/model",
+        "checkpoints/final_model", "where the export goes", decides=False, elsewhere="<run>/model"
     )
     gguf_quantization: Any = key(
-        "q4_k_m",
-        "f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m …, or a list of them",
-        decides=False,
+        "q4_k_m", "f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m …, or a list of them", decides=False
     )
     verify: bool = key(
-        True,
-        "reload each export from disk and hold it against the trained model",
-        decides=False,
+        True, "reload each export from disk and hold it against the trained model", decides=False
     )
     overwrite: bool = key(False, "replace what is at save_path", decides=False)
     llama_cpp_dir: str | None = key(
@@ -522,22 +473,22 @@ class SaveConfig(Section):
 
 @dataclass
 class Config(Mapping[str, Any]):
-    """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and what must fit together.
+    """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and what must fit
+    together.
 
     It can be read like the mapping that it was made from, defaults filled in: `config["dataset"]["my_key"]`.
     """
 
     task: str = key(
         "train",
-        "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export: save an earlier run",
+        "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export: save an"
+        " earlier run",
         choices=("train", "check", "plan", "export"),
         decides=False,
     )
     run: str | None = key(None, "of task=export: the directory of the run that is exported", decides=False)
     seed: int = key(
-        3407,
-        "of the split, the order, the adapter's beginning and dropout",
-        bound=Bound(0, 2**32 - 1),
+        3407, "of the split, the order, the adapter's beginning and dropout", bound=Bound(0, 2**32 - 1)
     )  # NumPy's largest
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -546,25 +497,29 @@ class Config(Mapping[str, Any]):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     sft_arguments: dict[str, Any] = field(
-        default_factory=dict,
+        default_factory=dict
     )  # keys of `training` that TRL's SFTConfig takes as they are
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any] | DictConfig | Config) -> Config:
-        """Check a composed or hand-written configuration and fill in the defaults; a Config is returned as it is.
+        """Check a composed or hand-written configuration and fill in the defaults; a Config is returned as it
+        is.
 
-        Other keys of a section whose `_target_` is the user's own class are that class's business (`section.extra`), but for those that
-        certainly meant one of ours.
+        Other keys of a section whose `_target_` is the user's own class are that class's business
+        (`section.extra`), but for those that certainly meant one of ours.
 
         Raises:
-            UserError: an unknown key (with the nearest known one), a value of the wrong type or out of range, settings that contradict.
+            UserError: an unknown key (with the nearest known one), a value of the wrong type or out of range,
+                settings that contradict.
         """
         from chatbot_sft.config.reading import read
 
         return config if isinstance(config, Config) else read(config)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same settings as a plain nested dictionary, in the shape of the YAML files, with the keys of a user's own class."""
+        """The same settings as a plain nested dictionary, in the shape of the YAML files, with the keys of a
+        user's own class.
+        """
         plain = asdict(self)
         plain["training"].update(plain.pop("sft_arguments"))
         for section in plain.values():
@@ -587,7 +542,9 @@ class Config(Mapping[str, Any]):
 
     @property
     def lora_changes_base(self) -> bool:
-        """Whether the adapter's initialisation takes its part out of the base weights, so that base plus adapter begin as the model was."""
+        """Whether the adapter's initialisation takes its part out of the base weights, so that base plus
+        adapter begin as the model was.
+        """
         init = self.lora.init_lora_weights
         return isinstance(init, str) and (init in ("olora", "loftq") or init.startswith("pissa"))
 
@@ -595,8 +552,17 @@ class Config(Mapping[str, Any]):
     def brought(self) -> list[str]:
         """What the model's option brought and nobody changed, as "key=value"."""
         found = brought(self.model.name, self.model.brings, self.lora.r)
-        used = {name: getattr(section, name) for section in (self.model, self.lora, self.training) for name in names(type(section)) if name in found}
-        return [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in found.items() if used[key] == value]
+        used = {
+            name: getattr(section, name)
+            for section in (self.model, self.lora, self.training)
+            for name in names(type(section))
+            if name in found
+        }
+        return [
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in found.items()
+            if used[key] == value
+        ]
 
     @property
     def effective_batch_size(self) -> int:
@@ -611,7 +577,9 @@ PATH_KEYS = (
 )  # ~/ in them is expanded
 TOP = [f.name for f in fields(Config) if ABOUT in f.metadata]  # the keys beside the sections
 OVERLAYS = ("experiment", "debug")  # groups of conf/ whose options reach into every section
-SECTIONS = {f.name: f.default_factory for f in fields(Config) if ABOUT not in f.metadata and f.name != "sft_arguments"}  # name → dataclass
+SECTIONS = {
+    f.name: f.default_factory for f in fields(Config) if ABOUT not in f.metadata and f.name != "sft_arguments"
+}  # name → dataclass
 
 
 def names(section: type) -> list[str]:
@@ -629,7 +597,11 @@ def find(path: str) -> Key | None:
     """The key `section.name`; None where the schema has none that is called so."""
     section, _, name = path.rpartition(".")
     dataclass_ = SECTIONS.get(section) if section else Config
-    found = next((f for f in fields(dataclass_) if f.name == name and ABOUT in f.metadata), None) if dataclass_ else None
+    found = (
+        next((f for f in fields(dataclass_) if f.name == name and ABOUT in f.metadata), None)
+        if dataclass_
+        else None
+    )
     return found and described(section, found)
 
 
@@ -646,8 +618,14 @@ def deciding(settings: Config) -> dict[str, Any]:
         "lora": settings.lora.extra,
         "training": settings.training.extra | settings.sft_arguments,
     }
-    values |= {f"{section}.{name}": value for section, given in others.items() for name, value in given.items()}
-    return {path: values[path] for path in sorted(values) if path.removeprefix("training.") not in sft_arguments.ASIDE}
+    values |= {
+        f"{section}.{name}": value for section, given in others.items() for name, value in given.items()
+    }
+    return {
+        path: values[path]
+        for path in sorted(values)
+        if path.removeprefix("training.") not in sft_arguments.ASIDE
+    }
 
 
 def kind_of(path: str) -> str:

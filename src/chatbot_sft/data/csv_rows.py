@@ -41,7 +41,9 @@ def rows(name: str, stream: BinaryIO, longest: int) -> Iterator[tuple[int, dict[
             return
         # "a, b" is a habit of people; csv itself would keep the space, and the quote after it.
         spaced = f"{delimiter} " in header and header.count(delimiter) == header.count(f"{delimiter} ")
-        reader = csv.reader(itertools.chain([header], lines), delimiter=delimiter, strict=True, skipinitialspace=spaced)
+        reader = csv.reader(
+            itertools.chain([header], lines), delimiter=delimiter, strict=True, skipinitialspace=spaced
+        )
         names = _names(name, next(reader))
         size = 0
         for number, fields in enumerate(reader, 1):
@@ -50,19 +52,28 @@ def rows(name: str, stream: BinaryIO, longest: int) -> Iterator[tuple[int, dict[
                 continue
             if len(fields) != len(names):
                 raise UserError(
-                    f"{name}: row {number} (line {reader.line_num}) has {len(fields)} fields, the header has {len(names)}: "
-                    'text with commas or line breaks has to stand in "quotes"'
+                    f"{name}: row {number} (line {reader.line_num}) has {len(fields)} fields, the header has"
+                    f' {len(names)}: text with commas or line breaks has to stand in "quotes"'
                 )
             if any(field.strip() for field, column in zip(fields, names, strict=True) if column is None):
-                raise UserError(f"{name}: row {number} (line {reader.line_num}) has text in a column that the header gives no name")
-            yield number, {column: field for column, field in zip(names, fields, strict=True) if column is not None}
+                raise UserError(
+                    f"{name}: row {number} (line {reader.line_num}) has text in a column that the header"
+                    " gives no name"
+                )
+            yield (
+                number,
+                {column: field for column, field in zip(names, fields, strict=True) if column is not None},
+            )
     except streams.RowTooLong:
         where = f"row {number + 1}" if names else "the header"
         raise UserError(
-            f"{name}: {where} has over {longest / 1e6:g} million characters, the most that dataset.max_row_mb allows; is a quote missing?"
+            f"{name}: {where} has over {longest / 1e6:g} million characters, the most that dataset.max_row_mb"
+            " allows; is a quote missing?"
         ) from None
     except csv.Error as error:
-        raise UserError(f"{name}: row {number + 1} (line {reader.line_num if reader else 1}) is not CSV: {error}") from None
+        raise UserError(
+            f"{name}: row {number + 1} (line {reader.line_num if reader else 1}) is not CSV: {error}"
+        ) from None
 
 
 def _delimiter(name: str, header: str) -> str:

@@ -1,4 +1,6 @@
-"""Conversations to token ids and labels, in batches, as a stream: rendered here, tokenised in Rust on every core while the next batch renders."""
+"""Conversations to token ids and labels, in batches, as a stream: rendered here, tokenised in Rust on every
+core while the next batch renders.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from chatbot_sft.errors import UserError
 
 BATCH = 512
 BATCH_CHARACTERS = 4_000_000
-PIECE = 200_000  # characters that are tokenised at once: a tokenizer takes a hundred times and more of that in bytes
+# characters that are tokenised at once: a tokenizer takes a hundred times and more of that in bytes
+PIECE = 200_000
 AROUND = 200  # characters on each side of a cut that have to become the same tokens with and without it
 SPACE = re.compile(r"(?<=\S)\s(?=\S)")
 THINK_TAGS = ("<think>", "</think>")
@@ -35,7 +38,9 @@ Texts = Callable[[list[Conversation]], list[str]]  # a user's own formatting fun
 
 @dataclass
 class EncodedRow:
-    """One training row, cut to length. `trained` are the ranges of tokens with a label; `problems` are (kind, detail) for the gate."""
+    """One training row, cut to length. `trained` are the ranges of tokens with a label; `problems` are (kind,
+    detail) for the gate.
+    """
 
     file: str
     row: int
@@ -49,7 +54,9 @@ class EncodedRow:
     truncated: bool = False
     kept: bool = True  # False: left out because of its length
     problems: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # kinds of notes: worth knowing, no reason to leave the row out
+    notes: list[str] = field(
+        default_factory=list
+    )  # kinds of notes: worth knowing, no reason to leave the row out
 
     @property
     def labels(self) -> list[int]:
@@ -80,7 +87,14 @@ class _Rendered:
 class Encoder:
     """Turns conversations into rows for one tokenizer, as `train_on`, `overflow` and `max_seq_length` say."""
 
-    def __init__(self, tokenizer: ChatTokenizer, max_seq_length: int, train_on: str, overflow: str, texts: Texts | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        max_seq_length: int,
+        train_on: str,
+        overflow: str,
+        texts: Texts | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_seq_length = max_seq_length
         self.train_on = train_on
@@ -93,7 +107,10 @@ class Encoder:
     def end_of_turn(self) -> dict[str, int]:
         """Special tokens that the template writes after an answer, by their text."""
         pattern = self.tokenizer.template.control_pattern
-        return {token: self.tokenizer.special_tokens[token] for token in (pattern.findall(self.finder.closing) if pattern else ())}
+        return {
+            token: self.tokenizer.special_tokens[token]
+            for token in (pattern.findall(self.finder.closing) if pattern else ())
+        }
 
     def rows(self, conversations: Iterable[Conversation | Refused]) -> Iterator[EncodedRow | Refused]:
         """A row per conversation, in order; what cannot become one is handed on, or comes, as `Refused`.
@@ -120,7 +137,11 @@ class Encoder:
 
     def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text. Without offsets: `TokenAligner` does without them, at half the time."""
-        usual = iter(self.tokenizer.backend.encode_batch_fast([text for text in texts if len(text) <= PIECE], add_special_tokens=False))
+        usual = iter(
+            self.tokenizer.backend.encode_batch_fast(
+                [text for text in texts if len(text) <= PIECE], add_special_tokens=False
+            )
+        )
         return [next(usual).ids if len(text) <= PIECE else self._in_pieces(text) for text in texts]
 
     def _in_pieces(self, text: str) -> list[int]:
@@ -133,7 +154,9 @@ class Encoder:
         return ids + self._ids(text[begin:])
 
     def _cut(self, text: str, first: int, last: int) -> int | None:
-        """Where between `first` and `last` the tokens are the same with and without a cut; None where no place that was tried is one."""
+        """Where between `first` and `last` the tokens are the same with and without a cut; None where no
+        place that was tried is one.
+        """
         spaces = (found.start() for found in SPACE.finditer(text, first, last))
         for cut in itertools.chain(itertools.islice(spaces, 20), range(first, first + 20)):
             before, after = text[cut - AROUND : cut], text[cut : cut + AROUND]
@@ -155,15 +178,28 @@ class Encoder:
         try:
             problems = self._contents(item)
             if text is None:
-                text = item.text if item.messages is None else self.tokenizer.template.render(item.messages, False, item.tools)
+                text = (
+                    item.text
+                    if item.messages is None
+                    else self.tokenizer.template.render(item.messages, False, item.tools)
+                )
             for number, message in enumerate(item.messages or (), 1):
-                lost = [call["function"]["name"] for call in message.get("tool_calls", ()) if call["function"]["name"] not in text]
+                lost = [
+                    call["function"]["name"]
+                    for call in message.get("tool_calls", ())
+                    if call["function"]["name"] not in text
+                ]
                 if lost:
-                    raise BadRow(CALL_LEFT_OUT, f"message {number}: the chat template does not write its call of {lost[0]}")
+                    raise BadRow(
+                        CALL_LEFT_OUT,
+                        f"message {number}: the chat template does not write its call of {lost[0]}",
+                    )
             if item.messages is None:
                 item.text = text
             if not _utf8(text):
-                raise BadRow("invalid unicode", "the text has half of a surrogate pair, which is no character")
+                raise BadRow(
+                    "invalid unicode", "the text has half of a surrogate pair, which is no character"
+                )
             spans, notes = self._spans(text, item)
         except BadRow as bad:
             return Refused(item.file, item.row, bad.kind, bad.detail)
@@ -174,7 +210,9 @@ class Encoder:
         problems = []
         if item.messages is None:
             return [("invalid unicode", "the text has a NUL character")] if "\0" in item.text else []
-        whole = "\n".join(message["content"] if len(message) == 2 else _said(message) for message in item.messages)
+        whole = "\n".join(
+            message["content"] if len(message) == 2 else _said(message) for message in item.messages
+        )
         if item.tools:
             whole += f"\n{_json('the tools', item.tools)}"
         if "\0" in whole:
@@ -182,13 +220,26 @@ class Encoder:
         if not _utf8(whole):
             raise BadRow("invalid unicode", "a message has half of a surrogate pair, which is no character")
         wanted = (*THINK_TAGS, *self.tokenizer.new_tokens)
-        found = next((token for token in self.tokenizer.special_tokens if token in whole and token not in wanted), None)
+        found = next(
+            (token for token in self.tokenizer.special_tokens if token in whole and token not in wanted), None
+        )
         if found:
             number = next((n for n, message in enumerate(item.messages, 1) if found in _said(message)), None)
-            where = "a tool's definition" if number is None else f"message {number} ({item.messages[number - 1]['role']})"
-            problems.append(("special token in text", f"{where} contains {found}, which is a control token of this model"))
+            where = (
+                "a tool's definition"
+                if number is None
+                else f"message {number} ({item.messages[number - 1]['role']})"
+            )
+            problems.append(
+                ("special token in text", f"{where} contains {found}, which is a control token of this model")
+            )
         if number := repeated_role(item.messages):
-            problems.append(("repeated role", f"messages {number - 1} and {number} are both by {item.messages[number - 1]['role']}"))
+            problems.append(
+                (
+                    "repeated role",
+                    f"messages {number - 1} and {number} are both by {item.messages[number - 1]['role']}",
+                )
+            )
         return problems
 
     def _spans(self, text: str, item: Conversation) -> tuple[list[Span], list[str]]:
@@ -201,26 +252,48 @@ class Encoder:
         if spans is None:
             spans = marker_spans(text, self.finder)
             if not spans and self.train_on != "all":
-                raise BadRow(NO_TURNS, "no assistant text found in it by the chat template's turn markers, so nothing of it would be trained")
+                raise BadRow(
+                    NO_TURNS,
+                    "no assistant text found in it by the chat template's turn markers, so nothing of it"
+                    " would be trained",
+                )
             answers = [True] * len(spans)
         else:
             if any(thought.strip() not in text for thought in self._thoughts(item.messages)):
                 notes.append(THINKING_LEFT_OUT)
-            if template.opens_thought and not all("<think>" in text[max(0, begin - OPENING) : begin + OPENING] for begin, _ in spans):
+            if template.opens_thought and not all(
+                "<think>" in text[max(0, begin - OPENING) : begin + OPENING] for begin, _ in spans
+            ):
                 notes.append(THOUGHT_MISSING)
-            answers = [allowed for allowed, message in zip(item.trained, item.messages, strict=True) if message["role"] == "assistant"]
+            answers = [
+                allowed
+                for allowed, message in zip(item.trained, item.messages, strict=True)
+                if message["role"] == "assistant"
+            ]
         if self.train_on == "all":
             self._refuse_marked_questions(item)
-            return _without((0, len(text)), [span for span, allowed in zip(spans, answers, strict=True) if not allowed]), notes
+            return (
+                _without(
+                    (0, len(text)),
+                    [span for span, allowed in zip(spans, answers, strict=True) if not allowed],
+                ),
+                notes,
+            )
         if self.train_on == "last_assistant":
             answers = [False] * (len(answers) - 1) + answers[-1:]
         return [span for span, allowed in zip(spans, answers, strict=True) if allowed], notes
 
     def _refuse_marked_questions(self, item: Conversation) -> None:
-        """Raises BadRow where everything is to be trained, and the row leaves out a message that is no answer: only answers are found again."""
+        """Raises BadRow where everything is to be trained, and the row leaves out a message that is no
+        answer: only answers are found again.
+        """
         for number, (allowed, message) in enumerate(zip(item.trained, item.messages or (), strict=False), 1):
             if not allowed and message["role"] != "assistant":
-                raise BadRow("bad weight", f"message {number} ({message['role']}) is not to be trained, but with dataset.train_on=all it would be")
+                raise BadRow(
+                    "bad weight",
+                    f"message {number} ({message['role']}) is not to be trained, but with"
+                    " dataset.train_on=all it would be",
+                )
 
     def _thoughts(self, messages: Sequence[Message]) -> Iterator[str]:
         """What the assistant thinks, in a field of its own or at the beginning of an answer."""
@@ -231,7 +304,9 @@ class Encoder:
                 elif inline := INLINE_THOUGHT.match(message["content"]):
                     yield inline.group(1)
 
-    def _finish(self, rendered: list[_Rendered | Refused], job: Any, ends: frozenset[int]) -> Iterator[EncodedRow | Refused]:
+    def _finish(
+        self, rendered: list[_Rendered | Refused], job: Any, ends: frozenset[int]
+    ) -> Iterator[EncodedRow | Refused]:
         tokenised = iter(job.result())
         for item in rendered:
             if isinstance(item, Refused):
@@ -239,14 +314,16 @@ class Encoder:
             else:
                 yield from self._encoded(item, next(tokenised), ends)
 
-    def _encoded(self, item: _Rendered, ids: list[int], ends: frozenset[int]) -> Iterator[EncodedRow | Refused]:
+    def _encoded(
+        self, item: _Rendered, ids: list[int], ends: frozenset[int]
+    ) -> Iterator[EncodedRow | Refused]:
         limit = self.max_seq_length
         made = item.conversation
         over = len(ids) > limit
         if over and self.overflow == "error":
             raise UserError(
-                f"{made.file}: row {made.row} has {len(ids):,} tokens, over model.max_seq_length={limit}; raise it, or set "
-                "dataset.overflow=truncate, drop or split"
+                f"{made.file}: row {made.row} has {len(ids):,} tokens, over model.max_seq_length={limit};"
+                " raise it, or set dataset.overflow=truncate, drop or split"
             )
         if over and self.overflow == "split" and made.messages is not None and self.texts is None:
             pieces = self._split(made)
@@ -270,25 +347,41 @@ class Encoder:
     def _row(self, item: _Rendered, ids: list[int], ends: frozenset[int]) -> EncodedRow:
         made, limit = item.conversation, self.max_seq_length
         problems, notes = list(item.problems), list(item.notes)
-        trained = [(begin, end) for begin, end in self.aligner.ranges(item.text, ids, item.spans) if end > begin]
+        trained = [
+            (begin, end) for begin, end in self.aligner.ranges(item.text, ids, item.spans) if end > begin
+        ]
         if not trained:
             problems.append(("no trainable token", "no token of it would be trained"))
         elif self.train_on != "all" and not all(ends.intersection(ids[begin:end]) for begin, end in trained):
             problems.append(
                 (
                     "end of turn not trained",
-                    f"an answer ends without {' or '.join(self.end_of_turn) or 'any end token'}: the model would not learn to stop",
+                    (
+                        f"an answer ends without {' or '.join(self.end_of_turn) or 'any end token'}: the"
+                        " model would not learn to stop"
+                    ),
                 )
             )
-        elif self.train_on == "all" and made.messages is None and not (ends | self.tokenizer.stop_ids).intersection(ids[-3:]):
+        elif (
+            self.train_on == "all"
+            and made.messages is None
+            and not (ends | self.tokenizer.stop_ids).intersection(ids[-3:])
+        ):
             end = " or ".join(self.end_of_turn) or "an end token"
-            problems.append(("end of turn not trained", f"the text does not end with {end}: the model would not learn to stop"))
+            problems.append(
+                (
+                    "end of turn not trained",
+                    f"the text does not end with {end}: the model would not learn to stop",
+                )
+            )
         bos = self.tokenizer.bos_id
         if bos is not None and ids[:2] == [bos, bos]:
             problems.append(("doubled BOS", "it begins with two begin-of-sequence tokens"))
         if len(ids) > limit and self.overflow != "drop":
             if trained and not any(begin < limit for begin, _ in trained):
-                detail = f"every answer lies beyond model.max_seq_length={limit}: the row has {len(ids):,} tokens"
+                detail = (
+                    f"every answer lies beyond model.max_seq_length={limit}: the row has {len(ids):,} tokens"
+                )
                 problems.append(("no answer before the cut", detail))
             elif any(begin < limit < end for begin, end in trained):
                 notes.append("an answer cut in two")
@@ -310,10 +403,16 @@ class Encoder:
         )
 
     def _split(self, item: Conversation) -> list[Conversation]:
-        """`item` cut before user messages into conversations that fit, each with its system prompt; one exchange too long alone stays whole."""
+        """`item` cut before user messages into conversations that fit, each with its system prompt; one
+        exchange too long alone stays whole.
+        """
         messages = item.messages
         head = 1 if messages[0]["role"] == "system" else 0
-        begins = [i for i in range(head, len(messages)) if messages[i]["role"] == "user" and (i == head or messages[i - 1]["role"] != "user")]
+        begins = [
+            i
+            for i in range(head, len(messages))
+            if messages[i]["role"] == "user" and (i == head or messages[i - 1]["role"] != "user")
+        ]
         begins = begins if begins[:1] == [head] else [head, *begins]
         exchanges = [range(start, stop) for start, stop in itertools.pairwise([*begins, len(messages)])]
         pieces: list[list[int]] = [[]]
@@ -337,7 +436,9 @@ class Encoder:
 
 
 def in_batches(items: Iterable[Any], most: int, characters: Callable[[Any], int]) -> Iterator[list[Any]]:
-    """Lists of at most `most` items, and no more than `BATCH_CHARACTERS` but for the last of each: a row may be as long as `dataset.max_row_mb`."""
+    """Lists of at most `most` items, and no more than `BATCH_CHARACTERS` but for the last of each: a row may
+    be as long as `dataset.max_row_mb`.
+    """
     batch: list[Any] = []
     size = 0
     for item in items:
@@ -353,13 +454,19 @@ def in_batches(items: Iterable[Any], most: int, characters: Callable[[Any], int]
 def _characters(item: Conversation | Refused) -> int:
     if isinstance(item, Refused):
         return 0
-    return len(item.text or "") if item.messages is None else sum(len(message["content"]) for message in item.messages)
+    return (
+        len(item.text or "")
+        if item.messages is None
+        else sum(len(message["content"]) for message in item.messages)
+    )
 
 
 def _said(message: Message) -> str:
     """All that a message has for the template to write, its reasoning and calls too."""
     calls = [_json("the arguments of a call", message["tool_calls"])] if "tool_calls" in message else []
-    return "\n".join([*(value for key, value in message.items() if isinstance(value, str) and key != "role"), *calls])
+    return "\n".join(
+        [*(value for key, value in message.items() if isinstance(value, str) and key != "role"), *calls]
+    )
 
 
 def _json(what: str, value: Any) -> str:
@@ -371,7 +478,9 @@ def _json(what: str, value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError):
-        raise BadRow("nested too deeply", f"{what}: nested too deeply, or with a number of thousands of digits") from None
+        raise BadRow(
+            "nested too deeply", f"{what}: nested too deeply, or with a number of thousands of digits"
+        ) from None
 
 
 def _utf8(text: str) -> bool:
@@ -397,5 +506,9 @@ def text_hash(text: str) -> int:
 
 def dialogue_hash(item: Conversation) -> int:
     """Equal for two conversations that say the same, whatever their system prompts, case and white space."""
-    said = item.text if item.messages is None else "\0".join([message["content"] for message in item.messages if message["role"] != "system"])
+    said = (
+        item.text
+        if item.messages is None
+        else "\0".join([message["content"] for message in item.messages if message["role"] != "system"])
+    )
     return text_hash(" ".join(said.casefold().split()))

@@ -1,4 +1,6 @@
-"""The rows that data_preview.html shows: those the gate complains about, cut ones, the longest, and a seeded sample of the rest."""
+"""The rows that data_preview.html shows: those the gate complains about, cut ones, the longest, and a seeded
+sample of the rest.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,17 @@ TOKENS = 60_000  # in all; a page of many long rows would be slow to open
 
 
 def excerpt(
-    table: pyarrow.Table, training: np.ndarray, held_out: np.ndarray, problems: Mapping[str, Any], tokenizer: ChatTokenizer, limit: int, seed: int
+    table: pyarrow.Table,
+    training: np.ndarray,
+    held_out: np.ndarray,
+    problems: Mapping[str, Any],
+    tokenizer: ChatTokenizer,
+    limit: int,
+    seed: int,
 ) -> list[PreviewRow]:
-    """At most `SHOWN` rows of `table` and `TOKENS` tokens (rows are cut at `limit`), in the order of the file."""
+    """At most `SHOWN` rows of `table` and `TOKENS` tokens (rows are cut at `limit`), in the order of the
+    file.
+    """
     import numpy as np
 
     complaints: dict[tuple[str, int], list[str]] = {}
@@ -46,20 +56,40 @@ def excerpt(
 
 
 def _row(
-    table: pyarrow.Table, index: int, held_out: bool, complaints: Mapping[tuple[str, int], Sequence[str]], tokenizer: ChatTokenizer
+    table: pyarrow.Table,
+    index: int,
+    held_out: bool,
+    complaints: Mapping[tuple[str, int], Sequence[str]],
+    tokenizer: ChatTokenizer,
 ) -> PreviewRow:
-    values = {name: table.column(name)[index].as_py() for name in ("text", "labels", "file", "row", "length", "truncated")}
-    begin = values["text"][: max(PIECE, 16 * len(values["labels"]))]  # of a very long row no more than is shown
+    values = {
+        name: table.column(name)[index].as_py()
+        for name in ("text", "labels", "file", "row", "length", "truncated")
+    }
+    begin = values["text"][
+        : max(PIECE, 16 * len(values["labels"]))
+    ]  # of a very long row no more than is shown
     encoding = tokenizer.backend.encode(begin, add_special_tokens=False)
     specials = set(tokenizer.special_tokens.values())
     secrets, told = places(begin), None  # told: the secret that the token before was a part of
     tokens = []
     shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range
     for number, (start, end), label in zip(encoding.ids, encoding.offsets, values["labels"], strict=False):
-        text, secret = values["text"][max(start, shown) : end], next((place for place in secrets if place[0] < end and start < place[1]), None)
+        text, secret = (
+            values["text"][max(start, shown) : end],
+            next((place for place in secrets if place[0] < end and start < place[1]), None),
+        )
         hidden = secret and (MASK if secret != told else "", HIDDEN)
         tokens.append(PreviewToken(*(hidden or (text, number)), label >= 0, number in specials))
         told = secret
         shown = max(shown, end)
     problems = tuple(complaints.get((values["file"], values["row"]), ()))
-    return PreviewRow(Path(values["file"]).name, values["row"], tuple(tokens), values["length"], bool(values["truncated"]), held_out, problems)
+    return PreviewRow(
+        Path(values["file"]).name,
+        values["row"],
+        tuple(tokens),
+        values["length"],
+        bool(values["truncated"]),
+        held_out,
+        problems,
+    )

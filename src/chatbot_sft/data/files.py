@@ -1,4 +1,6 @@
-"""Which files a path names: one file, a folder, what `datasets.save_to_disk` wrote, or a glob; and which of them are held out by their names."""
+"""Which files a path names: one file, a folder, what `datasets.save_to_disk` wrote, or a glob; and which of
+them are held out by their names.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ from chatbot_sft.errors import UserError, did_you_mean, listed
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 WORDS = {
-    "train": TRAIN, "training": TRAIN, "test": TEST, "testing": TEST, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION,
+    "train": TRAIN, "training": TRAIN, "test": TEST, "testing": TEST, "validation": VALIDATION,
+    "valid": VALIDATION, "val": VALIDATION,
     "dev": VALIDATION, "eval": VALIDATION, "evaluation": VALIDATION, "heldout": VALIDATION, "holdout": VALIDATION,
 }  # fmt: skip
-# What stands beside data in folders of `datasets`, LLaMA-Factory and the hub, and is none; cache-*.arrow are the results of `Dataset.map`.
+# What stands beside data in folders of `datasets`, LLaMA-Factory and the hub, and is none; cache-*.arrow are
+# the results of `Dataset.map`.
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "cache-*.arrow")
 SAVED = "state.json"  # in a folder that `datasets.save_to_disk` wrote: lists its files
 
@@ -33,7 +37,9 @@ class Found:
 
     @property
     def held_out(self) -> str | None:
-        """The split to evaluate on beside the one to train on. A test set stays unseen where there is a validation set."""
+        """The split to evaluate on beside the one to train on. A test set stays unseen where there is a
+        validation set.
+        """
         return self.to_evaluate if TRAIN in self.splits and len(self.splits) > 1 else None
 
     @property
@@ -60,7 +66,11 @@ def find(path: str) -> Found:
             return Found({TRAIN: [_regular(expanded)]})
         if any(letter in path for letter in "*?["):
             return _matching(path, expanded)
-        near = did_you_mean(expanded.name, [other.name for other in expanded.parent.iterdir()]) if expanded.parent.is_dir() else ""
+        near = (
+            did_you_mean(expanded.name, [other.name for other in expanded.parent.iterdir()])
+            if expanded.parent.is_dir()
+            else ""
+        )
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
     raise UserError(f"{path}: no such data file{near or '; set dataset.data_path'}")
@@ -77,7 +87,10 @@ def data_files(path: str, split: str = TRAIN) -> list[Path]:
         return found[split]
     if split == TRAIN:
         held_out = [file.name for files in found.values() for file in files]
-        raise UserError(f"{path}: all of it is held out by its name ({listed(held_out)}); name the file itself to train on it")
+        raise UserError(
+            f"{path}: all of it is held out by its name ({listed(held_out)}); name the file itself to train"
+            " on it"
+        )
     hint = "; part of a file is dataset.max_rows" if "[" in split else ""
     raise UserError(f"dataset.split={split}: {path} has no such split (it has {listed(found)}){hint}")
 
@@ -88,14 +101,18 @@ def is_data(file: Path) -> bool:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of that name is somebody's housekeeping: .ipynb_checkpoints, __MACOSX, Delta Lake's log."""
+    """Whether a file or folder of that name is somebody's housekeeping: .ipynb_checkpoints, __MACOSX, Delta
+    Lake's log.
+    """
     return name.startswith((".", "__")) or name == "_delta_log"
 
 
 def split_of(file: Path) -> str:
-    """The split that the path of a file, relative to the folder that was named, says: `test/0.jsonl`, `squad-test-00000-of-00002.parquet`.
+    """The split that the path of a file, relative to the folder that was named, says: `test/0.jsonl`,
+    `squad-test-00000-of-00002.parquet`.
 
-    A file says so where its name begins or ends with the word, a folder where it is the word. "train" wins: train_and_test.jsonl is for training.
+    A file says so where its name begins or ends with the word, a folder where it is the word. "train" wins:
+    train_and_test.jsonl is for training.
     """
     words = [word for word in re.split(r"[^a-z]+", file.name.split(".")[0].lower()) if word not in ("", "of")]
     said = [_split_by_word(word) for word in words]
@@ -103,7 +120,10 @@ def split_of(file: Path) -> str:
         return TRAIN
     if named := next((split for split in (*said[:1], *said[-1:]) if split), None):
         return named
-    folders = (_split_by_word(re.sub(r"^split[=_-]|[^a-z]", "", folder.lower())) for folder in reversed(file.parts[:-1]))
+    folders = (
+        _split_by_word(re.sub(r"^split[=_-]|[^a-z]", "", folder.lower()))
+        for folder in reversed(file.parts[:-1])
+    )
     return next((split for split in folders if split), TRAIN)
 
 
@@ -116,12 +136,16 @@ def _in_folder(path: str, folder: Path) -> Found:
     for file in _walk(folder, set(), found.passed_by):
         found.splits.setdefault(split_of(file.relative_to(folder)), []).append(file)
     if not found.splits:
-        raise UserError(f"{path}: no data files in this folder ({', '.join(KINDS)}, or one of these with .gz)")
+        raise UserError(
+            f"{path}: no data files in this folder ({', '.join(KINDS)}, or one of these with .gz)"
+        )
     return found
 
 
 def _walk(folder: Path, seen: set[str], passed_by: list[str]) -> Iterator[Path]:
-    """The data files of a folder and those below it. What several links lead to is met once: rows would be trained twice, loops never end."""
+    """The data files of a folder and those below it. What several links lead to is met once: rows would be
+    trained twice, loops never end.
+    """
     seen.add(os.path.realpath(folder))
     entries = sorted(folder.iterdir())
     if saved := _saved_files(folder):
@@ -154,7 +178,9 @@ def _regular(file: Path) -> Path:
         return file
     if file.is_symlink() and not file.exists():
         raise UserError(f"{file}: a link to {file.readlink()}, which is not there")
-    raise UserError(f"{file}: a pipe or device, no file; data is read more than once, so save it to a file first")
+    raise UserError(
+        f"{file}: a pipe or device, no file; data is read more than once, so save it to a file first"
+    )
 
 
 def _saved_files(folder: Path) -> list[Path]:
@@ -165,7 +191,10 @@ def _saved_files(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError):
         return []
     if state.get("_indices_data_files") or state.get("_indices_files"):
-        raise UserError(f"{folder}: saved with an index over its rows, by an old version of datasets; save it again after flatten_indices()")
+        raise UserError(
+            f"{folder}: saved with an index over its rows, by an old version of datasets; save it again after"
+            " flatten_indices()"
+        )
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
             raise UserError(f"{folder}: {SAVED} lists {name}, which is not there; is the copy whole?")
@@ -173,16 +202,22 @@ def _saved_files(folder: Path) -> list[Path]:
 
 
 def _matching(path: str, expanded: Path) -> Found:
-    """What a glob matches, a folder by its data files. Hidden ones are passed by, as a shell does, unless the pattern names them."""
+    """What a glob matches, a folder by its data files. Hidden ones are passed by, as a shell does, unless the
+    pattern names them.
+    """
     anchor = Path(expanded.anchor)
     pattern = str(expanded.relative_to(anchor))
-    fixed = next(index for index, part in enumerate(expanded.parts) if any(letter in part for letter in "*?["))
+    fixed = next(
+        index for index, part in enumerate(expanded.parts) if any(letter in part for letter in "*?[")
+    )
     begin = Path(*expanded.parts[:fixed])
     wants_hidden = any(part.startswith(".") for part in expanded.parts[fixed:])
     found, seen = Found(), set[str]()
     for match in sorted((anchor if expanded.is_absolute() else Path()).glob(pattern)):
         real = os.path.realpath(match)
-        if real in seen or (not wants_hidden and any(hidden(part) for part in match.relative_to(begin).parts)):
+        if real in seen or (
+            not wants_hidden and any(hidden(part) for part in match.relative_to(begin).parts)
+        ):
             continue
         if match.is_dir():
             files = list(_walk(match, seen, found.passed_by)) if "**" not in pattern else []
@@ -208,21 +243,37 @@ def _no_url(path: str) -> str:
     shown = f"{url.scheme}://{host}{url.path}"
     parts = [part for part in url.path.split("/") if part]
     if url.scheme == "hf" and host == "datasets" and len(parts) >= 2:
-        return f"{shown}: a URL is not read; write the id of the dataset: dataset.data_path={parts[0]}/{parts[1].partition('@')[0]}"
-    if host in ("huggingface.co", "hf.co", "www.huggingface.co") and parts[:1] == ["datasets"] and len(parts) >= 3:
-        return f"{shown}: a URL is not read; write the id of the dataset: dataset.data_path={parts[1]}/{parts[2]}"
-    return f"{shown}: a URL is not read; download the file and name it: dataset.data_path={os.path.basename(url.path) or 'data.jsonl'}"  # noqa: PTH119
+        return (
+            f"{shown}: a URL is not read; write the id of the dataset:"
+            f" dataset.data_path={parts[0]}/{parts[1].partition('@')[0]}"
+        )
+    if (
+        host in ("huggingface.co", "hf.co", "www.huggingface.co")
+        and parts[:1] == ["datasets"]
+        and len(parts) >= 3
+    ):
+        return (
+            f"{shown}: a URL is not read; write the id of the dataset:"
+            f" dataset.data_path={parts[1]}/{parts[2]}"
+        )
+    name = Path(url.path).name or "data.jsonl"
+    return f"{shown}: a URL is not read; download the file and name it: dataset.data_path={name}"
 
 
 def remarks(path: str, found: Found, split: str, evaluated: bool) -> list[str]:
-    """One line where files of `path` are not trained on: those held out by their names, and those that are no data. `evaluated`: on `held_out`."""
+    """One line where files of `path` are not trained on: those held out by their names, and those that are no
+    data. `evaluated`: on `held_out`.
+    """
     said = []
     for name, files in found.splits.items():
         if name != split:
             use = "held out" if evaluated and name == found.held_out else "not used"
             said.append(f"{use}: {listed(str(file.relative_to(_base(path, file))) for file in files)}")
     if found.passed_by:
-        said.append(f"not read: {listed(str(Path(other).relative_to(_base(path, Path(other)))) for other in found.passed_by)}")
+        said.append(
+            "not read:"
+            f" {listed(str(Path(other).relative_to(_base(path, Path(other)))) for other in found.passed_by)}"
+        )
     return [f"{path}: {'; '.join(said)}"] if said else []
 
 

@@ -1,4 +1,6 @@
-"""What rows look like: one small function per format, from a row to a conversation, and how a format is recognised by its content."""
+"""What rows look like: one small function per format, from a row to a conversation, and how a format is
+recognised by its content.
+"""
 
 from __future__ import annotations
 
@@ -68,9 +70,11 @@ def sharegpt(values: Mapping[str, Any], reading: Reading) -> Turns:
 
 
 def alpaca(values: Mapping[str, Any], reading: Reading) -> Turns:
-    """`{"instruction", "input"?, "output", "history"?}`: the input stands under the instruction, after an empty line; LLaMA-Factory's history is
-    pairs of question and answer that came before."""
-    question = [text for text in (reading.text(values, "instruction"), reading.text(values, "input")) if text.strip()]
+    """`{"instruction", "input"?, "output", "history"?}`: the input stands under the instruction, after an
+    empty line; LLaMA-Factory's history is pairs of question and answer that came before."""
+    question = [
+        text for text in (reading.text(values, "instruction"), reading.text(values, "input")) if text.strip()
+    ]
     return [
         (reading.name("history"), _history(reading.name("history"), reading.of(values, "history"))),
         (reading.name("instruction"), [_turn("user", "\n\n".join(question))]),
@@ -82,11 +86,21 @@ def prompt_completion(values: Mapping[str, Any], reading: Reading) -> Turns:
     """`{"prompt", "completion"}` of TRL: each a text or a list of messages. The prompt is not trained."""
     label = values.get("label")
     if label is False or label in ("false", "False"):
-        raise BadRow("preference data", "label is false: this completion was marked as one not to give (KTO's data); leave such rows out")
+        raise BadRow(
+            "preference data",
+            "label is false: this completion was marked as one not to give (KTO's data); leave such rows out",
+        )
     prompt, completion = reading.of(values, "prompt"), reading.of(values, "completion")
     given = prompt if isinstance(prompt, list) else [_turn("user", reading.text(values, "prompt"))]
-    answer = completion if isinstance(completion, list) else [_turn("assistant", reading.text(values, "completion"))]
-    return [(reading.name("prompt"), [_untrained(turn) for turn in given]), (reading.name("completion"), answer)]
+    answer = (
+        completion
+        if isinstance(completion, list)
+        else [_turn("assistant", reading.text(values, "completion"))]
+    )
+    return [
+        (reading.name("prompt"), [_untrained(turn) for turn in given]),
+        (reading.name("completion"), answer),
+    ]
 
 
 def _turn(role: str, content: str) -> Message:
@@ -108,13 +122,20 @@ def _history(column: str, pairs: Any) -> list[Message]:
         return []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadRow("not messages", f"{column}: expected a list of pairs, each a question and its answer")
-    texts = [(as_text(f"{column}: a question", asked), as_text(f"{column}: an answer", answered)) for asked, answered in pairs]
-    return [turn for asked, answered in texts for turn in (_turn("user", asked), _turn("assistant", answered))]
+    texts = [
+        (as_text(f"{column}: a question", asked), as_text(f"{column}: an answer", answered))
+        for asked, answered in pairs
+    ]
+    return [
+        turn for asked, answered in texts for turn in (_turn("user", asked), _turn("assistant", answered))
+    ]
 
 
 @dataclass(frozen=True)
 class Format:
-    """`needs` are the fields a row must have to be of this format; `optional` those that are read as well; `keys` those of a message."""
+    """`needs` are the fields a row must have to be of this format; `optional` those that are read as well;
+    `keys` those of a message.
+    """
 
     turns: Callable[[Mapping[str, Any], Reading], Turns] | None  # None: the row is text already
     needs: tuple[str, ...]
@@ -138,9 +159,12 @@ FIELDS = sorted({name for found in FORMATS.values() for name in found.fields})
 KEYS = {name for found in FORMATS.values() for name in found.keys}
 # Two columns that can only be a question and its answer, by the names that tables give them.
 PAIRS = (
-    ("question", "answer"), ("question", "response"), ("q", "a"), ("query", "response"), ("query", "answer"), ("prompt", "completion"),
-    ("prompt", "response"), ("prompt", "answer"), ("instruction", "output"), ("instruction", "response"), ("instruction", "completion"),
-    ("instruction", "answer"), ("input", "output"), ("input", "response"), ("user", "assistant"), ("human", "assistant"),
+    ("question", "answer"), ("question", "response"), ("q", "a"), ("query", "response"), ("query",
+    "answer"), ("prompt", "completion"),
+    ("prompt", "response"), ("prompt", "answer"), ("instruction", "output"), ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "answer"), ("input", "output"), ("input", "response"), ("user", "assistant"), ("human",
+    "assistant"),
 )  # fmt: skip
 SYSTEM = ("system", "system_prompt")
 GIVEN = ("context", "input", "passage")  # beside a pair: where it belongs is the user's to say
@@ -157,10 +181,15 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
     if missing:
         other = format_of(row.values, reading)
         if other and other != format_name:
-            raise BadRow(MIXED_FORMATS, f"this row is {other}, the file is read as {format_name}; one format per file")
+            raise BadRow(
+                MIXED_FORMATS, f"this row is {other}, the file is read as {format_name}; one format per file"
+            )
         if missing[0] in row.values:
             raise BadRow("empty content", f"{missing[0]} is null")
-        raise BadRow("no such column", f"no {missing[0]!r}; it has {listed(row.values) or 'nothing'}{_near(missing[0], row.values)}")
+        raise BadRow(
+            "no such column",
+            f"no {missing[0]!r}; it has {listed(row.values) or 'nothing'}{_near(missing[0], row.values)}",
+        )
     unread = unread_columns(row.values, columns_read(format_name, reading))
     if found.turns is None:
         text = reading.text(row.values, "text")
@@ -174,12 +203,16 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
     allowed = may_be_trained(turns, made)
     at = 0
     for column, part in parts:
-        unread.extend(unread_keys(column, part, made[at : at + len(part)], role_key, content_key, reading.names_of))
+        unread.extend(
+            unread_keys(column, part, made[at : at + len(part)], role_key, content_key, reading.names_of)
+        )
         at += len(part)
     if system := _system(row.values, reading, made):
         made.insert(0, _turn("system", system))
         allowed.insert(0, True)
-    return Conversation(row.file, row.number, made, allowed, _tools(row.values, reading), values=row.values, unread=unread)
+    return Conversation(
+        row.file, row.number, made, allowed, _tools(row.values, reading), values=row.values, unread=unread
+    )
 
 
 def columns_read(format_name: str, reading: Reading) -> frozenset[str]:
@@ -201,12 +234,16 @@ def _system(values: Mapping[str, Any], reading: Reading, made: Sequence[Message]
     if first is None:
         return own
     if first.strip() != own.strip():
-        raise BadRow("two system prompts", f"{reading.name('system')} and the system message say different things; keep one of them")
+        raise BadRow(
+            "two system prompts",
+            f"{reading.name('system')} and the system message say different things; keep one of them",
+        )
     return None
 
 
 def _tools(values: Mapping[str, Any], reading: Reading) -> list[Any] | None:
-    """The definitions of tools as templates expect them, from a list, its JSON, or OpenAI's `functions` of before; None without any.
+    """The definitions of tools as templates expect them, from a list, its JSON, or OpenAI's `functions` of
+    before; None without any.
 
     Raises:
         BadRow: they are something else.
@@ -215,10 +252,14 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> list[Any] | None:
     if tools in EMPTY and functions in EMPTY:
         return None
     if tools not in EMPTY and functions not in EMPTY:
-        raise BadRow("bad tools", f"it has {reading.name('tools')} and {reading.name('functions')}; keep one of them")
+        raise BadRow(
+            "bad tools", f"it has {reading.name('tools')} and {reading.name('functions')}; keep one of them"
+        )
     column = reading.name("functions" if tools in EMPTY else "tools")
     tools = functions if tools in EMPTY else tools
-    if isinstance(tools, str):  # Parquet has no lists of objects that differ, so files have them as text, all or each
+    if isinstance(
+        tools, str
+    ):  # Parquet has no lists of objects that differ, so files have them as text, all or each
         tools = _json(column, "bad tools", tools)
     if isinstance(tools, dict):
         tools = [tools]
@@ -247,7 +288,11 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow("bad tools", f"{where} needs a function with a name")
-    return tool if function is not tool else {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    return (
+        tool
+        if function is not tool
+        else {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    )
 
 
 def format_of(values: Mapping[str, Any], reading: Reading) -> str | None:
@@ -276,8 +321,8 @@ def _first(turns: Any) -> Mapping[str, Any]:
 def detect(rows: Sequence[Row], reading: Reading) -> tuple[str, Columns]:
     """(format, columns) of a source, from its first `rows`.
 
-    Turns with role and content under `conversations`, or with from and value under `messages`, are found too, and so is a question with its
-    answer under the names that tables give them.
+    Turns with role and content under `conversations`, or with from and value under `messages`, are found too,
+    and so is a question with its answer under the names that tables give them.
 
     Raises:
         UserError: no row is of any format; says which columns there are.
@@ -313,12 +358,22 @@ def _paired(row: Row, reading: Reading) -> tuple[str, Columns] | None:
     columns = {str(name).strip().lower(): name for name in row.values}
     for asked, answered in PAIRS:
         pair = columns.get(asked), columns.get(answered)
-        if None not in pair and all(row.values[name] is not None and not isinstance(row.values[name], (dict, bool)) for name in pair):
-            given = next((columns[name] for name in GIVEN if name in columns and name not in (asked, answered)), None)
+        if None not in pair and all(
+            row.values[name] is not None and not isinstance(row.values[name], (dict, bool)) for name in pair
+        ):
+            given = next(
+                (columns[name] for name in GIVEN if name in columns and name not in (asked, answered)), None
+            )
             if given is None:
                 return "prompt_completion", {**reading.columns, "prompt": pair[0], "completion": pair[1]}
-            names = f"dataset.columns.instruction={pair[0]} dataset.columns.input={given} dataset.columns.output={pair[1]}"
-            raise UserError(f"{row.where} has {pair[0]}, {given} and {pair[1]}: to put {given} under {pair[0]}, say {names}")
+            names = (
+                f"dataset.columns.instruction={pair[0]} dataset.columns.input={given}"
+                f" dataset.columns.output={pair[1]}"
+            )
+            raise UserError(
+                f"{row.where} has {pair[0]}, {given} and {pair[1]}: to put {given} under {pair[0]}, say"
+                f" {names}"
+            )
     return None
 
 
@@ -333,24 +388,44 @@ def _unrecognised(row: Row, reading: Reading) -> str:
     values = row.values
     if {"chosen", "rejected"} <= set(values):
         first = _first(values["chosen"])
-        take = "dataset.message_field=chosen" if first else "dataset.columns.prompt=prompt dataset.columns.completion=chosen"
-        return f"{row.where} is preference data (chosen and rejected, for DPO); to learn the chosen answers alone, say {take}"
+        take = (
+            "dataset.message_field=chosen"
+            if first
+            else "dataset.columns.prompt=prompt dataset.columns.completion=chosen"
+        )
+        return (
+            f"{row.where} is preference data (chosen and rejected, for DPO); to learn the chosen answers"
+            f" alone, say {take}"
+        )
     if values and all(isinstance(value, dict) for value in values.values()):
-        return f"{row.where} is an object keyed by {listed(values, 3)}; save its values as a list, a conversation each"
+        return (
+            f"{row.where} is an object keyed by {listed(values, 3)}; save its values as a list, a"
+            " conversation each"
+        )
     wanted = reading.name("messages")
-    near = _near(wanted, values) or next(filter(None, (_near(needed, values) for f in FORMATS.values() for needed in f.needs)), "")
+    near = _near(wanted, values) or next(
+        filter(None, (_near(needed, values) for f in FORMATS.values() for needed in f.needs)), ""
+    )
     return (
-        f"{row.where} has no {wanted!r}; it has {listed(values) or 'nothing'}: no format recognised (messages, conversations, "
-        f"instruction + output, prompt + completion, text); name its columns with {_columns_to_name(values)}{near}"
+        f"{row.where} has no {wanted!r}; it has {listed(values) or 'nothing'}: no format recognised"
+        " (messages, conversations, instruction + output, prompt + completion, text); name its columns with"
+        f" {_columns_to_name(values)}{near}"
     )
 
 
 def _columns_to_name(values: Mapping[str, Any]) -> str:
-    """The options that tell a format of columns with other names, for these columns where there can be a question and its answer."""
-    texts = [str(name) for name, value in values.items() if isinstance(value, str) and name not in BOOKKEEPING]
+    """The options that tell a format of columns with other names, for these columns where there can be a
+    question and its answer.
+    """
+    texts = [
+        str(name) for name, value in values.items() if isinstance(value, str) and name not in BOOKKEEPING
+    ]
     if len(texts) < 2:
         return "dataset.message_field, dataset.text_field or dataset.columns"
-    asked, answered = (shlex.quote(f"dataset.columns.{ours}={theirs}") for ours, theirs in (("instruction", texts[0]), ("output", texts[-1])))
+    asked, answered = (
+        shlex.quote(f"dataset.columns.{ours}={theirs}")
+        for ours, theirs in (("instruction", texts[0]), ("output", texts[-1]))
+    )
     return f"dataset.message_field, dataset.text_field or dataset.columns, for instance {asked} {answered}"
 
 
@@ -364,11 +439,20 @@ def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
     for ours, theirs in columns.items():
         if ours not in FIELDS and theirs in FIELDS and ours in there:
             turned = shlex.quote(f"dataset.columns.{theirs}={ours}")
-            raise UserError(f"dataset.columns.{ours}={theirs}: the other way round: a field of the format is the key, the column the value: {turned}")
+            raise UserError(
+                f"dataset.columns.{ours}={theirs}: the other way round: a field of the format is the key, the"
+                f" column the value: {turned}"
+            )
         if ours not in FIELDS:
-            raise UserError(f"dataset.columns.{ours}: no such field (there are {', '.join(FIELDS)}){did_you_mean(ours, FIELDS)}")
+            raise UserError(
+                f"dataset.columns.{ours}: no such field (there are"
+                f" {', '.join(FIELDS)}){did_you_mean(ours, FIELDS)}"
+            )
         if theirs not in there and ours not in KEYS:
-            raise UserError(f"{source}: no column {theirs!r} for {ours}; it has {listed(there)}{did_you_mean(theirs, there)}")
+            raise UserError(
+                f"{source}: no column {theirs!r} for {ours}; it has"
+                f" {listed(there)}{did_you_mean(theirs, there)}"
+            )
 
 
 def check_used(source: str, format_name: str, columns: Columns, reading: Reading) -> None:
@@ -380,8 +464,13 @@ def check_used(source: str, format_name: str, columns: Columns, reading: Reading
     read, fields = columns_read(format_name, reading), FORMATS[format_name].fields
     for ours, theirs in columns.items():
         if ours not in fields if ours in KEYS else theirs not in read:
-            key = {"messages": "dataset.message_field", "text": "dataset.text_field"}.get(ours, f"dataset.columns.{ours}")
-            raise UserError(f"{source}: {key}={theirs} has no effect: these rows are read as {format_name}, which has {', '.join(fields)}")
+            key = {"messages": "dataset.message_field", "text": "dataset.text_field"}.get(
+                ours, f"dataset.columns.{ours}"
+            )
+            raise UserError(
+                f"{source}: {key}={theirs} has no effect: these rows are read as {format_name}, which has"
+                f" {', '.join(fields)}"
+            )
 
 
 def _near(wanted: str, values: Mapping[str, Any]) -> str:

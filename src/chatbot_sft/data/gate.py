@@ -1,5 +1,5 @@
-"""The gate's judgement and figures: may a run go on with what `encode` found wrong with the rows, what does the chat
-template do, how long are the rows, how many steps do they make.
+"""The gate's judgement and figures: may a run go on with what `encode` found wrong with the rows, what does
+the chat template do, how long are the rows, how many steps do they make.
 
 `DatasetLoader.check` puts it together, before a model is loaded or a GPU is taken.
 """
@@ -38,27 +38,41 @@ class Findings:
         found = self.kinds.setdefault(kind, {"count": 0, "rows": []})
         found["count"] += 1
         if len(found["rows"]) < LISTED:
-            found["rows"].append({"file": file, "row": row, "detail": detail} if detail else {"file": file, "row": row})
+            found["rows"].append(
+                {"file": file, "row": row, "detail": detail} if detail else {"file": file, "row": row}
+            )
 
     def counts(self) -> str:
-        return ", ".join(f"{kind} ({found['count']:,})" for kind, found in sorted(self.kinds.items(), key=lambda item: -item[1]["count"]))
+        return ", ".join(
+            f"{kind} ({found['count']:,})"
+            for kind, found in sorted(self.kinds.items(), key=lambda item: -item[1]["count"])
+        )
 
 
 # What to do where every row is bad, by the commonest kind.
 WAYS_OUT = {
-    CALL_LEFT_OUT: "take a model whose chat template writes tool calls, or give it one that does with model.chat_template=FILE",
+    CALL_LEFT_OUT: (
+        "take a model whose chat template writes tool calls, or give it one that does with"
+        " model.chat_template=FILE"
+    ),
     NO_TURNS: "dataset.train_on=all trains all of each text",
     MIXED_FORMATS: "leave dataset.format out: the format is told from the content",
 }
 
 
-def refusal(path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], policy: str, usable: int, tokenised: int) -> str | None:
-    """Why the run must not go on, in one line; None where it may. `tokenised` of the bad rows could be trained with on_bad_row=warn."""
+def refusal(
+    path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], policy: str, usable: int, tokenised: int
+) -> str | None:
+    """Why the run must not go on, in one line; None where it may. `tokenised` of the bad rows could be
+    trained with on_bad_row=warn.
+    """
     if not bad_rows or (policy == "drop" and usable):
         return None
     if usable and (policy == "warn" or (policy == "auto" and bad_rows <= TOLERATED * rows)):
         return None
-    first = min((found["rows"][0] for found in findings.values()), key=lambda found: (found["file"], found["row"]))
+    first = min(
+        (found["rows"][0] for found in findings.values()), key=lambda found: (found["file"], found["row"])
+    )
     what = f"{first['file']}: row {first['row']}: {first['detail']}"
     commonest = max(findings, key=lambda kind: findings[kind]["count"])
     if rows == bad_rows == 1:
@@ -67,7 +81,11 @@ def refusal(path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], po
     share = f"{bad_rows:,} of {rows:,} rows are bad ({100 * bad_rows / rows:.1f}%): {kinds}"
     if usable:
         return f"{what}; {share}; mend them, or leave them out with dataset.on_bad_row=drop"
-    as_they_are = f"dataset.on_bad_row=warn trains on {tokenised:,} of them as they are" if tokenised and policy != "warn" else "mend them"
+    as_they_are = (
+        f"dataset.on_bad_row=warn trains on {tokenised:,} of them as they are"
+        if tokenised and policy != "warn"
+        else "mend them"
+    )
     return f"{what}; {share}; none is left to train on: {WAYS_OUT.get(commonest, as_they_are)}"
 
 
@@ -95,11 +113,17 @@ def _system_prompt(tokenizer: ChatTokenizer, encoder: Encoder, given: str | None
     if said not in text:
         return "left out"
     between = text.partition(said)[2].partition(asked)[0]
-    place = "a turn of its own" if any(token in between for token in tokenizer.special_tokens) else "joined to the first user message"
+    place = (
+        "a turn of its own"
+        if any(token in between for token in tokenizer.special_tokens)
+        else "joined to the first user message"
+    )
     if given:
         return f"{place}; where a row has none, dataset.system_prompt stands in"
     before = tokenizer.template.render(turns).partition(asked)[0]
-    own = before.removeprefix(tokenizer.template.tokens.get("bos_token", "")).removesuffix(encoder.finder.markers.user)
+    own = before.removeprefix(tokenizer.template.tokens.get("bos_token", "")).removesuffix(
+        encoder.finder.markers.user
+    )
     for token in tokenizer.special_tokens:
         own = own.replace(token, " ")
     words = " ".join(own.split()).removeprefix("system ")
@@ -112,18 +136,28 @@ def lengths(tokens: np.ndarray, limit: int) -> dict[str, Any]:
 
     points = (50, 90, 95, 99, 100)
     values = np.percentile(tokens, points, method="higher") if len(tokens) else [0] * len(points)
-    return {**{f"p{point}": int(value) for point, value in zip(points, values, strict=True)}, "over_max_seq_length": int((tokens > limit).sum())}
+    return {
+        **{f"p{point}": int(value) for point, value in zip(points, values, strict=True)},
+        "over_max_seq_length": int((tokens > limit).sum()),
+    }
 
 
 def schedule(settings: Config, rows: int) -> dict[str, Any]:
-    """Optimizer steps and epochs that the present settings make of `rows` training rows, and what looks wrong about them."""
+    """Optimizer steps and epochs that the present settings make of `rows` training rows, and what looks wrong
+    about them.
+    """
     training = settings.training
     per_epoch = math.ceil(rows / settings.effective_batch_size)
-    steps = training.max_steps if training.max_steps is not None else math.ceil(per_epoch * training.num_train_epochs)
+    steps = (
+        training.max_steps
+        if training.max_steps is not None
+        else math.ceil(per_epoch * training.num_train_epochs)
+    )
     warning = None
     if training.warm_up >= steps:
         warning = (
-            f"training.warmup_steps={training.warm_up:g} is not below the {steps} steps of the run: the learning rate never reaches its full value"
+            f"training.warmup_steps={training.warm_up:g} is not below the {steps} steps of the run: the"
+            " learning rate never reaches its full value"
         )
     return {
         "effective_batch_size": settings.effective_batch_size,

@@ -1,4 +1,6 @@
-"""Rows of a JSON list or of JSONL, decoded one at a time. (ijson would do the same, but turns lone surrogates into "?": nobody would see them.)"""
+"""Rows of a JSON list or of JSONL, decoded one at a time. (ijson would do the same, but turns lone surrogates
+into "?": nobody would see them.)
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,29 @@ from chatbot_sft.data import streams
 from chatbot_sft.errors import UserError, listed
 
 Fault = tuple[str, str]  # kind, detail: what is wrong with a row that could be decoded all the same
-ROW_COLUMNS = {"messages", "conversations", "instruction", "output", "prompt", "completion", "text"}  # an object that has one is a row
+ROW_COLUMNS = {
+    "messages",
+    "conversations",
+    "instruction",
+    "output",
+    "prompt",
+    "completion",
+    "text",
+}  # an object that has one is a row
 Found = tuple[int, dict[str, Any], Fault | None]
 
 
 class Decoder:
-    """JSON as the standard library decodes it, and what that says nothing of: a key that stands twice, NaN and numbers beyond a float's range."""
+    """JSON as the standard library decodes it, and what that says nothing of: a key that stands twice, NaN
+    and numbers beyond a float's range.
+    """
 
     def __init__(self) -> None:
-        hooks = {"object_pairs_hook": self._object, "parse_constant": self._number, "parse_float": self._number}
+        hooks = {
+            "object_pairs_hook": self._object,
+            "parse_constant": self._number,
+            "parse_float": self._number,
+        }
         self._decode = json.JSONDecoder(**hooks).raw_decode
         self._doubled = ""
         self._no_number = False
@@ -37,12 +53,33 @@ class Decoder:
         self._doubled, self._no_number = "", False
         value, end = self._decode(source, at)
         if self._doubled:
-            return value, end, ("doubled key", f"the key {self._doubled!r} stands twice in one object, with different values")
+            return (
+                value,
+                end,
+                (
+                    "doubled key",
+                    f"the key {self._doubled!r} stands twice in one object, with different values",
+                ),
+            )
         if self._no_number:
             # What pandas writes for an empty cell counts as absent, as the null of a table does.
-            value = {key: inner for key, inner in value.items() if not _is_nan(inner)} if isinstance(value, dict) else value
+            value = (
+                {key: inner for key, inner in value.items() if not _is_nan(inner)}
+                if isinstance(value, dict)
+                else value
+            )
             if _has_no_number(value):
-                return value, end, ("not a number", "it has NaN, Infinity or a number too large for a float, which is no JSON and no number")
+                return (
+                    value,
+                    end,
+                    (
+                        "not a number",
+                        (
+                            "it has NaN, Infinity or a number too large for a float, which is no JSON and no"
+                            " number"
+                        ),
+                    ),
+                )
         return value, end, None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -93,7 +130,10 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
                 return ""
 
     def broken(what: str, position: int) -> UserError:
-        return UserError(f"{name}: row {number} is not JSON: {what} (line {line + buffer.count(chr(10), 0, position)} of the file)")
+        return UserError(
+            f"{name}: row {number} is not JSON: {what} (line {line + buffer.count(chr(10), 0, position)} of"
+            " the file)"
+        )
 
     while True:
         following = significant()
@@ -106,7 +146,9 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
             number += 1
             raise broken("expected a comma before it", at)
         if not following:
-            raise UserError(f"{name}: not JSON: the list is not closed after row {number}; is the file cut short?")
+            raise UserError(
+                f"{name}: not JSON: the list is not closed after row {number}; is the file cut short?"
+            )
         number += 1
         while True:
             try:
@@ -117,7 +159,11 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
                 incomplete = error.pos > len(buffer) - 16 or error.msg.startswith("Unterminated string")
                 if len(buffer) - at > longest:
                     raise _too_long(name, f"row {number}", longest) from None
-                more = list(itertools.islice(pieces, max(1, (len(buffer) - at) // streams.CHUNK))) if incomplete else []
+                more = (
+                    list(itertools.islice(pieces, max(1, (len(buffer) - at) // streams.CHUNK)))
+                    if incomplete
+                    else []
+                )
                 if not more:
                     raise broken(error.msg, error.pos) from None
                 line += buffer.count("\n", 0, at)
@@ -157,7 +203,10 @@ def _decoded_lines(name: str, found: Iterator[str], first: int, longest: int) ->
             except json.JSONDecodeError as error:
                 if number == first:
                     raise _no_jsonl(name, line, found, error, longest) from None
-                raise UserError(f"{name}: line {number} is not JSON: {error.msg.removesuffix(' at')} at character {error.colno}") from None
+                raise UserError(
+                    f"{name}: line {number} is not JSON: {error.msg.removesuffix(' at')} at character"
+                    f" {error.colno}"
+                ) from None
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{name}: line {number} {_beyond(error)}") from None
             yield number, _object(name, f"row {number}", value), fault
@@ -167,25 +216,39 @@ def _decoded_lines(name: str, found: Iterator[str], first: int, longest: int) ->
 
 
 def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, longest: int) -> UserError:
-    """What to say of a file whose first line is no JSON value: it may be one object over many lines with the list inside."""
+    """What to say of a file whose first line is no JSON value: it may be one object over many lines with the
+    list inside.
+    """
     if first.startswith("{"):
         whole, size = [first], len(first)
         for line in rest:
             whole.append(line)
             size += len(line)
             if size > longest:
-                return UserError(f"{name}: expected a JSON list of conversations or one JSON object a line, found an object over many lines")
+                return UserError(
+                    f"{name}: expected a JSON list of conversations or one JSON object a line, found an"
+                    " object over many lines"
+                )
         try:
-            return UserError(f"{name}: expected a JSON list of conversations, found an object{_data_inside(json.loads(chr(10).join(whole)))}")
+            return UserError(
+                f"{name}: expected a JSON list of conversations, found an"
+                f" object{_data_inside(json.loads(chr(10).join(whole)))}"
+            )
         except json.JSONDecodeError as of_the_whole:
             if of_the_whole.msg == "Extra data" and of_the_whole.doc[of_the_whole.pos] == "{":
-                return UserError(f"{name}: JSON objects one after another; write one a line (`jq -c .` does) or a list of them")
+                return UserError(
+                    f"{name}: JSON objects one after another; write one a line (`jq -c .` does) or a list of"
+                    " them"
+                )
             error = of_the_whole
         except ValueError as too_long:
             return UserError(f"{name}: row 1 {_beyond(too_long)}")
         except RecursionError as too_deep:
             return UserError(f"{name}: row 1 {_beyond(too_deep)}")
-    return UserError(f"{name}: not JSON ({error}); a JSON list or one JSON object a line is read, and .csv, .parquet, .arrow by their names")
+    return UserError(
+        f"{name}: not JSON ({error}); a JSON list or one JSON object a line is read, and .csv, .parquet,"
+        " .arrow by their names"
+    )
 
 
 def _object(name: str, where: str, value: Any) -> dict[str, Any]:
@@ -195,7 +258,9 @@ def _object(name: str, where: str, value: Any) -> dict[str, Any]:
 
 
 def _data_inside(value: Any) -> str:
-    """A hint where one object has all of the data: in a list, as in {"data": [{…}, …]}, in splits, or by ids. A messages list is none of that."""
+    """A hint where one object has all of the data: in a list, as in {"data": [{…}, …]}, in splits, or by ids.
+    A messages list is none of that.
+    """
     if not isinstance(value, dict) or not ROW_COLUMNS.isdisjoint(value):
         return ""
     inside = [key for key, inner in value.items() if isinstance(inner, list) and inner and _is_row(inner[0])]
@@ -215,8 +280,13 @@ def _is_row(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and not {"role", "from"} & set(value)
 
 
-def _too_long(name: str, where: str, longest: int, hint: str = "; is a quote or bracket missing?") -> UserError:
-    return UserError(f"{name}: {where} has over {longest / 1e6:g} million characters, the most that dataset.max_row_mb allows{hint}")
+def _too_long(
+    name: str, where: str, longest: int, hint: str = "; is a quote or bracket missing?"
+) -> UserError:
+    return UserError(
+        f"{name}: {where} has over {longest / 1e6:g} million characters, the most that dataset.max_row_mb"
+        f" allows{hint}"
+    )
 
 
 def _beyond(error: Exception) -> str:
@@ -239,5 +309,12 @@ def _has_no_number(value: Any) -> bool:
 
 
 def _what(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", bool: "true/false"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        int: "a number",
+        float: "a number",
+        bool: "true/false",
+    }
     return names.get(type(value), "null")

@@ -1,8 +1,9 @@
 """Which characters of a rendered conversation the assistant wrote, and so which tokens are trained.
 
-The spans come from the structure. The template renders the conversation again with texts replaced by placeholders; what stands around the
-placeholders is the template's own, so nothing is searched for that a user could have typed. Where a text was not made by the template (a user's
-own formatting function, ready-made text) the template's turn markers are looked for instead.
+The spans come from the structure. The template renders the conversation again with texts replaced by
+placeholders; what stands around the placeholders is the template's own, so nothing is searched for that a
+user could have typed. Where a text was not made by the template (a user's own formatting function, ready-made
+text) the template's turn markers are looked for instead.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class TurnMarkers:
 class Layout:
     """What a template writes around the contents of conversations with one sequence of roles.
 
-    `pieces` has one text before each content and one after the last; `starts[i]` is where in `pieces[i]` an assistant's turn begins, and
+    `pieces` has one text before each content and one after the last; `starts[i]` is where in `pieces[i]` an
+    assistant's turn begins, and
     `ends[i]` where in `pieces[i + 1]` it has ended. None for the other roles.
     """
 
@@ -42,7 +44,9 @@ class Layout:
 
 
 class SpanFinder:
-    """Finds the character spans of assistant turns in what `template` renders. Layouts are worked out once per sequence of roles."""
+    """Finds the character spans of assistant turns in what `template` renders. Layouts are worked out once
+    per sequence of roles.
+    """
 
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
@@ -50,11 +54,15 @@ class SpanFinder:
         self._markers: TurnMarkers | None = None
         self._closing: str | None = None
 
-    def spans(self, text: str, messages: Sequence[Message], tools: list[Any] | None = None) -> list[Span] | None:
-        """A span per assistant message of `messages`: all that the model has to generate there, its end of turn included.
+    def spans(
+        self, text: str, messages: Sequence[Message], tools: list[Any] | None = None
+    ) -> list[Span] | None:
+        """A span per assistant message of `messages`: all that the model has to generate there, its end of
+        turn included.
 
-        It starts where the prompt for that turn ends and stops with the end-of-sequence token, as generation does, or where that comes in no turn
-        (Gemma's `<end_of_turn>`), with all that the template writes behind an answer. None where `text` is not its rendering of `messages`.
+        It starts where the prompt for that turn ends and stops with the end-of-sequence token, as generation
+        does, or where that comes in no turn (Gemma's `<end_of_turn>`), with all that the template writes
+        behind an answer. None where `text` is not its rendering of `messages`.
         """
         if tools is None and all(len(message) == 2 for message in messages):
             roles = tuple(message["role"] for message in messages)
@@ -68,7 +76,9 @@ class SpanFinder:
 
     @property
     def closing(self) -> str:
-        """What the template writes after an answer that ends a conversation: the end of turn, perhaps a line break."""
+        """What the template writes after an answer that ends a conversation: the end of turn, perhaps a line
+        break.
+        """
         if self._closing is None:
             mark = placeholder(0)
             turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
@@ -76,7 +86,9 @@ class SpanFinder:
         return self._closing
 
     def until_eos(self, text: str) -> str:
-        """`text` up to its first end-of-sequence token: what the template writes behind that is never generated. All of it where there is none."""
+        """`text` up to its first end-of-sequence token: what the template writes behind that is never
+        generated. All of it where there is none.
+        """
         eos = self.template.tokens.get("eos_token")
         end = text.find(eos) if eos else -1
         return text[: end + len(eos)] if end >= 0 else text
@@ -86,13 +98,17 @@ class SpanFinder:
         """The template's turn markers, read off a rendering of placeholders."""
         if self._markers is None:
             user, assistant, again = placeholder(0), placeholder(1), placeholder(2)
-            text = self.template.render([_turn("user", user), _turn("assistant", assistant), _turn("user", again)])
+            text = self.template.render(
+                [_turn("user", user), _turn("assistant", assistant), _turn("user", again)]
+            )
             between = text.partition(assistant)[2].partition(again)[0]
             header = text.partition(user)[2].partition(assistant)[0]
             ended = self._shared_start(header, text.partition(again)[2])
             self._markers = TurnMarkers(
                 user=between[len(self._shared_start(between, self.closing)) :],
-                assistant=header[len(ended) :] if header[len(ended) :].strip() else ended,  # Mistral's answers follow [/INST] with no header
+                assistant=(
+                    header[len(ended) :] if header[len(ended) :].strip() else ended
+                ),  # Mistral's answers follow [/INST] with no header
             )
         return self._markers
 
@@ -116,7 +132,9 @@ class SpanFinder:
         written = 0
         for index, role in enumerate(roles):
             answer = role == "assistant"
-            starts.append(self._prompt_end(masked, index, skeleton, written, pieces[index]) if answer else None)
+            starts.append(
+                self._prompt_end(masked, index, skeleton, written, pieces[index]) if answer else None
+            )
             last = index == len(roles) - 1
             after = pieces[-1] if last else self._shared_start(pieces[index + 1], self.closing)
             ends.append(len(self.until_eos(after)) if answer else None)
@@ -126,7 +144,11 @@ class SpanFinder:
     def _prompt_end(self, masked: list[Message], index: int, skeleton: str, written: int, header: str) -> int:
         """Where in `header`, which begins at `written` in `skeleton`, the prompt for turn `index` ends."""
         prompt = self._prompt(masked[:index], None)
-        if prompt is not None and skeleton.startswith(prompt) and written <= len(prompt) <= written + len(header):
+        if (
+            prompt is not None
+            and skeleton.startswith(prompt)
+            and written <= len(prompt) <= written + len(header)
+        ):
             return len(prompt) - written
         opening = self._opening(masked[:index], None)
         if opening is not None and header.startswith(opening):
@@ -136,17 +158,23 @@ class SpanFinder:
         return at + len(generation_prompt) if generation_prompt and at >= 0 else len(header)
 
     def _prompt(self, messages: Sequence[Message], tools: list[Any] | None) -> str | None:
-        """What the model sees before it answers `messages`; None where the template refuses them, as with no message at all."""
+        """What the model sees before it answers `messages`; None where the template refuses them, as with no
+        message at all.
+        """
         return self._rendered(messages, tools, True)
 
-    def _rendered(self, messages: Sequence[Message], tools: list[Any] | None, add_generation_prompt: bool = False) -> str | None:
+    def _rendered(
+        self, messages: Sequence[Message], tools: list[Any] | None, add_generation_prompt: bool = False
+    ) -> str | None:
         try:
             return self.template.render(messages, add_generation_prompt, tools)
         except BadRow:
             return None
 
     def _opening(self, before: Sequence[Message], tools: list[Any] | None) -> str | None:
-        """What the prompt has after the last text of `before`, wherever in it the template puts the system prompt; None where it has no such text."""
+        """What the prompt has after the last text of `before`, wherever in it the template puts the system
+        prompt; None where it has no such text.
+        """
         if not before:
             return None
         mark = placeholder(len(before) - 1)
@@ -158,21 +186,29 @@ class SpanFinder:
         return prompt[len(self._shared_start(prompt, self.template.render(messages, False, tools))) :]
 
     def _compared(self, text: str, messages: Sequence[Message], tools: list[Any] | None) -> list[Span] | None:
-        """Spans from more renderings per answer, with one text replaced in each: what differs is that text, however the template writes it."""
+        """Spans from more renderings per answer, with one text replaced in each: what differs is that text,
+        however the template writes it.
+        """
         if text != self.template.render(messages, False, tools):
             return None
         spans = []
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
                 start = self._start(text, messages, index, tools)
-                span = self._replaced(text, messages, index, tools, start) or self._alone(text, messages, index, tools, start)
+                span = self._replaced(text, messages, index, tools, start) or self._alone(
+                    text, messages, index, tools, start
+                )
                 if span is None:
                     return None
                 spans.append(span)
         return spans
 
-    def _start(self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None) -> int | None:
-        """Where in `text` the prompt for answer `index` ends: as far as it goes, or else as far as it goes on after the message before."""
+    def _start(
+        self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None
+    ) -> int | None:
+        """Where in `text` the prompt for answer `index` ends: as far as it goes, or else as far as it goes on
+        after the message before.
+        """
         prompt = self._prompt(messages[:index], tools)
         if prompt is not None and text.startswith(prompt):
             return len(prompt)
@@ -180,14 +216,24 @@ class SpanFinder:
         if opening is None:
             return None
         mark = placeholder(index - 1)
-        other = self._rendered([*messages[: index - 1], {**messages[index - 1], "content": mark}, *messages[index:]], tools)
+        other = self._rendered(
+            [*messages[: index - 1], {**messages[index - 1], "content": mark}, *messages[index:]], tools
+        )
         if other is None or mark not in other:
             return None
         behind = other.rpartition(mark)[2]
-        return len(text) - len(behind) + len(opening) if text.endswith(behind) and behind.startswith(opening) else None
+        return (
+            len(text) - len(behind) + len(opening)
+            if text.endswith(behind) and behind.startswith(opening)
+            else None
+        )
 
-    def _replaced(self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None, start: int | None) -> Span | None:
-        """The span of answer `index` from a rendering with another answer there; None where the template refuses that, or leaves it out."""
+    def _replaced(
+        self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None, start: int | None
+    ) -> Span | None:
+        """The span of answer `index` from a rendering with another answer there; None where the template
+        refuses that, or leaves it out.
+        """
         mark = placeholder(index)
         other = self._rendered([*messages[:index], _turn("assistant", mark), *messages[index + 1 :]], tools)
         if other is None or mark not in other:
@@ -203,20 +249,28 @@ class SpanFinder:
         after = text[stop:] if index == len(messages) - 1 else self._shared_start(text[stop:], self.closing)
         return start, stop + len(self.until_eos(after))
 
-    def _alone(self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None, start: int | None) -> Span | None:
-        """The span of answer `index` from a rendering that ends with it: Mistral's tool calls can only be followed by their results."""
+    def _alone(
+        self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None, start: int | None
+    ) -> Span | None:
+        """The span of answer `index` from a rendering that ends with it: Mistral's tool calls can only be
+        followed by their results.
+        """
         opening = self._opening(messages[:index], tools)
         if start is None or opening is None:
             return None
         mark = placeholder(index - 1)
-        rendered = self._rendered([*messages[: index - 1], {**messages[index - 1], "content": mark}, messages[index]], tools)
+        rendered = self._rendered(
+            [*messages[: index - 1], {**messages[index - 1], "content": mark}, messages[index]], tools
+        )
         if rendered is None:
             return None
         written = rendered.rpartition(mark)[2].removeprefix(opening)
         return (start, start + len(written)) if written and text.startswith(written, start) else None
 
     def _shared_start(self, first: str, second: str) -> str:
-        """What both texts begin with, no control token cut in two: `<|end|>\\n` of `<|end|>\\n<|user|>` and `<|end|>\\n<|endoftext|>`."""
+        """What both texts begin with, no control token cut in two: `<|end|>\\n` of `<|end|>\\n<|user|>` and
+        `<|end|>\\n<|endoftext|>`.
+        """
         length = _shared_length(first, second)
         for text in (first, second) if self.template.control_pattern else ():
             for found in self.template.control_pattern.finditer(text):
@@ -236,7 +290,9 @@ def _turn(role: str, content: str) -> Message:
 
 
 def _matched(text: str, messages: Sequence[Message], layout: Layout) -> list[Span] | None:
-    """Spans where `text` is exactly the layout's pieces with the contents between them, each as it is or stripped as some templates do."""
+    """Spans where `text` is exactly the layout's pieces with the contents between them, each as it is or
+    stripped as some templates do.
+    """
     spans: list[Span] = []
     at = 0
     for index, message in enumerate(messages):
@@ -246,7 +302,9 @@ def _matched(text: str, messages: Sequence[Message], layout: Layout) -> list[Spa
         start = layout.starts[index]
         begin = at + start if start is not None else 0
         at += len(piece)
-        if not (text.startswith(content, at) and text.startswith(layout.pieces[index + 1], at + len(content))):
+        if not (
+            text.startswith(content, at) and text.startswith(layout.pieces[index + 1], at + len(content))
+        ):
             content = content.strip()
             if not text.startswith(content, at):
                 return None
@@ -257,7 +315,9 @@ def _matched(text: str, messages: Sequence[Message], layout: Layout) -> list[Spa
 
 
 def _shared_length(first: str, second: str) -> int:
-    """How many characters both begin with, by bisection: comparing slices is C, comparing characters would be Python."""
+    """How many characters both begin with, by bisection: comparing slices is C, comparing characters would be
+    Python.
+    """
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
@@ -269,7 +329,9 @@ def _shared_length(first: str, second: str) -> int:
 
 
 def marker_spans(text: str, finder: SpanFinder) -> list[Span]:
-    """Character spans from each assistant marker to the end of that turn: its end-of-sequence token, the next user marker, or the end of `text`."""
+    """Character spans from each assistant marker to the end of that turn: its end-of-sequence token, the next
+    user marker, or the end of `text`.
+    """
     markers = finder.markers
     spans = []
     position = 0
@@ -282,16 +344,19 @@ def marker_spans(text: str, finder: SpanFinder) -> list[Span]:
 
 
 def token_spans(starts: Sequence[int], spans: Sequence[Span]) -> list[Span]:
-    """Character spans as ranges of tokens: those whose first character lies inside. `starts` are the tokens' first characters, ascending."""
+    """Character spans as ranges of tokens: those whose first character lies inside. `starts` are the tokens'
+    first characters, ascending.
+    """
     return [(bisect_left(starts, begin), bisect_left(starts, end)) for begin, end in spans]
 
 
 class TokenAligner:
-    """Character positions to token positions without the tokenizer's offsets, whose computing takes as long as the tokenising itself.
+    """Character positions to token positions without the tokenizer's offsets, whose computing takes as long
+    as the tokenising itself.
 
-    The n-th `<|im_start|>` of the text is the n-th of the ids. From there to a turn's beginning there is only what the template writes
-    (`assistant\\n`); where the ids that follow are exactly the ids of that, the boundary lies behind them. Where anything does not fit, the
-    offsets decide.
+    The n-th `<|im_start|>` of the text is the n-th of the ids. From there to a turn's beginning there is only
+    what the template writes (`assistant\\n`); where the ids that follow are exactly the ids of that, the
+    boundary lies behind them. Where anything does not fit, the offsets decide.
     """
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
@@ -322,7 +387,9 @@ class TokenAligner:
         if len(lead) > LONGEST_LEAD:
             return None
         if (token, lead) not in self._leads:
-            self._leads[token, lead] = self.tokenizer.backend.encode(token + lead, add_special_tokens=False).ids
+            self._leads[token, lead] = self.tokenizer.backend.encode(
+                token + lead, add_special_tokens=False
+            ).ids
         end = place + len(self._leads[token, lead])
         return end if ids[place:end] == self._leads[token, lead] else None
 

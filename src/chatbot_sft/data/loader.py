@@ -1,4 +1,6 @@
-"""DatasetLoader: from files of conversations to rows of (text, input_ids, labels), and the conversations held out of training."""
+"""DatasetLoader: from files of conversations to rows of (text, input_ids, labels), and the conversations held
+out of training.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ LOOKED_AT = 100  # rows of a source from which its format and columns are told
 
 @dataclass(frozen=True)
 class Limits:
-    """What a mixture or `dataset.max_rows` takes of each source: of how many rows, and {row index: how often}."""
+    """What a mixture or `dataset.max_rows` takes of each source: of how many rows, and {row index: how
+    often}.
+    """
 
     available: list[int]
     uses: list[dict[int, int]]
@@ -55,9 +59,10 @@ class Limits:
 class DatasetLoader:
     """Prepares the dataset that `config` names for `tokenizer`.
 
-    Override `formatting_prompts_func` to write the text yourself; labels are then found from the messages where the text is the template's own
-    rendering of them, else by the chat template's turn markers. After `prepare_dataset`, `eval_dataset` holds the held-out rows (None without
-    any), `statistics` the counts and `report` all that the gate found.
+    Override `formatting_prompts_func` to write the text yourself; labels are then found from the messages
+    where the text is the template's own rendering of them, else by the chat template's turn markers. After
+    `prepare_dataset`, `eval_dataset` holds the held-out rows (None without any), `statistics` the counts and
+    `report` all that the gate found.
     """
 
     def __init__(self, config: Mapping[str, Any] | Config, tokenizer: Any = None) -> None:
@@ -82,7 +87,9 @@ class DatasetLoader:
     def formatting_prompts_func(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
         """`{"text": [...]}` for a batch of columns; here the chat template over the message column."""
         template = self._chat_tokenizer().template
-        return {"text": [template.render(messages) for messages in examples[self.settings.dataset.message_field]]}
+        return {
+            "text": [template.render(messages) for messages in examples[self.settings.dataset.message_field]]
+        }
 
     def find_files(self) -> None:
         """Raises UserError where a file of the configuration is not there; reads nothing."""
@@ -91,12 +98,14 @@ class DatasetLoader:
                 data_files(source.data_path, source.split)
 
     def check(self, tokenizer: ChatTokenizer | None = None) -> dict[str, Any]:
-        """Read, render, tokenise and label every row (or map what an earlier run made) and return what the gate found; `report` keeps it.
+        """Read, render, tokenise and label every row (or map what an earlier run made) and return what the
+        gate found; `report` keeps it.
 
         `tokenizer` serves where no transformers tokenizer has been given yet.
 
         Raises:
-            UserError: a file that cannot be read, or `gate.BadData` where `dataset.on_bad_row` does not allow to go on.
+            UserError: a file that cannot be read, or `gate.BadData` where `dataset.on_bad_row` does not allow
+                to go on.
         """
         import numpy as np
 
@@ -123,15 +132,30 @@ class DatasetLoader:
         }
         bad = np.flatnonzero(store.numbers(entry.table(), "bad"))
         used = bad[np.isin(bad, np.concatenate([self._split.once, self._split.held_out]))]
-        self.report["bad_rows_used"] = {"count": len(used), "rows": [self._place(row) for row in used[: gate.LISTED]]}
-        error = gate.refusal(s.path, s.rows, s.bad_rows, about["problems"], self.settings.dataset.on_bad_row, s.rows_used, len(bad))
+        self.report["bad_rows_used"] = {
+            "count": len(used),
+            "rows": [self._place(row) for row in used[: gate.LISTED]],
+        }
+        error = gate.refusal(
+            s.path,
+            s.rows,
+            s.bad_rows,
+            about["problems"],
+            self.settings.dataset.on_bad_row,
+            s.rows_used,
+            len(bad),
+        )
         if error is None and s.rows_held_out and not s.rows_used:
             error = (
-                f"{s.path}: {s.rows_held_out} conversation(s) leave none to train on with dataset.eval_fraction="
-                f"{self.settings.dataset.eval_fraction}; add conversations or set dataset.eval_fraction=0"
+                f"{s.path}: {s.rows_held_out} conversation(s) leave none to train on with"
+                f" dataset.eval_fraction={self.settings.dataset.eval_fraction}; add conversations or set"
+                " dataset.eval_fraction=0"
             )
         if error is None and not s.rows_used:
-            error = f"{s.path}: no row has a trainable token within model.max_seq_length={self.settings.model.max_seq_length}"
+            error = (
+                f"{s.path}: no row has a trainable token within"
+                f" model.max_seq_length={self.settings.model.max_seq_length}"
+            )
         if error:
             self.report |= {"status": "refused", "error": error}
             raise gate.BadData(error)
@@ -142,8 +166,8 @@ class DatasetLoader:
         return {name: table.column(name)[int(index)].as_py() for name in ("file", "row")}
 
     def prepare_dataset(self) -> Dataset:
-        """The training rows as a `datasets.Dataset` with columns text, input_ids and labels (lists of ints, one conversation a row), file, row
-        and opening (JSON: the messages before the first answer).
+        """The training rows as a `datasets.Dataset` with columns text, input_ids and labels (lists of ints,
+        one conversation a row), file, row and opening (JSON: the messages before the first answer).
 
         Raises:
             UserError: see `check`.
@@ -153,19 +177,24 @@ class DatasetLoader:
         formats = ", ".join(dict.fromkeys(source["format"] for source in self.report["sources"]))
         log.info(
             "data: %s (%s): %s conversations, %s held out; %s tokens, %d%% of them trained, longest %s%s%s%s",
-            s.path, formats, f"{s.rows:,}", f"{s.rows_held_out:,}", f"{s.tokens:,}", round(100 * s.trainable_tokens / s.tokens), f"{s.max_length:,}",
+            s.path, formats, f"{s.rows:,}", f"{s.rows_held_out:,}", f"{s.tokens:,}",
+            round(100 * s.trainable_tokens / s.tokens), f"{s.max_length:,}",
             f"; {s.bad_rows:,} bad rows ({Findings(self.report['problems']).counts()})" if s.bad_rows else "",
             f"; {s.truncated_rows:,} cut at {self.settings.model.max_seq_length} tokens" if s.truncated_rows else "",
             f"; {s.dropped_rows:,} left out for their length" if s.dropped_rows else "",
         )  # fmt: skip
         from datasets import Dataset
 
-        rows = Dataset.from_file(str(self._entry.file)).select_columns(["text", "input_ids", "labels", "file", "row", "opening"])
+        rows = Dataset.from_file(str(self._entry.file)).select_columns(
+            ["text", "input_ids", "labels", "file", "row", "opening"]
+        )
         self.eval_dataset = rows.select(self._split.held_out) if len(self._split.held_out) else None
         return rows.select(self._split.training)
 
     def sample_prompts(self) -> list[list[Message]]:
-        """What the model is asked before and after training: `training.sample_prompts`, else the first questions of three held-out conversations."""
+        """What the model is asked before and after training: `training.sample_prompts`, else the first
+        questions of three held-out conversations.
+        """
         prompts = self.settings.training.sample_prompts
         if prompts is not None:
             return [[{"role": "user", "content": prompt}] for prompt in prompts]
@@ -177,14 +206,20 @@ class DatasetLoader:
         """Some dozens of the checked rows, token by token, for `preview.write_preview`."""
         limit, problems = self.settings.model.max_seq_length, self._entry.about["problems"]
         used, held_out = self._split.once, self._split.held_out
-        return excerpt(self._entry.table(), used, held_out, problems, self._entry_of, limit, self.settings.seed)
+        return excerpt(
+            self._entry.table(), used, held_out, problems, self._entry_of, limit, self.settings.seed
+        )
 
     def _chat_tokenizer(self) -> ChatTokenizer:
         if self.tokenizer is None:
-            raise UserError("DatasetLoader needs a tokenizer to prepare the dataset: DatasetLoader(config, tokenizer)")
+            raise UserError(
+                "DatasetLoader needs a tokenizer to prepare the dataset: DatasetLoader(config, tokenizer)"
+            )
         if self._chat is None:
             model, kwargs = self.settings.model, self.settings.dataset.chat_template_kwargs
-            self._chat = ChatTokenizer.from_transformers(self.tokenizer, model.name, kwargs, model.new_tokens or ())
+            self._chat = ChatTokenizer.from_transformers(
+                self.tokenizer, model.name, kwargs, model.new_tokens or ()
+            )
         return self._chat
 
     @property
@@ -195,14 +230,18 @@ class DatasetLoader:
     def _opened(self, tokenizer: ChatTokenizer) -> store.Entry:
         """The tokenised rows: those of this loader, of the cache, or made now.
 
-        A formatting function of the user's is not known to the cache, and rows with a secret of the environment in them do not belong there.
+        A formatting function of the user's is not known to the cache, and rows with a secret of the
+        environment in them do not belong there.
         """
         if self._entry is not None and self._entry_of.fingerprint == tokenizer.fingerprint:
             return self._entry
         if self._entry is None:
             self._note_files()
         else:
-            log.warning("data: transformers loads this tokenizer otherwise than its tokenizer.json says; tokenising again, with what will be trained")
+            log.warning(
+                "data: transformers loads this tokenizer otherwise than its tokenizer.json says; tokenising"
+                " again, with what will be trained"
+            )
         dataset = asdict(self.settings.dataset)
         if self.writes_its_own_text or by_name(dataset) != dataset:
             self._scratch = tempfile.TemporaryDirectory(prefix="chatbot_sft_rows_")
@@ -213,20 +252,46 @@ class DatasetLoader:
         self._entry_of = tokenizer
         for source in self._entry.about["sources"]:
             if "available" in source:
-                log.info("data: %s: %s of %s rows", source["path"], f"{source['taken']:,}", f"{source['available']:,}")
+                log.info(
+                    "data: %s: %s of %s rows",
+                    source["path"],
+                    f"{source['taken']:,}",
+                    f"{source['available']:,}",
+                )
         return self._entry
 
     def _key(self, tokenizer: ChatTokenizer) -> str:
-        """Everything that decides what the rows are: the data's content, the tokenizer, the options, `store.VERSION`."""
+        """Everything that decides what the rows are: the data's content, the tokenizer, the options,
+        `store.VERSION`.
+        """
         dataset = self.settings.dataset
         options = {"train_on": trained_part(self.settings)}
-        options |= {name: getattr(dataset, name) for name in ("thinking", "overflow", "system_prompt", "max_rows", "shuffle")}
+        options |= {
+            name: getattr(dataset, name)
+            for name in ("thinking", "overflow", "system_prompt", "max_rows", "shuffle")
+        }
         options |= {name: getattr(dataset, name) for name in ("message_field", "text_field")}
-        chosen = self.settings.seed if dataset.max_rows or any(source.weight or source.count for source in dataset.mixture) else None
+        chosen = (
+            self.settings.seed
+            if dataset.max_rows or any(source.weight or source.count for source in dataset.mixture)
+            else None
+        )
         parts = [
-            *(json.dumps([asdict(source), self._content(source)], sort_keys=True, default=str) for source in self._sources()),
+            *(
+                json.dumps([asdict(source), self._content(source)], sort_keys=True, default=str)
+                for source in self._sources()
+            ),
             tokenizer.fingerprint,
-            json.dumps([options, self.settings.model.max_seq_length, len(self._held_out_sources()), dataset.max_row_mb, chosen], sort_keys=True),
+            json.dumps(
+                [
+                    options,
+                    self.settings.model.max_seq_length,
+                    len(self._held_out_sources()),
+                    dataset.max_row_mb,
+                    chosen,
+                ],
+                sort_keys=True,
+            ),
             f"version {store.VERSION}",
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -246,22 +311,35 @@ class DatasetLoader:
         return [*self._training_sources(), *self._held_out_sources()]
 
     def _training_sources(self) -> list[SourceConfig]:
-        """The mixture. Beside hub ids, `dataset.split` is theirs: the files and folders that have no such split are read as they are without it."""
+        """The mixture. Beside hub ids, `dataset.split` is theirs: the files and folders that have no such
+        split are read as they are without it.
+        """
         mixture = self.settings.dataset.mixture
         local = [source for source in mixture if not is_hub_id(source.data_path)]
         if len(local) == len(mixture):
             return mixture
         return [
-            replace(source, split=TRAIN) if source in local and source.split not in find(source.data_path).splits else source for source in mixture
+            (
+                replace(source, split=TRAIN)
+                if source in local and source.split not in find(source.data_path).splits
+                else source
+            )
+            for source in mixture
         ]
 
     def _held_out_sources(self) -> list[SourceConfig]:
         """`eval_data_path` or, without it, what the training folders have under the name of a held-out split."""
         dataset = self.settings.dataset
         if dataset.eval_data_path is None:
-            return [replace(source, split=split) for source in self._training_sources() if source.split == TRAIN and (split := _held_out(source))]
+            return [
+                replace(source, split=split)
+                for source in self._training_sources()
+                if source.split == TRAIN and (split := _held_out(source))
+            ]
         given = dataset.source(SourceConfig(dataset.eval_data_path))
-        return [given if is_hub_id(given.data_path) else replace(given, split=find(given.data_path).to_evaluate)]
+        return [
+            given if is_hub_id(given.data_path) else replace(given, split=find(given.data_path).to_evaluate)
+        ]
 
     def _note_files(self) -> None:
         """Say which files of the folders are not trained on."""
@@ -277,7 +355,13 @@ class DatasetLoader:
         dataset = self.settings.dataset
         not_read: dict[str, int] = {}
         texts = functools.partial(self._user_texts, not_read) if self.writes_its_own_text else None
-        encoder = Encoder(tokenizer, self.settings.model.max_seq_length, trained_part(self.settings), dataset.overflow, texts)
+        encoder = Encoder(
+            tokenizer,
+            self.settings.model.max_seq_length,
+            trained_part(self.settings),
+            dataset.overflow,
+            texts,
+        )
         problems, notes = Findings(), Findings()
         sources: list[dict[str, Any]] = []
         counts = {"rows": 0, "bad_rows": 0, "dropped_rows": 0}
@@ -297,7 +381,12 @@ class DatasetLoader:
                 held_out = number >= len(dataset.mixture)
                 uses = limits.uses[number] if limits and not held_out else None
                 by_name = held_out and source.split != TRAIN and not is_hub_id(source.data_path)
-                sources.append({"path": f"{source.data_path} [{source.split}]" if by_name else source.data_path, "held_out": held_out})
+                sources.append(
+                    {
+                        "path": f"{source.data_path} [{source.split}]" if by_name else source.data_path,
+                        "held_out": held_out,
+                    }
+                )
                 if uses is not None:
                     sources[-1] |= {"taken": sum(uses.values()), "available": limits.available[number]}
                 last = None
@@ -337,14 +426,21 @@ class DatasetLoader:
         }
 
     def _limits(self) -> Limits | None:
-        """Which rows of each source, where weights, counts or max_rows choose; this takes a first pass over the files."""
+        """Which rows of each source, where weights, counts or max_rows choose; this takes a first pass over
+        the files.
+        """
         dataset, mixture = self.settings.dataset, self._training_sources()
-        if dataset.max_rows is None and all(source.weight is None and source.count is None for source in mixture):
+        if dataset.max_rows is None and all(
+            source.weight is None and source.count is None for source in mixture
+        ):
             return None
         available = [sum(1 for _ in self._source_rows(source)) for source in mixture]
         wanted = wanted_rows(available, mixture, dataset.max_rows)
         seed = self.settings.seed
-        uses = [chosen_rows(rows, number, dataset.shuffle, seed + i) for i, (rows, number) in enumerate(zip(available, wanted, strict=True))]
+        uses = [
+            chosen_rows(rows, number, dataset.shuffle, seed + i)
+            for i, (rows, number) in enumerate(zip(available, wanted, strict=True))
+        ]
         return Limits(available, uses)
 
     def _source_rows(self, source: SourceConfig) -> Iterator[Row]:
@@ -354,13 +450,22 @@ class DatasetLoader:
         return read_rows(source.data_path, source.split, most)
 
     def _conversations(
-        self, source: SourceConfig, tokenizer: ChatTokenizer, uses: dict[int, int] | None, about: dict[str, Any], not_read: dict[str, int]
+        self,
+        source: SourceConfig,
+        tokenizer: ChatTokenizer,
+        uses: dict[int, int] | None,
+        about: dict[str, Any],
+        not_read: dict[str, int],
     ) -> Iterator[Conversation | Refused]:
-        """The rows of `source` as conversations. `uses` says which and how often (None: all, once). Fills in `about`, counts in `not_read`."""
+        """The rows of `source` as conversations. `uses` says which and how often (None: all, once). Fills in
+        `about`, counts in `not_read`.
+        """
         dataset = self.settings.dataset
         columns = {"messages": dataset.message_field, "text": dataset.text_field, **source.columns}
         template = tokenizer.template
-        names_of = frozenset(ROLES) if self.writes_its_own_text else template.names_of  # a function of the user's own gets the messages whole
+        names_of = (
+            frozenset(ROLES) if self.writes_its_own_text else template.names_of
+        )  # a function of the user's own gets the messages whole
         reading = Reading(columns, dataset.thinking, template.thinking_field, dataset.system_prompt, names_of)
         rows = self._source_rows(source)
         begin = next(in_batches(rows, LOOKED_AT, lambda row: len(repr(row.values))), [])
@@ -389,16 +494,26 @@ class DatasetLoader:
                 text_only = Conversation(row.file, row.number, None, text="", values=row.values)
                 made = to_conversation(row, name, reading) if name else text_only
                 made.uses = 1 if uses is None else uses[index]
-                # What a function of the user's own makes of the columns is seen when it is called; the messages it gets are checked ones.
-                unread.count([name for name in made.unread if "[]" in name] if self.writes_its_own_text else made.unread, not_read)
+                # What a function of the user's own makes of the columns is seen when it is called; the
+                # messages it gets are checked ones.
+                unread.count(
+                    (
+                        [name for name in made.unread if "[]" in name]
+                        if self.writes_its_own_text
+                        else made.unread
+                    ),
+                    not_read,
+                )
                 yield made
             except BadRow as bad:
                 yield Refused(row.file, row.number, bad.kind, bad.detail)
 
     def _user_texts(self, not_read: dict[str, int], batch: list[Conversation]) -> list[str]:
-        """One text per conversation from the user's function: it gets the file's columns, and checked messages where the rows have them.
+        """One text per conversation from the user's function: it gets the file's columns, and checked
+        messages where the rows have them.
 
-        Columns that it does not ask for, and that no messages it asks for were made of, are counted in `not_read`.
+        Columns that it does not ask for, and that no messages it asks for were made of, are counted in
+        `not_read`.
         """
         names = list(dict.fromkeys(name for item in batch for name in item.values))
         columns = Asked({name: [item.values.get(name) for item in batch] for name in names})
@@ -406,14 +521,24 @@ class DatasetLoader:
             columns[self.settings.dataset.message_field] = [item.messages for item in batch]
         returned = self.formatting_prompts_func(columns)
         if not isinstance(returned, Mapping) or "text" not in returned:
-            raise UserError(f'{type(self).__name__}.formatting_prompts_func: expected {{"text": [...]}}, got {type(returned).__name__}')
+            raise UserError(
+                f'{type(self).__name__}.formatting_prompts_func: expected {{"text": [...]}}, got'
+                f" {type(returned).__name__}"
+            )
         for item in batch:
             made = set(item.values) - {name for name in item.values if unread.named(name) in item.unread}
-            read = columns.asked | (made if item.messages is not None and self.settings.dataset.message_field in columns.asked else set())
+            read = columns.asked | (
+                made
+                if item.messages is not None and self.settings.dataset.message_field in columns.asked
+                else set()
+            )
             unread.count(unread.unread_columns(item.values, read), not_read)
         texts = returned["text"]
         if len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{type(self).__name__}.formatting_prompts_func: expected one text for each of {len(batch)} conversations")
+            raise UserError(
+                f"{type(self).__name__}.formatting_prompts_func: expected one text for each of {len(batch)}"
+                " conversations"
+            )
         return texts
 
     def _select(self, entry: store.Entry, tokenizer: ChatTokenizer) -> Split:
@@ -421,19 +546,34 @@ class DatasetLoader:
         import numpy as np
 
         dataset, table = self.settings.dataset, entry.table()
-        chosen = split(table, dataset.eval_fraction, bool(self._held_out_sources()), dataset.on_bad_row == "warn", self.settings.seed)
+        chosen = split(
+            table,
+            dataset.eval_fraction,
+            bool(self._held_out_sources()),
+            dataset.on_bad_row == "warn",
+            self.settings.seed,
+        )
         if dataset.eval_on_training:
             chosen = replace(chosen, held_out=chosen.once)
-        length, trained, truncated, identity = (store.numbers(table, name) for name in ("length", "trained", "truncated", "identity"))
+        length, trained, truncated, identity = (
+            store.numbers(table, name) for name in ("length", "trained", "truncated", "identity")
+        )
         tokens = np.minimum(length, self.settings.model.max_seq_length)
         s, about = self.statistics, entry.about
-        s.rows, s.bad_rows, s.dropped_rows, s.not_read = about["rows"], about["bad_rows"], about["dropped_rows"], about["not_read"]
+        s.rows, s.bad_rows, s.dropped_rows, s.not_read = (
+            about["rows"],
+            about["bad_rows"],
+            about["dropped_rows"],
+            about["not_read"],
+        )
         s.rows_used, s.rows_held_out = len(chosen.training), len(chosen.held_out)
         s.duplicates, s.leaked_rows = chosen.duplicates, chosen.leaked
         s.tokens, s.trainable_tokens = int(tokens[chosen.training].sum()), int(trained[chosen.training].sum())
         s.max_length = int(tokens[chosen.training].max(initial=0))
         s.truncated_rows = int(truncated[chosen.once].sum())
-        s.fingerprint = hashlib.sha256(tokenizer.fingerprint.encode() + identity[chosen.training].tobytes()).hexdigest()
+        s.fingerprint = hashlib.sha256(
+            tokenizer.fingerprint.encode() + identity[chosen.training].tobytes()
+        ).hexdigest()
         return chosen
 
 

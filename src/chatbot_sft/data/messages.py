@@ -1,4 +1,6 @@
-"""Messages as a chat template takes them: roles checked, parts joined, the teacher's reasoning kept or dropped. What is wrong is a BadRow."""
+"""Messages as a chat template takes them: roles checked, parts joined, the teacher's reasoning kept or
+dropped. What is wrong is a BadRow.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,27 @@ from chatbot_sft.errors import did_you_mean, listed
 
 ROLES = ("system", "user", "assistant", "tool")
 ALIASES = {
-    "developer": "system", "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "ai": "assistant", "function_response": "tool", "tool_response": "tool", "observation": "tool", "function": "tool", "ipython": "tool",
+    "developer": "system", "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant",
+    "model": "assistant", "chatgpt": "assistant",
+    "ai": "assistant", "function_response": "tool", "tool_response": "tool", "observation": "tool",
+    "function": "tool", "ipython": "tool",
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
 CALLING = ("function_call", "tool_call")  # roles whose content is the JSON of a call
-THOUGHTS = ("thinking", "reasoning_content", "reasoning", "thought", "thoughts")  # where files keep an answer's reasoning
-MARKS = ("train", "training", "loss", "weight", "loss_scale")  # ours, Axolotl's, ms-swift's, OpenAI's: is this message trained?
+THOUGHTS = (
+    "thinking",
+    "reasoning_content",
+    "reasoning",
+    "thought",
+    "thoughts",
+)  # where files keep an answer's reasoning
+MARKS = (
+    "train",
+    "training",
+    "loss",
+    "weight",
+    "loss_scale",
+)  # ours, Axolotl's, ms-swift's, OpenAI's: is this message trained?
 WEIGHTS = ("weight", "loss_scale")  # their 1 on a question is a default, no wish to train it
 PARTIAL_MARKS = ("train_detail", "training_detail")  # Axolotl's marks on parts of a message
 MARK = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
@@ -29,7 +45,9 @@ Message = dict[str, Any]
 
 
 class BadRow(Exception):
-    """A row that should not be trained on. `kind` is its sort, as the gate counts them; `detail` says what and where in the row."""
+    """A row that should not be trained on. `kind` is its sort, as the gate counts them; `detail` says what
+    and where in the row.
+    """
 
     def __init__(self, kind: str, detail: str) -> None:
         detail = encodable(" ".join(detail.splitlines()))
@@ -42,8 +60,8 @@ class BadRow(Exception):
 class Conversation:
     """One row, ready for the template: its messages or, where it has none, its ready-made `text`.
 
-    `trained` says of each message whether the row allows it to be trained (`"train": false` and `"weight": 0` do not); `unread` are its columns
-    and keys that nothing was made of.
+    `trained` says of each message whether the row allows it to be trained (`"train": false` and `"weight": 0`
+    do not); `unread` are its columns and keys that nothing was made of.
     """
 
     file: str
@@ -57,18 +75,28 @@ class Conversation:
     unread: list[str] = field(default_factory=list)
 
 
-def to_messages(turns: Any, thinking: str, thinking_field: str | None, role_key: str = "role", content_key: str = "content") -> list[Message]:
-    """`[{"role", "content", …}]` as templates take them, from a list of messages (or its JSON, as CSV has it).
+def to_messages(
+    turns: Any,
+    thinking: str,
+    thinking_field: str | None,
+    role_key: str = "role",
+    content_key: str = "content",
+) -> list[Message]:
+    """`[{"role", "content", …}]` as templates take them, from a list of messages (or its JSON, as CSV has
+    it).
 
-    `thinking="keep"` puts an answer's reasoning (`THOUGHTS`) before it, as `<think>…</think>` or, where the template reads it from a field of its
-    own, in `thinking_field`; `"last"` does so for the last assistant message alone, `"drop"` for none. A `<think>…</think>` that a content begins
-    with is reasoning too.
+    `thinking="keep"` puts an answer's reasoning (`THOUGHTS`) before it, as `<think>…</think>` or, where the
+    template reads it from a field of its own, in `thinking_field`; `"last"` does so for the last assistant
+    message alone, `"drop"` for none. A `<think>…</think>` that a content begins with is reasoning too.
 
     Raises:
-        BadRow: not a list, a message without role or text, an unknown role, empty content, no assistant message.
+        BadRow: not a list, a message without role or text, an unknown role, empty content, no assistant
+            message.
     """
     turns = decoded_turns(turns)
-    messages = [_message(f"message {number}", turn, role_key, content_key) for number, turn in enumerate(turns, 1)]
+    messages = [
+        _message(f"message {number}", turn, role_key, content_key) for number, turn in enumerate(turns, 1)
+    ]
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         raise BadRow("no assistant turn", "no assistant message, so there is nothing to learn from it")
@@ -76,7 +104,10 @@ def to_messages(turns: Any, thinking: str, thinking_field: str | None, role_key:
         keep = thinking == "keep" or (thinking == "last" and index == answers[-1])
         messages[index] = _with_thought(f"message {index + 1}", messages[index], keep, thinking_field)
         if not messages[index]["content"].strip() and "tool_calls" not in messages[index]:
-            raise BadRow("empty content", f"message {index + 1}: nothing is left of the answer without its <think> part")
+            raise BadRow(
+                "empty content",
+                f"message {index + 1}: nothing is left of the answer without its <think> part",
+            )
     return messages
 
 
@@ -84,7 +115,8 @@ def may_be_trained(turns: Sequence[Message], messages: Sequence[Message]) -> lis
     """Of each of `messages`, made of `turns`, whether the row allows it to be trained.
 
     Raises:
-        BadRow: a mark that says neither yes nor no, two that contradict each other, or one that asks to train a message that is no answer.
+        BadRow: a mark that says neither yes nor no, two that contradict each other, or one that asks to train
+            a message that is no answer.
     """
     return [
         len(turn) == 2 or _may_be_trained(f"message {number}", turn, message["role"] == "assistant")
@@ -122,17 +154,25 @@ def decoded_turns(turns: Any) -> list[Any]:
         try:
             turns = decoded(turns)
         except ValueError as error:
-            python = "; it is Python's text of a list: write the column with json.dumps" if re.match(r"\s*\[\s*\{\s*'", turns) else ""
-            raise BadRow("not messages", f"not a list of messages: its JSON is broken ({error}){python}") from None
+            python = (
+                "; it is Python's text of a list: write the column with json.dumps"
+                if re.match(r"\s*\[\s*\{\s*'", turns)
+                else ""
+            )
+            raise BadRow(
+                "not messages", f"not a list of messages: its JSON is broken ({error}){python}"
+            ) from None
     if not isinstance(turns, list) or not turns:
         raise BadRow("not messages", "not a list of messages")
     return turns
 
 
 def as_text(where: str, value: Any) -> str:
-    """A string as it is, a whole number as its digits, typed parts joined where all of them are text, nothing where there is nothing.
+    """A string as it is, a whole number as its digits, typed parts joined where all of them are text, nothing
+    where there is nothing.
 
-    One rule for every text of a row. A fraction is not read: 1.10, 1e5 and 42.0 would be trained as 1.1, 100000.0 and 42.0.
+    One rule for every text of a row. A fraction is not read: 1.10, 1e5 and 42.0 would be trained as 1.1,
+    100000.0 and 42.0.
 
     Raises:
         BadRow: it is something else.
@@ -145,18 +185,32 @@ def as_text(where: str, value: Any) -> str:
         try:
             return str(value)
         except ValueError:
-            raise BadRow("not text", f"{where} is a number of thousands of digits; write it as text") from None
+            raise BadRow(
+                "not text", f"{where} is a number of thousands of digits; write it as text"
+            ) from None
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         for part in value:
-            if part.get("type") not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
-                raise BadRow("not text", f"{where} has a part of type {shown(part.get('type'))}; only text can be trained")
+            if part.get("type") not in ("text", "input_text", "output_text") or not isinstance(
+                part.get("text"), str
+            ):
+                raise BadRow(
+                    "not text",
+                    f"{where} has a part of type {shown(part.get('type'))}; only text can be trained",
+                )
         return "".join(part["text"] for part in value)
     raise BadRow("not text", f"{where} is {what(value)}, not text")
 
 
 def what(value: Any) -> str:
     """What sort of value it is, for people."""
-    names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number with a fraction", bool: "true or false"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        int: "a number",
+        float: "a number with a fraction",
+        bool: "true or false",
+    }
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")
 
 
@@ -164,7 +218,13 @@ def shown(value: Any) -> str:
     """A short value as Python writes it, a long one cut, a large one by its sort."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else f"{value[:59]}…")
-    return repr(value) if value is None or isinstance(value, (bool, float)) else str(value) if _small(value) else what(value)
+    return (
+        repr(value)
+        if value is None or isinstance(value, (bool, float))
+        else str(value)
+        if _small(value)
+        else what(value)
+    )
 
 
 def encodable(text: str) -> str:
@@ -177,22 +237,35 @@ def _small(value: Any) -> bool:
 
 
 def _message(where: str, turn: Any, role_key: str, content_key: str) -> Message:
-    if not isinstance(turn, dict) or role_key not in turn or not (content_key in turn or turn.get("tool_calls") or turn.get("function_call")):
+    if (
+        not isinstance(turn, dict)
+        or role_key not in turn
+        or not (content_key in turn or turn.get("tool_calls") or turn.get("function_call"))
+    ):
         found = f"found {listed(turn)}" if isinstance(turn, dict) else f"found {what(turn)}"
-        raise BadRow("not messages", f"{where}: expected an object with {role_key} and {content_key}, {found}")
+        raise BadRow(
+            "not messages", f"{where}: expected an object with {role_key} and {content_key}, {found}"
+        )
     role = canonical_role(turn[role_key])
     if role not in ROLES:
         near = did_you_mean(role[:60], (*ROLES, *ALIASES)) if isinstance(role, str) else ""
-        raise BadRow("unknown role", f"{where}: role {shown(turn[role_key])} is none of {', '.join(ROLES)}{near}")
+        raise BadRow(
+            "unknown role", f"{where}: role {shown(turn[role_key])} is none of {', '.join(ROLES)}{near}"
+        )
     content = turn.get(content_key)
     calls = _calls(where, turn) if len(turn) > 2 or content_key not in turn else []
     if turn[role_key] != role and turn[role_key].strip().lower() in CALLING:
         said = _decoded_call(where, content) if isinstance(content, str) else content
         calls, content = [*calls, *(said if isinstance(said, list) else [said])], ""
-    message: Message = {"role": role, "content": _result(where, content) if role == "tool" else as_text(f"{where}: content", content)}
+    message: Message = {
+        "role": role,
+        "content": _result(where, content) if role == "tool" else as_text(f"{where}: content", content),
+    }
     if calls:
         if role != "assistant":
-            raise BadRow("bad tool call", f"{where}: tool calls of the role {role}; only the assistant calls tools")
+            raise BadRow(
+                "bad tool call", f"{where}: tool calls of the role {role}; only the assistant calls tools"
+            )
         message["tool_calls"] = [_tool_call(where, call) for call in calls]
     elif role != "tool" and not message["content"].strip():
         raise BadRow("empty content", f"{where}: content is empty")
@@ -209,16 +282,24 @@ def _result(where: str, content: Any) -> str:
     """What a tool returned: text, or the JSON of anything else; tools may return nothing."""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and content and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if (
+        isinstance(content, list)
+        and content
+        and all(isinstance(part, dict) and part.get("type") == "text" for part in content)
+    ):
         return as_text(f"{where}: content", content)
     try:
         return "" if content is None else json.dumps(content, ensure_ascii=False)
     except (ValueError, RecursionError):
-        raise BadRow("not text", f"{where}: content is nested too deeply, or has a number of thousands of digits") from None
+        raise BadRow(
+            "not text", f"{where}: content is nested too deeply, or has a number of thousands of digits"
+        ) from None
 
 
 def _calls(where: str, turn: Message) -> list[Any]:
-    """The calls of a message, be they in `tool_calls` or, as OpenAI had it before, the one in `function_call`."""
+    """The calls of a message, be they in `tool_calls` or, as OpenAI had it before, the one in
+    `function_call`.
+    """
     calls, one = turn.get("tool_calls"), turn.get("function_call")
     if calls not in EMPTY and one not in EMPTY:
         raise BadRow("bad tool call", f"{where}: it has tool_calls and a function_call; keep one of them")
@@ -239,14 +320,20 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow("bad tool call", f"{where}: a tool call needs a function with a name")
     name = shown(function["name"])[1:-1]
-    arguments = function["arguments"] if "arguments" in function else function.get("parameters")  # Llama's word
+    arguments = (
+        function["arguments"] if "arguments" in function else function.get("parameters")
+    )  # Llama's word
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = decoded(arguments)
         except ValueError as error:
-            raise BadRow("bad tool call", f"{where}: the arguments of {name} are not JSON ({error})") from None
+            raise BadRow(
+                "bad tool call", f"{where}: the arguments of {name} are not JSON ({error})"
+            ) from None
     if arguments not in EMPTY and not isinstance(arguments, dict):
-        raise BadRow("bad tool call", f"{where}: the arguments of {name} are {what(arguments)}, expected an object")
+        raise BadRow(
+            "bad tool call", f"{where}: the arguments of {name} are {what(arguments)}, expected an object"
+        )
     extra = {} if call.get("id") is None else {"id": as_text(f"{where}: the id of a call", call["id"])}
     return {**extra, "type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
 
@@ -260,7 +347,11 @@ def _decoded_call(where: str, content: str) -> Any:
 
 def _thought(where: str, turn: Message) -> str:
     """The reasoning of an answer, whatever name it has; an empty text where there is none."""
-    said = {name: as_text(f"{where}: {name}", turn[name]) for name in THOUGHTS if name in turn and turn[name] not in EMPTY}
+    said = {
+        name: as_text(f"{where}: {name}", turn[name])
+        for name in THOUGHTS
+        if name in turn and turn[name] not in EMPTY
+    }
     said = {name: text for name, text in said.items() if text.strip()}
     if len({text.strip() for text in said.values()}) > 1:
         raise BadRow("two thoughts", f"{where}: {' and '.join(said)} say different things; keep one of them")
@@ -274,7 +365,10 @@ def _with_thought(where: str, message: Message, keep: bool, thinking_field: str 
     if inline and (thought or thinking_field or not keep):
         said = inline.group(1).strip()
         if keep and thought and said and said != thought.strip():
-            raise BadRow("two thoughts", f"{where}: its <think> part and its reasoning say different things; keep one of them")
+            raise BadRow(
+                "two thoughts",
+                f"{where}: its <think> part and its reasoning say different things; keep one of them",
+            )
         message["content"] = message["content"][inline.end() :]
         thought = thought or said
     if keep and thought:
@@ -288,23 +382,34 @@ def _with_thought(where: str, message: Message, keep: bool, thinking_field: str 
 def _may_be_trained(where: str, turn: Message, answer: bool) -> bool:
     said = {key: turn[key] for key in MARKS if turn.get(key) is not None}
     for key, value in said.items():
-        mark = MARK.get(str(value).lower()) if isinstance(value, (bool, str, float)) or _small(value) else None
+        mark = (
+            MARK.get(str(value).lower()) if isinstance(value, (bool, str, float)) or _small(value) else None
+        )
         if mark is None:
             asked = "neither 0 nor 1" if key in WEIGHTS else "neither true nor false"
             raise BadRow("bad weight", f"{where}: {key} {shown(value)} is {asked}")
         if mark and not answer and key not in WEIGHTS:
-            raise BadRow("bad weight", f"{where}: only assistant messages can be trained one by one; dataset.train_on=all trains everything")
+            raise BadRow(
+                "bad weight",
+                f"{where}: only assistant messages can be trained one by one; dataset.train_on=all trains"
+                " everything",
+            )
         said[key] = mark
     if len(set(said.values())) > 1:
         raise BadRow("bad weight", f"{where}: {' and '.join(said)} contradict each other")
     for key in PARTIAL_MARKS:
         if turn.get(key) not in EMPTY:
-            raise BadRow("bad weight", f"{where}: {key} marks parts of a message; only whole messages can be left out of training")
+            raise BadRow(
+                "bad weight",
+                f"{where}: {key} marks parts of a message; only whole messages can be left out of training",
+            )
     return all(said.values())
 
 
 def repeated_role(messages: Sequence[Message]) -> int | None:
-    """Number (from 1) of the first message with the role of the one before it; tool results may follow each other."""
+    """Number (from 1) of the first message with the role of the one before it; tool results may follow each
+    other.
+    """
     for number, (before, message) in enumerate(itertools.pairwise(messages), 2):
         if before["role"] == message["role"] != "tool":
             return number

@@ -1,4 +1,6 @@
-"""How many rows of each source a run uses, and which: weights, counts and `max_rows`, all decided by the seed."""
+"""How many rows of each source a run uses, and which: weights, counts and `max_rows`, all decided by the
+seed.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from chatbot_sft.errors import UserError
 def wanted_rows(available: Sequence[int], sources: Sequence[SourceConfig], max_rows: int | None) -> list[int]:
     """Rows to use of each source.
 
-    `count` is a number of rows (more than there are repeats them). `weight` is a share of the mixture, which is as large as it can be without
-    repeating a row. Without either, all rows. `max_rows` then scales the whole down, the shares unchanged.
+    `count` is a number of rows (more than there are repeats them). `weight` is a share of the mixture, which
+    is as large as it can be without repeating a row. Without either, all rows. `max_rows` then scales the
+    whole down, the shares unchanged.
 
     Raises:
         UserError: weights for some sources only.
@@ -21,18 +24,26 @@ def wanted_rows(available: Sequence[int], sources: Sequence[SourceConfig], max_r
     weights = [source.weight for source in sources]
     if any(weight is not None for weight in weights):
         if None in weights:
-            raise UserError(f"{sources[weights.index(None)].data_path}: give every source of dataset.sources a weight, or none")
+            raise UserError(
+                f"{sources[weights.index(None)].data_path}: give every source of dataset.sources a weight, or"
+                " none"
+            )
         total = min(rows * sum(weights) / weight for rows, weight in zip(available, weights, strict=True))
         wanted = _rounded([total * weight / sum(weights) for weight in weights])
     else:
-        wanted = [rows if source.count is None else source.count for rows, source in zip(available, sources, strict=True)]
+        wanted = [
+            rows if source.count is None else source.count
+            for rows, source in zip(available, sources, strict=True)
+        ]
     if max_rows is not None and sum(wanted) > max_rows:
         wanted = _rounded([max_rows * rows / sum(wanted) for rows in wanted])
     return wanted
 
 
 def chosen_rows(available: int, wanted: int, shuffle: bool, seed: int) -> dict[int, int]:
-    """{index: how often} for `wanted` of `available` rows: whole passes first, then a seeded sample (the first rows without `shuffle`)."""
+    """{index: how often} for `wanted` of `available` rows: whole passes first, then a seeded sample (the
+    first rows without `shuffle`).
+    """
     passes, rest = divmod(wanted, available)
     extra = random.Random(seed).sample(range(available), rest) if shuffle else range(rest)
     uses = dict.fromkeys(range(available), passes) if passes else {}

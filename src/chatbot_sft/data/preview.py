@@ -1,7 +1,9 @@
-"""A page of training conversations that shows which tokens are trained, which are only context and where control tokens are.
+"""A page of training conversations that shows which tokens are trained, which are only context and where
+control tokens are.
 
-One HTML file without any reference to another: it opens from the disk, and nothing that the data holds can run in it.
-What it is made of lies beside this module: preview.html (a `string.Template`), preview.css and preview.js.
+One HTML file without any reference to another: it opens from the disk, and nothing that the data holds can
+run in it. What it is made of lies beside this module: preview.html (a `string.Template`), preview.css and
+preview.js.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ HIDDEN = -1  # in place of the id of a token that is a part of a secret
 
 @dataclass(frozen=True)
 class PreviewToken:
-    """`text` is the characters of this token, "" for the second and later tokens of a character that needs several.
+    """`text` is the characters of this token, "" for the second and later tokens of a character that needs
+    several.
 
     Of a secret, the first token's text is *** and the others' "", and all have the `id` HIDDEN.
     """
@@ -48,8 +51,11 @@ class PreviewRow:
     problems: tuple[str, ...]
 
 
-def write_preview(path: Path, title: str, facts: Sequence[tuple[str, str]], rows: Sequence[PreviewRow]) -> None:
-    # Half of a surrogate pair has no UTF-8; written as a reference, a browser shows the replacement character for it.
+def write_preview(
+    path: Path, title: str, facts: Sequence[tuple[str, str]], rows: Sequence[PreviewRow]
+) -> None:
+    # Half of a surrogate pair has no UTF-8; written as a reference, a browser shows the replacement character
+    # for it.
     path.write_text(page(title, facts, rows), encoding="utf-8", errors="xmlcharrefreplace", newline="\n")
 
 
@@ -57,7 +63,9 @@ def page(title: str, facts: Sequence[tuple[str, str]], rows: Sequence[PreviewRow
     """The whole page. `facts` are (name, value) pairs for its head."""
     kinds = [kind for row in rows for kind in _kinds(row)]
     filters = [
-        f"<label><input type=checkbox value={kind}>{name} <b>{kinds.count(kind)}</b></label>" for kind, name in _FILTERS.items() if kind in kinds
+        f"<label><input type=checkbox value={kind}>{name} <b>{kinds.count(kind)}</b></label>"
+        for kind, name in _FILTERS.items()
+        if kind in kinds
     ]
     script = "\n" + _part("js")
     return Template(_part("html")).substitute(
@@ -86,7 +94,11 @@ _FILTERS = {"problems": "with problems", "cut": "cut", "held": "held out"}
 
 def _kinds(row: PreviewRow) -> list[str]:
     """Which of `_FILTERS` the row belongs to."""
-    return [kind for kind, given in (("problems", row.problems), ("cut", row.truncated), ("held", row.held_out)) if given]
+    return [
+        kind
+        for kind, given in (("problems", row.problems), ("cut", row.truncated), ("held", row.held_out))
+        if given
+    ]
 
 
 def _row(row: PreviewRow) -> str:
@@ -99,7 +111,10 @@ def _row(row: PreviewRow) -> str:
     problems = "".join(f"<li>{_said(problem)}</li>" for problem in row.problems)
     parts = (
         f'<article data-is="{" ".join(_kinds(row))}">',
-        f"<header><h2>{_said(row.file)}: <b>row {row.row}</b></h2><div>{size}, {trained:,} trained{''.join(badges)}</div></header>",
+        (
+            f"<header><h2>{_said(row.file)}: <b>row {row.row}</b></h2><div>{size}, {trained:,}"
+            f" trained{''.join(badges)}</div></header>"
+        ),
         f"<ul>{problems}</ul>" if problems else "",
         _bar(row.tokens, missing),
         f"<p>{_text(row.tokens)}</p>",
@@ -116,20 +131,27 @@ def _tokens(number: int) -> str:
 def _bar(tokens: Sequence[PreviewToken], missing: int) -> str:
     """The row as a strip: where in it the trained tokens are, and how much of it is cut off."""
     runs = ((trained, sum(1 for _ in run)) for trained, run in groupby(tokens, lambda token: token.trained))
-    parts = [f"<b style=flex:{size}></b>" if trained else f"<s style=flex:{size}></s>" for trained, size in runs]
+    parts = [
+        f"<b style=flex:{size}></b>" if trained else f"<s style=flex:{size}></s>" for trained, size in runs
+    ]
     if missing:
         parts.append(f"<u style=flex:{missing}></u>")
     return f"<div class=bar aria-hidden=true>{''.join(parts)}</div>"
 
 
 def _text(tokens: Sequence[PreviewToken]) -> str:
-    groups: list[list[PreviewToken]] = []  # the tokens that make one piece of text: one, but for a character of several tokens
+    groups: list[
+        list[PreviewToken]
+    ] = []  # the tokens that make one piece of text: one, but for a character of several tokens
     for token in tokens:
         if not token.text and not token.special and groups and _kind(groups[-1][0]) == _kind(token):
             groups[-1].append(token)
         else:
             groups.append([token])
-    runs = ((trained, "".join(map(_piece, run))) for trained, run in groupby(groups, lambda group: group[0].trained))
+    runs = (
+        (trained, "".join(map(_piece, run)))
+        for trained, run in groupby(groups, lambda group: group[0].trained)
+    )
     return "".join(f"<mark>{run}</mark>" if trained else run for trained, run in runs)
 
 
@@ -147,7 +169,10 @@ def _piece(group: Sequence[PreviewToken]) -> str:
 
 
 # What a browser would drop, or what would turn the text after it around, is shown as a sign of its own.
-_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {ord("\t"), ord("\n")}
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {
+    ord("\t"),
+    ord("\n"),
+}
 _VISIBLE = {code: f"[U+{code:04X}]" for code in _CONTROLS}
 
 

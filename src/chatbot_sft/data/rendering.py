@@ -1,4 +1,6 @@
-"""Bounds on the time and memory of one rendering: a chat template is a program, and it may come from a stranger."""
+"""Bounds on the time and memory of one rendering: a chat template is a program, and it may come from a
+stranger.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,20 @@ class OutOfBounds(Exception):
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Within it, work that takes too long ends with OutOfBounds, and what takes too much memory with MemoryError.
+    """Within it, work that takes too long ends with OutOfBounds, and what takes too much memory with
+    MemoryError.
 
     The time is bounded in the main thread alone: only there may a program receive a signal.
     """
-    timed = threading.current_thread() is threading.main_thread() and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    timed = (
+        threading.current_thread() is threading.main_thread() and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    allowed = int(STATM.read_bytes().split()[DATA]) * resource.getpagesize() + BYTES if STATM.exists() else resource.RLIM_INFINITY
+    allowed = (
+        int(STATM.read_bytes().split()[DATA]) * resource.getpagesize() + BYTES
+        if STATM.exists()
+        else resource.RLIM_INFINITY
+    )
     if timed:
         former = signal.signal(signal.SIGALRM, _stop)
         signal.setitimer(signal.ITIMER_REAL, SECONDS)

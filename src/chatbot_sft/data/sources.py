@@ -1,4 +1,6 @@
-"""Where rows come from: files, folders, globs and hub ids, read as a stream. No tokenizer, no model, and never a whole file in memory."""
+"""Where rows come from: files, folders, globs and hub ids, read as a stream. No tokenizer, no model, and
+never a whole file in memory.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ MAX_ROW_MB = 10.0  # a million tokens are about 5
 
 
 class Row(NamedTuple):
-    """One row as it stands in its file. `number` counts from 1: the item of a JSON list, the line of a JSONL file, the record of a table.
+    """One row as it stands in its file. `number` counts from 1: the item of a JSON list, the line of a JSONL
+    file, the record of a table.
 
     `fault` is (kind, detail) of a row that could be read and must not be believed.
     """
@@ -34,16 +37,23 @@ def read_rows(path: str, split: str = TRAIN, max_row_mb: float = MAX_ROW_MB) -> 
     """Rows of every file of `split` that `path` names (see `data_files`), as a stream.
 
     Raises:
-        UserError: no such file, damaged or not what its name says, not UTF-8, a row that is too long, or no rows; names the file and, where there
-            is one, the row.
+        UserError: no such file, damaged or not what its name says, not UTF-8, a row that is too long, or no
+            rows; names the file and, where there is one, the row.
     """
     for file in data_files(path, split):
         yield from read_file(file, max_row_mb)
 
 
 def read_file(file: Path, max_row_mb: float = MAX_ROW_MB) -> Iterator[Row]:
-    """Rows of one JSON list, JSONL, CSV, TSV, Parquet or Arrow file, compressed or not; of a zip file those of each data file in it."""
-    readers = {"json": json_rows.rows, "csv": csv_rows.rows, "parquet": tables.parquet_rows, "arrow": tables.arrow_rows}
+    """Rows of one JSON list, JSONL, CSV, TSV, Parquet or Arrow file, compressed or not; of a zip file those
+    of each data file in it.
+    """
+    readers = {
+        "json": json_rows.rows,
+        "csv": csv_rows.rows,
+        "parquet": tables.parquet_rows,
+        "arrow": tables.arrow_rows,
+    }
     with streams.opened(file) as found:
         for name, compressed in found:
             kind, stream = streams.kind(name, compressed)
@@ -55,7 +65,9 @@ def read_file(file: Path, max_row_mb: float = MAX_ROW_MB) -> Iterator[Row]:
                 yield Row(name, *row)
 
 
-def read_hub(name: str, config_name: str | None, split: str, revision: str | None, max_row_mb: float = MAX_ROW_MB) -> tuple[Iterator[Row], str]:
+def read_hub(
+    name: str, config_name: str | None, split: str, revision: str | None, max_row_mb: float = MAX_ROW_MB
+) -> tuple[Iterator[Row], str]:
     """(rows, fingerprint) of a dataset on the Hugging Face hub, through `datasets`.
 
     Raises:
@@ -70,7 +82,12 @@ def read_hub(name: str, config_name: str | None, split: str, revision: str | Non
         rows = datasets.load_dataset(name, config_name, split=split, revision=revision)
     except Exception as error:  # the hub client, the builder and the file readers raise types of their own
         why = " ".join(str(error).split())[:300]
-        raise UserError(f"{name}: cannot be had from the Hugging Face hub ({why}); a local file or folder works without a network") from error
+        raise UserError(
+            f"{name}: cannot be had from the Hugging Face hub ({why}); a local file or folder works without a"
+            " network"
+        ) from error
     label = f"{name}[{split}]"
     batches = (batch for table in rows.with_format("arrow").iter(tables.ROWS) for batch in table.to_batches())
-    return (Row(label, *row) for row in tables.table_rows(label, batches, int(max_row_mb * 1e6))), rows._fingerprint
+    return (
+        Row(label, *row) for row in tables.table_rows(label, batches, int(max_row_mb * 1e6))
+    ), rows._fingerprint

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Split:
-    """Indices into the table, in the order of the files. `once` has each training row once, `training` as often as the mixture uses it."""
+    """Indices into the table, in the order of the files. `once` has each training row once, `training` as
+    often as the mixture uses it.
+    """
 
     training: np.ndarray
     once: np.ndarray
@@ -27,7 +29,9 @@ class Split:
 
 
 def split(table: pyarrow.Table, eval_fraction: float, given: bool, keep_bad: bool, seed: int) -> Split:
-    """Hold out `eval_fraction` of the rows or, where conversations to hold out were `given`, those of them that are not trained on."""
+    """Hold out `eval_fraction` of the rows or, where conversations to hold out were `given`, those of them
+    that are not trained on.
+    """
     import numpy as np
 
     uses, identity, dialogue = (numbers(table, name) for name in ("uses", "identity", "dialogue"))
@@ -49,7 +53,9 @@ def split(table: pyarrow.Table, eval_fraction: float, given: bool, keep_bad: boo
 
 
 def _drawn(rows: np.ndarray, dialogue: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held out): `share` of `rows` drawn with the seed, at least one above 0; rows that say the same stay on one side."""
+    """(training, held out): `share` of `rows` drawn with the seed, at least one above 0; rows that say the
+    same stay on one side.
+    """
     import numpy as np
 
     if not share or not len(rows):
@@ -66,7 +72,14 @@ def _drawn(rows: np.ndarray, dialogue: np.ndarray, share: float, seed: int) -> t
     return rows[~apart], rows[apart]
 
 
-def _note_repeats(notes: Findings, kind: str, table: pyarrow.Table, hashes: np.ndarray, originals: np.ndarray, repeats: np.ndarray) -> None:
+def _note_repeats(
+    notes: Findings,
+    kind: str,
+    table: pyarrow.Table,
+    hashes: np.ndarray,
+    originals: np.ndarray,
+    repeats: np.ndarray,
+) -> None:
     """Name the first of `repeats`, each with the one of `originals` that has its hash; count all."""
     import numpy as np
 

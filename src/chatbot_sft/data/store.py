@@ -1,4 +1,6 @@
-"""Tokenised rows on disk: written once as an Arrow stream, mapped by every later run and by the other jobs of a sweep."""
+"""Tokenised rows on disk: written once as an Arrow stream, mapped by every later run and by the other jobs of
+a sweep.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 ROWS, ABOUT = "rows.arrow", "about.json"
-# Raise it with every change by which the same data, tokenizer and options become another entry: all are then made anew.
+# Raise it with every change by which the same data, tokenizer and options become another entry: all are then
+# made anew.
 VERSION = 2
 BATCH = 256  # rows per record batch
 
@@ -39,14 +42,18 @@ class Entry:
 
 
 def numbers(table: pyarrow.Table, name: str) -> np.ndarray:
-    """A column of numbers, shape (rows,). Through DLPack: pyarrow's own conversion imports pandas, which takes longer than all the rest."""
+    """A column of numbers, shape (rows,). Through DLPack: pyarrow's own conversion imports pandas, which
+    takes longer than all the rest.
+    """
     import numpy as np
 
     return np.from_dlpack(table.column(name).combine_chunks())
 
 
 def open_or_build(key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
-    """The entry of `key`; where there is none, or a damaged one, `build(rows_file)` makes it and returns its `about`."""
+    """The entry of `key`; where there is none, or a damaged one, `build(rows_file)` makes it and returns its
+    `about`.
+    """
 
     def fill(folder: Path) -> None:
         about = build(folder / ROWS)
@@ -74,7 +81,9 @@ def schema() -> pyarrow.Schema:
             "truncated": pa.uint8(),
             "uses": pa.int32(),  # how often the mixture takes it
             "held_out": pa.uint8(),  # comes from dataset.eval_data_path
-            "identity": pa.uint64(),  # hash of the text, its length and what is trained of it: equal for exact duplicates
+            "identity": (
+                pa.uint64()
+            ),  # hash of the text, its length and what is trained of it: equal for exact duplicates
             "dialogue": pa.uint64(),  # hash of what is said, whatever the system prompt, case and white space
         }
     )
@@ -121,14 +130,17 @@ def _columns(batch: Sequence[tuple[EncodedRow, bool]]) -> list[pyarrow.Array]:
     ]
 
 
-# Arrow arrays from their buffers: `pyarrow.array` would import pandas, which takes longer than the whole gate.
+# Arrow arrays from their buffers: `pyarrow.array` would import pandas, which takes longer than the whole
+# gate.
 
 
 def _numbers(values: Sequence[int], kind: pyarrow.DataType) -> pyarrow.Array:
     import numpy as np
     import pyarrow as pa
 
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
+    return pa.Array.from_buffers(
+        kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))]
+    )
 
 
 def _strings(values: Sequence[str]) -> pyarrow.Array:
@@ -137,11 +149,15 @@ def _strings(values: Sequence[str]) -> pyarrow.Array:
 
     parts = [value.encode() for value in values]
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return pa.Array.from_buffers(pa.large_string(), len(parts), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(parts))])
+    return pa.Array.from_buffers(
+        pa.large_string(), len(parts), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(parts))]
+    )
 
 
 def _lists(begins: np.ndarray, values: np.ndarray) -> pyarrow.Array:
     import pyarrow as pa
 
     inner = pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
-    return pa.Array.from_buffers(pa.large_list(pa.int32()), len(begins) - 1, [None, pa.py_buffer(begins)], children=[inner])
+    return pa.Array.from_buffers(
+        pa.large_list(pa.int32()), len(begins) - 1, [None, pa.py_buffer(begins)], children=[inner]
+    )

@@ -1,4 +1,6 @@
-"""Bytes of a file: what it is by its first bytes, decompressed as it is read, as text and as lines. Nothing here holds a whole file."""
+"""Bytes of a file: what it is by its first bytes, decompressed as it is read, as text and as lines. Nothing
+here holds a whole file.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ CHUNK = 1 << 20  # bytes read at a time
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
 # What a file begins with → (what it is, what to do).
 FOREIGN = {
-    b"version https://git-lfs.github.com/": ("a Git LFS pointer, not the file itself", "run `git lfs pull` in its repository"),
+    b"version https://git-lfs.github.com/": (
+        "a Git LFS pointer, not the file itself",
+        "run `git lfs pull` in its repository",
+    ),
     b"/annex/objects/": ("a git-annex pointer, not the file itself", "run `git annex get` in its repository"),
     b"<!doctype html": ("a web page, not data", "download the file itself (on the hub: its download link)"),
     b"<html": ("a web page, not data", "download the file itself (on the hub: its download link)"),
@@ -39,7 +44,10 @@ FOREIGN = {
     b"\x80\x05": ("a pickle, which is never opened: it may run code", "save it as JSONL or Parquet"),
     b"\x93NUMPY": ("a NumPy array", "conversations are read from JSON, JSONL, CSV, Parquet and Arrow"),
 }
-OFFICE = {"xl/": ("an Excel file", "save the sheet as CSV (UTF-8)"), "word/": ("a Word file", "save the conversations as JSONL or CSV")}
+OFFICE = {
+    "xl/": ("an Excel file", "save the sheet as CSV (UTF-8)"),
+    "word/": ("a Word file", "save the conversations as JSONL or CSV"),
+}
 
 
 class RowTooLong(Exception):
@@ -48,7 +56,8 @@ class RowTooLong(Exception):
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
-    """(name, bytes) of the file; of a zip file that of each data file in it. A stream is read before the next is asked for.
+    """(name, bytes) of the file; of a zip file that of each data file in it. A stream is read before the next
+    is asked for.
 
     Raises:
         UserError: it is damaged, or nothing that conversations are read from.
@@ -64,18 +73,32 @@ def opened(file: Path) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
             with _decompressed(file, start) as stream:
                 yield iter([(name, stream)])
     except zipfile.BadZipFile as error:
-        raise UserError(f"{name}: the zip file is damaged or cut short ({error}); copy or compress it again") from None
+        raise UserError(
+            f"{name}: the zip file is damaged or cut short ({error}); copy or compress it again"
+        ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress it again") from None
+        raise UserError(
+            f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress it"
+            " again"
+        ) from None
     except OSError as error:
         if _compression(start) and error.errno is None:  # bz2 and pyarrow know no type of their own
-            raise UserError(f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress it again") from None
+            raise UserError(
+                f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress"
+                " it again"
+            ) from None
         raise UserError(f"{name}: {error.strerror or error}") from None
 
 
 def _compression(start: bytes) -> str:
     """The name of the compression that a file begins with, empty where it is none."""
-    magic = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+    magic = {
+        b"\x1f\x8b": "gzip",
+        b"BZh": "bzip2",
+        b"\xfd7zXZ": "xz",
+        b"\x28\xb5\x2f\xfd": "zstd",
+        b"\x04\x22\x4d\x18": "lz4",
+    }
     return next((name for first, name in magic.items() if start.startswith(first)), "")
 
 
@@ -116,11 +139,22 @@ def _members(name: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, BinaryI
     for folder, (what, advice) in OFFICE.items():
         if any(info.filename.startswith(folder) for info in files):
             raise UserError(f"{name}: {what}; {advice}")
-    data = [info for info in files if kind_by_name(Path(info.filename)) and not any(hidden(part) for part in Path(info.filename).parts)]
+    data = [
+        info
+        for info in files
+        if kind_by_name(Path(info.filename)) and not any(hidden(part) for part in Path(info.filename).parts)
+    ]
     if not data:
-        raise UserError(f"{name}: a zip file without data files; it has {listed(info.filename for info in files) or 'nothing'}")
-    if len(data) > 1 and (held_out := [info.filename for info in data if split_of(Path(info.filename)) != "train"]):
-        raise UserError(f"{name}: some of it is held out by its name ({listed(held_out)}); unpack it and name the folder")
+        raise UserError(
+            f"{name}: a zip file without data files; it has"
+            f" {listed(info.filename for info in files) or 'nothing'}"
+        )
+    if len(data) > 1 and (
+        held_out := [info.filename for info in data if split_of(Path(info.filename)) != "train"]
+    ):
+        raise UserError(
+            f"{name}: some of it is held out by its name ({listed(held_out)}); unpack it and name the folder"
+        )
     for info in data:
         if info.flag_bits & 1:
             raise UserError(f"{name}: {info.filename} in it has a password; unpack it")
@@ -128,11 +162,14 @@ def _members(name: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, BinaryI
             with archive.open(info) as stream:
                 yield f"{name}/{info.filename}", stream
         except NotImplementedError as error:
-            raise UserError(f"{name}: {info.filename} in it cannot be unpacked here ({error}); unpack it") from None
+            raise UserError(
+                f"{name}: {info.filename} in it cannot be unpacked here ({error}); unpack it"
+            ) from None
 
 
 def kind(name: str, stream: BinaryIO) -> tuple[str, BinaryIO]:
-    """(`json`, `csv`, `parquet` or `arrow`, the stream from its beginning): by what it begins with where that is telling, else by its name.
+    """(`json`, `csv`, `parquet` or `arrow`, the stream from its beginning): by what it begins with where that
+    is telling, else by its name.
 
     Raises:
         UserError: it begins as something does that is not read.
@@ -140,7 +177,9 @@ def kind(name: str, stream: BinaryIO) -> tuple[str, BinaryIO]:
     start = stream.read(512)
     if start.startswith((PARQUET, ARROW_FILE, ARROW_STREAM)):
         if not stream.seekable():
-            raise UserError(f"{name}: Parquet and Arrow files are read from any place of theirs; decompress it")
+            raise UserError(
+                f"{name}: Parquet and Arrow files are read from any place of theirs; decompress it"
+            )
         stream.seek(0)
         return "parquet" if start.startswith(PARQUET) else "arrow", stream
     stream = _from_the_beginning(stream, start)
@@ -154,7 +193,9 @@ def kind(name: str, stream: BinaryIO) -> tuple[str, BinaryIO]:
         raise UserError(f"{name}: compressed twice ({compression} inside); decompress it once")
     found = kind_by_name(Path(name)) or "json"
     if found in ("parquet", "arrow"):
-        raise UserError(f"{name}: not {'a Parquet' if found == 'parquet' else 'an Arrow'} file, whatever its name says")
+        raise UserError(
+            f"{name}: not {'a Parquet' if found == 'parquet' else 'an Arrow'} file, whatever its name says"
+        )
     return found, stream
 
 
@@ -195,11 +236,15 @@ def text(name: str, stream: BinaryIO) -> Iterator[str]:
     yield _decode(name, decoder, b"", position - len(decoder.getstate()[0]), final=True)
 
 
-def _decode(name: str, decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int, final: bool = False) -> str:
+def _decode(
+    name: str, decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int, final: bool = False
+) -> str:
     try:
         return decoder.decode(chunk, final)
     except UnicodeDecodeError as error:
-        raise UserError(text_files.not_utf8(name, b"" if offset else error.object, offset + error.start)) from None
+        raise UserError(
+            text_files.not_utf8(name, b"" if offset else error.object, offset + error.start)
+        ) from None
 
 
 def lines(pieces: Iterator[str], longest: int) -> Iterator[str]:

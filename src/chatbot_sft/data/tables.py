@@ -31,10 +31,14 @@ def parquet_rows(name: str, stream: BinaryIO, longest: int) -> Iterator[Found]:
     try:
         file = pyarrow.parquet.ParquetFile(stream, buffer_size=CHUNK)
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-        average = max((group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0)
+        average = max(
+            (group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0
+        )
         if average > longest:
             raise _too_long(f"{name}: a row", longest)
-        yield from table_rows(name, file.iter_batches(batch_size=max(1, min(ROWS, BYTES // max(average, 1)))), longest)
+        yield from table_rows(
+            name, file.iter_batches(batch_size=max(1, min(ROWS, BYTES // max(average, 1)))), longest
+        )
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{name}: not a whole Parquet file ({' '.join(str(error).split())})") from None
 
@@ -62,7 +66,9 @@ def arrow_rows(name: str, stream: BinaryIO, longest: int) -> Iterator[Found]:
 
 
 def _validated(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    """Arrow itself believes the offsets that stand in a file: a wrong one is text from elsewhere in memory, or a crash."""
+    """Arrow itself believes the offsets that stand in a file: a wrong one is text from elsewhere in memory,
+    or a crash.
+    """
     batch.validate(full=True)
     return batch
 
@@ -78,7 +84,9 @@ def table_rows(name: str, batches: Iterable[pyarrow.RecordBatch], longest: int) 
 
 
 def _in_parts(name: str, batch: pyarrow.RecordBatch, longest: int) -> Iterator[pyarrow.RecordBatch]:
-    """Slices to be turned into objects; one row each where a row may be too long, or is more than it takes in a dictionary."""
+    """Slices to be turned into objects; one row each where a row may be too long, or is more than it takes in
+    a dictionary.
+    """
     import pyarrow
 
     encoded = [index for index, kind in enumerate(batch.schema.types) if pyarrow.types.is_dictionary(kind)]
@@ -91,12 +99,16 @@ def _in_parts(name: str, batch: pyarrow.RecordBatch, longest: int) -> Iterator[p
         for index in encoded:
             row = row.set_column(index, row.schema.names[index], row.column(index).dictionary_decode())
         if row.nbytes > longest:
-            raise _too_long(f"{name}: a row with {listed(repr(column) for column in row.schema.names)}", longest)
+            raise _too_long(
+                f"{name}: a row with {listed(repr(column) for column in row.schema.names)}", longest
+            )
         yield row
 
 
 def _too_long(what: str, longest: int) -> UserError:
-    return UserError(f"{what} has over {longest / 1e6:g} million bytes, the most that dataset.max_row_mb allows")
+    return UserError(
+        f"{what} has over {longest / 1e6:g} million bytes, the most that dataset.max_row_mb allows"
+    )
 
 
 def _cell(name: str, kind: pyarrow.DataType) -> Cell | None:
@@ -121,7 +133,9 @@ def _cell(name: str, kind: pyarrow.DataType) -> Cell | None:
 
 
 def _struct(name: str, fields: Iterable[tuple[str, pyarrow.DataType]]) -> Cell:
-    """All rows of a table share one struct: the keys that this row does not have are null in it, and are left out again."""
+    """All rows of a table share one struct: the keys that this row does not have are null in it, and are left
+    out again.
+    """
     cells: dict[str, Cell] = {}
     for key, kind in fields:
         if key in cells:
@@ -131,7 +145,9 @@ def _struct(name: str, fields: Iterable[tuple[str, pyarrow.DataType]]) -> Cell:
     def without_nulls(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if values is None:
             return None
-        return {key: cells[key](value) for key, value in values.items() if value is not None and value == value}  # NaN is no value either
+        return {
+            key: cells[key](value) for key, value in values.items() if value is not None and value == value
+        }  # NaN is no value either
 
     return without_nulls
 
@@ -141,7 +157,9 @@ def _same(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Text that a writer did not mark as text, as Spark and old fastparquet leave it; what is no UTF-8 stays bytes."""
+    """Text that a writer did not mark as text, as Spark and old fastparquet leave it; what is no UTF-8 stays
+    bytes.
+    """
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:

@@ -1,4 +1,6 @@
-"""A model's tokenizer and chat template without transformers: `tokenizers` and `jinja2` answer in a fraction of a second, and import no torch."""
+"""A model's tokenizer and chat template without transformers: `tokenizers` and `jinja2` answer in a fraction
+of a second, and import no torch.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,16 @@ if TYPE_CHECKING:
 
 PROBE = "\ue000probe\ue001"  # stands for a text, to see whether a template writes it
 NO_TEMPLATE = (
-    "model.name={name}: its tokenizer has no chat template, as base models have none; name an instruct model, or give one with "
-    "model.chat_template=FILE, a Jinja file"
+    "model.name={name}: its tokenizer has no chat template, as base models have none; name an instruct model,"
+    " or give one with model.chat_template=FILE, a Jinja file"
 )
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 NAMED_TEMPLATES = "additional_chat_templates"  # the folder of those beside chat_template.jinja
 
@@ -35,7 +43,9 @@ _date: ContextVar[datetime | None] = ContextVar("date", default=None)
 
 
 def render_as_of(date: datetime) -> None:
-    """From now on templates write `date` for today: that of a run's first start, so that a run resumed the next day trains on the same text."""
+    """From now on templates write `date` for today: that of a run's first start, so that a run resumed the
+    next day trains on the same text.
+    """
     _date.set(date)
 
 
@@ -57,12 +67,19 @@ class ChatTemplate:
     tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, …
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     control: tuple[str, ...] = ()  # the tokenizer's special tokens
-    tool_source: str | None = None  # the template named tool_use, where there are several: transformers takes it for rows with tools
+    tool_source: str | None = (
+        # the template named tool_use, where there are several: transformers takes it for rows with tools
+        None
+    )
 
     @functools.cached_property
     def control_pattern(self) -> re.Pattern[str] | None:
         """Matches any control token; None where the tokenizer has none."""
-        return re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True)))) if self.control else None
+        return (
+            re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))))
+            if self.control
+            else None
+        )
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
@@ -72,44 +89,69 @@ class ChatTemplate:
     def _compiled_for_tools(self) -> jinja2.Template:
         return self._compiled if self.tool_source is None else compile_template(self.tool_source)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: list[Any] | None = None) -> str:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: list[Any] | None = None
+    ) -> str:
         """The text of `messages`.
 
         Raises:
             BadRow: the template refuses them, or fails on them.
             UserError: it takes too long, or too much memory.
         """
-        given = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **self.tokens, **self.kwargs}
+        given = {
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self.tokens,
+            **self.kwargs,
+        }
         try:
             with bounded():
-                return (self._compiled if tools is None else self._compiled_for_tools).render(messages=list(messages), **given)
+                return (self._compiled if tools is None else self._compiled_for_tools).render(
+                    messages=list(messages), **given
+                )
         except (OutOfBounds, MemoryError) as error:
-            bound = f"{SECONDS:.0f} seconds" if isinstance(error, OutOfBounds) else f"{BYTES >> 30} GB of memory"
-            raise UserError(f"the chat template takes over {bound} for one conversation; it is not usable as it is") from None
+            bound = (
+                f"{SECONDS:.0f} seconds" if isinstance(error, OutOfBounds) else f"{BYTES >> 30} GB of memory"
+            )
+            raise UserError(
+                f"the chat template takes over {bound} for one conversation; it is not usable as it is"
+            ) from None
         except Exception as error:  # templates raise through raise_exception, or fail in any way Python can
-            raise BadRow("template refuses", f"the chat template refuses it: {' '.join(str(error).split())}") from None
+            raise BadRow(
+                "template refuses", f"the chat template refuses it: {' '.join(str(error).split())}"
+            ) from None
 
     @functools.cached_property
     def thinking_field(self) -> str | None:
-        """The message field this template reads an answer's reasoning from, be it before calls of tools alone; None where it expects it in the text.
+        """The message field this template reads an answer's reasoning from, be it before calls of tools
+        alone; None where it expects it in the text.
 
         gpt-oss reads `thinking`, Qwen3 `reasoning_content`.
         """
         call = {"type": "function", "function": {"name": "f", "arguments": {}}}
         answers: list[Message] = [{"content": "!"}, {"content": "", "tool_calls": [call]}]
         names = [name for name in THOUGHTS if name in self.source]
-        return next((name for answer in answers for name in names if self._writes({**answer, name: PROBE})), None)
+        return next(
+            (name for answer in answers for name in names if self._writes({**answer, name: PROBE})), None
+        )
 
     @functools.cached_property
     def leaves_thoughts_out(self) -> bool:
         """Whether no thought of an answer is written, however it is given."""
-        return self.thinking_field is None and not self._writes({"content": f"<think>\n{PROBE}\n</think>\n\n!"})
+        return self.thinking_field is None and not self._writes(
+            {"content": f"<think>\n{PROBE}\n</think>\n\n!"}
+        )
 
     @functools.cached_property
     def opens_thought(self) -> bool:
         """Whether the prompt ends with <think>: the model is asked to go on inside a thought."""
         try:
-            return self.render([{"role": "user", "content": "?"}], add_generation_prompt=True).rstrip().endswith("<think>")
+            return (
+                self.render([{"role": "user", "content": "?"}], add_generation_prompt=True)
+                .rstrip()
+                .endswith("<think>")
+            )
         except BadRow:
             return False
 
@@ -117,30 +159,51 @@ class ChatTemplate:
     def writes_tools(self) -> bool:
         """Whether the definitions of a row's tools come into the prompt."""
         parameters = {"type": "object", "properties": {}, "required": []}
-        return self._writes({"content": "!"}, [{"type": "function", "function": {"name": PROBE, "description": "?", "parameters": parameters}}])
+        return self._writes(
+            {"content": "!"},
+            [{"type": "function", "function": {"name": PROBE, "description": "?", "parameters": parameters}}],
+        )
 
     def _writes(self, answer: Message, tools: list[Any] | None = None) -> bool:
         """Whether the text has the `PROBE` that stands in `answer` or `tools`."""
         try:
-            return PROBE in self.render([{"role": "user", "content": "?"}, {"role": "assistant", **answer}], False, tools)
+            return PROBE in self.render(
+                [{"role": "user", "content": "?"}, {"role": "assistant", **answer}], False, tools
+            )
         except BadRow:
             return False
 
     @functools.cached_property
     def names_of(self) -> frozenset[str]:
         """The roles of whose messages the `name` is written."""
-        return frozenset(role for role in ROLES if "name" in self.source + (self.tool_source or "") and self._writes_name(role))
+        return frozenset(
+            role
+            for role in ROLES
+            if "name" in self.source + (self.tool_source or "") and self._writes_name(role)
+        )
 
     def _writes_name(self, role: str) -> bool:
-        """Whether a message of `role` is written with its `name`; a template that refuses the question is given the benefit of the doubt."""
+        """Whether a message of `role` is written with its `name`; a template that refuses the question is
+        given the benefit of the doubt.
+        """
         call = {"type": "function", "function": {"name": "f", "arguments": {}}}
         said: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
         if role == "system":
             said.insert(0, {"role": "system", "content": "!"})
         if role == "tool":
-            said[1:1] = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "!"}]
+            said[1:1] = [
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": "!"},
+            ]
         named = [{**message, "name": PROBE} if message["role"] == role else message for message in said]
-        tool = {"type": "function", "function": {"name": "f", "description": "?", "parameters": {"type": "object", "properties": {}, "required": []}}}
+        tool = {
+            "type": "function",
+            "function": {
+                "name": "f",
+                "description": "?",
+                "parameters": {"type": "object", "properties": {}, "required": []},
+            },
+        }
         try:
             return any(PROBE in self.render(named, False, tools) for tools in (None, [tool]))
         except BadRow:
@@ -160,17 +223,25 @@ def check_kwargs(sources: Sequence[str], kwargs: Mapping[str, Any], name: str) -
     """
     import jinja2.meta
 
-    read = {variable for source in sources for variable in jinja2.meta.find_undeclared_variables(compile_template(source).environment.parse(source))}
+    read = {
+        variable
+        for source in sources
+        for variable in jinja2.meta.find_undeclared_variables(
+            compile_template(source).environment.parse(source)
+        )
+    }
     for key in kwargs:
         if key not in read:
             raise UserError(
-                f"dataset.chat_template_kwargs.{key}: the chat template of {name} never reads it{did_you_mean(str(key), read)}; leave it out"
+                f"dataset.chat_template_kwargs.{key}: the chat template of {name} never reads"
+                f" it{did_you_mean(str(key), read)}; leave it out"
             )
 
 
 @functools.cache
 def compile_template(source: str) -> jinja2.Template:
-    """Compiled as transformers does it (`transformers/utils/chat_template_utils.py`): sandboxed, the same filters and globals.
+    """Compiled as transformers does it (`transformers/utils/chat_template_utils.py`): sandboxed, the same
+    filters and globals.
 
     Raises:
         UserError: a syntax error.
@@ -199,10 +270,20 @@ def compile_template(source: str) -> jinja2.Template:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
 
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
@@ -220,19 +301,28 @@ class ChatTokenizer:
 
     backend: Tokenizer
     template: ChatTemplate
-    stop_ids: frozenset[int] = frozenset()  # what generation stops at: eos of the tokenizer and of generation_config.json
+    stop_ids: frozenset[int] = (
+        frozenset()
+    )  # what generation stops at: eos of the tokenizer and of generation_config.json
     new_tokens: tuple[str, ...] = ()  # model.new_tokens: special tokens that conversations do contain
 
     @classmethod
     def from_folder(
-        cls, folder: Path, name: str, kwargs: Mapping[str, Any], new_tokens: Sequence[str] = (), template: str | None = None
+        cls,
+        folder: Path,
+        name: str,
+        kwargs: Mapping[str, Any],
+        new_tokens: Sequence[str] = (),
+        template: str | None = None,
     ) -> ChatTokenizer | None:
-        """From a model folder, `new_tokens` added; None where it has no tokenizer.json, which only transformers can make up for.
+        """From a model folder, `new_tokens` added; None where it has no tokenizer.json, which only
+        transformers can make up for.
 
         `template`, where it is given, takes the place of the folder's own.
 
         Raises:
-            UserError: a file that is not what its name says; no chat template, or one that is not Jinja; a new token that is there already.
+            UserError: a file that is not what its name says; no chat template, or one that is not Jinja; a
+                new token that is there already.
         """
         from tokenizers import Tokenizer
 
@@ -244,27 +334,43 @@ class ChatTokenizer:
         tokens = _special_tokens({**read_json(folder / "special_tokens_map.json", where), **config})
         named = {file.stem: file for file in sorted(folder.glob(f"{NAMED_TEMPLATES}/*.jinja"))}
         files = {"default": folder / "chat_template.jinja", **named}
-        source = template or {key: read_text(file, where) for key, file in files.items() if file.exists()} or config.get("chat_template")
+        source = (
+            template
+            or {key: read_text(file, where) for key, file in files.items() if file.exists()}
+            or config.get("chat_template")
+        )
         try:
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the tokenizers library raises no other type
-            raise UserError(f"{where}: tokenizer.json is no tokenizer ({' '.join(str(error).split())[:200]})") from None
+            raise UserError(
+                f"{where}: tokenizer.json is no tokenizer ({' '.join(str(error).split())[:200]})"
+            ) from None
         backend.add_special_tokens(added_tokens(new_tokens, backend, name))
         ends = read_json(folder / "generation_config.json", where).get("eos_token_id")
         return cls._made(backend, source, tokens, ends, name, kwargs, new_tokens)
 
     @classmethod
-    def from_transformers(cls, tokenizer: Any, name: str, kwargs: Mapping[str, Any], new_tokens: Sequence[str] = ()) -> ChatTokenizer:
-        """From a fast tokenizer that transformers has loaded (and the user may have changed); it has the `new_tokens` already.
+    def from_transformers(
+        cls, tokenizer: Any, name: str, kwargs: Mapping[str, Any], new_tokens: Sequence[str] = ()
+    ) -> ChatTokenizer:
+        """From a fast tokenizer that transformers has loaded (and the user may have changed); it has the
+        `new_tokens` already.
 
         Raises:
             UserError: a slow tokenizer, or one without a chat template.
         """
         if not tokenizer.is_fast:
             raise UserError(
-                f"model.name={name}: its tokenizer is a slow one, without character offsets; labels need a fast tokenizer (tokenizer.json)"
+                f"model.name={name}: its tokenizer is a slow one, without character offsets; labels need a"
+                " fast tokenizer (tokenizer.json)"
             )
-        tokens = _special_tokens({key: str(value) for key, value in tokenizer.special_tokens_map.items() if not isinstance(value, (list, dict))})
+        tokens = _special_tokens(
+            {
+                key: str(value)
+                for key, value in tokenizer.special_tokens_map.items()
+                if not isinstance(value, (list, dict))
+            }
+        )
         from tokenizers import Tokenizer
 
         own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the user's stays as it is
@@ -283,7 +389,11 @@ class ChatTokenizer:
     ) -> ChatTokenizer:
         tool_source = None
         if isinstance(source, list):  # several named templates
-            source = {entry["name"]: entry["template"] for entry in source if isinstance(entry, dict) and {"name", "template"} <= set(entry)}
+            source = {
+                entry["name"]: entry["template"]
+                for entry in source
+                if isinstance(entry, dict) and {"name", "template"} <= set(entry)
+            }
         if isinstance(source, dict):
             source, tool_source = source.get("default"), source.get("tool_use")
         if not source:
@@ -292,25 +402,43 @@ class ChatTokenizer:
             raise UserError(f"model.name={name}: its chat template is {source!r}, expected text")
         backend.no_truncation()
         backend.no_padding()
-        backend.post_processor = None  # templates write their own special tokens; and some post-processors trim the offsets
+        backend.post_processor = (
+            None  # templates write their own special tokens; and some post-processors trim the offsets
+        )
         eos = backend.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
         stops = {eos, *(ends if isinstance(ends, list) else [ends])} - {None}
         check_kwargs([template for template in (source, tool_source) if template], kwargs, name)
-        control = tuple(token.content for token in backend.get_added_tokens_decoder().values() if token.special)
-        return cls(backend, ChatTemplate(source, tokens, dict(kwargs), control, tool_source), frozenset(stops), tuple(new_tokens))
+        control = tuple(
+            token.content for token in backend.get_added_tokens_decoder().values() if token.special
+        )
+        return cls(
+            backend,
+            ChatTemplate(source, tokens, dict(kwargs), control, tool_source),
+            frozenset(stops),
+            tuple(new_tokens),
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides which ids a conversation gets; of today's date too where the template writes it."""
+        """SHA-256 of everything that decides which ids a conversation gets; of today's date too where the
+        template writes it.
+        """
         template = self.template
         day = strftime_now("%Y-%m-%d") if template.dated else ""
-        parts = [self.backend.to_str(), template.source, json.dumps([dict(template.tokens), dict(template.kwargs)], sort_keys=True, default=str), day]
+        parts = [
+            self.backend.to_str(),
+            template.source,
+            json.dumps([dict(template.tokens), dict(template.kwargs)], sort_keys=True, default=str),
+            day,
+        ]
         parts += [*self.new_tokens, *filter(None, [template.tool_source])]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Control tokens by their text: what a conversation must not contain. Tokens such as Qwen3's <think> are text, not control."""
+        """Control tokens by their text: what a conversation must not contain. Tokens such as Qwen3's <think>
+        are text, not control.
+        """
         added = self.backend.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
 
@@ -331,11 +459,17 @@ def added_tokens(new_tokens: Sequence[str], backend: Tokenizer, name: str) -> li
     for token in new_tokens:
         number = backend.token_to_id(token)
         if number is not None:
-            raise UserError(f"model.new_tokens: {token} is already a token of {name} (id {number}); leave it out")
+            raise UserError(
+                f"model.new_tokens: {token} is already a token of {name} (id {number}); leave it out"
+            )
     return [AddedToken(token, special=True, normalized=False) for token in new_tokens]
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """bos_token, eos_token, … as strings; transformers writes them as strings or as {"content": …}."""
-    found = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
+    found = {
+        key: value["content"] if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key.endswith("_token")
+    }
     return {key: value for key, value in found.items() if isinstance(value, str)}

@@ -1,4 +1,6 @@
-"""What of a row nothing was made of: columns, and keys inside messages, by their names, so that none is lost in silence."""
+"""What of a row nothing was made of: columns, and keys inside messages, by their names, so that none is lost
+in silence.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,27 @@ from typing import Any
 
 from chatbot_sft.data.messages import EMPTY, MARKS, PARTIAL_MARKS, THOUGHTS, Message, encodable
 
-ANY = frozenset({"tool_call_id", *MARKS, *PARTIAL_MARKS})  # keys beside role and content that are read in every message
+ANY = frozenset(
+    {"tool_call_id", *MARKS, *PARTIAL_MARKS}
+)  # keys beside role and content that are read in every message
 ANSWER = ANY | {"tool_calls", "function_call", *THOUGHTS}
 CALL = frozenset({"id", "type", "function", "name", "arguments", "parameters"})
 PART = frozenset({"type", "text"})
-BOOKKEEPING = frozenset({"id", "idx", "index", "uuid", "source", "dataset", "category", "created", "timestamp", "prompt_id", "__index_level_0__"})
+BOOKKEEPING = frozenset(
+    {
+        "id",
+        "idx",
+        "index",
+        "uuid",
+        "source",
+        "dataset",
+        "category",
+        "created",
+        "timestamp",
+        "prompt_id",
+        "__index_level_0__",
+    }
+)
 MOST = 1000  # names that are counted apart; an object keyed by id has one a row
 OTHERS = "others"
 
@@ -22,7 +40,12 @@ def unread_columns(values: Mapping[str, Any], read: Collection[str]) -> list[str
 
 
 def unread_keys(
-    column: str, turns: Sequence[Message], messages: Sequence[Message], role_key: str, content_key: str, names_of: Collection[str]
+    column: str,
+    turns: Sequence[Message],
+    messages: Sequence[Message],
+    role_key: str,
+    content_key: str,
+    names_of: Collection[str],
 ) -> Iterator[str]:
     """The keys inside `turns` of `column` that nothing in `messages` was made of: `messages[].score`.
 
@@ -31,7 +54,9 @@ def unread_keys(
     for turn, message in zip(turns, messages, strict=True):
         content = turn.get(content_key)
         if isinstance(content, list) and message["role"] != "tool":
-            yield from (named(f"{column}[].{content_key}[].{key}") for part in content for key in _beside(part, PART))
+            yield from (
+                named(f"{column}[].{content_key}[].{key}") for part in content for key in _beside(part, PART)
+            )
         if len(turn) == 2:
             continue
         read = ANSWER if message["role"] == "assistant" else ANY
@@ -70,7 +95,9 @@ def _beside(values: Mapping[str, Any], read: Collection[str]) -> Iterator[str]:
 
 
 class Asked(dict[str, Any]):
-    """Columns for a function of the user's own, which note by name what it asks for; who goes through all of them asks for all."""
+    """Columns for a function of the user's own, which note by name what it asks for; who goes through all of
+    them asks for all.
+    """
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
         super().__init__(columns)

@@ -1,4 +1,6 @@
-"""Exports and runs, reloaded from disk by the library that their user would take: transformers and PEFT for folders, llama.cpp for GGUF files."""
+"""Exports and runs, reloaded from disk by the library that their user would take: transformers and PEFT for
+folders, llama.cpp for GGUF files.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,20 @@ class ChatModel(Protocol):
     stop_ids: frozenset[int]  # what its library stops at
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """`messages` and the beginning of an answer, through the chat template and tokenizer that came with the model."""
+        """`messages` and the beginning of an answer, through the chat template and tokenizer that came with
+        the model.
+        """
 
     def answer(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float = 0.0, on_token: Callable[[int], Any] | None = None
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        on_token: Callable[[int], Any] | None = None,
     ) -> list[int]:
-        """The ids of an answer, its stop token included where it ended by itself; `on_token` is told each as it comes. Temperature 0 is greedy."""
+        """The ids of an answer, its stop token included where it ended by itself; `on_token` is told each as
+        it comes. Temperature 0 is greedy.
+        """
 
     def text(self, ids: Sequence[int]) -> str:
         """What a person reads: without special tokens, and without the letter that a cut left half."""
@@ -41,5 +51,8 @@ def room_for_answer(name: str, context: int, prompt_ids: Sequence[int]) -> int:
     """
     room = context - len(prompt_ids)
     if room < 1:
-        raise UserError(f"{name}: {len(prompt_ids):,} tokens leave no room for an answer; prompt and answer together may have {context:,}")
+        raise UserError(
+            f"{name}: {len(prompt_ids):,} tokens leave no room for an answer; prompt and answer together may"
+            f" have {context:,}"
+        )
     return room

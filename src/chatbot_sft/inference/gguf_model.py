@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 
 BATCH = 512  # tokens llama.cpp computes at a time
 LOG_ERROR = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
-SYSTEM_PROMPT = "chatbot_sft.system_prompt"  # a key of our own in a file's metadata, which llama.cpp passes by
+SYSTEM_PROMPT = (  # a key of our own in a file's metadata, which llama.cpp passes by
+    "chatbot_sft.system_prompt"
+)
 ANY_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, another one each time
 
 
 class GGUFModel:
-    """A llama.cpp `model`, as `load` makes it. `context` is how many tokens a prompt and its answer may have together.
+    """A llama.cpp `model`, as `load` makes it. `context` is how many tokens a prompt and its answer may have
+    together.
 
-    `stop_ids` is every token that llama.cpp itself ends an answer at, `system_prompt` what most of the training data began with, where the file says
-    so. What a prompt has in common with what was computed last is not computed again.
+    `stop_ids` is every token that llama.cpp itself ends an answer at, `system_prompt` what most of the
+    training data began with, where the file says so. What a prompt has in common with what was computed last
+    is not computed again.
     """
 
     def __init__(self, model: Any, context: int, name: str = "") -> None:
@@ -37,7 +41,9 @@ class GGUFModel:
         self.system_prompt = _said(model, SYSTEM_PROMPT)
         self._model = model  # the vocabulary is a part of it
         self._vocabulary = model.get_vocab()
-        self.stop_ids = frozenset(token for token in range(self._vocabulary.n_vocab) if self._vocabulary.is_eog(token))
+        self.stop_ids = frozenset(
+            token for token in range(self._vocabulary.n_vocab) if self._vocabulary.is_eog(token)
+        )
         parameters = llama_cpp.LlamaContextParams()
         parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = self.context, BATCH, BATCH
         parameters.n_threads = parameters.n_threads_batch = _threads()
@@ -50,15 +56,20 @@ class GGUFModel:
         """The model in a GGUF file, with at most `context` tokens.
 
         Raises:
-            UserError: cyllama is not installed; there is no such file, it is no GGUF file, or llama.cpp refuses it; it has no chat template.
+            UserError: cyllama is not installed; there is no such file, it is no GGUF file, or llama.cpp
+                refuses it; it has no chat template.
         """
         try:
             from cyllama.llama import llama_cpp
         except ImportError:
-            raise UserError(f'{file}: GGUF files run in llama.cpp; `pip install "chatbot-sft[gguf]"` brings it') from None
+            raise UserError(
+                f'{file}: GGUF files run in llama.cpp; `pip install "chatbot-sft[gguf]"` brings it'
+            ) from None
 
         class Model(llama_cpp.LlamaModel):
-            n_vocab = property(lambda self: self.get_vocab().n_vocab)  # cyllama 0.2 asks for it when it hands out logits
+            n_vocab = property(
+                lambda self: self.get_vocab().n_vocab
+            )  # cyllama 0.2 asks for it when it hands out logits
 
         errors: list[str] = []
         llama_cpp.disable_logging()
@@ -68,9 +79,12 @@ class GGUFModel:
             model = Model(str(Path(file).expanduser()), llama_cpp.LlamaModelParams())
         except (OSError, ValueError) as error:
             said = errors[0].rpartition("model: ")[2] if errors else str(error)
-            raise UserError(f"{file}: cannot be loaded: {' '.join(said.replace(f'{file} ', '').split())}") from None
+            raise UserError(
+                f"{file}: cannot be loaded: {' '.join(said.replace(f'{file} ', '').split())}"
+            ) from None
         finally:
-            llama_cpp.disable_logging()  # no callback into Python any more: llama.cpp has something to say even when Python ends
+            # no callback into Python any more: llama.cpp has something to say even when Python ends
+            llama_cpp.disable_logging()
         if not model.get_default_chat_template():
             raise UserError(f"{file}: it has no chat template, so it cannot chat")
         return cls(model, context, str(file))
@@ -97,7 +111,11 @@ class GGUFModel:
         return list(vocabulary.tokenize(text, add_special=True, parse_special=True))
 
     def answer(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float = 0.0, on_token: Callable[[int], Any] | None = None
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        on_token: Callable[[int], Any] | None = None,
     ) -> list[int]:
         """The ids of an answer, its stop token included; it ends with the context at the latest.
 
@@ -124,7 +142,8 @@ class GGUFModel:
         return self._vocabulary.detokenize(list(ids)).rstrip("\ufffd").strip()
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-        """float32 logits of the tokens after `positions` of `ids`, shape (positions, vocabulary), computed afresh.
+        """float32 logits of the tokens after `positions` of `ids`, shape (positions, vocabulary), computed
+        afresh.
 
         Raises:
             UserError: more tokens than the context has.
@@ -147,7 +166,9 @@ class GGUFModel:
         return found
 
     def _rewound(self, ids: Sequence[int]) -> list[int]:
-        """What of `ids` is still to be computed, the last one at least; llama.cpp forgets all it holds beyond what stands before that."""
+        """What of `ids` is still to be computed, the last one at least; llama.cpp forgets all it holds beyond
+        what stands before that.
+        """
         pairs = zip(self._computed, ids[:-1], strict=False)
         common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         if not self._context.memory_seq_rm(0, common, -1):  # a recurrent model cannot forget a part
@@ -173,7 +194,9 @@ def _said(model: Any, key: str) -> str | None:
 
 
 def _threads() -> int:
-    """OMP_NUM_THREADS where it is set, as for torch: llama.cpp's threads wait for each other awake, and suffer where cores are shared."""
+    """OMP_NUM_THREADS where it is set, as for torch: llama.cpp's threads wait for each other awake, and
+    suffer where cores are shared.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
 

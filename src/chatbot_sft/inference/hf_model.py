@@ -1,4 +1,6 @@
-"""Models of transformers and PEFT: a folder with a whole model or an adapter, or what is in memory after training."""
+"""Models of transformers and PEFT: a folder with a whole model or an adapter, or what is in memory after
+training.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,12 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 class HFModel:
-    """A `model` of transformers or PEFT, in evaluation mode, with its transformers `tokenizer`; `template_kwargs` go to the chat template.
+    """A `model` of transformers or PEFT, in evaluation mode, with its transformers `tokenizer`;
+    `template_kwargs` go to the chat template.
 
-    `stop_ids` is what `answer` stops at: what is given, else what the model's generation_config says and no more, so that a
-    missing end token shows. `context` is how many tokens a prompt and its answer may have together.
+    `stop_ids` is what `answer` stops at: what is given, else what the model's generation_config says and no
+    more, so that a missing end token shows. `context` is how many tokens a prompt and its answer may have
+    together.
     """
 
     def __init__(
@@ -45,14 +49,19 @@ class HFModel:
         self.template_kwargs = dict(template_kwargs or {})
         self.stop_ids = generation_stops(model) if stop_ids is None else frozenset(stop_ids)
         # Not every architecture has a limit of its own.
-        self.context = min(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
+        self.context = min(
+            getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30,
+            tokenizer.model_max_length,
+        )
 
     @classmethod
     def load(cls, folder: Path | str, adapter: bool = True, four_bit: bool = False) -> HFModel:
-        """The model in `folder`; an adapter on its base, with the adapter's tokenizer, or with `adapter=False` that base alone, with its own.
+        """The model in `folder`; an adapter on its base, with the adapter's tokenizer, or with
+        `adapter=False` that base alone, with its own.
 
-        On a GPU in the dtype it was saved in, on a CPU in float32; a bitsandbytes checkpoint as it is, any other with `four_bit` as QLoRA trains it.
-        The network is used only where the base is a hub id. `folder` may be a hub id, too.
+        On a GPU in the dtype it was saved in, on a CPU in float32; a bitsandbytes checkpoint as it is, any
+        other with `four_bit` as QLoRA trains it. The network is used only where the base is a hub id.
+        `folder` may be a hub id, too.
 
         Raises:
             UserError: the model, or the adapter's base, cannot be loaded; it has no chat template.
@@ -73,7 +82,11 @@ class HFModel:
         how: dict[str, Any] = {"dtype": "auto", "device_map": "auto"} if gpu else {"dtype": torch.float32}
         with _readable_errors(source, weights), contextlib.ExitStack() as stack:
             config = AutoConfig.from_pretrained(_place(weights), **given)
-            place = stack.enter_context(_pointing(Path(folder).expanduser(), weights)) if base and adapter else _place(source)
+            place = (
+                stack.enter_context(_pointing(Path(folder).expanduser(), weights))
+                if base and adapter
+                else _place(source)
+            )
             if getattr(config, "quantization_config", None) is not None:
                 how["dtype"] = "auto"
             elif four_bit:
@@ -81,7 +94,9 @@ class HFModel:
             model = Auto.from_pretrained(place, **how, **given)
             tokenizer = AutoTokenizer.from_pretrained(place, **given)
         if not tokenizer.chat_template:
-            raise UserError(f"{source}: its tokenizer has no chat template, so it cannot chat; name an instruct model")
+            raise UserError(
+                f"{source}: its tokenizer has no chat template, so it cannot chat; name an instruct model"
+            )
         return cls(model, tokenizer, source)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -98,7 +113,11 @@ class HFModel:
             raise UserError(f"{self.name}: the chat template refuses the conversation: {error}") from None
 
     def answer(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, temperature: float = 0.0, on_token: Callable[[int], Any] | None = None
+        self,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        on_token: Callable[[int], Any] | None = None,
     ) -> list[int]:
         """The ids of an answer, its stop token included; it ends with the context at the latest.
 
@@ -115,12 +134,18 @@ class HFModel:
         return as_text(self.tokenizer, ids)
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-        """float32 logits of the tokens after `positions` of `ids`, shape (positions, vocabulary); one forward pass, computed for these alone."""
+        """float32 logits of the tokens after `positions` of `ids`, shape (positions, vocabulary); one forward
+        pass, computed for these alone.
+        """
         import torch
 
         wanted = torch.tensor(list(positions), device=self.model.device)
         with torch.inference_mode():
-            logits = self.model(input_ids=torch.tensor([list(ids)], device=self.model.device), logits_to_keep=wanted, use_cache=False).logits[0]
+            logits = self.model(
+                input_ids=torch.tensor([list(ids)], device=self.model.device),
+                logits_to_keep=wanted,
+                use_cache=False,
+            ).logits[0]
             if len(logits) > len(wanted):  # Unsloth's own layers compute all of them, whatever is asked
                 logits = logits[wanted]
             return logits.float().cpu().numpy()
@@ -143,7 +168,8 @@ class _Streamer:
 
 
 def adapter_base(folder: Path) -> tuple[str | None, str | None]:
-    """(folder or hub id, revision) of the model that the adapter in `folder` was trained on; (None, None) where there is no adapter.
+    """(folder or hub id, revision) of the model that the adapter in `folder` was trained on; (None, None)
+    where there is no adapter.
 
     Raises:
         UserError: a folder that is no longer there.
@@ -157,13 +183,18 @@ def adapter_base(folder: Path) -> tuple[str | None, str | None]:
         now = moved(folder)
         if now:
             return now, None
-        raise UserError(f"{folder}: the model it was trained on is not at {base} any more; correct base_model_name_or_path in its {ADAPTER_CONFIG}")
+        raise UserError(
+            f"{folder}: the model it was trained on is not at {base} any more; correct"
+            f" base_model_name_or_path in its {ADAPTER_CONFIG}"
+        )
     return base, config.get("revision")
 
 
 @contextlib.contextmanager
 def _pointing(adapter: Path, base: str) -> Iterator[str]:
-    """The folder `adapter`; where its base has moved, one that names `base`, where that is now, and has links to the rest."""
+    """The folder `adapter`; where its base has moved, one that names `base`, where that is now, and has links
+    to the rest.
+    """
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if config["base_model_name_or_path"] == base:
         yield str(adapter)
@@ -172,7 +203,9 @@ def _pointing(adapter: Path, base: str) -> Iterator[str]:
         for path in adapter.iterdir():
             if path.name != ADAPTER_CONFIG:
                 Path(place, path.name).symlink_to(path.resolve())
-        Path(place, ADAPTER_CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8")
+        Path(place, ADAPTER_CONFIG).write_text(
+            json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8"
+        )
         yield place
 
 

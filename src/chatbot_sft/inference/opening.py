@@ -22,7 +22,9 @@ KINDS: tuple[Kind, ...] = ("merged", "adapter", "gguf")  # which is taken where 
 
 @dataclass(frozen=True)
 class Found:
-    """A model on disk: a folder, or a .gguf file. `base` is the name of the model that its run was trained on, where a run was named."""
+    """A model on disk: a folder, or a .gguf file. `base` is the name of the model that its run was trained
+    on, where a run was named.
+    """
 
     kind: Kind
     path: Path
@@ -46,7 +48,10 @@ class Found:
         if self.kind == "adapter":
             return HFModel.load(self.path, adapter=False)
         if self.base is None:
-            raise UserError(f"{self.path}: what it was trained on is not written in it; name its run directory, or an adapter")
+            raise UserError(
+                f"{self.path}: what it was trained on is not written in it; name its run directory, or an"
+                " adapter"
+            )
         return HFModel.load(embedded.resolve(self.base))
 
 
@@ -62,8 +67,9 @@ def open_model(path: Path | str) -> HFModel | GGUFModel:
 def find(path: Path | str) -> Found:
     """The model that `path` names; nothing is loaded.
 
-    It is a .gguf file, a folder with a model, an adapter or GGUF files, or with folders of these, or a run directory: there what the run saved, else
-    its newest checkpoint. Of several, a merged model comes before an adapter, and that before a GGUF file; of GGUF files the largest is the most
+    It is a .gguf file, a folder with a model, an adapter or GGUF files, or with folders of these, or a run
+    directory: there what the run saved, else its newest checkpoint. Of several, a merged model comes before
+        an adapter, and that before a GGUF file; of GGUF files the largest is the most
     exact. "smollm2" is the embedded model.
 
     Raises:
@@ -71,7 +77,9 @@ def find(path: Path | str) -> Found:
     """
     place = Path(embedded.resolve(str(path))).expanduser()
     if not place.exists():
-        raise UserError(f"{path}: no such folder or file; name a run directory, an exported model or a .gguf file")
+        raise UserError(
+            f"{path}: no such folder or file; name a run directory, an exported model or a .gguf file"
+        )
     run = Run(place)
     report = run.peek()
     for folder in _places(run, report):
@@ -79,14 +87,26 @@ def find(path: Path | str) -> Found:
             for inside in _with_folders(folder):
                 found = _model(kind, inside)
                 if found:
-                    return Found(kind, found, report.model.name if report and report.model else None, _system_prompt(found, report))
+                    return Found(
+                        kind,
+                        found,
+                        report.model.name if report and report.model else None,
+                        _system_prompt(found, report),
+                    )
     if report:
-        raise UserError(f"{path}: this run is {report.status} and has neither saved a model nor kept a checkpoint")
-    raise UserError(f"{path}: neither a model (config.json with *.safetensors, {ADAPTER_CONFIG}, *.gguf) nor a run ({REPORT}) is in this folder")
+        raise UserError(
+            f"{path}: this run is {report.status} and has neither saved a model nor kept a checkpoint"
+        )
+    raise UserError(
+        f"{path}: neither a model (config.json with *.safetensors, {ADAPTER_CONFIG}, *.gguf) nor a run"
+        f" ({REPORT}) is in this folder"
+    )
 
 
 def _system_prompt(found: Path, report: Report | None) -> str | None:
-    """From the report of the run that was named, the mark of the export, or the report of the run that a checkpoint lies in."""
+    """From the report of the run that was named, the mark of the export, or the report of the run that a
+    checkpoint lies in.
+    """
     folder = found if found.is_dir() else found.parent
     mark = None if report else read_mark(folder)
     if mark:
@@ -109,7 +129,14 @@ def _places(run: Run, report: Report | None) -> Iterator[Path]:
 def _with_folders(folder: Path) -> list[Path]:
     """`folder` and the folders in it. Checkpoints go by their step, not by their name."""
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [folder, *(path for path in inside if path.is_dir() and not path.name.startswith(".") and not checkpoints.NAME.fullmatch(path.name))]
+    return [
+        folder,
+        *(
+            path
+            for path in inside
+            if path.is_dir() and not path.name.startswith(".") and not checkpoints.NAME.fullmatch(path.name)
+        ),
+    ]
 
 
 def _model(kind: Kind, folder: Path) -> Path | None:
@@ -118,5 +145,7 @@ def _model(kind: Kind, folder: Path) -> Path | None:
         files = [folder] if folder.is_file() else folder.glob("*.gguf")
         return max(files, key=lambda file: file.stat().st_size, default=None)
     adapter = (folder / ADAPTER_CONFIG).is_file()
-    weights = (folder / "config.json").is_file() and any((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+    weights = (folder / "config.json").is_file() and any(
+        (*folder.glob("*.safetensors"), *folder.glob("*.bin"))
+    )
     return folder if (adapter if kind == "adapter" else weights and not adapter) else None

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def add_adapter(model: Any, settings: Config, engine: Engine, new_token_ids: Sequence[int] = ()) -> Any:
-    """The model that is trained: `model` with a LoRA on `lora.target_modules`, or `model` itself where `lora.r` is 0.
+    """The model that is trained: `model` with a LoRA on `lora.target_modules`, or `model` itself where
+    `lora.r` is 0.
 
     `new_token_ids` are rows of the embeddings that are trained beside the adapter.
 
@@ -32,7 +33,9 @@ def add_adapter(model: Any, settings: Config, engine: Engine, new_token_ids: Seq
     model = engine.add_lora(model, settings, arguments)
     head = model.get_output_embeddings()
     if type(head).__name__ == "TrainableTokensWrapper":
-        head.bias = head.original_module.bias  # TRL's fused loss reads it, and PEFT's wrapper passes on the weight alone
+        head.bias = (
+            head.original_module.bias
+        )  # TRL's fused loss reads it, and PEFT's wrapper passes on the weight alone
     return model
 
 
@@ -59,25 +62,39 @@ def lora_arguments(model: Any, settings: Config, new_token_ids: Sequence[int] = 
         arguments["use_dora"] = True
     if lora.init_lora_weights == "loftq":
         arguments["loftq_config"] = {"loftq_bits": lora.loftq_bits, "loftq_iter": lora.loftq_iter}
-    others = [name for name, _ in model.named_modules() if _ends_with(name, arguments["target_modules"]) and not parts.read_text(name)]
+    others = [
+        name
+        for name, _ in model.named_modules()
+        if _ends_with(name, arguments["target_modules"]) and not parts.read_text(name)
+    ]
     if others:
         arguments["exclude_modules"] = rf"(?!{re.escape(parts.decoder)}\.|{re.escape(parts.output)}$).*"
     saved = _check_saved(model, lora.modules_to_save or [])
     matrices = [parts.input.rpartition(".")[2], parts.output.rpartition(".")[2]]
     if parts.tied and set(saved) & set(matrices):
         log.info("lora: %s and %s are one matrix in this model, and are trained as one", *matrices)
-        arguments["modules_to_save"] = saved = [*(name for name in saved if name not in matrices), matrices[0]]
+        arguments["modules_to_save"] = saved = [
+            *(name for name in saved if name not in matrices),
+            matrices[0],
+        ]
         arguments["ensure_weight_tying"] = True
     if new_token_ids:
-        # PEFT trains these rows alone, and of tied matrices the output with the input; what is saved in full has them already.
-        rows = {name: list(new_token_ids) for name in (matrices[:1] if parts.tied else matrices) if name not in saved}
+        # PEFT trains these rows alone, and of tied matrices the output with the input; what is saved in full
+        # has them already.
+        rows = {
+            name: list(new_token_ids)
+            for name in (matrices[:1] if parts.tied else matrices)
+            if name not in saved
+        }
         arguments |= {"trainable_token_indices": rows} if rows else {}
     return arguments
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Module names: the stack of language layers, the input and the output embeddings; `tied` where those two share their weight."""
+    """Module names: the stack of language layers, the input and the output embeddings; `tied` where those two
+    share their weight.
+    """
 
     decoder: str
     input: str
@@ -91,7 +108,9 @@ class _Parts:
 def _parts(model: Any) -> _Parts:
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    return _Parts(names[id(model.get_decoder())], names[id(inputs)], names[id(outputs)], inputs.weight is outputs.weight)
+    return _Parts(
+        names[id(model.get_decoder())], names[id(inputs)], names[id(outputs)], inputs.weight is outputs.weight
+    )
 
 
 def _targets(model: Any, wanted: str | list[str], parts: _Parts) -> list[str]:
@@ -109,20 +128,28 @@ def _targets(model: Any, wanted: str | list[str], parts: _Parts) -> list[str]:
     if wanted == ALL_LINEAR:
         return linear
     missing = [target for target in wanted if not any(_ends_with(name, [target]) for name in names)]
-    # The experts of a mixture are stacked in one parameter; which of its names Unsloth takes for them is its own business.
-    experts = any(parameter.ndim == 3 for name, parameter in model.named_parameters() if parts.read_text(name))
+    # The experts of a mixture are stacked in one parameter; which of its names Unsloth takes for them is its
+    # own business.
+    experts = any(
+        parameter.ndim == 3 for name, parameter in model.named_parameters() if parts.read_text(name)
+    )
     if len(missing) == len(wanted) or (missing and not experts):
         raise UserError(
-            f"lora.target_modules: the model has no {', '.join(missing)}; its linear layers are {', '.join(linear)}; "
-            f"lora.target_modules={ALL_LINEAR} takes them all"
+            f"lora.target_modules: the model has no {', '.join(missing)}; its linear layers are"
+            f" {', '.join(linear)}; lora.target_modules={ALL_LINEAR} takes them all"
         )
     return list(wanted)
 
 
 def _check_saved(model: Any, wanted: Sequence[str]) -> list[str]:
-    missing = [name for name in wanted if not any(_ends_with(module, [name]) for module, _ in model.named_modules())]
+    missing = [
+        name for name in wanted if not any(_ends_with(module, [name]) for module, _ in model.named_modules())
+    ]
     if missing:
-        raise UserError(f"lora.modules_to_save: the model has no {', '.join(missing)}; the usual ones are embed_tokens and lm_head")
+        raise UserError(
+            f"lora.modules_to_save: the model has no {', '.join(missing)}; the usual ones are embed_tokens"
+            " and lm_head"
+        )
     return list(wanted)
 
 

@@ -1,4 +1,6 @@
-"""The model that a run is trained on: where it is, whether it is still the same one, and where it went with the run when both were moved."""
+"""The model that a run is trained on: where it is, whether it is still the same one, and where it went with
+the run when both were moved.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ ABOVE = 3  # folders above an export or a checkpoint in which its run directory 
 
 
 def located(settings: Config) -> Config:
-    """`settings` with the folder that model.name leads to from here, written out: what stands in a run's files has to be found from anywhere."""
+    """`settings` with the folder that model.name leads to from here, written out: what stands in a run's
+    files has to be found from anywhere.
+    """
     name = settings.model.name
     if name == embedded.NAME or not Path(name).expanduser().is_dir():
         return settings
@@ -29,7 +33,9 @@ def located(settings: Config) -> Config:
 
 
 def named(written: str) -> str:
-    """The base that an adapter_config.json has `written`. Of a folder the names of secrets are resolved; a hub id comes from anybody, and stays."""
+    """The base that an adapter_config.json has `written`. Of a folder the names of secrets are resolved; a
+    hub id comes from anybody, and stays.
+    """
     place = resolved(written)
     return place if Path(place).expanduser().is_dir() else written
 
@@ -57,7 +63,9 @@ def content(folder: Path) -> str:
 
 
 def description(settings: Config, beside: Path) -> dict[str, Any]:
-    """What export.json and report.json say of the base: its name, and of a folder the way to it from `beside`, and what it held."""
+    """What export.json and report.json say of the base: its name, and of a folder the way to it from
+    `beside`, and what it held.
+    """
     name = settings.model.name
     if name == embedded.NAME or not is_local(name):
         return {"name": name}
@@ -66,7 +74,9 @@ def description(settings: Config, beside: Path) -> dict[str, Any]:
 
 
 def moved(beside: Path) -> str | None:
-    """The base of the export, checkpoint or run in the folder `beside`, where it is now; None where it did not move along."""
+    """The base of the export, checkpoint or run in the folder `beside`, where it is now; None where it did
+    not move along.
+    """
     for place, base in _descriptions(beside):
         if base.get("name") == embedded.NAME:
             return str(embedded.folder())

@@ -1,7 +1,7 @@
 """`model.adapter`: an adapter that was trained before, and is trained on.
 
-All of it is looked at before a model is loaded, without torch; `load_weights` then puts it into the model, as an export
-of an earlier run does too.
+All of it is looked at before a model is loaded, without torch; `load_weights` then puts it into the model, as
+an export of an earlier run does too.
 """
 
 from __future__ import annotations
@@ -23,16 +23,33 @@ from chatbot_sft.run.directory import Run
 log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_rslora", "use_dora", "modules_to_save")  # keys of `lora` that the adapter has decided
-NOT_OURS = ("rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication", "target_parameters", "lora_bias")
+SHAPE = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "bias",
+    "use_rslora",
+    "use_dora",
+    "modules_to_save",
+)  # keys of `lora` that the adapter has decided
+NOT_OURS = (
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layer_replication",
+    "target_parameters",
+    "lora_bias",
+)
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")  # initialisations, by how they begin
 
 
 def adopt(config: Mapping[str, Any] | Config) -> Config:
-    """`config` with the `lora` section of the adapter that `model.adapter` names, and that adapter's own folder; unchanged where it names none.
+    """`config` with the `lora` section of the adapter that `model.adapter` names, and that adapter's own
+    folder; unchanged where it names none.
 
     Raises:
-        UserError: there is no adapter, it was trained on another base, it is one that cannot be trained on, or `lora` asks for another one.
+        UserError: there is no adapter, it was trained on another base, it is one that cannot be trained on,
+            or `lora` asks for another one.
     """
     settings = Config.from_mapping(config)
     if settings.model.adapter is None:
@@ -47,7 +64,10 @@ def adopt(config: Mapping[str, Any] | Config) -> Config:
     for key, theirs in shape.items():
         ours = _plain(getattr(settings.lora, key))
         if ours not in (theirs, _plain(getattr(LoraConfig(), key)), ALL_LINEAR):
-            raise UserError(f"lora.{key}={ours}: the adapter that is gone on from has {theirs}; leave lora.{key} out ({where})")
+            raise UserError(
+                f"lora.{key}={ours}: the adapter that is gone on from has {theirs}; leave lora.{key} out"
+                f" ({where})"
+            )
     changed = {"model": {**settings["model"], "adapter": str(folder)}, "lora": {**settings["lora"], **shape}}
     return Config.from_mapping({**settings, **changed})
 
@@ -69,7 +89,9 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
     try:
         loaded = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     except RuntimeError as error:  # torch's word for another size
-        raise UserError(f"{where}: {folder} is not an adapter of this model: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(
+            f"{where}: {folder} is not an adapter of this model: {' '.join(str(error).split())[:300]}"
+        ) from None
     missing = [name for name in loaded.missing_keys if ".lora_A." in name or ".lora_B." in name]
     if loaded.unexpected_keys or missing:
         what = f"it has {loaded.unexpected_keys[0]}" if loaded.unexpected_keys else f"it has no {missing[0]}"
@@ -77,7 +99,9 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
 
 
 def _find(where: str, place: Path) -> Path:
-    """The adapter in a run directory, an export or an adapter's own folder: of a run the weights that it ended with, else its last checkpoint."""
+    """The adapter in a run directory, an export or an adapter's own folder: of a run the weights that it
+    ended with, else its last checkpoint.
+    """
     from chatbot_sft.run import checkpoints
 
     if not place.is_dir():
@@ -109,7 +133,11 @@ def _read(where: str, folder: Path) -> dict[str, Any]:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or not isinstance(found.get("r"), int) or not isinstance(found.get("base_model_name_or_path"), str):
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("r"), int)
+        or not isinstance(found.get("base_model_name_or_path"), str)
+    ):
         raise UserError(f"{where}: {folder / CONFIG} is damaged: it has no r and base_model_name_or_path")
     return found
 
@@ -123,24 +151,32 @@ def _check_kind(where: str, found: Mapping[str, Any], settings: Config) -> None:
         raise UserError(f"{where}: a {found['peft_type']} adapter; only LoRA can be trained on")
     if init.startswith(CHANGE_THE_BASE):
         raise UserError(
-            f"{where}: its initialisation ({init}) changed the base, so it fits no other; export that run merged, and name it with model.name"
+            f"{where}: its initialisation ({init}) changed the base, so it fits no other; export that run"
+            " merged, and name it with model.name"
         )
     if settings.lora.init_lora_weights is not True:
         raise UserError(
-            f"{where} with lora.init_lora_weights={settings.lora.init_lora_weights}: an adapter that is there is not initialised; leave it out"
+            f"{where} with lora.init_lora_weights={settings.lora.init_lora_weights}: an adapter that is there"
+            " is not initialised; leave it out"
         )
     odd = [key for key in NOT_OURS if found.get(key)]
     if odd or not isinstance(found.get("target_modules"), list):
         raise UserError(
-            f"{where}: it uses {odd[0] if odd else 'a pattern for target_modules'}, which this program does not train; merge it into its base"
+            f"{where}: it uses {odd[0] if odd else 'a pattern for target_modules'}, which this program does"
+            " not train; merge it into its base"
         )
     tokens = bool(found.get("trainable_token_indices"))
     if tokens != bool(settings.model.new_tokens):
-        raise UserError(f"{where}: it {'has' if tokens else 'was trained without'} new tokens; model.new_tokens has to name the same ones")
+        raise UserError(
+            f"{where}: it {'has' if tokens else 'was trained without'} new tokens; model.new_tokens has to"
+            " name the same ones"
+        )
 
 
 def _check_weights(where: str, folder: Path, found: Mapping[str, Any]) -> None:
-    """The header of the weights: all of the file is there, and its matrices have the rank that the adapter says."""
+    """The header of the weights: all of the file is there, and its matrices have the rank that the adapter
+    says.
+    """
     file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{where}: no {WEIGHTS} in {folder}")
@@ -157,7 +193,10 @@ def _check_weights(where: str, folder: Path, found: Mapping[str, Any]) -> None:
     if not whole:
         raise UserError(f"{where}: {file} is cut or damaged: its size is not what its header says")
     if ranks != {found["r"]}:
-        raise UserError(f"{where}: {file} has matrices of rank {', '.join(map(str, sorted(ranks))) or 'none'}, and {CONFIG} says {found['r']}")
+        raise UserError(
+            f"{where}: {file} has matrices of rank {', '.join(map(str, sorted(ranks))) or 'none'}, and"
+            f" {CONFIG} says {found['r']}"
+        )
 
 
 def _check_base(where: str, folder: Path, found: Mapping[str, Any], settings: Config) -> None:
@@ -168,10 +207,17 @@ def _check_base(where: str, folder: Path, found: Mapping[str, Any], settings: Co
         return
     if is_local(ours):
         there = Path(theirs).expanduser()
-        held = content(there) if is_local(theirs) and (there / "config.json").is_file() else known_base(folder).get("content")
+        held = (
+            content(there)
+            if is_local(theirs) and (there / "config.json").is_file()
+            else known_base(folder).get("content")
+        )
         if held == content(Path(ours).expanduser()):
             return
-    raise UserError(f"{where}: it was trained on {theirs}, not on model.name={name}; go on with model=local model.name={theirs}")
+    raise UserError(
+        f"{where}: it was trained on {theirs}, not on model.name={name}; go on with model=local"
+        f" model.name={theirs}"
+    )
 
 
 def _plain(value: Any) -> Any:

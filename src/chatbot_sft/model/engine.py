@@ -29,10 +29,14 @@ class Engine(Protocol):
         """The base model from a folder or hub id, ready for an adapter or for full fine-tuning."""
 
     def add_lora(self, model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
-        """The PEFT model: `model` frozen, with the adapter that `arguments`, those of `peft.LoraConfig`, describe."""
+        """The PEFT model: `model` frozen, with the adapter that `arguments`, those of `peft.LoraConfig`,
+        describe.
+        """
 
     def checkpointing(self, settings: Config) -> bool | str:
-        """Whether activations are recomputed in the backward pass; Unsloth also knows "unsloth", which offloads them."""
+        """Whether activations are recomputed in the backward pass; Unsloth also knows "unsloth", which
+        offloads them.
+        """
 
     def for_training(self, model: Any, checkpointing: bool) -> None:
         """Switch to training mode, with or without recomputed activations."""
@@ -41,22 +45,30 @@ class Engine(Protocol):
         """Switch to generation mode."""
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the model's forward takes of a micro-batch: row lengths of a padding-free one, or positions alone."""
+        """What the model's forward takes of a micro-batch: row lengths of a padding-free one, or positions
+        alone.
+        """
 
     def prepare(self, model: Any) -> None:
         """Once, before training: what TRL's SFTTrainer does to a model under this engine."""
 
     def compute_dtype(self, model: Any, wanted: str | None) -> str | None:
-        """ "bf16", "fp16" or None: what matrix products are cast to, where `wanted` is what the configuration means."""
+        """ "bf16", "fp16" or None: what matrix products are cast to, where `wanted` is what the configuration
+        means.
+        """
 
     def loss(self, model: Any, inputs: dict[str, Any], trained_tokens: Any) -> Any:
-        """The loss of a micro-batch in training, divided by the trained tokens of the whole step (a tensor); `inputs` has labels."""
+        """The loss of a micro-batch in training, divided by the trained tokens of the whole step (a tensor);
+        `inputs` has labels.
+        """
 
     def use_scaler(self, model: Any, scaler: Any) -> None:
         """Tell the model of the `torch.amp.GradScaler` that scales its loss in float16."""
 
     def capturable(self, model: Any) -> bool:
-        """Whether `hidden_states` can run as a CUDA graph and `head_loss` does the rest; an engine without them says no."""
+        """Whether `hidden_states` can run as a CUDA graph and `head_loss` does the rest; an engine without
+        them says no.
+        """
 
     def padding_free(self, model: Any) -> bool:
         """Whether the engine trains a batch without padding where nothing else is asked for."""
@@ -83,7 +95,10 @@ def expected(requested: str) -> Choice:
         return Choice("unsloth", f"auto: unsloth {version} on {hardware.gpus()[0].name}")
     if tuple(int(part) for part in version.split(".")[:3]) >= UNSLOTH_ON_CPU:
         return Choice("unsloth", f"auto: unsloth {version} trains on a CPU")
-    return Choice("transformers", f"auto: unsloth {version} needs a GPU; {'.'.join(map(str, UNSLOTH_ON_CPU))} and later train on a CPU")
+    return Choice(
+        "transformers",
+        f"auto: unsloth {version} needs a GPU; {'.'.join(map(str, UNSLOTH_ON_CPU))} and later train on a CPU",
+    )
 
 
 @functools.cache
@@ -99,10 +114,14 @@ def load_engine(requested: str) -> tuple[Engine, Choice]:
         try:
             with quiet():
                 engine = importlib.import_module("chatbot_sft.model.unsloth_engine")
-        except Exception as error:  # Unsloth raises ImportError, RuntimeError or NotImplementedError for a machine it does not support
+        # Unsloth raises ImportError, RuntimeError or NotImplementedError for a machine it does not support
+        except Exception as error:
             why = " ".join(str(error).split())
             if requested == "unsloth":
-                raise UserError(f"model.engine=unsloth: unsloth does not import here ({why}); use model.engine=transformers") from error
+                raise UserError(
+                    f"model.engine=unsloth: unsloth does not import here ({why}); use"
+                    " model.engine=transformers"
+                ) from error
             choice = Choice("transformers", f"auto: unsloth does not import here: {why}")
     if choice.name == "transformers":
         engine = importlib.import_module("chatbot_sft.model.transformers_engine")
@@ -110,11 +129,14 @@ def load_engine(requested: str) -> tuple[Engine, Choice]:
 
 
 def prepare_environment() -> None:
-    """Keep third-party libraries off the network and out of the working directory. Unsloth and TRL read these once, at import."""
+    """Keep third-party libraries off the network and out of the working directory. Unsloth and TRL read these
+    once, at import.
+    """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(part_folder("unsloth_compiled")))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # OpenMP reads it as torch is imported. Threads that wait awake take the cores from each other and from other processes: 5 to 7 times slower.
+    # OpenMP reads it as torch is imported. Threads that wait awake take the cores from each other and from
+    # other processes: 5 to 7 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,4 +1,6 @@
-"""What a model says: the one place that asks transformers for an answer, for samples, chat and verification alike."""
+"""What a model says: the one place that asks transformers for an answer, for samples, chat and verification
+alike.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def rendered(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mappi
         jinja2.TemplateError: the template refuses them.
     """
     given = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
-    return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **given)
+    return tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, return_dict=False, **given
+    )
 
 
 def generation_stops(model: Any) -> frozenset[int]:
@@ -37,8 +41,9 @@ def generate(
 ) -> list[int]:
     """The ids of an answer to the ids of a `prompt`, its stop token included where it ended by itself.
 
-    Temperature 0 is greedy: token by token the likeliest. Above, the temperature alone decides. Nothing else that the
-    model's generation_config says has a part in it: no penalty, no beams, no cut of the unlikely, no forbidden token.
+    Temperature 0 is greedy: token by token the likeliest. Above, the temperature alone decides. Nothing else
+    that the model's generation_config says has a part in it: no penalty, no beams, no cut of the unlikely, no
+    forbidden token.
     """
     import torch
 
@@ -60,10 +65,11 @@ def generate(
 
 @contextlib.contextmanager
 def _plain(model: Any, stop_ids: Collection[int], pad_token_id: int | None) -> Iterator[None]:
-    """Within it, `model` has a generation_config that says how an answer ends, and no more; then its own again.
+    """Within it, `model` has a generation_config that says how an answer ends, and no more; then its own
+    again.
 
-    `generate` fills in from the model's own whatever a call leaves out, and many settings have no value that means "unset".
-    PEFT and multimodal models keep it in a module within them, or in several.
+    `generate` fills in from the model's own whatever a call leaves out, and many settings have no value that
+    means "unset". PEFT and multimodal models keep it in a module within them, or in several.
     """
     from transformers import GenerationConfig
 
@@ -79,12 +85,18 @@ def _plain(model: Any, stop_ids: Collection[int], pad_token_id: int | None) -> I
             module.generation_config = before
 
 
-def greedy_answer(model: Any, tokenizer: Any, messages: Sequence[Message], max_new_tokens: int, **template_kwargs: Any) -> list[int]:
-    """Token ids of the answer to `messages`, at most `max_new_tokens`, ending with an end token where the model ends by itself."""
+def greedy_answer(
+    model: Any, tokenizer: Any, messages: Sequence[Message], max_new_tokens: int, **template_kwargs: Any
+) -> list[int]:
+    """Token ids of the answer to `messages`, at most `max_new_tokens`, ending with an end token where the
+    model ends by itself.
+    """
     prompt = rendered(tokenizer, messages, template_kwargs)
     return generate(model, prompt, max_new_tokens, generation_stops(model), tokenizer.pad_token_id)
 
 
 def as_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The answer as a person reads it: without special tokens, and without the letter that the token limit cut in half."""
+    """The answer as a person reads it: without special tokens, and without the letter that the token limit
+    cut in half.
+    """
     return tokenizer.decode(list(ids), skip_special_tokens=True).rstrip("\ufffd").strip()

@@ -25,9 +25,11 @@ def is_local(name: str) -> bool:
 
 
 def allow_network(allowed: bool) -> None:
-    """A local model needs no hub, so nothing is asked of it; a hub id may be fetched unless the user set HF_HUB_OFFLINE.
+    """A local model needs no hub, so nothing is asked of it; a hub id may be fetched unless the user set
+    HF_HUB_OFFLINE.
 
-    huggingface_hub and datasets read the variable once, at import; in a sweep a later job can need the other setting.
+    huggingface_hub and datasets read the variable once, at import; in a sweep a later job can need the other
+    setting.
     """
     offline = USER_SAYS_OFFLINE or not allowed
     if not offline and not _answers():
@@ -49,7 +51,11 @@ def tokenizer_folder(name: str, revision: str | None) -> Path:
     import huggingface_hub
 
     with readable_errors(name):
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*TOKENIZER_FILES, "config.json"]))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=[*TOKENIZER_FILES, "config.json"]
+            )
+        )
 
 
 def endpoint() -> str:
@@ -58,12 +64,19 @@ def endpoint() -> str:
 
 
 def _answers() -> bool:
-    """Whether the hub's host takes a connection; asked once, because the hub client itself retries for minutes. True behind a proxy."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")):
+    """Whether the hub's host takes a connection; asked once, because the hub client itself retries for
+    minutes. True behind a proxy.
+    """
+    if any(
+        os.environ.get(name)
+        for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+    ):
         return True
     address = urlsplit(endpoint())
     try:
-        with socket.create_connection((address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5):
+        with socket.create_connection(
+            (address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5
+        ):
             return True
     except OSError:
         return False
@@ -71,7 +84,8 @@ def _answers() -> bool:
 
 @contextlib.contextmanager
 def readable_errors(name: str) -> Iterator[None]:
-    """transformers reports everything about a model it cannot find as OSError, over several paragraphs; say it in one line.
+    """transformers reports everything about a model it cannot find as OSError, over several paragraphs; say
+    it in one line.
 
     Raises:
         UserError: for such an OSError.
@@ -91,6 +105,6 @@ def readable_errors(name: str) -> Iterator[None]:
         else:
             why = "no answer from the network, and the model is not in the local cache"
         raise UserError(
-            f"model.name={name}: cannot be had from the Hugging Face hub ({why}); a downloaded folder works without: "
-            "model=local model.name=/path/to/folder"
+            f"model.name={name}: cannot be had from the Hugging Face hub ({why}); a downloaded folder works"
+            " without: model=local model.name=/path/to/folder"
         ) from error

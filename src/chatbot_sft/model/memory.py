@@ -1,7 +1,8 @@
 """How much memory a run takes: the GPU's where there is one, the process's own where there is not.
 
-The peak is of the time since `begin`, so that a later job of a sweep does not report an earlier one's. A CPU's can begin
-anew on Linux alone (and not where /proc is read-only); elsewhere it is the highest since the process was started, and
+The peak is of the time since `begin`, so that a later job of a sweep does not report an earlier one's. A
+CPU's can begin anew on Linux alone (and not where /proc is read-only); elsewhere it is the highest since the
+process was started, and
 `peak_since` says so.
 """
 
@@ -16,7 +17,8 @@ from typing import Any
 from chatbot_sft.model import hardware
 
 STATUS = Path("/proc/self/status")
-# Linux: "5" written there, the peak of the resident set becomes what the set is now (man 5 proc_pid_clear_refs).
+# Linux: "5" written there, the peak of the resident set becomes what the set is now (man 5
+# proc_pid_clear_refs).
 RESET, RESIDENT_PEAK = Path("/proc/self/clear_refs"), "5"
 
 
@@ -24,8 +26,8 @@ RESET, RESIDENT_PEAK = Path("/proc/self/clear_refs"), "5"
 class MemoryStatistics:
     """All sizes in GB (10^9 bytes).
 
-    `peak_gb` is the highest since the start of what `peak_since` says, "run" or "process"; `start_gb` what there was
-    before training.
+    `peak_gb` is the highest since the start of what `peak_since` says, "run" or "process"; `start_gb` what
+    there was before training.
     """
 
     device: str
@@ -74,13 +76,17 @@ def begin() -> None:
 
 
 def measure(start_gb: float | None = None) -> MemoryStatistics:
-    """Now and at the highest: memory reserved by PyTorch on this process's GPU, or the resident set of this process."""
+    """Now and at the highest: memory reserved by PyTorch on this process's GPU, or the resident set of this
+    process.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         device = torch.cuda.get_device_properties(torch.cuda.current_device())
         current, peak = torch.cuda.memory_reserved(), torch.cuda.max_memory_reserved()
         since = "run" if _process.runs else "process"
-        return MemoryStatistics(device.name, _gb(device.total_memory), _gb(current), _gb(peak), start_gb, since)
+        return MemoryStatistics(
+            device.name, _gb(device.total_memory), _gb(current), _gb(peak), start_gb, since
+        )
     since = "run" if _process.anew or _process.runs == 1 else "process"
     current, peak = _resident()
     return MemoryStatistics("CPU", round(hardware.memory_gb(), 3), _gb(current), _gb(peak), start_gb, since)

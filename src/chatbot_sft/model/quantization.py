@@ -9,7 +9,14 @@ if TYPE_CHECKING:
 
 
 def nf4(compute_dtype: torch.dtype) -> Any:
-    """bitsandbytes' nf4 with its constants quantised too (Dettmers et al. 2023), as transformers' `quantization_config`."""
+    """bitsandbytes' nf4 with its constants quantised too (Dettmers et al. 2023), as transformers'
+    `quantization_config`.
+    """
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute_dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )

@@ -9,7 +9,8 @@ from chatbot_sft.data.template import added_tokens
 
 
 def add_tokens(tokenizer: Any, new_tokens: Sequence[str], name: str) -> None:
-    """Add `new_tokens` to a transformers tokenizer, with the ids that the data gate's `ChatTokenizer` gives them.
+    """Add `new_tokens` to a transformers tokenizer, with the ids that the data gate's `ChatTokenizer` gives
+    them.
 
     Raises:
         UserError: it has one of them already.
@@ -18,9 +19,11 @@ def add_tokens(tokenizer: Any, new_tokens: Sequence[str], name: str) -> None:
 
 
 def extend_embeddings(model: Any, tokenizer: Any, new_tokens: Sequence[str]) -> list[int]:
-    """Rows for `new_tokens` in the input and output embeddings, each the mean of the rows of all older tokens. Returns the tokens' ids.
+    """Rows for `new_tokens` in the input and output embeddings, each the mean of the rows of all older
+    tokens. Returns the tokens' ids.
 
-    A table that has rows to spare keeps its size; another gets exactly as many as the tokenizer has tokens, because that is the size
+    A table that has rows to spare keeps its size; another gets exactly as many as the tokenizer has tokens,
+    because that is the size
     `AutoPeftModelForCausalLM` gives the base before it loads the adapter.
     """
     import torch
@@ -29,6 +32,8 @@ def extend_embeddings(model: Any, tokenizer: Any, new_tokens: Sequence[str]) -> 
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
-        for weight in {id(w): w for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}.values():
+        for weight in {
+            id(w): w for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+        }.values():
             weight[ids] = weight[: min(ids)].float().mean(0).to(weight.dtype)
     return ids

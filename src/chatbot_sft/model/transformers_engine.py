@@ -38,7 +38,9 @@ def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
 
     if settings.model.load_in_4bit:
         model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=checkpointing(settings), gradient_checkpointing_kwargs={"use_reentrant": False}
+            model,
+            use_gradient_checkpointing=checkpointing(settings),
+            gradient_checkpointing_kwargs={"use_reentrant": False},
         )
     elif checkpointing(settings):
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -48,7 +50,9 @@ def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
 
 
 def checkpointing(settings: Config) -> bool:
-    """Whether activations are recomputed in the backward pass. "unsloth" saves GPU memory; on a CPU there is none to save."""
+    """Whether activations are recomputed in the backward pass. "unsloth" saves GPU memory; on a CPU there is
+    none to save.
+    """
     import torch
 
     value = settings.lora.use_gradient_checkpointing
@@ -75,7 +79,9 @@ def inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(model: Any) -> None:
-    """On a GPU TRL's output layer spares the memory of all logits; its kernel runs nowhere else, and reads the weight of a plain layer."""
+    """On a GPU TRL's output layer spares the memory of all logits; its kernel runs nowhere else, and reads
+    the weight of a plain layer.
+    """
     from chatbot_sft.model.loss import add_fused_head, cast_adapter
 
     cast_adapter(model)
@@ -90,8 +96,15 @@ def compute_dtype(model: Any, wanted: str | None) -> str | None:
 def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
     from chatbot_sft.model.loss import fused_loss, own_loss
 
-    inputs = {**inputs, "use_cache": False}  # rows of a padding-free batch are told apart where there is no cache alone
-    return fused_loss(model, inputs, trained_tokens) if _fused(model) else own_loss(model, inputs, trained_tokens)
+    inputs = {
+        **inputs,
+        "use_cache": False,
+    }  # rows of a padding-free batch are told apart where there is no cache alone
+    return (
+        fused_loss(model, inputs, trained_tokens)
+        if _fused(model)
+        else own_loss(model, inputs, trained_tokens)
+    )
 
 
 def _fused(model: Any) -> bool:
@@ -122,9 +135,19 @@ def trainer_class() -> type:
         return trl.SFTTrainer
 
     class CpuSFTTrainer(trl.SFTTrainer):
-        """TRL's loss is a Triton kernel and runs on a GPU only; the model's own cross entropy is the same number."""
+        """TRL's loss is a Triton kernel and runs on a GPU only; the model's own cross entropy is the same
+        number.
+        """
 
-        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-            return transformers.Trainer.compute_loss(self, model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            return transformers.Trainer.compute_loss(
+                self, model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
 
     return CpuSFTTrainer

@@ -1,4 +1,6 @@
-"""Unsloth: FastLanguageModel and its patched trainer. Importing this module imports unsloth, so it must come before transformers and trl."""
+"""Unsloth: FastLanguageModel and its patched trainer. Importing this module imports unsloth, so it must come
+before transformers and trl.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
 
 
 def checkpointing(settings: Config) -> bool | str:
-    """Unsloth offloads checkpointed activations to spare GPU memory; on a CPU there is none to spare, and recomputing costs a third."""
+    """Unsloth offloads checkpointed activations to spare GPU memory; on a CPU there is none to spare, and
+    recomputing costs a third.
+    """
     value = settings.lora.use_gradient_checkpointing
     return False if value == "unsloth" and unsloth.DEVICE_TYPE == "cpu" else value
 
@@ -71,14 +75,20 @@ def prepare(model: Any) -> None:
 
 
 def compute_dtype(model: Any, wanted: str | None) -> str | None:
-    """As under Unsloth's SFTTrainer: some families overflow in float16 and say so; where every weight is trained in bfloat16 nothing is cast."""
+    """As under Unsloth's SFTTrainer: some families overflow in float16 and say so; where every weight is
+    trained in bfloat16 nothing is cast.
+    """
     in_bfloat16 = os.environ.get("UNSLOTH_MIXED_PRECISION") == "bfloat16"  # set as such a model was loaded
-    forced = vars(base_of(model)).get("_unsloth_forced_float32")  # a private mark, read by unsloth/models/rl.py the same way
+    forced = vars(base_of(model)).get(
+        "_unsloth_forced_float32"
+    )  # a private mark, read by unsloth/models/rl.py the same way
     return None if unsloth.DEVICE_TYPE != "cpu" and (in_bfloat16 or forced) else wanted
 
 
 def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
-    """As under Unsloth's SFTTrainer: its fused kernel on a GPU; on a CPU in chunks of rows, which it does where it is asked to alone."""
+    """As under Unsloth's SFTTrainer: its fused kernel on a GPU; on a CPU in chunks of rows, which it does
+    where it is asked to alone.
+    """
     inputs = {**inputs, "use_cache": False}  # a cache of keys and values would lose the bounds of the rows
     if unsloth.DEVICE_TYPE != "cpu":
         from unsloth_zoo.temporary_patches.utils import apply_pending_eager_fallbacks
@@ -96,7 +106,9 @@ def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> to
 
 
 def _chunked(model: Any) -> Any | None:
-    """The part of `model` that computes its loss in chunks on a CPU. A private mark of unsloth_zoo (cpu/trainer.py reads it the same way)."""
+    """The part of `model` that computes its loss in chunks on a CPU. A private mark of unsloth_zoo
+    (cpu/trainer.py reads it the same way).
+    """
     base = base_of(model)
     return base if vars(base).get("_unsloth_cpu_chunked_ce") else None
 
@@ -114,7 +126,9 @@ def trainer_class() -> type:
 
 
 def capturable(model: Any) -> bool:
-    """Whether `model` runs Unsloth's own layers, which wait for nothing on their way, under a plain head that is not trained."""
+    """Whether `model` runs Unsloth's own layers, which wait for nothing on their way, under a plain head that
+    is not trained.
+    """
     return _own_layers(model) and not model.get_base_model().lm_head.weight.requires_grad
 
 
@@ -130,16 +144,24 @@ def _own_layers(model: Any) -> bool:
 
 
 def hidden_states(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """What the layers make of `input_ids` (rows, length): (rows, length, width), padding on the right left unmasked behind causal attention."""
+    """What the layers make of `input_ids` (rows, length): (rows, length, width), padding on the right left
+    unmasked behind causal attention.
+    """
     return model.get_base_model().model(input_ids=input_ids, use_cache=False).last_hidden_state
 
 
-def head_loss(model: Any, hidden: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor) -> torch.Tensor:
-    """Cross entropy summed over the trained positions of `labels` (rows, length), divided by `trained_tokens`: Unsloth's fused kernel."""
+def head_loss(
+    model: Any, hidden: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy summed over the trained positions of `labels` (rows, length), divided by
+    `trained_tokens`: Unsloth's fused kernel.
+    """
     from unsloth.models.llama import resolve_logit_transforms
     from unsloth_zoo.fused_losses.cross_entropy_loss import unsloth_fused_ce_loss
 
     base = model.get_base_model()
     names = ("logit_softcapping", "logit_scale_multiply", "logit_scale_divide")
     transforms = dict(zip(names, resolve_logit_transforms(base.config), strict=True))
-    return unsloth_fused_ce_loss(None, hidden, base.lm_head.weight, None, labels, n_items=trained_tokens, **transforms)
+    return unsloth_fused_ce_loss(
+        None, hidden, base.lm_head.weight, None, labels, n_items=trained_tokens, **transforms
+    )

@@ -14,7 +14,9 @@ from chatbot_sft.report.plain import shown_line
 SAID = {
     TOOLS_LEFT_OUT: "the model learns to call tools that its prompt does not describe",
     THINKING_LEFT_OUT: "answers are trained without their reasoning",
-    THOUGHT_MISSING: "a trained model will be asked to go on inside a thought, and has learned to answer without one",
+    THOUGHT_MISSING: (
+        "a trained model will be asked to go on inside a thought, and has learned to answer without one"
+    ),
 }
 SHOWN = 5  # rows that are named in a line
 MOST = 0.5  # share of the rows from which any other note is said in the run
@@ -33,9 +35,14 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
     for name, value in facts(report):
         table.add_row(name, Text(shown_line(value)))
     console.print(table)
-    rows = [(kind, found, "red") for kind, found in report["problems"].items()] + [(kind, found, "yellow") for kind, found in report["notes"].items()]
+    rows = [(kind, found, "red") for kind, found in report["problems"].items()] + [
+        (kind, found, "yellow") for kind, found in report["notes"].items()
+    ]
     if rows:
-        one_file = len(report["sources"]) == 1 and len({entry["file"] for _, found, _ in rows for entry in found["rows"]}) == 1
+        one_file = (
+            len(report["sources"]) == 1
+            and len({entry["file"] for _, found, _ in rows for entry in found["rows"]}) == 1
+        )
         problems = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         problems.add_column("found", no_wrap=True)
         problems.add_column("rows", justify="right")
@@ -44,7 +51,9 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
             first = found["rows"][0]
             detail = f": {first['detail']}" if "detail" in first else ""
             where = f"row {first['row']}" if one_file else f"{Path(first['file']).name} row {first['row']}"
-            problems.add_row(Text(kind, style=colour), f"{found['count']:,}", Text(shown_line(where + detail)))
+            problems.add_row(
+                Text(kind, style=colour), f"{found['count']:,}", Text(shown_line(where + detail))
+            )
         console.print()
         console.print(problems)
     console.print()
@@ -54,7 +63,10 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) pairs of the report in words."""
     lengths, template, training = report["lengths"], report["template"], report["training"]
-    sources = ", ".join(f"{source['path']} ({source['format']}{_columns(source)}{_taken(source)})" for source in report["sources"])
+    sources = ", ".join(
+        f"{source['path']} ({source['format']}{_columns(source)}{_taken(source)})"
+        for source in report["sources"]
+    )
     split = f"{report['rows_used']:,} trained, {report['rows_held_out']:,} held out"
     bad = f", {report['bad_rows']:,} bad{_used(report['bad_rows_used'])}" if report["bad_rows"] else ""
     rows = [
@@ -63,13 +75,22 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tokens", f"{report['tokens']:,}, {100 * report['trainable_share']:.0f}% of them trained"),
         (
             "length",
-            f"median {lengths['p50']:,}, 95% up to {lengths['p95']:,}, longest {lengths['p100']:,} tokens; "
-            f"{lengths['over_max_seq_length']:,} over model.max_seq_length",
+            (
+                f"median {lengths['p50']:,}, 95% up to {lengths['p95']:,}, longest {lengths['p100']:,}"
+                f" tokens; {lengths['over_max_seq_length']:,} over model.max_seq_length"
+            ),
         ),
-        ("training", f"{training['steps']:,} steps of {training['effective_batch_size']} conversations: {training['epochs']:g} epochs"),
+        (
+            "training",
+            (
+                f"{training['steps']:,} steps of {training['effective_batch_size']} conversations:"
+                f" {training['epochs']:g} epochs"
+            ),
+        ),
         (
             "template",
-            f"system prompt: {template['system_prompt']}; an answer ends with {' '.join(template['end_of_turn']) or 'no control token'}"
+            f"system prompt: {template['system_prompt']}; an answer ends with"
+            f" {' '.join(template['end_of_turn']) or 'no control token'}"
             + ("; the prompt ends with <think>" if template["opens_thought"] else "")
             + ("; thoughts are left out" if template["leaves_thoughts_out"] else ""),
         ),
@@ -83,24 +104,33 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     found = [f"not read: {sentence(report['not_read'])}"] if report["not_read"] else []
     for kind, note in report["notes"].items():
         if kind in SAID or note["count"] > MOST * report["rows"]:
-            found.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{': ' + SAID[kind] if kind in SAID else ''}")
+            found.append(
+                f"{kind} in {note['count']:,} of {report['rows']:,}"
+                f" rows{': ' + SAID[kind] if kind in SAID else ''}"
+            )
     if report["system_prompts_given"] == 0:
         found.append("dataset.system_prompt does nothing here: no row is without a system prompt of its own")
     if report["training"]["warning"]:
         found.append(report["training"]["warning"])
     if template["end_of_turn"] and not template["end_of_turn_stops_generation"]:
         found.append(
-            f"{' '.join(template['end_of_turn'])} is no end token of the tokenizer or of generation_config.json: generation may run on after it"
+            f"{' '.join(template['end_of_turn'])} is no end token of the tokenizer or of"
+            " generation_config.json: generation may run on after it"
         )
     if template["system_prompt"] == "left out":
         found.append("the chat template leaves system prompts out")
     if template["writes_todays_date"]:
-        found.append("the chat template writes today's date into every prompt; dataset.chat_template_kwargs={date_string: …} fixes it")
+        found.append(
+            "the chat template writes today's date into every prompt;"
+            " dataset.chat_template_kwargs={date_string: …} fixes it"
+        )
     return found
 
 
 def _used(bad: Mapping[str, Any]) -> str:
-    """How many bad rows are among those that are trained on or held out, as dataset.on_bad_row=warn has it, and which."""
+    """How many bad rows are among those that are trained on or held out, as dataset.on_bad_row=warn has it,
+    and which.
+    """
     if not bad["count"]:
         return ""
     rows = ", ".join(str(place["row"]) for place in bad["rows"][:SHOWN])

@@ -12,10 +12,14 @@ TRAINING, HELD_OUT, TEXT = "#2a6fbb", "#c2410c", "#333333"
 SMOOTHED_FROM = 120  # logged steps
 
 
-def write_loss_figure(history: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], target: Path) -> bool:
-    """Draw the training loss and the held-out loss over optimizer steps; False where no training step was logged.
+def write_loss_figure(
+    history: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], target: Path
+) -> bool:
+    """Draw the training loss and the held-out loss over optimizer steps; False where no training step was
+    logged.
 
-    `history` and `evaluations` are the report's. The held-out loss has its value at both ends and where it is lowest.
+    `history` and `evaluations` are the report's. The held-out loss has its value at both ends and where it is
+    lowest.
     """
     if not history:
         return False
@@ -28,7 +32,11 @@ def write_loss_figure(history: Sequence[Mapping[str, Any]], evaluations: Sequenc
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.add_subplot()
     _draw_training(axes, steps, losses)
-    held_out = [(record["step"], record["loss"]) for record in evaluations if record["loss"] is not None and math.isfinite(record["loss"])]
+    held_out = [
+        (record["step"], record["loss"])
+        for record in evaluations
+        if record["loss"] is not None and math.isfinite(record["loss"])
+    ]
     if held_out:
         _draw_held_out(axes, held_out)
     axes.set_xlabel("optimizer step", color=TEXT)
@@ -45,33 +53,53 @@ def write_loss_figure(history: Sequence[Mapping[str, Any]], evaluations: Sequenc
 def _draw_training(axes: Any, steps: list[int], losses: list[float]) -> None:
     """The training loss; a long run's is drawn pale, with its running mean on top."""
     if len(steps) <= SMOOTHED_FROM:
-        axes.plot(steps, losses, color=TRAINING, linewidth=1.8, marker="o" if len(steps) < 3 else None, label="training")
+        axes.plot(
+            steps,
+            losses,
+            color=TRAINING,
+            linewidth=1.8,
+            marker="o" if len(steps) < 3 else None,
+            label="training",
+        )
         return
     window = len(steps) // 20 | 1
     edge = window // 2
-    means = [statistics.fmean(losses[index - edge : index + edge + 1]) for index in range(edge, len(steps) - edge)]
+    means = [
+        statistics.fmean(losses[index - edge : index + edge + 1]) for index in range(edge, len(steps) - edge)
+    ]
     axes.plot(steps, losses, color=TRAINING, linewidth=0.8, alpha=0.35)
     axes.plot(steps[edge:-edge], means, color=TRAINING, linewidth=1.8, label=f"training, mean of {window}")
 
 
 def _draw_held_out(axes: Any, points: list[tuple[int, float]]) -> None:
-    """The held-out loss as a curve of (step, loss); with more than a start and an end, a ring marks the lowest after the start."""
+    """The held-out loss as a curve of (step, loss); with more than a start and an end, a ring marks the
+    lowest after the start.
+    """
     curve = len(points) > 2
     many = len(points) > 40
     axes.plot(
-        *zip(*points, strict=True), color=HELD_OUT, linewidth=1.6 if curve else 0, marker="o", markersize=0 if many else 5 if curve else 7,
+        *zip(*points, strict=True), color=HELD_OUT, linewidth=1.6 if curve else 0, marker="o",
+        markersize=0 if many else 5 if curve else 7,
         label="held out" if curve else "held out, before and after", zorder=3,
     )  # fmt: skip
     labelled = {points[0], points[-1]}
     if curve:
         best = min(points[1:], key=lambda point: point[1])
         axes.plot(
-            *best, color=HELD_OUT, marker="o", markersize=11, markerfacecolor="white", markeredgewidth=2, linestyle="none",
+            *best, color=HELD_OUT, marker="o", markersize=11, markerfacecolor="white", markeredgewidth=2,
+            linestyle="none",
             label=f"lowest held out, step {best[0]:,}", zorder=4,
         )  # fmt: skip
         labelled = {points[0], best} if best[0] > 0.85 * points[-1][0] else {points[0], best, points[-1]}
     for step, loss in labelled:
         label = axes.annotate(
-            f"{loss:.2f}", (step, loss), (0, 10), textcoords="offset points", color=HELD_OUT, ha="center", fontweight="bold", zorder=5
+            f"{loss:.2f}",
+            (step, loss),
+            (0, 10),
+            textcoords="offset points",
+            color=HELD_OUT,
+            ha="center",
+            fontweight="bold",
+            zorder=5,
         )
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85})

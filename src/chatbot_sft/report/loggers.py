@@ -1,8 +1,9 @@
 """`training.report_to`: a run's figures in TensorBoard, Weights & Biases, MLflow and Trackio.
 
-transformers' own callbacks stream the metrics. Here each logger is opened inside the run directory (unless its own environment variables say
-otherwise), is given the composed configuration first and the report last, and is closed with the run's status. Nothing goes over the network
-unless the user is logged in to W&B or names a server.
+transformers' own callbacks stream the metrics. Here each logger is opened inside the run directory (unless
+its own environment variables say otherwise), is given the composed configuration first and the report last,
+and is closed with the run's status. Nothing goes over the network unless the user is logged in to W&B or
+names a server.
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ log = logging.getLogger(__name__)
 
 PROJECT = "chatbot_sft"
 # What is imported for each; the extra has the logger's name.
-MODULES = {"tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "trackio": ("trackio",)}
-# Loggers that transformers knows besides: it opens them itself, with its own arguments, and they get neither configuration nor report.
+MODULES = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "trackio": ("trackio",),
+}
+# Loggers that transformers knows besides: it opens them itself, with its own arguments, and they get neither
+# configuration nor report.
 OTHERS = {
     "azure_ml": ("azureml", "azureml.core"),
     "clearml": ("clearml",),
@@ -49,7 +56,9 @@ OTHERS = {
     "swanlab": ("swanlab",),
 }
 PACKAGE_OF = {"azureml": "azureml-sdk", "azureml.core": "azureml-sdk"}  # where it is not the module's name
-NEEDED = {"neptune": ("NEPTUNE_PROJECT", "NEPTUNE_API_TOKEN")}  # environment variables that a logger does not start without
+NEEDED = {
+    "neptune": ("NEPTUNE_PROJECT", "NEPTUNE_API_TOKEN")
+}  # environment variables that a logger does not start without
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,14 @@ def check(names: list[str]) -> None:
         UserError: names the extra that brings it.
     """
     for name in names:
-        missing = next((module for module in MODULES.get(name) or OTHERS[name] if importlib.util.find_spec(module) is None), None)
+        missing = next(
+            (
+                module
+                for module in MODULES.get(name) or OTHERS[name]
+                if importlib.util.find_spec(module) is None
+            ),
+            None,
+        )
         if missing is not None:
             package = f"'chatbot-sft[{name}]'" if name in MODULES else PACKAGE_OF.get(missing, missing)
             raise UserError(f"training.report_to={name}: {missing} is not installed; pip install {package}")
@@ -76,7 +92,10 @@ def check(names: list[str]) -> None:
         if unset:
             raise UserError(f"training.report_to={name}: set {' and '.join(unset)} in the environment")
         if name == "mlflow" and os.environ.get("DISABLE_MLFLOW_INTEGRATION", "").upper() == "TRUE":
-            raise UserError("training.report_to=mlflow: DISABLE_MLFLOW_INTEGRATION=TRUE is set in the environment; unset it")
+            raise UserError(
+                "training.report_to=mlflow: DISABLE_MLFLOW_INTEGRATION=TRUE is set in the environment;"
+                " unset it"
+            )
 
 
 def run_name(folder: Path) -> str:
@@ -109,7 +128,9 @@ class Loggers:
             except Exception as error:
                 self._close(Ending("failed", {}, {}))
                 why = masked(" ".join(str(error).split()))
-                raise UserError(f"training.report_to={name}: it cannot be opened: {type(error).__name__}: {why}") from error
+                raise UserError(
+                    f"training.report_to={name}: it cannot be opened: {type(error).__name__}: {why}"
+                ) from error
             self._open[name] = session
 
     def finish(self, report: Report) -> None:
@@ -127,7 +148,12 @@ class Loggers:
                 with quiet(), contextlib.suppress(StopIteration):
                     session.send(ending)
             except Exception as error:
-                log.warning("logs: %s did not take the report: %s: %s", name, type(error).__name__, masked(" ".join(str(error).split())))
+                log.warning(
+                    "logs: %s did not take the report: %s: %s",
+                    name,
+                    type(error).__name__,
+                    masked(" ".join(str(error).split())),
+                )
 
 
 # One generator a logger: it opens, yields the trainer's callback, receives the ending, and closes.
@@ -143,7 +169,11 @@ def _tensorboard(trainer: Any, folder: Path, config: dict[str, Any]) -> Generato
     log.info("logs: tensorboard --logdir %s", folder)
     ending = yield _until_the_end(TensorBoardCallback)(writer)
     # The HPARAMS tab: one row for the run. "." is the folder itself; without it a second run would appear.
-    writer.add_hparams(_texts(config), {**ending.figures, "report/completed": float(ending.status == "completed")}, run_name=".")
+    writer.add_hparams(
+        _texts(config),
+        {**ending.figures, "report/completed": float(ending.status == "completed")},
+        run_name=".",
+    )
     for name, text in ending.files.items():
         writer.add_text(name, text if name.endswith(".md") else f"```json\n{text}\n```")
     writer.close()
@@ -167,7 +197,10 @@ def _wandb(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any,
             settings=wandb.Settings(console="off", disable_git=True, save_code=False, x_disable_meta=True),
         )
         synced = Path(run.settings.sync_dir).absolute()
-        log.info("logs: %s", f"wandb is offline; `wandb sync {synced}` sends the run" if run.offline else f"wandb {run.url}")
+        log.info(
+            "logs: %s",
+            f"wandb is offline; `wandb sync {synced}` sends the run" if run.offline else f"wandb {run.url}",
+        )
         callback = WandbCallback()
         callback.setup(masked_arguments(trainer.args), trainer.state, trainer.model)
         ending = yield callback
@@ -180,7 +213,9 @@ def _wandb(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any,
 
 
 def wandb_stays_offline() -> bool:
-    """Whether the user neither chose a mode nor is logged in (WANDB_API_KEY, netrc, W&B's own settings). Asks nobody, and not over the network."""
+    """Whether the user neither chose a mode nor is logged in (WANDB_API_KEY, netrc, W&B's own settings). Asks
+    nobody, and not over the network.
+    """
     import wandb
 
     return "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False)
@@ -199,11 +234,17 @@ def _mlflow(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any
                 folder.mkdir(parents=True, exist_ok=True)
             found = mlflow.get_experiment_by_name(trainer.args.project)
             artifacts = (folder / "artifacts").as_uri() if local else None
-            experiment = found.experiment_id if found else mlflow.create_experiment(trainer.args.project, artifact_location=artifacts)
+            experiment = (
+                found.experiment_id
+                if found
+                else mlflow.create_experiment(trainer.args.project, artifact_location=artifacts)
+            )
         # Ours, not the callback's: that one ends its run with the training.
         mlflow.start_run(experiment_id=experiment, run_name=trainer.args.run_name)
         mlflow.log_text(_yaml(config), "config.yaml")
-        params = [(re.sub(r"[^\w\-. :/]", "_", key), value) for key, value in _texts(config).items()]  # a column of the user's may hold any letter
+        params = [
+            (re.sub(r"[^\w\-. :/]", "_", key), value) for key, value in _texts(config).items()
+        ]  # a column of the user's may hold any letter
         for first in range(0, len(params), 100):  # as many as MLflow takes at once
             mlflow.log_params(dict(params[first : first + 100]))
         log.info("logs: mlflow ui --backend-store-uri %s", store if local else mlflow.get_tracking_uri())
@@ -225,9 +266,17 @@ def _trackio(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[An
         callback = _until_the_end(TrackioCallback)()
         callback.setup(masked_arguments(trainer.args), trainer.state, trainer.model)
         trackio.config.update(_texts(config))
-        log.info("logs: TRACKIO_DIR=%s trackio show --project %s", os.environ["TRACKIO_DIR"], trainer.args.project)
+        log.info(
+            "logs: TRACKIO_DIR=%s trackio show --project %s", os.environ["TRACKIO_DIR"], trainer.args.project
+        )
         ending = yield callback
-        trackio.log({**ending.figures, "report/status": ending.status, "report/report": trackio.Markdown(ending.files.get("report.md", ""))})
+        trackio.log(
+            {
+                **ending.figures,
+                "report/status": ending.status,
+                "report/report": trackio.Markdown(ending.files.get("report.md", "")),
+            }
+        )
         trackio.finish()
     # It reads TRACKIO_DIR at import: the next run of a sweep has another one.
     for module in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
@@ -238,7 +287,8 @@ OPEN = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow, "tracki
 
 
 def _until_the_end(callback: type) -> type:
-    """`callback` without its `on_train_end`, which would close the logger: the last evaluation and the report come after the training.
+    """`callback` without its `on_train_end`, which would close the logger: the last evaluation and the report
+    come after the training.
 
     What it writes of the arguments as the training begins has no secrets.
     """
@@ -257,7 +307,9 @@ def _until_the_end(callback: type) -> type:
 def _environment(defaults: Mapping[str, str], **forced: str) -> Iterator[None]:
     """Set `defaults` where the user has not and `forced` in any case; on leaving everything is as it was."""
     before = {name: os.environ.get(name) for name in (*defaults, *forced)}
-    os.environ.update({**defaults, **{name: value for name, value in before.items() if value is not None}, **forced})
+    os.environ.update(
+        {**defaults, **{name: value for name, value in before.items() if value is not None}, **forced}
+    )
     try:
         yield
     finally:
@@ -279,7 +331,8 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _texts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Flat, with lists as JSON and null as text: what every logger takes as a hyperparameter."""
     return {
-        key: value if isinstance(value, (bool, int, float, str)) else json.dumps(value, ensure_ascii=False) for key, value in _flat(config).items()
+        key: value if isinstance(value, (bool, int, float, str)) else json.dumps(value, ensure_ascii=False)
+        for key, value in _flat(config).items()
     }
 
 
@@ -287,7 +340,11 @@ def _figures(report: Mapping[str, Any]) -> dict[str, float]:
     parts = {name: report[name] for name in ("model", "dataset", "training", "memory")}
     # Names of a file's columns are no names of metrics: MLflow refuses messages[].score.
     parts["dataset"] = {name: value for name, value in parts["dataset"].items() if name != "not_read"}
-    return {f"report/{key}": value for key, value in _flat(parts).items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {
+        f"report/{key}": value
+        for key, value in _flat(parts).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def _yaml(config: Mapping[str, Any]) -> str:

@@ -16,13 +16,24 @@ from chatbot_sft.report.words import number
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, SaveResult
 
-TITLES = {"train": "Fine-tuning run", "check": "Data check", "plan": "Training plan", "export": "Export of an earlier run"}
+TITLES = {
+    "train": "Fine-tuning run",
+    "check": "Data check",
+    "plan": "Training plan",
+    "export": "Export of an earlier run",
+}
 
 
 def data_links(data: Run, beside: Run) -> dict[str, str]:
-    """What the data gate of the run `data` wrote, as far as it is there, with its address from the folder of `beside`."""
+    """What the data gate of the run `data` wrote, as far as it is there, with its address from the folder of
+    `beside`.
+    """
     found = {"every token of some rows": data.preview_file, "all findings": data.data_report_file}
-    return {what: urllib.parse.quote(os.path.relpath(file, beside.folder)) for what, file in found.items() if file.is_file()}
+    return {
+        what: urllib.parse.quote(os.path.relpath(file, beside.folder))
+        for what, file in found.items()
+        if file.is_file()
+    }
 
 
 def markdown(report: Report, picture: bool, links: Mapping[str, str] | None = None) -> str:
@@ -33,16 +44,33 @@ def markdown(report: Report, picture: bool, links: Mapping[str, str] | None = No
     if picture:
         lines += ["![loss](loss.png)", ""]
     warnings = report.training.warnings if report.training else []
-    lines += ["| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in _figures(report, links or {})), ""]
+    lines += [
+        "| | |",
+        "|---|---|",
+        *(f"| {cell(name)} | {cell(value)} |" for name, value in _figures(report, links or {})),
+        "",
+    ]
     lines += [line for text in warnings for line in (f"**Warning: {inline(text)}**", "")]
     lines += _evaluations(report)
     if report.samples:
         lines += ["## Answers before and after", ""]
         for sample in report.samples:
-            lines += [f"**{inline(sample.prompt)}**", "", *_quote("before", sample.before), "", *_quote("after", sample.after), ""]
+            lines += [
+                f"**{inline(sample.prompt)}**",
+                "",
+                *_quote("before", sample.before),
+                "",
+                *_quote("after", sample.after),
+                "",
+            ]
             lines += _on_the_way(sample.prompt, report.evaluations)
     lines += _saved(report.save) if report.save else []
-    lines += ["## Versions", "", ", ".join(f"{name} {version}" for name, version in report.versions.items()), ""]
+    lines += [
+        "## Versions",
+        "",
+        ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -65,20 +93,35 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
     model, data, training, memory = report.model, report.dataset, report.training, report.memory
     rows = [("started", f"{report.started}, finished {report.finished}"), ("seed", str(report.seed))]
     if model:
-        trained = f"{model.trainable_parameters / 1e6:,.2f}M trained ({100 * model.trainable_parameters / model.parameters:.2f}%)"
-        rows.append(("model", f"{inline(model.name)}, {model.parameters / 1e6:,.0f}M parameters, {trained}, {model.dtype}"))
+        trained = (
+            f"{model.trainable_parameters / 1e6:,.2f}M trained"
+            f" ({100 * model.trainable_parameters / model.parameters:.2f}%)"
+        )
+        rows.append(
+            (
+                "model",
+                f"{inline(model.name)}, {model.parameters / 1e6:,.0f}M parameters, {trained}, {model.dtype}",
+            )
+        )
         if model.adapter:
             rows.append(("goes on from", inline(model.adapter)))
         rows.append(("engine", model.engine))
     if report.settings:
-        rows.append(("settings", ", ".join(f"{name} {value}" for name, value in report.settings.items() if value is not None)))
+        rows.append(
+            (
+                "settings",
+                ", ".join(f"{name} {value}" for name, value in report.settings.items() if value is not None),
+            )
+        )
     if data and data.system_prompt:
         rows.append(("system prompt", inline(data.system_prompt)))
     if data and data.tokens:
         split = f"{data.rows_used:,} trained, {data.rows_held_out:,} held out"
         rows.append(("data", f"{inline(data.path)}: {data.rows:,} conversations, {split}"))
         share = f"{100 * data.trainable_tokens / data.tokens:.0f}% of them trained"
-        rows.append(("tokens", f"{data.tokens:,}, {share}; longest {data.max_length:,}, {data.truncated_rows:,} cut"))
+        rows.append(
+            ("tokens", f"{data.tokens:,}, {share}; longest {data.max_length:,}, {data.truncated_rows:,} cut")
+        )
         bad = f"{data.bad_rows:,} bad, {data.duplicates:,} exact duplicates"
         linked = ", ".join(f"[{what}]({address})" for what, address in links.items())
         rows.append(("checked", f"{bad}; {linked}" if linked else bad))
@@ -95,22 +138,50 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append((f"layout {found['layout']}", f"{took}{peak}"))
     if training:
         steps = f"{training.steps:,} steps of {training.effective_batch_size} ({training.batch_layout})"
-        rows.append(("training", f"{steps} in {training.seconds:,.0f} s, {training.tokens_per_second:,.0f} tokens/s"))
+        rows.append(
+            ("training", f"{steps} in {training.seconds:,.0f} s, {training.tokens_per_second:,.0f} tokens/s")
+        )
         rows.append(("training loss", f"{number(training.loss_first)} → {number(training.loss_last)}"))
     if training and training.rows_loss_before is not None:
-        rows.append(("loss of trained conversations", f"{number(training.rows_loss_before)} → {number(training.rows_loss)}"))
+        rows.append(
+            (
+                "loss of trained conversations",
+                f"{number(training.rows_loss_before)} → {number(training.rows_loss)}",
+            )
+        )
     for entry in training.resumes if training else []:
         rows.append(("resumed", f"from step {entry['step']:,} at {entry['time']}"))
     if training and training.eval_loss is not None:
         rows.append(("held-out loss", f"{number(training.eval_loss_before)} → {number(training.eval_loss)}"))
-        rows.append(("perplexity", f"{number(training.eval_perplexity_before, ',.1f')} → {number(training.eval_perplexity, ',.1f')}"))
-        right = f"{number(training.eval_token_accuracy_before, '.1%')} → {number(training.eval_token_accuracy, '.1%')}"
+        rows.append(
+            (
+                "perplexity",
+                (
+                    f"{number(training.eval_perplexity_before, ',.1f')} →"
+                    f" {number(training.eval_perplexity, ',.1f')}"
+                ),
+            )
+        )
+        right = (
+            f"{number(training.eval_token_accuracy_before, '.1%')} →"
+            f" {number(training.eval_token_accuracy, '.1%')}"
+        )
         everything = data and data.tokens and data.tokens == data.trainable_tokens
-        rows.append(("tokens right" if everything else "answer tokens right", f"{right} (the likeliest token, given all before it)"))
+        rows.append(
+            (
+                "tokens right" if everything else "answer tokens right",
+                f"{right} (the likeliest token, given all before it)",
+            )
+        )
         if training.best_step is not None:
             early = f"; stopped early at step {training.steps:,}" if training.stopped_early else ""
             ends = f"the weights kept are those of step {training.weights_of_step:,}"
-            rows.append(("lowest held-out loss", f"{training.best_eval_loss:.3f} at step {training.best_step:,}; {ends}{early}"))
+            rows.append(
+                (
+                    "lowest held-out loss",
+                    f"{training.best_eval_loss:.3f} at step {training.best_step:,}; {ends}{early}",
+                )
+            )
     if memory:
         added = f"{memory.training_gb:.2f} GB of it added by training"
         since = ", since the process was started" if memory.peak_since == "process" else ""
@@ -119,23 +190,40 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _evaluations(report: Report) -> list[str]:
-    """The held-out conversations step by step, the lowest loss in bold; nothing where they were read before and after training only."""
+    """The held-out conversations step by step, the lowest loss in bold; nothing where they were read before
+    and after training only.
+    """
     records = [record for record in report.evaluations if record["loss"] is not None]
     if len(records) < 3:
         return []
     best = min(records, key=lambda record: (math.isnan(record["loss"]), record["loss"]))
-    lines = ["## Held-out conversations", "", "| step | loss | perplexity | tokens right | seconds |", "|--:|--:|--:|--:|--:|"]
+    lines = [
+        "## Held-out conversations",
+        "",
+        "| step | loss | perplexity | tokens right | seconds |",
+        "|--:|--:|--:|--:|--:|",
+    ]
     for record in records:
         bold = "**" if record is best else ""
-        figures = f"{number(record['loss'])}{bold} | {number(record['perplexity'], ',.1f')} | {number(record['token_accuracy'], '.1%')}"
+        figures = (
+            f"{number(record['loss'])}{bold} | {number(record['perplexity'], ',.1f')} |"
+            f" {number(record['token_accuracy'], '.1%')}"
+        )
         cells = f"{figures} | {record['seconds']:.1f}"
         lines.append(f"| {record['step']:,} | {bold}{cells} |")
     return [*lines, ""]
 
 
 def _on_the_way(prompt: str, evaluations: list[dict[str, Any]]) -> list[str]:
-    """The answers to `prompt` at each evaluation, folded away; nothing where there are only those before and after."""
-    answers = [(record["step"], sample["answer"]) for record in evaluations for sample in record["samples"] if sample["prompt"] == prompt]
+    """The answers to `prompt` at each evaluation, folded away; nothing where there are only those before and
+    after.
+    """
+    answers = [
+        (record["step"], sample["answer"])
+        for record in evaluations
+        for sample in record["samples"]
+        if sample["prompt"] == prompt
+    ]
     if len(answers) < 3:
         return []
     steps = [line for step, answer in answers for line in (*_quote(f"step {step:,}", answer), "")]

@@ -1,4 +1,6 @@
-"""Text from data, models and errors, inside Markdown: it shows as it is, and cannot end a table, a quote or a fold."""
+"""Text from data, models and errors, inside Markdown: it shows as it is, and cannot end a table, a quote or a
+fold.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ ASSIGNMENT = re.compile(
     r"|(?P<query>[?&](?:sig|signature|auth|x-amz-signature|x-amz-credential)=)[^\s'\"&]+",
     re.IGNORECASE,
 )
-# Hugging Face, Weights & Biases, OpenAI and the like, GitHub, AWS; what a request's header says; user and password in an address.
+# Hugging Face, Weights & Biases, OpenAI and the like, GitHub, AWS; what a request's header says; user and
+# password in an address.
 KNOWN_SHAPE = re.compile(
     r"\bhf_[A-Za-z0-9]{20,}|\bwandb_v\d_\w{20,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b"
     r"|(?<=\bBearer )[\w.~+/=-]{8,}"
@@ -34,19 +35,24 @@ SHORTEST = 8  # characters; a shorter value of an environment variable is a word
 def masked(value: Any) -> Any:
     """A copy of `value` (nested mappings, lists, strings) with *** in place of every secret.
 
-    A secret is the text under a key that is called like one (`api_key`), the value of an environment variable that is called like one (HF_TOKEN),
-    what `name=value` assigns to such a name, and whatever has the shape of a known kind of token. `${oc.env:HF_TOKEN}` says only where one is.
+    A secret is the text under a key that is called like one (`api_key`), the value of an environment variable
+    that is called like one (HF_TOKEN), what `name=value` assigns to such a name, and whatever has the shape
+    of a known kind of token. `${oc.env:HF_TOKEN}` says only where one is.
     """
     return _masked(value, _environment())
 
 
 def is_secret(name: str) -> bool:
-    """Whether something called `name` is kept to oneself: `HF_TOKEN`, `api_key`, `apiKey`; not `max_new_tokens`, `eos_token`."""
+    """Whether something called `name` is kept to oneself: `HF_TOKEN`, `api_key`, `apiKey`; not
+    `max_new_tokens`, `eos_token`.
+    """
     return bool(SECRET_NAME.search(name)) and not SPECIAL_TOKEN.search(name)
 
 
 def referring(value: Any) -> Any:
-    """`masked`, but with `${oc.env:NAME}` for what an environment variable holds, so that `resolved` finds it again."""
+    """`masked`, but with `${oc.env:NAME}` for what an environment variable holds, so that `resolved` finds it
+    again.
+    """
     return _masked(value, _references())
 
 
@@ -65,7 +71,9 @@ def places(text: str) -> list[tuple[int, int]]:
 
 
 def masked_arguments(arguments: Any) -> Any:
-    """A copy of an object of settings, as transformers keeps and logs its training arguments, with *** for every secret."""
+    """A copy of an object of settings, as transformers keeps and logs its training arguments, with *** for
+    every secret.
+    """
     found = vars(arguments)
     plain = {name: value for name, value in found.items() if isinstance(value, (str, list, dict))}
     clean = masked(plain)
@@ -75,14 +83,18 @@ def masked_arguments(arguments: Any) -> Any:
 
 
 def resolved(value: Any) -> Any:
-    """What `referring` or `by_name` wrote, with the environment's values in place again; a variable that is gone leaves its name."""
+    """What `referring` or `by_name` wrote, with the environment's values in place again; a variable that is
+    gone leaves its name.
+    """
     if isinstance(value, Mapping):
         return {key: resolved(item) for key, item in value.items()}
     if isinstance(value, list):
         return [resolved(item) for item in value]
     if not isinstance(value, str):
         return value
-    return REFERENCE.sub(lambda found: os.environ.get(found[1], found[0]) if is_secret(found[1]) else found[0], value)
+    return REFERENCE.sub(
+        lambda found: os.environ.get(found[1], found[0]) if is_secret(found[1]) else found[0], value
+    )
 
 
 def mask_yaml(file: Path) -> None:
@@ -96,7 +108,9 @@ def mask_yaml(file: Path) -> None:
 
 
 def _named_environment() -> dict[str, str]:
-    """Value → name of every environment variable that is called like a secret; the longest first, as one may hold another."""
+    """Value → name of every environment variable that is called like a secret; the longest first, as one may
+    hold another.
+    """
     found = {text: name for name, text in os.environ.items() if is_secret(name) and text.strip()}
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 
@@ -150,5 +164,7 @@ def _of_key(key: str, item: Any, secrets: Mapping[str, str]) -> Any:
 def _assigned(found: re.Match[str]) -> str:
     if found["query"]:
         return f"{found['query']}{MASK}"
-    words = found["name"] == "key" and found["value"].startswith("value")  # of our own texts: "not understood as key=value"
+    words = found["name"] == "key" and found["value"].startswith(
+        "value"
+    )  # of our own texts: "not understood as key=value"
     return f"{found['name']}{found['sign']}{MASK}" if is_secret(found["name"]) and not words else found[0]

@@ -1,4 +1,6 @@
-"""Text from data, files, models and libraries, made safe to show: what a terminal or an editor would obey is written out as an escape."""
+"""Text from data, files, models and libraries, made safe to show: what a terminal or an editor would obey is
+written out as an escape.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import re
 
 from chatbot_sft.report.masking import masked
 
-# C0 and C1 controls but tab and newline, DEL, line and paragraph separators, the bidirectional embeddings, overrides and isolates, half characters.
+# C0 and C1 controls but tab and newline, DEL, line and paragraph separators, the bidirectional embeddings,
+# overrides and isolates, half characters.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
 

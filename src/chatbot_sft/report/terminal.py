@@ -13,7 +13,10 @@ def plan_summary(report: Report) -> str:
     """Three lines of `task=plan`: parameters, memory by part, batch layout."""
     model, parts = report.model, dict(report.plan.memory_gb)
     total = parts.pop("total")
-    trained = f"{model.trainable_parameters / 1e6:,.2f}M trained ({100 * model.trainable_parameters / model.parameters:.2f}%)"
+    trained = (
+        f"{model.trainable_parameters / 1e6:,.2f}M trained"
+        f" ({100 * model.trainable_parameters / model.parameters:.2f}%)"
+    )
     return "\n".join(
         [
             f"model   {model.parameters / 1e6:,.1f}M parameters, {trained}, {model.dtype}",
@@ -31,11 +34,17 @@ def summary(report: Report, folder: str) -> str:
     losses = f"loss    training {number(training.loss_first, '.2f')} → {number(training.loss_last, '.2f')}"
     if training.eval_loss is not None:
         change = moved(training.eval_loss_before, training.eval_loss)
-        losses += f", held out {number(training.eval_loss_before, '.2f')} → {number(training.eval_loss, '.2f')}{f' ({change})' if change else ''}"
+        losses += (
+            f", held out {number(training.eval_loss_before, '.2f')} →"
+            f" {number(training.eval_loss, '.2f')}{f' ({change})' if change else ''}"
+        )
     lines += [losses, *(f"warning {text}" for text in training.warnings)]
     if report.samples:
         sample = report.samples[0]
-        lines.append(f"answer  {_short(sample.prompt, 60)}  before: {_short(sample.before, 100)}  after: {_short(sample.after, 160)}")
+        lines.append(
+            f"answer  {_short(sample.prompt, 60)}  before: {_short(sample.before, 100)}  after:"
+            f" {_short(sample.after, 160)}"
+        )
     return "\n".join([*lines, *saved(report.save)])
 
 
@@ -44,13 +53,18 @@ def saved(save: SaveResult | None) -> list[str]:
     lines = []
     for export in save.kept if save else []:
         size = f"{sum(export.files.values()) / 1e6:,.0f} MB"
-        lines.append(f"saved   {export.method}, {size}{', verified' if export.verified else ''}: {_short_path(export.path)}")
+        lines.append(
+            f"saved   {export.method}, {size}{', verified' if export.verified else ''}:"
+            f" {_short_path(export.path)}"
+        )
     return lines
 
 
 def _short_path(path: str) -> str:
     """From the current folder, where it is below it."""
-    return plain_line(str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path))
+    return plain_line(
+        str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path)
+    )
 
 
 def _short(text: str, limit: int) -> str:

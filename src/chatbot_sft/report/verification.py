@@ -1,4 +1,6 @@
-"""What was found of each export, held against the trained model, as a Markdown table: in report.md and in the model card."""
+"""What was found of each export, held against the trained model, as a Markdown table: in report.md and in the
+model card.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,10 @@ from typing import Any
 
 from chatbot_sft.run.report import Export
 
-HEAD = "| export | size | written in | KL | of what training changed | prompts with the same ids | greedy tokens alike | answers that end |"
+HEAD = (
+    "| export | size | written in | KL | of what training changed | prompts with the same ids | greedy tokens"
+    " alike | answers that end |"
+)
 WEIGHTS = (".gguf", ".safetensors")
 
 
@@ -16,7 +21,10 @@ def verification_table(exports: Sequence[Export]) -> list[str]:
     rows = [_row(export, kind, found) for export in exports for kind, found in export.checks.items()]
     if not rows:
         return []
-    how = "Reloaded from disk and asked what the trained model was asked. KL: mean divergence from its probabilities, in nats per token."
+    how = (
+        "Reloaded from disk and asked what the trained model was asked. KL: mean divergence from its"
+        " probabilities, in nats per token."
+    )
     return [how, "", HEAD, "|---|--:|--:|--:|--:|--:|--:|--:|", *rows]
 
 

@@ -1,1 +1,3 @@
-"""A run as others see it: its directory, its report, and the lock that says what decided its result. Imports no torch and no Hydra."""
+"""A run as others see it: its directory, its report, and the lock that says what decided its result. Imports
+no torch and no Hydra.
+"""

@@ -1,8 +1,9 @@
 """Checkpoints on disk: which are whole, and how they appear and go in one step. Imports no torch.
 
-A checkpoint is a `checkpoint-N` folder (see `train.snapshot`) with `run.json` in it, written last: what decides the run's result (its identity), when
-the run began, what the rest leaves out, and the size and checksum of every file, itself included. Sizes are compared whenever a checkpoint is
-looked for, checksums before it is used: one flipped byte, and the one before it is taken.
+A checkpoint is a `checkpoint-N` folder (see `train.snapshot`) with `run.json` in it, written last: what
+decides the run's result (its identity), when the run began, what the rest leaves out, and the size and
+checksum of every file, itself included. Sizes are compared whenever a checkpoint is looked for, checksums
+before it is used: one flipped byte, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ SAVING, REMOVING = ".saving", ".removing"  # names that transformers' search for
 NAME = re.compile(r"checkpoint-(\d+)")
 CHUNK = 1 << 20  # bytes read at a time
 RECORD_KEYS: dict[str, type | tuple[type, ...]] = {
-    "step": int, "started": str, "seconds": (int, float), "finished": bool, "losses": dict, "layout": dict, "resumes": list, "identity": dict,
+    "step": int, "started": str, "seconds": (int, float), "finished": bool, "losses": dict, "layout": dict,
+    "resumes": list, "identity": dict,
     "files": dict,
 }  # fmt: skip
 
@@ -86,7 +88,9 @@ def _read(folder: Path) -> Checkpoint:
     for key, kind in RECORD_KEYS.items():
         if not isinstance(record.get(key), kind):
             raise Damaged(f"{RECORD}: {key} is {'missing' if key not in record else 'damaged'}")
-    if "checksums" in record and record.get("checksum") != _own_checksum(record):  # earlier versions wrote none
+    if "checksums" in record and record.get("checksum") != _own_checksum(
+        record
+    ):  # earlier versions wrote none
         raise Damaged(f"{RECORD} was changed after it was written")
     try:
         datetime.fromisoformat(record["started"])
@@ -120,7 +124,9 @@ def verified(folder: Path) -> Checkpoint:
 
 
 def last_verified(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that is as it was written; each newer one is named with what is wrong with it."""
+    """The newest checkpoint in `folder` that is as it was written; each newer one is named with what is wrong
+    with it.
+    """
     for path in sorted(named(folder), key=_step, reverse=True):
         try:
             return verified(path)
@@ -168,17 +174,28 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def publish(staged: Path, target: Path, record: Mapping[str, Any]) -> None:
-    """Make the finished folder `staged` appear as `target` in one step, with its run.json, after all of it has reached the disk."""
+    """Make the finished folder `staged` appear as `target` in one step, with its run.json, after all of it
+    has reached the disk.
+    """
     seal(staged, record)
     staged.rename(target)
     _sync(target.parent)
 
 
 def seal(folder: Path, record: Mapping[str, Any]) -> None:
-    """Put run.json into the finished `folder`, which makes a checkpoint of it, and wait until all of it has reached the disk."""
+    """Put run.json into the finished `folder`, which makes a checkpoint of it, and wait until all of it has
+    reached the disk.
+    """
     files = _sizes(folder)
-    whole = json.loads(json.dumps({**record, "files": files, "checksums": {name: _checksum(folder / name) for name in files}}))
-    (folder / RECORD).write_text(json.dumps({**whole, "checksum": _own_checksum(whole)}, indent=1, ensure_ascii=False), encoding="utf-8")
+    whole = json.loads(
+        json.dumps(
+            {**record, "files": files, "checksums": {name: _checksum(folder / name) for name in files}}
+        )
+    )
+    (folder / RECORD).write_text(
+        json.dumps({**whole, "checksum": _own_checksum(whole)}, indent=1, ensure_ascii=False),
+        encoding="utf-8",
+    )
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
 
@@ -192,11 +209,17 @@ def _sync(path: Path) -> None:
 
 
 def prune(folder: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints over `limit` (None: keep all); never the newest, nor `best`. A removed one is gone in one step."""
+    """Remove the oldest checkpoints over `limit` (None: keep all); never the newest, nor `best`. A removed
+    one is gone in one step.
+    """
     if limit is None:
         return
     present = all_in(folder)
-    protected = [checkpoint for checkpoint in present if checkpoint is present[-1] or (best and checkpoint.folder.resolve() == Path(best).resolve())]
+    protected = [
+        checkpoint
+        for checkpoint in present
+        if checkpoint is present[-1] or (best and checkpoint.folder.resolve() == Path(best).resolve())
+    ]
     others = [checkpoint for checkpoint in present if checkpoint not in protected]
     for checkpoint in others[: max(0, len(present) - max(limit, len(protected)))]:
         trash = folder / REMOVING

@@ -21,7 +21,17 @@ from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import DamagedReport, Report, write_json
 
 REPORT, CONFIG = "report.json", "config.yaml"
-FILES = (REPORT, "report.md", "run.log", CONFIG, "evidence.json", "data_report.json", "data_preview.html", "loss.png", "lock.json")
+FILES = (
+    REPORT,
+    "report.md",
+    "run.log",
+    CONFIG,
+    "evidence.json",
+    "data_report.json",
+    "data_preview.html",
+    "loss.png",
+    "lock.json",
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,8 @@ class Run:
             return None
         except (IsADirectoryError, DamagedReport):
             raise UserError(
-                f"{self.report_file}: not the report of a run, and a run would write its own over it; name another directory (hydra.run.dir=DIR)"
+                f"{self.report_file}: not the report of a run, and a run would write its own over it; name"
+                " another directory (hydra.run.dir=DIR)"
             ) from None
         except (ValueError, RecursionError):
             return None
@@ -130,7 +141,9 @@ class Run:
         """
         where = f"run={self.folder}"
         if not self.folder.is_dir():
-            raise UserError(f"{where}: no such folder; name the directory of a run, for instance outputs/<date>/<time>")
+            raise UserError(
+                f"{where}: no such folder; name the directory of a run, for instance outputs/<date>/<time>"
+            )
         if not self.report_file.is_file():
             raise UserError(f"{where}: not a run directory: no {REPORT} in it{_jobs(self.folder)}")
         try:
@@ -192,7 +205,11 @@ def _jobs(folder: Path) -> str:
     """The runs of the sweep in `folder`, to choose from."""
     jobs = sorted(report.parent for report in folder.glob(f"*/{REPORT}")) if folder.is_dir() else []
     shown = ", ".join(f"run={job}" for job in jobs[:5])
-    return f"; it is a folder of {len(jobs)} runs, name one: {shown}{', …' if len(jobs) > 5 else ''}" if jobs else ""
+    return (
+        f"; it is a folder of {len(jobs)} runs, name one: {shown}{', …' if len(jobs) > 5 else ''}"
+        if jobs
+        else ""
+    )
 
 
 def _short(error: Exception) -> str:

@@ -1,4 +1,5 @@
-"""All that decides a run's result, in one place: written as lock.json when the run starts, held against a checkpoint's when it goes on.
+"""All that decides a run's result, in one place: written as lock.json when the run starts, held against a
+checkpoint's when it goes on.
 
 Pure: whoever makes a `Lock` brings the fingerprints of data, tokenizer and weights.
 """
@@ -16,13 +17,19 @@ from chatbot_sft.report.masking import referring, resolved
 
 SCHEMA = 1  # of lock.json
 
-MACHINE = ("model.engine", "model.dtype", "training.optim", "training.loop")  # `decides` has them once the model is loaded: as they turned out
+MACHINE = (
+    "model.engine",
+    "model.dtype",
+    "training.optim",
+    "training.loop",
+)  # `decides` has them once the model is loaded: as they turned out
 
 
 @dataclass(frozen=True)
 class Lock:
-    """`decides` is what a run that goes on may not change: flat "section.key" → JSON value. The rest decides the last digits: what computed
-    it, where, and in which layout a step was cut. `date` (ISO 8601) is what templates write for today.
+    """`decides` is what a run that goes on may not change: flat "section.key" → JSON value. The rest decides
+    the last digits: what computed it, where, and in which layout a step was cut. `date` (ISO 8601) is what
+    templates write for today.
     """
 
     decides: dict[str, Any]
@@ -36,7 +43,9 @@ class Lock:
 
     def on_machine(self, engine: str, dtype: str, optim: str, loop: str) -> Lock:
         """With what only an imported engine knows, and the loop that was chosen."""
-        return replace(self, decides={**self.decides, **dict(zip(MACHINE, (engine, dtype, optim, loop), strict=True))})
+        return replace(
+            self, decides={**self.decides, **dict(zip(MACHINE, (engine, dtype, optim, loop), strict=True))}
+        )
 
     def in_layout(self, layout: Mapping[str, Any]) -> Lock:
         """With the batch layout that was chosen."""
@@ -57,11 +66,15 @@ class Lock:
             raise ValueError(f"not a lock: {error}") from None
 
 
-def decides(settings: Config, weights: str, rows: str, processes: int, adapter: str | None = None) -> dict[str, Any]:
-    """The part of a `Lock` that a run which goes on may not change, but for what the machine adds (`Lock.on_machine`).
+def decides(
+    settings: Config, weights: str, rows: str, processes: int, adapter: str | None = None
+) -> dict[str, Any]:
+    """The part of a `Lock` that a run which goes on may not change, but for what the machine adds
+    (`Lock.on_machine`).
 
-    A secret of the environment stands in it by its variable's name: renewing one makes no other run. `weights`, `rows` and `adapter` are
-    fingerprints of the base, the training rows and the adapter that is gone on from. The effective batch size stands for its factors.
+    A secret of the environment stands in it by its variable's name: renewing one makes no other run.
+    `weights`, `rows` and `adapter` are fingerprints of the base, the training rows and the adapter that is
+    gone on from. The effective batch size stands for its factors.
     """
     values = {
         "seed": settings.seed,
@@ -102,7 +115,8 @@ def differences(before: Lock, after: Lock) -> list[Difference]:
 def changed(before: Mapping[str, Any], after: Mapping[str, Any], keys: Iterable[str]) -> list[Difference]:
     """The `keys` in which two flat mappings differ; one that is missing counts as null.
 
-    Secrets are compared as the environment has them now: a variable that was set meanwhile may hold what a setting says ("none").
+    Secrets are compared as the environment has them now: a variable that was set meanwhile may hold what a
+    setting says ("none").
     """
     differing = [key for key in keys if resolved(before.get(key)) != resolved(after.get(key))]
     return [Difference(key, before.get(key, NOT_SET), after.get(key, NOT_SET)) for key in differing]
@@ -113,5 +127,9 @@ def _flat(lock: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(lock["decides"])
     for name, value in lock.items():
         if name != "decides":
-            flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+            flat |= (
+                {f"{name}.{key}": item for key, item in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
     return flat

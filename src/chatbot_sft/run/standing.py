@@ -1,4 +1,6 @@
-"""The record of what was trained or exported in a run directory: a start that comes to nothing leaves it as it was."""
+"""The record of what was trained or exported in a run directory: a start that comes to nothing leaves it as
+it was.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from chatbot_sft.run.report import Report
 
 @dataclass(frozen=True)
 class Standing:
-    """What stood in a run's directory when a run began there: its `report`, and the content of the data gate's `files`, None where there was none."""
+    """What stood in a run's directory when a run began there: its `report`, and the content of the data
+    gate's `files`, None where there was none.
+    """
 
     report: Report | None
     files: Mapping[Path, bytes | None]
@@ -24,11 +28,19 @@ class Standing:
         return cls(run.report(), {file: file.read_bytes() if file.is_file() else None for file in files})
 
     def outlives(self, report: Report) -> bool:
-        """Whether it stays in place of `report`: it has results, and that has none. What an export says of training is the earlier run's."""
+        """Whether it stays in place of `report`: it has results, and that has none. What an export says of
+        training is the earlier run's.
+        """
         before = self.report
-        if before is None or not (before.training or before.history is not None or (before.save and before.save.exports)):
+        if before is None or not (
+            before.training or before.history is not None or (before.save and before.save.exports)
+        ):
             return False
-        return not (report.save and report.save.exports) if report.task == "export" else report.training is None and report.history is None
+        return (
+            not (report.save and report.save.exports)
+            if report.task == "export"
+            else report.training is None and report.history is None
+        )
 
     def restore(self) -> None:
         """Put the data gate's files back; what it wrote where there was none goes."""

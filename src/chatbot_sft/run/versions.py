@@ -6,7 +6,18 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-PACKAGES = ("chatbot-sft", "torch", "transformers", "trl", "peft", "unsloth", "datasets", "bitsandbytes", "hydra-core", "omegaconf")
+PACKAGES = (
+    "chatbot-sft",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "unsloth",
+    "datasets",
+    "bitsandbytes",
+    "hydra-core",
+    "omegaconf",
+)
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""lora: the adapter as PEFT and vLLM load it, with tokenizer, chat template and the tokens that end an answer."""
+"""lora: the adapter as PEFT and vLLM load it, with tokenizer, chat template and the tokens that end an
+answer.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from chatbot_sft.save.trained import Trained
 
 
 def write_adapter(trained: Trained, folder: Path) -> None:
-    # Rows of new tokens and modules to save are in the adapter anyway; a whole table that was merely enlarged need not be.
+    # Rows of new tokens and modules to save are in the adapter anyway; a whole table that was merely enlarged
+    # need not be.
     trained.model.save_pretrained(folder, save_embedding_layers=False)
     trained.tokenizer.save_pretrained(folder)
     trained.write_generation_config(folder)

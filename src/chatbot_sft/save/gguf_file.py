@@ -1,7 +1,8 @@
-"""GGUF, llama.cpp's file format: architectures, tensors and hyperparameters, written with the official `gguf` package one tensor at a time.
+"""GGUF, llama.cpp's file format: architectures, tensors and hyperparameters, written with the official `gguf`
+package one tensor at a time.
 
-The names and conventions are those of llama.cpp's convert_hf_to_gguf.py (MIT): rotary pairs of Llama's q and k side by side, Gemma's norms with
-their one added, Llama 3's rope factors as a tensor of their own.
+The names and conventions are those of llama.cpp's convert_hf_to_gguf.py (MIT): rotary pairs of Llama's q and
+k side by side, Gemma's norms with their one added, Llama 3's rope factors as a tensor of their own.
 """
 
 from __future__ import annotations
@@ -56,14 +57,18 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         raise UserError(
-            f"save.method=gguf: model.name={name} is a {kind} model; GGUF is written for {', '.join(ARCHITECTURES)}; use save=merged_16bit"
+            f"save.method=gguf: model.name={name} is a {kind} model; GGUF is written for"
+            f" {', '.join(ARCHITECTURES)}; use save=merged_16bit"
         )
     text = config.get("text_config") or config
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     for part in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
         rope_type = part.get("rope_type", part.get("type", "default"))
         if rope_type not in ROPE_TYPES:
-            raise UserError(f"save.method=gguf: model.name={name} has rope type {rope_type}, which is not written to GGUF; use save=merged_16bit")
+            raise UserError(
+                f"save.method=gguf: model.name={name} has rope type {rope_type}, which is not written to"
+                " GGUF; use save=merged_16bit"
+            )
 
 
 def write_gguf(
@@ -76,10 +81,11 @@ def write_gguf(
     file: Path,
     system_prompt: str | None = None,
 ) -> None:
-    """Write `file` with matrices of `kind`, one of `WRITTEN`; vectors are float32. `tokenizer` has been saved in `tokenizer_folder`.
+    """Write `file` with matrices of `kind`, one of `WRITTEN`; vectors are float32. `tokenizer` has been saved
+    in `tokenizer_folder`.
 
-    One tensor is in memory at a time. `end_of_turn` is the token that ends an answer, `name` what the model is called, `system_prompt` what it was
-    trained with.
+    One tensor is in memory at a time. `end_of_turn` is the token that ends an answer, `name` what the model
+    is called, `system_prompt` what it was trained with.
     """
     import gguf
 
@@ -94,14 +100,21 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_hyperparameters(writer, config, architecture)
-    rows = weights.shapes[next(source for source, target in names.items() if target == "token_embd.weight")][0]
+    rows = weights.shapes[next(source for source, target in names.items() if target == "token_embd.weight")][
+        0
+    ]
     add_vocabulary(writer, tokenizer, tokenizer_folder, rows, end_of_turn)
     factors = _rope_factors(config)
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     for source, target in names.items():
         shape, tensor_kind = weights.shapes[source], _kind(weights.shapes[source], kind)
-        writer.add_tensor_info(target, shape, *_size(shape, tensor_kind), raw_dtype=gguf.GGMLQuantizationType[tensor_kind.upper()])
+        writer.add_tensor_info(
+            target,
+            shape,
+            *_size(shape, tensor_kind),
+            raw_dtype=gguf.GGMLQuantizationType[tensor_kind.upper()],
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -114,7 +127,9 @@ def write_gguf(
 
 
 def gguf_names(weights: Weights, architecture: Architecture) -> dict[str, str]:
-    """{checkpoint name: llama.cpp's name} of the language model's tensors; those of a vision tower are left out."""
+    """{checkpoint name: llama.cpp's name} of the language model's tensors; those of a vision tower are left
+    out.
+    """
     import gguf
 
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture.name)
@@ -123,9 +138,15 @@ def gguf_names(weights: Weights, architecture: Architecture) -> dict[str, str]:
     for name in weights.shapes:
         if "vision_tower" in name or "multi_modal_projector" in name:
             continue
-        target = known.get_name(name.replace("language_model.", "") if "lm_head" not in name else "lm_head.weight", (".weight", ".bias"))
+        target = known.get_name(
+            name.replace("language_model.", "") if "lm_head" not in name else "lm_head.weight",
+            (".weight", ".bias"),
+        )
         if target is None:
-            raise UserError(f"save.method=gguf: llama.cpp's {architecture.name} has no tensor for {name}; use save=merged_16bit")
+            raise UserError(
+                f"save.method=gguf: llama.cpp's {architecture.name} has no tensor for {name}; use"
+                " save=merged_16bit"
+            )
         found[name] = target
     return found
 
@@ -165,7 +186,9 @@ def _rope(config: Any) -> dict[str, Any]:
 
 
 def _rope_factors(config: Any) -> np.ndarray | None:
-    """Llama 3's divisors of the rotary frequencies, float32 (head_dim / 2,): `_compute_llama3_parameters` of transformers as llama.cpp wants it."""
+    """Llama 3's divisors of the rotary frequencies, float32 (head_dim / 2,): `_compute_llama3_parameters` of
+    transformers as llama.cpp wants it.
+    """
     import numpy as np
 
     rope = _rope(config)
@@ -179,28 +202,42 @@ def _rope_factors(config: Any) -> np.ndarray | None:
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
 
-def _as_llama_cpp_has_it(name: str, tensor: torch.Tensor, config: Any, architecture: Architecture) -> torch.Tensor:
+def _as_llama_cpp_has_it(
+    name: str, tensor: torch.Tensor, config: Any, architecture: Architecture
+) -> torch.Tensor:
     if architecture.norm_offset and name.endswith("norm.weight"):
         return tensor.float() + architecture.norm_offset
     if architecture.permuted and (".q_proj." in name or ".k_proj." in name):
-        return permute(tensor, config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads)
+        return permute(
+            tensor, config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+        )
     return tensor
 
 
 def permute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of q or k (or their bias): of each head's two halves, one from each in turn (llama.cpp's `LlamaModel.permute`)."""
-    return tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    """Rows of q or k (or their bias): of each head's two halves, one from each in turn (llama.cpp's
+    `LlamaModel.permute`).
+    """
+    return (
+        tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:])
+        .transpose(1, 2)
+        .reshape(tensor.shape)
+    )
 
 
 def _kind(shape: tuple[int, ...], kind: str) -> str:
-    """Vectors stay float32; rows that Q8_0 cannot cut into blocks become float16, as in llama.cpp's converter."""
+    """Vectors stay float32; rows that Q8_0 cannot cut into blocks become float16, as in llama.cpp's
+    converter.
+    """
     if len(shape) == 1:
         return "f32"
     return "f16" if kind == "q8_0" and shape[-1] % Q8_0_BLOCK else kind
 
 
 def _size(shape: tuple[int, ...], kind: str) -> tuple[Any, int]:
-    """numpy dtype and bytes of a tensor. The dtype is not that of the encoded bytes, so that the writer takes `shape` for one of values."""
+    """numpy dtype and bytes of a tensor. The dtype is not that of the encoded bytes, so that the writer takes
+    `shape` for one of values.
+    """
     import gguf
     import numpy as np
 

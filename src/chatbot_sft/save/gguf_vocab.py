@@ -1,7 +1,9 @@
-"""The tokenizer of a GGUF file: what llama.cpp has to know to cut text as the trained model's tokenizer.json does.
+"""The tokenizer of a GGUF file: what llama.cpp has to know to cut text as the trained model's tokenizer.json
+does.
 
-llama.cpp does not read a pre-tokenizer: it knows those of the model families by name. Here the name is found by what tokenizer.json says, not by
-what the model is called, so that a tokenizer which llama.cpp does not know is refused before training instead of cutting text otherwise.
+llama.cpp does not read a pre-tokenizer: it knows those of the model families by name. Here the name is found
+by what tokenizer.json says, not by what the model is called, so that a tokenizer which llama.cpp does not
+know is refused before training instead of cutting text otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ CASED = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
 )
-# (steps before ByteLevel, ByteLevel's own regex, whether a word that is a token is taken whole) → llama.cpp's name for it (its src/llama-vocab.cpp)
+# (steps before ByteLevel, ByteLevel's own regex, whether a word that is a token is taken whole) → llama.cpp's
+# name for it (its src/llama-vocab.cpp)
 PRE_TOKENIZERS = {
     ((), True, False): "gpt-2",
     (("digits",), True, False): "smollm",
@@ -37,7 +40,8 @@ PRE_TOKENIZERS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`model` and `pre` are llama.cpp's names; `tokens`, `types` and `scores` have an entry per token of tokenizer.json.
+    """`model` and `pre` are llama.cpp's names; `tokens`, `types` and `scores` have an entry per token of
+    tokenizer.json.
 
     `scores` are SentencePiece's and `merges` byte-level BPE's; of the other kind they are empty.
     """
@@ -63,18 +67,29 @@ def read_vocabulary(tokenizer: Mapping[str, Any], name: str) -> Vocabulary:
     pre = PRE_TOKENIZERS.get(_steps(tokenizer)) if model["type"] == "BPE" else None
     if pre is None:
         raise UserError(
-            f"save.method=gguf: llama.cpp has no tokenizer like that of model.name={name} ({_described(tokenizer)}); use save=merged_16bit"
+            f"save.method=gguf: llama.cpp has no tokenizer like that of model.name={name}"
+            f" ({_described(tokenizer)}); use save=merged_16bit"
         )
-    texts = {number: token for token, number in model["vocab"].items()} | {number: token["content"] for number, token in added.items()}
-    tokens, types = _laid_out(texts, {number: CONTROL if token["special"] else USER_DEFINED for number, token in added.items()})
+    texts = {number: token for token, number in model["vocab"].items()} | {
+        number: token["content"] for number, token in added.items()
+    }
+    tokens, types = _laid_out(
+        texts, {number: CONTROL if token["special"] else USER_DEFINED for number, token in added.items()}
+    )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return Vocabulary("gpt2", pre, tokens, types, [], merges)
 
 
 def _sentence_piece(model: Mapping[str, Any], added: Mapping[int, Mapping[str, Any]]) -> Vocabulary:
-    """SentencePiece's BPE joins the pair whose union scores highest; tokenizer.json has the same order as a list of merges."""
+    """SentencePiece's BPE joins the pair whose union scores highest; tokenizer.json has the same order as a
+    list of merges.
+    """
     texts = {number: token for token, number in model["vocab"].items()}
-    types = {number: BYTE for number, token in texts.items() if token.startswith("<0x") and token.endswith(">") and len(token) == 6}
+    types = {
+        number: BYTE
+        for number, token in texts.items()
+        if token.startswith("<0x") and token.endswith(">") and len(token) == 6
+    }
     for number, token in added.items():
         # llama.cpp looks for these in the text as it is given, before spaces are rewritten.
         texts[number] = token["content"] if token["special"] else token["content"].replace("▁", " ")
@@ -84,14 +99,19 @@ def _sentence_piece(model: Mapping[str, Any], added: Mapping[int, Mapping[str, A
     for number, merge in enumerate(model["merges"]):
         rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), number)
     tokens, laid_out = _laid_out(texts, types)
-    scores = [-float(rank[token]) if token in rank else -1e6 if kind == NORMAL else 0.0 for token, kind in zip(tokens, laid_out, strict=True)]
+    scores = [
+        -float(rank[token]) if token in rank else -1e6 if kind == NORMAL else 0.0
+        for token, kind in zip(tokens, laid_out, strict=True)
+    ]
     return Vocabulary("llama", "default", tokens, laid_out, scores, [])
 
 
 def _laid_out(texts: Mapping[int, str], types: Mapping[int, int]) -> tuple[list[str], list[int]]:
     """Texts and types by number; numbers without a token are named and marked unused."""
     numbers = range(max(texts) + 1)
-    return [texts.get(n, f"[PAD{n}]") for n in numbers], [types.get(n, NORMAL) if n in texts else UNUSED for n in numbers]
+    return [texts.get(n, f"[PAD{n}]") for n in numbers], [
+        types.get(n, NORMAL) if n in texts else UNUSED for n in numbers
+    ]
 
 
 def _steps(tokenizer: Mapping[str, Any]) -> tuple[Any, ...] | None:
@@ -117,8 +137,11 @@ def _described(tokenizer: Mapping[str, Any]) -> str:
     return f"{tokenizer['model']['type']}, pre-tokenizer {' + '.join(kinds)}"
 
 
-def add_vocabulary(writer: GGUFWriter, tokenizer: Any, folder: Path, rows: int, end_of_turn: int | None) -> None:
-    """The tokenizer's part of a GGUF file. `tokenizer` is transformers', `folder` where it was saved, `rows` the embeddings' rows.
+def add_vocabulary(
+    writer: GGUFWriter, tokenizer: Any, folder: Path, rows: int, end_of_turn: int | None
+) -> None:
+    """The tokenizer's part of a GGUF file. `tokenizer` is transformers', `folder` where it was saved, `rows`
+    the embeddings' rows.
 
     `end_of_turn` is the token with which the trained answers end, where that is not the end of sequence.
     """
@@ -152,4 +175,6 @@ def adds_bos(tokenizer: Any) -> bool:
 def _prefixes_a_space(tokenizer: Any) -> bool:
     """Whether a text behind a control token gets a space before it, as llama.cpp does everywhere or nowhere."""
     control = next(token for token in (tokenizer.bos_token, tokenizer.eos_token) if token)
-    return tokenizer.convert_ids_to_tokens(tokenizer(f"{control}a", add_special_tokens=False)["input_ids"])[1].startswith("▁")
+    return tokenizer.convert_ids_to_tokens(tokenizer(f"{control}a", add_special_tokens=False)["input_ids"])[
+        1
+    ].startswith("▁")

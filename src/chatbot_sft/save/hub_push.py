@@ -29,7 +29,8 @@ def check(settings: Config) -> None:
     """Before training: would the hub take what `settings.save` wants to push?
 
     Raises:
-        UserError: the configuration leaves something out, there is no token, the hub does not answer, or it would not let this token write there.
+        UserError: the configuration leaves something out, there is no token, the hub does not answer, or it
+            would not let this token write there.
     """
     save = settings.save
     if not save.push_to_hub:
@@ -44,7 +45,8 @@ def check(settings: Config) -> None:
 
 
 def push(folder: Path, settings: Config) -> str:
-    """Upload every file of `folder` to the repository (and branch) that `settings.save` names; both are made where they are missing.
+    """Upload every file of `folder` to the repository (and branch) that `settings.save` names; both are made
+    where they are missing.
 
     Returns its URL.
 
@@ -62,9 +64,13 @@ def push(folder: Path, settings: Config) -> str:
                 with _readable(f"save.hub_revision={branch}: the branch of {name} cannot be made", api):
                     api.create_branch(name, branch=branch, exist_ok=True)
             with _readable(f"save.push_to_hub=true: the upload to {name} failed", api):
-                api.upload_folder(repo_id=name, folder_path=folder, revision=branch, commit_message=f"Upload {folder.name}")
+                api.upload_folder(
+                    repo_id=name, folder_path=folder, revision=branch, commit_message=f"Upload {folder.name}"
+                )
     except UserError as error:
-        raise UserError(f"{error}; the export in {folder} is whole; when that is mended: {_command(folder, save)}") from None
+        raise UserError(
+            f"{error}; the export in {folder} is whole; when that is mended: {_command(folder, save)}"
+        ) from None
     return f"{url}/tree/{branch}" if branch else url
 
 
@@ -73,7 +79,9 @@ def _check_names(save: SaveConfig) -> None:
 
     name, branch = save.hub_model_id, save.hub_revision
     if not name:
-        raise UserError("save.push_to_hub=true: save.hub_model_id is missing; set it to ORGANISATION/NAME or USER/NAME")
+        raise UserError(
+            "save.push_to_hub=true: save.hub_model_id is missing; set it to ORGANISATION/NAME or USER/NAME"
+        )
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -81,14 +89,20 @@ def _check_names(save: SaveConfig) -> None:
     if "/" not in name:
         raise UserError(f"save.hub_model_id={name}: whose? write ORGANISATION/{name} or USER/{name}")
     if branch and not BRANCH.fullmatch(branch):
-        raise UserError(f"save.hub_revision={branch}: not the name of a branch, which is of letters, digits, '.', '_', '-' and '/'")
+        raise UserError(
+            f"save.hub_revision={branch}: not the name of a branch, which is of letters, digits, '.', '_',"
+            " '-' and '/'"
+        )
     if USER_SAYS_OFFLINE:
-        raise UserError("save.push_to_hub=true: HF_HUB_OFFLINE is set; unset it, or set save.push_to_hub=false")
+        raise UserError(
+            "save.push_to_hub=true: HF_HUB_OFFLINE is set; unset it, or set save.push_to_hub=false"
+        )
 
 
 @contextlib.contextmanager
 def _connected(seconds: float) -> Iterator[HfApi]:
-    """huggingface_hub with the user's token: on the network though a local model put it offline, and waiting no longer than `seconds` for an answer.
+    """huggingface_hub with the user's token: on the network though a local model put it offline, and waiting
+    no longer than `seconds` for an answer.
 
     Its progress bars are shown on a terminal alone.
 
@@ -118,7 +132,9 @@ def _connected(seconds: float) -> Iterator[HfApi]:
 
 @contextlib.contextmanager
 def _readable(what: str, api: HfApi) -> Iterator[None]:
-    """Whatever fails inside is a UserError in one line, without the token and without the exception it came from, whose text could repeat it."""
+    """Whatever fails inside is a UserError in one line, without the token and without the exception it came
+    from, whose text could repeat it.
+    """
     try:
         yield
     except UserError:
@@ -137,25 +153,36 @@ def _trouble(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         answer = error.response
         said = f" ({error.server_message})" if error.server_message else ""
-        return f"{answer.url.host} answers {answer.status_code} {answer.reason_phrase}{said}" + (f"; {LOGIN}" if answer.status_code == 401 else "")
+        return f"{answer.url.host} answers {answer.status_code} {answer.reason_phrase}{said}" + (
+            f"; {LOGIN}" if answer.status_code == 401 else ""
+        )
     text = str(error) or type(error).__name__
     return f"no answer from {endpoint()} ({text})" if isinstance(error, httpx.TransportError) else text
 
 
 def _refusal(user: Mapping[str, Any], name: str) -> str | None:
-    """Why the token of `user`, as whoami tells it, may not write to the repository `name`; None where it may, or that cannot be told."""
+    """Why the token of `user`, as whoami tells it, may not write to the repository `name`; None where it may,
+    or that cannot be told.
+    """
     namespace = name.split("/")[0].lower()
     access = user.get("auth", {}).get("accessToken", {})
     if access.get("role") == "read":
         return f"the token of {user['name']} may only read"
     if access.get("role") == "write":
-        roles = {user["name"].lower(): "admin", **{place["name"].lower(): place.get("roleInOrg") for place in user.get("orgs", [])}}
+        roles = {
+            user["name"].lower(): "admin",
+            **{place["name"].lower(): place.get("roleInOrg") for place in user.get("orgs", [])},
+        }
         if namespace not in roles:
             return f"{user['name']} does not belong to {namespace}"
         return f"{user['name']} may only read in {namespace}" if roles[namespace] == "read" else None
     if access.get("role") == "fineGrained":
         scopes = access["fineGrained"].get("scoped", [])
-        rights = [scope["permissions"] for scope in scopes if scope["entity"].get("name", "").lower() in (namespace, name.lower())]
+        rights = [
+            scope["permissions"]
+            for scope in scopes
+            if scope["entity"].get("name", "").lower() in (namespace, name.lower())
+        ]
         if "repo.write" not in sum(rights, access["fineGrained"].get("global", [])):
             return f"the token of {user['name']} lacks the right repo.write for {namespace}"
     return None
@@ -174,9 +201,15 @@ def _check_visibility(api: HfApi, save: SaveConfig) -> None:
     except RepositoryNotFoundError:
         return
     if save.hub_private and not found.private:
-        raise UserError(f"save.hub_private=true: {save.hub_model_id} is public already; make it private on the hub, or set save.hub_private=false")
+        raise UserError(
+            f"save.hub_private=true: {save.hub_model_id} is public already; make it private on the hub, or"
+            " set save.hub_private=false"
+        )
 
 
 def _command(folder: Path, save: SaveConfig) -> str:
-    options = [*(["--private"] if save.hub_private else []), *(["--revision", save.hub_revision] if save.hub_revision else [])]
+    options = [
+        *(["--private"] if save.hub_private else []),
+        *(["--revision", save.hub_revision] if save.hub_revision else []),
+    ]
     return shlex.join(["hf", "upload", save.hub_model_id, str(folder), *options])

@@ -1,4 +1,6 @@
-"""llama.cpp's quantiser: the user's own, where one is named or on PATH, else the one in cyllama's wheel. Each in a process of its own."""
+"""llama.cpp's quantiser: the user's own, where one is named or on PATH, else the one in cyllama's wheel. Each
+in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,20 @@ def quantizer(folder: str | None) -> list[str]:
         place = Path(folder).expanduser()
         found = next((place / part / BINARY for part in PLACES if (place / part / BINARY).is_file()), None)
         if found is None:
-            raise UserError(f"save.llama_cpp_dir={folder}: no {BINARY} in it, nor in bin/ or build/bin/; build llama.cpp there or leave the key out")
+            raise UserError(
+                f"save.llama_cpp_dir={folder}: no {BINARY} in it, nor in bin/ or build/bin/; build llama.cpp"
+                " there or leave the key out"
+            )
         return [str(found.resolve())]
     on_path = shutil.which(BINARY)
     if on_path:
         return [on_path]
     if has_wheel():
         return [sys.executable, "-m", "chatbot_sft.save.llama_cpp"]
-    raise UserError(f"save.gguf_quantization: needs llama.cpp's quantiser: {INSTALL}, or name your llama.cpp with save.llama_cpp_dir")
+    raise UserError(
+        f"save.gguf_quantization: needs llama.cpp's quantiser: {INSTALL}, or name your llama.cpp with"
+        " save.llama_cpp_dir"
+    )
 
 
 def quantize(command: list[str], source: Path, target: Path, kind: str) -> None:
@@ -49,7 +57,9 @@ def quantize(command: list[str], source: Path, target: Path, kind: str) -> None:
         OSError: `target` cannot be written.
         UserError: the quantiser refuses.
     """
-    process = subprocess.run([*command, str(source), str(target), kind.upper()], capture_output=True, text=True, errors="replace")
+    process = subprocess.run(
+        [*command, str(source), str(target), kind.upper()], capture_output=True, text=True, errors="replace"
+    )
     for line in [*process.stdout.splitlines(), *process.stderr.splitlines()]:
         log.info("quantize: %s", line)
     if process.returncode:

@@ -1,7 +1,7 @@
 """merged_16bit and merged_4bit: folders that AutoModelForCausalLM loads.
 
-The 16 bits are written from the trained weights, one file of them in memory at a time; for the 4 bits such a folder is
-loaded whole, quantised by bitsandbytes and saved.
+The 16 bits are written from the trained weights, one file of them in memory at a time; for the 4 bits such a
+folder is loaded whole, quantised by bitsandbytes and saved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ INDEX = "model.safetensors.index.json"
 
 
 def write_merged_16bit(trained: Trained, folder: Path) -> None:
-    """Config, safetensors, tokenizer and, of a multimodal model, the image processor's files, in the base's own 16-bit dtype."""
+    """Config, safetensors, tokenizer and, of a multimodal model, the image processor's files, in the base's
+    own 16-bit dtype.
+    """
     weights, dtype = trained.weights, sixteen_bit(trained.weights.config)
     weights.config.dtype = dtype
     weights.config.save_pretrained(folder)
@@ -38,13 +40,17 @@ def write_merged_16bit(trained: Trained, folder: Path) -> None:
 
 
 def write_merged_4bit(trained: Trained, folder: Path) -> None:
-    """The same in bitsandbytes nf4, as QLoRA loads its base: linear layers in 4 bits, embeddings, norms and output layer in 16."""
+    """The same in bitsandbytes nf4, as QLoRA loads its base: linear layers in 4 bits, embeddings, norms and
+    output layer in 16.
+    """
     from transformers import AutoModelForCausalLM
 
     dtype = sixteen_bit(trained.weights.config)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.16bit.") as merged:
         write_merged_16bit(trained, Path(merged))
-        model = AutoModelForCausalLM.from_pretrained(merged, quantization_config=nf4(dtype), dtype=dtype, device_map={"": "cpu"})
+        model = AutoModelForCausalLM.from_pretrained(
+            merged, quantization_config=nf4(dtype), dtype=dtype, device_map={"": "cpu"}
+        )
         model.save_pretrained(folder)
     _finish(trained, folder)
 
@@ -58,7 +64,9 @@ def _finish(trained: Trained, folder: Path) -> None:
 
 
 def sixteen_bit(config: Any) -> torch.dtype:
-    """The checkpoint's own 16-bit dtype; float16 for a float32 checkpoint: of the two it rounds eight times finer."""
+    """The checkpoint's own 16-bit dtype; float16 for a float32 checkpoint: of the two it rounds eight times
+    finer.
+    """
     import torch
 
     dtype = config.get_text_config().dtype or config.dtype
@@ -82,7 +90,11 @@ def write_shards(weights: Weights, dtype: torch.dtype, folder: Path) -> None:
         size += count
     files, total = {}, 0
     for number, names in enumerate(shards, start=1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         tensors = {}
         for name in names:
             tensor = weights.read(name)
@@ -100,5 +112,8 @@ def _processor_files(settings: Config) -> list[Path]:
 
     source = str(Path(embedded.resolve(settings.model.name)).expanduser())
     revision = None if is_local(source) else settings.model.revision
-    found = [cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False) for name in PROCESSOR_FILES]
+    found = [
+        cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        for name in PROCESSOR_FILES
+    ]
     return [Path(file) for file in found if file is not None]

@@ -1,7 +1,8 @@
 """The Ollama Modelfile of a GGUF export.
 
-Ollama writes prompts with Go's text/template, transformers and llama.cpp with Jinja. What the model's Jinja template writes around the texts of a
-conversation is read off renderings of placeholders, has to give the Jinja template's own text again, and only then becomes a Go template.
+Ollama writes prompts with Go's text/template, transformers and llama.cpp with Jinja. What the model's Jinja
+template writes around the texts of a conversation is read off renderings of placeholders, has to give the
+Jinja template's own text again, and only then becomes a Go template.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Modelfile:
 
 
 class Place(Enum):
-    """Where a template puts a system message: in a turn of its own before all others, or into the first or last question's turn."""
+    """Where a template puts a system message: in a turn of its own before all others, or into the first or
+    last question's turn.
+    """
 
     TURN = "turn"
     FIRST = "first"
@@ -42,7 +45,9 @@ class Place(Enum):
 
 @dataclass(frozen=True)
 class SystemPieces:
-    """What stands around a system message. In a question's turn (`Place.FIRST`, `Place.LAST`) that takes the place of the turn's own beginning."""
+    """What stands around a system message. In a question's turn (`Place.FIRST`, `Place.LAST`) that takes the
+    place of the turn's own beginning.
+    """
 
     before: str
     after: str
@@ -51,10 +56,12 @@ class SystemPieces:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a template writes around the texts of a conversation: `user` and `assistant` are (before, after) pairs.
+    """What a template writes around the texts of a conversation: `user` and `assistant` are (before, after)
+    pairs.
 
-    `opening` comes first where no system message stands there: nothing, or a system turn of the template's own. `prompt` follows the last question's
-    turn, and the answer follows it. `system` is None where the template leaves system messages out or refuses them.
+    `opening` comes first where no system message stands there: nothing, or a system turn of the template's
+    own. `prompt` follows the last question's turn, and the answer follows it. `system` is None where the
+    template leaves system messages out or refuses them.
     """
 
     opening: str
@@ -64,7 +71,9 @@ class Pieces:
     system: SystemPieces | None
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt after `messages`, as `go_template` writes it: a system message first or nowhere, a question last."""
+        """The prompt after `messages`, as `go_template` writes it: a system message first or nowhere, a
+        question last.
+        """
         system = messages[0]["content"] if messages[0]["role"] == "system" and self.system else ""
         told = f"{self.system.before}{system}{self.system.after}" if system else ""
         place = self.system.place if system else None
@@ -81,10 +90,17 @@ class NotDerivable(Exception):
     """Why a Jinja template has no counterpart in Go that could be read off it."""
 
 
-def modelfile(files: Sequence[str], template: ChatTemplate, stops: Sequence[str], system_prompt: str | None, bos: str | None = None) -> Modelfile:
+def modelfile(
+    files: Sequence[str],
+    template: ChatTemplate,
+    stops: Sequence[str],
+    system_prompt: str | None,
+    bos: str | None = None,
+) -> Modelfile:
     """The Modelfile beside the GGUF `files`, the first of which is taken.
 
-    Generation ends at each of `stops`. `bos` is a text that the tokenizer of the GGUF file writes by itself and the template therefore must not.
+    Generation ends at each of `stops`. `bos` is a text that the tokenizer of the GGUF file writes by itself
+    and the template therefore must not.
     """
     problems, pieces = [], None
     try:
@@ -98,13 +114,27 @@ def modelfile(files: Sequence[str], template: ChatTemplate, stops: Sequence[str]
     elif system_prompt and pieces and not system:
         default = system_prompt
     elif system_prompt and not system:
-        problems.append("no SYSTEM: the system prompt has triple quotes at the end of a line, or characters that Ollama drops")
-    problems += [f"no PARAMETER stop for {stop!r}: it has such quotes or characters" for stop in stops if not quoted(stop)]
+        problems.append(
+            "no SYSTEM: the system prompt has triple quotes at the end of a line, or characters that Ollama"
+            " drops"
+        )
+    problems += [
+        f"no PARAMETER stop for {stop!r}: it has such quotes or characters"
+        for stop in stops
+        if not quoted(stop)
+    ]
 
-    lines = ["# ollama create NAME -f Modelfile", f"FROM ./{files[0]}", *(f"# FROM ./{name}" for name in files[1:]), ""]
+    lines = [
+        "# ollama create NAME -f Modelfile",
+        f"FROM ./{files[0]}",
+        *(f"# FROM ./{name}" for name in files[1:]),
+        "",
+    ]
     lines += [f"# {problem}" for problem in problems]
     if pieces and template.dated:
-        lines.append("# The date in the template is that of this export: Go's templates have none in its form.")
+        lines.append(
+            "# The date in the template is that of this export: Go's templates have none in its form."
+        )
     if pieces:
         lines.append(f'TEMPLATE """\n{go_template(pieces, default)}"""')
     if system:
@@ -117,7 +147,8 @@ def derive(template: ChatTemplate, bos: str | None = None) -> Pieces:
     """What `template` writes around the texts of a conversation, without `bos` at its beginning.
 
     Raises:
-        NotDerivable: the template refuses plain conversations, or what it writes around a text depends on more than its role and place.
+        NotDerivable: the template refuses plain conversations, or what it writes around a text depends on
+            more than its role and place.
     """
     try:
         pieces = _read_off(template, bos or "")
@@ -125,7 +156,10 @@ def derive(template: ChatTemplate, bos: str | None = None) -> Pieces:
             wanted = template.render(messages, add_generation_prompt=True).removeprefix(bos or "")
             if pieces.render(messages) != wanted:
                 roles = ", ".join(message["role"] for message in messages)
-                raise NotDerivable(f"the chat template makes the prompt for {roles} of other pieces than those of its placeholders")
+                raise NotDerivable(
+                    f"the chat template makes the prompt for {roles} of other pieces than those of its"
+                    " placeholders"
+                )
     except BadRow as error:
         raise NotDerivable(error.detail) from None
     return pieces
@@ -138,9 +172,13 @@ def _read_off(template: ChatTemplate, bos: str) -> Pieces:
     begin, answered, asked, end = texts
     begin = begin.removeprefix(bos)
     markers = SpanFinder(template).markers
-    user = markers.user if begin.endswith(markers.user) else begin  # Llama 2 has a beginning of text in it, and the first one is `bos`
+    user = (
+        markers.user if begin.endswith(markers.user) else begin
+    )  # Llama 2 has a beginning of text in it, and the first one is `bos`
     closing = answered.removesuffix(markers.assistant)
-    if not end.startswith(closing):  # Mistral's prompts end with [/INST], its answers begin with a space behind it
+    if not end.startswith(
+        closing
+    ):  # Mistral's prompts end with [/INST], its answers begin with a space behind it
         closing = ""
     return Pieces(
         opening=begin.removesuffix(user),
@@ -165,11 +203,15 @@ def _system(template: ChatTemplate, bos: str, user: str, answer_end: str) -> Sys
         return SystemPieces(before, after, Place.FIRST)
     if order == [1, 2, 0, 3]:
         return SystemPieces(texts[2].removeprefix(answer_end), texts[3], Place.LAST)
-    raise NotDerivable("the chat template writes the system message neither before the first question nor before the last")
+    raise NotDerivable(
+        "the chat template writes the system message neither before the first question nor before the last"
+    )
 
 
 def _around(template: ChatTemplate, roles: Sequence[str]) -> tuple[list[int], list[str]]:
-    """In which order the texts of a conversation appear in the prompt after it, and what stands before, between and behind them."""
+    """In which order the texts of a conversation appear in the prompt after it, and what stands before,
+    between and behind them.
+    """
     marks = [placeholder(index) for index in range(len(roles))]
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     parts = re.split(f"({'|'.join(marks)})", template.render(messages, add_generation_prompt=True))
@@ -181,19 +223,34 @@ def _conversations(with_system: bool) -> list[list[Message]]:
     systems = ["", "system text"] if with_system else [""]
     return [
         [{"role": "system", "content": system}] * bool(system)
-        + [{"role": ROLES[turn % 2], "content": f"{ROLES[turn % 2]} text {turn}"} for turn in range(2 * questions - 1)]
+        + [
+            {"role": ROLES[turn % 2], "content": f"{ROLES[turn % 2]} text {turn}"}
+            for turn in range(2 * questions - 1)
+        ]
         for system, questions in itertools.product(systems, QUESTIONS)
     ]
 
 
 def go_template(pieces: Pieces, default_system: str = "") -> str:
-    """`pieces` as Ollama's template: `.Messages` with `.Role` and `.Content`, and `.System`, or `default_system` where that is empty.
+    """`pieces` as Ollama's template: `.Messages` with `.Role` and `.Content`, and `.System`, or
+    `default_system` where that is empty.
 
-    Every text is a Go string, and every line's `{{-` takes the line break before it, so that no white space is written but the strings'.
-    A conversation that ends with an answer goes on in it, as Ollama's users expect.
+    Every text is a Go string, and every line's `{{-` takes the line break before it, so that no white space
+    is written but the strings'. A conversation that ends with an answer goes on in it, as Ollama's users
+    expect.
     """
     (user, user_end), (assistant, assistant_end), system = pieces.user, pieces.assistant, pieces.system
-    lines = [_line(f"$system := or .System {go_string(default_system)}" if default_system else "$system := .System")] if system else []
+    lines = (
+        [
+            _line(
+                f"$system := or .System {go_string(default_system)}"
+                if default_system
+                else "$system := .System"
+            )
+        ]
+        if system
+        else []
+    )
     start = opening = _written(pieces.opening)
     question = _written(user)
     if system:
@@ -213,7 +270,11 @@ def go_template(pieces: Pieces, default_system: str = "") -> str:
         _line(*question, ".Content", *_written(user_end)),
         _line("if $last", *_written(pieces.prompt), "end") if pieces.prompt else "",
         _line('else if eq .Role "assistant"'),
-        _line(*_written(assistant), ".Content", *(["if not $last", *_written(assistant_end), "end"] if assistant_end else [])),
+        _line(
+            *_written(assistant),
+            ".Content",
+            *(["if not $last", *_written(assistant_end), "end"] if assistant_end else []),
+        ),
         _line("end"),
         _line("end"),
     ]
@@ -230,7 +291,9 @@ def _written(text: str) -> list[str]:
 
 
 def go_string(text: str) -> str:
-    """`text` as an interpreted string literal of Go, in one line and without quotes inside that are not escaped."""
+    """`text` as an interpreted string literal of Go, in one line and without quotes inside that are not
+    escaped.
+    """
     return '"' + "".join(map(_go_character, text)) + '"'
 
 
@@ -245,7 +308,8 @@ def _go_character(character: str) -> str:
 def quoted(text: str) -> str | None:
     """`text` as a value in a Modelfile; None where its syntax, which has no escapes, cannot hold it.
 
-    A value in triple quotes ends with the first line that ends with such quotes, and Ollama drops characters that are not printed.
+    A value in triple quotes ends with the first line that ends with such quotes, and Ollama drops characters
+    that are not printed.
     """
     if any(not (character.isprintable() or character in "\n\r\t") for character in text):
         return None

@@ -1,6 +1,8 @@
-"""An export, read from disk by its user's library in a process of its own: nothing that training left in memory helps it, and a crash is a finding.
+"""An export, read from disk by its user's library in a process of its own: nothing that training left in
+memory helps it, and a crash is a finding.
 
-`python -m chatbot_sft.save.probe EXPORT EVIDENCE_FOLDER OUTPUT [4bit]` writes the `Observation` of EXPORT into the file OUTPUT.
+`python -m chatbot_sft.save.probe EXPORT EVIDENCE_FOLDER OUTPUT [4bit]` writes the `Observation` of EXPORT
+into the file OUTPUT.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ from chatbot_sft.save.verify import Observation, observe
 
 log = logging.getLogger("third_party")
 
-OF_SEVERAL = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # torchrun's, which would make libraries wait for other processes
+OF_SEVERAL = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+)  # torchrun's, which would make libraries wait for other processes
 
 
 class ProbeFailed(Exception):
@@ -26,7 +33,8 @@ class ProbeFailed(Exception):
 
 
 def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observation:
-    """What the export in the folder or .gguf file `export` makes of `evidence`; `four_bit`: an adapter's base is loaded in 4 bits, as in training.
+    """What the export in the folder or .gguf file `export` makes of `evidence`; `four_bit`: an adapter's base
+    is loaded in 4 bits, as in training.
 
     Raises:
         ProbeFailed: it cannot be read.
@@ -34,13 +42,25 @@ def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observati
     with tempfile.TemporaryDirectory() as place:
         asked, output = Path(place, "evidence.json"), Path(place, "observation.npz")
         evidence.write(asked)
-        command = [sys.executable, "-m", "chatbot_sft.save.probe", str(export), str(asked), str(output), *(["4bit"] if four_bit else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "chatbot_sft.save.probe",
+            str(export),
+            str(asked),
+            str(output),
+            *(["4bit"] if four_bit else []),
+        ]
         alone = {name: value for name, value in os.environ.items() if name not in OF_SEVERAL}
-        process = subprocess.run(command, capture_output=True, text=True, errors="replace", env={**alone, "HF_HUB_OFFLINE": "1"})
+        process = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env={**alone, "HF_HUB_OFFLINE": "1"}
+        )
         for line in process.stderr.splitlines():
             log.info("probe of %s: %s", export.name, line)
         if process.returncode < 0:
-            raise ProbeFailed(f"the library that reads it crashed ({signal.Signals(-process.returncode).name})")
+            raise ProbeFailed(
+                f"the library that reads it crashed ({signal.Signals(-process.returncode).name})"
+            )
         if process.returncode:
             raise ProbeFailed((process.stderr.strip().splitlines() or ["it cannot be read"])[-1])
         return Observation.read(output)

@@ -45,8 +45,9 @@ class ModelSaver:
 
     An export appears whole, and verified where that is asked for, or not at all.
 
-    `evidence` is what exports are held against (without it nothing is verified), `report` the run's report so far, for the model card. `result` fills
-    as exports are finished, so that it says what there is whatever happens to the next.
+    `evidence` is what exports are held against (without it nothing is verified), `report` the run's report so
+    far, for the model card. `result` fills as exports are finished, so that it says what there is whatever
+    happens to the next.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class ModelSaver:
         """Before training: can this be saved, here and in these formats?
 
         Raises:
-            UserError: a place that is taken, a format that this model or this machine does not allow, a hub that would not take it.
+            UserError: a place that is taken, a format that this model or this machine does not allow, a hub
+                that would not take it.
         """
         save = self.settings.save
         for target in targets(self.settings).values():
@@ -82,13 +84,15 @@ class ModelSaver:
         """Save, with `save_config` (keys of the `save` section) over the configuration's own.
 
         Raises:
-            UserError: an unknown method or key, a place that is taken, a write that failed, an export that is not the trained model, a failed upload.
-                Exports that were finished before stay.
+            UserError: an unknown method or key, a place that is taken, a write that failed, an export that is
+                not the trained model, a failed upload. Exports that were finished before stay.
         """
         if save_config:
             settings = self.settings.to_dict()
             settings["save"].update(save_config)
-            return type(self)(Config.from_mapping(settings), self.model, self.tokenizer, self.evidence, self.report).save()
+            return type(self)(
+                Config.from_mapping(settings), self.model, self.tokenizer, self.evidence, self.report
+            ).save()
         self.check()
         save, result = self.settings.save, self.result
         trained = Trained(self.settings, self.model, self.tokenizer, self.evidence, self.report)
@@ -104,7 +108,11 @@ class ModelSaver:
     def _kept(self, trained: Trained, method: str, target: Path) -> Export | None:
         """The export that is there already, whole, from the same weights by the same settings."""
         mark = read_mark(target) if left_by(self.settings, target) else None
-        if mark is None or mark["made_from"] != self._made_from(trained, method) or not _has(target, mark["export"]["files"]):
+        if (
+            mark is None
+            or mark["made_from"] != self._made_from(trained, method)
+            or not _has(target, mark["export"]["files"])
+        ):
             return None
         log.info("saved: %s in %s, before", method, target)
         return Export(**mark["export"])
@@ -112,10 +120,17 @@ class ModelSaver:
     def _made_from(self, trained: Trained, method: str) -> dict[str, Any]:
         save = self.settings.save
         quantizations = save.quantizations if method == "gguf" else None
-        return {"weights": trained.fingerprint, "method": method, "verify": save.verify, "quantizations": quantizations}
+        return {
+            "weights": trained.fingerprint,
+            "method": method,
+            "verify": save.verify,
+            "quantizations": quantizations,
+        }
 
     def _export(self, trained: Trained, method: str, target: Path) -> Export:
-        """Write, verify where asked, and describe one export in a temporary folder; that, or its file, becomes `target`."""
+        """Write, verify where asked, and describe one export in a temporary folder; that, or its file,
+        becomes `target`.
+        """
         export = Export(method, str(target))
 
         def build(folder: Path) -> None:
@@ -149,17 +164,24 @@ class ModelSaver:
             if isinstance(error, UserError) or not is_write_error(error):
                 raise
             raise UserError(
-                f"save.save_path={target}: cannot be written ({' '.join(str(error).split())}); nothing is left there, "
-                f"the last checkpoint is in {self.settings.training.output_dir}"
+                f"save.save_path={target}: cannot be written ({' '.join(str(error).split())}); nothing is"
+                f" left there, the last checkpoint is in {self.settings.training.output_dir}"
             ) from error
-        log.info("saved: %s in %s (%.0f MB%s)", method, target, sum(export.files.values()) / 1e6, ", verified" if export.verified else "")
+        log.info(
+            "saved: %s in %s (%.0f MB%s)",
+            method,
+            target,
+            sum(export.files.values()) / 1e6,
+            ", verified" if export.verified else "",
+        )
         return export
 
     def _verify(self, trained: Trained, export: Export, folder: Path) -> None:
         """Reload each part of the export from disk and hold it against the trained model.
 
         Raises:
-            UserError: it is not the trained model, or cannot be read. The adapter is kept, unless that is what failed.
+            UserError: it is not the trained model, or cannot be read. The adapter is kept, unless that is
+                what failed.
         """
         parts = {export.method: folder}
         if export.method == "gguf":
@@ -178,23 +200,30 @@ class ModelSaver:
         export.verified = True
 
     def _failure(self, trained: Trained, export: Export, kind: str, failures: list[str]) -> str:
-        """What to tell a person. Where no verified adapter is saved yet, it is put beside the export's own place."""
+        """What to tell a person. Where no verified adapter is saved yet, it is put beside the export's own
+        place.
+        """
         self.result.verified = export.verified = False
         self.result.exports.append(export)
         kept = f"the last checkpoint is in {self.settings.training.output_dir}"
-        saved = next((done.path for done in self.result.exports if done.method == "lora" and done.verified), None)
+        saved = next(
+            (done.path for done in self.result.exports if done.method == "lora" and done.verified), None
+        )
         if saved:
             kept = f"the adapter is in {saved}"
         elif export.method != "lora" and not self.settings.full_finetuning:
             adapter = self._beside(trained)
             kept = f"the adapter is in {adapter}"
         return (
-            f"save.method={export.method}: the {kind} export is not the trained model: {'; '.join(failures)}. It was not kept; {kept}. "
-            f"Try another format with task=export run={self.settings.paths.output_dir}, or take it as it is with save.verify=false"
+            f"save.method={export.method}: the {kind} export is not the trained model: {'; '.join(failures)}."
+            f" It was not kept; {kept}. Try another format with task=export"
+            f" run={self.settings.paths.output_dir}, or take it as it is with save.verify=false"
         )
 
     def _beside(self, trained: Trained) -> Path:
-        """The adapter, in a folder beside the place of an export that failed: the one an earlier failure of this run left, or a new one."""
+        """The adapter, in a folder beside the place of an export that failed: the one an earlier failure of
+        this run left, or a new one.
+        """
         first = Path(f"{self.settings.save.save_path.removesuffix('.gguf')}-adapter")
         places = [first, *(first.with_name(f"{first.name}.{number}") for number in range(2, 1000))]
         place = next(place for place in places if not place.exists() or left_by(self.settings, place))
@@ -202,7 +231,11 @@ class ModelSaver:
         def build(folder: Path) -> None:
             write_adapter(trained, folder)
             export = Export("lora", str(place), _sizes(folder))
-            mark = {"made_from": self._made_from(trained, "lora"), "base": description(self.settings, place), "export": asdict(export)}
+            mark = {
+                "made_from": self._made_from(trained, "lora"),
+                "base": description(self.settings, place),
+                "export": asdict(export),
+            }
             write_mark(folder, mark)
 
         return build_folder(place, build, replace=True)
@@ -211,12 +244,20 @@ class ModelSaver:
 def is_write_error(error: Exception) -> bool:
     """An OSError, or what safetensors, tokenizers and torch.save raise for the same thing."""
     text = str(error).lower()
-    return isinstance(error, OSError) or "os error " in text or "pytorchstreamwriter" in text or "inline_container" in text
+    return (
+        isinstance(error, OSError)
+        or "os error " in text
+        or "pytorchstreamwriter" in text
+        or "inline_container" in text
+    )
 
 
 def _told(found: Verification) -> str:
     share = "" if found.trained_share is None else f", {found.trained_share:.0%} of what training changed"
-    return f"prompts {found.prompts}, KL {found.kl:.2g} nats{share}, greedy tokens {found.greedy}, answers that end {found.ended}"
+    return (
+        f"prompts {found.prompts}, KL {found.kl:.2g} nats{share}, greedy tokens {found.greedy}, answers that"
+        f" end {found.ended}"
+    )
 
 
 def _is_file(target: Path) -> bool:
@@ -225,11 +266,17 @@ def _is_file(target: Path) -> bool:
 
 
 def _publish_file(target: Path, build: Callable[[Path], None]) -> dict[str, int]:
-    """The GGUF file that `build` writes becomes `target`; what belongs to it gets its name, model.Modelfile and model.md. Returns their sizes."""
+    """The GGUF file that `build` writes becomes `target`; what belongs to it gets its name, model.Modelfile
+    and model.md. Returns their sizes.
+    """
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
         build(Path(work))
         beside = gguf_companions(target)
-        names = {MODELFILE: beside[0].name, CARD: beside[1].name, target.name: target.name}  # the file itself last
+        names = {
+            MODELFILE: beside[0].name,
+            CARD: beside[1].name,
+            target.name: target.name,
+        }  # the file itself last
         for name, new in names.items():
             Path(work, name).replace(target.with_name(new))
     return {new: target.with_name(new).stat().st_size for new in names.values()}
@@ -242,4 +289,8 @@ def _has(folder: Path, files: Mapping[str, int]) -> bool:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }

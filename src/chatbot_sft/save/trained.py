@@ -1,4 +1,6 @@
-"""The trained model as exports are made from it: its weights, and what it says itself, each found once however many exports there are."""
+"""The trained model as exports are made from it: its weights, and what it says itself, each found once
+however many exports there are.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,13 @@ log = logging.getLogger(__name__)
 
 
 class Trained:
-    """`model` and `tokenizer` after training by `settings`, with the `evidence` that exports are held against and the run's `report` so far."""
+    """`model` and `tokenizer` after training by `settings`, with the `evidence` that exports are held against
+    and the run's `report` so far.
+    """
 
-    def __init__(self, settings: Config, model: Any, tokenizer: Any, evidence: Evidence, report: Report | None) -> None:
+    def __init__(
+        self, settings: Config, model: Any, tokenizer: Any, evidence: Evidence, report: Report | None
+    ) -> None:
         self.settings = settings
         self.model = model
         self.tokenizer = tokenizer
@@ -59,9 +65,14 @@ class Trained:
                 with self.model.disable_adapter():
                     base_logits = logits_of(model, self.evidence.rows)
             four_bit = self.settings.model.load_in_4bit
-            reference = refer(model, self.evidence, base_logits, four_bit, lambda number: self.tokenizer.decode([number]))
+            reference = refer(
+                model, self.evidence, base_logits, four_bit, lambda number: self.tokenizer.decode([number])
+            )
         if reference.moved is not None and reference.moved < MOVED:
-            log.warning("save: training has hardly changed the model (its answers are %.1e nats from the base's)", reference.moved)
+            log.warning(
+                "save: training has hardly changed the model (its answers are %.1e nats from the base's)",
+                reference.moved,
+            )
         return reference
 
     @property
@@ -71,9 +82,11 @@ class Trained:
 
     @contextlib.contextmanager
     def _as_an_export(self) -> Iterator[None]:
-        """Within it, `model` answers as an export does: not in training mode, and in its weights' own precision.
+        """Within it, `model` answers as an export does: not in training mode, and in its weights' own
+        precision.
 
-        accelerate trains through a `forward` with autocast that it puts on the object; that of the class lies beneath.
+        accelerate trains through a `forward` with autocast that it puts on the object; that of the class lies
+        beneath.
         """
         engine = load_engine(self.settings.model.engine)[0]
         training, autocast = self.model.training, vars(self.model).pop("forward", None)
@@ -88,9 +101,14 @@ class Trained:
 
     @functools.cached_property
     def stops(self) -> list[int]:
-        """What generation has to stop at: the base's ends, the tokenizer's, and those that the trained answers have."""
+        """What generation has to stop at: the base's ends, the tokenizer's, and those that the trained
+        answers have.
+        """
         kept = self.generation_config.eos_token_id
-        return sorted({*(kept if isinstance(kept, list) else [kept]), self.tokenizer.eos_token_id, *self.evidence.ends} - {None})
+        return sorted(
+            {*(kept if isinstance(kept, list) else [kept]), self.tokenizer.eos_token_id, *self.evidence.ends}
+            - {None}
+        )
 
     @functools.cached_property
     def generation_config(self) -> Any:
@@ -125,6 +143,12 @@ class Trained:
     @functools.cached_property
     def template(self) -> ChatTemplate:
         """The chat template with its special tokens, as the data gate has it."""
-        tokens = {name: str(text) for name, text in self.tokenizer.special_tokens_map.items() if isinstance(text, str)}
+        tokens = {
+            name: str(text)
+            for name, text in self.tokenizer.special_tokens_map.items()
+            if isinstance(text, str)
+        }
         control = tuple(self.tokenizer.all_special_tokens)
-        return ChatTemplate(self.tokenizer.get_chat_template(), tokens, self.settings.dataset.chat_template_kwargs, control)
+        return ChatTemplate(
+            self.tokenizer.get_chat_template(), tokens, self.settings.dataset.chat_template_kwargs, control
+        )

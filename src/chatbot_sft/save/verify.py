@@ -1,6 +1,8 @@
-"""Whether an export is the model that was trained: both answer the same questions, and what they say is compared.
+"""Whether an export is the model that was trained: both answer the same questions, and what they say is
+compared.
 
-The export is asked as its user's library reads it from disk (see `probe`), the trained model as it is in memory (see
+The export is asked as its user's library reads it from disk (see `probe`), the trained model as it is in
+memory (see
 `trained`). The comparison itself is arithmetic on two `Observation`s.
 """
 
@@ -19,22 +21,30 @@ from chatbot_sft.save.evidence import ANSWERS, Evidence, Row
 if TYPE_CHECKING:
     import numpy as np
 
-# Mean KL divergence from the trained model, in nats, that an export may have. What each format really has on SmolLM2-135M, the hardest to
-# quantise of the models here, is in docs/export.md; a wrong export is off by whole nats.
+# Mean KL divergence from the trained model, in nats, that an export may have. What each format really has on
+# SmolLM2-135M, the hardest to quantise of the models here, is in docs/export.md; a wrong export is off by
+# whole nats.
 KL_BOUNDS = {
-    "lora": 0.005, "f32": 0.005, "f16": 0.01, "bf16": 0.02, "merged_16bit": 0.02, "q8_0": 0.03, "q6_k": 0.06, "q5_k_m": 0.25, "q5_k_s": 0.25,
-    "q5_0": 0.3, "q5_1": 0.3, "q4_k_m": 0.4, "q4_k_s": 0.5, "q4_0": 0.6, "q4_1": 0.6, "iq4_nl": 0.5, "iq4_xs": 0.5, "merged_4bit": 0.6,
+    "lora": 0.005, "f32": 0.005, "f16": 0.01, "bf16": 0.02, "merged_16bit": 0.02, "q8_0": 0.03,
+    "q6_k": 0.06, "q5_k_m": 0.25, "q5_k_s": 0.25,
+    "q5_0": 0.3, "q5_1": 0.3, "q4_k_m": 0.4, "q4_k_s": 0.5, "q4_0": 0.6, "q4_1": 0.6, "iq4_nl": 0.5,
+    "iq4_xs": 0.5, "merged_4bit": 0.6,
     "q3_k_l": 0.8, "q3_k_m": 1.0, "q3_k_s": 1.5, "q2_k": 2.5,
 }  # fmt: skip
-OVER_4_BITS = 0.4  # more, for an export in more bits than the base had in training: what rounding it did to the trained model
+# more, for an export in more bits than the base had in training: what rounding it did to the trained model
+OVER_4_BITS = 0.4
 SHARE = (0.5, 1.5)  # of what training changed, that an export has to show
-TIE = 0.01  # logits; two tokens that are nearer to each other are even in any 16-bit arithmetic, that of llama.cpp's cache of keys and values too
+# logits; two tokens that are nearer to each other are even in any 16-bit arithmetic, that of llama.cpp's
+# cache of keys and values too
+TIE = 0.01
 MOVED = 1e-4  # nats; below, training has changed too little for its direction to be told
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a model makes of the evidence: the ids of its prompts, greedy answers to the first of them, and float32 logits (positions, vocabulary)."""
+    """What a model makes of the evidence: the ids of its prompts, greedy answers to the first of them, and
+    float32 logits (positions, vocabulary).
+    """
 
     prompt_ids: list[list[int]]
     answers: list[list[int]]
@@ -47,7 +57,9 @@ class Observation:
         import numpy as np
 
         with file.open("wb") as stream:
-            np.savez(stream, logits=self.logits, others=json.dumps([self.prompt_ids, self.answers, self.stop_ids]))
+            np.savez(
+                stream, logits=self.logits, others=json.dumps([self.prompt_ids, self.answers, self.stop_ids])
+            )
 
     @classmethod
     def read(cls, file: Path) -> Observation:
@@ -62,9 +74,11 @@ class Observation:
 
 @dataclass(frozen=True)
 class Reference:
-    """The trained model's observation of `evidence`, which ends with its own answers, so that an export's logits are measured on these texts too.
+    """The trained model's observation of `evidence`, which ends with its own answers, so that an export's
+    logits are measured on these texts too.
 
-    `base_logits` are those of the base without the adapter at the first `positions`, the trained ones; None where there is no base beside it.
+    `base_logits` are those of the base without the adapter at the first `positions`, the trained ones; None
+    where there is no base beside it.
     """
 
     trained: Observation
@@ -76,10 +90,14 @@ class Reference:
 
     @property
     def moved(self) -> float | None:
-        """Mean KL divergence of the base from the trained model, in nats; None where there is no base beside it."""
+        """Mean KL divergence of the base from the trained model, in nats; None where there is no base beside
+        it.
+        """
         if self.base_logits is None:
             return None
-        return _kl(_log_probabilities(self.trained.logits[: self.positions]), _log_probabilities(self.base_logits))
+        return _kl(
+            _log_probabilities(self.trained.logits[: self.positions]), _log_probabilities(self.base_logits)
+        )
 
 
 @dataclass
@@ -90,9 +108,12 @@ class Verification:
     kl: float  # mean over the trained positions, nats
     kl_bound: float
     kl_base: float | None  # the same of the base without the adapter: how far training went
-    trained_share: float | None  # of that way, how much the export has gone: 1 is all of it; None where it cannot be told
+    trained_share: (
+        float | None
+    )  # of that way, how much the export has gone: 1 is all of it; None where it cannot be told
     positions: int
-    greedy: str  # "231/240": tokens of the trained model's answers that are the export's too, up to the first that differs
+    # "231/240": tokens of the trained model's answers that are the export's too, up to the first that differs
+    greedy: str
     ended: str  # "3/3": answers that ended by themselves
     trained_ended: str
     failures: list[str] = field(default_factory=list)
@@ -116,22 +137,37 @@ def logits_of(model: ChatModel, rows: Sequence[Row]) -> np.ndarray:
     return np.concatenate([model.logits(row.ids, row.positions) for row in rows])
 
 
-def refer(model: ChatModel, evidence: Evidence, base_logits: np.ndarray | None, over_4_bits: bool, token: Callable[[int], str]) -> Reference:
+def refer(
+    model: ChatModel,
+    evidence: Evidence,
+    base_logits: np.ndarray | None,
+    over_4_bits: bool,
+    token: Callable[[int], str],
+) -> Reference:
     """Ask the trained model, and hold its own answers against it as well."""
     import numpy as np
 
     trained = observe(model, evidence)
     pairs = zip(trained.prompt_ids, trained.answers, strict=False)
-    said = [Row([*prompt, *answer], list(range(len(prompt) - 1, len(prompt) - 1 + len(answer)))) for prompt, answer in pairs]
+    said = [
+        Row([*prompt, *answer], list(range(len(prompt) - 1, len(prompt) - 1 + len(answer))))
+        for prompt, answer in pairs
+    ]
     positions = len(trained.logits)
     trained = replace(trained, logits=np.concatenate([trained.logits, logits_of(model, said)]))
-    return Reference(trained, replace(evidence, rows=[*evidence.rows, *said]), positions, base_logits, over_4_bits, token)
+    return Reference(
+        trained, replace(evidence, rows=[*evidence.rows, *said]), positions, base_logits, over_4_bits, token
+    )
 
 
 def compare(reference: Reference, export: Observation, kind: str) -> Verification:
-    """Hold `export`, asked `reference.evidence`, of the format `kind` (a key of `KL_BOUNDS`), against the trained model."""
+    """Hold `export`, asked `reference.evidence`, of the format `kind` (a key of `KL_BOUNDS`), against the
+    trained model.
+    """
     trained, count, ends = reference.trained, reference.positions, reference.evidence.ends
-    size = min(trained.logits.shape[1], export.logits.shape[1])  # a table with rows to spare may be saved without them
+    size = min(
+        trained.logits.shape[1], export.logits.shape[1]
+    )  # a table with rows to spare may be saved without them
     t, e = (_log_probabilities(logits[:count, :size]) for logits in (trained.logits, export.logits))
     bound = KL_BOUNDS[kind] + (OVER_4_BITS if reference.over_4_bits and kind != "lora" else 0)
     kl, kl_base, share = _kl(t, e), reference.moved, None
@@ -145,18 +181,29 @@ def compare(reference: Reference, export: Observation, kind: str) -> Verificatio
     if not all(equal):
         failures.append(_differing_prompt(trained.prompt_ids, export.prompt_ids, equal))
     if not kl <= bound:
-        failures.append(f"its probabilities are {kl:.3g} nats away from the trained model's, {bound:g} is the bound for {kind}")
+        failures.append(
+            f"its probabilities are {kl:.3g} nats away from the trained model's, {bound:g} is the bound for"
+            f" {kind}"
+        )
     if share is not None and not SHARE[0] <= share <= SHARE[1]:
         failures.append(f"it shows {share:.0%} of what training changed: {_what_share_means(share)}")
     failures += wrong
     missing = [token for token in ends if token not in stops]
     if missing:
-        failures.append(f"it does not stop at {', '.join(map(reference.token, missing))}, with which the trained answers end")
-    unended = [n for n, (said, stopped) in enumerate(zip(ended, trained_ended, strict=True)) if stopped and not said and not strayed[n]]
+        failures.append(
+            f"it does not stop at {', '.join(map(reference.token, missing))}, with which the trained"
+            " answers end"
+        )
+    unended = [
+        n
+        for n, (said, stopped) in enumerate(zip(ended, trained_ended, strict=True))
+        if stopped and not said and not strayed[n]
+    ]
     if unended:
         failures.append(f"its answer to prompt {unended[0] + 1} does not end, where the trained model's does")
     return Verification(
-        f"{sum(equal)}/{len(equal)}", kl, bound, kl_base, share, count, f"{agreed}/{sum(map(len, trained.answers))}",
+        f"{sum(equal)}/{len(equal)}", kl, bound, kl_base, share, count,
+        f"{agreed}/{sum(map(len, trained.answers))}",
         f"{sum(ended)}/{len(ended)}", f"{sum(trained_ended)}/{len(trained_ended)}", failures,
     )  # fmt: skip
 
@@ -175,10 +222,12 @@ def _kl(t: np.ndarray, other: np.ndarray) -> float:
 
 
 def _share(t: np.ndarray, b: np.ndarray, e: np.ndarray) -> float | None:
-    """How far `e` has gone from the base `b` towards `t`: the projection of e - b on t - b, weighted by the trained probabilities.
+    """How far `e` has gone from the base `b` towards `t`: the projection of e - b on t - b, weighted by the
+    trained probabilities.
 
-    Rounding errors of a format point anywhere and change it little; an adapter that was left out makes it 0, one that was added twice 2. None where
-    those errors are larger than all that training changed, so that the way cannot be told from them.
+    Rounding errors of a format point anywhere and change it little; an adapter that was left out makes it 0,
+    one that was added twice 2. None where those errors are larger than all that training changed, so that the
+    way cannot be told from them.
     """
     import numpy as np
 
@@ -191,7 +240,9 @@ def _share(t: np.ndarray, b: np.ndarray, e: np.ndarray) -> float | None:
 
 
 def _margin_changes(trained: np.ndarray, export: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per position how far the trained model's likeliest token is above its second, and by how much that distance is another in `export`."""
+    """Per position how far the trained model's likeliest token is above its second, and by how much that
+    distance is another in `export`.
+    """
     import numpy as np
 
     pairs = np.argpartition(trained, -2, axis=1)[:, -2:]
@@ -202,24 +253,34 @@ def _margin_changes(trained: np.ndarray, export: np.ndarray) -> tuple[np.ndarray
 def _greedy(reference: Reference, export: Observation) -> tuple[int, list[bool], list[str]]:
     """(equal tokens, whether each answer strayed where it may, what is wrong).
 
-    The format's noise is twice the largest change of a margin, on the trained positions and on the answer up to the token in question: twice, because
-    the largest of some hundreds is not the largest of all.
+    The format's noise is twice the largest change of a margin, on the trained positions and on the answer up
+    to the token in question: twice, because the largest of some hundreds is not the largest of all.
     """
     margins, changes = _margin_changes(reference.trained.logits, export.logits)
     agreed, begin = 0, reference.positions
     strayed, wrong = [], []
     for number, (ours, theirs) in enumerate(zip(reference.trained.answers, export.answers, strict=True)):
-        first = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        first = next(
+            (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+            min(len(ours), len(theirs)),
+        )
         agreed += first
         differs = first < len(ours) and first < len(theirs)
         strayed.append(differs)
         if differs:
-            noise = max(TIE, 2 * changes[: reference.positions].max(), 2 * changes[begin : begin + first].max(initial=0))
-            margin, said = margins[begin + first], f"{reference.token(ours[first])!r} → {reference.token(theirs[first])!r}"
+            noise = max(
+                TIE,
+                2 * changes[: reference.positions].max(),
+                2 * changes[begin : begin + first].max(initial=0),
+            )
+            margin, said = (
+                margins[begin + first],
+                f"{reference.token(ours[first])!r} → {reference.token(theirs[first])!r}",
+            )
             if margin > noise:
                 wrong.append(
-                    f"its answer to prompt {number + 1} differs at token {first + 1} ({said}), where the trained model was sure by "
-                    f"{margin:.3g} logits and the format's noise is {noise:.3g}"
+                    f"its answer to prompt {number + 1} differs at token {first + 1} ({said}), where the"
+                    f" trained model was sure by {margin:.3g} logits and the format's noise is {noise:.3g}"
                 )
         begin += len(ours)
     return agreed, strayed, wrong
@@ -229,13 +290,18 @@ def _ended(answers: Sequence[Sequence[int]], stops: set[int]) -> list[bool]:
     return [bool(answer) and answer[-1] in stops for answer in answers]
 
 
-def _differing_prompt(trained: Sequence[Sequence[int]], export: Sequence[Sequence[int]], equal: Sequence[bool]) -> str:
+def _differing_prompt(
+    trained: Sequence[Sequence[int]], export: Sequence[Sequence[int]], equal: Sequence[bool]
+) -> str:
     number = equal.index(False)
     ours, theirs = trained[number], export[number]
-    first = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    first = next(
+        (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+    )
     return (
-        f"prompt {number + 1} becomes other token ids, from the {first + 1}. on: {list(ours[first : first + 4])} → {list(theirs[first : first + 4])}"
-        " (template, beginning of text or tokenizer)"
+        f"prompt {number + 1} becomes other token ids, from the {first + 1}. on:"
+        f" {list(ours[first : first + 4])} → {list(theirs[first : first + 4])} (template, beginning of text"
+        " or tokenizer)"
     )
 
 

@@ -1,7 +1,8 @@
 """The trained weights one tensor at a time: read, the adapter added in float32, handed on.
 
-Merged and GGUF exports are written from `Weights`: the base's tensors by the names they have in its checkpoint, and what
-training made of each. As a rule no second model is in memory; `trained_weights` says where a merged copy has to be.
+Merged and GGUF exports are written from `Weights`: the base's tensors by the names they have in its
+checkpoint, and what training made of each. As a rule no second model is in memory; `trained_weights` says
+where a merged copy has to be.
 """
 
 from __future__ import annotations
@@ -22,17 +23,23 @@ if TYPE_CHECKING:
 
     from chatbot_sft.config import Config
 
-OWN, AS_TRAINED, DEQUANTISED = "the base's own weights", "the base as it was in training", "the 4-bit base, dequantised: there are no 16-bit weights"
+OWN, AS_TRAINED, DEQUANTISED = (
+    "the base's own weights",
+    "the base as it was in training",
+    "the 4-bit base, dequantised: there are no 16-bit weights",
+)
 PEFT_PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """`shapes` has the checkpoint's tensors by name, in its order; `read(name)` is one as it was trained, on the CPU.
+    """`shapes` has the checkpoint's tensors by name, in its order; `read(name)` is one as it was trained, on
+    the CPU.
 
-    What the adapter touches is float32, so that whoever writes it rounds once; the rest has the dtype it is kept in. `base` says what the adapter was
-    merged into, `config` is transformers' configuration of the whole model with as many tokens as the embeddings have rows.
+    What the adapter touches is float32, so that whoever writes it rounds once; the rest has the dtype it is
+    kept in. `base` says what the adapter was merged into, `config` is transformers' configuration of the
+    whole model with as many tokens as the embeddings have rows.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -44,9 +51,11 @@ class Weights:
 def trained_weights(model: Any, settings: Config) -> Weights:
     """The weights of the trained `model`, which is left as it is.
 
-    They come from the base's safetensors files, whatever the base was loaded as: an adapter trained over 4 bits is merged into the 16-bit weights.
-    Where that cannot be, a merged copy is made in memory: the adapter's initialisation changed the base (`lora.init_lora_weights`), the base is there
-    in 4 bits alone, or transformers stacks its tensors while loading (mixtures of experts). Trained in full, `model` itself is what is read.
+    They come from the base's safetensors files, whatever the base was loaded as: an adapter trained over 4
+    bits is merged into the 16-bit weights. Where that cannot be, a merged copy is made in memory: the
+    adapter's initialisation changed the base (`lora.init_lora_weights`), the base is there in 4 bits alone,
+    or transformers stacks its tensors while loading (mixtures of experts). Trained in full, `model` itself is
+    what is read.
 
     Raises:
         UserError: the base's files cannot be had.
@@ -62,23 +71,35 @@ def trained_weights(model: Any, settings: Config) -> Weights:
         if settings.lora_changes_base:
             return of_model(_merged(copy.deepcopy(model).to("cpu")), config, AS_TRAINED)
         model.save_pretrained(adapter, save_embedding_layers=False)
-        return of_checkpoint(source, config, hub, Path(adapter), rows) or _of_loaded(source, config, hub, Path(adapter), rows)
+        return of_checkpoint(source, config, hub, Path(adapter), rows) or _of_loaded(
+            source, config, hub, Path(adapter), rows
+        )
 
 
 def of_model(model: Any, config: Any, base: str) -> Weights:
-    """The weights of a plain transformers model in memory, under the names of its checkpoint; `config` is the base's, which knows its own dtype."""
+    """The weights of a plain transformers model in memory, under the names of its checkpoint; `config` is the
+    base's, which knows its own dtype.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
     state, rows = dict(model.state_dict()), model.get_input_embeddings().weight.shape[0]
     tied = set(model.all_tied_weights_keys)
-    named = revert_weight_conversion(model, {name: tensor for name, tensor in state.items() if name not in tied})
-    return Weights({name: tuple(tensor.shape) for name, tensor in named.items()}, lambda name: named[name].detach().cpu(), base, _sized(config, rows))
+    named = revert_weight_conversion(
+        model, {name: tensor for name, tensor in state.items() if name not in tied}
+    )
+    return Weights(
+        {name: tuple(tensor.shape) for name, tensor in named.items()},
+        lambda name: named[name].detach().cpu(),
+        base,
+        _sized(config, rows),
+    )
 
 
 def of_checkpoint(source: str, config: Any, hub: dict[str, Any], adapter: Path, rows: int) -> Weights | None:
     """The base's safetensors with the PEFT adapter in the folder `adapter`; the embeddings have `rows` rows.
 
-    None where the base has no 16- or 32-bit safetensors, or where its tensors are not the model's parameters one by one.
+    None where the base has no 16- or 32-bit safetensors, or where its tensors are not the model's parameters
+    one by one.
     """
     import torch
     from peft import PeftConfig, load_peft_weights
@@ -93,13 +114,23 @@ def of_checkpoint(source: str, config: Any, hub: dict[str, Any], adapter: Path, 
     tensors = _tensors(folder, skeleton, rows)
     if tensors is None:
         return None
-    rows = next(tensor.shape[0] for tensor in tensors.values() if tensor.inside == f"{_embedding_names(skeleton)[0]}.weight")
+    rows = next(
+        tensor.shape[0]
+        for tensor in tensors.values()
+        if tensor.inside == f"{_embedding_names(skeleton)[0]}.weight"
+    )
     trained, peft_config = load_peft_weights(str(adapter), device="cpu"), PeftConfig.from_pretrained(adapter)
-    merge = _Merge(skeleton, peft_config, {name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): t for name, t in trained.items()})
+    merge = _Merge(
+        skeleton,
+        peft_config,
+        {name.removeprefix(PEFT_PREFIX).replace(".base_layer.", "."): t for name, t in trained.items()},
+    )
 
     def read(name: str) -> torch.Tensor:
         found = tensors[name]
-        with safe_open(found.file, "pt") as file:  # opened anew each time: pages of a file that stays mapped would stay in memory
+        with safe_open(
+            found.file, "pt"
+        ) as file:  # opened anew each time: pages of a file that stays mapped would stay in memory
             tensor = file.get_tensor(name).clone()
         if tensor.shape != found.shape:
             tensor = torch.nn.functional.pad(tensor, (0, 0, 0, found.shape[0] - len(tensor)))
@@ -118,7 +149,9 @@ class _Tensor:
 
 
 def _tensors(folder: Path, skeleton: Any, rows: int) -> dict[str, _Tensor] | None:
-    """By name; None where they are not the parameters of `skeleton` one by one. Embeddings get `rows` rows where they have fewer."""
+    """By name; None where they are not the parameters of `skeleton` one by one. Embeddings get `rows` rows
+    where they have fewer.
+    """
     from safetensors import safe_open
 
     module_name, known = _renaming(skeleton), set(skeleton.state_dict())
@@ -131,13 +164,17 @@ def _tensors(folder: Path, skeleton: Any, rows: int) -> dict[str, _Tensor] | Non
                 if inside not in known:
                     return None
                 if inside not in skeleton.all_tied_weights_keys:  # else the same matrix a second time
-                    found[name] = _Tensor(file, inside, (max(rows, shape[0]), *shape[1:]) if inside in embeddings else shape)
+                    found[name] = _Tensor(
+                        file, inside, (max(rows, shape[0]), *shape[1:]) if inside in embeddings else shape
+                    )
     return found
 
 
 @dataclass(frozen=True)
 class _Merge:
-    """PEFT's own arithmetic for one parameter at a time. `trained` has the adapter's tensors by the model's module names."""
+    """PEFT's own arithmetic for one parameter at a time. `trained` has the adapter's tensors by the model's
+    module names.
+    """
 
     skeleton: Any
     config: Any
@@ -151,9 +188,17 @@ class _Merge:
             return self.trained[name]
         module, _, kind = name.rpartition(".")
         if kind == "weight" and module + ROWS in self.trained:
-            (rows,) = (rows for part, rows in self.config.trainable_token_indices.items() if f".{module}".endswith(f".{part}"))
+            (rows,) = (
+                rows
+                for part, rows in self.config.trainable_token_indices.items()
+                if f".{module}".endswith(f".{part}")
+            )
             return tensor.float().index_copy(0, torch.tensor(rows), self.trained[module + ROWS].float())
-        layer = {key.removeprefix(f"{module}."): value for key, value in self.trained.items() if key.startswith(f"{module}.lora_")}
+        layer = {
+            key.removeprefix(f"{module}."): value
+            for key, value in self.trained.items()
+            if key.startswith(f"{module}.lora_")
+        }
         return self._layer(module, tensor, layer) if kind == "weight" and layer else tensor
 
     def _layer(self, module: str, weight: torch.Tensor, adapter: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -164,10 +209,22 @@ class _Merge:
         alone.layer = copy.deepcopy(self.skeleton.get_submodule(module))
         alone.layer.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
         config = copy.copy(self.config)
-        config.target_modules, config.exclude_modules, config.modules_to_save, config.trainable_token_indices = ["layer"], None, None, None
-        config.ensure_weight_tying, config.bias, config.task_type, config.base_model_name_or_path = False, "none", None, None
+        (
+            config.target_modules,
+            config.exclude_modules,
+            config.modules_to_save,
+            config.trainable_token_indices,
+        ) = (["layer"], None, None, None)
+        config.ensure_weight_tying, config.bias, config.task_type, config.base_model_name_or_path = (
+            False,
+            "none",
+            None,
+            None,
+        )
         adapted = get_peft_model(alone, config)
-        set_peft_model_state_dict(adapted, {f"{PEFT_PREFIX}layer.{key}": value.float() for key, value in adapter.items()})
+        set_peft_model_state_dict(
+            adapted, {f"{PEFT_PREFIX}layer.{key}": value.float() for key, value in adapter.items()}
+        )
         with torch.no_grad():
             alone.layer.merge()
         return alone.layer.get_base_layer().weight.data
@@ -182,10 +239,14 @@ def _of_loaded(source: str, config: Any, hub: dict[str, Any], adapter: Path, row
     quantised = getattr(config, "quantization_config", None) is not None
     if quantised:
         base = base.dequantize()
-        base._weight_conversions = None  # how the 4 bits were read, which would be undone when names are turned back
+        base._weight_conversions = (
+            None  # how the 4 bits were read, which would be undone when names are turned back
+        )
     if rows > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
-    return of_model(_merged(PeftModel.from_pretrained(base, adapter)), config, DEQUANTISED if quantised else OWN)
+    return of_model(
+        _merged(PeftModel.from_pretrained(base, adapter)), config, DEQUANTISED if quantised else OWN
+    )
 
 
 def _sized(config: Any, rows: int) -> Any:
@@ -212,7 +273,9 @@ def _merged(adapted: Any) -> Any:
 
 
 def _fetched(source: str, revision: str | None) -> Path:
-    """The base's folder; of a hub model its safetensors and configuration, which Unsloth, training over a 4-bit copy, need not have fetched."""
+    """The base's folder; of a hub model its safetensors and configuration, which Unsloth, training over a
+    4-bit copy, need not have fetched.
+    """
     if is_local(source):
         return Path(source)
     from huggingface_hub import snapshot_download
@@ -221,7 +284,9 @@ def _fetched(source: str, revision: str | None) -> Path:
 
 
 def _renaming(skeleton: Any) -> Callable[[str], str]:
-    """What transformers calls a tensor of the checkpoint as it loads it; the name of no parameter where it stacks or splits it."""
+    """What transformers calls a tensor of the checkpoint as it loads it; the name of no parameter where it
+    stacks or splits it.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 

@@ -40,7 +40,9 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
         # The native loop sees whole optimizer steps; the batch layout cuts them into micro-batches.
         "per_device_train_batch_size": settings.effective_batch_size,
         "gradient_accumulation_steps": 1,
-        "per_device_eval_batch_size": training.per_device_eval_batch_size or training.per_device_train_batch_size,
+        "per_device_eval_batch_size": (
+            training.per_device_eval_batch_size or training.per_device_train_batch_size
+        ),
         "max_steps": training.max_steps if training.max_steps is not None else -1,
         "num_train_epochs": training.num_train_epochs if training.num_train_epochs is not None else 1,
         "learning_rate": training.learning_rate,
@@ -49,7 +51,9 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
         "weight_decay": training.weight_decay,
         "optim": optim,
         "logging_steps": steps_or_share(training.logging_steps),
-        "report_to": [name for name in training.loggers if name in loggers.OTHERS] or "none",  # report/loggers.py opens the rest
+        "report_to": (
+            [name for name in training.loggers if name in loggers.OTHERS] or "none"
+        ),  # report/loggers.py opens the rest
         "run_name": loggers.run_name(Path(settings.paths.output_dir)),
         "project": loggers.PROJECT,
         "seed": settings.seed,
@@ -59,7 +63,9 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
         "gradient_checkpointing": bool(engine.checkpointing(settings)),
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "padding_free": False,
-        "logging_nan_inf_filter": False,  # it waits for the device after every micro-batch, and hides what should stop the run
+        "logging_nan_inf_filter": (
+            False
+        ),  # it waits for the device after every micro-batch, and hides what should stop the run
         "max_length": settings.model.max_seq_length,
         "dataset_kwargs": {"skip_prepare_dataset": True},  # the rows come with input_ids and labels
         "remove_unused_columns": False,
@@ -70,7 +76,11 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
         "logging_first_step": True,
     }
     if training.eval_steps is not None:
-        arguments |= {"eval_strategy": "steps", "eval_steps": steps_or_share(training.eval_steps), "metric_for_best_model": "eval_loss"}
+        arguments |= {
+            "eval_strategy": "steps",
+            "eval_steps": steps_or_share(training.eval_steps),
+            "metric_for_best_model": "eval_loss",
+        }
     if loop == "trl":
         arguments |= {
             "per_device_train_batch_size": training.per_device_train_batch_size,
@@ -78,14 +88,17 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
             "train_sampling_strategy": "sequential",  # `trl.Rows` has them in order
         }
     arguments |= settings.sft_arguments
-    arguments |= masked({name: arguments[name] for name in ("run_name", "project")})  # which every logger shows
+    arguments |= masked(
+        {name: arguments[name] for name in ("run_name", "project")}
+    )  # which every logger shows
     if training.load_best_model_at_end and arguments.get("save_strategy") == "no":
         arguments["save_strategy"] = "best"
     try:
         built = trl.SFTConfig(**arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"training: {' '.join(str(error).split())}") from error
-    # Set late: as an argument it demands save_steps to be a multiple of eval_steps. Each new best is saved when it is found.
+    # Set late: as an argument it demands save_steps to be a multiple of eval_steps. Each new best is saved
+    # when it is found.
     built.load_best_model_at_end = training.load_best_model_at_end
     if loop == "trl":  # it is evaluated by our callback, which loads the best weights too
         built.eval_strategy = "no"
@@ -101,4 +114,8 @@ def optimizer(settings: Config) -> str:
     """`training.optim`, or the AdamW that takes another AdamW's place where there is no GPU."""
     import torch
 
-    return CPU_OPTIMIZER if settings.training.optim in REPLACED and not torch.cuda.is_available() else settings.training.optim
+    return (
+        CPU_OPTIMIZER
+        if settings.training.optim in REPLACED and not torch.cuda.is_available()
+        else settings.training.optim
+    )

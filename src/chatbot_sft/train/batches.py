@@ -1,6 +1,8 @@
-"""Which conversations each optimizer step trains: shuffled, packed where asked, cut into steps, shared among the processes.
+"""Which conversations each optimizer step trains: shuffled, packed where asked, cut into steps, shared among
+the processes.
 
-A step is a set of conversations; `layout` decides how the machine runs them. So the gradient of a step depends on nothing but this file.
+A step is a set of conversations; `layout` decides how the machine runs them. So the gradient of a step
+depends on nothing but this file.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Pack = list[int]  # row numbers that fill one sequence of model.max_seq_length; 
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[Pack]:
-    """Rows packed by best-fit decreasing: longest first, each into the fullest pack that still takes it (Johnson 1974; TRL's "bfd").
+    """Rows packed by best-fit decreasing: longest first, each into the fullest pack that still takes it
+    (Johnson 1974; TRL's "bfd").
 
     Every row is in exactly one pack; a pack holds at most `capacity` tokens, or one row that alone is longer.
     """
@@ -37,8 +40,12 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[Pack]:
     return packs
 
 
-def epoch_steps(packs: Sequence[Pack], lengths: Sequence[int], batch_size: int, seed: int, shuffle: bool) -> list[list[Pack]]:
-    """The packs of each optimizer step of one epoch: a seeded permutation (or the given order), `batch_size` a step, each from long to short."""
+def epoch_steps(
+    packs: Sequence[Pack], lengths: Sequence[int], batch_size: int, seed: int, shuffle: bool
+) -> list[list[Pack]]:
+    """The packs of each optimizer step of one epoch: a seeded permutation (or the given order), `batch_size`
+    a step, each from long to short.
+    """
     order = list(packs)
     if shuffle:
         random.Random(seed).shuffle(order)
@@ -47,9 +54,11 @@ def epoch_steps(packs: Sequence[Pack], lengths: Sequence[int], batch_size: int, 
 
 
 class Batches:
-    """The conversations of every optimizer step of a run: a pure function of the seed and the step's number, counted from 1.
+    """The conversations of every optimizer step of a run: a pure function of the seed and the step's number,
+    counted from 1.
 
-    With several processes each takes every `processes`-th pack of a step, so that the step is the one that a single process would train.
+    With several processes each takes every `processes`-th pack of a step, so that the step is the one that a
+    single process would train.
     """
 
     def __init__(
@@ -67,14 +76,21 @@ class Batches:
         self.lengths, self.trained_lengths = row_counts(dataset)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.process, self.processes = process, processes
-        self.packs = [[row] for row in range(len(self.lengths))] if capacity is None else best_fit(self.lengths, capacity)
+        self.packs = (
+            [[row] for row in range(len(self.lengths))]
+            if capacity is None
+            else best_fit(self.lengths, capacity)
+        )
         self.per_epoch = -(-len(self.packs) // batch_size)  # optimizer steps
         self._epoch: tuple[int, list[list[Pack]]] = (-1, [])
 
     def epoch(self, number: int) -> list[list[Pack]]:
         """The packs of each step of that epoch, counted from 0, over all processes."""
         if self._epoch[0] != number:
-            self._epoch = number, epoch_steps(self.packs, self.lengths, self.batch_size, self.seed + number, self.shuffle)
+            self._epoch = (
+                number,
+                epoch_steps(self.packs, self.lengths, self.batch_size, self.seed + number, self.shuffle),
+            )
         return self._epoch[1]
 
     def step(self, number: int) -> list[Pack]:
@@ -98,8 +114,8 @@ class Batches:
     def load(self, first: int, last: int, workers: int = 0) -> Iterator[StepRows]:
         """This process's rows of the steps from `first` to `last`, by `workers` processes beside this one.
 
-        One DataLoader an epoch, as in the field's trainers: each draws a number from torch's generator as it begins, which decides later dropout.
-        An epoch that is gone on with has drawn its own before.
+        One DataLoader an epoch, as in the field's trainers: each draws a number from torch's generator as it
+        begins, which decides later dropout. An epoch that is gone on with has drawn its own before.
         """
         import torch
         from torch.utils.data import DataLoader
@@ -118,7 +134,9 @@ class Batches:
 
 
 class PackedDataset:
-    """Gives a DataLoader whole packs: an index is a list of row numbers of `dataset`. Without a column of labels every token is trained."""
+    """Gives a DataLoader whole packs: an index is a list of row numbers of `dataset`. Without a column of
+    labels every token is trained.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -129,7 +147,10 @@ class PackedDataset:
     def __getitem__(self, pack: Pack) -> list[Row]:
         columns = self.dataset[pack]
         ids = columns["input_ids"]
-        return [Row(number, *row) for number, row in zip(pack, zip(ids, columns.get("labels", ids), strict=True), strict=True)]
+        return [
+            Row(number, *row)
+            for number, row in zip(pack, zip(ids, columns.get("labels", ids), strict=True), strict=True)
+        ]
 
 
 def row_counts(dataset: Dataset) -> tuple[list[int], list[int]]:

@@ -35,7 +35,10 @@ def chosen(settings: Config) -> tuple[str, str]:
     """
     loop, key = settings.training.loop, only_trl_has(settings)
     if loop == "native" and key:
-        raise UserError(f"training.loop=native: it has no {key}; leave one of the two out (training.loop=auto takes TRL's loop for it)")
+        raise UserError(
+            f"training.loop=native: it has no {key}; leave one of the two out (training.loop=auto takes TRL's"
+            " loop for it)"
+        )
     if loop == "auto":
         return ("trl", f"for {key}") if key else ("native", "auto")
     return loop, "as configured"

@@ -1,4 +1,6 @@
-"""How much memory a training will take, by part: counted where it can be counted, measured on the longest batch where not. Trains nothing."""
+"""How much memory a training will take, by part: counted where it can be counted, measured on the longest
+batch where not. Trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,30 @@ if TYPE_CHECKING:
 
     from chatbot_sft.train.step import Step
 
-STATE_BYTES = {"8bit": 2.04, "adafactor": 0.05, "sgd": 0.0, "lion": 4.0}  # per trained value; two float32 moments for the others
+STATE_BYTES = {
+    "8bit": 2.04,
+    "adafactor": 0.05,
+    "sgd": 0.0,
+    "lion": 4.0,
+}  # per trained value; two float32 moments for the others
 
 
 def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> dict[str, float]:
-    """GB (10^9 bytes) of weights, adapter, gradients, optimizer, activations (with logits and what the allocator keeps), and total.
+    """GB (10^9 bytes) of weights, adapter, gradients, optimizer, activations (with logits and what the
+    allocator keeps), and total.
 
-    Runs the longest batch once, forward and backward, in the step's layout. `evaluation` is what the longest held-out batch takes in place of
-    the activations; the larger of the two counts.
+    Runs the longest batch once, forward and backward, in the step's layout. `evaluation` is what the longest
+    held-out batch takes in place of the activations; the larger of the two counts.
     """
     weights = sum(parameter.nbytes for parameter in step.model.parameters() if not parameter.requires_grad)
     adapter = sum(parameter.nbytes for parameter in step.trained)
     state = next((size for name, size in STATE_BYTES.items() if name in step.args.optim), 8.0)
-    parts = {"weights": weights, "adapter": adapter, "gradients": adapter, "optimizer": state * sum(parameter.numel() for parameter in step.trained)}
+    parts = {
+        "weights": weights,
+        "adapter": adapter,
+        "gradients": adapter,
+        "optimizer": state * sum(parameter.numel() for parameter in step.trained),
+    }
     gb = {name: size / 1e9 for name, size in parts.items()}
     there = gb["weights"] + gb["adapter"] + gb["gradients"]
     gb["activations"] = max(0.0, _peak(lambda: trial.run(step.layout, trial.longest)) - there)
@@ -47,7 +60,9 @@ def _evaluate_longest(step: Step, dataset: Dataset) -> None:
 
 
 def _peak(run: Callable[[], Any]) -> float:
-    """GB at the highest while `run` runs; on a CPU, where nothing is run for it, the highest of the run so far."""
+    """GB at the highest while `run` runs; on a CPU, where nothing is run for it, the highest of the run so
+    far.
+    """
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,6 @@
-"""What the model makes of the held-out conversations while it trains: loss, token accuracy, sample answers. Imported after the engine."""
+"""What the model makes of the held-out conversations while it trains: loss, token accuracy, sample answers.
+Imported after the engine.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,12 @@ FILE = "evaluations.jsonl"
 
 
 def token_scores(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(rows, 3) of float64: the summed loss in nats, the tokens predicted right, and the trained tokens of each row.
+    """(rows, 3) of float64: the summed loss in nats, the tokens predicted right, and the trained tokens of
+    each row.
 
-    Logits are computed at trained positions alone, `CHUNK` at a time: a hook hands the output layer the hidden states to use, so whatever a model
-    does to its logits afterwards (softcapping, scaling) is done by its own forward, in either engine. Further chunks go through a forward of two
+    Logits are computed at trained positions alone, `CHUNK` at a time: a hook hands the output layer the
+    hidden states to use, so whatever a model does to its logits afterwards (softcapping, scaling) is done by
+    its own forward, in either engine. Further chunks go through a forward of two
     tokens: one token alone takes Unsloth's decoding path, which has no output layer to hook.
     """
     targets = inputs["labels"][:, 1:]
@@ -62,7 +66,9 @@ def token_scores(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             target = targets[start : start + CHUNK].to(logits.device)
             loss = cross_entropy(logits.float(), target, reduction="none")
             right = logits.argmax(-1) == target
-            score = torch.stack([loss.double(), right.double(), torch.ones_like(loss, dtype=torch.float64)], dim=1)
+            score = torch.stack(
+                [loss.double(), right.double(), torch.ones_like(loss, dtype=torch.float64)], dim=1
+            )
             scores.index_add_(0, rows[start : start + CHUNK], score.to(scores.device))
     finally:
         hook.remove()
@@ -75,7 +81,9 @@ def perplexity(loss: float) -> float:
 
 
 class Part:
-    """Says how far a part of an evaluation is, every `EVERY` seconds: nothing is worse than silence at step 0."""
+    """Says how far a part of an evaluation is, every `EVERY` seconds: nothing is worse than silence at step
+    0.
+    """
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done = name, total, 0
@@ -90,12 +98,21 @@ class Part:
 
 
 def evaluate(
-    model: Any, dataset: Dataset, batch_size: int, pad_token_id: int, args: Any, autocast: Callable[[], Any], step: int, which: str = "held-out"
+    model: Any,
+    dataset: Dataset,
+    batch_size: int,
+    pad_token_id: int,
+    args: Any,
+    autocast: Callable[[], Any],
+    step: int,
+    which: str = "held-out",
 ) -> dict[str, float]:
-    """What `model` makes of the conversations in `dataset`, independent of how they fall into batches and processes. `args` are a TrainingArguments;
+    """What `model` makes of the conversations in `dataset`, independent of how they fall into batches and
+    processes. `args` are a TrainingArguments;
     `which` ones they are is said where they take long.
 
-    eval_loss (nats per trained token), eval_perplexity, eval_token_accuracy (share of the trained tokens that are the likeliest one), and times.
+    eval_loss (nats per trained token), eval_perplexity, eval_token_accuracy (share of the trained tokens that
+    are the likeliest one), and times.
     """
     start = time.time()
     with undisturbed():
@@ -111,8 +128,14 @@ def evaluate(
             torch.distributed.all_reduce(totals)
         loss, right, tokens = totals.tolist()
     mean = loss / tokens if tokens else math.nan
-    figures = {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_token_accuracy": right / tokens if tokens else math.nan}
-    return figures | speed_metrics("eval", start, num_samples=len(dataset), num_steps=math.ceil(len(batches) / args.world_size))
+    figures = {
+        "eval_loss": mean,
+        "eval_perplexity": perplexity(mean),
+        "eval_token_accuracy": right / tokens if tokens else math.nan,
+    }
+    return figures | speed_metrics(
+        "eval", start, num_samples=len(dataset), num_steps=math.ceil(len(batches) / args.world_size)
+    )
 
 
 def longest_first(dataset: Dataset, batch_size: int) -> list[list[int]]:
@@ -122,7 +145,9 @@ def longest_first(dataset: Dataset, batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def score_batch(model: Any, rows: list[Row], pad_token_id: int, device: Any, autocast: Callable[[], Any]) -> torch.Tensor:
+def score_batch(
+    model: Any, rows: list[Row], pad_token_id: int, device: Any, autocast: Callable[[], Any]
+) -> torch.Tensor:
     """The sums of `token_scores` over `rows`."""
     inputs = {name: values.to(device) for name, values in padded(rows, pad_token_id).items()}
     with torch.no_grad(), autocast():
@@ -130,10 +155,12 @@ def score_batch(model: Any, rows: list[Row], pad_token_id: int, device: Any, aut
 
 
 class Evaluations:
-    """Keeps, logs and writes down every evaluation: `records` of step, loss, perplexity, token_accuracy, seconds and samples of prompt and answer.
+    """Keeps, logs and writes down every evaluation: `records` of step, loss, perplexity, token_accuracy,
+    seconds and samples of prompt and answer.
 
-    `sample` makes the samples; their time counts into `seconds`. Each record is a line of `folder`/evaluations.jsonl as soon as it is there, so that
-    a run which dies loses none, and one that resumes goes on from the records up to its checkpoint.
+    `sample` makes the samples; their time counts into `seconds`. Each record is a line of
+    `folder`/evaluations.jsonl as soon as it is there, so that a run which dies loses none, and one that
+    resumes goes on from the records up to its checkpoint.
     """
 
     def __init__(self, folder: Path, sample: Callable[[], list[dict[str, str]]]) -> None:
@@ -153,18 +180,38 @@ class Evaluations:
 
     def take(self, state: Any, metrics: Mapping[str, float]) -> None:
         """`add` of what `evaluate` found."""
-        self.add(state, metrics["eval_loss"], metrics["eval_perplexity"], metrics["eval_token_accuracy"], metrics["eval_runtime"])
+        self.add(
+            state,
+            metrics["eval_loss"],
+            metrics["eval_perplexity"],
+            metrics["eval_token_accuracy"],
+            metrics["eval_runtime"],
+        )
 
     def add(
-        self, state: Any, loss: float | None = None, perplexity: float | None = None, token_accuracy: float | None = None, seconds: float = 0.0
+        self,
+        state: Any,
+        loss: float | None = None,
+        perplexity: float | None = None,
+        token_accuracy: float | None = None,
+        seconds: float = 0.0,
     ) -> None:
-        """One more record, with samples by the first process. A step that has a record keeps its samples: its weights are the same."""
+        """One more record, with samples by the first process. A step that has a record keeps its samples: its
+        weights are the same.
+        """
         step = state.global_step if self.reloaded is None else self.reloaded
         before = self.at(step)
         start = time.perf_counter()
         samples = before["samples"] if before else self._sample() if state.is_world_process_zero else []
         seconds = round(seconds + time.perf_counter() - start, 3)
-        record = {"step": step, "loss": loss, "perplexity": perplexity, "token_accuracy": token_accuracy, "seconds": seconds, "samples": samples}
+        record = {
+            "step": step,
+            "loss": loss,
+            "perplexity": perplexity,
+            "token_accuracy": token_accuracy,
+            "seconds": seconds,
+            "samples": samples,
+        }
         self.records[:] = [*(kept for kept in self.records if kept is not before), record]
         self.records.sort(key=lambda kept: kept["step"])
         if state.is_world_process_zero:
@@ -174,7 +221,12 @@ class Evaluations:
         if loss is not None:
             with tqdm.external_write_mode(file=sys.__stderr__):
                 log.info(
-                    "step %d: held out %.3f, perplexity %.1f, %.0f%% of tokens right, %.1f s", step, loss, perplexity, 100 * token_accuracy, seconds
+                    "step %d: held out %.3f, perplexity %.1f, %.0f%% of tokens right, %.1f s",
+                    step,
+                    loss,
+                    perplexity,
+                    100 * token_accuracy,
+                    seconds,
                 )
 
     def at(self, step: int) -> dict[str, Any] | None:
@@ -183,7 +235,11 @@ class Evaluations:
 
     def best(self) -> dict[str, Any] | None:
         """The first record of the lowest loss during training; None where training was not evaluated."""
-        trained = [record for record in self.records if record["step"] and record["loss"] is not None and math.isfinite(record["loss"])]
+        trained = [
+            record
+            for record in self.records
+            if record["step"] and record["loss"] is not None and math.isfinite(record["loss"])
+        ]
         return min(trained, key=lambda record: record["loss"], default=None)
 
     def _rewrite(self) -> None:
@@ -203,4 +259,8 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     """The records of `file`; a last line that was cut off as the process died is left out."""
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        json.loads(line)
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")
+    ]

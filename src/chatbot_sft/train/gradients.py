@@ -1,8 +1,9 @@
-"""The gradients of an adapter: in one place for CUDA graphs, one vector over all processes, and one vector for optimizers that work by parameter.
+"""The gradients of an adapter: in one place for CUDA graphs, one vector over all processes, and one vector
+for optimizers that work by parameter.
 
-bitsandbytes' 8-bit AdamW over the 392 matrices of a 3B LoRA takes 23 ms a step on an H200, more than the gradient's own kernels for a short
-batch; over one vector it takes one launch. Its states are quantised in blocks of 256 values: every matrix begins at a block of its own, so the
-result is the same to the bit.
+bitsandbytes' 8-bit AdamW over the 392 matrices of a 3B LoRA takes 23 ms a step on an H200, more than the
+gradient's own kernels for a short batch; over one vector it takes one launch. Its states are quantised in
+blocks of 256 values: every matrix begins at a block of its own, so the result is the same to the bit.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ SMALLEST_8BIT = 4096  # bitsandbytes keeps 32-bit states for parameters below th
 
 
 def flattens(parameters: Sequence[torch.nn.Parameter]) -> bool:
-    """Whether one vector can stand for `parameters` without changing what an 8-bit optimizer computes: matrices alone, of one dtype and device."""
+    """Whether one vector can stand for `parameters` without changing what an 8-bit optimizer computes:
+    matrices alone, of one dtype and device.
+    """
     kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
-    return len(kinds) == 1 and all(parameter.ndim == 2 and parameter.numel() >= SMALLEST_8BIT for parameter in parameters)
+    return len(kinds) == 1 and all(
+        parameter.ndim == 2 and parameter.numel() >= SMALLEST_8BIT for parameter in parameters
+    )
 
 
 class Gradients:
@@ -41,18 +46,25 @@ class Gradients:
             parameter.grad = gradient
 
     def share(self) -> None:
-        """Give every process the parameters of the first: an initialisation need not be the same to the bit on two devices."""
+        """Give every process the parameters of the first: an initialisation need not be the same to the bit
+        on two devices.
+        """
         import torch
 
         for parameter in self.parameters:
             torch.distributed.broadcast(parameter.data, 0)
 
     def sum(self, *figures: torch.Tensor | float) -> list[torch.Tensor]:
-        """Put the sum over all processes in place of each process's own gradients, and return that of `figures`: one all-reduce of one vector."""
+        """Put the sum over all processes in place of each process's own gradients, and return that of
+        `figures`: one all-reduce of one vector.
+        """
         import torch
 
         own = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        beside = [torch.as_tensor(figure, dtype=torch.float32, device=own[0].device).reshape(1) for figure in figures]
+        beside = [
+            torch.as_tensor(figure, dtype=torch.float32, device=own[0].device).reshape(1)
+            for figure in figures
+        ]
         vector = torch.cat([tensor.flatten() for tensor in (*own, *beside)])
         torch.distributed.all_reduce(vector)
         *gradients, sums = vector.split([gradient.numel() for gradient in own] + [len(beside)])
@@ -62,7 +74,9 @@ class Gradients:
 
 
 class FlatParameters(Gradients):
-    """Moves `parameters` into `vector` (shape (total values,)) and their gradients into `vector.grad`; both stay views of it."""
+    """Moves `parameters` into `vector` (shape (total values,)) and their gradients into `vector.grad`; both
+    stay views of it.
+    """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         import torch
@@ -75,7 +89,8 @@ class FlatParameters(Gradients):
         self.vector = torch.nn.Parameter(torch.zeros(starts[-1], dtype=like.dtype, device=like.device))
         self.vector.grad = torch.zeros_like(self.vector)
         self.gradients = [
-            self.vector.grad[start : start + parameter.numel()].view_as(parameter) for start, parameter in zip(starts, self.parameters, strict=False)
+            self.vector.grad[start : start + parameter.numel()].view_as(parameter)
+            for start, parameter in zip(starts, self.parameters, strict=False)
         ]
         for start, parameter in zip(starts, self.parameters, strict=False):
             place = self.vector.data[start : start + parameter.numel()].view_as(parameter)

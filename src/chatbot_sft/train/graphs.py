@@ -1,7 +1,9 @@
-"""The decoder layers as CUDA graphs: a short batch is over before Python has launched its thousands of kernels; a graph launches them at once.
+"""The decoder layers as CUDA graphs: a short batch is over before Python has launched its thousands of
+kernels; a graph launches them at once.
 
-One pair of graphs (forward, backward) per shape of the batch, captured when the shape first comes. The head and its loss stay outside: which
-positions are trained differs from batch to batch. See PyTorch's "CUDA semantics: CUDA Graphs".
+One pair of graphs (forward, backward) per shape of the batch, captured when the shape first comes. The head
+and its loss stay outside: which positions are trained differs from batch to batch. See PyTorch's "CUDA
+semantics: CUDA Graphs".
 """
 
 from __future__ import annotations
@@ -30,12 +32,16 @@ class _Graphs:
 
 
 class CapturedLayers:
-    """`layers(input_ids)` (to the hidden states) replayed from graphs, `loss(hidden, labels, trained_tokens)` as it is.
+    """`layers(input_ids)` (to the hidden states) replayed from graphs, `loss(hidden, labels, trained_tokens)`
+    as it is.
 
-    The backward graphs add to gradients where these were when the shape was captured: they have to stay in place (`gradients.Gradients`).
+    The backward graphs add to gradients where these were when the shape was captured: they have to stay in
+    place (`gradients.Gradients`).
     """
 
-    def __init__(self, layers: Callable[[torch.Tensor], torch.Tensor], loss: Callable[..., torch.Tensor]) -> None:
+    def __init__(
+        self, layers: Callable[[torch.Tensor], torch.Tensor], loss: Callable[..., torch.Tensor]
+    ) -> None:
         self.layers, self.loss = layers, loss
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: dict[tuple[int, int], _Graphs] = {}
@@ -45,11 +51,15 @@ class CapturedLayers:
         """The padded length for rows of at most `longest` tokens."""
         return math.ceil(longest / LENGTHS) * LENGTHS
 
-    def run(self, input_ids: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor) -> torch.Tensor:
-        """Forward and backward pass of one micro-batch; input_ids and labels of shape (rows, length) on the GPU. Returns the loss.
+    def run(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Forward and backward pass of one micro-batch; input_ids and labels of shape (rows, length) on the
+        GPU. Returns the loss.
 
         Raises:
-            CaptureFailed: the layers cannot be captured; nothing was computed, and the process goes on as before.
+            CaptureFailed: the layers cannot be captured; nothing was computed, and the process goes on as
+                before.
         """
         shape = tuple(input_ids.shape)
         if shape not in self.graphs:
@@ -96,8 +106,12 @@ def _end_failed_capture() -> None:
     generator.graphsafe_set_state(generator.clone_state())
 
 
-def layers_and_loss(engine: Any, model: Any, autocast: Callable[[], Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two halves of `model`, each under `autocast`: hidden states from ids, and the loss from hidden states."""
+def layers_and_loss(
+    engine: Any, model: Any, autocast: Callable[[], Any]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two halves of `model`, each under `autocast`: hidden states from ids, and the loss from hidden
+    states.
+    """
 
     def layers(input_ids: torch.Tensor) -> torch.Tensor:
         with autocast():

@@ -1,4 +1,6 @@
-"""Stops a run whose loss is not finite or has left the rails, before the optimizer applies the step. Imports torch."""
+"""Stops a run whose loss is not finite or has left the rails, before the optimizer applies the step. Imports
+torch.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,17 @@ NAMED = 64  # rows named in the error
 
 
 class Diverged(UserError):
-    """The loss of an optimizer step is not finite, or has left the rails; the message names step, loss and rows."""
+    """The loss of an optimizer step is not finite, or has left the rails; the message names step, loss and
+    rows.
+    """
 
 
 class Guard:
-    """Looks at loss and gradient norm once an optimizer step, in one transfer from the device, before the weights change.
+    """Looks at loss and gradient norm once an optimizer step, in one transfer from the device, before the
+    weights change.
 
-    `rows` is the dataset the steps are cut from; the rolling median is left out where it is not shuffled: there the loss may rise by itself.
+    `rows` is the dataset the steps are cut from; the rolling median is left out where it is not shuffled:
+    there the loss may rise by itself.
     """
 
     def __init__(self, args: Any, rows: Dataset, batches: Batches, shuffled: bool, state: Any) -> None:
@@ -51,11 +57,16 @@ class Guard:
         loss, norm = torch.stack([loss.float(), norm.to(loss.device).float()]).tolist()
         if not math.isfinite(loss):
             self._stop(step, f"the loss is {loss}")
-        if not math.isfinite(norm) and not self.args.fp16:  # float16 gradients overflow now and then; the loss scaler leaves such steps out
+        if (
+            not math.isfinite(norm) and not self.args.fp16
+        ):  # float16 gradients overflow now and then; the loss scaler leaves such steps out
             self._stop(step, f"the gradient norm is {norm} (loss {loss:.4f})")
         if self.rails.add(loss) and self.shuffled:
             losses = self.rails.losses
-            what = f"the loss is {loss:.4f}, its median over the last {len(losses)} steps {median(losses):.4f}, once {self.rails.lowest:.4f}"
+            what = (
+                f"the loss is {loss:.4f}, its median over the last {len(losses)} steps {median(losses):.4f},"
+                f" once {self.rails.lowest:.4f}"
+            )
             self._stop(step, f"{what} (limit {self.rails.limit:.4f})")
 
     def check_weights(self, step: int, weights: Sequence[torch.Tensor]) -> None:
@@ -73,21 +84,28 @@ class Guard:
     def _stop(self, number: int, what: str) -> None:
         indices = self.batches.numbers(number)
         last = checkpoints.last_in(Path(self.args.output_dir))
-        kept = f"the last good checkpoint is {last.folder.name}" if last else "there is no checkpoint before it"
+        kept = (
+            f"the last good checkpoint is {last.folder.name}" if last else "there is no checkpoint before it"
+        )
         log.info("rows of step %d: %s", number, row_names(self.rows, indices))
+        more = f" and {len(indices) - NAMED} more (run.log)" if len(indices) > NAMED else ""
         raise Diverged(
-            f"step {number}: {what}; {kept}. It trained {row_names(self.rows, indices[:NAMED])}"
-            f"{f' and {len(indices) - NAMED} more (run.log)' if len(indices) > NAMED else ''}. "
-            f"Lower training.learning_rate={self.args.learning_rate:g} or look at these rows; training.stop_on_divergence=false goes on regardless"
+            f"step {number}: {what}; {kept}. It trained {row_names(self.rows, indices[:NAMED])}{more}."
+            f" Lower training.learning_rate={self.args.learning_rate:g} or look at these rows;"
+            " training.stop_on_divergence=false goes on regardless"
         )
 
 
 def row_names(dataset: Dataset, indices: Sequence[int]) -> str:
-    """ "chats.json rows 4, 17" for rows of `dataset`; by their index, from 0, where it does not say which file and row they come from."""
+    """ "chats.json rows 4, 17" for rows of `dataset`; by their index, from 0, where it does not say which
+    file and row they come from.
+    """
     if not {"file", "row"} <= set(dataset.column_names):
         return f"rows {', '.join(map(str, sorted(indices)))} of the dataset (from 0)"
     found = dataset.select_columns(["file", "row"])[list(indices)]
     rows: dict[str, set[int]] = {}
     for file, row in zip(found["file"], found["row"], strict=True):
         rows.setdefault(file, set()).add(row)
-    return ", ".join(f"{file} rows {', '.join(map(str, sorted(numbers)))}" for file, numbers in sorted(rows.items()))
+    return ", ".join(
+        f"{file} rows {', '.join(map(str, sorted(numbers)))}" for file, numbers in sorted(rows.items())
+    )

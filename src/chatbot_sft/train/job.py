@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Job:
     """`args` are TRL's SFTConfig, `origin` says where it begins.
 
-    `state` and `control` are transformers' own classes, so that its loggers, and callbacks that somebody adds, can be called as they are.
+    `state` and `control` are transformers' own classes, so that its loggers, and callbacks that somebody
+    adds, can be called as they are.
     """
 
     settings: Config
@@ -61,8 +62,15 @@ class Job:
         self.callbacks.append(callback)
 
     def tell(self, event: str, **more: Any) -> None:
-        """Call `event` ("on_log", "on_step_end" …) of every callback, with what transformers' Trainer gives along."""
-        more |= {"model": self.model, "processing_class": self.tokenizer, "optimizer": self.optimizer, "lr_scheduler": self.schedule}
+        """Call `event` ("on_log", "on_step_end" …) of every callback, with what transformers' Trainer gives
+        along.
+        """
+        more |= {
+            "model": self.model,
+            "processing_class": self.tokenizer,
+            "optimizer": self.optimizer,
+            "lr_scheduler": self.schedule,
+        }
         for callback in self.callbacks:
             getattr(callback, event)(self.args, self.state, self.control, **more)
 
@@ -70,8 +78,18 @@ class Job:
         """The rows of every step, `batch_size` packs of them for each process."""
         capacity = self.settings.model.max_seq_length if self.settings.training.packing else None
         args, shuffle = self.args, self.settings.dataset.shuffle
-        return Batches(self.dataset, batch_size * args.world_size, args.seed, shuffle, capacity, args.process_index, args.world_size)
+        return Batches(
+            self.dataset,
+            batch_size * args.world_size,
+            args.seed,
+            shuffle,
+            capacity,
+            args.process_index,
+            args.world_size,
+        )
 
     def seconds(self) -> float:
-        """Trained so far, over every start of this run; what a killed start did after its last checkpoint does not count."""
+        """Trained so far, over every start of this run; what a killed start did after its last checkpoint
+        does not count.
+        """
         return round(self.origin.seconds + time.perf_counter() - self.started, 3)

@@ -1,4 +1,6 @@
-"""How one optimizer step is run: micro-batches, padding, recomputation. The step's gradient is the same in every layout; time and memory are not."""
+"""How one optimizer step is run: micro-batches, padding, recomputation. The step's gradient is the same in
+every layout; time and memory are not.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,17 @@ class Layout:
         """For people: "8 × 1 padded, no checkpointing" for `batch_size` packs a step."""
         form = "padding-free" if self.padding_free else "padded"
         recomputed = "checkpointing" if self.checkpointing else "no checkpointing"
-        return f"{self.packs} × {math.ceil(batch_size / self.packs)} {form}, {recomputed}" + (", captured" if self.captured else "")
+        return f"{self.packs} × {math.ceil(batch_size / self.packs)} {form}, {recomputed}" + (
+            ", captured" if self.captured else ""
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def groups(self, step: StepRows) -> Iterator[list[Row]]:
-        """The conversations of each micro-batch; neighbours in length, because a step's packs are sorted by it."""
+        """The conversations of each micro-batch; neighbours in length, because a step's packs are sorted by
+        it.
+        """
         for start in range(0, len(step.packs), self.packs):
             yield [row for pack in step.packs[start : start + self.packs] for row in pack]
 
@@ -38,17 +44,25 @@ class Layout:
         return padding_free(rows) if self.padding_free else padded(rows, pad_token_id)
 
 
-def candidates(configured: Layout, batch_size: int, packing: bool, gpu: bool, capturable: bool) -> list[Layout]:
+def candidates(
+    configured: Layout, batch_size: int, packing: bool, gpu: bool, capturable: bool
+) -> list[Layout]:
     """The layouts worth measuring for `batch_size` packs a step, the likeliest first.
 
-    On a GPU that is the largest micro-batch without recomputation: short conversations leave it idle while Python launches kernels. On a CPU,
-    where padding is the only loss, it is what is configured, then its neighbours.
+    On a GPU that is the largest micro-batch without recomputation: short conversations leave it idle while
+    Python launches kernels. On a CPU, where padding is the only loss, it is what is configured, then its
+    neighbours.
     """
     sizes = [batch_size]
     while sizes[-1] > 1:
         sizes.append(math.ceil(sizes[-1] / 2))
     # A single conversation has no padding; packed ones are never padded apart.
-    forms = [(size, form) for size in sizes for form in (False, True) if (form if packing else size > 1 or not form)]
+    forms = [
+        (size, form)
+        for size in sizes
+        for form in (False, True)
+        if (form if packing else size > 1 or not form)
+    ]
     if not gpu:
         near = sorted(forms, key=lambda form: abs(math.log2(form[0] / configured.packs)))
         return list(dict.fromkeys([configured, *(Layout(*form) for form in near)]))
@@ -59,11 +73,15 @@ def candidates(configured: Layout, batch_size: int, packing: bool, gpu: bool, ca
 
 
 def step_down(layout: Layout) -> Layout | None:
-    """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; None at the end."""
+    """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; None at
+    the end.
+    """
     if layout.captured:
         return Layout(layout.packs, layout.padding_free, layout.checkpointing)
     if layout.packs > 1:
-        return Layout(math.ceil(layout.packs / 2), layout.padding_free and layout.packs > 2, layout.checkpointing)
+        return Layout(
+            math.ceil(layout.packs / 2), layout.padding_free and layout.packs > 2, layout.checkpointing
+        )
     if not layout.checkpointing:
         return Layout(1, layout.padding_free, checkpointing=True)
     return None

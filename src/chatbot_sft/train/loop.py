@@ -1,7 +1,8 @@
-"""The training loop: what happens from a run's first optimizer step to its last, in the order in which it happens. Imported after the engine.
+"""The training loop: what happens from a run's first optimizer step to its last, in the order in which it
+happens. Imported after the engine.
 
-A `Job` is one training: its rows, optimizer, schedule, evaluations, checkpoints. The model and what was captured of it are the `Step`'s, which the
-jobs take turns on, a step each; a plain run is a list of one job.
+A `Job` is one training: its rows, optimizer, schedule, evaluations, checkpoints. The model and what was
+captured of it are the `Step`'s, which the jobs take turns on, a step each; a plain run is a list of one job.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from chatbot_sft.train.step import Step
 
 
 def train(jobs: list[Job], step: Step, plan: Callable[[], None]) -> list[TrainOutput]:
-    """Train `jobs`, which all start from the weights that the model has, to their ends. `plan` chooses the layout, once they are ready to begin.
+    """Train `jobs`, which all start from the weights that the model has, to their ends. `plan` chooses the
+    layout, once they are ready to begin.
 
     Raises:
         UserError: a loss diverged, memory ran out, or a checkpoint cannot be written.
@@ -70,7 +72,9 @@ def lay_out(job: Job) -> None:
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * job.batches.per_epoch)
     job.state = snapshot.state(job.origin.checkpoint, args)
     job.state.max_steps, job.state.num_train_epochs = steps, math.ceil(steps / job.batches.per_epoch)
-    job.state.compute_steps(args, steps)  # logging_steps, save_steps and eval_steps as whole numbers, of this command
+    job.state.compute_steps(
+        args, steps
+    )  # logging_steps, save_steps and eval_steps as whole numbers, of this command
 
 
 def open_books(job: Job, step: Step) -> None:
@@ -123,20 +127,37 @@ def train_step(job: Job, step: Step) -> None:
     # Evaluation, which may end the job; then its checkpoint.
     last = number >= state.max_steps
     best = False
-    if control.should_evaluate or (args.eval_strategy == "steps" and args.eval_delay <= number and (last or number % state.eval_steps == 0)):
+    if control.should_evaluate or (
+        args.eval_strategy == "steps"
+        and args.eval_delay <= number
+        and (last or number % state.eval_steps == 0)
+    ):
         best = judge(job, held_out(job, step)["eval_loss"])
     job.ended = last or stop or control.should_training_stop
     at_epochs = args.save_strategy == "epoch" and (job.ended or place + 1 == job.batches.per_epoch)
     at_steps = args.save_strategy == "steps" and (job.ended or number % state.save_steps == 0)
     keep_best = best and (args.load_best_model_at_end or args.save_strategy == "best")
-    if keep_best or ((at_steps or at_epochs or stop or control.should_save) and not (job.guard and job.guard.doubts(number))):
+    if keep_best or (
+        (at_steps or at_epochs or stop or control.should_save)
+        and not (job.guard and job.guard.doubts(number))
+    ):
         save(job, step)
 
 
 def held_out(job: Job, step: Step) -> dict[str, float]:
-    """Evaluate on the held-out conversations, and answer the sample questions; the training goes on as if neither had been done."""
+    """Evaluate on the held-out conversations, and answer the sample questions; the training goes on as if
+    neither had been done.
+    """
     state = job.state
-    metrics = evaluate(step.model, job.eval_dataset, job.args.per_device_eval_batch_size, step.pad, job.args, step.autocast, state.global_step)
+    metrics = evaluate(
+        step.model,
+        job.eval_dataset,
+        job.args.per_device_eval_batch_size,
+        step.pad,
+        job.args,
+        step.autocast,
+        state.global_step,
+    )
     write_log(job, metrics)
     with undisturbed():
         job.evaluations.take(state, metrics)
@@ -146,13 +167,17 @@ def held_out(job: Job, step: Step) -> dict[str, float]:
 
 
 def judge(job: Job, loss: float) -> bool:
-    """What a held-out loss means for the schedule, for stopping early, and for which weights are the best; whether these are."""
+    """What a held-out loss means for the schedule, for stopping early, and for which weights are the best;
+    whether these are.
+    """
     state = job.state
     if after_evaluations(job.args):
         job.schedule.step(loss)
     if job.stopping:
         job.stopping.check_metric_value(job.args, state, job.control, loss)
-        job.control.should_training_stop |= job.stopping.early_stopping_patience_counter >= job.stopping.early_stopping_patience
+        job.control.should_training_stop |= (
+            job.stopping.early_stopping_patience_counter >= job.stopping.early_stopping_patience
+        )
     if not loss < (math.inf if state.best_metric is None else state.best_metric):
         return False
     state.best_metric, state.best_global_step = loss, state.global_step
@@ -192,10 +217,16 @@ def end(job: Job, step: Step) -> TrainOutput:
     step.turn_to(job)
     job.total += job.pending.item()
     loss = job.total / max(state.global_step, 1)
-    metrics = speed_metrics("train", job.began, num_samples=state.max_steps * job.batches.batch_size, num_steps=state.max_steps)
+    metrics = speed_metrics(
+        "train", job.began, num_samples=state.max_steps * job.batches.batch_size, num_steps=state.max_steps
+    )
     metrics |= {"total_flos": state.total_flos, "train_loss": loss}
     write_log(job, metrics)
-    if job.args.load_best_model_at_end and state.best_model_checkpoint and state.best_global_step != state.global_step:
+    if (
+        job.args.load_best_model_at_end
+        and state.best_model_checkpoint
+        and state.best_global_step != state.global_step
+    ):
         snapshot.load_best(step.model, state)
     job.tell("on_train_end")
     job.progress.end()
@@ -204,7 +235,9 @@ def end(job: Job, step: Step) -> TrainOutput:
 
 @contextlib.contextmanager
 def noisy_embeddings(model: Any, alpha: float | None) -> Iterator[None]:
-    """NEFTune (arXiv 2310.05914), training.neftune_noise_alpha: noise on the embeddings while they are trained."""
+    """NEFTune (arXiv 2310.05914), training.neftune_noise_alpha: noise on the embeddings while they are
+    trained.
+    """
     if alpha is None:
         yield
         return

@@ -1,4 +1,6 @@
-"""Which layout runs a step fastest here: each is tried on real batches, and the answer is remembered in the cache."""
+"""Which layout runs a step fastest here: each is tried on real batches, and the answer is remembered in the
+cache.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,20 @@ from chatbot_sft.train.rows import StepRows
 
 log = logging.getLogger(__name__)
 
-BUDGET_SECONDS, BUDGET_SHARE = 20.0, 0.05  # measuring ends after so long, or this share of the planned run where that is more
-CLEARLY_FASTER = 0.97  # timings of one layout differ by about this much; what is configured stays unless another beats it
+BUDGET_SECONDS, BUDGET_SHARE = (
+    20.0,
+    0.05,
+)  # measuring ends after so long, or this share of the planned run where that is more
+CLEARLY_FASTER = (
+    0.97  # timings of one layout differ by about this much; what is configured stays unless another beats it
+)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One layout on this machine: seconds for the typical step, GB (10^9 bytes) at the peak of the longest; None where it did not run."""
+    """One layout on this machine: seconds for the typical step, GB (10^9 bytes) at the peak of the longest;
+    None where it did not run.
+    """
 
     layout: Layout
     seconds: float | None = None
@@ -44,7 +53,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """What measuring needs: `run` does the forward and backward passes of a step, throws the gradients away and returns the loss (a tensor)."""
+    """What measuring needs: `run` does the forward and backward passes of a step, throws the gradients away
+    and returns the loss (a tensor).
+    """
 
     run: Callable[[Layout, StepRows], Any]
     typical: StepRows
@@ -58,7 +69,8 @@ class Trial:
 def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str) -> Plan:
     """The layout of `layouts` that ends the run first, measured now or remembered under `key`.
 
-    A layout that runs out of memory, or leaves less than `memory_margin` of the card free, is not taken. Where none fits, the most frugal is.
+    A layout that runs out of memory, or leaves less than `memory_margin` of the card free, is not taken.
+    Where none fits, the most frugal is.
     """
     memory = part_folder("layouts") / f"{key}.json"
     measurements, reason = _remembered(memory, layouts), "measured by an earlier run"
@@ -91,13 +103,21 @@ def _remember(file: Path, measurements: Sequence[Measurement]) -> None:
         temporary.write_text(json.dumps([asdict(found) for found in measurements]), encoding="utf-8")
         temporary.replace(file)
     except OSError as error:
-        log.warning("layout: what was measured cannot be remembered (%s); the next run measures again", error.strerror or error)
+        log.warning(
+            "layout: what was measured cannot be remembered (%s); the next run measures again",
+            error.strerror or error,
+        )
 
 
 def _remembered(file: Path, layouts: Sequence[Layout]) -> list[Measurement] | None:
-    """What an earlier run measured; None where there is nothing, or anything but a measurement of each of `layouts`."""
+    """What an earlier run measured; None where there is nothing, or anything but a measurement of each of
+    `layouts`.
+    """
     try:
-        found = [Measurement(**{**entry, "layout": Layout(**entry["layout"])}) for entry in json.loads(file.read_text(encoding="utf-8"))]
+        found = [
+            Measurement(**{**entry, "layout": Layout(**entry["layout"])})
+            for entry in json.loads(file.read_text(encoding="utf-8"))
+        ]
         believable = all(
             (entry.seconds is None or 0 < entry.seconds < math.inf)
             and (entry.peak_gb is None or 0 <= entry.peak_gb < math.inf)
@@ -119,7 +139,11 @@ def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> lis
 
     gpu = torch.cuda.is_available()
     typical = trial.typical if gpu else StepRows(trial.typical.packs[::2])
-    limit = (1 - trial.memory_margin) * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if gpu else float("inf")
+    limit = (
+        (1 - trial.memory_margin) * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        if gpu
+        else float("inf")
+    )
     found: list[Measurement] = []
     started = expected = None
     with undisturbed():
@@ -127,25 +151,41 @@ def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> lis
             trial.run(Layout(1), StepRows(typical.packs[-1:]))  # first calls are slow
         for layout in layouts:
             fits = [measured.seconds for measured in found if measured.seconds is not None]
-            if fits and time.perf_counter() - started > max(BUDGET_SECONDS, BUDGET_SHARE * trial.steps * min(fits)):
+            if fits and time.perf_counter() - started > max(
+                BUDGET_SECONDS, BUDGET_SHARE * trial.steps * min(fits)
+            ):
                 found.append(Measurement(layout, why_not="no time left to measure"))
                 continue
-            without = [measured.layout.packs for measured in found if measured.seconds is not None and not measured.layout.checkpointing]
+            without = [
+                measured.layout.packs
+                for measured in found
+                if measured.seconds is not None and not measured.layout.checkpointing
+            ]
             if layout.checkpointing and layout != configured and layout.packs <= max(without, default=0):
                 found.append(Measurement(layout, why_not="as many fit without checkpointing"))
                 continue
             measured, loss = _try(layout, typical, trial, limit, gpu)
-            if loss is not None and expected is not None and not abs(loss - expected) <= trial.tolerance * abs(expected):
-                measured = Measurement(layout, why_not=f"computes another loss: {loss:.4f}, not {expected:.4f}")
+            if (
+                loss is not None
+                and expected is not None
+                and not abs(loss - expected) <= trial.tolerance * abs(expected)
+            ):
+                measured = Measurement(
+                    layout, why_not=f"computes another loss: {loss:.4f}, not {expected:.4f}"
+                )
             elif loss is not None and (not layout.padding_free or configured.padding_free):
-                expected = loss if expected is None else expected  # padded rows cannot see each other: theirs is the right one
+                expected = (
+                    loss if expected is None else expected
+                )  # padded rows cannot see each other: theirs is the right one
             found.append(measured)
             # The first layout pays for the engine's compilation, which the run would pay as well.
             started = started or time.perf_counter()
     return found
 
 
-def _try(layout: Layout, typical: StepRows, trial: Trial, limit: float, gpu: bool) -> tuple[Measurement, float | None]:
+def _try(
+    layout: Layout, typical: StepRows, trial: Trial, limit: float, gpu: bool
+) -> tuple[Measurement, float | None]:
     """The measurement, and the loss of the typical step where the layout ran."""
     import torch
 
@@ -167,7 +207,9 @@ def _try(layout: Layout, typical: StepRows, trial: Trial, limit: float, gpu: boo
     except CaptureFailed as error:
         return Measurement(layout, why_not=f"cannot be captured: {error}"), None
     seconds, loss = min(seconds for seconds, _ in timed), timed[-1][1]
-    return Measurement(layout, round(seconds, 6), peak, round(max(0.0, first - seconds), 3) if layout.captured else 0.0), float(loss)
+    return Measurement(
+        layout, round(seconds, 6), peak, round(max(0.0, first - seconds), 3) if layout.captured else 0.0
+    ), float(loss)
 
 
 def _timed(run: Callable[[], Any], gpu: bool) -> tuple[float, Any]:

@@ -12,12 +12,20 @@ class TrainingMonitor:
 
     @staticmethod
     def print_training_stats(trainer_stats: Any, start_memory: float | None = None) -> None:
-        """Time, speed, loss and memory. `trainer_stats` is what `SFTTrainerWrapper.train` returned, `start_memory` the GB in use before it."""
+        """Time, speed, loss and memory. `trainer_stats` is what `SFTTrainerWrapper.train` returned,
+        `start_memory` the GB in use before it.
+        """
         metrics = trainer_stats.metrics
         stats = memory.measure(start_memory).as_dict()
-        print(f"training time     {metrics['train_runtime']:.0f} s ({metrics['train_runtime'] / 60:.2f} minutes)")
+        print(
+            f"training time     {metrics['train_runtime']:.0f} s ({metrics['train_runtime'] / 60:.2f}"
+            " minutes)"
+        )
         print(f"optimizer steps   {trainer_stats.global_step}")
         print(f"training loss     {trainer_stats.training_loss:.4f}")
-        print(f"memory at peak    {stats['peak_memory_gb']:.2f} GB of {stats['total_memory_gb']:.1f} GB ({stats['device']})")
+        print(
+            f"memory at peak    {stats['peak_memory_gb']:.2f} GB of {stats['total_memory_gb']:.1f} GB"
+            f" ({stats['device']})"
+        )
         if start_memory is not None:
             print(f"added by training {stats['training_memory_gb']:.2f} GB")

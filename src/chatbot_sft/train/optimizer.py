@@ -1,4 +1,6 @@
-"""Optimizers and schedules by their known names, from torch, bitsandbytes and transformers; others are TRL's loop's (`choice`)."""
+"""Optimizers and schedules by their known names, from torch, bitsandbytes and transformers; others are TRL's
+loop's (`choice`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from transformers.trainer_pt_utils import get_parameter_names
 from chatbot_sft.optimization import AFTER_EVALUATIONS
 from chatbot_sft.train.gradients import FlatParameters
 
-NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]  # names, as in transformers' Trainer
+NOT_DECAYED = [
+    r"bias",
+    r"layernorm",
+    r"rmsnorm",
+    r"(?:^|\.)norm(?:$|\.)",
+    r"_norm(?:$|\.)",
+]  # names, as in transformers' Trainer
 
 
 def build_optimizer(args: Any, model: Any, flat: FlatParameters | None) -> torch.optim.Optimizer:
@@ -26,7 +34,10 @@ def build_optimizer(args: Any, model: Any, flat: FlatParameters | None) -> torch
     decayed = set(get_parameter_names(model, [torch.nn.LayerNorm], NOT_DECAYED))
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for name, parameter in trained if name in decayed], "weight_decay": args.weight_decay},
+        {
+            "params": [parameter for name, parameter in trained if name in decayed],
+            "weight_decay": args.weight_decay,
+        },
         {"params": [parameter for name, parameter in trained if name not in decayed], "weight_decay": 0.0},
     ]
     if "8bit" in args.optim:
@@ -53,29 +64,45 @@ def after_evaluations(args: Any) -> bool:
 def _builder(args: Any) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
     """What makes `args.optim` of parameter groups."""
     name, given = str(getattr(args.optim, "value", args.optim)), _arguments(args.optim_args)
-    rate, adam = {"lr": args.learning_rate}, {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    rate, adam = (
+        {"lr": args.learning_rate},
+        {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon},
+    )
     if name in ("adamw_torch", "adamw_torch_fused"):
-        return lambda groups: torch.optim.AdamW(groups, **rate, **adam, **({"fused": True} if name.endswith("fused") else {}))
+        return lambda groups: torch.optim.AdamW(
+            groups, **rate, **adam, **({"fused": True} if name.endswith("fused") else {})
+        )
     if name == "adafactor":
         return lambda groups: Adafactor(groups, **rate, scale_parameter=False, relative_step=False)
     if name == "sgd":
         options = _numbers(given, "momentum", "dampening", "weight_decay") | _truth(given, "nesterov")
         return lambda groups: torch.optim.SGD(groups, **rate, **options)
     if name == "adagrad":
-        return lambda groups: torch.optim.Adagrad(groups, **rate, **_numbers(given, "lr_decay", "weight_decay", "eps"))
+        return lambda groups: torch.optim.Adagrad(
+            groups, **rate, **_numbers(given, "lr_decay", "weight_decay", "eps")
+        )
     if name == "rmsprop":
         options = _numbers(given, "momentum", "alpha", "eps", "weight_decay") | _truth(given, "centered")
         return lambda groups: torch.optim.RMSprop(groups, **rate, **options)
     return _bitsandbytes(name, args, rate, adam, given)
 
 
-def _bitsandbytes(name: str, args: Any, rate: dict[str, Any], adam: dict[str, Any], given: Mapping[str, str]) -> Callable[..., torch.optim.Optimizer]:
+def _bitsandbytes(
+    name: str, args: Any, rate: dict[str, Any], adam: dict[str, Any], given: Mapping[str, str]
+) -> Callable[..., torch.optim.Optimizer]:
     from bitsandbytes import optim
 
     options = {**rate, "optim_bits": 8 if "8bit" in name else 32, "is_paged": "paged" in name}
     if "ademamix" in name:
-        betas = tuple(float(given.get(key, usual)) for key, usual in (("beta1", args.adam_beta1), ("beta2", args.adam_beta2), ("beta3", 0.9999)))
-        mix = {"betas": betas, "alpha": float(given.get("alpha", 5.0)), "eps": float(given.get("eps", args.adam_epsilon))}
+        betas = tuple(
+            float(given.get(key, usual))
+            for key, usual in (("beta1", args.adam_beta1), ("beta2", args.adam_beta2), ("beta3", 0.9999))
+        )
+        mix = {
+            "betas": betas,
+            "alpha": float(given.get("alpha", 5.0)),
+            "eps": float(given.get("eps", args.adam_epsilon)),
+        }
         mix |= {key: int(given[key]) for key in ("t_alpha", "t_beta3") if key in given}
         return lambda groups: optim.AdEMAMix(groups, **options, **mix)
     if "adam" in name:
@@ -83,7 +110,9 @@ def _bitsandbytes(name: str, args: Any, rate: dict[str, Any], adam: dict[str, An
     if "lion" in name:
         return lambda groups: optim.Lion(groups, **options, betas=adam["betas"])
     del options["is_paged"]
-    return lambda groups: optim.RMSprop(groups, **options, **{key: float(value) for key, value in given.items()})
+    return lambda groups: optim.RMSprop(
+        groups, **options, **{key: float(value) for key, value in given.items()}
+    )
 
 
 def _embeddings_in_32_bits(model: Any) -> None:

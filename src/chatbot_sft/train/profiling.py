@@ -1,4 +1,6 @@
-"""`training.profile`: a torch.profiler trace and a table of some steps, in the run directory. The first process alone profiles."""
+"""`training.profile`: a torch.profiler trace and a table of some steps, in the run directory. The first
+process alone profiles.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,16 @@ from transformers import TrainerCallback
 
 log = logging.getLogger(__name__)
 
-# Steps. The first ones compile and capture; one more is recorded and thrown away, since the profiler itself warms up.
+# Steps. The first ones compile and capture; one more is recorded and thrown away, since the profiler itself
+# warms up.
 WAIT, WARM_UP, RECORDED = 2, 1, 3
 ROWS = 40  # of the table
 
 
 class Profile(TrainerCallback):
-    """Begin with `start`, call `step` after each optimizer step, end with `stop`; as a callback it does so itself."""
+    """Begin with `start`, call `step` after each optimizer step, end with `stop`; as a callback it does so
+    itself.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,15 +39,21 @@ class Profile(TrainerCallback):
     def stop(self) -> None:
         self._profiler.stop()
         if not (self.folder / "table.txt").exists():
-            log.warning("profile: the training ended before step %d, so nothing was recorded", WAIT + WARM_UP + 1)
+            log.warning(
+                "profile: the training ended before step %d, so nothing was recorded", WAIT + WARM_UP + 1
+            )
 
     def _write(self, recorded: profiler.profile) -> None:
         self.folder.mkdir(exist_ok=True)
         recorded.export_chrome_trace(str(self.folder / "trace.json"))
         averages = recorded.key_averages()
         gpu = any(event.self_device_time_total for event in averages)
-        table = averages.table(sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=ROWS)
-        (self.folder / "table.txt").write_text(f"{RECORDED} steps, from step {WAIT + WARM_UP + 1} on\n{table}", encoding="utf-8")
+        table = averages.table(
+            sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=ROWS
+        )
+        (self.folder / "table.txt").write_text(
+            f"{RECORDED} steps, from step {WAIT + WARM_UP + 1} on\n{table}", encoding="utf-8"
+        )
         log.info("profile: %s and trace.json beside it", self.folder / "table.txt")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -13,9 +13,11 @@ SIGMAS = 8  # standard errors of the reference's median that noise is granted
 
 
 def ruin_limit(before: float, vocabulary: int) -> float:
-    """The loss after training from which a model counts as ruined, by its loss on the same conversations before: the rails of a reliable reference.
+    """The loss after training from which a model counts as ruined, by its loss on the same conversations
+    before: the rails of a reliable reference.
 
-    Half a nat above chance, where every token is as likely as another, a model knows nothing any more, whatever it was before.
+    Half a nat above chance, where every token is as likely as another, a model knows nothing any more,
+    whatever it was before.
     """
     return max(before + 0.5, min(2 * before, math.log(vocabulary) + 0.5))
 
@@ -23,9 +25,10 @@ def ruin_limit(before: float, vocabulary: int) -> float:
 class Rails:
     """Judges one loss per optimizer step, in nats.
 
-    A run has left the rails where the median of its last `window` losses lies above twice the lowest such median, at least 0.5 nats above it, and
-    above what noise of the spread seen there explains. The first three to seven losses count as a reference of their own, with wider rails (four
-    times, at least 3 nats): a run whose learning rate is far too high has no good window.
+    A run has left the rails where the median of its last `window` losses lies above twice the lowest such
+    median, at least 0.5 nats above it, and above what noise of the spread seen there explains. The first
+    three to seven losses count as a reference of their own, with wider rails (four times, at least 3 nats): a
+    run whose learning rate is far too high has no good window.
     """
 
     def __init__(self, max_steps: int) -> None:
@@ -46,7 +49,9 @@ class Rails:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the last three losses lie beyond the rails, before the whole window does: such weights are not worth keeping."""
+        """Whether the last three losses lie beyond the rails, before the whole window does: such weights are
+        not worth keeping.
+        """
         return median(list(self.losses)[-3:] or [0.0]) > self.limit
 
     def _limit(self, middle: float, count: int) -> float:

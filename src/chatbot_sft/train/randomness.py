@@ -1,4 +1,6 @@
-"""The random numbers that training draws: dropout, noise, the order that a data loader gives to its workers. Imports torch."""
+"""The random numbers that training draws: dropout, noise, the order that a data loader gives to its workers.
+Imports torch.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ import torch
 def random_state() -> dict[str, Any]:
     """Of every generator, in types that torch loads with weights_only=True."""
     name, keys, *rest = numpy.random.get_state()
-    states = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys), *rest), "cpu": torch.get_rng_state()}
+    states = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys), *rest),
+        "cpu": torch.get_rng_state(),
+    }
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
@@ -30,7 +36,9 @@ def use_random_state(states: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave every generator as it was: a data loader draws a seed from torch's, and dropout would go on elsewhere."""
+    """Leave every generator as it was: a data loader draws a seed from torch's, and dropout would go on
+    elsewhere.
+    """
     states = random_state()
     try:
         yield

@@ -1,4 +1,6 @@
-"""Where a run begins: afresh, or at a checkpoint of its own or another run's; and whether it may go on from there. Imports no torch."""
+"""Where a run begins: afresh, or at a checkpoint of its own or another run's; and whether it may go on from
+there. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,20 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import lock
-from chatbot_sft.run.checkpoints import FORMAT, NAME, RECORD, REMOVING, SAVING, Checkpoint, Damaged, all_in, last_in, last_verified, named, verified
+from chatbot_sft.run.checkpoints import (
+    FORMAT,
+    NAME,
+    RECORD,
+    REMOVING,
+    SAVING,
+    Checkpoint,
+    Damaged,
+    all_in,
+    last_in,
+    last_verified,
+    named,
+    verified,
+)
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Status
 
@@ -24,11 +39,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Origin:
-    """Where a run begins: afresh, or at `checkpoint`. `started` is the first start's time; `seconds` have been trained up to the checkpoint."""
+    """Where a run begins: afresh, or at `checkpoint`. `started` is the first start's time; `seconds` have
+    been trained up to the checkpoint.
+    """
 
     started: datetime = field(default_factory=lambda: datetime.now().replace(microsecond=0))
     checkpoint: Checkpoint | None = None
-    resumes: list[dict[str, Any]] = field(default_factory=list)  # step, time, checkpoint, and the training.resume that asked for it
+    resumes: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # step, time, checkpoint, and the training.resume that asked for it
     identity: dict[str, Any] = field(default_factory=dict)
     extended: bool = False  # the run at `checkpoint` had come to its end, and more steps are asked for now
 
@@ -56,14 +75,16 @@ def refuse_completed(settings: Config) -> None:
         if last and longer(last, settings):
             return
         raise UserError(
-            f"{run.folder}: this run is already completed; name another run directory (hydra.run.dir=DIR), or raise training.max_steps to go on"
+            f"{run.folder}: this run is already completed; name another run directory (hydra.run.dir=DIR), or"
+            " raise training.max_steps to go on"
         )
 
 
 def find_origin(settings: Config) -> Origin:
     """Where `training.resume` says to begin; touches nothing.
 
-    `training.resume=PATH` names where a run begins: once it has written checkpoints of its own, the same command goes on from those.
+    `training.resume=PATH` names where a run begins: once it has written checkpoints of its own, the same
+    command goes on from those.
 
     Raises:
         UserError: PATH holds no whole checkpoint.
@@ -75,7 +96,10 @@ def find_origin(settings: Config) -> Origin:
     if resume == "auto":
         found = own
         if found is None and named(Path(settings.training.output_dir)):
-            log.warning("resume: no whole checkpoint is left in %s; the training begins anew", settings.training.output_dir)
+            log.warning(
+                "resume: no whole checkpoint is left in %s; the training begins anew",
+                settings.training.output_dir,
+            )
     else:
         asked = referring(str(Path(resume).expanduser().resolve()))
         resumes = referring(own.record["resumes"]) if own else []
@@ -85,20 +109,27 @@ def find_origin(settings: Config) -> Origin:
         return Origin()
     if found.record.get("format") != FORMAT:
         raise UserError(
-            f"training.resume: {found.folder} was written by another version of chatbot_sft, whose training loop kept other things in it: "
-            "it cannot be gone on from. End that run with that version, or start afresh with training.resume=never "
-            "(model.adapter takes its adapter alone)"
+            f"training.resume: {found.folder} was written by another version of chatbot_sft, whose training"
+            " loop kept other things in it: it cannot be gone on from. End that run with that version, or"
+            " start afresh with training.resume=never (model.adapter takes its adapter alone)"
         )
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     entry = {"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked}
     resumes = referring([*found.record["resumes"], entry])
-    origin = Origin(datetime.fromisoformat(found.record["started"]), found, resumes, extended=longer(found, settings))
+    origin = Origin(
+        datetime.fromisoformat(found.record["started"]), found, resumes, extended=longer(found, settings)
+    )
     if origin.extended:
         training = settings.training
-        length = f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
+        length = (
+            f"{training.max_steps} steps"
+            if training.max_steps is not None
+            else f"{training.num_train_epochs:g} epochs"
+        )
         log.warning(
-            "resume: the run had ended at step %d; it goes on to %s. The learning rate's schedule is a new one: %s over %s, from step %d on",
+            "resume: the run had ended at step %d; it goes on to %s."
+            " The learning rate's schedule is a new one: %s over %s, from step %d on",
             found.step, length, training.lr_scheduler_type, length, found.step,
         )  # fmt: skip
     return origin
@@ -128,26 +159,41 @@ def _at(place: Path, where: str) -> Checkpoint:
         try:
             return verified(place)
         except Damaged as error:
-            raise UserError(f"{where}: that checkpoint cannot be gone on from: {error}; name the one before it") from None
+            raise UserError(
+                f"{where}: that checkpoint cannot be gone on from: {error}; name the one before it"
+            ) from None
     found = last_verified(place) or last_verified(Run(place).checkpoints)
     if found is None:
-        raise UserError(f"{where}: no whole checkpoint there; name a checkpoint-N folder, or a run directory that has one")
+        raise UserError(
+            f"{where}: no whole checkpoint there; name a checkpoint-N folder, or a run directory that has one"
+        )
     return found
 
 
 def settle(origin: Origin, settings: Config) -> None:
     """Make the checkpoint folder ready for a run that begins at `origin`.
 
-    What killed runs left half-written is removed. Checkpoints that this run does not come from, or that come after its beginning, would stand in its
+    What killed runs left half-written is removed. Checkpoints that this run does not come from, or that come
+    after its beginning, would stand in its
     way: they are moved into a folder beside, `checkpoints.1` and so on.
     """
     folder = Path(settings.training.output_dir)
     save = Path(settings.save.save_path).absolute()
-    exports = [*save.parent.glob(f".{save.name}.*"), *save.glob(".*.*")] if save.is_relative_to(settings.paths.output_dir) else []
+    exports = (
+        [*save.parent.glob(f".{save.name}.*"), *save.glob(".*.*")]
+        if save.is_relative_to(settings.paths.output_dir)
+        else []
+    )
     for leftover in (folder / SAVING, folder / REMOVING, *filter(_of_killed_export, exports)):
         shutil.rmtree(leftover, ignore_errors=True)
-    begin = origin.checkpoint if origin.checkpoint and origin.checkpoint.folder.parent.resolve() == folder.resolve() else None
-    kept = [checkpoint.folder.name for checkpoint in all_in(folder) if begin and checkpoint.step <= begin.step]
+    begin = (
+        origin.checkpoint
+        if origin.checkpoint and origin.checkpoint.folder.parent.resolve() == folder.resolve()
+        else None
+    )
+    kept = [
+        checkpoint.folder.name for checkpoint in all_in(folder) if begin and checkpoint.step <= begin.step
+    ]
     aside = [path for path in named(folder) if path.name not in kept]
     if aside:
         number = next(n for n in range(1, 1_000_000) if not folder.with_name(f"{folder.name}.{n}").exists())
@@ -155,16 +201,24 @@ def settle(origin: Origin, settings: Config) -> None:
         place.mkdir()
         for path in aside:
             shutil.move(path, place)
-        log.warning("resume: this run does not go on from %s; moved to %s", ", ".join(sorted(path.name for path in aside)), place)
+        log.warning(
+            "resume: this run does not go on from %s; moved to %s",
+            ", ".join(sorted(path.name for path in aside)),
+            place,
+        )
     if origin.checkpoint:
         log.info("resume: from step %d, %s", origin.checkpoint.step, origin.checkpoint.folder)
 
 
 def _of_killed_export(path: Path) -> bool:
-    """Whether `path` is what `cache.build_folder` makes its folders in: named by `tempfile`, for its owner alone; or an empty one."""
+    """Whether `path` is what `cache.build_folder` makes its folders in: named by `tempfile`, for its owner
+    alone; or an empty one.
+    """
     if not path.is_dir() or path.is_symlink():
         return False
-    return not any(path.iterdir()) or (re.fullmatch(r"[a-z0-9_]{8}", path.suffix[1:]) is not None and path.stat().st_mode & 0o077 == 0)
+    return not any(path.iterdir()) or (
+        re.fullmatch(r"[a-z0-9_]{8}", path.suffix[1:]) is not None and path.stat().st_mode & 0o077 == 0
+    )
 
 
 # Going on
@@ -174,8 +228,8 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
     """Add `now` to the run's identity.
 
     Raises:
-        UserError: it differs from what the checkpoint was trained from. `whole`: `now` has every key of the first stage, so that one which is missing
-            counts as changed.
+        UserError: it differs from what the checkpoint was trained from. `whole`: `now` has every key of the
+            first stage, so that one which is missing counts as changed.
     """
     origin.identity |= now
     if origin.checkpoint is None:
@@ -185,12 +239,20 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
     found = lock.changed(before, now, [key for key in keys if not (origin.extended and key in LENGTH)])
     if found:
         raise UserError(
-            f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(map(str, found))}. Set them back, "
-            "name another run directory (hydra.run.dir=DIR), or start afresh in this one with training.resume=never"
+            f"training.resume: {origin.checkpoint.folder} was trained with other settings:"
+            f" {'; '.join(map(str, found))}. Set them back, name another run directory (hydra.run.dir=DIR),"
+            " or start afresh in this one with training.resume=never"
         )
 
 
-def record(origin: Origin, step: int, seconds: float, finished: bool, losses: Mapping[str, float], layout: Mapping[str, Any]) -> dict[str, Any]:
+def record(
+    origin: Origin,
+    step: int,
+    seconds: float,
+    finished: bool,
+    losses: Mapping[str, float],
+    layout: Mapping[str, Any],
+) -> dict[str, Any]:
     """The content of run.json, but for the files' sizes and checksums."""
     return {
         "format": FORMAT,

@@ -11,7 +11,9 @@ IGNORED = -100  # the label of a token without a loss
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation: its number in the dataset, `input_ids` and `labels` of the same length. The first label is never predicted."""
+    """One conversation: its number in the dataset, `input_ids` and `labels` of the same length. The first
+    label is never predicted.
+    """
 
     number: int
     input_ids: list[int]
@@ -27,7 +29,9 @@ class Row:
 
 @dataclass(frozen=True)
 class StepRows:
-    """What one process trains in one optimizer step: packs of rows, from long to short; without packing one row each."""
+    """What one process trains in one optimizer step: packs of rows, from long to short; without packing one
+    row each.
+    """
 
     packs: list[list[Row]]
 
@@ -44,10 +48,13 @@ class StepRows:
         return sum(row.trained_tokens for row in self.rows)
 
 
-def padded(rows: Sequence[Row], pad_token_id: int, length: int | None = None, mask: bool = True) -> dict[str, Any]:
+def padded(
+    rows: Sequence[Row], pad_token_id: int, length: int | None = None, mask: bool = True
+) -> dict[str, Any]:
     """input_ids, labels and attention_mask of shape (rows, longest row or `length`), padded on the right.
 
-    Padding is marked by position, so a pad token that equals the end token is still learned where it ends a turn. `mask=False` leaves the mask
+    Padding is marked by position, so a pad token that equals the end token is still learned where it ends a
+    turn. `mask=False` leaves the mask
     out: behind a causal attention no real token ever sees the padding on its right.
     """
     import torch
@@ -66,7 +73,8 @@ def padded(rows: Sequence[Row], pad_token_id: int, length: int | None = None, ma
 
 
 def padding_free(rows: Sequence[Row]) -> dict[str, Any]:
-    """input_ids, labels and position_ids of shape (1, all tokens). Positions begin anew with each row: attention stays inside it.
+    """input_ids, labels and position_ids of shape (1, all tokens). Positions begin anew with each row:
+    attention stays inside it.
 
     The first token of a row has no loss: what it would be predicted from is the row before.
     """

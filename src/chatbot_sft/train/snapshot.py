@@ -1,7 +1,8 @@
-"""What a checkpoint holds, so that a killed run ends with exactly the losses of an uninterrupted one. `checkpoints` says how it appears on disk.
+"""What a checkpoint holds, so that a killed run ends with exactly the losses of an uninterrupted one.
+`checkpoints` says how it appears on disk.
 
-`adapter_model.safetensors` (or the whole model), the tokenizer, `optimizer.pt`, `scheduler.pt`, `scaler.pt` with float16, `rng_state.pth` (one a
-process), `trainer_state.json` (transformers.TrainerState) and run.json.
+`adapter_model.safetensors` (or the whole model), the tokenizer, `optimizer.pt`, `scheduler.pt`, `scaler.pt`
+with float16, `rng_state.pth` (one a process), `trainer_state.json` (transformers.TrainerState) and run.json.
 """
 
 from __future__ import annotations
@@ -38,12 +39,16 @@ def state(checkpoint: Checkpoint | None, args: Any) -> TrainerState:
     found = TrainerState.load_from_json(str(checkpoint.folder / STATE)) if checkpoint else TrainerState()
     if found.best_model_checkpoint is not None and not Path(found.best_model_checkpoint).is_dir():
         found.best_model_checkpoint = None
-    found.is_world_process_zero, found.is_local_process_zero = args.process_index == 0, args.local_process_index == 0
+    found.is_world_process_zero, found.is_local_process_zero = (
+        args.process_index == 0,
+        args.local_process_index == 0,
+    )
     return found
 
 
 def write(job: Job, step: Step) -> None:
-    """Save a checkpoint into a folder that no search takes for one, then rename it; only then older ones are removed.
+    """Save a checkpoint into a folder that no search takes for one, then rename it; only then older ones are
+    removed.
 
     Raises:
         UserError: it cannot be written; what was there before still is.
@@ -67,7 +72,11 @@ def write(job: Job, step: Step) -> None:
         if first:
             finished = job.ended and not (preemption.requested() and number < job.state.max_steps)
             losses = {"pending": job.pending.item(), "total": job.total, "logged_until": job.logged_until}
-            checkpoints.publish(staged, target, resume.record(job.origin, number, job.seconds(), finished, losses, step.layout.as_dict()))
+            checkpoints.publish(
+                staged,
+                target,
+                resume.record(job.origin, number, job.seconds(), finished, losses, step.layout.as_dict()),
+            )
     except Exception as error:
         shutil.rmtree(staged.parent, ignore_errors=True)
         if not is_write_error(error):
@@ -75,7 +84,8 @@ def write(job: Job, step: Step) -> None:
         last = checkpoints.last_in(folder)
         kept = f"the one of step {last.step} is kept" if last else "there is none before it"
         raise UserError(
-            f"training.output_dir={folder}: the checkpoint of step {number} cannot be written ({' '.join(str(error).split())}); {kept}"
+            f"training.output_dir={folder}: the checkpoint of step {number} cannot be written"
+            f" ({' '.join(str(error).split())}); {kept}"
         ) from error
     if first:
         shutil.rmtree(staged.parent, ignore_errors=True)
@@ -106,7 +116,8 @@ def load(job: Job, step: Step) -> None:
     load_trained(step.model, folder)
     job.optimizer.load_state_dict(_read(folder / "optimizer.pt"))
     if job.origin.extended and isinstance(job.schedule, torch.optim.lr_scheduler.LambdaLR):
-        # The end of the old schedule, where the learning rate is often 0, is not gone on from: the new one is, at this step.
+        # The end of the old schedule, where the learning rate is often 0, is not gone on from: the new one
+        # is, at this step.
         with warnings.catch_warnings(action="ignore"):  # that no optimizer step was taken before
             for _ in range(checkpoint.step):
                 job.schedule.step()
@@ -136,7 +147,10 @@ def load_trained(model: Any, folder: Path) -> None:
             model.load_state_dict(weights, strict=False)
             missing -= weights.keys()
     if missing:
-        raise UserError(f"training.resume: {folder} cannot be gone on from: it has no {min(missing)}; start afresh with training.resume=never")
+        raise UserError(
+            f"training.resume: {folder} cannot be gone on from: it has no {min(missing)}; start afresh with"
+            " training.resume=never"
+        )
 
 
 def load_best(model: Any, state: TrainerState) -> None:
@@ -149,7 +163,10 @@ def load_best(model: Any, state: TrainerState) -> None:
     try:
         checkpoints.verified(best)
     except checkpoints.Damaged as error:
-        raise UserError(f"{best}, the best of this run: {error}; training.load_best_model_at_end=false ends with the last weights") from None
+        raise UserError(
+            f"{best}, the best of this run: {error}; training.load_best_model_at_end=false ends with the last"
+            " weights"
+        ) from None
     load_trained(model, best)
 
 
@@ -167,7 +184,9 @@ def random_file(args: Any) -> str:
 
 
 def load_random_state(job: Job) -> None:
-    """Go on with the random numbers of the checkpoint. One written by another number of processes has none for this one."""
+    """Go on with the random numbers of the checkpoint. One written by another number of processes has none
+    for this one.
+    """
     file = job.origin.checkpoint.folder / random_file(job.args)
     if not file.is_file():
         return

@@ -1,4 +1,6 @@
-"""One optimizer step on this machine: the gradient of its conversations, in the layout that is fastest here. Imported after the engine."""
+"""One optimizer step on this machine: the gradient of its conversations, in the layout that is fastest here.
+Imported after the engine.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,27 @@ log = logging.getLogger(__name__)
 
 
 class Step:
-    """What a process has once, whatever it trains: the model, its loss, the layout and what was captured for it.
+    """What a process has once, whatever it trains: the model, its loss, the layout and what was captured for
+    it.
 
     `layout` can change between any two steps. `args` are a transformers.TrainingArguments.
     """
 
     def __init__(self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int) -> None:
-        self.model, self.engine, self.settings, self.args, self.pad = model, engine, settings, args, pad_token_id
+        self.model, self.engine, self.settings, self.args, self.pad = (
+            model,
+            engine,
+            settings,
+            args,
+            pad_token_id,
+        )
         if not quantised(model):
             model.to(args.device)
         model.config.use_cache = False
         if args.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs
+            )
         engine.prepare(model)
         self.precision = engine.compute_dtype(model, "bf16" if args.bf16 else "fp16" if args.fp16 else None)
         self.job: Job | None = None  # whose weights the model has
@@ -56,7 +67,9 @@ class Step:
             self.gradients.share()
 
     def turn_to(self, job: Job) -> None:
-        """Put the weights and random numbers of `job` in place of the last job's. They are copied: captured layers know where weights lie."""
+        """Put the weights and random numbers of `job` in place of the last job's. They are copied: captured
+        layers know where weights lie.
+        """
         if job is self.job:
             return
         if self.job is not None:
@@ -76,26 +89,39 @@ class Step:
         """What the model computes in."""
         if self.precision is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.args.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+        return torch.autocast(
+            self.args.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16
+        )
 
     def use_layout(self, layout: Layout) -> None:
-        """Switch to training mode, with or without recomputed activations; what was captured for another layout is let go."""
+        """Switch to training mode, with or without recomputed activations; what was captured for another
+        layout is let go.
+        """
         if not layout.captured:
             self.captured = None
         self.layout = layout
         self.engine.for_training(self.model, layout.checkpointing)
 
     def capturable(self) -> bool:
-        """Whether `layout.captured` may be tried: on one GPU, an adapter alone, nothing random in the layers, no loss scaling."""
+        """Whether `layout.captured` may be tried: on one GPU, an adapter alone, nothing random in the layers,
+        no loss scaling.
+        """
         lora, extra = self.settings.lora, self.settings.sft_arguments
-        plain = not lora.modules_to_save and not self.settings.model.new_tokens and not lora.lora_dropout and not extra.get("neftune_noise_alpha")
+        plain = (
+            not lora.modules_to_save
+            and not self.settings.model.new_tokens
+            and not lora.lora_dropout
+            and not extra.get("neftune_noise_alpha")
+        )
         alone = self.args.world_size == 1 and self.scaler is None
         return alone and plain and not self.settings.full_finetuning and self.engine.capturable(self.model)
 
     def backward(self, step: StepRows, trained_tokens: int, number: int) -> torch.Tensor:
-        """Leave in each parameter's `grad` what this process's rows add to the gradient of step `number`; returns what they add to its loss.
+        """Leave in each parameter's `grad` what this process's rows add to the gradient of step `number`;
+        returns what they add to its loss.
 
-        The loss is the mean over `trained_tokens`, those of all processes. Out of memory, all of it is computed again in the next smaller layout.
+        The loss is the mean over `trained_tokens`, those of all processes. Out of memory, all of it is
+        computed again in the next smaller layout.
 
         Raises:
             UserError: there is no smaller one.
@@ -109,10 +135,12 @@ class Step:
                 why, smaller = "out of memory", step_down(self.layout)
                 if smaller is None or self.args.world_size > 1:
                     raise UserError(
-                        f"out of memory at step {number} ({self.layout.describe(len(step.packs))}); "
-                        "set a smaller training.per_device_train_batch_size or model.max_seq_length, or model.load_in_4bit=true"
+                        f"out of memory at step {number} ({self.layout.describe(len(step.packs))}); set a"
+                        " smaller training.per_device_train_batch_size or model.max_seq_length, or"
+                        " model.load_in_4bit=true"
                     ) from error
-            # Out of the handler: until then the exception holds on to the activations of the step that failed.
+            # Out of the handler: until then the exception holds on to the activations of the step that
+            # failed.
             self.model.zero_grad()
             self.use_layout(smaller)
             gc.collect()
@@ -128,12 +156,15 @@ class Step:
         if self.layout.captured or self.flat is not None:
             self.gradients.attach()
         count = torch.tensor(max(1, trained_tokens)).to(self.args.device, non_blocking=True)
-        # The last step of an epoch may hold fewer conversations than there are processes; all of them have to take part in it.
+        # The last step of an epoch may hold fewer conversations than there are processes; all of them have to
+        # take part in it.
         groups = list(self.layout.groups(step)) or [[Row(-1, [self.pad, self.pad], [IGNORED, IGNORED])]]
         losses = []
         for rows in groups:
             if self.layout.captured and len(rows) == self.layout.packs:
-                batch = self._to_device(padded(rows, self.pad, CapturedLayers.length(max(map(len, rows))), mask=False))
+                batch = self._to_device(
+                    padded(rows, self.pad, CapturedLayers.length(max(map(len, rows))), mask=False)
+                )
                 losses.append(self.captured.run(batch["input_ids"], batch["labels"], count))
             else:
                 losses.append(self.micro_batch(self._to_device(self.layout.batch(rows, self.pad)), count))
@@ -143,7 +174,11 @@ class Step:
         """One forward and backward pass; its loss, already divided by `trained_tokens`."""
         inputs = self.engine.inputs(batch)
         with self.autocast():
-            loss = self._smoothed(inputs, trained_tokens) if self.smoother else self.engine.loss(self.model, inputs, trained_tokens)
+            loss = (
+                self._smoothed(inputs, trained_tokens)
+                if self.smoother
+                else self.engine.loss(self.model, inputs, trained_tokens)
+            )
         (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
         return loss.detach()
 
@@ -151,7 +186,9 @@ class Step:
         """The loss with training.label_smoothing_factor, which needs all logits."""
         labels = inputs.pop("labels")
         outputs = self.model(**inputs, use_cache=False)
-        return self.smoother({"logits": outputs.logits.float()}, labels, shift_labels=True, num_items_in_batch=trained_tokens)
+        return self.smoother(
+            {"logits": outputs.logits.float()}, labels, shift_labels=True, num_items_in_batch=trained_tokens
+        )
 
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: values.to(self.args.device, non_blocking=True) for name, values in batch.items()}
@@ -170,7 +207,9 @@ class Step:
         return torch.nn.utils.clip_grad_norm_(self.trained, self.args.max_grad_norm or float("inf"))
 
     def take(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Change the weights, and forget the gradient; whether they were changed: float16 leaves out steps that overflow."""
+        """Change the weights, and forget the gradient; whether they were changed: float16 leaves out steps
+        that overflow.
+        """
         taken = True
         if self.scaler is None:
             optimizer.step()

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIKE = 32  # tokens; data whose longest, median and 90th percentile differ by less is measured once, so that a sweep over seeds is too
+# tokens; data whose longest, median and 90th percentile differ by less is measured once, so that a sweep over
+# seeds is too
+LIKE = 32
 JUDGED = 8  # trained conversations by which a run with nothing held out is judged
 WORTH_CAPTURING = 200  # optimizer steps; below, capturing costs more seconds than it saves
 
@@ -44,17 +46,30 @@ class Planned(Exception):
 
 
 class SFTTrainerWrapper:
-    """Trains `model` on `dataset` (columns input_ids and labels, as `DatasetLoader.prepare_dataset` makes it).
+    """Trains `model` on `dataset` (columns input_ids and labels, as `DatasetLoader.prepare_dataset` makes
+    it).
 
-    `create_trainer` alone trains on every token; `enable_response_only_training` puts the loss where the labels of `dataset` are, and so does
-    `setup_and_train`. `trainer` is TRL's trainer, `plan` the batch layout once training has begun, `loggers` what
+    `create_trainer` alone trains on every token; `enable_response_only_training` puts the loss where the
+    labels of `dataset` are, and so does
+    `setup_and_train`. `trainer` is TRL's trainer, `plan` the batch layout once training has begun, `loggers`
+    what
     `training.report_to` opened: hand them a report with `loggers.finish(report)`.
     """
 
-    def __init__(self, config: Mapping[str, Any] | Config, model: Any, tokenizer: Any, dataset: Dataset, eval_dataset: Dataset | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any] | Config,
+        model: Any,
+        tokenizer: Any,
+        dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+    ) -> None:
         for name, rows in (("dataset", dataset), ("eval_dataset", eval_dataset)):
             if rows is not None and not {"input_ids", "labels"} <= set(rows.column_names):
-                raise UserError(f"{name} has no input_ids and labels; make it with DatasetLoader(config, tokenizer).prepare_dataset()")
+                raise UserError(
+                    f"{name} has no input_ids and labels; make it with DatasetLoader(config,"
+                    " tokenizer).prepare_dataset()"
+                )
         self.settings = adopt(config)
         self.config = self.settings.to_dict()
         self.model = model
@@ -68,7 +83,9 @@ class SFTTrainerWrapper:
         self.job: Any = None  # what is trained: a `job.Job`
         self.step: Any = None  # how the native loop trains it: a `step.Step`
         self.plan: Plan | None = None
-        self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the batch layout as soon as it is chosen; the pipeline sets it
+        self.on_layout: Callable[[Layout], None] = lambda layout: (
+            None
+        )  # told the batch layout as soon as it is chosen; the pipeline sets it
         self.memory_estimate: dict[str, float] = {}  # GB by part, once the layout is chosen
         self.output: Any = None  # what `train` returned
         self.loggers = Loggers()
@@ -97,7 +114,8 @@ class SFTTrainerWrapper:
     def trainer(self) -> Any:
         """TRL's SFTTrainer, built when it is first asked for; None before `create_trainer`.
 
-        With training.loop=auto it is what trains from then on, with all that is changed about it; with training.loop=native it is for looking at.
+        With training.loop=auto it is what trains from then on, with all that is changed about it; with
+        training.loop=native it is for looking at.
         """
         if self.job is None:
             return None
@@ -108,10 +126,12 @@ class SFTTrainerWrapper:
         return self._trl[0]
 
     def create_trainer(self) -> Any:
-        """What trains, with the loss on every token of a conversation: TRL's trainer, or the native loop's `Job`; both take callbacks.
+        """What trains, with the loss on every token of a conversation: TRL's trainer, or the native loop's
+        `Job`; both take callbacks.
 
         Raises:
-            UserError: the place for checkpoints or for the model is taken, TRL refuses the settings, or a logger cannot be opened.
+            UserError: the place for checkpoints or for the model is taken, TRL refuses the settings, or a
+                logger cannot be opened.
         """
         check_run(self.settings)
         for target in targets(self.settings).values():
@@ -128,7 +148,9 @@ class SFTTrainerWrapper:
         training = self.settings.training
         stopping = None
         if training.early_stopping_patience is not None:
-            stopping = EarlyStoppingCallback(training.early_stopping_patience, training.early_stopping_threshold)
+            stopping = EarlyStoppingCallback(
+                training.early_stopping_patience, training.early_stopping_threshold
+            )
         with quiet():
             args = sft_arguments(self.settings, self.engine, loop)
             (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
@@ -167,12 +189,16 @@ class SFTTrainerWrapper:
         job = self.job if self.loop == "trl" else replace(self.job)
         job.args = args
         with quiet(), undisturbed():
-            self._trl = trl.build(job, job.make_batches(self.settings.effective_batch_size), self._configured(), self.step)
+            self._trl = trl.build(
+                job, job.make_batches(self.settings.effective_batch_size), self._configured(), self.step
+            )
         if self.loop == "native":
             self._trl[0].state = self.job.state
 
     def enable_response_only_training(self) -> None:
-        """Put the loss where the labels are, in training and evaluation: on the assistant's tokens and ends of turn, as `dataset.train_on` says."""
+        """Put the loss where the labels are, in training and evaluation: on the assistant's tokens and ends
+        of turn, as `dataset.train_on` says.
+        """
         self.job.dataset = _columns(self.dataset)
         if self.eval_dataset is not None:
             self.job.eval_dataset = _columns(self.eval_dataset)
@@ -180,7 +206,8 @@ class SFTTrainerWrapper:
             self._trl[1].rows.batches = self.job.make_batches(self.settings.effective_batch_size)
 
     def plan_layout(self) -> None:
-        """Choose the batch layout as `training.batch_layout` says, use it and say so; a resumed run keeps its own. Called as training begins.
+        """Choose the batch layout as `training.batch_layout` says, use it and say so; a resumed run keeps its
+        own. Called as training begins.
 
         Raises:
             Planned: the task is to plan alone.
@@ -203,9 +230,19 @@ class SFTTrainerWrapper:
         if chosen.captured:
             capture(self.step, self.job.batches)
         self.memory_estimate = memory_estimate(self.step, trying, self.job.eval_dataset)
-        times = {found.layout: f", {1000 * found.seconds:,.0f} ms a step" for found in self.plan.measurements if found.seconds is not None}
-        other = f"; as configured: {configured.describe(batch_size)}{times.get(configured, '')}" if configured != chosen else ""
-        log.info("layout: %s (%s%s%s)", chosen.describe(batch_size), self.plan.reason, times.get(chosen, ""), other)
+        times = {
+            found.layout: f", {1000 * found.seconds:,.0f} ms a step"
+            for found in self.plan.measurements
+            if found.seconds is not None
+        }
+        other = (
+            f"; as configured: {configured.describe(batch_size)}{times.get(configured, '')}"
+            if configured != chosen
+            else ""
+        )
+        log.info(
+            "layout: %s (%s%s%s)", chosen.describe(batch_size), self.plan.reason, times.get(chosen, ""), other
+        )
         for row in self.measured_layouts():
             THIRD_PARTY.info("layout measured: %s", row)
         if self.settings.task == "plan":
@@ -215,10 +252,14 @@ class SFTTrainerWrapper:
         """The layout that the configuration means to the letter."""
         training = self.settings.training
         padding_free = training.packing or self.engine.padding_free(self.model)
-        return Layout(training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings)))
+        return Layout(
+            training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings))
+        )
 
     def evaluate(self) -> float | None:
-        """Mean loss per trained token of the held-out conversations, in nats; None where nothing is held out, samples alone are then made."""
+        """Mean loss per trained token of the held-out conversations, in nats; None where nothing is held out,
+        samples alone are then made.
+        """
         from chatbot_sft.train.loop import held_out
 
         with quiet():
@@ -229,7 +270,9 @@ class SFTTrainerWrapper:
             return metrics["eval_loss"]
 
     def trained_rows_loss(self) -> float | None:
-        """Mean loss per trained token of the first conversations that are trained, in nats; None where others are held out to judge by."""
+        """Mean loss per trained token of the first conversations that are trained, in nats; None where others
+        are held out to judge by.
+        """
         from chatbot_sft.train.evaluation import evaluate
 
         if self.eval_dataset is not None:
@@ -237,34 +280,56 @@ class SFTTrainerWrapper:
         rows = self.job.dataset.select(range(min(len(self.job.dataset), JUDGED)))
         step, batch_size = self.step, self.args.per_device_eval_batch_size
         with quiet():
-            return evaluate(self.model, rows, batch_size, step.pad, self.args, step.autocast, self.state.global_step, "trained")["eval_loss"]
+            return evaluate(
+                self.model,
+                rows,
+                batch_size,
+                step.pad,
+                self.args,
+                step.autocast,
+                self.state.global_step,
+                "trained",
+            )["eval_loss"]
 
     def evaluate_trained(self) -> float | None:
-        """`evaluate` after training, unless the last step was evaluated and its weights are still the model's."""
+        """`evaluate` after training, unless the last step was evaluated and its weights are still the
+        model's.
+        """
         last = self.evaluations.at(self.state.global_step)
         if last is None or self.evaluations.reloaded is not None:
             return self.evaluate()
         return last["loss"]
 
     def samples(self) -> list[dict[str, str]]:
-        """The model's greedy answers to `sample_prompts`; training goes on from there as if they had not been asked for."""
+        """The model's greedy answers to `sample_prompts`; training goes on from there as if they had not been
+        asked for.
+        """
         if not self.sample_prompts:
             return []
         from chatbot_sft.train.evaluation import Part
 
         self.engine.for_inference(self.model)
-        limit, kwargs = self.settings.training.sample_max_new_tokens, self.settings.dataset.chat_template_kwargs
+        limit, kwargs = (
+            self.settings.training.sample_max_new_tokens,
+            self.settings.dataset.chat_template_kwargs,
+        )
         part = Part(f"step {self.state.global_step}: sample answers", len(self.sample_prompts))
         answers = []
         for prompt in self.sample_prompts:
-            answers.append(as_text(self.tokenizer, greedy_answer(self.model, self.tokenizer, prompt, limit, **kwargs)))
+            answers.append(
+                as_text(self.tokenizer, greedy_answer(self.model, self.tokenizer, prompt, limit, **kwargs))
+            )
             part.advance()
         if self.plan is not None:
             self.step.use_layout(self.step.layout)
-        return [{"prompt": prompt[-1]["content"], "answer": answer} for prompt, answer in zip(self.sample_prompts, answers, strict=True)]
+        return [
+            {"prompt": prompt[-1]["content"], "answer": answer}
+            for prompt, answer in zip(self.sample_prompts, answers, strict=True)
+        ]
 
     def train(self) -> Any:
-        """Run the training, from `origin` on. Returns transformers' `TrainOutput` (global_step, training_loss, metrics).
+        """Run the training, from `origin` on. Returns transformers' `TrainOutput` (global_step,
+        training_loss, metrics).
 
         Raises:
             UserError: the loss diverged, memory ran out, or a checkpoint cannot be written.
@@ -294,22 +359,34 @@ class SFTTrainerWrapper:
     def setup(self) -> None:
         """The first two steps of `setup_and_train`, for those who evaluate before they train."""
         self.create_trainer()
-        self.enable_response_only_training()  # with training.response_only=false the gate has put labels on everything
+        # with training.response_only=false the gate has put labels on everything
+        self.enable_response_only_training()
 
     def save_model(self, save_config: Mapping[str, Any] | None = None) -> Any:
-        """Save what was trained as `config.save` says, or `save_config` (keys of that section), and print where. Returns `save.SaveResult`."""
+        """Save what was trained as `config.save` says, or `save_config` (keys of that section), and print
+        where. Returns `save.SaveResult`.
+        """
         result = self.saver().save(save_config)
         for export in result.exports:
-            print(f"saved {export.method}{', verified' if export.verified else ''}: {Path(export.path).absolute()}")
+            print(
+                f"saved {export.method}{', verified' if export.verified else ''}:"
+                f" {Path(export.path).absolute()}"
+            )
         return result
 
     def saver(self, report: Report | None = None) -> Any:
-        """The `save.ModelSaver` of this model, with conversations of its data to hold exports against; `report` is the run's, for the model card."""
+        """The `save.ModelSaver` of this model, with conversations of its data to hold exports against;
+        `report` is the run's, for the model card.
+        """
         evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
-        return locate("save", self.settings.save._target_, ModelSaver)(self.settings, self.model, self.tokenizer, evidence, report)
+        return locate("save", self.settings.save._target_, ModelSaver)(
+            self.settings, self.model, self.tokenizer, evidence, report
+        )
 
     def measured_layouts(self) -> list[dict[str, Any]]:
-        """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in GB."""
+        """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in
+        GB.
+        """
         return [
             {
                 "layout": found.layout.describe(self.settings.effective_batch_size),
@@ -325,7 +402,9 @@ class SFTTrainerWrapper:
 
         gpu = torch.cuda.is_available()
         capturable = gpu and trial.steps >= WORTH_CAPTURING and self.step.capturable()
-        layouts = candidates(configured, self.settings.effective_batch_size, self.settings.training.packing, gpu, capturable)
+        layouts = candidates(
+            configured, self.settings.effective_batch_size, self.settings.training.packing, gpu, capturable
+        )
         batches = self.job.batches
         sizes = sorted(sum(batches.lengths[row] for row in pack) for pack in batches.packs)
         key = cache_key(
@@ -333,18 +412,26 @@ class SFTTrainerWrapper:
             [asdict(self.settings.model), asdict(self.settings.lora), self.args.optim],
             [-(-size // LIKE) for size in (sizes[-1], sizes[len(sizes) // 2], sizes[9 * len(sizes) // 10])],
             [trial.memory_margin, configured.as_dict(), [layout.as_dict() for layout in layouts]],
-            [torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(), self.args.world_size],
+            [
+                torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(),
+                self.args.world_size,
+            ],
             {name: version for name, version in versions().items() if name != "chatbot-sft"},
         )
         plan = [choose(layouts, configured, trial, key)]
         if self.args.world_size > 1:
-            torch.distributed.broadcast_object_list(plan)  # each process has measured; the first one's choice is everyone's
+            torch.distributed.broadcast_object_list(
+                plan
+            )  # each process has measured; the first one's choice is everyone's
         return plan[0]
 
     @property
     def stopped_early(self) -> bool:
         stopping = self.job.stopping
-        return stopping is not None and stopping.early_stopping_patience_counter >= stopping.early_stopping_patience
+        return (
+            stopping is not None
+            and stopping.early_stopping_patience_counter >= stopping.early_stopping_patience
+        )
 
     @property
     def layout(self) -> Layout:
@@ -367,10 +454,22 @@ class SFTTrainerWrapper:
         state = self.state
         if self.stopped_early:
             patience = self.settings.training.early_stopping_patience
-            log.info("step %d: stopped, %d evaluations in a row without a better held-out loss", state.global_step, patience)
-        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None and state.best_global_step != state.global_step:
+            log.info(
+                "step %d: stopped, %d evaluations in a row without a better held-out loss",
+                state.global_step,
+                patience,
+            )
+        if (
+            self.args.load_best_model_at_end
+            and state.best_model_checkpoint is not None
+            and state.best_global_step != state.global_step
+        ):
             self.evaluations.reloaded = state.best_global_step
-            log.info("step %d: its weights are loaded back, held out %.3f was the lowest", state.best_global_step, state.best_metric)
+            log.info(
+                "step %d: its weights are loaded back, held out %.3f was the lowest",
+                state.best_global_step,
+                state.best_metric,
+            )
 
 
 def _columns(dataset: Dataset) -> Dataset:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from chatbot_sft.train.batches import Batches, Pack
     from chatbot_sft.train.step import Step
 
-FLOAT32_NOISE, FLOAT16_NOISE = 1e-4, 5e-3  # relative difference of one step's loss between layouts that compute the same
+FLOAT32_NOISE, FLOAT16_NOISE = (
+    1e-4,
+    5e-3,
+)  # relative difference of one step's loss between layouts that compute the same
 
 
 def trial(step: Step, batches: Batches, steps: int) -> Trial:
@@ -27,21 +30,33 @@ def trial(step: Step, batches: Batches, steps: int) -> Trial:
     of_epoch = sorted(batches.epoch(0), key=size)
     longest = sorted(batches.packs, key=lambda pack: -size([pack]))
     count = step.args.per_device_train_batch_size
-    typical, longest = (StepRows([batches.rows[pack] for pack in packs[:count]]) for packs in (of_epoch[len(of_epoch) // 2], longest))
-    shapes = {CapturedLayers.length(max(batches.lengths[row] for pack in packs for row in pack)) for packs in of_epoch}
+    typical, longest = (
+        StepRows([batches.rows[pack] for pack in packs[:count]])
+        for packs in (of_epoch[len(of_epoch) // 2], longest)
+    )
+    shapes = {
+        CapturedLayers.length(max(batches.lengths[row] for pack in packs for row in pack))
+        for packs in of_epoch
+    }
     exact = step.precision is None and step.model.dtype == torch.float32
     tolerance = FLOAT32_NOISE if exact else FLOAT16_NOISE
-    return Trial(step.trial_run, typical, longest, steps, step.settings.training.memory_margin, tolerance, len(shapes))
+    return Trial(
+        step.trial_run, typical, longest, steps, step.settings.training.memory_margin, tolerance, len(shapes)
+    )
 
 
 def capture(step: Step, batches: Batches) -> None:
-    """Capture every shape that the run will meet, the largest first: the smaller ones then fit into its memory, and none comes as a surprise."""
+    """Capture every shape that the run will meet, the largest first: the smaller ones then fit into its
+    memory, and none comes as a surprise.
+    """
     step.captured = None
     gc.collect()
     torch.cuda.empty_cache()
     by_shape: dict[int, list[Pack]] = {}
     for packs in batches.epoch(0):
-        for group in (packs[start : start + step.layout.packs] for start in range(0, len(packs), step.layout.packs)):
+        for group in (
+            packs[start : start + step.layout.packs] for start in range(0, len(packs), step.layout.packs)
+        ):
             if len(group) == step.layout.packs:
                 length = CapturedLayers.length(max(batches.lengths[row] for pack in group for row in pack))
                 by_shape.setdefault(length, list(group))

@@ -1,7 +1,9 @@
-"""The other loop: TRL's SFTTrainer as published, through its public arguments and callbacks alone. Imported after the engine.
+"""The other loop: TRL's SFTTrainer as published, through its public arguments and callbacks alone. Imported
+after the engine.
 
-The rows of each step, and how the step is cut into micro-batches, are those of the native loop with training.batch_layout=as_configured, so both give
-the same numbers. What it gives up stands in docs/training.md.
+The rows of each step, and how the step is cut into micro-batches, are those of the native loop with
+training.batch_layout=as_configured, so both give the same numbers. What it gives up stands in
+docs/training.md.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ log = logging.getLogger(__name__)
 
 
 class Rows:
-    """The packs of an epoch, in the order of its steps, as a datasets.Dataset; which epoch is set as it begins."""
+    """The packs of an epoch, in the order of its steps, as a datasets.Dataset; which epoch is set as it
+    begins.
+    """
 
     def __init__(self, batches: Batches) -> None:
         self.batches, self.epoch = batches, 0
@@ -49,21 +53,28 @@ class Rows:
     def _rows(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         packs = [pack for step in self.batches.epoch(self.epoch) for pack in step]
         found = [self.batches.rows[packs[place]] for place in batch["place"]]
-        return {"input_ids": [[row.input_ids for row in rows] for rows in found], "labels": [[row.labels for row in rows] for rows in found]}
+        return {
+            "input_ids": [[row.input_ids for row in rows] for rows in found],
+            "labels": [[row.labels for row in rows] for rows in found],
+        }
 
 
 def collator(layout: Layout, step: Step) -> Any:
     """Micro-batches as the native loop makes them."""
 
     def collate(packs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        rows = [Row(-1, *row) for pack in packs for row in zip(pack["input_ids"], pack["labels"], strict=True)]
+        rows = [
+            Row(-1, *row) for pack in packs for row in zip(pack["input_ids"], pack["labels"], strict=True)
+        ]
         return step.engine.inputs(layout.batch(rows, step.pad))
 
     return collate
 
 
 class Companion(TrainerCallback):
-    """What the native loop does beside its steps, where TRL's calls a callback: evaluation, guard, progress, preemption, run.json in checkpoints."""
+    """What the native loop does beside its steps, where TRL's calls a callback: evaluation, guard, progress,
+    preemption, run.json in checkpoints.
+    """
 
     def __init__(self, job: Job, rows: Rows, layout: Layout, step: Step) -> None:
         self.job, self.rows, self.layout, self.step = job, rows, layout, step
@@ -78,7 +89,9 @@ class Companion(TrainerCallback):
         if job.settings.training.stop_on_divergence:
             job.guard = Guard(args, job.named, self.rows.batches, job.settings.dataset.shuffle, state)
         if job.stopping and (kept := state.stateful_callbacks.get(snapshot.STOPPING)):
-            job.stopping.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+            job.stopping.early_stopping_patience_counter = kept["attributes"][
+                "early_stopping_patience_counter"
+            ]
         job.evaluations.begin(state)
         job.progress.begin(state)
 
@@ -91,7 +104,11 @@ class Companion(TrainerCallback):
         state.num_input_tokens_seen += self.rows.batches.tokens(number)[0]
         job.progress.step(state)
         last = number >= state.max_steps
-        if job.settings.training.eval_steps is not None and args.eval_delay <= number and (last or number % state.eval_steps == 0):
+        if (
+            job.settings.training.eval_steps is not None
+            and args.eval_delay <= number
+            and (last or number % state.eval_steps == 0)
+        ):
             logs = control.should_log
             best = judge(job, self.held_out()["eval_loss"])
             control.should_log = logs  # the held-out figures were logged in between
@@ -100,13 +117,17 @@ class Companion(TrainerCallback):
             control.should_save = control.should_training_stop = True
         job.ended = last or control.should_training_stop
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if not logs or "loss" not in logs:
             return
         self.job.progress.log(state, logs["loss"])
         if self.job.guard and self.failure is None:
             try:
-                self.job.guard.check(state.global_step, torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"]))
+                self.job.guard.check(
+                    state.global_step, torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"])
+                )
             except Diverged as error:
                 self.failure = error
                 control.should_training_stop, control.should_save = True, False
@@ -117,7 +138,9 @@ class Companion(TrainerCallback):
         if args.should_save:
             losses = {"pending": 0.0, "total": 0.0, "logged_until": state.global_step}
             finished = job.ended and not (preemption.requested() and state.global_step < state.max_steps)
-            record = resume.record(job.origin, state.global_step, job.seconds(), finished, losses, self.layout.as_dict())
+            record = resume.record(
+                job.origin, state.global_step, job.seconds(), finished, losses, self.layout.as_dict()
+            )
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             torch.save(masked_arguments(args), folder / TRAINING_ARGS_NAME)
             checkpoints.seal(folder, record)
@@ -126,9 +149,19 @@ class Companion(TrainerCallback):
         self.job.progress.end()
 
     def held_out(self) -> dict[str, float]:
-        """Evaluate as the native loop does; the trainer's own evaluation would mark the model as prepared, and several processes train apart."""
+        """Evaluate as the native loop does; the trainer's own evaluation would mark the model as prepared,
+        and several processes train apart.
+        """
         job, step, number = self.job, self.step, self.trainer.state.global_step
-        metrics = evaluate(job.model, job.eval_dataset, job.args.per_device_eval_batch_size, step.pad, job.args, step.autocast, number)
+        metrics = evaluate(
+            job.model,
+            job.eval_dataset,
+            job.args.per_device_eval_batch_size,
+            step.pad,
+            job.args,
+            step.autocast,
+            number,
+        )
         self.trainer.log(dict(metrics))
         with undisturbed():
             job.evaluations.take(self.trainer.state, metrics)
@@ -179,7 +212,11 @@ def train(trainer: Any, companion: Companion) -> TrainOutput:
     if companion.failure is not None:
         raise companion.failure
     state = trainer.state
-    if job.settings.training.load_best_model_at_end and state.best_model_checkpoint and state.best_global_step != state.global_step:
+    if (
+        job.settings.training.load_best_model_at_end
+        and state.best_model_checkpoint
+        and state.best_global_step != state.global_step
+    ):
         snapshot.load_best(job.model, state)
     return TrainOutput(output.global_step, mean_loss(job), output.metrics)
 
