@@ -78,8 +78,8 @@ def ours(work: Path, output: Path) -> None:
     """What `save.method` writes: a merged folder, or a GGUF file straight from base and adapter."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from chatbot_sft.save import llama_cpp
-    from chatbot_sft.save.gguf_file import WRITTEN, write_gguf
+    from chatbot_sft.save.gguf import llama_cpp
+    from chatbot_sft.save.gguf.file import WRITTEN, write_gguf
     from chatbot_sft.save.merged import sixteen_bit, write_shards
     from chatbot_sft.save.weights import of_checkpoint
 

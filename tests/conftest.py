@@ -17,6 +17,7 @@ from warm import Warm
 
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLE = REPO / "data" / "thinking_teacher_conversations.json"
+SEED = Path(__file__).with_name("seed.yaml")  # the sft.yaml of the original training module's document
 
 # A first call that imports something is no slow example.
 settings.register_profile("chatbot_sft", deadline=None)
@@ -192,6 +193,20 @@ def conversations(count: int, **extra) -> list[dict]:
         }
         for n in range(count)
     ]
+
+
+def composed(output: Path, *overrides: str) -> dict:
+    """The configuration as the command line makes it."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from chatbot_sft.command_line import opened
+    from chatbot_sft.config import hydra_glue  # noqa: F401 (registers resolvers)
+
+    with initialize_config_dir(str(REPO / "conf"), version_base=None):
+        return OmegaConf.to_container(
+            compose("config", [f"paths.output_dir={output}", *map(opened, overrides)]), resolve=True
+        )
 
 
 TRAINING = {

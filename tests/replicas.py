@@ -2,7 +2,7 @@
 
 The configurations are those of the models' own config.json with the sizes taken down: what differs between
 the families (rope scaling, tied embeddings, q and k norms, fused projections, a vision tower) is as it is
-there. Tokenizer and template are those of tests/test_templates.py.
+there. Tokenizer and template are those of tests/families.py.
 """
 
 from __future__ import annotations

@@ -5,23 +5,31 @@ import re
 
 from conftest import REPO, conversations, write_json
 
+TESTS = REPO / "tests"
 DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 
 
 def test_every_test_that_a_document_names_exists():
     named = re.findall(r"`(test_\w+)::(test_\w+)`", (REPO / "docs" / "faults.md").read_text(encoding="utf-8"))
     assert len(named) > 200
-    tree = {
-        file: ast.parse((REPO / "tests" / f"{file}.py").read_text(encoding="utf-8"))
-        for file in {file for file, _ in named}
-    }
+    files = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in TESTS.rglob("test_*.py")}
     there = {
         (file, node.name)
-        for file, module in tree.items()
+        for file, module in files.items()
         for node in ast.walk(module)
         if isinstance(node, ast.FunctionDef)
     }
     assert not sorted(set(named) - there)
+
+
+def test_every_file_of_ours_that_a_document_names_exists():
+    """As a path from the checkout, or from src/chatbot_sft."""
+    ours = REPO / "src" / "chatbot_sft"
+    rooms = "|".join(["src", "tests", "benchmarks", *(room.name for room in ours.iterdir() if room.is_dir())])
+    for document in [*DOCUMENTS, REPO / "CONTRIBUTING.md"]:
+        text = document.read_text(encoding="utf-8")
+        for name in re.findall(rf"(?<![\w/.-])((?:{rooms})/[\w/]+\.py)\b", text):
+            assert (REPO / name).exists() or (ours / name).exists(), f"{document.name}: {name}"
 
 
 def test_every_link_of_a_document_leads_somewhere():

@@ -32,7 +32,7 @@ RULES = {
         ("chatbot_sft.save",),
         {
             "train/snapshot.py": {"chatbot_sft.save.saver"},
-            "train/trainer.py": {"chatbot_sft.save", "chatbot_sft.save.evidence"},
+            "train/trainer.py": {"chatbot_sft.save", "chatbot_sft.save.verify.evidence"},
         },
     ),
     "inference": (("chatbot_sft.train", "chatbot_sft.save"), {}),

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import EXAMPLE, random_llama
-from test_config import SEED_YAML
+from conftest import EXAMPLE, SEED, random_llama
 
 SNIPPETS = {
     "ConfigLoader": (
@@ -128,8 +127,10 @@ def test_the_seeds_snippets_run_in_order(engine, request, smollm2, tmp_path):
     (tmp_path / "configs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / EXAMPLE.name).symlink_to(EXAMPLE)
-    yaml = SEED_YAML.replace('"unsloth/Llama-3.2-3B-Instruct"', f'"{model}"\n  engine: {engine}').replace(
-        "max_steps: 30", "max_steps: 2"
+    yaml = (
+        SEED.read_text(encoding="utf-8")
+        .replace('"unsloth/Llama-3.2-3B-Instruct"', f'"{model}"\n  engine: {engine}')
+        .replace("max_steps: 30", "max_steps: 2")
     )
     verify = engine == "unsloth"  # one of the two is enough: five exports take their time
     yaml = yaml.replace("save:\n", f"save:\n  verify: {str(verify).lower()}\n")

@@ -18,7 +18,7 @@ from chatbot_sft.model import embedded, hardware
 from chatbot_sft.model.engine import expected
 from chatbot_sft.model.hub import USER_SAYS_OFFLINE
 from chatbot_sft.run.versions import versions
-from chatbot_sft.save import llama_cpp
+from chatbot_sft.save.gguf import llama_cpp
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import CONFIG, Run
 from chatbot_sft.run.report import Report
 from chatbot_sft.save import ModelSaver
-from chatbot_sft.save.evidence import Evidence
+from chatbot_sft.save.verify.evidence import Evidence
 from chatbot_sft.targets import locate
 
 log = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ from chatbot_sft.run.standing import Standing
 from chatbot_sft.run.versions import versions
 from chatbot_sft.run_directory import held
 from chatbot_sft.save import ModelSaver
-from chatbot_sft.save.evidence import usual_ends, usual_system_prompt
+from chatbot_sft.save.verify.evidence import usual_ends, usual_system_prompt
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, resume
 from chatbot_sft.train.choice import chosen

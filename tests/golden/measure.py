@@ -75,7 +75,7 @@ def arguments(name: str, folder: Path) -> list[str]:
 def write_models(folder: Path) -> None:
     import replicas
     from conftest import random_llama
-    from test_templates import FAMILIES, write_folders
+    from families import FAMILIES, write_folders
 
     from chatbot_sft.model import embedded
 

@@ -1,8 +1,8 @@
 """The typed schema: every key once, with its type, its default, and what there is to say of it (see `key`).
 
 The defaults here are those of the original `configs/sft.yaml`. `conf/` states them again where a user looks
-for them and adds the embedded model; tests/test_schema.py holds the two together. `--help`, the checks and a
-run's identity are made from `keys()`.
+for them and adds the embedded model; tests/config/test_schema.py holds the two together. `--help`, the checks
+and a run's identity are made from `keys()`.
 """
 
 # ruff: noqa: RUF009

@@ -34,8 +34,7 @@ class Layout:
     """What a template writes around the contents of conversations with one sequence of roles.
 
     `pieces` has one text before each content and one after the last; `starts[i]` is where in `pieces[i]` an
-    assistant's turn begins, and
-    `ends[i]` where in `pieces[i + 1]` it has ended. None for the other roles.
+    assistant's turn begins, and `ends[i]` where in `pieces[i + 1]` it has ended. None for the other roles.
     """
 
     pieces: tuple[str, ...]

@@ -2,8 +2,7 @@
 
 The peak is of the time since `begin`, so that a later job of a sweep does not report an earlier one's. A
 CPU's can begin anew on Linux alone (and not where /proc is read-only); elsewhere it is the highest since the
-process was started, and
-`peak_since` says so.
+process was started, and `peak_since` says so.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ def extend_embeddings(model: Any, tokenizer: Any, new_tokens: Sequence[str]) -> 
     tokens. Returns the tokens' ids.
 
     A table that has rows to spare keeps its size; another gets exactly as many as the tokenizer has tokens,
-    because that is the size
-    `AutoPeftModelForCausalLM` gives the base before it loads the adapter.
+    because that is the size `AutoPeftModelForCausalLM` gives the base before it loads the adapter.
     """
     import torch
 

@@ -151,8 +151,7 @@ class DatasetStatistics:
 @dataclass
 class Export:
     """One export; `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the
-    method) to its `Verification`,
-    `seconds` the method and each quantisation to what writing it took.
+    method) to its `Verification`, `seconds` the method and each quantisation to what writing it took.
 
     `base` says what an adapter was merged into. `verified` is None where it was not asked for.
     """

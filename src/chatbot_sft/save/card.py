@@ -17,8 +17,8 @@ from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import moved, number
-from chatbot_sft.save.evidence import ANY_PROMPT
-from chatbot_sft.save.gguf_export import file_names
+from chatbot_sft.save.gguf.export import file_names
+from chatbot_sft.save.verify.evidence import ANY_PROMPT
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config

@@ -23,12 +23,12 @@ from chatbot_sft.run.report import Export, Report, SaveResult
 from chatbot_sft.save import hub_push
 from chatbot_sft.save.adapter import write_adapter
 from chatbot_sft.save.card import CARD, write_card
-from chatbot_sft.save.evidence import Evidence
-from chatbot_sft.save.gguf_export import MODELFILE, check_gguf, file_names, write_gguf_files
+from chatbot_sft.save.gguf.export import MODELFILE, check_gguf, file_names, write_gguf_files
 from chatbot_sft.save.merged import write_merged_4bit, write_merged_16bit
-from chatbot_sft.save.probe import ProbeFailed, probe
 from chatbot_sft.save.trained import Trained
-from chatbot_sft.save.verify import Verification, compare
+from chatbot_sft.save.verify.compare import Verification, compare
+from chatbot_sft.save.verify.evidence import Evidence
+from chatbot_sft.save.verify.probe import ProbeFailed, probe
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from chatbot_sft.model import embedded
 from chatbot_sft.model.engine import load_engine
 from chatbot_sft.report.masking import by_name
 from chatbot_sft.run.report import Report
-from chatbot_sft.save.evidence import Evidence
-from chatbot_sft.save.verify import MOVED, Reference, logits_of, refer
+from chatbot_sft.save.verify.compare import MOVED, Reference, logits_of, refer
+from chatbot_sft.save.verify.evidence import Evidence
 from chatbot_sft.save.weights import Weights, trained_weights
 
 log = logging.getLogger(__name__)

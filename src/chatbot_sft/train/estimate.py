@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from chatbot_sft.model import memory
 from chatbot_sft.train.batches import PackedDataset
 from chatbot_sft.train.evaluation import longest_first, score_batch
-from chatbot_sft.train.measure import Trial
 from chatbot_sft.train.randomness import undisturbed
+from chatbot_sft.train.tuning import Trial
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,8 +17,7 @@ class Progress:
     elsewhere.
 
     `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, stopped while the
-    model is evaluated or saved,
-    `step_tokens` the tokens trained by then.
+    model is evaluated or saved, `step_tokens` the tokens trained by then.
     """
 
     def __init__(self, started: float) -> None:

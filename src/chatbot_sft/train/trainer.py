@@ -21,13 +21,13 @@ from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.run.report import Report
 from chatbot_sft.run.versions import versions
 from chatbot_sft.save import ModelSaver
-from chatbot_sft.save.evidence import gather
+from chatbot_sft.save.verify.evidence import gather
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.layout import Layout, candidates
-from chatbot_sft.train.measure import Plan, Trial, cache_key, choose
 from chatbot_sft.train.resume import Origin, settle
+from chatbot_sft.train.tuning import Plan, Trial, cache_key, choose
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,10 +50,9 @@ class SFTTrainerWrapper:
     it).
 
     `create_trainer` alone trains on every token; `enable_response_only_training` puts the loss where the
-    labels of `dataset` are, and so does
-    `setup_and_train`. `trainer` is TRL's trainer, `plan` the batch layout once training has begun, `loggers`
-    what
-    `training.report_to` opened: hand them a report with `loggers.finish(report)`.
+    labels of `dataset` are, and so does `setup_and_train`. `trainer` is TRL's trainer, `plan` the batch
+    layout once training has begun, `loggers` what `training.report_to` opened: hand them a report with
+    `loggers.finish(report)`.
     """
 
     def __init__(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from chatbot_sft.train.graphs import CapturedLayers
-from chatbot_sft.train.measure import Trial
 from chatbot_sft.train.rows import StepRows
+from chatbot_sft.train.tuning import Trial
 
 if TYPE_CHECKING:
     from chatbot_sft.train.batches import Batches, Pack

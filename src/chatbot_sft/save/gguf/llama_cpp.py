@@ -43,7 +43,7 @@ def quantizer(folder: str | None) -> list[str]:
     if on_path:
         return [on_path]
     if has_wheel():
-        return [sys.executable, "-m", "chatbot_sft.save.llama_cpp"]
+        return [sys.executable, "-m", "chatbot_sft.save.gguf.llama_cpp"]
     raise UserError(
         f"save.gguf_quantization: needs llama.cpp's quantiser: {INSTALL}, or name your llama.cpp with"
         " save.llama_cpp_dir"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference.gguf_model import SYSTEM_PROMPT
-from chatbot_sft.save.gguf_vocab import add_vocabulary
+from chatbot_sft.save.gguf.vocabulary import add_vocabulary
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from chatbot_sft.cache import part_folder
 from chatbot_sft.train.batches import Batches, best_fit
 from chatbot_sft.train.layout import Layout, candidates, step_down
-from chatbot_sft.train.measure import Trial, cache_key, choose
 from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded, padding_free
+from chatbot_sft.train.tuning import Trial, cache_key, choose
 
 rows_of_ids = st.lists(st.lists(st.integers(3, 99), min_size=2, max_size=9), min_size=1, max_size=7)
 
@@ -363,7 +363,7 @@ def test_a_measurement_that_is_damaged_or_of_something_else_is_made_again(rememb
 def test_what_was_measured_need_not_be_remembered(monkeypatch, tmp_path):
     slow, fast = Layout(2), Layout(4)
     planned, _ = trial({Layout(1): 0.0, slow: 0.03, fast: 0.005})
-    monkeypatch.setattr("chatbot_sft.train.measure.part_folder", lambda _: tmp_path / "gone")
+    monkeypatch.setattr("chatbot_sft.train.tuning.part_folder", lambda _: tmp_path / "gone")
     assert choose([slow, fast], slow, planned, cache_key("unwritable")).layout == fast
 
 

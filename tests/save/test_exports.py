@@ -13,23 +13,23 @@ from pathlib import Path
 
 import pytest
 import replicas
-from conftest import conversations, only_error, write_json
+from conftest import composed, conversations, only_error, write_json
+from families import FAMILIES, write_folders
 from hub_double import Failure, serve, user
-from test_models import composed
-from test_templates import FAMILIES, write_folders
 
 from chatbot_sft import pipeline
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference.gguf_model import GGUFModel
 from chatbot_sft.inference.hf_model import HFModel
-from chatbot_sft.save import gguf_file, saver
-from chatbot_sft.save.evidence import Evidence, Row
-from chatbot_sft.save.gguf_file import check_architecture
-from chatbot_sft.save.gguf_vocab import read_vocabulary
+from chatbot_sft.save import saver
+from chatbot_sft.save.gguf import file as gguf_file
+from chatbot_sft.save.gguf.file import check_architecture
+from chatbot_sft.save.gguf.vocabulary import read_vocabulary
 from chatbot_sft.save.saver import ModelSaver
 from chatbot_sft.save.trained import Trained
-from chatbot_sft.save.verify import Observation, Reference, compare, logits_of
+from chatbot_sft.save.verify.compare import Observation, Reference, compare, logits_of
+from chatbot_sft.save.verify.evidence import Evidence, Row
 
 ARCHITECTURES = (
     "llama3b",
@@ -263,7 +263,7 @@ def test_a_wrong_template_in_a_gguf_is_found(trained, tmp_path, monkeypatch):
 
 
 def test_a_beginning_of_text_too_many_in_a_gguf_is_found(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("chatbot_sft.save.gguf_vocab.adds_bos", lambda tokenizer: True)
+    monkeypatch.setattr("chatbot_sft.save.gguf.vocabulary.adds_bos", lambda tokenizer: True)
     refused(
         trained("qwen3_4b"),
         "gguf",
@@ -690,7 +690,7 @@ def test_a_llama_cpp_of_the_users_own_quantises(trained, tmp_path):
     place.mkdir(parents=True)
     binary = place / "llama-quantize"
     binary.write_text(
-        f'#!/bin/sh\necho "$3" >> "{tmp_path}/called"\nexec "{sys.executable}" -m chatbot_sft.save.llama_cpp'
+        f'#!/bin/sh\necho "$3" >> "{tmp_path}/called"\nexec "{sys.executable}" -m chatbot_sft.save.gguf.llama_cpp'
         ' "$@"\n'
     )
     binary.chmod(0o755)

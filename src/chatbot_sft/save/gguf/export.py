@@ -11,10 +11,10 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local, tokenizer_folder
-from chatbot_sft.save import llama_cpp
-from chatbot_sft.save.gguf_file import WRITTEN, check_architecture, write_gguf
-from chatbot_sft.save.gguf_vocab import adds_bos, read_vocabulary
-from chatbot_sft.save.ollama import modelfile
+from chatbot_sft.save.gguf import llama_cpp
+from chatbot_sft.save.gguf.file import WRITTEN, check_architecture, write_gguf
+from chatbot_sft.save.gguf.ollama import modelfile
+from chatbot_sft.save.gguf.vocabulary import adds_bos, read_vocabulary
 from chatbot_sft.save.trained import Trained
 
 log = logging.getLogger(__name__)

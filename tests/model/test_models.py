@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import replicas
-from conftest import REPO, conversations, only_error, write_json
-from test_templates import FAMILIES, write_folders
+from conftest import REPO, composed, conversations, only_error, write_json
+from families import FAMILIES, write_folders
 
 from chatbot_sft import pipeline
 from chatbot_sft.errors import UserError
@@ -24,20 +24,6 @@ SPEED = [
     "training.max_steps=2",
     "training.gradient_accumulation_steps=1",
 ]
-
-
-def composed(output: Path, *overrides: str) -> dict:
-    """The configuration as the command line makes it."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from chatbot_sft.command_line import opened
-    from chatbot_sft.config import hydra_glue  # noqa: F401 (registers resolvers)
-
-    with initialize_config_dir(str(REPO / "conf"), version_base=None):
-        return OmegaConf.to_container(
-            compose("config", [f"paths.output_dir={output}", *map(opened, overrides)]), resolve=True
-        )
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,7 @@
 compared.
 
 The export is asked as its user's library reads it from disk (see `probe`), the trained model as it is in
-memory (see
-`trained`). The comparison itself is arithmetic on two `Observation`s.
+memory (see `trained`). The comparison itself is arithmetic on two `Observation`s.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.template import render_as_of
 from chatbot_sft.inference import ChatModel
-from chatbot_sft.save.evidence import ANSWERS, Evidence, Row
+from chatbot_sft.save.verify.evidence import ANSWERS, Evidence, Row
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,8 +1,8 @@
 """An export, read from disk by its user's library in a process of its own: nothing that training left in
 memory helps it, and a crash is a finding.
 
-`python -m chatbot_sft.save.probe EXPORT EVIDENCE_FOLDER OUTPUT [4bit]` writes the `Observation` of EXPORT
-into the file OUTPUT.
+`python -m chatbot_sft.save.verify.probe EXPORT EVIDENCE_FOLDER OUTPUT [4bit]` writes the `Observation` of
+EXPORT into the file OUTPUT.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chatbot_sft.save.evidence import Evidence
-from chatbot_sft.save.verify import Observation, observe
+from chatbot_sft.save.verify.compare import Observation, observe
+from chatbot_sft.save.verify.evidence import Evidence
 
 log = logging.getLogger("third_party")
 
@@ -45,7 +45,7 @@ def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observati
         command = [
             sys.executable,
             "-m",
-            "chatbot_sft.save.probe",
+            "chatbot_sft.save.verify.probe",
             str(export),
             str(asked),
             str(output),

@@ -1,8 +1,7 @@
 """An end token that the base never learned is said, and nothing else is."""
 
 import pytest
-from conftest import conversations, write_json
-from test_models import composed
+from conftest import composed, conversations, write_json
 
 from chatbot_sft import pipeline
 from chatbot_sft.model.untrained import indistinct

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from conftest import conversations, write_json
+from conftest import REPO, conversations, write_json
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
@@ -30,9 +30,7 @@ class Forked:
         self.warm = warm
 
     def start(self, config, days=0):
-        self.process = self.warm.start(
-            [Path(__file__).with_name("forked.py"), json.dumps(config), days], Path.cwd()
-        )
+        self.process = self.warm.start([REPO / "tests" / "forked.py", json.dumps(config), days], Path.cwd())
         return self.process.pid
 
     def exit_code(self):

@@ -3,44 +3,11 @@
 import dataclasses
 
 import pytest
+from conftest import SEED
 from omegaconf import OmegaConf
 
 from chatbot_sft import ConfigLoader, UserError
 from chatbot_sft.config import Config, TrainingConfig, sft_arguments
-
-SEED_YAML = """
-model:
-  name: "unsloth/Llama-3.2-3B-Instruct"
-  max_seq_length: 2048
-  dtype: null  # null, float16, bfloat16
-  load_in_4bit: true
-  token: null  # HuggingFace token
-lora:
-  r: 16  # Rank
-  lora_alpha: 16
-  lora_dropout: 0
-  target_modules: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-  use_gradient_checkpointing: "unsloth"
-dataset:
-  data_path: "data/thinking_teacher_conversations.json"
-  format: "json"
-  split: "train"
-  text_field: "text"
-  message_field: "messages"
-training:
-  output_dir: "checkpoints"
-  per_device_train_batch_size: 2
-  gradient_accumulation_steps: 4
-  max_steps: 30
-  learning_rate: 2.0e-4
-  optim: "adamw_8bit"
-  report_to: "none"  # wandb, tensorboard, none
-save:
-  method: "merged_16bit"  # lora, merged_16bit, merged_4bit, gguf
-  save_path: "checkpoints/final_model"
-  push_to_hub: false
-  hub_model_id: "your-username/model-name"
-"""
 
 
 @pytest.mark.parametrize(
@@ -268,7 +235,7 @@ def test_the_seeds_yaml_is_read_as_it_stands(tmp_path):
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "configs").mkdir()
     file = tmp_path / "configs" / "sft.yaml"
-    file.write_text(SEED_YAML)
+    file.write_text(SEED.read_text(encoding="utf-8"))
     config = ConfigLoader.load_config(file)
     assert ConfigLoader.validate_config(config)
     assert config["dataset"]["data_path"] == str(tmp_path / "data" / "thinking_teacher_conversations.json")
@@ -277,7 +244,7 @@ def test_the_seeds_yaml_is_read_as_it_stands(tmp_path):
     assert config["training"]["gradient_accumulation_steps"] == 4
     assert config["training"]["logging_steps"] == 1  # filled in
     ours = Config.from_mapping({}).to_dict()
-    seed = OmegaConf.to_container(OmegaConf.create(SEED_YAML))
+    seed = OmegaConf.to_container(OmegaConf.create(SEED.read_text(encoding="utf-8")))
     different = {(s, k): v for s, keys in seed.items() for k, v in keys.items() if ours[s][k] != v}
     assert different == {("save", "hub_model_id"): "your-username/model-name"}  # our defaults are the seed's
 

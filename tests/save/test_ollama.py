@@ -10,12 +10,12 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
+from families import FAMILIES, TEMPLATES
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_templates import FAMILIES, TEMPLATES
 
 from chatbot_sft.data.template import ChatTemplate, ChatTokenizer
-from chatbot_sft.save.ollama import Place, derive, go_string, modelfile, quoted
+from chatbot_sft.save.gguf.ollama import Place, derive, go_string, modelfile, quoted
 
 # A Modelfile's value ends with the first line that closes its quotes, white space behind them or not; runes
 # that strconv.IsPrint refuses are dropped. `.System` is all system messages, neighbours of one role are one

@@ -127,5 +127,5 @@ def test_no_other_file_knows_the_names_in_a_run_directory():
         ("cli.py", "config.yaml"),  # Hydra's own, in .hydra
         ("config/effects.py", "checkpoints"),  # a word
         ("config/schema.py", "checkpoints"),  # the default of training.output_dir, without Hydra
-        ("save/probe.py", "evidence.json"),  # in a folder of its own
+        ("save/verify/probe.py", "evidence.json"),  # in a folder of its own
     }
