@@ -13,7 +13,7 @@ help:
 	@echo 'make train      fine-tune the embedded model on the example conversations'
 	@echo 'make test       every test, as CI runs them'
 	@echo 'make test-fast  the tests that neither train nor start a process with torch'
-	@echo 'make lint       ruff: errors and format'
+	@echo 'make lint       ruff and mypy: errors, format, types'
 	@echo 'make setup      build .venv alone'
 	@echo 'make clean      remove .venv'
 
@@ -29,6 +29,7 @@ test-fast: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 setup: $(READY)
 
