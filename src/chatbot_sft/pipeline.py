@@ -7,15 +7,19 @@ import logging
 import shlex
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from chatbot_sft import bounds, distributed, places, preemption, start
 from chatbot_sft.config import Config, effects
 from chatbot_sft.data import DatasetLoader
+from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.data.gate import write_report
+from chatbot_sft.data.prepare import PreparedData, not_prepared
 from chatbot_sft.data.preview import write_preview
 from chatbot_sft.data.template import render_as_of
+from chatbot_sft.data.usual import usual_ends
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.export import earlier_saver
 from chatbot_sft.logs import quiet, run_log
@@ -41,7 +45,6 @@ from chatbot_sft.run.standing import Standing
 from chatbot_sft.run.versions import versions
 from chatbot_sft.run_directory import held
 from chatbot_sft.save import ModelSaver
-from chatbot_sft.save.verify.evidence import usual_ends, usual_system_prompt
 from chatbot_sft.targets import locate
 from chatbot_sft.train import Planned, SFTTrainerWrapper, resume
 from chatbot_sft.train.choice import chosen
@@ -187,7 +190,7 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     check_loggers(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
     chosen(settings)
-    dataset_loader.find_files()
+    Corpus.of(settings).check_files()
     model_loader.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
     saver(settings).check()
@@ -195,20 +198,23 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
         log.info("settings: no effect here: %s", ", ".join(inert))
     origin = resume.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
-    try:
-        check_data(dataset_loader, model_loader, settings)
-    finally:
-        report.dataset = dataset_loader.statistics
+    report.dataset = not_prepared(settings)
+    prepared = checked(dataset_loader, model_loader)
+    report.dataset = prepared.statistics
+    show_findings(prepared)
+    prepared.refuse_bad()
+    for remark in data_summary.remarks(prepared.findings):
+        log.warning("data: %s", remark)
     if settings.task == "check":
         return
-    bounds.check_batch(settings, dataset_loader.statistics.rows_used, distributed.processes())
-    if settings.training.eval_steps is not None and not dataset_loader.statistics.rows_held_out:
+    bounds.check_batch(settings, prepared.statistics.rows_used, distributed.processes())
+    if settings.training.eval_steps is not None and not prepared.statistics.rows_held_out:
         raise UserError(
             f"training.eval_steps={settings.training.eval_steps:g}: no conversation is held out; give"
             " dataset.eval_data_path or more data"
         )
     run = Run.of(settings)
-    lock = locked(settings, dataset_loader, origin)
+    lock = locked(settings, prepared, origin)
     resume.refuse_changes(origin, lock.decides, whole=True)
     if settings.brought:
         log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
@@ -225,9 +231,8 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
         adapter=settings.model.adapter,
     )
 
-    dataset_loader.tokenizer = tokenizer
-    dataset = dataset_loader.prepare_dataset()
-    report.dataset = dataset_loader.statistics
+    prepared = dataset_loader.prepare_for(tokenizer)
+    dataset = prepared.training
 
     unlearned = (
         untrained.told(model, tokenizer, settings, usual_ends(dataset, tokenizer))
@@ -237,16 +242,9 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     if unlearned:
         log.warning("model: %s", unlearned)
 
-    trainer = trainer_wrapper(settings, model, tokenizer, dataset, dataset_loader.eval_dataset)
-    system = usual_system_prompt(dataset) or settings.dataset.system_prompt
-    report.dataset.system_prompt = system
-    trainer.sample_prompts = (
-        dataset_loader.sample_prompts() if settings.training.sample_max_new_tokens else []
-    )
-    if system and settings.training.sample_prompts is not None:  # asked as the model was trained to be
-        trainer.sample_prompts = [
-            [{"role": "system", "content": system}, *prompt] for prompt in trainer.sample_prompts
-        ]
+    trainer = trainer_wrapper(settings, model, tokenizer, dataset, prepared.held_out)
+    report.dataset = replace(prepared.statistics, system_prompt=prepared.system_prompt)
+    trainer.sample_prompts = prepared.questions()
     trainer.origin, trainer.started = origin, started
     trainer.setup()
     report.settings = used_settings(settings, trainer.args)
@@ -320,13 +318,13 @@ def check_secrets(settings: Config) -> None:
         )
 
 
-def locked(settings: Config, dataset_loader: DatasetLoader, origin: Origin) -> Lock:
+def locked(settings: Config, prepared: PreparedData, origin: Origin) -> Lock:
     """All that decides this run's result and is known before its model is loaded."""
     adapter = adapter_fingerprint(settings) if settings.model.adapter else None
-    rows, processes = dataset_loader.statistics.fingerprint, distributed.processes()
+    rows, processes = prepared.fingerprint, distributed.processes()
     return Lock(
         decides=decides(settings, weights_fingerprint(settings), rows, processes, adapter),
-        tokenizer=dataset_loader.tokenizer_fingerprint,
+        tokenizer=prepared.tokenizer.fingerprint,
         date=origin.started.isoformat(),
         versions=versions(),
         device=hardware.device(),
@@ -342,37 +340,30 @@ def save(saver: ModelSaver, report: Report) -> None:
         report.save = saver.result
 
 
-def check_data(dataset_loader: DatasetLoader, model_loader: ModelLoader, settings: Config) -> None:
-    """The gate, and its data_report.json and data_preview.html in the run directory."""
-    run = Run.of(settings)
+def checked(dataset_loader: DatasetLoader, model_loader: ModelLoader) -> PreparedData:
+    """The data by the model's tokenizer, before its weights are loaded, or an engine where rows are not written
+    by a function of the user's own.
+    """
     if dataset_loader.writes_its_own_text:
         dataset_loader.tokenizer = model_loader.load_tokenizer()
-        tokenizer = None
-    else:
-        tokenizer = model_loader.chat_tokenizer()
-    refused = False
-    try:
-        dataset_loader.check(tokenizer)
-    except UserError:
-        refused = True
-        raise
-    finally:
-        if dataset_loader.report and distributed.is_first():
-            write_report(masked(dataset_loader.report), run.data_report_file)
-            title = (
-                f"{settings.model.name} on"
-                f" {', '.join(Path(source['path']).name for source in dataset_loader.report['sources'])}"
-            )
-            write_preview(
-                run.preview_file,
-                title,
-                data_summary.facts(dataset_loader.report)[1:],
-                dataset_loader.preview_rows(),
-            )
-            if settings.task == "check" or refused:
-                data_summary.show(dataset_loader.report, [run.data_report_file, run.preview_file])
-    for remark in data_summary.remarks(dataset_loader.report):
-        log.warning("data: %s", remark)
+        return dataset_loader.prepare()
+    return dataset_loader.prepare(model_loader.chat_tokenizer())
+
+
+def show_findings(prepared: PreparedData) -> None:
+    """data_report.json and data_preview.html in the run directory, and on the terminal what was asked for or
+    stops the run.
+    """
+    if not distributed.is_first():
+        return
+    settings, findings = prepared.settings, prepared.findings
+    run = Run.of(settings)
+    write_report(masked(findings), run.data_report_file)
+    names = ", ".join(Path(source["path"]).name for source in findings["sources"])
+    title, facts = f"{settings.model.name} on {names}", data_summary.facts(findings)[1:]
+    write_preview(run.preview_file, title, facts, prepared.preview_rows())
+    if settings.task == "check" or prepared.refusal:
+        data_summary.show(findings, [run.data_report_file, run.preview_file])
 
 
 def history(trainer: SFTTrainerWrapper) -> list[dict[str, Any]]:
