@@ -25,13 +25,12 @@ RULES = {
     ),
     "data": (
         ("chatbot_sft.model", "chatbot_sft.train", "chatbot_sft.save"),
-        {"data/sources.py": {"chatbot_sft.model.hub"}},
+        {},
     ),
     "model": (("chatbot_sft.save",), {}),
     "train": (
         ("chatbot_sft.save",),
         {
-            "train/snapshot.py": {"chatbot_sft.save.saver"},
             "train/trainer.py": {"chatbot_sft.save", "chatbot_sft.save.verify.evidence"},
         },
     ),

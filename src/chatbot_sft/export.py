@@ -12,7 +12,6 @@ from typing import Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.model import ModelLoader
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
@@ -170,7 +169,7 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
     now["model"] = {**now["model"], "adapter": None}  # what it went on from is in what it became
     settings = Config.from_mapping(now)
-    saver = locate("save", settings.save._target_, ModelSaver)
+    saver = locate("save", settings.save._target_)
     if is_local(settings.model.name) and not Path(settings.model.name).is_dir():
         raise UserError(
             f"run={config['run']}: the model it was trained on is not at {settings.model.name} any more, nor"
@@ -189,7 +188,7 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
             **base,
             "model": {**base["model"], "chat_template": str(earlier.weights / "chat_template.jinja")},
         }
-    model, tokenizer = locate("model", settings.model._target_, ModelLoader)(base).load_and_configure()
+    model, tokenizer = locate("model", settings.model._target_)(base).load_and_configure()
     if not settings.full_finetuning:
         load_weights(model, earlier.weights, f"run={config['run']}")
     log.info("weights: %s", earlier.weights)

@@ -23,11 +23,10 @@ from chatbot_sft.data.usual import usual_ends
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.export import earlier_saver
 from chatbot_sft.logs import quiet, run_log
-from chatbot_sft.model import ModelLoader, add_adapter, embedded, hardware, memory, untrained
-from chatbot_sft.model.base import description, located, weights_fingerprint
+from chatbot_sft.model import ModelLoader, embedded, hardware, memory, untrained
+from chatbot_sft.model.base import located, weights_fingerprint
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
-from chatbot_sft.model.loader import count_parameters, weights_dtype
 from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import data_summary
@@ -40,7 +39,7 @@ from chatbot_sft.report.words import moved, number
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import MACHINE, Lock, decides
-from chatbot_sft.run.report import Memory, Model, Plan, Report, Sample, SaveResult, Status, Training, now
+from chatbot_sft.run.report import Memory, Plan, Report, Sample, SaveResult, Status, Training, now
 from chatbot_sft.run.standing import Standing
 from chatbot_sft.run.versions import versions
 from chatbot_sft.run_directory import held
@@ -181,11 +180,11 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     settings = adopt(settings)
     effects.refuse(settings)
     check_secrets(settings)
-    dataset_class = locate("dataset", settings.dataset._target_, DatasetLoader)
-    model_class = locate("model", settings.model._target_, ModelLoader)
-    locate("lora", settings.lora._target_, add_adapter)
-    trainer_wrapper = locate("training", settings.training._target_, SFTTrainerWrapper)
-    saver = locate("save", settings.save._target_, ModelSaver)
+    dataset_class = locate("dataset", settings.dataset._target_)
+    model_class = locate("model", settings.model._target_)
+    locate("lora", settings.lora._target_)
+    trainer_wrapper = locate("training", settings.training._target_)
+    saver = locate("save", settings.save._target_)
     dataset_loader, model_loader = dataset_class(settings), model_class(settings)
     check_loggers(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
@@ -219,17 +218,9 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     if settings.brought:
         log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
 
-    model, tokenizer = model_loader.load_and_configure()
-    trainable, total = count_parameters(model)
-    report.model = Model(
-        name=settings.model.name,
-        engine=model_loader.engine.NAME,
-        parameters=total,
-        trainable_parameters=trainable,
-        dtype="4-bit" if settings.model.load_in_4bit else str(weights_dtype(settings)).removeprefix("torch."),
-        base=description(settings, Path(settings.paths.output_dir)),
-        adapter=settings.model.adapter,
-    )
+    loaded = model_loader.load()
+    model, tokenizer = loaded.model, loaded.tokenizer
+    report.model = loaded.described(settings)
 
     prepared = dataset_loader.prepare_for(tokenizer)
     dataset = prepared.training
@@ -249,7 +240,7 @@ def train(settings: Config, report: Report, loggers: contextlib.ExitStack, start
     trainer.setup()
     report.settings = used_settings(settings, trainer.args)
     loggers.callback(trainer.loggers.finish, report)
-    lock = lock.on_machine(model_loader.engine.NAME, report.model.dtype, trainer.args.optim, trainer.loop)
+    lock = lock.on_machine(loaded.engine.NAME, report.model.dtype, trainer.args.optim, trainer.loop)
     resume.refuse_changes(origin, {key: lock.decides[key] for key in MACHINE}, whole=False)
     if distributed.is_first():
         run.write_lock(lock)

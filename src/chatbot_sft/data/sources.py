@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from chatbot_sft.data import csv_rows, json_rows, streams, tables
 from chatbot_sft.data.files import TRAIN, data_files
 from chatbot_sft.errors import UserError
+from chatbot_sft.network import allow_network
 
 MAX_ROW_MB = 10.0  # a million tokens are about 5
 
@@ -73,8 +74,6 @@ def read_hub(
     Raises:
         UserError: it cannot be had.
     """
-    from chatbot_sft.model.hub import allow_network
-
     allow_network(True)
     import datasets
 

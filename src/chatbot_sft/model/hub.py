@@ -1,44 +1,19 @@
-"""Models that come from the Hugging Face hub: when the network may be used, and what to say when it fails."""
+"""Models that come from the Hugging Face hub: which names mean one, and what to say when it cannot be had."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from chatbot_sft.data.template import TOKENIZER_FILES
 from chatbot_sft.errors import UserError
-
-log = logging.getLogger(__name__)
-
-USER_SAYS_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+from chatbot_sft.network import USER_SAYS_OFFLINE, allow_network
 
 
 def is_local(name: str) -> bool:
     """A path rather than a hub id: it exists, or it is written like a path."""
     return Path(name).expanduser().is_dir() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
-
-
-def allow_network(allowed: bool) -> None:
-    """A local model needs no hub, so nothing is asked of it; a hub id may be fetched unless the user set
-    HF_HUB_OFFLINE.
-
-    huggingface_hub and datasets read the variable once, at import; in a sweep a later job can need the other
-    setting.
-    """
-    offline = USER_SAYS_OFFLINE or not allowed
-    if not offline and not _answers():
-        log.info("hub: no answer from %s; only what is in the local cache can be used", endpoint())
-        offline = True
-    os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
-    for name in ("huggingface_hub.constants", "datasets.config"):
-        if name in sys.modules:
-            sys.modules[name].HF_HUB_OFFLINE = offline
 
 
 def tokenizer_folder(name: str, revision: str | None) -> Path:
@@ -56,30 +31,6 @@ def tokenizer_folder(name: str, revision: str | None) -> Path:
                 name, revision=revision, allow_patterns=[*TOKENIZER_FILES, "config.json"]
             )
         )
-
-
-def endpoint() -> str:
-    """The hub's address, as huggingface_hub takes it from the environment."""
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def _answers() -> bool:
-    """Whether the hub's host takes a connection; asked once, because the hub client itself retries for
-    minutes. True behind a proxy.
-    """
-    if any(
-        os.environ.get(name)
-        for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-    ):
-        return True
-    address = urlsplit(endpoint())
-    try:
-        with socket.create_connection(
-            (address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5
-        ):
-            return True
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.run.report import Report
 from chatbot_sft.run.versions import versions
-from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.verify.evidence import gather
 from chatbot_sft.targets import locate
 from chatbot_sft.train.arguments import sft_arguments
@@ -378,7 +377,7 @@ class SFTTrainerWrapper:
         `report` is the run's, for the model card.
         """
         evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
-        return locate("save", self.settings.save._target_, ModelSaver)(
+        return locate("save", self.settings.save._target_)(
             self.settings, self.model, self.tokenizer, evidence, report
         )
 
