@@ -30,9 +30,7 @@ RULES = {
     "model": (("chatbot_sft.save",), {}),
     "train": (
         ("chatbot_sft.save",),
-        {
-            "train/trainer.py": {"chatbot_sft.save", "chatbot_sft.save.verify.evidence"},
-        },
+        {},
     ),
     "inference": (("chatbot_sft.train", "chatbot_sft.save"), {}),
 }
