@@ -29,7 +29,7 @@ def allow_network(allowed: bool) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
     for name in ("huggingface_hub.constants", "datasets.config"):
         if name in sys.modules:
-            sys.modules[name].HF_HUB_OFFLINE = offline
+            vars(sys.modules[name])["HF_HUB_OFFLINE"] = offline
 
 
 def endpoint() -> str:

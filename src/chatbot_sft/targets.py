@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from chatbot_sft.config import SECTIONS
+from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError, did_you_mean
 
 
@@ -25,7 +25,7 @@ def locate(section: str, target: str) -> Any:
             user's module passes through.
     """
     where = f"{section}._target_={target}"
-    ours = SECTIONS[section]()._target_
+    ours = Config()[section]["_target_"]
     like, given = _named(ours, where), _named(target, where)
     if isinstance(like, type):
         if not (isinstance(given, type) and issubclass(given, like)):

@@ -38,11 +38,12 @@ def conversations(
     Raises:
         UserError: a column that was named is not there, or no format fits.
     """
-    columns = {"messages": dataset.message_field, "text": dataset.text_field, **source.columns}
+    given = source.columns or {}
+    columns = {"messages": dataset.message_field, "text": dataset.text_field, **given}
     names_of = frozenset(ROLES) if own_text else template.names_of
     reading = Reading(columns, dataset.thinking, template.thinking_field, dataset.system_prompt, names_of)
     begin = next(in_batches(rows, LOOKED_AT, lambda row: len(repr(row.values))), [])
-    named = {ours: theirs for ours, theirs in columns.items() if ours != theirs or ours in source.columns}
+    named = {ours: theirs for ours, theirs in columns.items() if ours != theirs or ours in given}
     check_columns(source.data_path, begin, named)
     name: str | None = source.format
     if name in ("auto", "json"):

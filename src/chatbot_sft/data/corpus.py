@@ -47,14 +47,16 @@ class Corpus:
         """Raises UserError where a file is not there; reads nothing."""
         for source in self.sources:
             if not is_hub_id(source.data_path):
-                data_files(source.data_path, source.split)
+                data_files(source.data_path, source.split or TRAIN)
 
     def note_files(self) -> None:
         """Say which files of the folders are not trained on."""
         for source in self.training:
             if not is_hub_id(source.data_path):
                 evaluated = any(other.data_path == source.data_path for other in self.held_out)
-                for remark in remarks(source.data_path, find(source.data_path), source.split, evaluated):
+                for remark in remarks(
+                    source.data_path, find(source.data_path), source.split or TRAIN, evaluated
+                ):
                     log.info("data: %s", remark)
 
     def rows(self, source: SourceConfig) -> Iterator[Row]:
@@ -65,17 +67,17 @@ class Corpus:
         """
         if is_hub_id(source.data_path):
             return read_hub(
-                source.data_path, source.config_name, source.split, source.revision, self.max_row_mb
+                source.data_path, source.config_name, source.split or TRAIN, source.revision, self.max_row_mb
             )[0]
-        return read_rows(source.data_path, source.split, self.max_row_mb)
+        return read_rows(source.data_path, source.split or TRAIN, self.max_row_mb)
 
 
 def content(source: SourceConfig) -> list[str]:
     """What is in it, as hashes."""
     if is_hub_id(source.data_path):
-        return [read_hub(source.data_path, source.config_name, source.split, source.revision)[1]]
+        return [read_hub(source.data_path, source.config_name, source.split or TRAIN, source.revision)[1]]
     hashes = []
-    for file in data_files(source.data_path, source.split):
+    for file in data_files(source.data_path, source.split or TRAIN):
         with file.open("rb") as stream:
             hashes.append(f"{file}:{hashlib.file_digest(stream, 'sha256').hexdigest()}")
     return hashes

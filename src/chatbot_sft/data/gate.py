@@ -173,7 +173,7 @@ def schedule(settings: Config, rows: int) -> dict[str, Any]:
     steps = (
         training.max_steps
         if training.max_steps is not None
-        else math.ceil(per_epoch * training.num_train_epochs)
+        else math.ceil(per_epoch * (training.num_train_epochs or 0))
     )
     warning = None
     if training.warm_up >= steps:

@@ -16,6 +16,7 @@ from chatbot_sft.train.tuning import Plan, Trial, cache_key, choose
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
     from chatbot_sft.model.engine import Engine
+    from chatbot_sft.train.batches import Batches
     from chatbot_sft.train.job import Job
     from chatbot_sft.train.step import Step
 
@@ -34,14 +35,14 @@ def configured(settings: Config, engine: Engine, model: Any) -> Layout:
     return Layout(training.per_device_train_batch_size, padding_free, bool(engine.checkpointing(settings)))
 
 
-def planned(job: Job, step: Step, trial: Trial, as_configured: bool) -> Plan:
+def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured: bool) -> Plan:
     """The layout of `job`; a resumed run keeps its own."""
     meant = configured(job.settings, step.engine, step.model)
     if as_configured:
         return Plan(meant, "as configured")
     if job.origin.checkpoint:
         return Plan(Layout(**job.origin.checkpoint.record["layout"]), "as the run began")
-    return _measured(job, step, trial, meant)
+    return _measured(job, batches, step, trial, meant)
 
 
 def told(plan: Plan, meant: Layout, batch_size: int) -> None:
@@ -71,10 +72,10 @@ def table(plan: Plan, batch_size: int) -> list[dict[str, Any]]:
     ]
 
 
-def _measured(job: Job, step: Step, trial: Trial, meant: Layout) -> Plan:
+def _measured(job: Job, batches: Batches, step: Step, trial: Trial, meant: Layout) -> Plan:
     import torch
 
-    settings, args, batches = job.settings, job.args, job.batches
+    settings, args = job.settings, job.args
     gpu = torch.cuda.is_available()
     capturable = gpu and trial.steps >= WORTH_CAPTURING and step.capturable()
     layouts = candidates(meant, settings.effective_batch_size, settings.training.packing, gpu, capturable)

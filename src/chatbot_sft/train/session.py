@@ -204,7 +204,7 @@ class Session:
         job, step = self.job, self.step
         trying = trial(step, job.batches, self.state.max_steps)
         as_configured = self.settings.training.batch_layout == "as_configured" or self.loop == "trl"
-        self.plan = planning.planned(job, step, trying, as_configured)
+        self.plan = planning.planned(job, job.batches, step, trying, as_configured)
         layout = self.plan.layout
         self.on_layout(layout)
         step.use_layout(layout)
