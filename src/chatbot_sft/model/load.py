@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A published model in memory, ready for an adapter: nothing of it changes in training, so the jobs of a
-    process can share it.
+    """A published model in memory, ready for an adapter; nothing in it is of one training.
 
     `source` is the folder or hub id the weights came from, `new_token_ids` the rows that model.new_tokens got.
     """
