@@ -21,7 +21,6 @@ from chatbot_sft.model import embedded, hardware, memory
 from chatbot_sft.model.base import located, weights_fingerprint
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
-from chatbot_sft.model.load import Trainable
 from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report import ending, loggers
@@ -142,7 +141,7 @@ def train(settings: Config, report: Report, open_loggers: loggers.Loggers, start
     report.record(**vars(outcome))
 
     if distributed.is_first():
-        saver = saver_of(stages, settings, model, prepared, report)
+        saver = saver_of(stages, session, prepared, report)
     for warning in outcome.training.warnings:
         log.warning("training: %s", warning)
     refuse_ruined(outcome.training, settings, len(model.tokenizer))
@@ -208,14 +207,13 @@ def locked(settings: Config, prepared: PreparedData, origin: Origin) -> Lock:
     )
 
 
-def saver_of(
-    stages: Stages, settings: Config, model: Trainable, prepared: PreparedData, report: Report
-) -> ModelSaver:
-    """The saver of what was trained; what later exports of it need is then in the run directory."""
-    evidence, run = gather(prepared.training, prepared.held_out, model.tokenizer), Run.of(settings)
+def saver_of(stages: Stages, session: Session, prepared: PreparedData, report: Report) -> ModelSaver:
+    """The saver of what `session` has trained; what later exports of it need is then in the run directory."""
+    settings, model, tokenizer = session.settings, session.model, session.tokenizer
+    evidence, run = gather(prepared.training, prepared.held_out, tokenizer), Run.of(settings)
     evidence.write(run.evidence_file)
     run.write_config(settings.to_dict())
-    return stages.saver(settings, model.model, model.tokenizer, evidence, report)
+    return stages.saver(settings, model, tokenizer, evidence, report)
 
 
 def save(saver: ModelSaver, report: Report) -> None:
