@@ -17,7 +17,6 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.engine import Engine, load_engine
-from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.train import planning
@@ -25,6 +24,7 @@ from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.resume import Origin, settle
+from chatbot_sft.train.samples import sample_answers
 from chatbot_sft.train.tuning import Plan
 
 if TYPE_CHECKING:
@@ -266,26 +266,12 @@ class Session:
         """
         if not self.sample_prompts:
             return []
-        from chatbot_sft.train.evaluation import Part
-
         self.engine.for_inference(self.model)
-        limit, kwargs = (
-            self.settings.training.sample_max_new_tokens,
-            self.settings.dataset.chat_template_kwargs,
-        )
-        part = Part(f"step {self.state.global_step}: sample answers", len(self.sample_prompts))
-        answers = []
-        for prompt in self.sample_prompts:
-            answers.append(
-                as_text(self.tokenizer, greedy_answer(self.model, self.tokenizer, prompt, limit, **kwargs))
-            )
-            part.advance()
+        step = self.state.global_step
+        answers = sample_answers(self.model, self.tokenizer, self.settings, self.sample_prompts, step)
         if self.plan is not None:
             self.step.use_layout(self.step.layout)
-        return [
-            {"prompt": prompt[-1]["content"], "answer": answer}
-            for prompt, answer in zip(self.sample_prompts, answers, strict=True)
-        ]
+        return answers
 
     def train(self) -> Any:
         """Run the training, from `origin` on. Returns transformers' `TrainOutput` (global_step,
