@@ -442,6 +442,7 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
     from filelock import FileLock
     from omegaconf import OmegaConf
 
+    from chatbot_sft.config import hydra_glue  # noqa: F401 (it registers ${started:…})
     from chatbot_sft.run_directory import ClaimDirectory
 
     monkeypatch.chdir(tmp_path)
