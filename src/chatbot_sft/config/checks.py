@@ -1,5 +1,6 @@
-"""What holds of values and between them, before anything heavy is imported. Bounds and choices stand in the
-schema.
+"""What holds of values and between them, before anything heavy is imported.
+
+Bounds and choices stand in the schema.
 """
 
 from __future__ import annotations
@@ -46,37 +47,9 @@ def check_values(config: Config) -> None:
     check_lora(config)
     config.training.loggers  # noqa: B018 (raises for a name that is no logger)
     check_save(config)
-    for key, value, usual, source in (
-        (
-            "training.optim",
-            config.training.optim,
-            TrainingConfig.optim,
-            ("training_args.py", "OptimizerNames"),
-        ),
-        (
-            "training.lr_scheduler_type",
-            config.training.lr_scheduler_type,
-            TrainingConfig.lr_scheduler_type,
-            ("trainer_utils.py", "SchedulerType"),
-        ),
-    ):
-        if (
-            value != usual
-        ):  # reading transformers' sources takes part of a start; the defaults are known to be right
-            one_of(key, value, sft_arguments.enum_values(*source))
+    _check_names_of_transformers(config.training)
     optimization.check_arguments(config)
-    for key, steps, smallest in (
-        ("save_steps", config.training.save_steps, "above 0"),
-        ("logging_steps", config.training.logging_steps, "above 0"),
-        ("warmup_steps", config.training.warmup_steps, "0 or more"),
-    ):
-        if steps is None:
-            continue
-        if steps < 0 or (steps == 0 and smallest == "above 0") or (steps > 1 and steps % 1 != 0):
-            raise UserError(
-                f"training.{key}={steps:g}: expected a number of optimizer steps, {smallest}, or a share of"
-                " the run below 1"
-            )
+    _check_steps(config.training)
     _check_evaluation(config.training, config.dataset)
     if config.model.token is not None:
         raise UserError(
@@ -118,6 +91,35 @@ def _check_key(key: Key, value: Any) -> None:
         one_of(key.path, value, key.about.choices)
 
 
+def _check_names_of_transformers(training: TrainingConfig) -> None:
+    """The optimizer and the schedule.
+
+    Reading transformers' sources takes part of a start, and the defaults are known to be right.
+    """
+    if training.optim != TrainingConfig.optim:
+        optimizers = sft_arguments.enum_values("training_args.py", "OptimizerNames")
+        one_of("training.optim", training.optim, optimizers)
+    if training.lr_scheduler_type != TrainingConfig.lr_scheduler_type:
+        schedules = sft_arguments.enum_values("trainer_utils.py", "SchedulerType")
+        one_of("training.lr_scheduler_type", training.lr_scheduler_type, schedules)
+
+
+def _check_steps(training: TrainingConfig) -> None:
+    """Keys that are a number of steps, or a share of the run."""
+    for name, steps, smallest in (
+        ("save_steps", training.save_steps, "above 0"),
+        ("logging_steps", training.logging_steps, "above 0"),
+        ("warmup_steps", training.warmup_steps, "0 or more"),
+    ):
+        if steps is None:
+            continue
+        if steps < 0 or (steps == 0 and smallest == "above 0") or (steps > 1 and steps % 1 != 0):
+            raise UserError(
+                f"training.{name}={steps:g}: expected a number of optimizer steps, {smallest},"
+                " or a share of the run below 1"
+            )
+
+
 def _check_sources(dataset: DatasetConfig) -> None:
     for source in dataset.mixture:
         for name, bound in SOURCE_BOUNDS.items():
@@ -144,8 +146,8 @@ def check_save(config: Config) -> None:
     if Path(save.save_path).suffix == ".gguf" and methods:
         if methods != ["gguf"]:
             raise UserError(
-                f"save.save_path={save.save_path}: names a GGUF file, but save.method={save.method}; name a"
-                " folder"
+                f"save.save_path={save.save_path}: names a GGUF file, but save.method={save.method};"
+                " name a folder"
             )
         if len(save.quantizations) > 1:
             raise UserError(
@@ -154,8 +156,8 @@ def check_save(config: Config) -> None:
             )
         if save.push_to_hub:
             raise UserError(
-                f"save.save_path={save.save_path}: names a file, and save.push_to_hub uploads a folder; name"
-                " a folder"
+                f"save.save_path={save.save_path}: names a file, and save.push_to_hub uploads a folder;"
+                " name a folder"
             )
     if save.push_to_hub and not methods:
         raise UserError("save.push_to_hub=true with save.method=none: there is nothing to upload")

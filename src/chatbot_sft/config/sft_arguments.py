@@ -1,5 +1,4 @@
-"""The keys of TRL's SFTConfig that `training` passes through, known without importing TRL, transformers or
-torch.
+"""The keys of TRL's SFTConfig that `training` passes through, known without importing TRL or torch.
 
 The installed sources are parsed instead: importing them takes seconds, and a typo has to be named at once.
 """
@@ -128,11 +127,12 @@ PASSED = {
     ),
     **dict.fromkeys(("ddp_backend", "ddp_timeout"), "DDP"),
 }
+# Aside of the result.
 ASIDE = {
     key
-    for key, what in PASSED.items()
-    if what in ("speed", "what is logged", "where Trackio writes", "when the run saves")
-}  # of the result
+    for key, effect in PASSED.items()
+    if effect in ("speed", "what is logged", "where Trackio writes", "when the run saves")
+}
 SOURCES = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
@@ -140,16 +140,20 @@ SOURCES = (
 )
 
 
+def _sources_of(package: str) -> Path | None:
+    """The folder of an installed package, which is not imported for it."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
 @functools.cache
 def known() -> dict[str, str]:
     """Name → type annotation (source text) of every SFTConfig field that may be passed through."""
     annotations: dict[str, str] = {}
     for package, file, class_name in SOURCES:
-        spec = importlib.util.find_spec(package)
-        if spec is None:
-            continue
-        path = Path(spec.submodule_search_locations[0], file)
-        if not path.is_file():
+        folder = _sources_of(package)
+        path = folder / file if folder else None
+        if path is None or not path.is_file():
             continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and node.name == class_name:
@@ -166,13 +170,18 @@ def known() -> dict[str, str]:
 @functools.cache
 def enum_values(file: str, class_name: str) -> tuple[str, ...]:
     """The values of a string enumeration in one of transformers' source files."""
-    path = Path(importlib.util.find_spec("transformers").submodule_search_locations[0], file)
+    folder = _sources_of("transformers")
+    if folder is None:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+    path = folder / file
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             return tuple(
                 line.value.value
                 for line in node.body
-                if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant)
+                if isinstance(line, ast.Assign)
+                and isinstance(line.value, ast.Constant)
+                and isinstance(line.value.value, str)
             )
     raise LookupError(f"{path} has no {class_name}")
 
