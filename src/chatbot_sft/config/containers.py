@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -16,8 +16,8 @@ def as_dict(config: DictConfig | ListConfig, *, resolve: bool) -> dict[str, Any]
     return {str(key): value for key, value in plain.items()}
 
 
-def as_strings(config: ListConfig) -> list[str]:
-    """A list of strings as they are written, `${…}` among them."""
+def as_strings(config: Sequence[str]) -> list[str]:
+    """A list of strings as they are written, `${…}` among them; Hydra's types call its ListConfig a list."""
     plain = OmegaConf.to_container(config, resolve=False)
     if not isinstance(plain, list):
         raise TypeError(f"expected a list, got {type(plain).__name__}")

@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import SearchPathException
 from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from chatbot_sft import distributed
 from chatbot_sft.command_line import left_out
@@ -85,8 +85,8 @@ def added(key: str) -> str:
     return key if key.startswith(("+", "~")) or known_override(key) else f"++{key}"
 
 
-def written(overrides: ListConfig) -> list[str]:
-    """Overrides as they were typed: `${…}` in them stands for something in each job."""
+def written(overrides: Sequence[str]) -> list[str]:
+    """Hydra's list of overrides as they were typed: `${…}` in them stands for something in each job."""
     return as_strings(overrides)
 
 
