@@ -9,10 +9,10 @@ import ast
 import functools
 import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from chatbot_sft.errors import UserError
+from chatbot_sft.installed import folder_of
 
 # Keys that this training loop has no use for, or sets itself: each with what to use instead, or why there is
 # none.
@@ -140,20 +140,15 @@ SOURCES = (
 )
 
 
-def _sources_of(package: str) -> Path | None:
-    """The folder of an installed package, which is not imported for it."""
-    spec = importlib.util.find_spec(package)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
 @functools.cache
 def known() -> dict[str, str]:
     """Name → type annotation (source text) of every SFTConfig field that may be passed through."""
     annotations: dict[str, str] = {}
     for package, file, class_name in SOURCES:
-        folder = _sources_of(package)
-        path = folder / file if folder else None
-        if path is None or not path.is_file():
+        if importlib.util.find_spec(package) is None:
+            continue
+        path = folder_of(package) / file
+        if not path.is_file():
             continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and node.name == class_name:
@@ -170,10 +165,7 @@ def known() -> dict[str, str]:
 @functools.cache
 def enum_values(file: str, class_name: str) -> tuple[str, ...]:
     """The values of a string enumeration in one of transformers' source files."""
-    folder = _sources_of("transformers")
-    if folder is None:
-        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
-    path = folder / file
+    path = folder_of("transformers") / file
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             return tuple(
