@@ -1,6 +1,4 @@
-"""Bounds on the time and memory of one rendering: a chat template is a program, and it may come from a
-stranger.
-"""
+"""Bounds on the time and memory of one rendering: a chat template is a program, maybe of a stranger's."""
 
 from __future__ import annotations
 
@@ -26,8 +24,7 @@ class OutOfBounds(Exception):
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Within it, work that takes too long ends with OutOfBounds, and what takes too much memory with
-    MemoryError.
+    """Within it, work that takes too long ends with OutOfBounds, too much memory with MemoryError.
 
     The time is bounded in the main thread alone: only there may a program receive a signal.
     """
