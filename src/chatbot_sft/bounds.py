@@ -34,8 +34,8 @@ def check_model(config: Config, folder: Path) -> None:
     widths = _numbers(text, "hidden_size", "n_embd", "d_model", "intermediate_size", "ffn_dim", "n_inner")
     if widths and config.lora.r > max(USUAL_RANK, *widths):
         raise UserError(
-            f"lora.r={config.lora.r}: the layers of this model are {max(widths):,} wide, so no matrix has"
-            " that rank; 8 to 128 is usual"
+            f"lora.r={config.lora.r}: the layers of this model are {max(widths):,} wide,"
+            " so no matrix has that rank; 8 to 128 is usual"
         )
     positions = _numbers(text, "max_position_embeddings", "n_positions")
     fixed = text.get("model_type") in FIXED_POSITIONS

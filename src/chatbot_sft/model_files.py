@@ -52,8 +52,8 @@ def check_folder(name: str, trust_remote_code: bool) -> None:
     if (folder / "adapter_config.json").exists():
         base = read_json(folder / "adapter_config.json", where).get("base_model_name_or_path")
         raise UserError(
-            f"{where}: it also holds an adapter (adapter_config.json, for {base}), which would be loaded with"
-            " it; move that out of the folder"
+            f"{where}: it also holds an adapter (adapter_config.json, for {base}),"
+            " which would be loaded with it; move that out of the folder"
         )
     _check_weights(folder, where)
 
@@ -115,8 +115,8 @@ def _check_config(config: Mapping[str, Any], where: str, trust_remote_code: bool
         )
     if f'"{kind}"' not in _known_architectures() and not (trust_remote_code and "auto_map" in config):
         own = (
-            "; it brings Python code of its own, which model.trust_remote_code=true runs"
-            " if you trust where it comes from"
+            "; it brings Python code of its own,"
+            " which model.trust_remote_code=true runs if you trust where it comes from"
         )
         hint = own if "auto_map" in config else ""
         raise UserError(f"{where}: model_type {kind!r} is unknown to the installed transformers{hint}")
@@ -223,6 +223,6 @@ def _check_regular(file: Path, where: str) -> None:
 def _check_pointer(start: bytes, file: Path, where: str) -> None:
     if start.startswith(LFS_POINTER):
         raise UserError(
-            f"{where}: {file.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in that"
-            " folder, or download it"
+            f"{where}: {file.name} is a Git LFS pointer, not the file itself;"
+            " run `git lfs pull` in that folder, or download it"
         )

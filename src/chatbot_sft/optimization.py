@@ -73,8 +73,8 @@ def check_packages(optim: str, gpu: bool) -> None:
     module, package = PACKAGES[begins]
     if importlib.util.find_spec(module) is None:
         raise UserError(
-            f"training.optim={optim}: {module} is not installed; pip install {package}, or take"
-            " training.optim=adamw_torch_fused"
+            f"training.optim={optim}: {module} is not installed; pip install {package},"
+            " or take training.optim=adamw_torch_fused"
         )
 
 
@@ -88,13 +88,13 @@ def check_arguments(config: Config) -> None:
     optim, schedule = training.optim, training.lr_scheduler_type
     if optim.startswith(LOW_RANK) and not extra.get("optim_target_modules"):
         raise UserError(
-            f"training.optim={optim}: needs training.optim_target_modules, for instance all-linear or"
-            " [q_proj,v_proj]"
+            f"training.optim={optim}: needs training.optim_target_modules,"
+            " for instance all-linear or [q_proj,v_proj]"
         )
     if extra.get("optim_target_modules") and not optim.startswith(LOW_RANK):
         raise UserError(
-            f"training.optim_target_modules: training.optim={optim} does not read it; the adapter's modules"
-            " are lora.target_modules"
+            f"training.optim_target_modules: training.optim={optim} does not read it;"
+            " the adapter's modules are lora.target_modules"
         )
     if extra.get("optim_args") and not optim.startswith(READ_OPTIM_ARGS):
         raise UserError(
@@ -106,8 +106,8 @@ def check_arguments(config: Config) -> None:
         raise UserError(f"training.{betas[0]}: training.optim={optim} does not read it; leave it out")
     if schedule in AFTER_EVALUATIONS and training.eval_steps is None:
         raise UserError(
-            f"training.lr_scheduler_type={schedule}: it steps after evaluations; set training.eval_steps, for"
-            " instance 0.1"
+            f"training.lr_scheduler_type={schedule}: it steps after evaluations; set training.eval_steps,"
+            " for instance 0.1"
         )
     given = extra.get("lr_scheduler_kwargs") or {}
     if isinstance(given, str):

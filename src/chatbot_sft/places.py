@@ -34,8 +34,8 @@ def check_run(settings: Config) -> None:
             raise UserError(f"hydra.run.dir={run}: {label} is there; name a folder of its own")
         if label.startswith("the data") and place.is_dir() and _holds(place, run):
             raise UserError(
-                f"hydra.run.dir={run}: it is in a folder of data ({place}), and the run's own files would be"
-                " read as data; name another one"
+                f"hydra.run.dir={run}: it is in a folder of data ({place}),"
+                " and the run's own files would be read as data; name another one"
             )
         if place.is_file() and place.parent == run.resolve() and place.name in FILES:
             raise UserError(
@@ -136,8 +136,8 @@ def _check_folder(target: Path, overwrite: bool, where: str) -> None:
     mark = read_mark(target)
     if mark is None:
         raise UserError(
-            f"{where}: not empty, and no export of this program ({MARK}), which alone save.overwrite=true"
-            " replaces; name another folder"
+            f"{where}: not empty, and no export of this program ({MARK}),"
+            " which alone save.overwrite=true replaces; name another folder"
         )
     if not overwrite:
         raise UserError(f"{where}: not empty; name another folder, remove it, or set save.overwrite=true")

@@ -53,25 +53,25 @@ def check_values(config: Config) -> None:
     _check_evaluation(config.training, config.dataset)
     if config.model.token is not None:
         raise UserError(
-            "model.token: leave it null and set the environment variable HF_TOKEN; a token in a config would"
-            " be written to the run directory"
+            "model.token: leave it null and set the environment variable HF_TOKEN;"
+            " a token in a config would be written to the run directory"
         )
     for first, second in RIVALS.items():
         one, other = getattr(config.training, first), getattr(config.training, second)
         if one is not None and other is not None:
             raise UserError(
-                f"training.{first}={one:g} and training.{second}={other:g}: two values for one thing; set one"
-                " of them to null"
+                f"training.{first}={one:g} and training.{second}={other:g}: two values for one thing;"
+                " set one of them to null"
             )
     if config.training.max_steps is None and config.training.num_train_epochs is None:
         raise UserError(
-            "training.max_steps and training.num_train_epochs are both null: set one, for instance"
-            " training.num_train_epochs=1"
+            "training.max_steps and training.num_train_epochs are both null: set one,"
+            " for instance training.num_train_epochs=1"
         )
     if config.full_finetuning and config.model.load_in_4bit:
         raise UserError(
-            "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full; set"
-            " model.load_in_4bit=false or use a LoRA"
+            "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full;"
+            " set model.load_in_4bit=false or use a LoRA"
         )
 
 
@@ -207,8 +207,8 @@ def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
     steps = training.eval_steps
     if dataset.eval_on_training and (dataset.eval_fraction or dataset.eval_data_path):
         raise UserError(
-            "dataset.eval_on_training=true holds nothing out: set dataset.eval_fraction=0 and"
-            " dataset.eval_data_path=null"
+            "dataset.eval_on_training=true holds nothing out:"
+            " set dataset.eval_fraction=0 and dataset.eval_data_path=null"
         )
     if steps is None:
         for key, value in (
@@ -217,18 +217,18 @@ def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
         ):
             if value:
                 raise UserError(
-                    f"training.{key}={str(value).lower()} needs evaluations during training: set"
-                    " training.eval_steps, for instance 0.1"
+                    f"training.{key}={str(value).lower()} needs evaluations during training:"
+                    " set training.eval_steps, for instance 0.1"
                 )
         return
     if steps <= 0 or (steps >= 1 and steps != int(steps)):
         raise UserError(
-            f"training.eval_steps={steps:g}: must be a whole number of optimizer steps, or a share of the run"
-            " between 0 and 1"
+            f"training.eval_steps={steps:g}: must be a whole number of optimizer steps,"
+            " or a share of the run between 0 and 1"
         )
     held_out = dataset.eval_fraction or dataset.eval_data_path is not None or dataset.eval_on_training
     if not held_out and dataset._target_.startswith(OUR_PACKAGE):
         raise UserError(
-            f"training.eval_steps={steps:g}: nothing is held out; set dataset.eval_fraction or"
-            " dataset.eval_data_path"
+            f"training.eval_steps={steps:g}: nothing is held out;"
+            " set dataset.eval_fraction or dataset.eval_data_path"
         )

@@ -73,14 +73,13 @@ def said(error: BaseException, in_run: bool = False) -> str:
         return command_line.not_understood(error.override, [error.override])
     if isinstance(error, SearchPathException):
         return (
-            f"--config-dir: {text.removeprefix('Additional config directory ')}; it names the folder above"
-            " your groups: mine, of mine/experiment/"
+            f"--config-dir: {text.removeprefix('Additional config directory ')};"
+            " it names the folder above your groups: mine, of mine/experiment/"
         )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         cause = error.__cause__
-        return (
-            f"{text}: {' '.join(str(cause).split())}" if isinstance(cause, OmegaConfBaseException) else text
-        )
+        of_omegaconf = isinstance(cause, OmegaConfBaseException)
+        return f"{text}: {' '.join(str(cause).split())}" if of_omegaconf else text
     if isinstance(error, YAMLError):
         return f"not YAML: {not_yaml(error)}"
     if isinstance(error, OSError) and error.strerror:

@@ -1,5 +1,4 @@
-"""Between Hydra and the schema, through Hydra's public interfaces: what was composed is settled and checked
-before a folder is made.
+"""Between Hydra and the schema: what was composed is settled and checked before a folder is made.
 
 `CheckConfiguration` (conf/hydra/default.yaml) is the callback of a run, and of a sweep, whose jobs it
 composes once before any of them starts. `--cfg` composes here, and ends.

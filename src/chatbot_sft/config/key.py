@@ -1,6 +1,4 @@
-"""What there is to say of one key, said once, beside its default in the schema: help, bounds, choices, and
-whether it decides a run's result.
-"""
+"""What there is to say of one key, said once, beside its default in the schema: help, bounds, choices."""
 
 from __future__ import annotations
 

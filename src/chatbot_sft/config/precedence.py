@@ -1,5 +1,4 @@
-"""Which of two settings counts: what the user names, in an option, a file or an override; then what the
-model's option brings; then the default.
+"""Which of two settings counts: what the user names; then what the model's option brings; then the default.
 
 In `conf/`, a default that gives way is written `${default:…}`: any plain value put in its place wins, by
 Hydra's own rules.
@@ -22,9 +21,7 @@ GIVES_WAY = "${default:"
 
 
 def brought(name: Any, brings: Mapping[str, Any] | None, lora_rank: Any) -> dict[str, Any]:
-    """Key → value of what the model's option sets in place of defaults; its keys are those of
-    `config.BringsConfig`, each in one section alone.
-    """
+    """Key → value of what the model's option sets in place of defaults, as `config.BringsConfig` has them."""
     given = dict(brings or {})
     if given.pop("only_for", None) not in (None, name):
         return {}

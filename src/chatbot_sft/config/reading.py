@@ -125,9 +125,7 @@ def known_override(key: str) -> bool:
 
 
 def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:
-    """What an unknown `key` certainly means, whatever section or none it came with: a word of another tool,
-    or a key that stands elsewhere.
-    """
+    """What an unknown `key` certainly means: a word of another tool, or a key that stands elsewhere."""
     if isinstance(value, Mapping) and value:  # optimizer.lr, train.epochs: the word is at the end
         inner, inner_value = next(iter(value.items()))
         home = aliases.SECTIONS.get(key, section)
@@ -158,8 +156,8 @@ def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
         )
     if key == section:
         return (
-            f"{where}: no such key; a file in {section}/ holds the keys of {section} themselves, without"
-            f" `{section}:` above them"
+            f"{where}: no such key; a file in {section}/ holds the keys of {section} themselves,"
+            f" without `{section}:` above them"
         )
     alias = None if isinstance(value, Mapping) and misspelled(key, known) else meant(section, key, value)
     if alias is None and not misspelled(key, known):
@@ -175,9 +173,7 @@ def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
 
 
 def _for_another(section: str, key: str, value: Any, known: list[str]) -> bool:
-    """Whether `key` of a user's own class must have meant one of ours: it is spelled like one, or is another
-    tool's word for one of this section.
-    """
+    """Whether `key` of a user's own class meant one of ours: by its spelling, or as another tool's word."""
     alias = aliases.look_up(section, key, value)
     return bool(misspelled(key, known)) or (alias is not None and alias.setting.startswith(f"{section}."))
 
@@ -187,8 +183,8 @@ def _source(number: int, given: Any) -> dict[str, Any]:
     where = f"dataset.sources[{number}]"
     if not isinstance(given, Mapping) or "data_path" not in given:
         raise UserError(
-            f"{where}={given!r}: expected {{data_path: …}}, with format, columns, weight or count where they"
-            " are needed"
+            f"{where}={given!r}: expected {{data_path: …}}, with format, columns,"
+            " weight or count where they are needed"
         )
     known = [f.name for f in fields(SourceConfig)]
     for key, value in given.items():
@@ -219,8 +215,8 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
             if key in ("data_path", "eval_data_path") and isinstance(value, list):
                 files = ", ".join(f"{{data_path: {file}}}" for file in value[:3])
                 raise UserError(
-                    f"{where}: a list is not read; name a folder or a glob, or write"
-                    f" dataset.sources=[{files}]"
+                    f"{where}: a list is not read; name a folder or a glob,"
+                    f" or write dataset.sources=[{files}]"
                 ) from None
             raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}{hint}") from None
     plain = as_dict(typed, resolve=False)
@@ -238,8 +234,8 @@ def _check_kind(where: str, kind: str, value: Any) -> None:
         raise UserError(f"{where}: is empty; give it a value{', or null' if optional else ''}")
     if kind.startswith("str") and isinstance(value, (bool, int, float)):
         raise UserError(
-            f"{where}={aliases.plain(value)}: read as {_READ_AS[type(value)]}, and this is text; put it in"
-            " quotes in the file"
+            f"{where}={aliases.plain(value)}: read as {_READ_AS[type(value)]}, and this is text;"
+            " put it in quotes in the file"
         )
     if kind.startswith("dict") and isinstance(value, str):
         pairs = re.findall(r"([\w.-]+)\s*[:=]\s*([^,{}]+)", value.strip("{}"))

@@ -104,8 +104,8 @@ class ModelConfig(Section):
     trust_remote_code: bool = key(False, "run Python code that comes with a hub model", decides=False)
     adapter: str | None = key(
         None,
-        "go on from an earlier adapter: a run directory, an export or an adapter's folder; its rank and"
-        " targets are kept",
+        "go on from an earlier adapter: a run directory, an export or an adapter's folder;"
+        " its rank and targets are kept",
         through=ADAPTER,
     )
     chat_template: str | None = key(
@@ -217,8 +217,8 @@ class DatasetConfig(Section):
     system_prompt: str | None = key(None, "for conversations without one", through=ROWS)
     thinking: str = key(
         "keep",
-        "what becomes of an answer's thinking; keep: <think>…</think> before it; last: kept in the last"
-        " answer alone",
+        "what becomes of an answer's thinking; keep: <think>…</think> before it; last:"
+        " kept in the last answer alone",
         choices=("keep", "drop", "last"),
         through=ROWS,
     )
@@ -271,8 +271,8 @@ class TrainingConfig(Section):
     output_dir: str = key("checkpoints", "where checkpoints go", decides=False, elsewhere="<run>/checkpoints")
     loop: str = key(
         "auto",
-        "native: the loop of this program | trl: TRL's SFTTrainer | auto: native, and trl where a key"
-        " needs it",
+        "native: the loop of this program | trl: TRL's SFTTrainer | auto: native,"
+        " and trl where a key needs it",
         choices=("auto", "native", "trl"),
         decides=False,
     )
@@ -284,8 +284,8 @@ class TrainingConfig(Section):
     )
     batch_layout: str = key(
         "auto",
-        "auto: the micro-batches, padding and checkpointing that are fastest on this machine; the gradient"
-        " stays the same",
+        "auto: the micro-batches, padding and checkpointing that are fastest on this machine;"
+        " the gradient stays the same",
         choices=("auto", "as_configured"),
         decides=False,
     )
@@ -294,8 +294,8 @@ class TrainingConfig(Section):
     )
     packing: bool = key(
         False,
-        "whole conversations fill sequences of model.max_seq_length (best fit); a batch then counts"
-        " sequences",
+        "whole conversations fill sequences of model.max_seq_length (best fit);"
+        " a batch then counts sequences",
     )
     max_steps: int | None = key(30, "optimizer steps; this or num_train_epochs", bound=Bound(1, STEPS))
     num_train_epochs: float | None = key(None, "in place of max_steps", bound=Bound(0, 10**6, above=True))
@@ -316,14 +316,14 @@ class TrainingConfig(Section):
     )
     report_to: Any = key(
         "none",
-        "none | tensorboard | wandb | mlflow | trackio, or a list; each is an extra: pip install"
-        " 'chatbot-sft[mlflow]'",
+        "none | tensorboard | wandb | mlflow | trackio, or a list; each is an extra:"
+        " pip install 'chatbot-sft[mlflow]'",
         decides=False,
     )
     resume: str = key(
         "auto",
-        "auto: from the run directory's last checkpoint; never: start afresh; or a checkpoint or run"
-        " directory to go on from",
+        "auto: from the run directory's last checkpoint; never: start afresh;"
+        " or a checkpoint or run directory to go on from",
         decides=False,
     )
     # A number of steps or a share: checks.py has its lower bound, and that of eval_steps.
@@ -395,8 +395,8 @@ class TrainingConfig(Section):
             return []
         if "all" in names:
             raise UserError(
-                "training.report_to=all: name the loggers, for instance"
-                " training.report_to=[tensorboard,mlflow]"
+                "training.report_to=all: name the loggers,"
+                " for instance training.report_to=[tensorboard,mlflow]"
             )
         allowed = (*LOGGERS, *OTHER_LOGGERS)
         for name in names:
@@ -409,8 +409,8 @@ class SaveConfig(Section):
     _target_: str = key("chatbot_sft.save.ModelSaver", TARGET, decides=False)
     method: Any = key(
         "merged_16bit",
-        "lora | merged_16bit | merged_4bit | gguf | none, or a list of them: then each has a folder in"
-        " save_path",
+        "lora | merged_16bit | merged_4bit | gguf | none, or a list of them:"
+        " then each has a folder in save_path",
         decides=False,
     )
     save_path: str = key(
@@ -470,8 +470,8 @@ class Config(Mapping[str, Any]):
 
     task: str = key(
         "train",
-        "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export: save an"
-        " earlier run",
+        "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export:"
+        " save an earlier run",
         choices=("train", "check", "plan", "export"),
         decides=False,
     )
@@ -528,9 +528,7 @@ class Config(Mapping[str, Any]):
 
     @property
     def lora_changes_base(self) -> bool:
-        """Whether the adapter's initialisation takes its part out of the base weights, so that base plus
-        adapter begin as the model was.
-        """
+        """Whether the adapter begins as a part of the base weights, which is taken out of them."""
         init = self.lora.init_lora_weights
         return isinstance(init, str) and (init in ("olora", "loftq") or init.startswith("pissa"))
 

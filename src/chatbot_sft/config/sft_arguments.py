@@ -20,17 +20,17 @@ STEPS = "a step is cut by the batch layout: set training.batch_layout"
 ROWS = "rows come tokenised from the data gate: set dataset.* and model.max_seq_length"
 HUB = "set save.push_to_hub and save.hub_*"
 CHECKPOINTS = (
-    "a run goes on from whole checkpoints alone: set training.resume, training.save_steps and"
-    " training.save_total_limit"
+    "a run goes on from whole checkpoints alone: set training.resume,"
+    " training.save_steps and training.save_total_limit"
 )
 LOADER = (
-    "the launcher's own sampler and loader make the steps; leave it out, or set"
-    " training.dataloader_num_workers"
+    "the launcher's own sampler and loader make the steps; leave it out,"
+    " or set training.dataloader_num_workers"
 )
 ONE_MACHINE = "several GPUs of one machine train as DDP, started by torchrun; leave it out"
 METRICS = (
-    "evaluation scores every trained token itself: set training.eval_steps and"
-    " training.per_device_eval_batch_size"
+    "evaluation scores every trained token itself:"
+    " set training.eval_steps and training.per_device_eval_batch_size"
 )
 OWN = "the launcher sets this itself; leave it out"
 MANAGED = {

@@ -237,8 +237,8 @@ class Encoder:
             if not spans and self.train_on != "all":
                 raise BadRow(
                     NO_TURNS,
-                    "no assistant text found in it by the chat template's turn markers, so nothing of it"
-                    " would be trained",
+                    "no assistant text found in it by the chat template's turn markers,"
+                    " so nothing of it would be trained",
                 )
             answers = [True] * len(spans)
         else:
@@ -266,8 +266,8 @@ class Encoder:
             if not allowed and message["role"] != "assistant":
                 raise BadRow(
                     "bad weight",
-                    f"message {number} ({message['role']}) is not to be trained, but with"
-                    " dataset.train_on=all it would be",
+                    f"message {number} ({message['role']}) is not to be trained,"
+                    " but with dataset.train_on=all it would be",
                 )
 
     def _thoughts(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -345,10 +345,9 @@ class Encoder:
             problems.append(("doubled BOS", "it begins with two begin-of-sequence tokens"))
         if len(ids) > limit and self.overflow != "drop":
             if trained and not any(begin < limit for begin, _ in trained):
-                detail = (
-                    f"every answer lies beyond model.max_seq_length={limit}: the row has {len(ids):,} tokens"
-                )
-                problems.append(("no answer before the cut", detail))
+                detail = f"every answer lies beyond model.max_seq_length={limit}"
+                size = f"the row has {len(ids):,} tokens"
+                problems.append(("no answer before the cut", f"{detail}: {size}"))
             elif any(begin < limit < end for begin, end in trained):
                 notes.append("an answer cut in two")
         messages = conversation.messages or []

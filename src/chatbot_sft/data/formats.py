@@ -394,8 +394,8 @@ def _unrecognised(row: Row, reading: Reading) -> str:
     near = next(filter(None, (_near(name, values) for name in needed)), "")
     return (
         f"{row.where} has no {wanted!r}; it has {listed(values) or 'nothing'}: no format recognised"
-        " (messages, conversations, instruction + output, prompt + completion, text); name its columns with"
-        f" {_columns_to_name(values)}{near}"
+        " (messages, conversations, instruction + output, prompt + completion, text);"
+        f" name its columns with {_columns_to_name(values)}{near}"
     )
 
 

@@ -191,8 +191,8 @@ def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, lon
             size += len(line)
             if size > longest:
                 return UserError(
-                    f"{name}: expected a JSON list of conversations or one JSON object a line, found an"
-                    " object over many lines"
+                    f"{name}: expected a JSON list of conversations or one JSON object a line,"
+                    " found an object over many lines"
                 )
         try:
             inside = _data_inside(json.loads("\n".join(whole)))

@@ -91,9 +91,8 @@ class SpanFinder:
         """The template's turn markers, read off a rendering of placeholders."""
         if self._markers is None:
             user, assistant, again = placeholder(0), placeholder(1), placeholder(2)
-            text = self.template.render(
-                [_turn("user", user), _turn("assistant", assistant), _turn("user", again)]
-            )
+            turns = [_turn("user", user), _turn("assistant", assistant), _turn("user", again)]
+            text = self.template.render(turns)
             between = text.partition(assistant)[2].partition(again)[0]
             header = text.partition(user)[2].partition(assistant)[0]
             ended = self._shared_start(header, text.partition(again)[2])
@@ -196,9 +195,8 @@ class SpanFinder:
         if opening is None:
             return None
         mark = placeholder(index - 1)
-        other = self._rendered(
-            [*messages[: index - 1], {**messages[index - 1], "content": mark}, *messages[index:]], tools
-        )
+        marked = {**messages[index - 1], "content": mark}
+        other = self._rendered([*messages[: index - 1], marked, *messages[index:]], tools)
         if other is None or mark not in other:
             return None
         behind = other.rpartition(mark)[2]
@@ -235,9 +233,8 @@ class SpanFinder:
         if start is None or opening is None:
             return None
         mark = placeholder(index - 1)
-        rendered = self._rendered(
-            [*messages[: index - 1], {**messages[index - 1], "content": mark}, messages[index]], tools
-        )
+        marked = {**messages[index - 1], "content": mark}
+        rendered = self._rendered([*messages[: index - 1], marked, messages[index]], tools)
         if rendered is None:
             return None
         written = rendered.rpartition(mark)[2].removeprefix(opening)

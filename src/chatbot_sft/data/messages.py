@@ -357,8 +357,8 @@ def _may_be_trained(where: str, turn: Message, answer: bool) -> bool:
         if mark and not answer and key not in WEIGHTS:
             raise BadRow(
                 "bad weight",
-                f"{where}: only assistant messages can be trained one by one; dataset.train_on=all trains"
-                " everything",
+                f"{where}: only assistant messages can be trained one by one;"
+                " dataset.train_on=all trains everything",
             )
         said[key] = mark
     if len(set(said.values())) > 1:

@@ -28,9 +28,8 @@ def bounded() -> Iterator[None]:
 
     The time is bounded in the main thread alone: only there may a program receive a signal.
     """
-    timed = (
-        threading.current_thread() is threading.main_thread() and signal.getitimer(signal.ITIMER_REAL)[0] == 0
-    )
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    timed = in_main_thread and signal.getitimer(signal.ITIMER_REAL)[0] == 0
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     allowed = (
         int(STATM.read_bytes().split()[DATA]) * resource.getpagesize() + BYTES

@@ -133,9 +133,8 @@ def _numbers(values: Sequence[int], kind: pyarrow.DataType) -> pyarrow.Array:
     import numpy as np
     import pyarrow as pa
 
-    return pa.Array.from_buffers(
-        kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))]
-    )
+    array = np.array(values, kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(array)])
 
 
 def _strings(values: Sequence[str]) -> pyarrow.Array:

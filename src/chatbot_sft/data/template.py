@@ -101,9 +101,8 @@ class ChatTemplate:
                 template = self._compiled if tools is None else self._compiled_for_tools
                 return template.render(messages=list(messages), **given)
         except (OutOfBounds, MemoryError) as error:
-            bound = (
-                f"{SECONDS:.0f} seconds" if isinstance(error, OutOfBounds) else f"{BYTES >> 30} GB of memory"
-            )
+            timed_out = isinstance(error, OutOfBounds)
+            bound = f"{SECONDS:.0f} seconds" if timed_out else f"{BYTES >> 30} GB of memory"
             raise UserError(
                 f"the chat template takes over {bound} for one conversation; it is not usable as it is"
             ) from None
@@ -114,10 +113,9 @@ class ChatTemplate:
 
     @functools.cached_property
     def thinking_field(self) -> str | None:
-        """The message field this template reads an answer's reasoning from, be it before calls of tools
-        alone; None where it expects it in the text.
+        """The message field this template reads an answer's reasoning from; None where it is in the text.
 
-        gpt-oss reads `thinking`, Qwen3 `reasoning_content`.
+        It may be read before calls of tools alone. gpt-oss reads `thinking`, Qwen3 `reasoning_content`.
         """
         call = {"type": "function", "function": {"name": "f", "arguments": {}}}
         answers: list[Message] = [{"content": "!"}, {"content": "", "tool_calls": [call]}]
@@ -153,9 +151,8 @@ class ChatTemplate:
     def _writes(self, answer: Message, tools: list[Any] | None = None) -> bool:
         """Whether the text has the `PROBE` that stands in `answer` or `tools`."""
         try:
-            return PROBE in self.render(
-                [{"role": "user", "content": "?"}, {"role": "assistant", **answer}], False, tools
-            )
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", **answer}]
+            return PROBE in self.render(turns, False, tools)
         except BadRow:
             return False
 
@@ -335,8 +332,8 @@ class ChatTokenizer:
         """
         if not tokenizer.is_fast:
             raise UserError(
-                f"model.name={name}: its tokenizer is a slow one, without character offsets; labels need a"
-                " fast tokenizer (tokenizer.json)"
+                f"model.name={name}: its tokenizer is a slow one, without character offsets;"
+                " labels need a fast tokenizer (tokenizer.json)"
             )
         special = tokenizer.special_tokens_map.items()
         tokens = _special_tokens(
@@ -378,9 +375,8 @@ class ChatTokenizer:
         eos = backend.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
         stops = {eos, *(ends if isinstance(ends, list) else [ends])} - {None}
         check_kwargs([template for template in (source, tool_source) if template], kwargs, name)
-        control = tuple(
-            token.content for token in backend.get_added_tokens_decoder().values() if token.special
-        )
+        added = backend.get_added_tokens_decoder().values()
+        control = tuple(token.content for token in added if token.special)
         return cls(
             backend,
             ChatTemplate(source, tokens, dict(kwargs), control, tool_source),

@@ -81,8 +81,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "template",
-            f"system prompt: {template['system_prompt']}; an answer ends with"
-            f" {' '.join(template['end_of_turn']) or 'no control token'}"
+            f"system prompt: {template['system_prompt']};"
+            f" an answer ends with {' '.join(template['end_of_turn']) or 'no control token'}"
             + ("; the prompt ends with <think>" if template["opens_thought"] else "")
             + ("; thoughts are left out" if template["leaves_thoughts_out"] else ""),
         ),

@@ -20,8 +20,8 @@ def verification_table(exports: Sequence[Export]) -> list[str]:
     if not rows:
         return []
     how = (
-        "Reloaded from disk and asked what the trained model was asked. KL: mean divergence from its"
-        " probabilities, in nats per token."
+        "Reloaded from disk and asked what the trained model was asked. KL:"
+        " mean divergence from its probabilities, in nats per token."
     )
     return [how, "", HEAD, "|---|--:|--:|--:|--:|--:|--:|--:|", *rows]
 
