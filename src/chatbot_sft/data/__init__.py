@@ -1,6 +1,4 @@
-"""A file of conversations becomes (input_ids, labels): sources → formats → messages → template → labels, put
-together by the loader.
-"""
+"""A file of conversations becomes (input_ids, labels): sources → formats → messages → template → labels."""
 
 from chatbot_sft.data.loader import DatasetLoader
 
