@@ -101,14 +101,10 @@ class Trained:
 
     @functools.cached_property
     def stops(self) -> list[int]:
-        """What generation has to stop at: the base's ends, the tokenizer's, and those that the trained
-        answers have.
-        """
-        kept = self.generation_config.eos_token_id
-        return sorted(
-            {*(kept if isinstance(kept, list) else [kept]), self.tokenizer.eos_token_id, *self.evidence.ends}
-            - {None}
-        )
+        """What generation has to stop at: the ends of the base, of the tokenizer and of trained answers."""
+        ends = self.generation_config.eos_token_id
+        own = ends if isinstance(ends, list) else [ends]
+        return sorted({*own, self.tokenizer.eos_token_id, *self.evidence.ends} - {None})
 
     @functools.cached_property
     def generation_config(self) -> Any:
@@ -133,12 +129,12 @@ class Trained:
         """SHA-256 of what was trained."""
         import torch
 
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                found.update(name.encode())
-                found.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @functools.cached_property
     def template(self) -> ChatTemplate:

@@ -71,18 +71,17 @@ class Pieces:
     system: SystemPieces | None
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt after `messages`, as `go_template` writes it: a system message first or nowhere, a
-        question last.
-        """
-        system = messages[0]["content"] if messages[0]["role"] == "system" and self.system else ""
-        told = f"{self.system.before}{system}{self.system.after}" if system else ""
-        place = self.system.place if system else None
+        """The prompt after `messages` (a system message first or nowhere, a question last), as in Go."""
+        text, system_turn, carrier = self.opening, "", None  # carrier: the turn that begins with the system's
         turns = [message for message in messages if message["role"] != "system"]
-        carrier = {Place.FIRST: 0, Place.LAST: len(turns) - 1}.get(place)
-        text = {None: self.opening, Place.TURN: told, Place.FIRST: "", Place.LAST: self.opening}[place]
+        if self.system and messages[0]["role"] == "system" and messages[0]["content"]:
+            place = self.system.place
+            system_turn = f"{self.system.before}{messages[0]['content']}{self.system.after}"
+            text = {Place.TURN: system_turn, Place.FIRST: "", Place.LAST: self.opening}[place]
+            carrier = {Place.TURN: None, Place.FIRST: 0, Place.LAST: len(turns) - 1}[place]
         for index, message in enumerate(turns):
             before, after = self.user if message["role"] == "user" else self.assistant
-            text += (told if index == carrier else before) + message["content"] + after
+            text += (system_turn if index == carrier else before) + message["content"] + after
         return text + self.prompt
 
 
@@ -172,13 +171,12 @@ def _read_off(template: ChatTemplate, bos: str) -> Pieces:
     begin, answered, asked, end = texts
     begin = begin.removeprefix(bos)
     markers = SpanFinder(template).markers
-    user = (
-        markers.user if begin.endswith(markers.user) else begin
-    )  # Llama 2 has a beginning of text in it, and the first one is `bos`
+    # Llama 2 has a beginning of text in it, and the first one is `bos`.
+    user = markers.user if begin.endswith(markers.user) else begin
     closing = answered.removesuffix(markers.assistant)
     if not end.startswith(
         closing
-    ):  # Mistral's prompts end with [/INST], its answers begin with a space behind it
+    ):  # Mistral's prompts end with [/INST], a space behind it begins its answers
         closing = ""
     return Pieces(
         opening=begin.removesuffix(user),
@@ -209,9 +207,7 @@ def _system(template: ChatTemplate, bos: str, user: str, answer_end: str) -> Sys
 
 
 def _around(template: ChatTemplate, roles: Sequence[str]) -> tuple[list[int], list[str]]:
-    """In which order the texts of a conversation appear in the prompt after it, and what stands before,
-    between and behind them.
-    """
+    """The order of a conversation's texts in the prompt after it, and what stands around each of them."""
     marks = [placeholder(index) for index in range(len(roles))]
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     parts = re.split(f"({'|'.join(marks)})", template.render(messages, add_generation_prompt=True))
@@ -240,17 +236,10 @@ def go_template(pieces: Pieces, default_system: str = "") -> str:
     expect.
     """
     (user, user_end), (assistant, assistant_end), system = pieces.user, pieces.assistant, pieces.system
-    lines = (
-        [
-            _line(
-                f"$system := or .System {go_string(default_system)}"
-                if default_system
-                else "$system := .System"
-            )
-        ]
-        if system
-        else []
-    )
+    lines = []
+    if system:
+        default = f"or .System {go_string(default_system)}" if default_system else ".System"
+        lines.append(_line(f"$system := {default}"))
     start = opening = _written(pieces.opening)
     question = _written(user)
     if system:
@@ -291,9 +280,7 @@ def _written(text: str) -> list[str]:
 
 
 def go_string(text: str) -> str:
-    """`text` as an interpreted string literal of Go, in one line and without quotes inside that are not
-    escaped.
-    """
+    """`text` as an interpreted string literal of Go, in one line, quotes inside it escaped."""
     return '"' + "".join(map(_go_character, text)) + '"'
 
 
