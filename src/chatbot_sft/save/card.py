@@ -111,14 +111,14 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
     target = Path(export.path).name.removesuffix(".gguf")
     yield f"# {inline(target)}: {TITLES[export.method]}"
     yield ""
-    how = (
+    trained_part = (
         "all weights"
         if settings.full_finetuning
         else f"LoRA, r={settings.lora.r}, alpha={settings.lora.lora_alpha}"
     )
     licence = licence_of(settings)
     yield (
-        f"Fine-tuned from {_base(settings)} ({how}; licence of the base: {licence or 'see its model card'})"
+        f"Fine-tuned from {_base(settings)} ({trained_part}; licence of the base: {licence or 'see its model card'})"
         " with chatbot_sft."
     )
     if export.base and not settings.full_finetuning:
@@ -233,10 +233,10 @@ def _base(settings: Config) -> str:
 
 def _question(trained: Trained) -> list[dict[str, str]]:
     """The shortest question of the data, behind its usual system prompt."""
-    asked = [
+    questions = [
         prompt[-1]["content"]
         for prompt in trained.evidence.prompts
         if prompt != ANY_PROMPT and isinstance(prompt[-1].get("content"), str)
     ]
     opening = [{"role": "system", "content": trained.system_prompt}] if trained.system_prompt else []
-    return [*opening, {"role": "user", "content": min(asked, key=len, default=QUESTION)}]
+    return [*opening, {"role": "user", "content": min(questions, key=len, default=QUESTION)}]

@@ -64,9 +64,7 @@ def _finish(trained: Trained, folder: Path) -> None:
 
 
 def sixteen_bit(config: Any) -> torch.dtype:
-    """The checkpoint's own 16-bit dtype; float16 for a float32 checkpoint: of the two it rounds eight times
-    finer.
-    """
+    """The checkpoint's own 16-bit dtype; of float32 float16, which of the two rounds eight times finer."""
     import torch
 
     dtype = config.get_text_config().dtype or config.dtype

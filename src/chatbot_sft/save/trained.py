@@ -82,11 +82,9 @@ class Trained:
 
     @contextlib.contextmanager
     def _as_an_export(self) -> Iterator[None]:
-        """Within it, `model` answers as an export does: not in training mode, and in its weights' own
-        precision.
+        """Within it, `model` answers as an export does: not for training, in its weights' own precision.
 
-        accelerate trains through a `forward` with autocast that it puts on the object; that of the class lies
-        beneath.
+        accelerate trains through a `forward` with autocast that it puts on the object, above the class's own.
         """
         engine = load_engine(self.settings.model.engine)[0]
         training, autocast = self.model.training, vars(self.model).pop("forward", None)

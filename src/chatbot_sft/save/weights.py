@@ -33,8 +33,7 @@ ROWS = ".token_adapter.trainable_tokens_delta"
 
 @dataclass(frozen=True)
 class Weights:
-    """`shapes` has the checkpoint's tensors by name, in its order; `read(name)` is one as it was trained, on
-    the CPU.
+    """`shapes` has the checkpoint's tensors by name, in order; `read(name)` is one as trained, on the CPU.
 
     What the adapter touches is float32, so that whoever writes it rounds once; the rest has the dtype it is
     kept in. `base` says what the adapter was merged into, `config` is transformers' configuration of the
@@ -168,9 +167,7 @@ def _tensors(folder: Path, skeleton: Any, rows: int) -> dict[str, _Tensor] | Non
 
 @dataclass(frozen=True)
 class _Merge:
-    """PEFT's own arithmetic for one parameter at a time. `trained` has the adapter's tensors by the model's
-    module names.
-    """
+    """PEFT's own arithmetic, a parameter at a time; `trained`: the adapter's tensors by the model's names."""
 
     skeleton: Any
     config: Any

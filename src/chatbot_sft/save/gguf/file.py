@@ -81,11 +81,10 @@ def write_gguf(
     file: Path,
     system_prompt: str | None = None,
 ) -> None:
-    """Write `file` with matrices of `kind`, one of `WRITTEN`; vectors are float32. `tokenizer` has been saved
-    in `tokenizer_folder`.
+    """Write `file` with matrices of `kind`, one of `WRITTEN`; vectors are float32.
 
-    One tensor is in memory at a time. `end_of_turn` is the token that ends an answer, `name` what the model
-    is called, `system_prompt` what it was trained with.
+    `tokenizer` has been saved in `tokenizer_folder`. One tensor is in memory at a time. `end_of_turn` is the
+    token that ends an answer, `name` what the model is called, `system_prompt` what it was trained with.
     """
     import gguf
 
@@ -209,9 +208,7 @@ def _as_llama_cpp_has_it(
 
 
 def permute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of q or k (or their bias): of each head's two halves, one from each in turn (llama.cpp's
-    `LlamaModel.permute`).
-    """
+    """Rows of q or k: of each head's two halves one from each in turn (llama.cpp's `LlamaModel.permute`)."""
     return (
         tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:])
         .transpose(1, 2)

@@ -56,8 +56,7 @@ class SystemPieces:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a template writes around the texts of a conversation: `user` and `assistant` are (before, after)
-    pairs.
+    """What a template writes around texts of a conversation: `user` and `assistant` are (before, after).
 
     `opening` comes first where no system message stands there: nothing, or a system turn of the template's
     own. `prompt` follows the last question's turn, and the answer follows it. `system` is None where the
@@ -243,14 +242,21 @@ def go_template(pieces: Pieces, default_system: str = "") -> str:
     start = opening = _written(pieces.opening)
     question = _written(user)
     if system:
-        told = [*_written(system.before), "$system", *_written(system.after)]
+        system_turn = [*_written(system.before), "$system", *_written(system.after)]
         if system.place is Place.TURN:
-            start = ["if $system", *told, *(["else", *opening] if opening else []), "end"]
+            start = ["if $system", *system_turn, *(["else", *opening] if opening else []), "end"]
         elif system.place is Place.FIRST:
             start = ["$told := false", *(["if not $system", *opening, "end"] if opening else [])]
-            question = ["if and $system (not $told)", "$told = true", *told, "else", *question, "end"]
+            question = [
+                "if and $system (not $told)",
+                "$told = true",
+                *system_turn,
+                "else",
+                *question,
+                "end",
+            ]
         else:
-            question = ["if and $system $last", *told, "else", *question, "end"]
+            question = ["if and $system $last", *system_turn, "else", *question, "end"]
     lines += [
         _line(*start),
         _line("range $i, $_ := .Messages"),

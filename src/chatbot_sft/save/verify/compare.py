@@ -156,9 +156,7 @@ def refer(
 
 
 def compare(reference: Reference, export: Observation, kind: str) -> Verification:
-    """Hold `export`, asked `reference.evidence`, of the format `kind` (a key of `KL_BOUNDS`), against the
-    trained model.
-    """
+    """Hold `export`, asked `reference.evidence`, in the format `kind` (of `KL_BOUNDS`), against the model."""
     trained, count, ends = reference.trained, reference.positions, reference.evidence.ends
     # A table with rows to spare may be saved without them.
     size = min(trained.logits.shape[1], export.logits.shape[1])
@@ -216,8 +214,7 @@ def _kl(t: np.ndarray, other: np.ndarray) -> float:
 
 
 def _share(t: np.ndarray, b: np.ndarray, e: np.ndarray) -> float | None:
-    """How far `e` has gone from the base `b` towards `t`: the projection of e - b on t - b, weighted by the
-    trained probabilities.
+    """How far `e` went from the base `b` to `t`: e - b projected on t - b, by the trained probabilities.
 
     Rounding errors of a format point anywhere and change it little; an adapter that was left out makes it 0,
     one that was added twice 2. None where those errors are larger than all that training changed, so that the

@@ -37,14 +37,14 @@ def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observati
         ProbeFailed: it cannot be read.
     """
     with tempfile.TemporaryDirectory() as folder:
-        asked, output = Path(folder, "evidence.json"), Path(folder, "observation.npz")
-        evidence.write(asked)
+        questions, output = Path(folder, "evidence.json"), Path(folder, "observation.npz")
+        evidence.write(questions)
         command = [
             sys.executable,
             "-m",
             "chatbot_sft.save.verify.probe",
             str(export),
-            str(asked),
+            str(questions),
             str(output),
             *(["4bit"] if four_bit else []),
         ]
