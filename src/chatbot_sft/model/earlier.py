@@ -86,9 +86,8 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
         ) from None
     missing = [name for name in loaded.missing_keys if ".lora_A." in name or ".lora_B." in name]
     if loaded.unexpected_keys or missing:
-        unlike = (
-            f"it has {loaded.unexpected_keys[0]}" if loaded.unexpected_keys else f"it has no {missing[0]}"
-        )
+        surplus = loaded.unexpected_keys
+        unlike = f"it has {surplus[0]}" if surplus else f"it has no {missing[0]}"
         raise UserError(f"{where}: {folder} is not an adapter of this model: {unlike}")
 
 

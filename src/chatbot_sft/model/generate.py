@@ -16,9 +16,9 @@ def rendered(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mappi
     Raises:
         jinja2.TemplateError: the template refuses them.
     """
-    given = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
+    kwargs = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
     return tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, return_dict=False, **given
+        list(messages), add_generation_prompt=True, return_dict=False, **kwargs
     )
 
 
@@ -40,7 +40,7 @@ def generate(
     """The ids of an answer to the ids of a `prompt`, its stop token included where it ended by itself.
 
     Temperature 0 is greedy: token by token the likeliest. Above, the temperature alone decides. Nothing else
-    that the model's generation_config says has a part in it: no penalty, no beams, no cut of the unlikely, no
+    that the model's generation_config says has a part in it: no penalty, beams, cut of the unlikely, or
     forbidden token.
     """
     import torch
