@@ -76,9 +76,9 @@ class GGUFModel:
         try:
             model = Model(str(Path(file).expanduser()), llama_cpp.LlamaModelParams())
         except (OSError, ValueError) as error:
-            said = errors[0].rpartition("model: ")[2] if errors else str(error)
-            said = " ".join(said.replace(f"{file} ", "").split())
-            raise UserError(f"{file}: cannot be loaded: {said}") from None
+            reason = errors[0].rpartition("model: ")[2] if errors else str(error)
+            reason = " ".join(reason.replace(f"{file} ", "").split())
+            raise UserError(f"{file}: cannot be loaded: {reason}") from None
         finally:
             # no callback into Python any more: llama.cpp has something to say even when Python ends
             llama_cpp.disable_logging()
@@ -121,18 +121,18 @@ class GGUFModel:
         """
         room = room_for_answer(self.name, self.context, prompt_ids)
         sampler = _sampler(temperature)
-        said: list[int] = []
+        answer: list[int] = []
         new = self._rewound(prompt_ids)
         for _ in range(min(max_new_tokens, room)):
             self._compute(new)
             token = sampler.sample(self._context, -1)
-            said.append(token)
+            answer.append(token)
             if on_token:
                 on_token(token)
             if token in self.stop_ids:
                 break
             new = [token]
-        return said
+        return answer
 
     def text(self, ids: Sequence[int]) -> str:
         """Without special tokens, and without the letter that a cut left half."""
@@ -193,8 +193,8 @@ def _threads() -> int:
     """OMP_NUM_THREADS where it is set, as for torch: llama.cpp's threads wait for each other awake, and
     suffer where cores are shared.
     """
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(threads) if threads.isdigit() else len(os.sched_getaffinity(0))
 
 
 def _sampler(temperature: float) -> Any:

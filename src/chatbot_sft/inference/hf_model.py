@@ -29,8 +29,7 @@ class HFModel:
     `template_kwargs` go to the chat template.
 
     `stop_ids` is what `answer` stops at: what is given, else what the model's generation_config says and no
-    more, so that a missing end token shows. `context` is how many tokens a prompt and its answer may have
-    together.
+    more, so that a missing end token shows. A prompt and its answer have room in `context` tokens.
     """
 
     system_prompt: str | None = None  # what a folder says of it stands in the mark beside the model
