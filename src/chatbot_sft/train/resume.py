@@ -171,8 +171,7 @@ def settle(origin: Origin, settings: Config) -> None:
     """Make the checkpoint folder ready for a run that begins at `origin`.
 
     What killed runs left half-written is removed. Checkpoints that this run does not come from, or that come
-    after its beginning, would stand in its way: they are moved into a folder beside, `checkpoints.1` and so
-    on.
+    after its beginning, would stand in its way: they are moved into `checkpoints.1` and so on beside it.
     """
     folder = Path(settings.training.output_dir)
     save = Path(settings.save.save_path).absolute()

@@ -53,8 +53,7 @@ def padded(
     """input_ids, labels and attention_mask of shape (rows, longest row or `length`), padded on the right.
 
     Padding is marked by position, so a pad token that equals the end token is still learned where it ends a
-    turn. `mask=False` leaves the mask out: behind a causal attention no real token ever sees the padding on
-    its right.
+    turn. `mask=False` leaves the mask out: behind a causal attention no real token sees padding on its right.
     """
     import torch
 

@@ -122,8 +122,9 @@ def load(job: Job, step: Step) -> None:
         job.schedule.load_state_dict(_read(folder / "scheduler.pt"))
     if step.scaler is not None:
         step.scaler.load_state_dict(_read(folder / "scaler.pt"))
-    if job.stopping and (kept := job.state.stateful_callbacks.get(STOPPING)):
-        job.stopping.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+    if job.stopping and (stopping := job.state.stateful_callbacks.get(STOPPING)):
+        patience = stopping["attributes"]["early_stopping_patience_counter"]
+        job.stopping.early_stopping_patience_counter = patience
     job.pending += losses["pending"]
     job.total, job.logged_until = losses["total"], losses["logged_until"]
 
