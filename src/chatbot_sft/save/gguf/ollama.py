@@ -173,9 +173,7 @@ def _read_off(template: ChatTemplate, bos: str) -> Pieces:
     # Llama 2 has a beginning of text in it, and the first one is `bos`.
     user = markers.user if begin.endswith(markers.user) else begin
     closing = answered.removesuffix(markers.assistant)
-    if not end.startswith(
-        closing
-    ):  # Mistral's prompts end with [/INST], a space behind it begins its answers
+    if not end.startswith(closing):  # Mistral's prompts end with [/INST]; a space begins its answers
         closing = ""
     return Pieces(
         opening=begin.removesuffix(user),
@@ -242,21 +240,14 @@ def go_template(pieces: Pieces, default_system: str = "") -> str:
     start = opening = _written(pieces.opening)
     question = _written(user)
     if system:
-        system_turn = [*_written(system.before), "$system", *_written(system.after)]
+        message = [*_written(system.before), "$system", *_written(system.after)]
         if system.place is Place.TURN:
-            start = ["if $system", *system_turn, *(["else", *opening] if opening else []), "end"]
+            start = ["if $system", *message, *(["else", *opening] if opening else []), "end"]
         elif system.place is Place.FIRST:
             start = ["$told := false", *(["if not $system", *opening, "end"] if opening else [])]
-            question = [
-                "if and $system (not $told)",
-                "$told = true",
-                *system_turn,
-                "else",
-                *question,
-                "end",
-            ]
+            question = ["if and $system (not $told)", "$told = true", *message, "else", *question, "end"]
         else:
-            question = ["if and $system $last", *system_turn, "else", *question, "end"]
+            question = ["if and $system $last", *message, "else", *question, "end"]
     lines += [
         _line(*start),
         _line("range $i, $_ := .Messages"),
