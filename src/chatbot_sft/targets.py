@@ -12,8 +12,7 @@ from chatbot_sft.errors import UserError, did_you_mean
 
 
 def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
-    """The object called `target` ("package.module.Class"), which the stage may use in place of its own
-    `like`.
+    """The object called `target` ("package.module.Class"), which the stage may use in place of `like`.
 
     A class has to be a subclass of `like`. Where `like` is a function, `target` has to take what that takes,
     by the same names: they tell a function that was written for the stage from any other that could be
@@ -40,30 +39,30 @@ def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
             " --config-dir"
         ) from None
     except SyntaxError as error:
-        place = f"{error.filename or module_name}{f', line {error.lineno}' if error.lineno else ''}"
+        file, line = error.filename or module_name, f", line {error.lineno}" if error.lineno else ""
         hint = "; save the file as UTF-8" if re.search("codec|null bytes", error.msg) else ""
-        raise UserError(f"{where}: {place}: not Python: {error.msg}{hint}") from None
+        raise UserError(f"{where}: {file}{line}: not Python: {error.msg}{hint}") from None
     try:
-        found = getattr(module, name)
+        located = getattr(module, name)
     except AttributeError:
         file = getattr(module, "__file__", None) or "built in"
         hint = did_you_mean(name, [known for known in dir(module) if not known.startswith("_")])
         hint = hint or f" (it is {file}; a file of yours that is called so needs another name)"
         raise UserError(f"{where}: {module_name} has no {name}{hint}") from None
     if isinstance(like, type):
-        if not (isinstance(found, type) and issubclass(found, like)):
+        if not (isinstance(located, type) and issubclass(located, like)):
             raise UserError(f"{where}: has to be a subclass of {_public(like)}")
-    elif not _takes_the_same(found, like):
+    elif not _takes_the_same(located, like):
         raise UserError(
             f"{where}: has to be a function such as {_public(like)}, with the parameters"
             f" {', '.join(_needed(like))}"
         )
-    return found
+    return located
 
 
-def _public(found: Any) -> str:
+def _public(like: type | Callable[..., Any]) -> str:
     """The name that users write: the package's, not that of the file inside it."""
-    return f"{found.__module__.rpartition('.')[0]}.{found.__name__}"
+    return f"{like.__module__.rpartition('.')[0]}.{like.__name__}"
 
 
 def _needed(function: Callable[..., Any]) -> list[str]:
@@ -76,11 +75,11 @@ def _needed(function: Callable[..., Any]) -> list[str]:
     ]
 
 
-def _takes_the_same(found: Any, like: Callable[..., Any]) -> bool:
-    """Whether `found` is no class and needs exactly what `like` needs, in that order."""
-    if isinstance(found, type) or not callable(found):
+def _takes_the_same(located: Any, like: Callable[..., Any]) -> bool:
+    """Whether `located` is no class and needs exactly what `like` needs, in that order."""
+    if isinstance(located, type) or not callable(located):
         return False
     try:
-        return _needed(found) == _needed(like)
+        return _needed(located) == _needed(like)
     except (TypeError, ValueError):  # written in C, without a signature
         return False

@@ -51,18 +51,18 @@ def weights_fingerprint(settings: Config) -> str:
 
 def content(folder: Path) -> str:
     """A hash of config.json and of the size and both ends of every weights file."""
-    found = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = file.stat().st_size
-        found.update(f"{file.name} {size}".encode())
+        digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as stream:
-            found.update(stream.read(PROBE))
+            digest.update(stream.read(PROBE))
             stream.seek(max(0, size - PROBE))
-            found.update(stream.read(PROBE))
-    return found.hexdigest()[:16]
+            digest.update(stream.read(PROBE))
+    return digest.hexdigest()[:16]
 
 
-def description(settings: Config, beside: Path) -> dict[str, Any]:
+def description(settings: Config, beside: Path) -> dict[str, str]:
     """What export.json and report.json say of the base: its name, and of a folder the way to it from
     `beside`, and what it held.
     """
@@ -74,9 +74,7 @@ def description(settings: Config, beside: Path) -> dict[str, Any]:
 
 
 def moved(beside: Path) -> str | None:
-    """The base of the export, checkpoint or run in the folder `beside`, where it is now; None where it did
-    not move along.
-    """
+    """Where the base of the export, checkpoint or run in `beside` is now; None where it did not move along."""
     for place, base in _descriptions(beside):
         if base.get("name") == embedded.NAME:
             return str(embedded.folder())

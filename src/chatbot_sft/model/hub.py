@@ -25,8 +25,7 @@ def is_local(name: str) -> bool:
 
 
 def allow_network(allowed: bool) -> None:
-    """A local model needs no hub, so nothing is asked of it; a hub id may be fetched unless the user set
-    HF_HUB_OFFLINE.
+    """A local model asks nothing of the hub; a hub id may be fetched unless the user set HF_HUB_OFFLINE.
 
     huggingface_hub and datasets read the variable once, at import; in a sweep a later job can need the other
     setting.
@@ -38,7 +37,7 @@ def allow_network(allowed: bool) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
     for name in ("huggingface_hub.constants", "datasets.config"):
         if name in sys.modules:
-            sys.modules[name].HF_HUB_OFFLINE = offline
+            vars(sys.modules[name])["HF_HUB_OFFLINE"] = offline
 
 
 def tokenizer_folder(name: str, revision: str | None) -> Path:
@@ -50,12 +49,9 @@ def tokenizer_folder(name: str, revision: str | None) -> Path:
     allow_network(True)
     import huggingface_hub
 
+    wanted = [*TOKENIZER_FILES, "config.json"]
     with readable_errors(name):
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=[*TOKENIZER_FILES, "config.json"]
-            )
-        )
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
 def endpoint() -> str:
@@ -64,19 +60,14 @@ def endpoint() -> str:
 
 
 def _answers() -> bool:
-    """Whether the hub's host takes a connection; asked once, because the hub client itself retries for
-    minutes. True behind a proxy.
-    """
-    if any(
-        os.environ.get(name)
-        for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-    ):
+    """Whether the hub's host takes a connection (true behind a proxy): its client would retry for minutes."""
+    proxies = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+    if any(os.environ.get(name) for name in proxies):
         return True
     address = urlsplit(endpoint())
+    port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        with socket.create_connection(
-            (address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5
-        ):
+        with socket.create_connection((address.hostname, port), timeout=5):
             return True
     except OSError:
         return False
@@ -84,8 +75,7 @@ def _answers() -> bool:
 
 @contextlib.contextmanager
 def readable_errors(name: str) -> Iterator[None]:
-    """transformers reports everything about a model it cannot find as OSError, over several paragraphs; say
-    it in one line.
+    """What transformers says of a model it cannot find, an OSError over several paragraphs, in one line.
 
     Raises:
         UserError: for such an OSError.
