@@ -1,5 +1,4 @@
-"""Where things that are made once are kept: for their owner alone, whole or not at all, and believed only
-with their checksums.
+"""Where things that are made once are kept: for their owner alone, whole, and with their checksums.
 
 A cache makes a run faster, and nothing else: what is damaged or somebody else's is made anew, and where it
 cannot be written a temporary one serves.
@@ -25,12 +24,8 @@ from chatbot_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PARTS = (
-    "data",
-    "models",
-    "layouts",
-    "unsloth_compiled",
-)  # tokenised rows, converted models, measured layouts, Unsloth's own
+# Tokenised rows, converted models, measured layouts, Unsloth's own.
+PARTS = ("data", "models", "layouts", "unsloth_compiled")
 VARIABLE = "CHATBOT_SFT_CACHE"
 SPARE = "CHATBOT_SFT_SPARE_CACHE"  # set by the process that made one, for those it starts
 CHECKSUMS = "checksums.json"
@@ -49,20 +44,17 @@ def cache_dir() -> Path:
 
 
 def part_folder(part: str) -> Path:
-    """The folder `part` of the cache, made for its owner alone; where that cannot be, the one of the spare
-    cache.
-    """
+    """The folder `part` of the cache, made for its owner alone; of the spare one where that cannot be."""
     try:
         return _private(cache_dir() / part)
     except OSError as error:
         return _spare_part(part, error)
 
 
-def cached(part: str, name: str, build: Callable[[Path], None], what: str) -> tuple[Path, bool]:
-    """(the folder `name` of `part`, whether it was there); where it was not, or is not as it was written,
-    `build(folder)` fills it.
+def cached(part: str, name: str, build: Callable[[Path], None], label: str) -> tuple[Path, bool]:
+    """(the folder `name` of `part`, whether it was there and whole); `build(folder)` fills one that was not.
 
-    Many processes may ask at once: one builds, the others wait for it. `what` names it in messages.
+    Many processes may ask at once: one builds, the others wait for it. `label` names it in messages.
 
     Raises:
         UserError: neither the cache nor a temporary folder can be written.
@@ -72,10 +64,10 @@ def cached(part: str, name: str, build: Callable[[Path], None], what: str) -> tu
         if _whole(place / part / name):
             return place / part / name, True
     try:
-        return _built(part_folder(part) / name, build, what)
+        return _built(part_folder(part) / name, build, label)
     except OSError as error:
         try:
-            return _built(_spare_part(part, error) / name, build, what)
+            return _built(_spare_part(part, error) / name, build, label)
         except OSError as second:
             raise _nowhere(second) from error
 
@@ -94,17 +86,17 @@ def build_folder(
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    made = work / target.name
+    draft = work / target.name
     try:
-        made.mkdir(PRIVATE)
-        build(made)
+        draft.mkdir(PRIVATE)
+        build(draft)
         if not private:
-            _share(made)
+            _share(draft)
         replaced = work / "replaced"
         if replace and target.is_dir():
             target.rename(replaced)
         try:
-            made.rename(target)
+            draft.rename(target)
         except OSError:
             if replaced.is_dir() and not target.exists():
                 replaced.rename(target)
@@ -115,7 +107,7 @@ def build_folder(
     return target
 
 
-def _built(target: Path, build: Callable[[Path], None], what: str) -> tuple[Path, bool]:
+def _built(target: Path, build: Callable[[Path], None], label: str) -> tuple[Path, bool]:
     from filelock import FileLock
 
     def fill(folder: Path) -> None:
@@ -127,7 +119,7 @@ def _built(target: Path, build: Callable[[Path], None], what: str) -> tuple[Path
         if _whole(target):
             return target, True
         if target.is_dir() and not target.is_symlink():
-            log.warning("%s in %s are damaged; making them again", what, target)
+            log.warning("%s in %s are damaged; making them again", label, target)
             shutil.rmtree(target)
         elif os.path.lexists(target):
             target.unlink()
@@ -136,9 +128,7 @@ def _built(target: Path, build: Callable[[Path], None], what: str) -> tuple[Path
 
 
 def _whole(folder: Path) -> bool:
-    """Whether `folder` has the files that were written there, as they were written, and nothing else; and is
-    nobody else's.
-    """
+    """Whether `folder` is ours, and has the files that were written there and nothing else."""
     try:
         if not _trusted(folder.parent) or not _trusted(folder):
             return False
@@ -149,37 +139,37 @@ def _whole(folder: Path) -> bool:
             if file.is_symlink() or not file.is_dir()
         }
         del files[CHECKSUMS]
-        return sums.keys() == files.keys() and all(
-            _as_written(file, sums[name]) for name, file in files.items()
-        )
+        if sums.keys() != files.keys():
+            return False
+        return all(_as_written(file, sums[name]) for name, file in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
 def _trusted(folder: Path) -> bool:
     """Ours, or the administrator's and not for everybody to write in."""
-    found = folder.lstat() if folder.is_symlink() else folder.stat()
-    ours = found.st_uid == os.geteuid()
-    return stat.S_ISDIR(found.st_mode) and (ours or (found.st_uid == 0 and not found.st_mode & 0o022))
+    status = folder.lstat() if folder.is_symlink() else folder.stat()
+    ours = status.st_uid == os.geteuid()
+    return stat.S_ISDIR(status.st_mode) and (ours or (status.st_uid == 0 and not status.st_mode & 0o022))
 
 
 def _facts(file: Path) -> dict[str, Any]:
-    found = file.stat()
+    status = file.stat()
     with file.open("rb") as stream:
         return {
-            "size": found.st_size,
-            "time": found.st_mtime_ns,
+            "size": status.st_size,
+            "time": status.st_mtime_ns,
             "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
         }
 
 
 def _as_written(file: Path, facts: dict[str, Any]) -> bool:
-    found = file.lstat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size != facts["size"]:
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size != facts["size"]:
         return False
-    return (found.st_size >= LARGE and found.st_mtime_ns == facts["time"]) or _facts(file)["sha256"] == facts[
-        "sha256"
-    ]
+    if status.st_size >= LARGE and status.st_mtime_ns == facts["time"]:
+        return True
+    return _facts(file)["sha256"] == facts["sha256"]
 
 
 def _private(folder: Path) -> Path:
@@ -190,10 +180,10 @@ def _private(folder: Path) -> Path:
     """
     folder.parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     folder.mkdir(mode=PRIVATE, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.geteuid():
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
-    if stat.S_IMODE(found.st_mode) != PRIVATE:
+    if stat.S_IMODE(status.st_mode) != PRIVATE:
         folder.chmod(PRIVATE)
     with tempfile.TemporaryFile(dir=folder):
         return folder
@@ -207,17 +197,15 @@ def _spare_part(part: str, error: OSError) -> Path:
 
 
 def _spare(error: OSError) -> Path:
-    """A temporary cache of this process and those it starts, for what cannot be written into the cache, as
-    `error` says.
-    """
+    """A temporary cache of this process and those it starts, as the cache cannot be written (`error`)."""
     if spare := os.environ.get(SPARE):
         return Path(spare)
     spare = tempfile.mkdtemp(prefix="chatbot_sft_cache_")
     atexit.register(_remove, spare, os.getpid())
     where, why = error.filename or os.environ.get(VARIABLE, "the cache"), error.strerror or error
     log.warning(
-        "cache: %s: %s; a temporary folder serves for this run, the next one makes it all again; %s names"
-        " another place",
+        "cache: %s: %s; a temporary folder serves for this run, the next one makes it all again;"
+        " %s names another place",
         where,
         why,
         VARIABLE,
@@ -241,9 +229,7 @@ def _remove(folder: str, owner: int) -> None:
 
 
 def _share(folder: Path) -> None:
-    """Give everything the user's usual permissions: temporary folders and safetensors files are made for
-    their owner alone.
-    """
+    """Give everything the user's usual permissions: temporary folders are made for their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
     folder.chmod(0o777 & ~mask)

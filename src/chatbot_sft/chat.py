@@ -1,6 +1,4 @@
-"""`python -m chatbot_sft.chat PATH`: talk in the terminal with a run, an export or a GGUF file, or with two
-of them side by side.
-"""
+"""`python -m chatbot_sft.chat PATH`: talk with a run, an export or a GGUF file, or with two side by side."""
 
 from __future__ import annotations
 
@@ -11,10 +9,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -30,9 +28,8 @@ from chatbot_sft.model.engine import prepare_environment
 from chatbot_sft.report.plain import plain, plain_line, shown, shown_line
 
 if TYPE_CHECKING:
-    from chatbot_sft.inference.gguf_model import GGUFModel
-    from chatbot_sft.inference.hf_model import HFModel
-    from chatbot_sft.inference.opening import Found
+    from chatbot_sft.inference import ChatModel
+    from chatbot_sft.inference.opening import ModelOnDisk
 
 COMMANDS = {
     "/reset": "forget the conversation; the system message stays",
@@ -44,9 +41,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Chat, or answer `--prompt`. What goes wrong is one line on stderr; HYDRA_FULL_ERROR=1 shows the
-    traceback instead.
-    """
+    """Chat, or answer `--prompt`. What goes wrong is a line on stderr, with HYDRA_FULL_ERROR=1 a traceback."""
     arguments = parse()
     try:
         run(arguments)
@@ -61,7 +56,7 @@ def main() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         sys.exit(f"error: {message}; --help lists the arguments")
 
 
@@ -155,39 +150,34 @@ class Speaker:
     """A model and its own side of the conversation: questions and answers by turns."""
 
     title: str
-    model: HFModel | GGUFModel
+    model: ChatModel
     turns: list[Message] = field(default_factory=list)
     trained_system: str = ""  # the system prompt of its training data
-    openings: list[list[Message]] = field(
-        default_factory=list
-    )  # the system messages that its answers were given under, each once
+    # The system messages that its answers were given under, each once.
+    openings: list[list[Message]] = field(default_factory=list)
 
 
 def open_speakers(arguments: argparse.Namespace) -> list[Speaker]:
-    found = [
-        find(path) for path in (arguments.path, arguments.second) if path
-    ]  # all of them before the first is loaded
+    paths = [path for path in (arguments.path, arguments.second) if path]
+    files = [find(path) for path in paths]  # all of them before the first is loaded
     with quiet():
         if arguments.before:
-            before, after = found[0].open_base(), found[0].open()
-            system = trained_system(found[0], after)  # for both: they are asked the same
+            before, after = files[0].open_base(), files[0].open()
+            system = trained_system(files[0], after)  # for both: they are asked the same
             return [
                 Speaker("before", before, trained_system=system),
                 Speaker("after", after, trained_system=system),
             ]
-        titles, models = (arguments.path, arguments.second), [one.open() for one in found]
+        models = [file.open() for file in files]
         return [
-            Speaker(title, model, trained_system=trained_system(one, model))
-            for title, one, model in zip(titles, found, models, strict=False)
+            Speaker(title, model, trained_system=trained_system(file, model))
+            for title, file, model in zip(paths, files, models, strict=True)
         ]
 
 
-def trained_system(found: Found, model: HFModel | GGUFModel) -> str:
-    """The system prompt of the training data: what a GGUF file itself says, wherever it lies; else what
-    stands beside the model.
-    """
-    own = model.system_prompt if found.kind == "gguf" else None
-    return own or found.system_prompt or ""
+def trained_system(file: ModelOnDisk, model: ChatModel) -> str:
+    """The system prompt of the training data: what a GGUF file itself says, else what stands beside it."""
+    return model.system_prompt or file.system_prompt or ""
 
 
 class Chat:
@@ -235,10 +225,8 @@ class Chat:
             _, prompt = fitting(speaker.model, self.opening(speaker), [user(question)], self.max_new_tokens)
             _, ending = self.printed(speaker.model, prompt)
             if ending:
-                print(
-                    f"({shown_line(speaker.title) + ': ' if len(self.speakers) > 1 else ''}{ending})",
-                    file=sys.stderr,
-                )
+                title = f"{shown_line(speaker.title)}: " if len(self.speakers) > 1 else ""
+                print(f"({title}{ending})", file=sys.stderr)
 
     def converse(self) -> None:
         """Until Ctrl-D or /quit."""
@@ -262,7 +250,7 @@ class Chat:
             case "/quit":
                 return False
             case "/help":
-                self.note("\n".join(f"{name:<14}{what}" for name, what in COMMANDS.items()))
+                self.note("\n".join(f"{name:<14}{help_text}" for name, help_text in COMMANDS.items()))
             case "/reset":
                 for speaker in self.speakers:
                     speaker.turns, speaker.openings = [], []
@@ -306,21 +294,14 @@ class Chat:
                 speaker.turns = [*turns, {"role": "assistant", "content": answer}]
                 opening = self.opening(speaker)
                 speaker.openings += [opening] if opening not in speaker.openings else []
-            remarks = [
-                remark
-                for remark in (ending, "" if answer else "nothing was said, so the question is forgotten")
-                if remark
-            ]
+            silence = "" if answer else "nothing was said, so the question is forgotten"
+            remarks = "; ".join(filter(None, (ending, silence)))
             if remarks:
-                self.note(f"({speaker.title + ': ' if several else ''}{'; '.join(remarks)})")
+                self.note(f"({speaker.title}: {remarks})" if several else f"({remarks})")
         print()
 
-    def answer(
-        self, model: HFModel | GGUFModel, prompt: Sequence[int], show: Callable[[str], None]
-    ) -> tuple[str, str]:
-        """(answer, what ended it); the second is empty where the model ended it itself. `show` is told the
-        text as it grows.
-        """
+    def answer(self, model: ChatModel, prompt: Sequence[int], show: Callable[[str], None]) -> tuple[str, str]:
+        """(answer, what ended it, unless the model itself); `show` is told the text as it grows."""
         said: list[int] = []
 
         def hear(token: int) -> None:
@@ -341,7 +322,7 @@ class Chat:
         )
         return model.text(said), f"cut off after {len(said)} tokens: {limit}"
 
-    def printed(self, model: HFModel | GGUFModel, prompt: Sequence[int]) -> tuple[str, str]:
+    def printed(self, model: ChatModel, prompt: Sequence[int]) -> tuple[str, str]:
         """`answer`, on lines of its own."""
         answer = self.answer(model, prompt, Printer(sys.stdout))
         print()
@@ -360,8 +341,7 @@ class Chat:
         return answers
 
     def save(self, name: str) -> None:
-        """Add every conversation that has an answer to the file `name`, with the system message that it was
-        held under.
+        """Add every conversation that has an answer, with its system message, to the file `name`.
 
         Raises:
             UserError: no name, nothing to save, a system message that changed on the way, or a file that does
@@ -388,7 +368,7 @@ def user(text: str) -> Message:
 
 
 def fitting(
-    model: HFModel | GGUFModel, opening: list[Message], turns: list[Message], max_new_tokens: int
+    model: ChatModel, opening: list[Message], turns: list[Message], max_new_tokens: int
 ) -> tuple[list[Message], list[int]]:
     """(turns, their prompt's token ids): the newest of `turns` that leave room in the model's context for an
     answer, the last at least.
@@ -441,7 +421,7 @@ def unseen_keys() -> Iterator[None]:
         termios.tcsetattr(keyboard, termios.TCSANOW, before)
 
 
-def append_rows(file: Path, rows: list[dict]) -> int:
+def append_rows(file: Path, rows: Sequence[Mapping[str, list[Message]]]) -> int:
     """Add `rows` to the JSON list in `file`, or begin one; in one step. Returns how many rows there are.
 
     Raises:
@@ -452,9 +432,8 @@ def append_rows(file: Path, rows: list[dict]) -> int:
         before = json.loads(file.read_text(encoding="utf-8-sig")) if file.exists() else []
         if not isinstance(before, list):
             raise ValueError
-        temporary.write_text(
-            json.dumps([*before, *rows], indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps([*before, *rows], indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(file)
     except ValueError:
         raise UserError(f"{file}: not a JSON list, so nothing was added to it; name another file") from None

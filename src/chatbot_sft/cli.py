@@ -1,6 +1,4 @@
-"""The one entrypoint: `python -m chatbot_sft`. Hydra composes `conf/`, the schema checks it, `pipeline.run`
-does the work.
-"""
+"""The one entrypoint: `python -m chatbot_sft`. Hydra composes, the schema checks, `pipeline.run` works."""
 
 from __future__ import annotations
 
@@ -60,8 +58,8 @@ def entrypoint(config: DictConfig) -> float | None:
     if job.job.chdir:
         os.chdir(job.runtime.cwd)
         print(
-            f"hydra.job.chdir=true: paths stay those of {job.runtime.cwd}; what a run writes is in its"
-            " directory anyway",
+            f"hydra.job.chdir=true: paths stay those of {job.runtime.cwd};"
+            " what a run writes is in its directory anyway",
             file=sys.stderr,
         )
     if job.mode == RunMode.MULTIRUN:
@@ -84,11 +82,12 @@ def _run(settings: Config, job: HydraConf, users: list[str]) -> float | None:
     report = pipeline.run(settings, _command(job, users), _began())
     if not distributed.is_first():
         return None
-    if report.plan:
-        print(shown(plan_summary(report)))
-    elif report.training:
-        print(shown(summary(report, settings.paths.output_dir)))
-    return report.training and report.training.eval_loss
+    training = report.training
+    if report.model and report.plan:
+        print(shown(plan_summary(report.model, report.plan)))
+    elif training:
+        print(shown(summary(training, report.samples, report.save, settings.paths.output_dir)))
+    return training.eval_loss if training else None
 
 
 def _began() -> float:
@@ -103,21 +102,20 @@ def _began() -> float:
 
 
 def _swept(config: DictConfig, hydra_job: HydraConf, users: list[str]) -> float | None:
-    """One job of a sweep. What an earlier start of the sweep finished counts as done; an error is told when
-    it happens.
-    """
+    """One job of a sweep. What an earlier start of it finished counts as done; an error is told at once."""
     job = Job(hydra_job.job.num, list(hydra_job.overrides.task), Path(config.paths.output_dir))
     earlier = [other.number for other in JOBS if other.folder == job.folder]
     JOBS.append(job)
     try:
         if earlier:
             raise UserError(
-                f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]}; give each"
-                f" job its own, as {SUBDIR} does"
+                f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]};"
+                f" give each job its own, as {SUBDIR} does"
             )
         settings = Config.from_mapping(config)
         if report := finished(settings):
-            job.status, job.eval_loss = "done before", report.training and report.training.eval_loss
+            job.status = "done before"
+            job.eval_loss = report.training.eval_loss if report.training else None
             print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)
             return job.eval_loss
         job.eval_loss = _run(settings, hydra_job, users)
@@ -125,11 +123,9 @@ def _swept(config: DictConfig, hydra_job: HydraConf, users: list[str]) -> float 
         job.status, job.error = "failed", one_line(error, in_run=True)
         print(f"{ERROR}job {job.number}: {job.error} ({job.folder})", file=sys.stderr)
         if os.environ.get(SHOW_TRACEBACK) or os.getpid() not in MAIN:
-            # Where a launcher runs jobs in other processes, the exception is the only word of it that comes
-            # back.
+            # Where a launcher runs jobs in other processes, only the exception comes back.
             raise
-        # Hydra would add a line of its own, "Error executing job …", to ours. `main` ends with an error for
-        # JOBS.
+        # Hydra would add "Error executing job …" to ours. `main` ends with an error for JOBS.
         return None
     job.status = "completed"
     return job.eval_loss
@@ -154,18 +150,14 @@ def _typed(override: str) -> str:
 
 
 def settle_job(config: DictConfig, job: HydraConf) -> None:
-    """A job of a sweep is composed by the sweeper, after every callback: its values are settled here, in what
-    Hydra kept of it too.
-    """
+    """Settle the values of a job, which the sweeper composed after every callback; in Hydra's file too."""
     hydra_glue.settle(config, hydra_glue.written(job.overrides.task))
     if job.output_subdir:
         OmegaConf.save(config, Path(job.runtime.output_dir, job.output_subdir, "config.yaml"))
 
 
-def mask_hydra_files(job: DictConfig) -> None:
-    """Take the secrets out of what Hydra wrote before this job began: its .hydra folder, and in a sweep the
-    multirun.yaml above it.
-    """
+def mask_hydra_files(job: HydraConf) -> None:
+    """Take the secrets out of what Hydra wrote before this job: .hydra, and in a sweep multirun.yaml."""
     files = list(Path(job.runtime.output_dir, job.output_subdir).glob("*.yaml")) if job.output_subdir else []
     if job.mode == RunMode.MULTIRUN:
         files += Path(job.sweep.dir).glob("multirun.yaml")

@@ -7,7 +7,7 @@ import itertools
 import platform
 import re
 import shlex
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NoReturn
@@ -37,10 +37,8 @@ SECRET = re.compile(r"token|secret|password|api_?key|auth", re.IGNORECASE)
 
 def version() -> str:
     """`chatbot_sft 0.1.0 (Python 3.11.7, Hydra 1.3.8)`; `python -m chatbot_sft.doctor` says the rest."""
-    return (
-        f"chatbot_sft {importlib.metadata.version('chatbot-sft')} (Python {platform.python_version()}, Hydra"
-        f" {hydra_version})"
-    )
+    own = importlib.metadata.version("chatbot-sft")
+    return f"chatbot_sft {own} (Python {platform.python_version()}, Hydra {hydra_version})"
 
 
 def check(words: Sequence[str]) -> Namespace:
@@ -49,9 +47,7 @@ def check(words: Sequence[str]) -> Namespace:
     Raises:
         UserError: the word, and how to write what it most likely meant.
     """
-    parser = get_args_parser()
-    parser.allow_abbrev = False
-    parser.error = _refuse
+    parser = _Parser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
     given, others = parser.parse_known_intermixed_args(list(words))
     for flag in others:
         if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
@@ -70,17 +66,13 @@ def sections(given: Namespace) -> list[str]:
 
 
 def for_hydra(words: Sequence[str], given: Namespace) -> list[str]:
-    """The same command line as Hydra takes it: flags before overrides, and each override as `opened` writes
-    it.
-    """
+    """The same command line as Hydra takes it: flags first, and each override as `opened` writes it."""
     flags, overrides = parted(words)
     if given.shell_completion:  # of a command line that is not finished
         return [*flags, *overrides]
     own = given.config_name is not None
-    return [
-        *flags,
-        *(opened(word, own) if word in given.overrides else word for word in overrides),
-    ]  # --info takes a word
+    # --info takes a word.
+    return [*flags, *(opened(word, own) if word in given.overrides else word for word in overrides)]
 
 
 def all_opened(overrides: Sequence[str], given: Namespace) -> list[str]:
@@ -107,9 +99,8 @@ def opened(word: str, own_config: bool = False) -> str:
 
     `training.max_grad_norm=1` gets the plus signs that Hydra asks for where the YAML files do not name the
     key: the schema decides. `+model=NAME`, `+experiment=NAME` and `+lora.r=8` mean what they say without the
-        plus: the key is there. Where the
-    user has a configuration of their own (`--config-name`), its defaults list may be without `experiment` and
-    `debug`.
+    plus: the key is there. Where the user has a configuration of their own (`--config-name`), its defaults
+    list may be without `experiment` and `debug`.
 
     Raises:
         UserError: a section or a key that is taken away.
@@ -131,8 +122,11 @@ def opened(word: str, own_config: bool = False) -> str:
     return text if schema.known_override(key) else f"++{text}"
 
 
-def _refuse(message: str) -> NoReturn:
-    raise UserError(message)
+class _Parser(ArgumentParser):
+    """Says what is wrong as a UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def _no_such_flag(flag: str, words: Sequence[str]) -> str:
@@ -140,29 +134,25 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
     key = name.lstrip("-").replace("-", "_")
     following = [*words, ""][list(words).index(flag) + 1]
     if not equals:
-        value = (
-            following if following and "=" not in following and not re.match(r"-\D", following) else "true"
-        )
+        is_value = following and "=" not in following and not re.match(r"-\D", following)
+        value = following if is_value else "true"
         flag = f"{flag} {following}" if value == following else flag
     setting = _setting(key, value)
     if SECRET.search(key):
         flag, setting = name, ""
     if setting:
         return f"{flag}: settings are written without dashes, as key=value: {shlex.quote(setting)}"
-    found = schema.meant("", key, value)
-    if found and found.note:
-        return f"{flag}: no such flag; {found.note}"
+    alias = schema.meant("", key, value)
+    if alias and alias.note:
+        return f"{flag}: no such flag; {alias.note}"
     flags = [
         option
         for action in get_args_parser()._actions
         for option in action.option_strings
         if option.startswith("--")
     ]
-    near = did_you_mean(name, flags)
-    return (
-        f"{flag}: no such"
-        f" flag{near or '; settings are written without dashes, as key=value, for instance training.max_steps=100'}"
-    )
+    example = "; settings are written without dashes, as key=value, for instance training.max_steps=100"
+    return f"{flag}: no such flag{did_you_mean(name, flags) or example}"
 
 
 def _setting(key: str, value: str) -> str:
@@ -172,10 +162,10 @@ def _setting(key: str, value: str) -> str:
         return written_out(key, value)
     if section in schema.SECTIONS and name in sft_arguments.known():
         return written_out(key, value)
-    found = schema.meant(section, name, value)
-    if found is None or not found.setting:
+    alias = schema.meant(section, name, value)
+    if alias is None or not alias.setting:
         return ""
-    return found.setting if "=" in found.setting else written_out(found.setting, value)
+    return alias.setting if "=" in alias.setting else written_out(alias.setting, value)
 
 
 def not_understood(word: str, words: Sequence[str]) -> str:
@@ -196,9 +186,8 @@ def not_understood(word: str, words: Sequence[str]) -> str:
         return f"{start}; no space stands beside the equals sign: {shlex.quote(written)}"
     if "=" in before and _is_key(before.partition("=")[0]):
         whole = _joined(words, place - 1)
-        return (
-            f"{start}; if it belongs to {shown(before)}, quote both: {shlex.quote(whole)}" if whole else start
-        )
+        hint = f"; if it belongs to {shown(before)}, quote both: {shlex.quote(whole)}"
+        return f"{start}{hint}" if whole else start
     if word.endswith(":") and _is_key(word[:-1]):
         return f"{start}; settings are written with an equals sign: {_with_sections(word[:-1])}=…"
     if word in TASKS:
@@ -208,9 +197,9 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     if PurePath(word).suffix in (".yaml", ".yml"):
         name = PurePath(word).stem
         return (
-            f"{start}; a file of settings is an overlay: put it into a folder, as"
-            f" mine/experiment/{name}.yaml, begin it with the line `# @package _global_`, and write"
-            f" --config-dir mine experiment={name}"
+            f"{start}; a file of settings is an overlay: put it into a folder, as mine/experiment/{name}.yaml,"
+            " begin it with the line `# @package _global_`,"
+            f" and write --config-dir mine experiment={name}"
         )
     if PurePath(word).suffix in (".json", ".jsonl", ".csv", ".parquet", ".arrow"):
         return f"{start}; data is named with {shlex.quote(written_out('dataset.data_path', word))}"
@@ -229,11 +218,9 @@ def swept(words: Sequence[str], refusal: str) -> Override | None:
 
 def several_values(override: Override) -> str:
     """The text for a value with commas, or a function such as range(1,4), where one run was asked for."""
-    line, key, value = (
-        shown(override.input_line),
-        override.get_key_element().lstrip("+"),
-        override.input_line.partition("=")[2],
-    )
+    written = override.input_line or ""
+    line, value = shown(written), written.partition("=")[2]
+    key = override.get_key_element().lstrip("+")
     if not schema.known_override(key) and "." not in key:
         return f"{line}: several values are several runs; add -m for them"
     kind = schema.kind_of(key)
@@ -251,9 +238,7 @@ def several_values(override: Override) -> str:
 
 
 def written_out(key: str, value: str) -> str:
-    """`key=value` so that Hydra reads just `value`: in double quotes where it has to be, without the shell's
-    own quotes.
-    """
+    """`key=value` so that Hydra reads just `value`: in double quotes where needed, without the shell's own."""
     plain = f"{key}={value}"
     parsed = _parsed(plain if key else f"key{plain}")
     if (
@@ -262,25 +247,21 @@ def written_out(key: str, value: str) -> str:
         and (parsed.value() == value or not schema.kind_of(key).startswith("str"))
     ):
         return plain
-    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
+    escaped = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), value)
     return f'{key}="{escaped}"'
 
 
 def deleted(key: str) -> str:
     """The text for `~lora` or `~training.max_steps`."""
     if key in schema.SECTIONS:
-        return f"~{key}: a section cannot be left out, its defaults would come back" + (
-            f"; {NOTHING[key]}" if key in NOTHING else ""
-        )
-    return f"~{key}: a key cannot be left out, its default would come back; give it a value" + (
-        f", or {key}=null" if "None" in schema.kind_of(key) else ""
-    )
+        hint = f"; {NOTHING[key]}" if key in NOTHING else ""
+        return f"~{key}: a section cannot be left out, its defaults would come back{hint}"
+    hint = f", or {key}=null" if "None" in schema.kind_of(key) else ""
+    return f"~{key}: a key cannot be left out, its default would come back; give it a value{hint}"
 
 
 def left_out(section: str, config_name: str | None) -> str:
-    """The text for a section that nothing was composed for, so that other defaults than those of conf/ would
-    hold.
-    """
+    """The text for a section that nothing was composed for: other defaults than those of conf/ would hold."""
     if config_name != "config":
         return (
             f"{section}: not in {config_name}.yaml; a configuration of your own begins with `defaults:"
@@ -288,15 +269,13 @@ def left_out(section: str, config_name: str | None) -> str:
         )
     nothing = f"; {NOTHING[section]}" if section in NOTHING else ""
     return (
-        f"{section}: null, or nothing under `{section}:` in a file; name one of its options, or leave it"
-        f" out{nothing}"
+        f"{section}: null, or nothing under `{section}:` in a file;"
+        f" name one of its options, or leave it out{nothing}"
     )
 
 
 def as_text(override: str, parsed: Override) -> str:
-    """`model.revision=12e4567` as `model.revision="12e4567"`: what a text key is given is text, whatever
-    Hydra takes it for.
-    """
+    """`model.revision=12e4567` as `model.revision="12e4567"`: what a text key is given is text."""
     if not schema.kind_of(parsed.key_or_group).startswith("str"):
         return override
     if not parsed.is_sweep_override():
@@ -317,9 +296,7 @@ def shown(word: str) -> str:
 
 
 def _joined(words: Sequence[str], place: int) -> str:
-    """The value that begins at `place` and that the shell cut at its spaces, quoted for Hydra; empty where
-    nothing helps.
-    """
+    """The value from `place` on that the shell cut at its spaces, quoted for Hydra; or an empty string."""
     rest = next((n for n, word in enumerate(words) if n > place and "=" in word), len(words))
     whole = " ".join(words[place:rest])
     key, _, value = whole.partition("=")
@@ -336,16 +313,12 @@ def _joined(words: Sequence[str], place: int) -> str:
 def _quoted_inside(key: str, value: str) -> str:
     """A list or a mapping whose parts are quoted each, empty where `value` is neither."""
     if re.fullmatch(r"\[.*\]", value):
-        return (
-            f"{key}=[" + ",".join(written_out("", part.strip())[1:] for part in value[1:-1].split(",")) + "]"
-        )
+        parts = ",".join(written_out("", part.strip())[1:] for part in value[1:-1].split(","))
+        return f"{key}=[{parts}]"
     if re.fullmatch(r"\{.*:.*\}", value):
         pairs = [pair.partition(":") for pair in value[1:-1].split(",")]
-        return (
-            f"{key}={{"
-            + ", ".join(f"{name.strip()}: {written_out('', inner.strip())[1:]}" for name, _, inner in pairs)
-            + "}"
-        )
+        parts = ", ".join(f"{name.strip()}: {written_out('', inner.strip())[1:]}" for name, _, inner in pairs)
+        return f"{key}={{{parts}}}"
     return ""
 
 
@@ -354,8 +327,8 @@ def _with_sections(key: str) -> str:
     if schema.known_override(key):
         return key
     section, _, name = key.rpartition(".")
-    found = schema.meant(section, name, None)
-    return found.setting if found and "=" not in found.setting and found.setting else key
+    alias = schema.meant(section, name, None)
+    return alias.setting if alias and "=" not in alias.setting and alias.setting else key
 
 
 def _in_a_file(key: str) -> str:

@@ -1,5 +1,4 @@
-"""Shell completion: `eval "$(python -m chatbot_sft -sc install=bash)"`, the same with zsh, and `… -sc
-install=fish | source`.
+"""Shell completion: `eval "$(python -m chatbot_sft -sc install=bash)"`, for zsh and fish likewise.
 
 What can stand next is Hydra's answer to `-sc query=…`. Hydra's own scripts know programs and `python
 file.py`, not `python -m`.
@@ -11,8 +10,7 @@ from collections.abc import Sequence
 
 FLAGS = ("-sc", "--shell-completion")
 
-# One candidate a line (Hydra's form for fish), compared as text: nothing of a file's name is expanded by the
-# shell.
+# One candidate a line (Hydra's form for fish), compared as text: the shell expands nothing of a file's name.
 BASH = r"""
 _chatbot_sft() {
     local line="${COMP_LINE:0:$COMP_POINT}" typed choice current kept

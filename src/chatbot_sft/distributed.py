@@ -1,6 +1,4 @@
-"""One run in several processes, as `torchrun` and `accelerate launch` start them: known from the environment
-alone, without torch.
-"""
+"""One run in several processes, as `torchrun` and `accelerate launch` start them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ def is_first() -> bool:
 
 @functools.cache
 def started() -> datetime:
-    """When the run began. Its processes share the launcher that started them, so that they name one run
-    directory.
-    """
+    """When the run began: its processes share a launcher, so that they name one run directory."""
     if processes() == 1:
         return datetime.now()
     import psutil

@@ -1,5 +1,6 @@
-"""`python -m chatbot_sft.doctor`: what a run would find here. Imports no torch: a broken GPU stack must not
-keep it from answering.
+"""`python -m chatbot_sft.doctor`: what a run would find here.
+
+Imports no torch: a broken GPU stack must not keep it from answering.
 """
 
 from __future__ import annotations
@@ -22,9 +23,7 @@ from chatbot_sft.save.gguf import llama_cpp
 
 
 def main() -> None:
-    """Print versions, hardware, the engine that `auto` would take, and the cache; or clear the cache, or one
-    part of it.
-    """
+    """Print versions, hardware, the engine that `auto` would take, and the cache; or clear of that a part."""
     parser = argparse.ArgumentParser(prog="python -m chatbot_sft.doctor", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--clear-cache",
@@ -51,10 +50,8 @@ def clear(part: str) -> str:
     """
     parts = cache_parts()
     if part != "all" and part not in parts:
-        sys.exit(
-            f"error: {part}: no such part of the cache in {cache_dir()}; there is"
-            f" {', '.join(parts) or 'nothing'}"
-        )
+        present = ", ".join(parts) or "nothing"
+        sys.exit(f"error: {part}: no such part of the cache in {cache_dir()}; there is {present}")
     chosen = list(parts) if part == "all" else [part]
     for name in chosen:
         shutil.rmtree(cache_dir() / name)
@@ -69,31 +66,26 @@ def cache_parts() -> dict[str, int]:
 
 
 def findings() -> list[tuple[str, str]]:
-    """(what, answer) in the order they are printed."""
-    found = versions()
-    cpu = (
-        f"{_cpu_name()}, {os.cpu_count()} cores, bfloat16"
-        f" {'in hardware' if hardware.cpu_bfloat16() else 'emulated'}"
-    )
+    """(name, finding) in the order they are printed."""
+    installed = versions()
+    bfloat16 = "in hardware" if hardware.cpu_bfloat16() else "emulated"
+    cpu = f"{_cpu_name()}, {os.cpu_count()} cores, bfloat16 {bfloat16}"
     rows = [
-        ("python", f"{found.pop('python')} at {sys.executable}"),
-        ("platform", found.pop("platform")),
+        ("python", f"{installed.pop('python')} at {sys.executable}"),
+        ("platform", installed.pop("platform")),
         ("cpu", cpu),
         ("memory", f"{hardware.memory_gb():.1f} GB"),
     ]
-    cards = hardware.gpus()
-    rows += [("gpu", f"{card.name}, {card.memory_gb:.0f} GB, driver {card.driver}") for card in cards] or [
-        ("gpu", "none (nvidia-smi lists none)")
-    ]
-    rows += list(found.items())
+    cards = [f"{card.name}, {card.memory_gb:.0f} GB, driver {card.driver}" for card in hardware.gpus()]
+    rows += [("gpu", card) for card in cards or ["none (nvidia-smi lists none)"]]
+    rows += list(installed.items())
     choice = expected("auto")
     rows.append(("engine", f"{choice.name} ({choice.reason})"))
     rows.append(("4-bit", _four_bit()))
     rows.append(("llama.cpp", _llama_cpp()))
     rows.append(("smollm2", _embedded()))
-    rows.append(
-        ("hub", "offline (HF_HUB_OFFLINE)" if USER_SAYS_OFFLINE else "used where model.name is a hub id")
-    )
+    hub = "offline (HF_HUB_OFFLINE)" if USER_SAYS_OFFLINE else "used where model.name is a hub id"
+    rows.append(("hub", hub))
     rows.append(("HF_TOKEN", "set" if os.environ.get("HF_TOKEN") else "not set"))
     parts = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in cache_parts().items())
     rows.append(("cache", f"{cache_dir()} ({parts or 'empty'}); --clear-cache [PART] deletes it"))

@@ -24,9 +24,7 @@ def listed(names: Iterable[object], most: int = 10) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for those of `known` that `word` may have meant, or an empty string where
-    nothing is near.
-    """
+    """``"; did you mean X?"`` for those of `known` that `word` may have meant; empty where none is near."""
     return question(near(word, list(known)))
 
 
@@ -39,9 +37,7 @@ def question(names: Sequence[str]) -> str:
 
 
 def near(word: str, known: Sequence[str]) -> list[str]:
-    """Those of `known` that `word` may have meant: the one spelled like it, or up to three that hold it as
-    whole words.
-    """
+    """Those of `known` that `word` may have meant: spelled like it, or up to three that hold its words."""
     return misspelled(word, known) or _with_words(word, known)
 
 
@@ -54,9 +50,8 @@ def misspelled(word: str, known: Sequence[str]) -> list[str]:
     if squashed and same:
         return same[:1]
     by_letters = {name.lower(): name for name in reversed(known)}
-    return [
-        by_letters[name] for name in difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.75)
-    ]
+    close = difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.75)
+    return [by_letters[name] for name in close]
 
 
 def squash(word: str) -> str:
@@ -65,23 +60,19 @@ def squash(word: str) -> str:
 
 
 def _with_words(word: str, known: Sequence[str]) -> list[str]:
-    """`lion` in lion_8bit, `llama` in llama3b: at least half of the name, or its beginning. More than three
-    say nothing.
-    """
+    """`lion` in lion_8bit, `llama` in llama3b: half of the name or more, or its beginning; none above three."""
     words = re.findall(r"[^\W_]+", word.lower())
-    found = []
+    matching = []
     for name in known:
         parts = re.findall(r"[^\W_]+", name.lower())
         begins = len(word) >= 4 and name.lower().startswith(word.lower())
         if words and (begins or (set(words) <= set(parts) and 2 * len(words) >= len(parts))):
-            found.append(name)
-    return found if len(found) <= 3 else []
+            matching.append(name)
+    return matching if len(matching) <= 3 else []
 
 
 def not_yaml(error: YAMLError) -> str:
-    """Where a file is not YAML, and why: `mine/my_run.yaml, line 3: begins with a tab; YAML takes spaces
-    alone`.
-    """
+    """Where a file is not YAML, and why: `mine/my_run.yaml, line 3: a tab; YAML takes spaces alone …`."""
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     mark, problem = error.problem_mark, error.problem or ""
@@ -89,7 +80,8 @@ def not_yaml(error: YAMLError) -> str:
     if "'\\t'" in problem:
         return f"{where}: a tab; YAML takes spaces alone at the beginning of a line"
     if problem.startswith("found duplicate key"):
-        return f"{where}: {problem.removeprefix('found duplicate key ')} is there twice; keep one of them"
+        key = problem.removeprefix("found duplicate key ")
+        return f"{where}: {key} is there twice; keep one of them"
     if problem == "mapping values are not allowed here":
         return (
             f"{where}, column {mark.column + 1}: a second colon; a text that holds `: ` stands in quotes, and"

@@ -1,6 +1,4 @@
-"""The jobs of one sweep in this process: what became of each, told as it happens and in one line each at the
-end.
-"""
+"""The jobs of one sweep in this process: what became of each, told as it happens, and in a table at the end."""
 
 from __future__ import annotations
 
@@ -26,10 +24,8 @@ class Job:
 
 
 def table(jobs: Sequence[Job]) -> Iterator[str]:
-    """`job 3  completed  held out 1.842  lora.r=16  outputs/multirun/…/3`, with the overrides that not all of
-    `jobs` have.
-    """
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    """`job 3  completed  held out 1.842  lora.r=16  outputs/multirun/…/3`: overrides that not all have."""
+    common: set[str] = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     for job in jobs:
         loss = "" if job.eval_loss is None else f"  held out {job.eval_loss:.3f}"
         own = "".join(f"  {override}" for override in job.overrides if override not in common)
@@ -37,8 +33,7 @@ def table(jobs: Sequence[Job]) -> Iterator[str]:
 
 
 def finished(config: Mapping[str, Any]) -> Report | None:
-    """The report of the training in `config`'s run directory that came to its end with just this
-    configuration; None where there is none.
+    """The report of a training that ended in `config`'s run directory, with just this configuration.
 
     Raises:
         UserError: there is a report.json that is none of ours.

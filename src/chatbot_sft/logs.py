@@ -18,8 +18,9 @@ THIRD_PARTY = logging.getLogger("third_party")
 
 @contextlib.contextmanager
 def run_log(target: Path, first: bool = True) -> Iterator[None]:
-    """Within it, our lines go to the terminal and every logger's to the file `target`; nowhere in a process
-    that is not the run's `first`.
+    """Within it, our lines go to the terminal and every logger's to the file `target`.
+
+    In a process that is not the run's `first` they go nowhere.
     """
     root, ours = logging.getLogger(), logging.getLogger("chatbot_sft")
     if not first:
@@ -71,9 +72,7 @@ class MaskedStream(io.TextIOBase):
 
 
 class Shown(logging.Formatter):
-    """Every record, traceback and all, without secrets and without what a terminal would obey; a message of
-    ours is one line.
-    """
+    """Records without secrets and what a terminal would obey, tracebacks too; a message of ours is a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))

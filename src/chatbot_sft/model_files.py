@@ -1,10 +1,7 @@
-"""A model folder as it comes from a stranger, looked at before anything loads it: is it whole, is it what it
-says? No torch, no transformers.
-"""
+"""A model folder as it comes from a stranger, looked at without torch: is it whole, is it what it says?"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import stat
 from collections.abc import Mapping
@@ -12,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.installed import folder_of
 from chatbot_sft.text_files import decoded
 
 LFS_POINTER = b"version https://git-lfs"
@@ -43,12 +41,8 @@ def check_folder(name: str, trust_remote_code: bool) -> None:
         )
         raise UserError(f"{where}: {why}")
     if not folder.is_dir():
-        near = (
-            did_you_mean(folder.name, [other.name for other in folder.parent.iterdir()])
-            if folder.parent.is_dir()
-            else ""
-        )
-        raise UserError(f"{where}: no such folder{near}")
+        beside = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"{where}: no such folder{did_you_mean(folder.name, beside)}")
     if not (folder / "config.json").exists():
         raise UserError(
             f"{where}: no config.json in it, so it is not a Hugging Face model folder{_what_instead(folder)}"
@@ -58,8 +52,8 @@ def check_folder(name: str, trust_remote_code: bool) -> None:
     if (folder / "adapter_config.json").exists():
         base = read_json(folder / "adapter_config.json", where).get("base_model_name_or_path")
         raise UserError(
-            f"{where}: it also holds an adapter (adapter_config.json, for {base}), which would be loaded with"
-            " it; move that out of the folder"
+            f"{where}: it also holds an adapter (adapter_config.json, for {base}),"
+            " which would be loaded with it; move that out of the folder"
         )
     _check_weights(folder, where)
 
@@ -83,10 +77,8 @@ def read_json(file: Path, where: str) -> dict[str, Any]:
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{where}: {file.name} is not JSON in UTF-8 ({why})") from None
     if not isinstance(value, dict):
-        raise UserError(
-            f"{where}: {file.name} holds {'a list' if isinstance(value, list) else json.dumps(value)[:40]},"
-            " expected an object"
-        )
+        content = "a list" if isinstance(value, list) else json.dumps(value)[:40]
+        raise UserError(f"{where}: {file.name} holds {content}, expected an object")
     return value
 
 
@@ -105,15 +97,8 @@ def read_text(file: Path, where: str) -> str:
 def _what_instead(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return "; this is a LoRA adapter, name its base model, and this with model.adapter to go on from it"
-    below = next(
-        (
-            file.parent
-            for pattern in ("*/config.json", "snapshots/*/config.json")
-            for file in sorted(folder.glob(pattern))
-        ),
-        None,
-    )
-    return f"; did you mean {below}?" if below else ""
+    below = [*sorted(folder.glob("*/config.json")), *sorted(folder.glob("snapshots/*/config.json"))]
+    return f"; did you mean {below[0].parent}?" if below else ""
 
 
 def _check_config(config: Mapping[str, Any], where: str, trust_remote_code: bool) -> None:
@@ -130,12 +115,11 @@ def _check_config(config: Mapping[str, Any], where: str, trust_remote_code: bool
         )
     if f'"{kind}"' not in _known_architectures() and not (trust_remote_code and "auto_map" in config):
         own = (
-            "; it brings Python code of its own, which model.trust_remote_code=true runs if you trust where"
-            " it comes from"
-            if "auto_map" in config
-            else ""
+            "; it brings Python code of its own,"
+            " which model.trust_remote_code=true runs if you trust where it comes from"
         )
-        raise UserError(f"{where}: model_type {kind!r} is unknown to the installed transformers{own}")
+        hint = own if "auto_map" in config else ""
+        raise UserError(f"{where}: model_type {kind!r} is unknown to the installed transformers{hint}")
     for part, keys in [
         ("", config),
         *((f"{name}.", config[name]) for name in ("text_config", "quantization_config") if name in config),
@@ -154,9 +138,8 @@ def _check_config(config: Mapping[str, Any], where: str, trust_remote_code: bool
 
 
 def _check_heads(config: Mapping[str, Any], where: str) -> None:
-    hidden, heads, shared = (
-        config.get(key) for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
-    )
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    shared = config.get("num_key_value_heads")
     if hidden and heads and not config.get("head_dim") and hidden % heads:
         raise UserError(f"{where}hidden_size {hidden} cannot be divided among num_attention_heads {heads}")
     if heads and shared and heads % shared:
@@ -167,7 +150,7 @@ def _check_heads(config: Mapping[str, Any], where: str) -> None:
 
 def _known_architectures() -> str:
     """The source text in which transformers names its architectures; read, not imported."""
-    folder = Path(importlib.util.find_spec("transformers").submodule_search_locations[0], "models", "auto")
+    folder = folder_of("transformers") / "models" / "auto"
     return "".join(
         file.read_text(encoding="utf-8")
         for file in (folder / "configuration_auto.py", folder / "auto_mappings.py")
@@ -176,9 +159,7 @@ def _known_architectures() -> str:
 
 
 def _check_weights(folder: Path, where: str) -> None:
-    """Every weights file is a regular file and whole; every one that an index names is there, inside
-    `folder`.
-    """
+    """Every weights file is a regular file and whole; every one that an index names is in `folder`."""
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     if not files:
         raise UserError(f"{where}: no weights in it (*.safetensors)")
@@ -205,16 +186,14 @@ def _check_weights(folder: Path, where: str) -> None:
 
 
 def _check_safetensors(file: Path, where: str) -> None:
-    """Its header is JSON, and the tensors it tells of end where the file does
-    (github.com/huggingface/safetensors, "Format").
-    """
+    """Its header is JSON, and its tensors end where the file does (huggingface/safetensors, "Format")."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(LARGEST_HEADER, size - 8):
             raise UserError(
-                f"{where}: {file.name} is not a whole safetensors file ({size:,} bytes); copy or download it"
-                " again"
+                f"{where}: {file.name} is not a whole safetensors file ({size:,} bytes);"
+                " copy or download it again"
             )
         try:
             header = json.loads(stream.read(length))
@@ -226,8 +205,8 @@ def _check_safetensors(file: Path, where: str) -> None:
             ) from None
     if expected != size:
         raise UserError(
-            f"{where}: {file.name} has {size:,} bytes, its header tells of {expected:,}; copy or download it"
-            " again"
+            f"{where}: {file.name} has {size:,} bytes, its header tells of {expected:,};"
+            " copy or download it again"
         )
 
 
@@ -244,6 +223,6 @@ def _check_regular(file: Path, where: str) -> None:
 def _check_pointer(start: bytes, file: Path, where: str) -> None:
     if start.startswith(LFS_POINTER):
         raise UserError(
-            f"{where}: {file.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in that"
-            " folder, or download it"
+            f"{where}: {file.name} is a Git LFS pointer, not the file itself;"
+            " run `git lfs pull` in that folder, or download it"
         )

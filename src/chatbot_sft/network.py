@@ -16,8 +16,7 @@ USER_SAYS_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", 
 
 
 def allow_network(allowed: bool) -> None:
-    """A local model needs no hub, so nothing is asked of it; a hub id may be fetched unless the user set
-    HF_HUB_OFFLINE.
+    """A local model asks nothing of the hub; a hub id may be fetched unless the user set HF_HUB_OFFLINE.
 
     huggingface_hub and datasets read the variable once, at import; in a sweep a later job can need the other
     setting.
@@ -38,19 +37,14 @@ def endpoint() -> str:
 
 
 def _answers() -> bool:
-    """Whether the hub's host takes a connection; asked once, because the hub client itself retries for
-    minutes. True behind a proxy.
-    """
-    if any(
-        os.environ.get(name)
-        for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-    ):
+    """Whether the hub's host takes a connection (true behind a proxy): its client would retry for minutes."""
+    proxies = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+    if any(os.environ.get(name) for name in proxies):
         return True
     address = urlsplit(endpoint())
+    port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        with socket.create_connection(
-            (address.hostname, address.port or (443 if address.scheme == "https" else 80)), timeout=5
-        ):
+        with socket.create_connection((address.hostname, port), timeout=5):
             return True
     except OSError:
         return False

@@ -1,16 +1,14 @@
-"""What an optimizer and a learning-rate schedule need: packages, and arguments of their own. Told without
-importing torch.
-"""
+"""What an optimizer and a learning-rate schedule need: packages, and arguments. Told without torch."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.installed import folder_of
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -38,15 +36,8 @@ PACKAGES = {
 }
 # Those that the native loop builds: by their whole names, and by how the names of bitsandbytes' begin.
 NATIVE = (
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adafactor",
-    "sgd",
-    "adagrad",
-    "rmsprop",
-    "adamw_8bit",
-    "adamw_bnb_8bit",
-)
+    "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "adamw_8bit", "adamw_bnb_8bit",
+)  # fmt: skip
 NATIVE_BITSANDBYTES = ("paged_", "lion_", "ademamix", "rmsprop_bnb")
 LOW_RANK = ("galore_", "apollo_")  # they project the matrices that training.optim_target_modules names
 READ_OPTIM_ARGS = (
@@ -76,13 +67,14 @@ def check_packages(optim: str, gpu: bool) -> None:
     Raises:
         UserError: names what to install.
     """
-    module, package = next(
-        (found for start, found in PACKAGES.items() if optim.startswith(start)), (None, None)
-    )
-    if module is not None and (gpu or optim not in REPLACED) and importlib.util.find_spec(module) is None:
+    begins = next((start for start in PACKAGES if optim.startswith(start)), None)
+    if begins is None or (optim in REPLACED and not gpu):
+        return
+    module, package = PACKAGES[begins]
+    if importlib.util.find_spec(module) is None:
         raise UserError(
-            f"training.optim={optim}: {module} is not installed; pip install {package}, or take"
-            " training.optim=adamw_torch_fused"
+            f"training.optim={optim}: {module} is not installed; pip install {package},"
+            " or take training.optim=adamw_torch_fused"
         )
 
 
@@ -96,13 +88,13 @@ def check_arguments(config: Config) -> None:
     optim, schedule = training.optim, training.lr_scheduler_type
     if optim.startswith(LOW_RANK) and not extra.get("optim_target_modules"):
         raise UserError(
-            f"training.optim={optim}: needs training.optim_target_modules, for instance all-linear or"
-            " [q_proj,v_proj]"
+            f"training.optim={optim}: needs training.optim_target_modules,"
+            " for instance all-linear or [q_proj,v_proj]"
         )
     if extra.get("optim_target_modules") and not optim.startswith(LOW_RANK):
         raise UserError(
-            f"training.optim_target_modules: training.optim={optim} does not read it; the adapter's modules"
-            " are lora.target_modules"
+            f"training.optim_target_modules: training.optim={optim} does not read it;"
+            " the adapter's modules are lora.target_modules"
         )
     if extra.get("optim_args") and not optim.startswith(READ_OPTIM_ARGS):
         raise UserError(
@@ -114,14 +106,14 @@ def check_arguments(config: Config) -> None:
         raise UserError(f"training.{betas[0]}: training.optim={optim} does not read it; leave it out")
     if schedule in AFTER_EVALUATIONS and training.eval_steps is None:
         raise UserError(
-            f"training.lr_scheduler_type={schedule}: it steps after evaluations; set training.eval_steps, for"
-            " instance 0.1"
+            f"training.lr_scheduler_type={schedule}: it steps after evaluations; set training.eval_steps,"
+            " for instance 0.1"
         )
     given = extra.get("lr_scheduler_kwargs") or {}
     if isinstance(given, str):
         raise UserError(
-            f"training.lr_scheduler_kwargs={given!r}: expected keys and values, for instance {{min_lr_rate:"
-            " 0.1}"
+            f"training.lr_scheduler_kwargs={given!r}: expected keys and values,"
+            " for instance {min_lr_rate: 0.1}"
         )
     needed, example = NEEDED.get(schedule, ((), ""))
     if needed and len([key for key in needed if key in given]) != 1:
@@ -134,8 +126,8 @@ def check_arguments(config: Config) -> None:
             if key not in takes:
                 names = f"it takes {', '.join(takes)}{did_you_mean(key, takes)}" if takes else "it takes none"
                 raise UserError(
-                    f"training.lr_scheduler_kwargs.{key}: training.lr_scheduler_type={schedule} does not read"
-                    f" it; {names}"
+                    f"training.lr_scheduler_kwargs.{key}:"
+                    f" training.lr_scheduler_type={schedule} does not read it; {names}"
                 )
 
 
@@ -144,22 +136,26 @@ def schedule_arguments(schedule: str) -> tuple[str, ...] | None:
     """The names that `lr_scheduler_kwargs` may have, read from transformers' source; None where it takes any."""
     if schedule.startswith("constant"):
         return ()  # transformers drops what it is given
-    file = Path(importlib.util.find_spec("transformers").submodule_search_locations[0], "optimization.py")
-    body = ast.parse(file.read_text(encoding="utf-8")).body
+    body = ast.parse((folder_of("transformers") / "optimization.py").read_text(encoding="utf-8")).body
+    member = {"reduce_lr_on_plateau": "REDUCE_ON_PLATEAU"}.get(schedule, schedule.upper())
+    name = _schedule_functions(body)[member]
+    arguments = next(node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+    if arguments.kwarg:
+        return None
+    return tuple(argument.arg for argument in arguments.args if argument.arg not in GIVEN)
+
+
+def _schedule_functions(body: list[ast.stmt]) -> dict[str, str]:
+    """Member of SchedulerType → name of its function, from the table in transformers' optimization.py."""
     table = next(
         node.value
         for node in body
-        if isinstance(node, ast.Assign) and node.targets[0].id == "TYPE_TO_SCHEDULER_FUNCTION"
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "TYPE_TO_SCHEDULER_FUNCTION"
+        and isinstance(node.value, ast.Dict)
     )
-    members = {"reduce_lr_on_plateau": "REDUCE_ON_PLATEAU"}
-    names = {key.attr: value.id for key, value in zip(table.keys, table.values, strict=True)}
-    function = next(
-        node
-        for node in body
-        if isinstance(node, ast.FunctionDef) and node.name == names[members.get(schedule, schedule.upper())]
-    )
-    return (
-        None
-        if function.args.kwarg
-        else tuple(argument.arg for argument in function.args.args if argument.arg not in GIVEN)
-    )
+    return {
+        key.attr: value.id
+        for key, value in zip(table.keys, table.values, strict=True)
+        if isinstance(key, ast.Attribute) and isinstance(value, ast.Name)
+    }

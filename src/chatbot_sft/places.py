@@ -1,6 +1,4 @@
-"""Where a run may write: never over the base, the data, another run or what nobody wrote as an export.
-Imports no torch.
-"""
+"""Where a run may write: never over the base, the data, another run or what is no export. Imports no torch."""
 
 from __future__ import annotations
 
@@ -31,40 +29,41 @@ def check_run(settings: Config) -> None:
     """
     run, checkpoints = Path(settings.paths.output_dir), Path(settings.training.output_dir)
     used = list(_read(settings))
-    for what, place in used:
+    for label, place in used:
         if _same(run, place):
-            raise UserError(f"hydra.run.dir={run}: {what} is there; name a folder of its own")
-        if what.startswith("the data") and place.is_dir() and _holds(place, run):
+            raise UserError(f"hydra.run.dir={run}: {label} is there; name a folder of its own")
+        if label.startswith("the data") and place.is_dir() and _holds(place, run):
             raise UserError(
-                f"hydra.run.dir={run}: it is in a folder of data ({place}), and the run's own files would be"
-                " read as data; name another one"
+                f"hydra.run.dir={run}: it is in a folder of data ({place}),"
+                " and the run's own files would be read as data; name another one"
             )
         if place.is_file() and place.parent == run.resolve() and place.name in FILES:
             raise UserError(
-                f"hydra.run.dir={run}: the run would write its own {place.name} over {what}; name another"
-                " folder"
+                f"hydra.run.dir={run}: the run would write its own {place.name} over {label};"
+                " name another folder"
             )
     where = f"training.output_dir={settings.training.output_dir}"
     _refuse_nowhere(where, settings.training.output_dir)
-    for what, place in [*used, *_everybodys()]:
+    for label, place in [*used, *_everybodys()]:
         if _same(checkpoints, place):
-            raise UserError(f"{where}: that is {what}; name a folder of its own")
-        if what.startswith("model.") and _holds(checkpoints, place):
+            raise UserError(f"{where}: that is {label}; name a folder of its own")
+        if label.startswith("model.") and _holds(checkpoints, place):
             raise UserError(
-                f"{where}: {what} is in it, and old checkpoints are moved out of the way there; name another"
-                " folder"
+                f"{where}: {label} is in it, and old checkpoints are moved out of the way there;"
+                " name another folder"
             )
     foreign = _foreign_checkpoints(checkpoints, run)
     if foreign:
         raise UserError(
-            f"{where}: {foreign[0].name} there is not of this program (no run.json in it); name another"
-            " folder, or move it away"
+            f"{where}: {foreign[0].name} there is not of this program (no run.json in it);"
+            " name another folder, or move it away"
         )
 
 
 def targets(settings: Config) -> dict[str, Path]:
-    """Method → place. One method has `save.save_path` to itself, several have a folder each in it. A link to
-    a folder means that folder.
+    """Method → place. One method has `save.save_path` to itself, several have a folder each in it.
+
+    A link to a folder means that folder.
     """
     save, place = settings.save, Path(settings.save.save_path)
     place = place.resolve() if place.is_symlink() and place.suffix != ".gguf" else place
@@ -72,8 +71,7 @@ def targets(settings: Config) -> dict[str, Path]:
 
 
 def check_export(settings: Config, target: Path) -> None:
-    """Is `target`, an export's folder or .gguf file, a place that may be written, and with `save.overwrite`
-    replaced?
+    """Is `target`, an export's folder or .gguf file, a place that may be written, or replaced?
 
     Raises:
         UserError: something else is or would be there.
@@ -82,24 +80,17 @@ def check_export(settings: Config, target: Path) -> None:
     where = f"save.save_path={save.save_path}"
     _refuse_nowhere(where, save.save_path)
     named = Path(save.save_path)
-    runs = [
-        ("the run directory", settings.paths.output_dir),
-        *([(f"run={settings.run}", settings.run)] if settings.run else []),
-    ]
+    used = [*_read(settings), ("the run directory", Path(settings.paths.output_dir).expanduser())]
+    if settings.run:
+        used.append((f"run={settings.run}", Path(settings.run).expanduser()))
     for place in dict.fromkeys((target, named)):
-        for what, used in [
-            *_read(settings),
-            *((what, Path(run).expanduser()) for what, run in runs),
-            *_everybodys(),
-        ]:
-            if _holds(place, used):
-                raise UserError(
-                    f"{where}: {what} is {'there' if _same(place, used) else 'in it'}; name a folder of"
-                    " its own"
-                )
-        for what, cache in _caches():
+        for label, other in [*used, *_everybodys()]:
+            if _holds(place, other):
+                position = "there" if _same(place, other) else "in it"
+                raise UserError(f"{where}: {label} is {position}; name a folder of its own")
+        for label, cache in _caches():
             if place.resolve().is_relative_to(cache.resolve()):
-                raise UserError(f"{where}: that is in {what}; name a folder of your own")
+                raise UserError(f"{where}: that is in {label}; name a folder of your own")
     _check_beside_checkpoints(settings, where, named)
     if target.suffix == ".gguf":
         _check_file(target, save.overwrite, where)
@@ -112,9 +103,8 @@ def check_export(settings: Config, target: Path) -> None:
 
 def left_by(settings: Config, target: Path) -> bool:
     """Whether an earlier start of this very run had finished the export `target`."""
-    return read_mark(target) is not None and target.resolve().is_relative_to(
-        Path(settings.paths.output_dir).resolve()
-    )
+    run = Path(settings.paths.output_dir).resolve()
+    return read_mark(target) is not None and target.resolve().is_relative_to(run)
 
 
 def write_mark(folder: Path, mark: dict[str, Any]) -> None:
@@ -146,8 +136,8 @@ def _check_folder(target: Path, overwrite: bool, where: str) -> None:
     mark = read_mark(target)
     if mark is None:
         raise UserError(
-            f"{where}: not empty, and no export of this program ({MARK}), which alone save.overwrite=true"
-            " replaces; name another folder"
+            f"{where}: not empty, and no export of this program ({MARK}),"
+            " which alone save.overwrite=true replaces; name another folder"
         )
     if not overwrite:
         raise UserError(f"{where}: not empty; name another folder, remove it, or set save.overwrite=true")
@@ -157,8 +147,8 @@ def _check_folder(target: Path, overwrite: bool, where: str) -> None:
     )
     if others:
         raise UserError(
-            f"{where}: {others[0]} in it is not part of the export that is there; move it away, or name"
-            " another folder"
+            f"{where}: {others[0]} in it is not part of the export that is there; move it away,"
+            " or name another folder"
         )
 
 
@@ -181,8 +171,8 @@ def _check_file(target: Path, overwrite: bool, where: str) -> None:
     for beside in gguf_companions(target):
         if beside.exists():
             raise UserError(
-                f"{where}: {beside.name} would be written beside it, and is there already; name another file,"
-                " or move it away"
+                f"{where}: {beside.name} would be written beside it, and is there already;"
+                " name another file, or move it away"
             )
 
 
@@ -211,8 +201,9 @@ def _check_beside_checkpoints(settings: Config, where: str, named: Path) -> None
 
 
 def _foreign_checkpoints(folder: Path, run: Path) -> list[Path]:
-    """checkpoint-N that another program wrote. In the run's own directory one without run.json is a damaged
-    one of ours.
+    """checkpoint-N that another program wrote.
+
+    In the run's own directory one without run.json is a damaged one of ours.
     """
     if not folder.is_dir() or folder.resolve().is_relative_to(run.resolve()):
         return []
@@ -224,7 +215,7 @@ def _foreign_checkpoints(folder: Path, run: Path) -> list[Path]:
 
 
 def _read(settings: Config) -> Iterator[tuple[str, Path]]:
-    """(what it is, where) of everything that the run reads."""
+    """(label, place) of everything that the run reads."""
     from chatbot_sft.model.hub import is_local  # model/base.py imports this file
 
     name = settings.model.name
@@ -253,18 +244,14 @@ def _everybodys() -> Iterator[tuple[str, Path]]:
 
 
 def _caches() -> Iterator[tuple[str, Path]]:
-    """The folders that this program, and huggingface_hub, keep things in; the latter from the environment, as
-    it finds them itself.
-    """
+    """The folders that this program, and huggingface_hub (told by the environment), keep things in."""
     yield "the cache of this program", cache_dir()
     home = Path(
         os.environ.get("HF_HOME")
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     ).expanduser()
-    yield (
-        "the cache of the Hugging Face hub",
-        Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser(),
-    )
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    yield "the cache of the Hugging Face hub", hub
 
 
 def _same(place: Path, other: Path) -> bool:

@@ -1,6 +1,4 @@
-"""SIGTERM and SIGUSR1, with which schedulers take a machine back: the run stops in good order and its process
-exits with 143.
-"""
+"""SIGTERM and SIGUSR1, with which schedulers take a machine back: the run stops in good order, with 143."""
 
 from __future__ import annotations
 
@@ -32,6 +30,9 @@ class _State:
     at: float = 0.0
     deferred: bool = False
 
+    def clear(self) -> None:
+        self.received, self.at, self.deferred = None, 0.0, False
+
 
 _state = _State()
 
@@ -43,8 +44,9 @@ def requested() -> bool:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within it, a signal raises Preempted at once, or at the end of a `deferred` block. Outside of the main
-    thread signals stay as they are.
+    """Within it, a signal raises Preempted at once, or at the end of a `deferred` block.
+
+    Outside of the main thread signals stay as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -64,21 +66,19 @@ def handled() -> Iterator[None]:
         if not (first and _state.deferred):
             raise Preempted(_state.received)
 
-    _state.__init__()
+    _state.clear()
     before = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _state.__init__()  # what was asked of this run is asked of no later one
+        _state.clear()  # what was asked of this run is asked of no later one
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within it the first signal only sets `requested`; a second one, or the end of the block, raises
-    Preempted.
-    """
+    """Within it the first signal only sets `requested`; a second one, or the block's end, raises Preempted."""
     _state.deferred = True
     try:
         yield

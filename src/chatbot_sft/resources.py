@@ -1,6 +1,4 @@
-"""The folders that come with the package: in a checkout they stand at its root, in a wheel inside the
-package.
-"""
+"""The folders that come with the package: at the root of a checkout, inside the package of a wheel."""
 
 from __future__ import annotations
 

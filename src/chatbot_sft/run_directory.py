@@ -24,6 +24,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf, open_dict, read_write
 
 from chatbot_sft import distributed
+from chatbot_sft.config.containers import as_dict
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
@@ -33,12 +34,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-LOCK, HOLDER = (
-    ".lock",
-    ".lock.json",
-)  # the lock is the operating system's, so it goes with its process; the second file says whose it is
+LOCK = ".lock"  # the operating system's, so it goes with its process
+HOLDER = ".lock.json"  # says whose it is
 BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user typed
-
 LONGEST = 160  # characters of a command that are kept
 OF_A_START = {LOCK, HOLDER, ".hydra", "multirun.yaml"}  # what a run or a sweep has written before it begins
 
@@ -47,9 +45,7 @@ _held: list[BaseFileLock] = []  # for as long as this process lives
 
 @dataclass
 class Claim:
-    """A directory, what was in it, and which of the folders that lead to it were not there, the deepest
-    first.
-    """
+    """A directory, what was in it, and which of the folders above it were not there, the deepest first."""
 
     folder: Path
     content: set[str]
@@ -61,12 +57,9 @@ class Claim:
         return cls(folder, content, [place for place in (folder, *folder.parents) if not place.exists()])
 
     def withdraw(self) -> None:
-        """Leave nothing of a start that has come to nothing; what has written more than its start did stays
-        whole.
-        """
-        added = (
-            {path.name for path in self.folder.iterdir()} - self.content if self.folder.is_dir() else set()
-        )
+        """Leave nothing of a start that came to nothing; what has written more than that stays whole."""
+        present = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        added = present - self.content
         if not added <= OF_A_START:
             return
         for place in (self.folder / name for name in added):
@@ -97,12 +90,13 @@ class ClaimDirectory(Callback):
 
 
 def _claim(place: DictConfig) -> None:
-    """Make sure of `place.dir`; a name made of the time gets a suffix where it is taken. Only a run's first
-    process does: the others follow it.
+    """Make sure of `place.dir`; a name made of the time gets a suffix where it is taken.
+
+    Only a run's first process does: the others follow it.
     """
     if not distributed.is_first():
         return
-    template = OmegaConf.to_container(place, resolve=False)["dir"]
+    template = as_dict(place, resolve=False)["dir"]
     folder = Path(place.dir)
     try:
         # Processes that torchrun starts name their directory by the start of their launcher, each for itself:
@@ -126,9 +120,9 @@ def _refuse(config: DictConfig) -> None:
         config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())
     # As Hydra's own run_job does next: ${hydra:runtime.output_dir} is read from there.
     HydraConfig.instance().set_config(config)
-    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        start.refuse(OmegaConf.to_container(ours, resolve=True), config.hydra.overrides.task)
+        start.refuse(as_dict(settings, resolve=True), config.hydra.overrides.task)
     except UserError as error:
         _exit(error)
 
@@ -177,8 +171,8 @@ def _lock(folder: Path) -> BaseFileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"{folder}: {_holder(folder)} is running in it; wait for its end, or name another directory"
-            " (hydra.run.dir=DIR)"
+            f"{folder}: {_holder(folder)} is running in it; wait for its end,"
+            " or name another directory (hydra.run.dir=DIR)"
         ) from None
     except OSError as error:
         raise UserError(
@@ -214,16 +208,13 @@ def _holder(folder: Path) -> str:
 def _command() -> str:
     """What this process was started as, without secrets and in a line that is not too long."""
     program, *words = sys.argv
-    start = (
-        "python -m chatbot_sft" if Path(program).name == "__main__.py" else shlex.quote(Path(program).name)
-    )
+    name = Path(program).name
+    start = "python -m chatbot_sft" if name == "__main__.py" else shlex.quote(name)
     whole = " ".join([start, *(shlex.quote(_masked_word(word)) for word in words)])
     return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 1]}…"
 
 
 def _masked_word(word: str) -> str:
-    """`key=value` as a key and its value: under a name like `hub_token` the whole of it is a secret, spaces
-    and all.
-    """
+    """`key=value` as a key and its value: under a name like `hub_token` the whole of it is a secret."""
     key, equals, value = word.partition("=")
     return f"{key}={masked({key: value})[key]}" if equals else masked(word)

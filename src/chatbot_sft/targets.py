@@ -55,9 +55,9 @@ def _named(target: str, where: str) -> Any:
             " --config-dir"
         ) from None
     except SyntaxError as error:
-        place = f"{error.filename or module_name}{f', line {error.lineno}' if error.lineno else ''}"
+        file, line = error.filename or module_name, f", line {error.lineno}" if error.lineno else ""
         hint = "; save the file as UTF-8" if re.search("codec|null bytes", error.msg) else ""
-        raise UserError(f"{where}: {place}: not Python: {error.msg}{hint}") from None
+        raise UserError(f"{where}: {file}{line}: not Python: {error.msg}{hint}") from None
     try:
         return getattr(module, name)
     except AttributeError:

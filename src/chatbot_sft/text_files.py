@@ -1,6 +1,4 @@
-"""Text files that a person gives, from any editor: UTF-8 is read, with or without a byte order mark; anything
-else is named.
-"""
+"""Text files that a person gives: UTF-8 is read, with or without a byte order mark; anything else is named."""
 
 from __future__ import annotations
 

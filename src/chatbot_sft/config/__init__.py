@@ -1,5 +1,4 @@
-"""The configuration: `schema` (each key once) · `checks` · `reading` (a mapping becomes a Config) · `loader`
-(without Hydra).
+"""The configuration: `schema` (each key once) · `checks` · `reading` (to a Config) · `loader` (without Hydra).
 
 Beside them what they know of others: `sft_arguments` (keys of TRL's SFTConfig), `aliases` (words of other
 tools), `precedence` (which of two settings counts), `effects` (settings that do nothing beside others). Hydra

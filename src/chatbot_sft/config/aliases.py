@@ -1,5 +1,4 @@
-"""What newcomers call our keys: the documented words of Axolotl, LLaMA-Factory, TRL, PEFT and Unsloth, and
-those of everyday speech.
+"""What newcomers call our keys: words of Axolotl, LLaMA-Factory, TRL, PEFT, Unsloth, and everyday speech.
 
 They are not read, they are answered: `training.lr: no such key; did you mean training.learning_rate?`
 """
@@ -196,8 +195,8 @@ HF_TOKEN = (
 ATTENTION = "the engine takes the fastest attention there is; leave it out"
 CACHED = "rows are tokenised once, on all cores, and kept in the cache; leave it out"
 DEVICES = (
-    "several GPUs: torchrun --nproc-per-node 2 -m chatbot_sft …; certain ones: the environment variable"
-    " CUDA_VISIBLE_DEVICES"
+    "several GPUs: torchrun --nproc-per-node 2 -m chatbot_sft …; certain ones:"
+    " the environment variable CUDA_VISIBLE_DEVICES"
 )
 TEMPLATE = "the chat template is the model's own"
 
@@ -308,9 +307,7 @@ WORDS = sorted(
 
 @dataclass(frozen=True)
 class Meant:
-    """Our setting for a word of theirs, with a value of its own where theirs is another; or a sentence, where
-    we have no such setting.
-    """
+    """Our setting for a word of another tool, its value too where that is another; or a sentence of its own."""
 
     setting: str = ""
     note: str = ""

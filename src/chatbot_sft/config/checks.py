@@ -1,5 +1,6 @@
-"""What holds of values and between them, before anything heavy is imported. Bounds and choices stand in the
-schema.
+"""What holds of values and between them, before anything heavy is imported.
+
+Bounds and choices stand in the schema.
 """
 
 from __future__ import annotations
@@ -46,59 +47,31 @@ def check_values(config: Config) -> None:
     check_lora(config)
     config.training.loggers  # noqa: B018 (raises for a name that is no logger)
     check_save(config)
-    for key, value, usual, source in (
-        (
-            "training.optim",
-            config.training.optim,
-            TrainingConfig.optim,
-            ("training_args.py", "OptimizerNames"),
-        ),
-        (
-            "training.lr_scheduler_type",
-            config.training.lr_scheduler_type,
-            TrainingConfig.lr_scheduler_type,
-            ("trainer_utils.py", "SchedulerType"),
-        ),
-    ):
-        if (
-            value != usual
-        ):  # reading transformers' sources takes part of a start; the defaults are known to be right
-            one_of(key, value, sft_arguments.enum_values(*source))
+    _check_names_of_transformers(config.training)
     optimization.check_arguments(config)
-    for key, steps, smallest in (
-        ("save_steps", config.training.save_steps, "above 0"),
-        ("logging_steps", config.training.logging_steps, "above 0"),
-        ("warmup_steps", config.training.warmup_steps, "0 or more"),
-    ):
-        if steps is None:
-            continue
-        if steps < 0 or (steps == 0 and smallest == "above 0") or (steps > 1 and steps % 1 != 0):
-            raise UserError(
-                f"training.{key}={steps:g}: expected a number of optimizer steps, {smallest}, or a share of"
-                " the run below 1"
-            )
+    _check_steps(config.training)
     _check_evaluation(config.training, config.dataset)
     if config.model.token is not None:
         raise UserError(
-            "model.token: leave it null and set the environment variable HF_TOKEN; a token in a config would"
-            " be written to the run directory"
+            "model.token: leave it null and set the environment variable HF_TOKEN;"
+            " a token in a config would be written to the run directory"
         )
     for first, second in RIVALS.items():
         one, other = getattr(config.training, first), getattr(config.training, second)
         if one is not None and other is not None:
             raise UserError(
-                f"training.{first}={one:g} and training.{second}={other:g}: two values for one thing; set one"
-                " of them to null"
+                f"training.{first}={one:g} and training.{second}={other:g}: two values for one thing;"
+                " set one of them to null"
             )
     if config.training.max_steps is None and config.training.num_train_epochs is None:
         raise UserError(
-            "training.max_steps and training.num_train_epochs are both null: set one, for instance"
-            " training.num_train_epochs=1"
+            "training.max_steps and training.num_train_epochs are both null: set one,"
+            " for instance training.num_train_epochs=1"
         )
     if config.full_finetuning and config.model.load_in_4bit:
         raise UserError(
-            "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full; set"
-            " model.load_in_4bit=false or use a LoRA"
+            "model.load_in_4bit=true with lora.r=0: 4-bit weights cannot be trained in full;"
+            " set model.load_in_4bit=false or use a LoRA"
         )
 
 
@@ -116,6 +89,35 @@ def _check_key(key: Key, value: Any) -> None:
         raise UserError(f"{key.path}={value}: {refusal}")
     if key.about.choices:
         one_of(key.path, value, key.about.choices)
+
+
+def _check_names_of_transformers(training: TrainingConfig) -> None:
+    """The optimizer and the schedule.
+
+    Reading transformers' sources takes part of a start, and the defaults are known to be right.
+    """
+    if training.optim != TrainingConfig.optim:
+        optimizers = sft_arguments.enum_values("training_args.py", "OptimizerNames")
+        one_of("training.optim", training.optim, optimizers)
+    if training.lr_scheduler_type != TrainingConfig.lr_scheduler_type:
+        schedules = sft_arguments.enum_values("trainer_utils.py", "SchedulerType")
+        one_of("training.lr_scheduler_type", training.lr_scheduler_type, schedules)
+
+
+def _check_steps(training: TrainingConfig) -> None:
+    """Keys that are a number of steps, or a share of the run."""
+    for name, steps, smallest in (
+        ("save_steps", training.save_steps, "above 0"),
+        ("logging_steps", training.logging_steps, "above 0"),
+        ("warmup_steps", training.warmup_steps, "0 or more"),
+    ):
+        if steps is None:
+            continue
+        if steps < 0 or (steps == 0 and smallest == "above 0") or (steps > 1 and steps % 1 != 0):
+            raise UserError(
+                f"training.{name}={steps:g}: expected a number of optimizer steps, {smallest},"
+                " or a share of the run below 1"
+            )
 
 
 def _check_sources(dataset: DatasetConfig) -> None:
@@ -144,8 +146,8 @@ def check_save(config: Config) -> None:
     if Path(save.save_path).suffix == ".gguf" and methods:
         if methods != ["gguf"]:
             raise UserError(
-                f"save.save_path={save.save_path}: names a GGUF file, but save.method={save.method}; name a"
-                " folder"
+                f"save.save_path={save.save_path}: names a GGUF file, but save.method={save.method};"
+                " name a folder"
             )
         if len(save.quantizations) > 1:
             raise UserError(
@@ -154,8 +156,8 @@ def check_save(config: Config) -> None:
             )
         if save.push_to_hub:
             raise UserError(
-                f"save.save_path={save.save_path}: names a file, and save.push_to_hub uploads a folder; name"
-                " a folder"
+                f"save.save_path={save.save_path}: names a file, and save.push_to_hub uploads a folder;"
+                " name a folder"
             )
     if save.push_to_hub and not methods:
         raise UserError("save.push_to_hub=true with save.method=none: there is nothing to upload")
@@ -205,8 +207,8 @@ def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
     steps = training.eval_steps
     if dataset.eval_on_training and (dataset.eval_fraction or dataset.eval_data_path):
         raise UserError(
-            "dataset.eval_on_training=true holds nothing out: set dataset.eval_fraction=0 and"
-            " dataset.eval_data_path=null"
+            "dataset.eval_on_training=true holds nothing out:"
+            " set dataset.eval_fraction=0 and dataset.eval_data_path=null"
         )
     if steps is None:
         for key, value in (
@@ -215,18 +217,18 @@ def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
         ):
             if value:
                 raise UserError(
-                    f"training.{key}={str(value).lower()} needs evaluations during training: set"
-                    " training.eval_steps, for instance 0.1"
+                    f"training.{key}={str(value).lower()} needs evaluations during training:"
+                    " set training.eval_steps, for instance 0.1"
                 )
         return
     if steps <= 0 or (steps >= 1 and steps != int(steps)):
         raise UserError(
-            f"training.eval_steps={steps:g}: must be a whole number of optimizer steps, or a share of the run"
-            " between 0 and 1"
+            f"training.eval_steps={steps:g}: must be a whole number of optimizer steps,"
+            " or a share of the run between 0 and 1"
         )
     held_out = dataset.eval_fraction or dataset.eval_data_path is not None or dataset.eval_on_training
     if not held_out and dataset._target_.startswith(OUR_PACKAGE):
         raise UserError(
-            f"training.eval_steps={steps:g}: nothing is held out; set dataset.eval_fraction or"
-            " dataset.eval_data_path"
+            f"training.eval_steps={steps:g}: nothing is held out;"
+            " set dataset.eval_fraction or dataset.eval_data_path"
         )

@@ -136,9 +136,7 @@ def _processes() -> int:
 
 
 def without_effect(config: Config, table: tuple[Needs, ...]) -> list[tuple[str, Any, str]]:
-    """(key, value, what it needs) of the settings in `table` that are not at their default and do nothing
-    here.
-    """
+    """(key, value, what it needs) of the settings in `table` that are given and do nothing here."""
     given = [(key, _changed(config, key), counts, needs) for key, counts, needs in table]
     return [
         (key, value, needs) for key, value, counts, needs in given if value is not None and not counts(config)

@@ -1,6 +1,4 @@
-"""What `--help` prints, made from the schema and from the files of conf/; `--help lora` the keys of that
-section alone.
-"""
+"""What `--help` prints, made from the schema and the files of conf/; `--help lora`: that section alone."""
 
 from __future__ import annotations
 
@@ -47,12 +45,12 @@ def help_text(sections: Sequence[str], config_dir: str | None) -> str:
 def groups(config_dir: str | None) -> Iterator[str]:
     """A line for each group of conf/, with its options and those that `config_dir` adds."""
     folders = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
-    found: dict[str, set[str]] = {}
+    options: dict[str, set[str]] = {}
     for folder in folders:
         for file in folder.glob("*/*.yaml"):
-            found.setdefault(file.parent.name, set()).add(file.stem)
-    for group in sorted(found.keys() - {"hydra", "paths"}):
-        yield f"  {group}: {', '.join(sorted(found[group]))}"
+            options.setdefault(file.parent.name, set()).add(file.stem)
+    for group in sorted(options.keys() - {"hydra", "paths"}):
+        yield f"  {group}: {', '.join(sorted(options[group]))}"
 
 
 def section_lines(section: str) -> Iterator[str]:

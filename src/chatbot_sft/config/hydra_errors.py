@@ -31,27 +31,24 @@ PLUGINS = {
 
 
 def no_such_option(error: MissingConfigException) -> UserError:
-    """A group option that is no file; the path of a model or a file given for an option is said to be a
-    value.
-    """
+    """A group option that is no file; a model or a file given for an option is said to be a value."""
     missing = error.missing_cfg_file or ""
     group, _, option = missing.partition("/") if not missing.startswith("hydra/") else missing.rpartition("/")
     options = error.options or []
     if not group or not options:
-        there = f"there is no {missing}.yaml in conf/ or in --config-dir"
         return UserError(
-            f"--config-name {missing}: {there}; options of your own are overlays: --config-dir DIR"
-            " experiment=NAME"
+            f"--config-name {missing}: there is no {missing}.yaml in conf/ or in --config-dir;"
+            " options of your own are overlays: --config-dir DIR experiment=NAME"
         )
     if group.startswith("hydra/") and option in PLUGINS:
         return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
-    there = f"there are {listed(options)}"
+    choices = f"there are {listed(options)}"
     if not option:
-        return UserError(f"{group}=: names no option ({there})")
+        return UserError(f"{group}=: names no option ({choices})")
     values = {"model": "model=local model.name", "dataset": "dataset.data_path", "save": "save.save_path"}
     if group in values and ("/" in option or "." in option):
         return UserError(
-            f"{group}={option}: no such option ({there}); did you mean {values[group]}={option}?"
+            f"{group}={option}: no such option ({choices}); did you mean {values[group]}={option}?"
         )
     alias = {
         ("lora", "qlora"): "default model.load_in_4bit=true",
@@ -60,7 +57,7 @@ def no_such_option(error: MissingConfigException) -> UserError:
     }.get((group, option))
     alias = alias or aliases.value_of({"save": "save.method"}.get(group, group), option)
     hint = question([f"{group}={alias}"]) if alias else did_you_mean(option, options)
-    return UserError(f"{group}={option}: no such option{hint} ({there})")
+    return UserError(f"{group}={option}: no such option{hint} ({choices})")
 
 
 def said(error: BaseException, in_run: bool = False) -> str:
@@ -76,19 +73,16 @@ def said(error: BaseException, in_run: bool = False) -> str:
         return command_line.not_understood(error.override, [error.override])
     if isinstance(error, SearchPathException):
         return (
-            f"--config-dir: {text.removeprefix('Additional config directory ')}; it names the folder above"
-            " your groups: mine, of mine/experiment/"
+            f"--config-dir: {text.removeprefix('Additional config directory ')};"
+            " it names the folder above your groups: mine, of mine/experiment/"
         )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        cause = (
-            f": {' '.join(str(error.__cause__).split())}"
-            if isinstance(error.__cause__, OmegaConfBaseException)
-            else ""
-        )
-        return text + cause
+        cause = error.__cause__
+        of_omegaconf = isinstance(cause, OmegaConfBaseException)
+        return f"{text}: {' '.join(str(cause).split())}" if of_omegaconf else text
     if isinstance(error, YAMLError):
         return f"not YAML: {not_yaml(error)}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    kept = "the traceback is in the run's run.log; " if in_run else ""
-    return f"{type(error).__name__}: {text} ({kept}HYDRA_FULL_ERROR=1 shows the traceback here)"
+    log_hint = "the traceback is in the run's run.log; " if in_run else ""
+    return f"{type(error).__name__}: {text} ({log_hint}HYDRA_FULL_ERROR=1 shows the traceback here)"

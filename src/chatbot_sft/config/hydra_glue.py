@@ -1,5 +1,4 @@
-"""Between Hydra and the schema, through Hydra's public interfaces: what was composed is settled and checked
-before a folder is made.
+"""Between Hydra and the schema: what was composed is settled and checked before a folder is made.
 
 `CheckConfiguration` (conf/hydra/default.yaml) is the callback of a run, and of a sweep, whose jobs it
 composes once before any of them starts. `--cfg` composes here, and ends.
@@ -22,11 +21,12 @@ from hydra.core.plugins import Plugins
 from hydra.errors import SearchPathException
 from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from chatbot_sft import distributed
 from chatbot_sft.command_line import left_out
 from chatbot_sft.config import SECTIONS, Config, effects, precedence
+from chatbot_sft.config.containers import as_dict, as_strings
 from chatbot_sft.config.reading import known_override
 from chatbot_sft.errors import UserError
 from chatbot_sft.resources import PACKAGE, conf_dir, examples_dir
@@ -84,9 +84,9 @@ def added(key: str) -> str:
     return key if key.startswith(("+", "~")) or known_override(key) else f"++{key}"
 
 
-def written(overrides: ListConfig) -> list[str]:
-    """Overrides as they were typed: `${…}` in them stands for something in each job."""
-    return OmegaConf.to_container(overrides, resolve=False)
+def written(overrides: Sequence[str]) -> list[str]:
+    """Hydra's list of overrides as they were typed: `${…}` in them stands for something in each job."""
+    return as_strings(overrides)
 
 
 def settle(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -110,9 +110,10 @@ def check(config: DictConfig) -> None:
     for section in SECTIONS:
         if config.get(section) is None:
             raise UserError(left_out(section, config.hydra.job.config_name))
-    settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     # Hydra knows the run directory only once the job runs.
-    effects.refuse(Config.from_mapping(OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})))
+    placed = OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})
+    effects.refuse(Config.from_mapping(as_dict(placed, resolve=True)))
 
 
 def jobs(config: DictConfig) -> Iterator[list[str]]:
@@ -180,8 +181,9 @@ def composed(
 def show(config: DictConfig, kind: str, package: str | None, resolve: bool) -> None:
     """Print what `--cfg KIND --package PACKAGE --resolve` asks for, as Hydra prints it."""
     HydraConfig.instance().set_config(config)
-    kept = {"job": [key for key in config if key != "hydra"], "hydra": ["hydra"], "all": list(config)}[kind]
-    shown = OmegaConf.masked_copy(config, kept)
+    names = [str(name) for name in config]
+    parts = {"job": [name for name in names if name != "hydra"], "hydra": ["hydra"], "all": names}
+    shown = OmegaConf.masked_copy(config, parts[kind])
     if package not in (None, "_global_"):
         shown = OmegaConf.select(shown, package)
         if shown is None:

@@ -1,12 +1,10 @@
-"""What there is to say of one key, said once, beside its default in the schema: help, bounds, choices, and
-whether it decides a run's result.
-"""
+"""What there is to say of one key, said once, beside its default in the schema: help, bounds, choices."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import Field, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field
 from typing import Any
 
 from chatbot_sft.config import aliases
@@ -78,16 +76,11 @@ def key(default: Any, help: str, **about: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def described(section: str, found: Field[Any]) -> Key:
+def described(section: str, definition: Field[Any]) -> Key:
     """The key that a field of the schema defines."""
-    made = callable(found.default_factory)
-    return Key(
-        section,
-        found.name,
-        str(found.type),
-        found.default_factory() if made else found.default,
-        found.metadata[ABOUT],
-    )
+    factory = definition.default_factory
+    default = definition.default if factory is MISSING else factory()
+    return Key(section, definition.name, str(definition.type), default, definition.metadata[ABOUT])
 
 
 def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from chatbot_sft import text_files
 from chatbot_sft.config import effects
+from chatbot_sft.config.containers import as_dict
 from chatbot_sft.config.precedence import ended_by
 from chatbot_sft.config.schema import PATH_KEYS, Config
 from chatbot_sft.data_names import is_hub_id, is_url
@@ -27,8 +28,7 @@ class ConfigLoader:
     def load_config(
         path: str | os.PathLike[str], project_root: str | os.PathLike[str] | None = None
     ) -> dict[str, Any]:
-        """Read one YAML file of sections, check it, fill in the defaults and make its relative paths
-        absolute.
+        """Read one YAML file of sections, check it, fill in the defaults, make relative paths absolute.
 
         Paths are relative to `project_root`: the nearest folder above the file that holds a `pyproject.toml`
         or `.git`, else the current folder.
@@ -41,7 +41,8 @@ class ConfigLoader:
             raise UserError(f"{file}: no such configuration file")
         try:
             text_files.read(file)
-            loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+            loaded = OmegaConf.load(file)
+            sections = as_dict(loaded, resolve=True) if isinstance(loaded, DictConfig) else None
         except UserError:
             raise
         except OSError as error:
@@ -50,9 +51,9 @@ class ConfigLoader:
             raise UserError(f"{file}: not YAML: {not_yaml(error)}") from None
         except Exception as error:  # PyYAML and OmegaConf raise unrelated types for text that is not YAML
             raise UserError(f"{file}: {' '.join(str(error).split())}") from None
-        if not isinstance(loaded, dict):
+        if sections is None:
             raise UserError(f"{file}: expected sections such as `model:` and `training:`, found a list")
-        config = ConfigLoader._checked(loaded).to_dict()
+        config = ConfigLoader._checked(sections).to_dict()
         root = Path(project_root) if project_root is not None else _project_root(file)
         for section, key in ConfigLoader.PATH_KEYS:
             config[section][key] = str((root / config[section][key]).resolve())
@@ -82,21 +83,20 @@ class ConfigLoader:
 
     @staticmethod
     def merge(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """A new configuration: `config` with the nested values of `overrides` put over it, checked. A length
-        in epochs ends one in steps.
+        """`config` with the nested values of `overrides` over it, checked, as a new configuration.
+
+        A length in epochs ends one in steps.
         """
         ended = {"training": dict.fromkeys(ended_by(overrides.get("training") or {}))}
-        merged = OmegaConf.to_container(
-            OmegaConf.merge(*(OmegaConf.create(dict(part)) for part in (config, ended, overrides)))
-        )
-        return ConfigLoader._checked(merged).to_dict()
+        merged = OmegaConf.merge(*(OmegaConf.create(dict(part)) for part in (config, ended, overrides)))
+        return ConfigLoader._checked(as_dict(merged, resolve=False)).to_dict()
 
     @staticmethod
     def save(config: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         """Write `config` as a YAML file that `load_config` reads back."""
         Config.from_mapping(config)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(dict(config)), path)
+        OmegaConf.save(OmegaConf.create(dict(config)), Path(path))
 
 
 def _resolved_data(root: Path, path: str | None) -> str | None:

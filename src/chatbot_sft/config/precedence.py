@@ -1,5 +1,4 @@
-"""Which of two settings counts: what the user names, in an option, a file or an override; then what the
-model's option brings; then the default.
+"""Which of two settings counts: what the user names; then what the model's option brings; then the default.
 
 In `conf/`, a default that gives way is written `${default:…}`: any plain value put in its place wins, by
 Hydra's own rules.
@@ -12,19 +11,17 @@ from typing import Any
 
 from omegaconf import DictConfig, Node, OmegaConf
 
+from chatbot_sft.config.containers import as_dict
+
 # Of `training`: two keys that say one thing. The first has a default, which ends where the second is given.
 RIVALS = {"max_steps": "num_train_epochs", "warmup_steps": "warmup_ratio"}
-OF_LORA = (
-    "learning_rate",
-    "target_modules",
-)  # what a model brings for an adapter says nothing about training every weight
+# What a model brings for an adapter says nothing about training every weight.
+OF_LORA = ("learning_rate", "target_modules")
 GIVES_WAY = "${default:"
 
 
 def brought(name: Any, brings: Mapping[str, Any] | None, lora_rank: Any) -> dict[str, Any]:
-    """Key → value of what the model's option sets in place of defaults; its keys are those of
-    `config.BringsConfig`, each in one section alone.
-    """
+    """Key → value of what the model's option sets in place of defaults, as `config.BringsConfig` has them."""
     given = dict(brings or {})
     if given.pop("only_for", None) not in (None, name):
         return {}
@@ -44,10 +41,11 @@ def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfi
 
 
 def _brought_in(config: DictConfig) -> dict[str, Any]:
-    name, brings, lora_rank = (
-        OmegaConf.select(config, key) for key in ("model.name", "model.brings", "lora.r")
+    return brought(
+        name=OmegaConf.select(config, "model.name"),
+        brings=OmegaConf.select(config, "model.brings"),
+        lora_rank=OmegaConf.select(config, "lora.r"),
     )
-    return brought(name, brings, lora_rank)
 
 
 def ended_by(training: Mapping[str, Any]) -> list[str]:
@@ -60,7 +58,7 @@ def settle(config: DictConfig) -> None:
     """Replace every `${default:…}` by what it comes to, and `model.brings` by what of it counts."""
     for section in config.values():
         if isinstance(section, DictConfig):
-            for key, written in OmegaConf.to_container(section, resolve=False).items():
+            for key, written in as_dict(section, resolve=False).items():
                 if str(written).startswith(GIVES_WAY):
                     section[key] = section[key]
     if OmegaConf.select(config, "model.brings"):

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from chatbot_sft.config import aliases, sft_arguments
 from chatbot_sft.config.checks import check_values
+from chatbot_sft.config.containers import as_dict
 from chatbot_sft.config.precedence import brought, ended_by
 from chatbot_sft.config.schema import (
     OUR_PACKAGE,
@@ -31,12 +32,17 @@ from chatbot_sft.errors import UserError, did_you_mean, misspelled, near, questi
 
 def read(config: Mapping[str, Any] | DictConfig) -> Config:
     """What `Config.from_mapping` says."""
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    plain = (
+        as_dict(config, resolve=True)
+        if isinstance(config, DictConfig)
+        else {str(key): value for key, value in config.items()}
+    )
     for key in plain:
         if key not in SECTIONS and key not in TOP:
             raise UserError(_no_such_key("", str(key), plain[key], [*SECTIONS, *TOP]))
     brings = _brought(plain)
-    sections, passed = {}, {}
+    sections: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
     for name, section in SECTIONS.items():
         given = _given(name, plain.get(name) or {}, brings)
         known = names(section)
@@ -76,9 +82,7 @@ def _given(name: str, section: Any, brings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _check_unknown(section: str, target: str, unknown: Mapping[str, Any]) -> None:
-    """Keys that the schema does not have: those of a user's own class, if `target` is one, and if they did
-    not mean one of ours.
-    """
+    """Refuse keys that the schema does not have, but those of a user's own class that mean none of ours."""
     ours = [
         *(key for key in names(SECTIONS[section]) if key != "_target_"),
         *(sft_arguments.known() if section == "training" else ()),
@@ -93,24 +97,26 @@ def _check_unknown(section: str, target: str, unknown: Mapping[str, Any]) -> Non
 
 def _brought(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What `model.brings` of this configuration comes to, checked."""
-    model, lora = (
-        plain.get(name) if isinstance(plain.get(name), Mapping) else {} for name in ("model", "lora")
-    )
+    model, lora = _mapping(plain, "model"), _mapping(plain, "lora")
     given = model.get("brings") or {}
     known = {f.name for f in fields(BringsConfig)}
     for key in given:
         if key not in known:
+            choices = ", ".join(sorted(known))
             raise UserError(
-                f"model.brings.{key}: a model's option may bring"
-                f" {', '.join(sorted(known))}{did_you_mean(key, known)}"
+                f"model.brings.{key}: a model's option may bring {choices}{did_you_mean(key, known)}"
             )
     return brought(model.get("name"), _typed("model.brings", BringsConfig, dict(given)), lora.get("r"))
 
 
+def _mapping(plain: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section as it is given; empty where it is no section."""
+    section = plain.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
 def known_override(key: str) -> bool:
-    """Whether `key` of an override is in the schema, or Hydra's own business: then Hydra itself accepts it as
-    it stands.
-    """
+    """Whether `key` of an override is in the schema, or Hydra's own: then Hydra accepts it as it stands."""
     section, _, name = key.partition(".")
     if section in SECTIONS:
         # Hydra takes a mapping such as dataset.columns={…} only as an addition.
@@ -119,20 +125,15 @@ def known_override(key: str) -> bool:
 
 
 def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:
-    """What an unknown `key` certainly means, whatever section or none it came with: a word of another tool,
-    or a key that stands elsewhere.
-    """
+    """What an unknown `key` certainly means: a word of another tool, or a key that stands elsewhere."""
     if isinstance(value, Mapping) and value:  # optimizer.lr, train.epochs: the word is at the end
-        inner, held = next(iter(value.items()))
+        inner, inner_value = next(iter(value.items()))
         home = aliases.SECTIONS.get(key, section)
-        return (
-            aliases.Meant(f"{home}.{inner}")
-            if known_override(f"{home}.{inner}")
-            else meant(home, str(inner), held)
-        )
-    found = aliases.look_up(section, key, value)
-    if found and found.setting:
-        return found
+        setting = f"{home}.{inner}"
+        return aliases.Meant(setting) if known_override(setting) else meant(home, str(inner), inner_value)
+    alias = aliases.look_up(section, key, value)
+    if alias and alias.setting:
+        return alias
     elsewhere = [
         f"{name}.{key}"
         for name, dataclass_ in SECTIONS.items()
@@ -141,13 +142,8 @@ def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:
     if elsewhere:
         return aliases.Meant(elsewhere[0])
     if key in sft_arguments.known():
-        instead = sft_arguments.MANAGED.get(key, f"training.{key}")
-        return (
-            aliases.Meant(instead)
-            if instead
-            else aliases.Meant(note="the launcher sets this itself; leave it out")
-        )
-    return found
+        return aliases.Meant(sft_arguments.MANAGED.get(key, f"training.{key}"))
+    return alias
 
 
 def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
@@ -155,34 +151,31 @@ def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
     where = f"{section}.{key}" if section else key
     if key == "experiment" and not section:
         return (
-            "experiment: an overlay has to begin with the line `# @package _global_`, so that its keys go to"
-            " the top"
+            "experiment: an overlay has to begin with the line `# @package _global_`,"
+            " so that its keys go to the top"
         )
     if key == section:
         return (
-            f"{where}: no such key; a file in {section}/ holds the keys of {section} themselves, without"
-            f" `{section}:` above them"
+            f"{where}: no such key; a file in {section}/ holds the keys of {section} themselves,"
+            f" without `{section}:` above them"
         )
-    found = None if isinstance(value, Mapping) and misspelled(key, known) else meant(section, key, value)
-    if found is None and not misspelled(key, known):
+    alias = None if isinstance(value, Mapping) and misspelled(key, known) else meant(section, key, value)
+    if alias is None and not misspelled(key, known):
         # A typo in a key of another section, or in another tool's word.
-        other = misspelled(
-            key, [*(name for dataclass_ in SECTIONS.values() for name in names(dataclass_)), *aliases.WORDS]
-        )
-        found = meant(section, other[0], value) if other else None
-    if found:
-        return f"{where}: no such key" + (question([found.setting]) if found.setting else f"; {found.note}")
+        ours = [name for dataclass_ in SECTIONS.values() for name in names(dataclass_)]
+        other = misspelled(key, [*ours, *aliases.WORDS])
+        alias = meant(section, other[0], value) if other else None
+    if alias:
+        return f"{where}: no such key" + (question([alias.setting]) if alias.setting else f"; {alias.note}")
     nearest = near(key, [name for name in known if not name.startswith("_")])
     hint = question([f"{section}.{name}" if section else name for name in nearest])
     return f"{where}: no such key{hint or '; --cfg job shows those that there are'}"
 
 
 def _for_another(section: str, key: str, value: Any, known: list[str]) -> bool:
-    """Whether `key` of a user's own class must have meant one of ours: it is spelled like one, or is another
-    tool's word for one of this section.
-    """
-    found = aliases.look_up(section, key, value)
-    return bool(misspelled(key, known)) or (found is not None and found.setting.startswith(f"{section}."))
+    """Whether `key` of a user's own class meant one of ours: by its spelling, or as another tool's word."""
+    alias = aliases.look_up(section, key, value)
+    return bool(misspelled(key, known)) or (alias is not None and alias.setting.startswith(f"{section}."))
 
 
 def _source(number: int, given: Any) -> dict[str, Any]:
@@ -190,24 +183,21 @@ def _source(number: int, given: Any) -> dict[str, Any]:
     where = f"dataset.sources[{number}]"
     if not isinstance(given, Mapping) or "data_path" not in given:
         raise UserError(
-            f"{where}={given!r}: expected {{data_path: …}}, with format, columns, weight or count where they"
-            " are needed"
+            f"{where}={given!r}: expected {{data_path: …}}, with format, columns,"
+            " weight or count where they are needed"
         )
     known = [f.name for f in fields(SourceConfig)]
     for key, value in given.items():
         if key not in known:
-            found = aliases.look_up("dataset", str(key), value)
-            ours = found.setting.removeprefix("dataset.") if found else ""
-            raise UserError(
-                f"{where}.{key}: no such"
-                f" key{question([ours]) if ours in known else did_you_mean(str(key), known)}"
-            )
+            alias = aliases.look_up("dataset", str(key), value)
+            ours = alias.setting.removeprefix("dataset.") if alias else ""
+            hint = question([ours]) if ours in known else did_you_mean(str(key), known)
+            raise UserError(f"{where}.{key}: no such key{hint}")
     return asdict(SourceConfig(**_typed(where, SourceConfig, dict(given))))
 
 
 def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` converted to the types of the dataclass `schema`, as OmegaConf converts them ("1e-4" is a
-    float, "yes" is no int).
+    """`values` converted to the types of the dataclass `schema`, as OmegaConf does it ("1e-4" is a float).
 
     Text is not converted: YAML has read `0123456`, `12e4567` and `no` as something else before we see them.
     """
@@ -225,18 +215,16 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
             if key in ("data_path", "eval_data_path") and isinstance(value, list):
                 files = ", ".join(f"{{data_path: {file}}}" for file in value[:3])
                 raise UserError(
-                    f"{where}: a list is not read; name a folder or a glob, or write"
-                    f" dataset.sources=[{files}]"
+                    f"{where}: a list is not read; name a folder or a glob,"
+                    f" or write dataset.sources=[{files}]"
                 ) from None
             raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}{hint}") from None
-    plain = OmegaConf.to_container(typed)
+    plain = as_dict(typed, resolve=False)
     return {key: plain[key] for key in values}
 
 
 def _check_kind(where: str, kind: str, value: Any) -> None:
-    """What OmegaConf would convert in silence, or say in its own words; `kind` is the annotation in the
-    schema.
-    """
+    """What OmegaConf would convert in silence, or say in its own words; `kind` is the schema's annotation."""
     optional = kind.endswith("| None")
     if value is None and not optional and kind != "Any":
         raise UserError(
@@ -246,12 +234,12 @@ def _check_kind(where: str, kind: str, value: Any) -> None:
         raise UserError(f"{where}: is empty; give it a value{', or null' if optional else ''}")
     if kind.startswith("str") and isinstance(value, (bool, int, float)):
         raise UserError(
-            f"{where}={aliases.plain(value)}: read as {_READ_AS[type(value)]}, and this is text; put it in"
-            " quotes in the file"
+            f"{where}={aliases.plain(value)}: read as {_READ_AS[type(value)]}, and this is text;"
+            " put it in quotes in the file"
         )
     if kind.startswith("dict") and isinstance(value, str):
         pairs = re.findall(r"([\w.-]+)\s*[:=]\s*([^,{}]+)", value.strip("{}"))
-        inner = ", ".join(f"{ours}: {theirs.strip()}" for ours, theirs in pairs) or "instruction: question"
+        inner = ", ".join(f"{name}: {text.strip()}" for name, text in pairs) or "instruction: question"
         example = "for instance " if not pairs else ""
         raise UserError(f"{where}={value}: expected names and values; write {example}'{where}={{{inner}}}'")
 

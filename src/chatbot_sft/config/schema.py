@@ -11,7 +11,7 @@ and a run's identity are made from `keys()`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union
 
 from omegaconf import MISSING, DictConfig
@@ -35,25 +35,16 @@ QUANTIZATIONS = (
 # Ours, each with an extra of its name; and those that transformers opens by itself.
 LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 OTHER_LOGGERS = (
-    "azure_ml",
-    "clearml",
-    "codecarbon",
-    "comet_ml",
-    "dagshub",
-    "dvclive",
-    "flyte",
-    "neptune",
-    "swanlab",
-)
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "neptune", "swanlab",
+)  # fmt: skip
 
-STEPS, SHARE = 10**9, Bound(0, 1, below=True)
+STEPS = 10**9
+SHARE = Bound(0, 1, below=True)
 # Entries of a run's lock (run/lock.py) that stand for keys whose own value does not say it.
-WEIGHTS, ADAPTER, ROWS, BATCH = (
-    "model (config and weights)",
-    "model.adapter (weights)",
-    "dataset (training rows)",
-    "effective batch size",
-)
+WEIGHTS = "model (config and weights)"
+ADAPTER = "model.adapter (weights)"
+ROWS = "dataset (training rows)"
+BATCH = "effective batch size"
 MACHINE = "as it turned out on the machine"
 TARGET = "a class or function of yours in its place, as module.Name in a file beside you or in --config-dir"
 
@@ -82,9 +73,7 @@ class BringsConfig:
 
 @dataclass
 class Section:
-    """A section whose `_target_` may be the user's own class: `extra` are the keys that the class has and the
-    schema has not.
-    """
+    """A section whose `_target_` may be the user's own class: `extra` are the keys that only the class has."""
 
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
@@ -115,8 +104,8 @@ class ModelConfig(Section):
     trust_remote_code: bool = key(False, "run Python code that comes with a hub model", decides=False)
     adapter: str | None = key(
         None,
-        "go on from an earlier adapter: a run directory, an export or an adapter's folder; its rank and"
-        " targets are kept",
+        "go on from an earlier adapter: a run directory, an export or an adapter's folder;"
+        " its rank and targets are kept",
         through=ADAPTER,
     )
     chat_template: str | None = key(
@@ -128,12 +117,13 @@ class ModelConfig(Section):
         None, 'special tokens added to the tokenizer, their embeddings trained: ["<|think|>", "<|/think|>"]'
     )
     token: str | None = key(None, "stays null: set HF_TOKEN in the environment", decides=False)
+    # A BringsConfig.
     brings: dict[str, Any] = key(
         {},
         "what this model needs in place of defaults written ${default:…}: load_in_4bit, max_steps,"
         " learning_rate, target_modules",
         decides=False,
-    )  # a BringsConfig
+    )
 
 
 @dataclass
@@ -202,12 +192,13 @@ class DatasetConfig(Section):
     columns: dict[str, str] = key(
         {}, "other columns by the format's names: {instruction: question, output: answer}", through=ROWS
     )
+    # SourceConfigs.
     sources: list[Any] | None = key(
         None,
-        "a mixture in place of data_path: [{data_path: a.json, weight: 0.7}, {data_path: b.csv, weight:"
-        " 0.3}], or count: rows of each",
+        "a mixture in place of data_path: [{data_path: a.json, weight: 0.7},"
+        " {data_path: b.csv, weight: 0.3}], or count: rows of each",
         through=ROWS,
-    )  # SourceConfigs
+    )
     eval_data_path: str | None = key(
         None, "held-out conversations of their own, in place of eval_fraction", through=ROWS
     )
@@ -226,8 +217,8 @@ class DatasetConfig(Section):
     system_prompt: str | None = key(None, "for conversations without one", through=ROWS)
     thinking: str = key(
         "keep",
-        "what becomes of an answer's thinking; keep: <think>…</think> before it; last: kept in the last"
-        " answer alone",
+        "what becomes of an answer's thinking; keep: <think>…</think> before it; last:"
+        " kept in the last answer alone",
         choices=("keep", "drop", "last"),
         through=ROWS,
     )
@@ -259,9 +250,8 @@ class DatasetConfig(Section):
     @property
     def mixture(self) -> list[SourceConfig]:
         """The training sources: `sources` with the gaps filled in from here, or `data_path` alone."""
-        return [
-            self.source(SourceConfig(**given)) for given in self.sources or [{"data_path": self.data_path}]
-        ]
+        given = self.sources or [{"data_path": self.data_path}]
+        return [self.source(SourceConfig(**source)) for source in given]
 
     def source(self, item: SourceConfig) -> SourceConfig:
         """`item` with what it leaves open taken from here."""
@@ -281,8 +271,8 @@ class TrainingConfig(Section):
     output_dir: str = key("checkpoints", "where checkpoints go", decides=False, elsewhere="<run>/checkpoints")
     loop: str = key(
         "auto",
-        "native: the loop of this program | trl: TRL's SFTTrainer | auto: native, and trl where a key"
-        " needs it",
+        "native: the loop of this program | trl: TRL's SFTTrainer | auto: native,"
+        " and trl where a key needs it",
         choices=("auto", "native", "trl"),
         decides=False,
     )
@@ -294,8 +284,8 @@ class TrainingConfig(Section):
     )
     batch_layout: str = key(
         "auto",
-        "auto: the micro-batches, padding and checkpointing that are fastest on this machine; the gradient"
-        " stays the same",
+        "auto: the micro-batches, padding and checkpointing that are fastest on this machine;"
+        " the gradient stays the same",
         choices=("auto", "as_configured"),
         decides=False,
     )
@@ -304,8 +294,8 @@ class TrainingConfig(Section):
     )
     packing: bool = key(
         False,
-        "whole conversations fill sequences of model.max_seq_length (best fit); a batch then counts"
-        " sequences",
+        "whole conversations fill sequences of model.max_seq_length (best fit);"
+        " a batch then counts sequences",
     )
     max_steps: int | None = key(30, "optimizer steps; this or num_train_epochs", bound=Bound(1, STEPS))
     num_train_epochs: float | None = key(None, "in place of max_steps", bound=Bound(0, 10**6, above=True))
@@ -326,14 +316,14 @@ class TrainingConfig(Section):
     )
     report_to: Any = key(
         "none",
-        "none | tensorboard | wandb | mlflow | trackio, or a list; each is an extra: pip install"
-        " 'chatbot-sft[mlflow]'",
+        "none | tensorboard | wandb | mlflow | trackio, or a list; each is an extra:"
+        " pip install 'chatbot-sft[mlflow]'",
         decides=False,
     )
     resume: str = key(
         "auto",
-        "auto: from the run directory's last checkpoint; never: start afresh; or a checkpoint or run"
-        " directory to go on from",
+        "auto: from the run directory's last checkpoint; never: start afresh;"
+        " or a checkpoint or run directory to go on from",
         decides=False,
     )
     # A number of steps or a share: checks.py has its lower bound, and that of eval_steps.
@@ -375,9 +365,10 @@ class TrainingConfig(Section):
         bound=Bound(1, STEPS),
         decides=False,
     )
+    # 100 nats: more than any vocabulary has.
     early_stopping_threshold: float = key(
         0.0, "nats that count as better", bound=Bound(0, 100), decides=False
-    )  # 100: more than any vocabulary has
+    )
     load_best_model_at_end: bool = key(
         False, "end with the weights of the lowest held-out loss, not with the last", decides=False
     )
@@ -404,13 +395,12 @@ class TrainingConfig(Section):
             return []
         if "all" in names:
             raise UserError(
-                "training.report_to=all: name the loggers, for instance"
-                " training.report_to=[tensorboard,mlflow]"
+                "training.report_to=all: name the loggers,"
+                " for instance training.report_to=[tensorboard,mlflow]"
             )
+        allowed = (*LOGGERS, *OTHER_LOGGERS)
         for name in names:
-            one_of(
-                "training.report_to", name, (*(() if len(names) > 1 else ("none",)), *LOGGERS, *OTHER_LOGGERS)
-            )
+            one_of("training.report_to", name, allowed if len(names) > 1 else ("none", *allowed))
         return list(dict.fromkeys(names))
 
 
@@ -419,8 +409,8 @@ class SaveConfig(Section):
     _target_: str = key("chatbot_sft.save.ModelSaver", TARGET, decides=False)
     method: Any = key(
         "merged_16bit",
-        "lora | merged_16bit | merged_4bit | gguf | none, or a list of them: then each has a folder in"
-        " save_path",
+        "lora | merged_16bit | merged_4bit | gguf | none, or a list of them:"
+        " then each has a folder in save_path",
         decides=False,
     )
     save_path: str = key(
@@ -473,37 +463,35 @@ class SaveConfig(Section):
 
 @dataclass
 class Config(Mapping[str, Any]):
-    """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and what must fit
-    together.
+    """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and their fit.
 
     It can be read like the mapping that it was made from, defaults filled in: `config["dataset"]["my_key"]`.
     """
 
     task: str = key(
         "train",
-        "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export: save an"
-        " earlier run",
+        "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export:"
+        " save an earlier run",
         choices=("train", "check", "plan", "export"),
         decides=False,
     )
     run: str | None = key(None, "of task=export: the directory of the run that is exported", decides=False)
+    # The bound is NumPy's largest seed.
     seed: int = key(
         3407, "of the split, the order, the adapter's beginning and dropout", bound=Bound(0, 2**32 - 1)
-    )  # NumPy's largest
+    )
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
-    sft_arguments: dict[str, Any] = field(
-        default_factory=dict
-    )  # keys of `training` that TRL's SFTConfig takes as they are
+    # Keys of `training` that TRL's SFTConfig takes as they are.
+    sft_arguments: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any] | DictConfig | Config) -> Config:
-        """Check a composed or hand-written configuration and fill in the defaults; a Config is returned as it
-        is.
+        """Check a composed or hand-written configuration and fill in the defaults; a Config stays as it is.
 
         Other keys of a section whose `_target_` is the user's own class are that class's business
         (`section.extra`), but for those that certainly meant one of ours.
@@ -517,9 +505,7 @@ class Config(Mapping[str, Any]):
         return config if isinstance(config, Config) else read(config)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same settings as a plain nested dictionary, in the shape of the YAML files, with the keys of a
-        user's own class.
-        """
+        """The settings as a nested dictionary, as in the YAML files, with the keys of a user's own class."""
         plain = asdict(self)
         plain["training"].update(plain.pop("sft_arguments"))
         for section in plain.values():
@@ -542,25 +528,23 @@ class Config(Mapping[str, Any]):
 
     @property
     def lora_changes_base(self) -> bool:
-        """Whether the adapter's initialisation takes its part out of the base weights, so that base plus
-        adapter begin as the model was.
-        """
+        """Whether the adapter begins as a part of the base weights, which is taken out of them."""
         init = self.lora.init_lora_weights
         return isinstance(init, str) and (init in ("olora", "loftq") or init.startswith("pissa"))
 
     @property
     def brought(self) -> list[str]:
         """What the model's option brought and nobody changed, as "key=value"."""
-        found = brought(self.model.name, self.model.brings, self.lora.r)
+        defaults = brought(self.model.name, self.model.brings, self.lora.r)
         used = {
             name: getattr(section, name)
             for section in (self.model, self.lora, self.training)
             for name in names(type(section))
-            if name in found
+            if name in defaults
         }
         return [
             f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in found.items()
+            for key, value in defaults.items()
             if used[key] == value
         ]
 
@@ -570,16 +554,14 @@ class Config(Mapping[str, Any]):
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps
 
 
-PATH_KEYS = (
-    ("training", "output_dir"),
-    ("save", "save_path"),
-    ("paths", "output_dir"),
-)  # ~/ in them is expanded
+# ~/ in them is expanded.
+PATH_KEYS = (("training", "output_dir"), ("save", "save_path"), ("paths", "output_dir"))
 TOP = [f.name for f in fields(Config) if ABOUT in f.metadata]  # the keys beside the sections
 OVERLAYS = ("experiment", "debug")  # groups of conf/ whose options reach into every section
-SECTIONS = {
-    f.name: f.default_factory for f in fields(Config) if ABOUT not in f.metadata and f.name != "sft_arguments"
-}  # name → dataclass
+# Name → dataclass.
+SECTIONS: dict[str, type] = {
+    name: type(value) for name, value in vars(Config()).items() if is_dataclass(value)
+}
 
 
 def names(section: type) -> list[str]:
@@ -595,14 +577,7 @@ def keys() -> Iterator[Key]:
 
 def find(path: str) -> Key | None:
     """The key `section.name`; None where the schema has none that is called so."""
-    section, _, name = path.rpartition(".")
-    dataclass_ = SECTIONS.get(section) if section else Config
-    found = (
-        next((f for f in fields(dataclass_) if f.name == name and ABOUT in f.metadata), None)
-        if dataclass_
-        else None
-    )
-    return found and described(section, found)
+    return next((entry for entry in keys() if entry.path == path), None)
 
 
 def deciding(settings: Config) -> dict[str, Any]:
@@ -630,5 +605,5 @@ def deciding(settings: Config) -> dict[str, Any]:
 
 def kind_of(path: str) -> str:
     """The type of `section.key` as the schema writes it ("str | None"), empty where it is not in the schema."""
-    found = find(path)
-    return found.kind if found else ""
+    entry = find(path)
+    return entry.kind if entry else ""

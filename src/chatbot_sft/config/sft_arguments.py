@@ -1,5 +1,4 @@
-"""The keys of TRL's SFTConfig that `training` passes through, known without importing TRL, transformers or
-torch.
+"""The keys of TRL's SFTConfig that `training` passes through, known without importing TRL or torch.
 
 The installed sources are parsed instead: importing them takes seconds, and a typo has to be named at once.
 """
@@ -10,10 +9,10 @@ import ast
 import functools
 import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from chatbot_sft.errors import UserError
+from chatbot_sft.installed import folder_of
 
 # Keys that this training loop has no use for, or sets itself: each with what to use instead, or why there is
 # none.
@@ -21,17 +20,17 @@ STEPS = "a step is cut by the batch layout: set training.batch_layout"
 ROWS = "rows come tokenised from the data gate: set dataset.* and model.max_seq_length"
 HUB = "set save.push_to_hub and save.hub_*"
 CHECKPOINTS = (
-    "a run goes on from whole checkpoints alone: set training.resume, training.save_steps and"
-    " training.save_total_limit"
+    "a run goes on from whole checkpoints alone: set training.resume,"
+    " training.save_steps and training.save_total_limit"
 )
 LOADER = (
-    "the launcher's own sampler and loader make the steps; leave it out, or set"
-    " training.dataloader_num_workers"
+    "the launcher's own sampler and loader make the steps; leave it out,"
+    " or set training.dataloader_num_workers"
 )
 ONE_MACHINE = "several GPUs of one machine train as DDP, started by torchrun; leave it out"
 METRICS = (
-    "evaluation scores every trained token itself: set training.eval_steps and"
-    " training.per_device_eval_batch_size"
+    "evaluation scores every trained token itself:"
+    " set training.eval_steps and training.per_device_eval_batch_size"
 )
 OWN = "the launcher sets this itself; leave it out"
 MANAGED = {
@@ -128,11 +127,12 @@ PASSED = {
     ),
     **dict.fromkeys(("ddp_backend", "ddp_timeout"), "DDP"),
 }
+# Aside of the result.
 ASIDE = {
     key
-    for key, what in PASSED.items()
-    if what in ("speed", "what is logged", "where Trackio writes", "when the run saves")
-}  # of the result
+    for key, effect in PASSED.items()
+    if effect in ("speed", "what is logged", "where Trackio writes", "when the run saves")
+}
 SOURCES = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
@@ -145,10 +145,9 @@ def known() -> dict[str, str]:
     """Name → type annotation (source text) of every SFTConfig field that may be passed through."""
     annotations: dict[str, str] = {}
     for package, file, class_name in SOURCES:
-        spec = importlib.util.find_spec(package)
-        if spec is None:
+        if importlib.util.find_spec(package) is None:
             continue
-        path = Path(spec.submodule_search_locations[0], file)
+        path = folder_of(package) / file
         if not path.is_file():
             continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -166,13 +165,15 @@ def known() -> dict[str, str]:
 @functools.cache
 def enum_values(file: str, class_name: str) -> tuple[str, ...]:
     """The values of a string enumeration in one of transformers' source files."""
-    path = Path(importlib.util.find_spec("transformers").submodule_search_locations[0], file)
+    path = folder_of("transformers") / file
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             return tuple(
                 line.value.value
                 for line in node.body
-                if isinstance(line, ast.Assign) and isinstance(line.value, ast.Constant)
+                if isinstance(line, ast.Assign)
+                and isinstance(line.value, ast.Constant)
+                and isinstance(line.value.value, str)
             )
     raise LookupError(f"{path} has no {class_name}")
 

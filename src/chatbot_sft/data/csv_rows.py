@@ -6,14 +6,14 @@ import csv
 import itertools
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
 
 from chatbot_sft.data import streams
+from chatbot_sft.data.row import Row
 from chatbot_sft.errors import UserError, listed
 
 
-def rows(name: str, stream: BinaryIO, longest: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, values) of each record.
+def rows(name: str, stream: streams.ByteStream, longest: int) -> Iterator[Row]:
+    """Each record.
 
     Raises:
         UserError: not CSV, records that do not fit the header, or one of more than `longest` characters.
@@ -57,18 +57,16 @@ def rows(name: str, stream: BinaryIO, longest: int) -> Iterator[tuple[int, dict[
                 )
             if any(field.strip() for field, column in zip(fields, names, strict=True) if column is None):
                 raise UserError(
-                    f"{name}: row {number} (line {reader.line_num}) has text in a column that the header"
-                    " gives no name"
+                    f"{name}: row {number} (line {reader.line_num}) has text in a column"
+                    " that the header gives no name"
                 )
-            yield (
-                number,
-                {column: field for column, field in zip(names, fields, strict=True) if column is not None},
-            )
+            named = zip(names, fields, strict=True)
+            yield Row(name, number, {column: field for column, field in named if column is not None})
     except streams.RowTooLong:
         where = f"row {number + 1}" if names else "the header"
         raise UserError(
-            f"{name}: {where} has over {longest / 1e6:g} million characters, the most that dataset.max_row_mb"
-            " allows; is a quote missing?"
+            f"{name}: {where} has over {longest / 1e6:g} million characters,"
+            " the most that dataset.max_row_mb allows; is a quote missing?"
         ) from None
     except csv.Error as error:
         raise UserError(
@@ -91,4 +89,4 @@ def _names(name: str, header: list[str]) -> list[str | None]:
     if doubled:
         raise UserError(f"{name}: the header has {listed(map(repr, doubled))} twice; rename one of them")
     index_of_pandas = names[0] == "" and names.count("") == 1
-    return names if index_of_pandas else [column or None for column in names]
+    return [column if column or index_of_pandas else None for column in names]

@@ -1,6 +1,4 @@
-"""Conversations to token ids and labels, in batches, as a stream: rendered here, tokenised in Rust on every
-core while the next batch renders.
-"""
+"""Conversations to token ids and labels, as a stream: a batch is tokenised in Rust while the next one renders."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from chatbot_sft.errors import UserError
 
 BATCH = 512
 BATCH_CHARACTERS = 4_000_000
-# characters that are tokenised at once: a tokenizer takes a hundred times and more of that in bytes
+# Characters that are tokenised at once: a tokenizer takes a hundred times and more of that in bytes.
 PIECE = 200_000
 AROUND = 200  # characters on each side of a cut that have to become the same tokens with and without it
 SPACE = re.compile(r"(?<=\S)\s(?=\S)")
@@ -38,8 +36,9 @@ Texts = Callable[[list[Conversation]], list[str]]  # a user's own formatting fun
 
 @dataclass
 class EncodedRow:
-    """One training row, cut to length. `trained` are the ranges of tokens with a label; `problems` are (kind,
-    detail) for the gate.
+    """One training row, cut to length.
+
+    `trained` are the ranges of tokens with a label; `problems` are (kind, detail) for the gate.
     """
 
     file: str
@@ -54,9 +53,7 @@ class EncodedRow:
     truncated: bool = False
     kept: bool = True  # False: left out because of its length
     problems: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(
-        default_factory=list
-    )  # kinds of notes: worth knowing, no reason to leave the row out
+    notes: list[str] = field(default_factory=list)  # kinds of them: no reason to leave the row out
 
     @property
     def labels(self) -> list[int]:
@@ -137,12 +134,9 @@ class Encoder:
 
     def _tokenised(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text. Without offsets: `TokenAligner` does without them, at half the time."""
-        usual = iter(
-            self.tokenizer.backend.encode_batch_fast(
-                [text for text in texts if len(text) <= PIECE], add_special_tokens=False
-            )
-        )
-        return [next(usual).ids if len(text) <= PIECE else self._in_pieces(text) for text in texts]
+        short = [text for text in texts if len(text) <= PIECE]
+        encodings = iter(self.tokenizer.backend.encode_batch_fast(short, add_special_tokens=False))
+        return [next(encodings).ids if len(text) <= PIECE else self._in_pieces(text) for text in texts]
 
     def _in_pieces(self, text: str) -> list[int]:
         """The ids of a long text, piece by piece, cut where that changes no token."""
@@ -154,10 +148,8 @@ class Encoder:
         return ids + self._ids(text[begin:])
 
     def _cut(self, text: str, first: int, last: int) -> int | None:
-        """Where between `first` and `last` the tokens are the same with and without a cut; None where no
-        place that was tried is one.
-        """
-        spaces = (found.start() for found in SPACE.finditer(text, first, last))
+        """Where between `first` and `last` the tokens are the same with and without a cut; None for nowhere."""
+        spaces = (space.start() for space in SPACE.finditer(text, first, last))
         for cut in itertools.chain(itertools.islice(spaces, 20), range(first, first + 20)):
             before, after = text[cut - AROUND : cut], text[cut : cut + AROUND]
             if self._ids(before) + self._ids(after) == self._ids(before + after):
@@ -177,33 +169,29 @@ class Encoder:
         """`text` is what a user's own function made of it, None to let the template render."""
         try:
             problems = self._contents(item)
-            if text is None:
-                text = (
-                    item.text
-                    if item.messages is None
-                    else self.tokenizer.template.render(item.messages, False, item.tools)
-                )
+            written = self._written(item) if text is None else text
             for number, message in enumerate(item.messages or (), 1):
-                lost = [
-                    call["function"]["name"]
-                    for call in message.get("tool_calls", ())
-                    if call["function"]["name"] not in text
-                ]
-                if lost:
-                    raise BadRow(
-                        CALL_LEFT_OUT,
-                        f"message {number}: the chat template does not write its call of {lost[0]}",
-                    )
+                names = (call["function"]["name"] for call in message.get("tool_calls", ()))
+                lost = next((name for name in names if name not in written), None)
+                if lost is not None:
+                    detail = f"message {number}: the chat template does not write its call of {lost}"
+                    raise BadRow(CALL_LEFT_OUT, detail)
             if item.messages is None:
-                item.text = text
-            if not _utf8(text):
+                item.text = written
+            if not _utf8(written):
                 raise BadRow(
                     "invalid unicode", "the text has half of a surrogate pair, which is no character"
                 )
-            spans, notes = self._spans(text, item)
+            spans, notes = self._spans(written, item)
         except BadRow as bad:
             return Refused(item.file, item.row, bad.kind, bad.detail)
-        return _Rendered(item, text, spans, dialogue_hash(item), problems, notes)
+        return _Rendered(item, written, spans, dialogue_hash(item), problems, notes)
+
+    def _written(self, item: Conversation) -> str:
+        """The template's rendering, or the ready-made text."""
+        if item.messages is None:
+            return item.text
+        return self.tokenizer.template.render(item.messages, False, item.tools)
 
     def _contents(self, item: Conversation) -> list[tuple[str, str]]:
         """What is wrong with the messages themselves."""
@@ -219,27 +207,21 @@ class Encoder:
             problems.append(("invalid unicode", "a message has a NUL character"))
         if not _utf8(whole):
             raise BadRow("invalid unicode", "a message has half of a surrogate pair, which is no character")
-        wanted = (*THINK_TAGS, *self.tokenizer.new_tokens)
-        found = next(
-            (token for token in self.tokenizer.special_tokens if token in whole and token not in wanted), None
-        )
-        if found:
-            number = next((n for n, message in enumerate(item.messages, 1) if found in _said(message)), None)
-            where = (
-                "a tool's definition"
-                if number is None
-                else f"message {number} ({item.messages[number - 1]['role']})"
+        allowed = (*THINK_TAGS, *self.tokenizer.new_tokens)
+        tokens = (token for token in self.tokenizer.special_tokens if token not in allowed)
+        control = next((token for token in tokens if token in whole), None)
+        if control:
+            places = (
+                f"message {number} ({message['role']})"
+                for number, message in enumerate(item.messages, 1)
+                if control in _said(message)
             )
-            problems.append(
-                ("special token in text", f"{where} contains {found}, which is a control token of this model")
-            )
+            where = next(places, "a tool's definition")
+            detail = f"{where} contains {control}, which is a control token of this model"
+            problems.append(("special token in text", detail))
         if number := repeated_role(item.messages):
-            problems.append(
-                (
-                    "repeated role",
-                    f"messages {number - 1} and {number} are both by {item.messages[number - 1]['role']}",
-                )
-            )
+            role = item.messages[number - 1]["role"]
+            problems.append(("repeated role", f"messages {number - 1} and {number} are both by {role}"))
         return problems
 
     def _spans(self, text: str, item: Conversation) -> tuple[list[Span], list[str]]:
@@ -248,51 +230,44 @@ class Encoder:
         notes = ["replacement character"] if "\ufffd" in text else []
         if item.tools and not template.writes_tools:
             notes.append(TOOLS_LEFT_OUT)
-        spans = self.finder.spans(text, item.messages, item.tools) if item.messages is not None else None
-        if spans is None:
+        messages = item.messages
+        spans = None if messages is None else self.finder.spans(text, messages, item.tools)
+        if messages is None or spans is None:
             spans = marker_spans(text, self.finder)
             if not spans and self.train_on != "all":
                 raise BadRow(
                     NO_TURNS,
-                    "no assistant text found in it by the chat template's turn markers, so nothing of it"
-                    " would be trained",
+                    "no assistant text found in it by the chat template's turn markers,"
+                    " so nothing of it would be trained",
                 )
             answers = [True] * len(spans)
         else:
-            if any(thought.strip() not in text for thought in self._thoughts(item.messages)):
+            if any(thought.strip() not in text for thought in self._thoughts(messages)):
                 notes.append(THINKING_LEFT_OUT)
-            if template.opens_thought and not all(
-                "<think>" in text[max(0, begin - OPENING) : begin + OPENING] for begin, _ in spans
-            ):
+            openings = (text[max(0, begin - OPENING) : begin + OPENING] for begin, _ in spans)
+            if template.opens_thought and not all("<think>" in opening for opening in openings):
                 notes.append(THOUGHT_MISSING)
             answers = [
                 allowed
-                for allowed, message in zip(item.trained, item.messages, strict=True)
+                for allowed, message in zip(item.trained, messages, strict=True)
                 if message["role"] == "assistant"
             ]
         if self.train_on == "all":
             self._refuse_marked_questions(item)
-            return (
-                _without(
-                    (0, len(text)),
-                    [span for span, allowed in zip(spans, answers, strict=True) if not allowed],
-                ),
-                notes,
-            )
+            holes = [span for span, allowed in zip(spans, answers, strict=True) if not allowed]
+            return _without((0, len(text)), holes), notes
         if self.train_on == "last_assistant":
             answers = [False] * (len(answers) - 1) + answers[-1:]
         return [span for span, allowed in zip(spans, answers, strict=True) if allowed], notes
 
     def _refuse_marked_questions(self, item: Conversation) -> None:
-        """Raises BadRow where everything is to be trained, and the row leaves out a message that is no
-        answer: only answers are found again.
-        """
+        """Raises BadRow where a message that is no answer is to be left out: only answers are found again."""
         for number, (allowed, message) in enumerate(zip(item.trained, item.messages or (), strict=False), 1):
             if not allowed and message["role"] != "assistant":
                 raise BadRow(
                     "bad weight",
-                    f"message {number} ({message['role']}) is not to be trained, but with"
-                    " dataset.train_on=all it would be",
+                    f"message {number} ({message['role']}) is not to be trained,"
+                    " but with dataset.train_on=all it would be",
                 )
 
     def _thoughts(self, messages: Sequence[Message]) -> Iterator[str]:
@@ -318,15 +293,16 @@ class Encoder:
         self, item: _Rendered, ids: list[int], ends: frozenset[int]
     ) -> Iterator[EncodedRow | Refused]:
         limit = self.max_seq_length
-        made = item.conversation
+        conversation = item.conversation
         over = len(ids) > limit
         if over and self.overflow == "error":
             raise UserError(
-                f"{made.file}: row {made.row} has {len(ids):,} tokens, over model.max_seq_length={limit};"
-                " raise it, or set dataset.overflow=truncate, drop or split"
+                f"{conversation.file}: row {conversation.row} has {len(ids):,} tokens, over"
+                f" model.max_seq_length={limit}; raise it, or set dataset.overflow=truncate, drop or split"
             )
-        if over and self.overflow == "split" and made.messages is not None and self.texts is None:
-            pieces = self._split(made)
+        splits = over and self.overflow == "split" and self.texts is None
+        if splits and conversation.messages is not None:
+            pieces = self._split(conversation, conversation.messages)
             if len(pieces) > 1:
                 for piece in pieces:
                     rendered = self._render(piece, None)
@@ -345,7 +321,7 @@ class Encoder:
         yield row
 
     def _row(self, item: _Rendered, ids: list[int], ends: frozenset[int]) -> EncodedRow:
-        made, limit = item.conversation, self.max_seq_length
+        conversation, limit = item.conversation, self.max_seq_length
         problems, notes = list(item.problems), list(item.notes)
         trained = [
             (begin, end) for begin, end in self.aligner.ranges(item.text, ids, item.spans) if end > begin
@@ -353,48 +329,37 @@ class Encoder:
         if not trained:
             problems.append(("no trainable token", "no token of it would be trained"))
         elif self.train_on != "all" and not all(ends.intersection(ids[begin:end]) for begin, end in trained):
-            problems.append(
-                (
-                    "end of turn not trained",
-                    (
-                        f"an answer ends without {' or '.join(self.end_of_turn) or 'any end token'}: the"
-                        " model would not learn to stop"
-                    ),
-                )
-            )
+            end = " or ".join(self.end_of_turn) or "any end token"
+            detail = f"an answer ends without {end}: the model would not learn to stop"
+            problems.append(("end of turn not trained", detail))
         elif (
             self.train_on == "all"
-            and made.messages is None
+            and conversation.messages is None
             and not (ends | self.tokenizer.stop_ids).intersection(ids[-3:])
         ):
             end = " or ".join(self.end_of_turn) or "an end token"
-            problems.append(
-                (
-                    "end of turn not trained",
-                    f"the text does not end with {end}: the model would not learn to stop",
-                )
-            )
+            detail = f"the text does not end with {end}: the model would not learn to stop"
+            problems.append(("end of turn not trained", detail))
         bos = self.tokenizer.bos_id
         if bos is not None and ids[:2] == [bos, bos]:
             problems.append(("doubled BOS", "it begins with two begin-of-sequence tokens"))
         if len(ids) > limit and self.overflow != "drop":
             if trained and not any(begin < limit for begin, _ in trained):
-                detail = (
-                    f"every answer lies beyond model.max_seq_length={limit}: the row has {len(ids):,} tokens"
-                )
-                problems.append(("no answer before the cut", detail))
+                detail = f"every answer lies beyond model.max_seq_length={limit}"
+                size = f"the row has {len(ids):,} tokens"
+                problems.append(("no answer before the cut", f"{detail}: {size}"))
             elif any(begin < limit < end for begin, end in trained):
                 notes.append("an answer cut in two")
-        messages = made.messages or []
+        messages = conversation.messages or []
         first = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), 0)
         return EncodedRow(
-            made.file,
-            made.row,
+            conversation.file,
+            conversation.row,
             item.text,
             ids[:limit],
             [(begin, min(end, limit)) for begin, end in trained if begin < limit],
             opening=messages[:first],
-            uses=made.uses,
+            uses=conversation.uses,
             dialogue=item.dialogue,
             length=len(ids),
             truncated=len(ids) > limit,
@@ -402,11 +367,11 @@ class Encoder:
             notes=notes,
         )
 
-    def _split(self, item: Conversation) -> list[Conversation]:
-        """`item` cut before user messages into conversations that fit, each with its system prompt; one
-        exchange too long alone stays whole.
+    def _split(self, item: Conversation, messages: list[Message]) -> list[Conversation]:
+        """`item` cut before user messages into conversations that fit, each with its system prompt.
+
+        One exchange that is too long alone stays whole.
         """
-        messages = item.messages
         head = 1 if messages[0]["role"] == "system" else 0
         begins = [
             i
@@ -418,26 +383,38 @@ class Encoder:
         pieces: list[list[int]] = [[]]
         for exchange in exchanges:
             longer = [*pieces[-1], *exchange]
-            if pieces[-1] and self._tokens(self._part(item, longer, head)) > self.max_seq_length:
+            chosen = [messages[i] for i in (*range(head), *longer)]
+            if pieces[-1] and self._tokens(chosen, item.tools) > self.max_seq_length:
                 pieces.append(list(exchange))
             else:
                 pieces[-1] = longer
-        parts = [self._part(item, piece, head) for piece in pieces]
-        return [part for part in parts if any(message["role"] == "assistant" for message in part.messages)]
+        return [
+            _part(item, messages, [*range(head), *piece])
+            for piece in pieces
+            if any(messages[i]["role"] == "assistant" for i in piece)
+        ]
 
-    def _part(self, item: Conversation, indices: Sequence[int], head: int) -> Conversation:
-        chosen = [*range(head), *indices]
-        messages, trained = [item.messages[i] for i in chosen], [item.trained[i] for i in chosen]
-        return Conversation(item.file, item.row, messages, trained, item.tools, None, item.uses, item.values)
+    def _tokens(self, messages: Sequence[Message], tools: list[Any] | None) -> int:
+        return len(self._in_pieces(self.tokenizer.template.render(messages, False, tools)))
 
-    def _tokens(self, item: Conversation) -> int:
-        text = self.tokenizer.template.render(item.messages, False, item.tools)
-        return len(self._in_pieces(text))
+
+def _part(item: Conversation, messages: Sequence[Message], indices: Sequence[int]) -> Conversation:
+    """Some messages of `item` as a conversation of their own."""
+    return Conversation(
+        item.file,
+        item.row,
+        [messages[i] for i in indices],
+        [item.trained[i] for i in indices],
+        item.tools,
+        uses=item.uses,
+        values=item.values,
+    )
 
 
 def in_batches(items: Iterable[Any], most: int, characters: Callable[[Any], int]) -> Iterator[list[Any]]:
-    """Lists of at most `most` items, and no more than `BATCH_CHARACTERS` but for the last of each: a row may
-    be as long as `dataset.max_row_mb`.
+    """Lists of at most `most` items, and no more than `BATCH_CHARACTERS` but for the last of each.
+
+    A row may be as long as `dataset.max_row_mb`.
     """
     batch: list[Any] = []
     size = 0
@@ -454,22 +431,19 @@ def in_batches(items: Iterable[Any], most: int, characters: Callable[[Any], int]
 def _characters(item: Conversation | Refused) -> int:
     if isinstance(item, Refused):
         return 0
-    return (
-        len(item.text or "")
-        if item.messages is None
-        else sum(len(message["content"]) for message in item.messages)
-    )
+    if item.messages is None:
+        return len(item.text)
+    return sum(len(message["content"]) for message in item.messages)
 
 
 def _said(message: Message) -> str:
     """All that a message has for the template to write, its reasoning and calls too."""
     calls = [_json("the arguments of a call", message["tool_calls"])] if "tool_calls" in message else []
-    return "\n".join(
-        [*(value for key, value in message.items() if isinstance(value, str) and key != "role"), *calls]
-    )
+    texts = [value for key, value in message.items() if isinstance(value, str) and key != "role"]
+    return "\n".join([*texts, *calls])
 
 
-def _json(what: str, value: Any) -> str:
+def _json(label: str, value: Any) -> str:
     """The JSON that templates write of it.
 
     Raises:
@@ -479,7 +453,7 @@ def _json(what: str, value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError):
         raise BadRow(
-            "nested too deeply", f"{what}: nested too deeply, or with a number of thousands of digits"
+            "nested too deeply", f"{label}: nested too deeply, or with a number of thousands of digits"
         ) from None
 
 
@@ -506,9 +480,7 @@ def text_hash(text: str) -> int:
 
 def dialogue_hash(item: Conversation) -> int:
     """Equal for two conversations that say the same, whatever their system prompts, case and white space."""
-    said = (
-        item.text
-        if item.messages is None
-        else "\0".join([message["content"] for message in item.messages if message["role"] != "system"])
-    )
-    return text_hash(" ".join(said.casefold().split()))
+    text = item.text
+    if item.messages is not None:
+        text = "\0".join([message["content"] for message in item.messages if message["role"] != "system"])
+    return text_hash(" ".join(text.casefold().split()))

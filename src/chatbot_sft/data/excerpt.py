@@ -1,6 +1,4 @@
-"""The rows that data_preview.html shows: those the gate complains about, cut ones, the longest, and a seeded
-sample of the rest.
-"""
+"""The rows that data_preview.html shows: bad ones, cut ones, the longest, and a seeded sample of the rest."""
 
 from __future__ import annotations
 
@@ -32,14 +30,12 @@ def excerpt(
     limit: int,
     seed: int,
 ) -> list[PreviewRow]:
-    """At most `SHOWN` rows of `table` and `TOKENS` tokens (rows are cut at `limit`), in the order of the
-    file.
-    """
+    """At most `SHOWN` rows of `table` and `TOKENS` tokens (rows are cut at `limit`), in the file's order."""
     import numpy as np
 
     complaints: dict[tuple[str, int], list[str]] = {}
-    for kind, found in problems.items():
-        for entry in found["rows"]:
+    for kind, tally in problems.items():
+        for entry in tally["rows"]:
             complaints.setdefault((entry["file"], entry["row"]), []).append(f"{kind}: {entry['detail']}")
     bad, cut, length = (numbers(table, name) for name in ("bad", "truncated", "length"))
     chosen = [int(i) for i in bad.nonzero()[0][:12]]
@@ -66,21 +62,20 @@ def _row(
         name: table.column(name)[index].as_py()
         for name in ("text", "labels", "file", "row", "length", "truncated")
     }
-    begin = values["text"][
-        : max(PIECE, 16 * len(values["labels"]))
-    ]  # of a very long row no more than is shown
+    # Of a very long row no more than is shown.
+    begin = values["text"][: max(PIECE, 16 * len(values["labels"]))]
     encoding = tokenizer.backend.encode(begin, add_special_tokens=False)
     specials = set(tokenizer.special_tokens.values())
     secrets, told = places(begin), None  # told: the secret that the token before was a part of
     tokens = []
     shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range
     for number, (start, end), label in zip(encoding.ids, encoding.offsets, values["labels"], strict=False):
-        text, secret = (
-            values["text"][max(start, shown) : end],
-            next((place for place in secrets if place[0] < end and start < place[1]), None),
-        )
-        hidden = secret and (MASK if secret != told else "", HIDDEN)
-        tokens.append(PreviewToken(*(hidden or (text, number)), label >= 0, number in specials))
+        secret = next((place for place in secrets if place[0] < end and start < place[1]), None)
+        if secret is None:
+            text, shown_id = values["text"][max(start, shown) : end], number
+        else:
+            text, shown_id = MASK if secret != told else "", HIDDEN
+        tokens.append(PreviewToken(text, shown_id, label >= 0, number in specials))
         told = secret
         shown = max(shown, end)
     problems = tuple(complaints.get((values["file"], values["row"]), ()))

@@ -1,6 +1,4 @@
-"""Which files a path names: one file, a folder, what `datasets.save_to_disk` wrote, or a glob; and which of
-them are held out by their names.
-"""
+"""Which files a path names (a file, a folder, a glob), and which of them are held out by their names."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ SAVED = "state.json"  # in a folder that `datasets.save_to_disk` wrote: lists it
 
 
 @dataclass
-class Found:
+class Selection:
     """The data files that a path names, by split, and what stands beside them and is not read."""
 
     splits: dict[str, list[Path]] = field(default_factory=dict)
@@ -37,9 +35,7 @@ class Found:
 
     @property
     def held_out(self) -> str | None:
-        """The split to evaluate on beside the one to train on. A test set stays unseen where there is a
-        validation set.
-        """
+        """The split to evaluate on beside the one to train on: no test set where there is a validation set."""
         return self.to_evaluate if TRAIN in self.splits and len(self.splits) > 1 else None
 
     @property
@@ -48,7 +44,7 @@ class Found:
         return next(split for split in (VALIDATION, TEST, TRAIN) if split in self.splits)
 
 
-def find(path: str) -> Found:
+def find(path: str) -> Selection:
     """What `path` names. Files are in the order of their names, so that a run can be repeated.
 
     Raises:
@@ -63,17 +59,14 @@ def find(path: str) -> Found:
         if expanded.is_dir():
             return _in_folder(path, expanded)
         if expanded.exists() or expanded.is_symlink():
-            return Found({TRAIN: [_regular(expanded)]})
+            return Selection({TRAIN: [_regular(expanded)]})
         if any(letter in path for letter in "*?["):
             return _matching(path, expanded)
-        near = (
-            did_you_mean(expanded.name, [other.name for other in expanded.parent.iterdir()])
-            if expanded.parent.is_dir()
-            else ""
-        )
+        beside = [other.name for other in expanded.parent.iterdir()] if expanded.parent.is_dir() else []
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
-    raise UserError(f"{path}: no such data file{near or '; set dataset.data_path'}")
+    hint = did_you_mean(expanded.name, beside) or "; set dataset.data_path"
+    raise UserError(f"{path}: no such data file{hint}")
 
 
 def data_files(path: str, split: str = TRAIN) -> list[Path]:
@@ -82,17 +75,17 @@ def data_files(path: str, split: str = TRAIN) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    found = find(path).splits
-    if split in found:
-        return found[split]
+    splits = find(path).splits
+    if split in splits:
+        return splits[split]
     if split == TRAIN:
-        held_out = [file.name for files in found.values() for file in files]
+        held_out = [file.name for files in splits.values() for file in files]
         raise UserError(
-            f"{path}: all of it is held out by its name ({listed(held_out)}); name the file itself to train"
-            " on it"
+            f"{path}: all of it is held out by its name ({listed(held_out)});"
+            " name the file itself to train on it"
         )
     hint = "; part of a file is dataset.max_rows" if "[" in split else ""
-    raise UserError(f"dataset.split={split}: {path} has no such split (it has {listed(found)}){hint}")
+    raise UserError(f"dataset.split={split}: {path} has no such split (it has {listed(splits)}){hint}")
 
 
 def is_data(file: Path) -> bool:
@@ -101,15 +94,12 @@ def is_data(file: Path) -> bool:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder of that name is somebody's housekeeping: .ipynb_checkpoints, __MACOSX, Delta
-    Lake's log.
-    """
-    return name.startswith((".", "__")) or name == "_delta_log"
+    """Whether a file or folder of that name is somebody's housekeeping: .ipynb_checkpoints, __MACOSX."""
+    return name.startswith((".", "__")) or name == "_delta_log"  # the last is Delta Lake's
 
 
 def split_of(file: Path) -> str:
-    """The split that the path of a file, relative to the folder that was named, says: `test/0.jsonl`,
-    `squad-test-00000-of-00002.parquet`.
+    """The split that a file's path in the folder that was named says: `test/0.jsonl`, `squad-test-0.parquet`.
 
     A file says so where its name begins or ends with the word, a folder where it is the word. "train" wins:
     train_and_test.jsonl is for training.
@@ -120,31 +110,28 @@ def split_of(file: Path) -> str:
         return TRAIN
     if named := next((split for split in (*said[:1], *said[-1:]) if split), None):
         return named
-    folders = (
-        _split_by_word(re.sub(r"^split[=_-]|[^a-z]", "", folder.lower()))
-        for folder in reversed(file.parts[:-1])
-    )
-    return next((split for split in folders if split), TRAIN)
+    folders = (re.sub(r"^split[=_-]|[^a-z]", "", folder.lower()) for folder in reversed(file.parts[:-1]))
+    return next(filter(None, map(_split_by_word, folders)), TRAIN)
 
 
 def _split_by_word(word: str) -> str | None:
     return WORDS.get(word) or WORDS.get(re.sub(r"(s|set|data|split)$", "", word))
 
 
-def _in_folder(path: str, folder: Path) -> Found:
-    found = Found()
-    for file in _walk(folder, set(), found.passed_by):
-        found.splits.setdefault(split_of(file.relative_to(folder)), []).append(file)
-    if not found.splits:
-        raise UserError(
-            f"{path}: no data files in this folder ({', '.join(KINDS)}, or one of these with .gz)"
-        )
-    return found
+def _in_folder(path: str, folder: Path) -> Selection:
+    selection = Selection()
+    for file in _walk(folder, set(), selection.passed_by):
+        selection.splits.setdefault(split_of(file.relative_to(folder)), []).append(file)
+    if not selection.splits:
+        kinds = f"{', '.join(KINDS)}, or one of these with .gz"
+        raise UserError(f"{path}: no data files in this folder ({kinds})")
+    return selection
 
 
 def _walk(folder: Path, seen: set[str], passed_by: list[str]) -> Iterator[Path]:
-    """The data files of a folder and those below it. What several links lead to is met once: rows would be
-    trained twice, loops never end.
+    """The data files of a folder and those below it.
+
+    What several links lead to is met once: rows would be trained twice, loops never end.
     """
     seen.add(os.path.realpath(folder))
     entries = sorted(folder.iterdir())
@@ -192,8 +179,8 @@ def _saved_files(folder: Path) -> list[Path]:
         return []
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise UserError(
-            f"{folder}: saved with an index over its rows, by an old version of datasets; save it again after"
-            " flatten_indices()"
+            f"{folder}: saved with an index over its rows, by an old version of datasets;"
+            " save it again after flatten_indices()"
         )
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
@@ -201,39 +188,35 @@ def _saved_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _matching(path: str, expanded: Path) -> Found:
-    """What a glob matches, a folder by its data files. Hidden ones are passed by, as a shell does, unless the
-    pattern names them.
-    """
+def _matching(path: str, expanded: Path) -> Selection:
+    """What a glob matches, a folder by its data files; hidden ones only where the pattern names them."""
     anchor = Path(expanded.anchor)
     pattern = str(expanded.relative_to(anchor))
-    fixed = next(
-        index for index, part in enumerate(expanded.parts) if any(letter in part for letter in "*?[")
-    )
+    wild = [any(letter in part for letter in "*?[") for part in expanded.parts]
+    fixed = wild.index(True)
     begin = Path(*expanded.parts[:fixed])
     wants_hidden = any(part.startswith(".") for part in expanded.parts[fixed:])
-    found, seen = Found(), set[str]()
+    selection, seen = Selection(), set[str]()
     for match in sorted((anchor if expanded.is_absolute() else Path()).glob(pattern)):
         real = os.path.realpath(match)
-        if real in seen or (
-            not wants_hidden and any(hidden(part) for part in match.relative_to(begin).parts)
-        ):
+        is_hidden = any(hidden(part) for part in match.relative_to(begin).parts)
+        if real in seen or (is_hidden and not wants_hidden):
             continue
         if match.is_dir():
-            files = list(_walk(match, seen, found.passed_by)) if "**" not in pattern else []
+            files = list(_walk(match, seen, selection.passed_by)) if "**" not in pattern else []
         elif _is_metadata(match):
-            found.passed_by.append(str(match))
+            selection.passed_by.append(str(match))
             continue
         else:
             seen.add(real)
             files = [_regular(match)]
         for file in files:
-            found.splits.setdefault(split_of(file.relative_to(begin)), []).append(file)
-    if not found.splits:
+            selection.splits.setdefault(split_of(file.relative_to(begin)), []).append(file)
+    if not selection.splits:
         raise UserError(f"{path}: no file matches")
-    if TRAIN not in found.splits:  # a pattern such as test-*.jsonl names them
-        found.splits = {TRAIN: [file for files in found.splits.values() for file in files]}
-    return found
+    if TRAIN not in selection.splits:  # a pattern such as test-*.jsonl names them
+        selection.splits = {TRAIN: [file for files in selection.splits.values() for file in files]}
+    return selection
 
 
 def _no_url(path: str) -> str:
@@ -242,38 +225,30 @@ def _no_url(path: str) -> str:
     host = url.netloc.rpartition("@")[2]
     shown = f"{url.scheme}://{host}{url.path}"
     parts = [part for part in url.path.split("/") if part]
+    hub_id = ""
     if url.scheme == "hf" and host == "datasets" and len(parts) >= 2:
-        return (
-            f"{shown}: a URL is not read; write the id of the dataset:"
-            f" dataset.data_path={parts[0]}/{parts[1].partition('@')[0]}"
-        )
-    if (
-        host in ("huggingface.co", "hf.co", "www.huggingface.co")
-        and parts[:1] == ["datasets"]
-        and len(parts) >= 3
-    ):
-        return (
-            f"{shown}: a URL is not read; write the id of the dataset:"
-            f" dataset.data_path={parts[1]}/{parts[2]}"
-        )
+        hub_id = f"{parts[0]}/{parts[1].partition('@')[0]}"
+    if host in ("huggingface.co", "hf.co", "www.huggingface.co") and parts[:1] == ["datasets"] and parts[2:]:
+        hub_id = f"{parts[1]}/{parts[2]}"
+    if hub_id:
+        return f"{shown}: a URL is not read; write the id of the dataset: dataset.data_path={hub_id}"
     name = Path(url.path).name or "data.jsonl"
     return f"{shown}: a URL is not read; download the file and name it: dataset.data_path={name}"
 
 
-def remarks(path: str, found: Found, split: str, evaluated: bool) -> list[str]:
-    """One line where files of `path` are not trained on: those held out by their names, and those that are no
-    data. `evaluated`: on `held_out`.
+def remarks(path: str, selection: Selection, split: str, evaluated: bool) -> list[str]:
+    """One line where files of `path` are not trained on: held out by their names, or no data.
+
+    `evaluated`: on `held_out`.
     """
     said = []
-    for name, files in found.splits.items():
+    for name, files in selection.splits.items():
         if name != split:
-            use = "held out" if evaluated and name == found.held_out else "not used"
+            use = "held out" if evaluated and name == selection.held_out else "not used"
             said.append(f"{use}: {listed(str(file.relative_to(_base(path, file))) for file in files)}")
-    if found.passed_by:
-        said.append(
-            "not read:"
-            f" {listed(str(Path(other).relative_to(_base(path, Path(other)))) for other in found.passed_by)}"
-        )
+    if selection.passed_by:
+        others = map(Path, selection.passed_by)
+        said.append(f"not read: {listed(str(other.relative_to(_base(path, other))) for other in others)}")
     return [f"{path}: {'; '.join(said)}"] if said else []
 
 

@@ -1,6 +1,4 @@
-"""What rows look like: one small function per format, from a row to a conversation, and how a format is
-recognised by its content.
-"""
+"""What rows look like: one small function per format, and how a format is recognised by its content."""
 
 from __future__ import annotations
 
@@ -21,10 +19,10 @@ from chatbot_sft.data.messages import (
     decoded,
     decoded_turns,
     may_be_trained,
+    sort_of,
     to_messages,
-    what,
 )
-from chatbot_sft.data.sources import Row
+from chatbot_sft.data.row import Row
 from chatbot_sft.data.unread import BOOKKEEPING, unread_columns, unread_keys
 from chatbot_sft.errors import UserError, did_you_mean, listed
 
@@ -70,11 +68,12 @@ def sharegpt(values: Mapping[str, Any], reading: Reading) -> Turns:
 
 
 def alpaca(values: Mapping[str, Any], reading: Reading) -> Turns:
-    """`{"instruction", "input"?, "output", "history"?}`: the input stands under the instruction, after an
-    empty line; LLaMA-Factory's history is pairs of question and answer that came before."""
-    question = [
-        text for text in (reading.text(values, "instruction"), reading.text(values, "input")) if text.strip()
-    ]
+    """`{"instruction", "input"?, "output", "history"?}`, the last as LLaMA-Factory has it.
+
+    The input stands under the instruction, after an empty line; the history is pairs of question and answer.
+    """
+    texts = (reading.text(values, "instruction"), reading.text(values, "input"))
+    question = [text for text in texts if text.strip()]
     return [
         (reading.name("history"), _history(reading.name("history"), reading.of(values, "history"))),
         (reading.name("instruction"), [_turn("user", "\n\n".join(question))]),
@@ -91,15 +90,13 @@ def prompt_completion(values: Mapping[str, Any], reading: Reading) -> Turns:
             "label is false: this completion was marked as one not to give (KTO's data); leave such rows out",
         )
     prompt, completion = reading.of(values, "prompt"), reading.of(values, "completion")
-    given = prompt if isinstance(prompt, list) else [_turn("user", reading.text(values, "prompt"))]
-    answer = (
-        completion
-        if isinstance(completion, list)
-        else [_turn("assistant", reading.text(values, "completion"))]
-    )
+    if not isinstance(prompt, list):
+        prompt = [_turn("user", reading.text(values, "prompt"))]
+    if not isinstance(completion, list):
+        completion = [_turn("assistant", reading.text(values, "completion"))]
     return [
-        (reading.name("prompt"), [_untrained(turn) for turn in given]),
-        (reading.name("completion"), answer),
+        (reading.name("prompt"), [_untrained(turn) for turn in prompt]),
+        (reading.name("completion"), completion),
     ]
 
 
@@ -126,16 +123,13 @@ def _history(column: str, pairs: Any) -> list[Message]:
         (as_text(f"{column}: a question", asked), as_text(f"{column}: an answer", answered))
         for asked, answered in pairs
     ]
-    return [
-        turn for asked, answered in texts for turn in (_turn("user", asked), _turn("assistant", answered))
-    ]
+    turns = ((_turn("user", asked), _turn("assistant", answered)) for asked, answered in texts)
+    return [turn for pair in turns for turn in pair]
 
 
 @dataclass(frozen=True)
 class Format:
-    """`needs` are the fields a row must have to be of this format; `optional` those that are read as well;
-    `keys` those of a message.
-    """
+    """`needs` are the fields a row must have, `optional` those that are read as well, `keys` a message's."""
 
     turns: Callable[[Mapping[str, Any], Reading], Turns] | None  # None: the row is text already
     needs: tuple[str, ...]
@@ -155,8 +149,8 @@ FORMATS = {
     "prompt_completion": Format(prompt_completion, ("prompt", "completion"), ABOUT),
     "text": Format(None, ("text",)),
 }
-FIELDS = sorted({name for found in FORMATS.values() for name in found.fields})
-KEYS = {name for found in FORMATS.values() for name in found.keys}
+FIELDS = sorted({name for form in FORMATS.values() for name in form.fields})
+KEYS = {name for form in FORMATS.values() for name in form.keys}
 # Two columns that can only be a question and its answer, by the names that tables give them.
 PAIRS = (
     ("question", "answer"), ("question", "response"), ("q", "a"), ("query", "response"), ("query",
@@ -176,59 +170,55 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
     Raises:
         BadRow: what is wrong with it.
     """
-    found = FORMATS[format_name]
-    missing = [reading.name(name) for name in found.needs if reading.of(row.values, name) is None]
+    form = FORMATS[format_name]
+    missing = [reading.name(name) for name in form.needs if reading.of(row.values, name) is None]
     if missing:
         other = format_of(row.values, reading)
         if other and other != format_name:
-            raise BadRow(
-                MIXED_FORMATS, f"this row is {other}, the file is read as {format_name}; one format per file"
-            )
+            detail = f"this row is {other}, the file is read as {format_name}; one format per file"
+            raise BadRow(MIXED_FORMATS, detail)
         if missing[0] in row.values:
             raise BadRow("empty content", f"{missing[0]} is null")
-        raise BadRow(
-            "no such column",
-            f"no {missing[0]!r}; it has {listed(row.values) or 'nothing'}{_near(missing[0], row.values)}",
-        )
+        columns = listed(row.values) or "nothing"
+        detail = f"no {missing[0]!r}; it has {columns}{_near(missing[0], row.values)}"
+        raise BadRow("no such column", detail)
     unread = unread_columns(row.values, columns_read(format_name, reading))
-    if found.turns is None:
+    if form.turns is None:
         text = reading.text(row.values, "text")
         if not text.strip():
             raise BadRow("empty content", f"{reading.name('text')} is empty")
         return Conversation(row.file, row.number, None, text=text, values=row.values, unread=unread)
-    role_key, content_key = (reading.name(key) for key in found.keys or ("role", "content"))
-    parts = found.turns(row.values, reading)
+    role_key, content_key = (reading.name(key) for key in form.keys or ("role", "content"))
+    parts = form.turns(row.values, reading)
     turns = [turn for _, part in parts for turn in part]
-    made = to_messages(turns, reading.thinking, reading.thinking_field, role_key, content_key)
-    allowed = may_be_trained(turns, made)
+    chat = to_messages(turns, reading.thinking, reading.thinking_field, role_key, content_key)
+    allowed = may_be_trained(turns, chat)
     at = 0
     for column, part in parts:
-        unread.extend(
-            unread_keys(column, part, made[at : at + len(part)], role_key, content_key, reading.names_of)
-        )
+        read = chat[at : at + len(part)]
+        unread.extend(unread_keys(column, part, read, role_key, content_key, reading.names_of))
         at += len(part)
-    if system := _system(row.values, reading, made):
-        made.insert(0, _turn("system", system))
+    if system := _system(row.values, reading, chat):
+        chat.insert(0, _turn("system", system))
         allowed.insert(0, True)
-    return Conversation(
-        row.file, row.number, made, allowed, _tools(row.values, reading), values=row.values, unread=unread
-    )
+    tools = _tools(row.values, reading)
+    return Conversation(row.file, row.number, chat, allowed, tools, values=row.values, unread=unread)
 
 
 def columns_read(format_name: str, reading: Reading) -> frozenset[str]:
     """The file's columns that this format makes something of."""
-    found = FORMATS[format_name]
-    return frozenset(reading.name(name) for name in (*found.needs, *found.optional))
+    form = FORMATS[format_name]
+    return frozenset(reading.name(name) for name in (*form.needs, *form.optional))
 
 
-def _system(values: Mapping[str, Any], reading: Reading, made: Sequence[Message]) -> str | None:
-    """The system prompt that `made` lacks: of a column of its own, else the configured one.
+def _system(values: Mapping[str, Any], reading: Reading, chat: Sequence[Message]) -> str | None:
+    """The system prompt that `chat` lacks: of a column of its own, else the configured one.
 
     Raises:
         BadRow: the row has another among its messages.
     """
     own = reading.text(values, "system")
-    first = made[0]["content"] if made[0]["role"] == "system" else None
+    first = chat[0]["content"] if chat[0]["role"] == "system" else None
     if not own.strip():
         return reading.system_prompt if first is None else None
     if first is None:
@@ -242,8 +232,7 @@ def _system(values: Mapping[str, Any], reading: Reading, made: Sequence[Message]
 
 
 def _tools(values: Mapping[str, Any], reading: Reading) -> list[Any] | None:
-    """The definitions of tools as templates expect them, from a list, its JSON, or OpenAI's `functions` of
-    before; None without any.
+    """The definitions of tools, from a list, its JSON, or OpenAI's `functions` of before; None without any.
 
     Raises:
         BadRow: they are something else.
@@ -257,14 +246,13 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> list[Any] | None:
         )
     column = reading.name("functions" if tools in EMPTY else "tools")
     tools = functions if tools in EMPTY else tools
-    if isinstance(
-        tools, str
-    ):  # Parquet has no lists of objects that differ, so files have them as text, all or each
+    # Parquet has no lists of objects that differ, so files have them as text, all or each.
+    if isinstance(tools, str):
         tools = _json(column, "bad tools", tools)
     if isinstance(tools, dict):
         tools = [tools]
     if tools not in EMPTY and not isinstance(tools, list):
-        raise BadRow("bad tools", f"{column} is {what(tools)}, expected a list of tools")
+        raise BadRow("bad tools", f"{column} is {sort_of(tools)}, expected a list of tools")
     each = (_json(column, "bad tools", tool) if isinstance(tool, str) else tool for tool in tools or ())
     return [_tool(f"{column}: tool {number}", tool) for number, tool in enumerate(each, 1)] or None
 
@@ -288,11 +276,9 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow("bad tools", f"{where} needs a function with a name")
-    return (
-        tool
-        if function is not tool
-        else {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
-    )
+    if function is not tool:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
 def format_of(values: Mapping[str, Any], reading: Reading) -> str | None:
@@ -328,11 +314,12 @@ def detect(rows: Sequence[Row], reading: Reading) -> tuple[str, Columns]:
         UserError: no row is of any format; says which columns there are.
     """
     for row in rows:
-        found = _crossed(row.values, reading)
-        if found is None and (name := format_of(row.values, reading)):
-            found = name, reading.columns
-        if found := found or _paired(row, reading):
-            return found[0], _with_system(found[1], row.values)
+        detected = _crossed(row.values, reading)
+        if detected is None and (name := format_of(row.values, reading)):
+            detected = name, reading.columns
+        if detected := detected or _paired(row, reading):
+            name, columns = detected
+            return name, _with_system(columns, row.values)
     raise UserError(_unrecognised(rows[0], reading))
 
 
@@ -357,30 +344,33 @@ def _paired(row: Row, reading: Reading) -> tuple[str, Columns] | None:
         return None
     columns = {str(name).strip().lower(): name for name in row.values}
     for asked, answered in PAIRS:
-        pair = columns.get(asked), columns.get(answered)
-        if None not in pair and all(
-            row.values[name] is not None and not isinstance(row.values[name], (dict, bool)) for name in pair
-        ):
-            given = next(
-                (columns[name] for name in GIVEN if name in columns and name not in (asked, answered)), None
-            )
-            if given is None:
-                return "prompt_completion", {**reading.columns, "prompt": pair[0], "completion": pair[1]}
-            names = (
-                f"dataset.columns.instruction={pair[0]} dataset.columns.input={given}"
-                f" dataset.columns.output={pair[1]}"
-            )
-            raise UserError(
-                f"{row.where} has {pair[0]}, {given} and {pair[1]}: to put {given} under {pair[0]}, say"
-                f" {names}"
-            )
+        question, answer = columns.get(asked), columns.get(answered)
+        if question is None or answer is None:
+            continue
+        if not all(_may_be_text(row.values[name]) for name in (question, answer)):
+            continue
+        others = (columns[name] for name in GIVEN if name in columns and name not in (asked, answered))
+        given = next(others, None)
+        if given is None:
+            return "prompt_completion", {**reading.columns, "prompt": question, "completion": answer}
+        names = (
+            f"dataset.columns.instruction={question} dataset.columns.input={given}"
+            f" dataset.columns.output={answer}"
+        )
+        raise UserError(
+            f"{row.where} has {question}, {given} and {answer}: to put {given} under {question}, say {names}"
+        )
     return None
+
+
+def _may_be_text(value: Any) -> bool:
+    return value is not None and not isinstance(value, (dict, bool))
 
 
 def _with_system(columns: Columns, values: Mapping[str, Any]) -> Columns:
     """`columns` with the one of the system prompt, where it has the other name for it."""
-    there = [name for name in SYSTEM if name in values]
-    return {**columns, "system": there[0]} if there and "system" not in columns else columns
+    name = next((name for name in SYSTEM if name in values), None)
+    return columns if name is None or "system" in columns else {**columns, "system": name}
 
 
 def _unrecognised(row: Row, reading: Reading) -> str:
@@ -388,45 +378,38 @@ def _unrecognised(row: Row, reading: Reading) -> str:
     values = row.values
     if {"chosen", "rejected"} <= set(values):
         first = _first(values["chosen"])
-        take = (
-            "dataset.message_field=chosen"
-            if first
-            else "dataset.columns.prompt=prompt dataset.columns.completion=chosen"
-        )
+        as_pair = "dataset.columns.prompt=prompt dataset.columns.completion=chosen"
+        options = "dataset.message_field=chosen" if first else as_pair
         return (
-            f"{row.where} is preference data (chosen and rejected, for DPO); to learn the chosen answers"
-            f" alone, say {take}"
+            f"{row.where} is preference data (chosen and rejected, for DPO);"
+            f" to learn the chosen answers alone, say {options}"
         )
     if values and all(isinstance(value, dict) for value in values.values()):
         return (
-            f"{row.where} is an object keyed by {listed(values, 3)}; save its values as a list, a"
-            " conversation each"
+            f"{row.where} is an object keyed by {listed(values, 3)};"
+            " save its values as a list, a conversation each"
         )
     wanted = reading.name("messages")
-    near = _near(wanted, values) or next(
-        filter(None, (_near(needed, values) for f in FORMATS.values() for needed in f.needs)), ""
-    )
+    needed = [wanted, *(name for form in FORMATS.values() for name in form.needs)]
+    near = next(filter(None, (_near(name, values) for name in needed)), "")
     return (
         f"{row.where} has no {wanted!r}; it has {listed(values) or 'nothing'}: no format recognised"
-        " (messages, conversations, instruction + output, prompt + completion, text); name its columns with"
-        f" {_columns_to_name(values)}{near}"
+        " (messages, conversations, instruction + output, prompt + completion, text);"
+        f" name its columns with {_columns_to_name(values)}{near}"
     )
 
 
 def _columns_to_name(values: Mapping[str, Any]) -> str:
-    """The options that tell a format of columns with other names, for these columns where there can be a
-    question and its answer.
-    """
+    """The options that tell a format of columns with other names, with an example where these make one."""
+    options = "dataset.message_field, dataset.text_field or dataset.columns"
     texts = [
         str(name) for name, value in values.items() if isinstance(value, str) and name not in BOOKKEEPING
     ]
     if len(texts) < 2:
-        return "dataset.message_field, dataset.text_field or dataset.columns"
-    asked, answered = (
-        shlex.quote(f"dataset.columns.{ours}={theirs}")
-        for ours, theirs in (("instruction", texts[0]), ("output", texts[-1]))
-    )
-    return f"dataset.message_field, dataset.text_field or dataset.columns, for instance {asked} {answered}"
+        return options
+    asked = shlex.quote(f"dataset.columns.instruction={texts[0]}")
+    answered = shlex.quote(f"dataset.columns.output={texts[-1]}")
+    return f"{options}, for instance {asked} {answered}"
 
 
 def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
@@ -435,24 +418,20 @@ def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
     Raises:
         UserError: it does not; names those that do, and the nearest.
     """
-    there = list(dict.fromkeys(name for row in rows for name in row.values))
-    for ours, theirs in columns.items():
-        if ours not in FIELDS and theirs in FIELDS and ours in there:
-            turned = shlex.quote(f"dataset.columns.{theirs}={ours}")
+    present = list(dict.fromkeys(name for row in rows for name in row.values))
+    for name, column in columns.items():
+        if name not in FIELDS and column in FIELDS and name in present:
+            turned = shlex.quote(f"dataset.columns.{column}={name}")
             raise UserError(
-                f"dataset.columns.{ours}={theirs}: the other way round: a field of the format is the key, the"
-                f" column the value: {turned}"
+                f"dataset.columns.{name}={column}: the other way round: a field of the format is the key,"
+                f" the column the value: {turned}"
             )
-        if ours not in FIELDS:
-            raise UserError(
-                f"dataset.columns.{ours}: no such field (there are"
-                f" {', '.join(FIELDS)}){did_you_mean(ours, FIELDS)}"
-            )
-        if theirs not in there and ours not in KEYS:
-            raise UserError(
-                f"{source}: no column {theirs!r} for {ours}; it has"
-                f" {listed(there)}{did_you_mean(theirs, there)}"
-            )
+        if name not in FIELDS:
+            hint = did_you_mean(name, FIELDS)
+            raise UserError(f"dataset.columns.{name}: no such field (there are {', '.join(FIELDS)}){hint}")
+        if column not in present and name not in KEYS:
+            hint = did_you_mean(column, present)
+            raise UserError(f"{source}: no column {column!r} for {name}; it has {listed(present)}{hint}")
 
 
 def check_used(source: str, format_name: str, columns: Columns, reading: Reading) -> None:
@@ -462,14 +441,13 @@ def check_used(source: str, format_name: str, columns: Columns, reading: Reading
         UserError: it is not; names what the format reads.
     """
     read, fields = columns_read(format_name, reading), FORMATS[format_name].fields
-    for ours, theirs in columns.items():
-        if ours not in fields if ours in KEYS else theirs not in read:
-            key = {"messages": "dataset.message_field", "text": "dataset.text_field"}.get(
-                ours, f"dataset.columns.{ours}"
-            )
+    own_keys = {"messages": "dataset.message_field", "text": "dataset.text_field"}
+    for name, column in columns.items():
+        if name not in fields if name in KEYS else column not in read:
+            key = own_keys.get(name, f"dataset.columns.{name}")
             raise UserError(
-                f"{source}: {key}={theirs} has no effect: these rows are read as {format_name}, which has"
-                f" {', '.join(fields)}"
+                f"{source}: {key}={column} has no effect: these rows are read as {format_name},"
+                f" which has {', '.join(fields)}"
             )
 
 

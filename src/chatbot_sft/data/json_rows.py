@@ -1,5 +1,6 @@
-"""Rows of a JSON list or of JSONL, decoded one at a time. (ijson would do the same, but turns lone surrogates
-into "?": nobody would see them.)
+"""Rows of a JSON list or of JSONL, decoded one at a time.
+
+(ijson would do the same, but turns lone surrogates into "?": nobody would see them.)
 """
 
 from __future__ import annotations
@@ -9,36 +10,28 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from chatbot_sft.data import streams
+from chatbot_sft.data.row import Fault, Row
 from chatbot_sft.errors import UserError, listed
 
-Fault = tuple[str, str]  # kind, detail: what is wrong with a row that could be decoded all the same
-ROW_COLUMNS = {
-    "messages",
-    "conversations",
-    "instruction",
-    "output",
-    "prompt",
-    "completion",
-    "text",
-}  # an object that has one is a row
-Found = tuple[int, dict[str, Any], Fault | None]
+# An object that has one of them is a row.
+ROW_COLUMNS = {"messages", "conversations", "instruction", "output", "prompt", "completion", "text"}
+NO_NUMBER = (
+    "not a number",
+    "it has NaN, Infinity or a number too large for a float, which is no JSON and no number",
+)
 
 
 class Decoder:
-    """JSON as the standard library decodes it, and what that says nothing of: a key that stands twice, NaN
-    and numbers beyond a float's range.
-    """
+    """JSON as the standard library decodes it, which says nothing of doubled keys, NaN and too large floats."""
 
     def __init__(self) -> None:
-        hooks = {
-            "object_pairs_hook": self._object,
-            "parse_constant": self._number,
-            "parse_float": self._number,
-        }
-        self._decode = json.JSONDecoder(**hooks).raw_decode
+        decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._number, parse_float=self._number
+        )
+        self._decode = decoder.raw_decode
         self._doubled = ""
         self._no_number = False
 
@@ -53,40 +46,21 @@ class Decoder:
         self._doubled, self._no_number = "", False
         value, end = self._decode(source, at)
         if self._doubled:
-            return (
-                value,
-                end,
-                (
-                    "doubled key",
-                    f"the key {self._doubled!r} stands twice in one object, with different values",
-                ),
-            )
+            detail = f"the key {self._doubled!r} stands twice in one object, with different values"
+            return value, end, ("doubled key", detail)
         if self._no_number:
-            # What pandas writes for an empty cell counts as absent, as the null of a table does.
-            value = (
-                {key: inner for key, inner in value.items() if not _is_nan(inner)}
-                if isinstance(value, dict)
-                else value
-            )
+            if isinstance(value, dict):
+                # What pandas writes for an empty cell counts as absent, as the null of a table does.
+                value = {key: inner for key, inner in value.items() if not _is_nan(inner)}
             if _has_no_number(value):
-                return (
-                    value,
-                    end,
-                    (
-                        "not a number",
-                        (
-                            "it has NaN, Infinity or a number too large for a float, which is no JSON and no"
-                            " number"
-                        ),
-                    ),
-                )
+                return value, end, NO_NUMBER
         return value, end, None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs) and (different := [key for key, value in pairs if value != made[key]]):
+        values = dict(pairs)
+        if len(values) < len(pairs) and (different := [key for key, value in pairs if value != values[key]]):
             self._doubled = different[0]
-        return made
+        return values
 
     def _number(self, literal: str) -> float:
         value = float(literal)
@@ -94,8 +68,8 @@ class Decoder:
         return value
 
 
-def rows(name: str, stream: BinaryIO, longest: int) -> Iterator[Found]:
-    """(number, values, fault) of each row; the number is the item of a list, the line of JSONL.
+def rows(name: str, stream: streams.ByteStream, longest: int) -> Iterator[Row]:
+    """Each row; its number is the item of a list, the line of JSONL.
 
     Raises:
         UserError: not JSON, not objects, or a row of more than `longest` characters.
@@ -110,10 +84,10 @@ def rows(name: str, stream: BinaryIO, longest: int) -> Iterator[Found]:
     return _items(name, pieces, line, longest) if start[0] == "[" else _lines(name, pieces, line, longest)
 
 
-def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterator[Found]:
+def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterator[Row]:
     """Items of a JSON list."""
     decoder = Decoder()
-    skip = re.compile(r"[ \t\n\r]*").match
+    next_token = re.compile(r"[^ \t\n\r]").search
     buffer, at = next(pieces), 1
     number = 0
 
@@ -121,19 +95,17 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
         """The next character that is no white space; empty at the end."""
         nonlocal buffer, at, line
         while True:
-            at = skip(buffer, at).end()
-            if at < len(buffer):
+            if token := next_token(buffer, at):
+                at = token.start()
                 return buffer[at]
             line += buffer.count("\n")
             buffer, at = next(pieces, ""), 0
             if not buffer:
                 return ""
 
-    def broken(what: str, position: int) -> UserError:
-        return UserError(
-            f"{name}: row {number} is not JSON: {what} (line {line + buffer.count(chr(10), 0, position)} of"
-            " the file)"
-        )
+    def broken(reason: str, position: int) -> UserError:
+        in_line = line + buffer.count("\n", 0, position)
+        return UserError(f"{name}: row {number} is not JSON: {reason} (line {in_line} of the file)")
 
     while True:
         following = significant()
@@ -159,11 +131,8 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
                 incomplete = error.pos > len(buffer) - 16 or error.msg.startswith("Unterminated string")
                 if len(buffer) - at > longest:
                     raise _too_long(name, f"row {number}", longest) from None
-                more = (
-                    list(itertools.islice(pieces, max(1, (len(buffer) - at) // streams.CHUNK)))
-                    if incomplete
-                    else []
-                )
+                wanted = max(1, (len(buffer) - at) // streams.CHUNK) if incomplete else 0
+                more = list(itertools.islice(pieces, wanted))
                 if not more:
                     raise broken(error.msg, error.pos) from None
                 line += buffer.count("\n", 0, at)
@@ -173,26 +142,26 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
         if end - at > longest:
             raise _too_long(name, f"row {number}", longest)
         at = end
-        yield number, _object(name, f"row {number}", value), fault
+        yield Row(name, number, _object(name, f"row {number}", value), fault)
     at += 1
     if following := significant():
         raise UserError(f"{name}: more text after the list ({following!r}); is it two files in one?")
 
 
-def _lines(name: str, pieces: Iterator[str], first: int, longest: int) -> Iterator[Found]:
+def _lines(name: str, pieces: Iterator[str], first: int, longest: int) -> Iterator[Row]:
     """Rows of JSONL. A file of one object alone may be the whole data in an object: that is said."""
-    found = _decoded_lines(name, streams.lines(pieces, longest), first, longest)
-    begin = list(itertools.islice(found, 2))
-    if len(begin) == 1 and (inside := _data_inside(begin[0][1])):
+    decoded = _decoded_lines(name, streams.lines(pieces, longest), first, longest)
+    begin = list(itertools.islice(decoded, 2))
+    if len(begin) == 1 and (inside := _data_inside(begin[0].values)):
         raise UserError(f"{name}: expected a JSON list of conversations, found an object{inside}")
-    return itertools.chain(begin, found)
+    return itertools.chain(begin, decoded)
 
 
-def _decoded_lines(name: str, found: Iterator[str], first: int, longest: int) -> Iterator[Found]:
+def _decoded_lines(name: str, lines: Iterator[str], first: int, longest: int) -> Iterator[Row]:
     decoder = Decoder()
     number = first - 1
     try:
-        for number, whole in enumerate(found, first):
+        for number, whole in enumerate(lines, first):
             line = whole.strip("\ufeff \t\r\n")  # a byte order mark stands inside where files were joined
             if not line:
                 continue
@@ -202,23 +171,19 @@ def _decoded_lines(name: str, found: Iterator[str], first: int, longest: int) ->
                     raise json.JSONDecodeError("Extra data", line, end)
             except json.JSONDecodeError as error:
                 if number == first:
-                    raise _no_jsonl(name, line, found, error, longest) from None
-                raise UserError(
-                    f"{name}: line {number} is not JSON: {error.msg.removesuffix(' at')} at character"
-                    f" {error.colno}"
-                ) from None
+                    raise _no_jsonl(name, line, lines, error, longest) from None
+                reason = f"{error.msg.removesuffix(' at')} at character {error.colno}"
+                raise UserError(f"{name}: line {number} is not JSON: {reason}") from None
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{name}: line {number} {_beyond(error)}") from None
-            yield number, _object(name, f"row {number}", value), fault
+            yield Row(name, number, _object(name, f"row {number}", value), fault)
     except streams.RowTooLong:
         hint = "; is it all of the data in one object?" if number < first else ""
         raise _too_long(name, f"line {number + 1}", longest, hint) from None
 
 
 def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, longest: int) -> UserError:
-    """What to say of a file whose first line is no JSON value: it may be one object over many lines with the
-    list inside.
-    """
+    """What to say of a file whose first line is no JSON value: it may be one object over many lines."""
     if first.startswith("{"):
         whole, size = [first], len(first)
         for line in rest:
@@ -226,19 +191,17 @@ def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, lon
             size += len(line)
             if size > longest:
                 return UserError(
-                    f"{name}: expected a JSON list of conversations or one JSON object a line, found an"
-                    " object over many lines"
+                    f"{name}: expected a JSON list of conversations or one JSON object a line,"
+                    " found an object over many lines"
                 )
         try:
-            return UserError(
-                f"{name}: expected a JSON list of conversations, found an"
-                f" object{_data_inside(json.loads(chr(10).join(whole)))}"
-            )
+            inside = _data_inside(json.loads("\n".join(whole)))
+            return UserError(f"{name}: expected a JSON list of conversations, found an object{inside}")
         except json.JSONDecodeError as of_the_whole:
             if of_the_whole.msg == "Extra data" and of_the_whole.doc[of_the_whole.pos] == "{":
                 return UserError(
-                    f"{name}: JSON objects one after another; write one a line (`jq -c .` does) or a list of"
-                    " them"
+                    f"{name}: JSON objects one after another;"
+                    " write one a line (`jq -c .` does) or a list of them"
                 )
             error = of_the_whole
         except ValueError as too_long:
@@ -246,19 +209,20 @@ def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, lon
         except RecursionError as too_deep:
             return UserError(f"{name}: row 1 {_beyond(too_deep)}")
     return UserError(
-        f"{name}: not JSON ({error}); a JSON list or one JSON object a line is read, and .csv, .parquet,"
-        " .arrow by their names"
+        f"{name}: not JSON ({error}); a JSON list or one JSON object a line is read,"
+        " and .csv, .parquet, .arrow by their names"
     )
 
 
 def _object(name: str, where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{name}: {where} is {_what(value)}, expected an object with the conversation")
+        raise UserError(f"{name}: {where} is {_sort_of(value)}, expected an object with the conversation")
     return value
 
 
 def _data_inside(value: Any) -> str:
     """A hint where one object has all of the data: in a list, as in {"data": [{…}, …]}, in splits, or by ids.
+
     A messages list is none of that.
     """
     if not isinstance(value, dict) or not ROW_COLUMNS.isdisjoint(value):
@@ -284,8 +248,8 @@ def _too_long(
     name: str, where: str, longest: int, hint: str = "; is a quote or bracket missing?"
 ) -> UserError:
     return UserError(
-        f"{name}: {where} has over {longest / 1e6:g} million characters, the most that dataset.max_row_mb"
-        f" allows{hint}"
+        f"{name}: {where} has over {longest / 1e6:g} million characters,"
+        f" the most that dataset.max_row_mb allows{hint}"
     )
 
 
@@ -308,7 +272,7 @@ def _has_no_number(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_no_number, value))
 
 
-def _what(value: Any) -> str:
+def _sort_of(value: Any) -> str:
     names = {
         dict: "an object",
         list: "a list",

@@ -33,18 +33,18 @@ class TurnMarkers:
 class Layout:
     """What a template writes around the contents of conversations with one sequence of roles.
 
-    `pieces` has one text before each content and one after the last; `starts[i]` is where in `pieces[i]` an
-    assistant's turn begins, and `ends[i]` where in `pieces[i + 1]` it has ended. None for the other roles.
+    `pieces` has one text before each content and one after the last; `answers[i]` is where in `pieces[i]` an
+    assistant's turn begins, and where in `pieces[i + 1]` it has ended. None for the other roles.
     """
 
     pieces: tuple[str, ...]
-    starts: tuple[int | None, ...]
-    ends: tuple[int | None, ...]
+    answers: tuple[Span | None, ...]
 
 
 class SpanFinder:
-    """Finds the character spans of assistant turns in what `template` renders. Layouts are worked out once
-    per sequence of roles.
+    """Finds the character spans of assistant turns in what `template` renders.
+
+    Layouts are worked out once per sequence of roles.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
@@ -56,8 +56,7 @@ class SpanFinder:
     def spans(
         self, text: str, messages: Sequence[Message], tools: list[Any] | None = None
     ) -> list[Span] | None:
-        """A span per assistant message of `messages`: all that the model has to generate there, its end of
-        turn included.
+        """A span per assistant message: all that the model has to generate there, its end of turn included.
 
         It starts where the prompt for that turn ends and stops with the end-of-sequence token, as generation
         does, or where that comes in no turn (Gemma's `<end_of_turn>`), with all that the template writes
@@ -68,16 +67,14 @@ class SpanFinder:
             if roles not in self._layouts:
                 self._layouts[roles] = self._layout(roles)
             layout = self._layouts[roles]
-            found = _matched(text, messages, layout) if layout else None
-            if found is not None:
-                return found
+            spans = _matched(text, messages, layout) if layout else None
+            if spans is not None:
+                return spans
         return self._compared(text, messages, tools)
 
     @property
     def closing(self) -> str:
-        """What the template writes after an answer that ends a conversation: the end of turn, perhaps a line
-        break.
-        """
+        """What the template writes after a last answer: the end of turn, perhaps a line break."""
         if self._closing is None:
             mark = placeholder(0)
             turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
@@ -85,29 +82,25 @@ class SpanFinder:
         return self._closing
 
     def until_eos(self, text: str) -> str:
-        """`text` up to its first end-of-sequence token: what the template writes behind that is never
-        generated. All of it where there is none.
-        """
+        """`text` up to its first end-of-sequence token: what stands behind that is never generated."""
         eos = self.template.tokens.get("eos_token")
-        end = text.find(eos) if eos else -1
-        return text[: end + len(eos)] if end >= 0 else text
+        return "".join(text.partition(eos)[:2]) if eos else text
 
     @property
     def markers(self) -> TurnMarkers:
         """The template's turn markers, read off a rendering of placeholders."""
         if self._markers is None:
             user, assistant, again = placeholder(0), placeholder(1), placeholder(2)
-            text = self.template.render(
-                [_turn("user", user), _turn("assistant", assistant), _turn("user", again)]
-            )
+            turns = [_turn("user", user), _turn("assistant", assistant), _turn("user", again)]
+            text = self.template.render(turns)
             between = text.partition(assistant)[2].partition(again)[0]
             header = text.partition(user)[2].partition(assistant)[0]
             ended = self._shared_start(header, text.partition(again)[2])
+            behind = header[len(ended) :]
             self._markers = TurnMarkers(
                 user=between[len(self._shared_start(between, self.closing)) :],
-                assistant=(
-                    header[len(ended) :] if header[len(ended) :].strip() else ended
-                ),  # Mistral's answers follow [/INST] with no header
+                # Mistral's answers follow [/INST] with no header.
+                assistant=behind if behind.strip() else ended,
             )
         return self._markers
 
@@ -119,35 +112,30 @@ class SpanFinder:
             return None
         pieces, rest = [], skeleton
         for index in range(len(roles)):
-            piece, found, rest = rest.partition(placeholder(index))
-            if not found:
+            piece, mark, rest = rest.partition(placeholder(index))
+            if not mark:
                 return None
             pieces.append(piece)
         pieces.append(rest)
         if any("\ue000" in piece for piece in pieces):
             return None
-        starts: list[int | None] = []
-        ends: list[int | None] = []
+        answers: list[Span | None] = []
         written = 0
         for index, role in enumerate(roles):
-            answer = role == "assistant"
-            starts.append(
-                self._prompt_end(masked, index, skeleton, written, pieces[index]) if answer else None
-            )
-            last = index == len(roles) - 1
-            after = pieces[-1] if last else self._shared_start(pieces[index + 1], self.closing)
-            ends.append(len(self.until_eos(after)) if answer else None)
+            if role == "assistant":
+                start = self._prompt_end(masked, index, skeleton, written, pieces[index])
+                last = index == len(roles) - 1
+                after = pieces[-1] if last else self._shared_start(pieces[index + 1], self.closing)
+                answers.append((start, len(self.until_eos(after))))
+            else:
+                answers.append(None)
             written += len(pieces[index]) + len(placeholder(index))
-        return Layout(tuple(pieces), tuple(starts), tuple(ends))
+        return Layout(tuple(pieces), tuple(answers))
 
     def _prompt_end(self, masked: list[Message], index: int, skeleton: str, written: int, header: str) -> int:
         """Where in `header`, which begins at `written` in `skeleton`, the prompt for turn `index` ends."""
         prompt = self._prompt(masked[:index], None)
-        if (
-            prompt is not None
-            and skeleton.startswith(prompt)
-            and written <= len(prompt) <= written + len(header)
-        ):
+        if prompt is not None and skeleton.startswith(prompt) and 0 <= len(prompt) - written <= len(header):
             return len(prompt) - written
         opening = self._opening(masked[:index], None)
         if opening is not None and header.startswith(opening):
@@ -157,9 +145,7 @@ class SpanFinder:
         return at + len(generation_prompt) if generation_prompt and at >= 0 else len(header)
 
     def _prompt(self, messages: Sequence[Message], tools: list[Any] | None) -> str | None:
-        """What the model sees before it answers `messages`; None where the template refuses them, as with no
-        message at all.
-        """
+        """What the model sees before it answers `messages`; None where the template refuses them."""
         return self._rendered(messages, tools, True)
 
     def _rendered(
@@ -171,9 +157,7 @@ class SpanFinder:
             return None
 
     def _opening(self, before: Sequence[Message], tools: list[Any] | None) -> str | None:
-        """What the prompt has after the last text of `before`, wherever in it the template puts the system
-        prompt; None where it has no such text.
-        """
+        """What the prompt has after the last text of `before`; None where it does not have that."""
         if not before:
             return None
         mark = placeholder(len(before) - 1)
@@ -185,9 +169,7 @@ class SpanFinder:
         return prompt[len(self._shared_start(prompt, self.template.render(messages, False, tools))) :]
 
     def _compared(self, text: str, messages: Sequence[Message], tools: list[Any] | None) -> list[Span] | None:
-        """Spans from more renderings per answer, with one text replaced in each: what differs is that text,
-        however the template writes it.
-        """
+        """Spans from more renderings per answer, one text replaced in each: what differs is that text."""
         if text != self.template.render(messages, False, tools):
             return None
         spans = []
@@ -205,9 +187,7 @@ class SpanFinder:
     def _start(
         self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None
     ) -> int | None:
-        """Where in `text` the prompt for answer `index` ends: as far as it goes, or else as far as it goes on
-        after the message before.
-        """
+        """Where in `text` the prompt for answer `index` ends, be it known from the message before alone."""
         prompt = self._prompt(messages[:index], tools)
         if prompt is not None and text.startswith(prompt):
             return len(prompt)
@@ -215,24 +195,18 @@ class SpanFinder:
         if opening is None:
             return None
         mark = placeholder(index - 1)
-        other = self._rendered(
-            [*messages[: index - 1], {**messages[index - 1], "content": mark}, *messages[index:]], tools
-        )
+        marked = {**messages[index - 1], "content": mark}
+        other = self._rendered([*messages[: index - 1], marked, *messages[index:]], tools)
         if other is None or mark not in other:
             return None
         behind = other.rpartition(mark)[2]
-        return (
-            len(text) - len(behind) + len(opening)
-            if text.endswith(behind) and behind.startswith(opening)
-            else None
-        )
+        fits = text.endswith(behind) and behind.startswith(opening)
+        return len(text) - len(behind) + len(opening) if fits else None
 
     def _replaced(
         self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None, start: int | None
     ) -> Span | None:
-        """The span of answer `index` from a rendering with another answer there; None where the template
-        refuses that, or leaves it out.
-        """
+        """The span of answer `index` from a rendering with another answer there; None where there is none."""
         mark = placeholder(index)
         other = self._rendered([*messages[:index], _turn("assistant", mark), *messages[index + 1 :]], tools)
         if other is None or mark not in other:
@@ -251,30 +225,34 @@ class SpanFinder:
     def _alone(
         self, text: str, messages: Sequence[Message], index: int, tools: list[Any] | None, start: int | None
     ) -> Span | None:
-        """The span of answer `index` from a rendering that ends with it: Mistral's tool calls can only be
-        followed by their results.
+        """The span of answer `index` from a rendering that ends with it.
+
+        Mistral's tool calls can only be followed by their results.
         """
         opening = self._opening(messages[:index], tools)
         if start is None or opening is None:
             return None
         mark = placeholder(index - 1)
-        rendered = self._rendered(
-            [*messages[: index - 1], {**messages[index - 1], "content": mark}, messages[index]], tools
-        )
+        marked = {**messages[index - 1], "content": mark}
+        rendered = self._rendered([*messages[: index - 1], marked, messages[index]], tools)
         if rendered is None:
             return None
         written = rendered.rpartition(mark)[2].removeprefix(opening)
         return (start, start + len(written)) if written and text.startswith(written, start) else None
 
     def _shared_start(self, first: str, second: str) -> str:
-        """What both texts begin with, no control token cut in two: `<|end|>\\n` of `<|end|>\\n<|user|>` and
-        `<|end|>\\n<|endoftext|>`.
+        """What both texts begin with, no control token cut in two.
+
+        `<|end|>\\n` of `<|end|>\\n<|user|>` and `<|end|>\\n<|endoftext|>`.
         """
         length = _shared_length(first, second)
-        for text in (first, second) if self.template.control_pattern else ():
-            for found in self.template.control_pattern.finditer(text):
-                if found.end() > length:
-                    length = min(length, found.start())
+        pattern = self.template.control_pattern
+        if pattern is None:
+            return first[:length]
+        for text in (first, second):
+            for token in pattern.finditer(text):
+                if token.end() > length:
+                    length = min(length, token.start())
                     break
         return first[:length]
 
@@ -289,34 +267,28 @@ def _turn(role: str, content: str) -> Message:
 
 
 def _matched(text: str, messages: Sequence[Message], layout: Layout) -> list[Span] | None:
-    """Spans where `text` is exactly the layout's pieces with the contents between them, each as it is or
-    stripped as some templates do.
-    """
+    """Spans where `text` is exactly the layout's pieces and the contents, each as it is or stripped."""
     spans: list[Span] = []
     at = 0
     for index, message in enumerate(messages):
         piece, content = layout.pieces[index], message["content"]
         if not text.startswith(piece, at):
             return None
-        start = layout.starts[index]
-        begin = at + start if start is not None else 0
+        begin = at
         at += len(piece)
-        if not (
-            text.startswith(content, at) and text.startswith(layout.pieces[index + 1], at + len(content))
-        ):
+        following = layout.pieces[index + 1]
+        if not (text.startswith(content, at) and text.startswith(following, at + len(content))):
             content = content.strip()
             if not text.startswith(content, at):
                 return None
         at += len(content)
-        if start is not None:
-            spans.append((begin, at + layout.ends[index]))
+        if (answer := layout.answers[index]) is not None:
+            spans.append((begin + answer[0], at + answer[1]))
     return spans if text[at:] == layout.pieces[-1] else None
 
 
 def _shared_length(first: str, second: str) -> int:
-    """How many characters both begin with, by bisection: comparing slices is C, comparing characters would be
-    Python.
-    """
+    """How many characters both begin with, by bisection: slices are compared in C, characters in Python."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
@@ -328,8 +300,9 @@ def _shared_length(first: str, second: str) -> int:
 
 
 def marker_spans(text: str, finder: SpanFinder) -> list[Span]:
-    """Character spans from each assistant marker to the end of that turn: its end-of-sequence token, the next
-    user marker, or the end of `text`.
+    """Character spans from each assistant marker to the end of that turn.
+
+    That is its end-of-sequence token, the next user marker, or the end of `text`.
     """
     markers = finder.markers
     spans = []
@@ -343,15 +316,15 @@ def marker_spans(text: str, finder: SpanFinder) -> list[Span]:
 
 
 def token_spans(starts: Sequence[int], spans: Sequence[Span]) -> list[Span]:
-    """Character spans as ranges of tokens: those whose first character lies inside. `starts` are the tokens'
-    first characters, ascending.
+    """Character spans as ranges of tokens: those whose first character lies inside.
+
+    `starts` are the tokens' first characters, ascending.
     """
     return [(bisect_left(starts, begin), bisect_left(starts, end)) for begin, end in spans]
 
 
 class TokenAligner:
-    """Character positions to token positions without the tokenizer's offsets, whose computing takes as long
-    as the tokenising itself.
+    """Character positions to token positions without the tokenizer's offsets, which take as long as the ids.
 
     The n-th `<|im_start|>` of the text is the n-th of the ids. From there to a turn's beginning there is only
     what the template writes (`assistant\\n`); where the ids that follow are exactly the ids of that, the
@@ -366,8 +339,9 @@ class TokenAligner:
         """`spans` of characters as ranges of tokens: those whose first character lies inside."""
         control = {token: number for token, number in self.tokenizer.special_tokens.items() if token in text}
         if all(text.count(token) == ids.count(number) for token, number in control.items()):
-            aligned = [self._place(text, ids, at, control) for span in spans for at in span]
-            if None not in aligned:
+            places = [self._place(text, ids, at, control) for span in spans for at in span]
+            aligned = [place for place in places if place is not None]
+            if len(aligned) == len(places):
                 return list(zip(aligned[::2], aligned[1::2], strict=True))
         offsets = self.tokenizer.backend.encode(text, add_special_tokens=False).offsets
         return token_spans([start for start, _ in offsets], spans)
@@ -386,9 +360,8 @@ class TokenAligner:
         if len(lead) > LONGEST_LEAD:
             return None
         if (token, lead) not in self._leads:
-            self._leads[token, lead] = self.tokenizer.backend.encode(
-                token + lead, add_special_tokens=False
-            ).ids
+            encoding = self.tokenizer.backend.encode(token + lead, add_special_tokens=False)
+            self._leads[token, lead] = encoding.ids
         end = place + len(self._leads[token, lead])
         return end if ids[place:end] == self._leads[token, lead] else None
 

@@ -1,6 +1,4 @@
-"""Messages as a chat template takes them: roles checked, parts joined, the teacher's reasoning kept or
-dropped. What is wrong is a BadRow.
-"""
+"""Messages as a chat template takes them: roles checked, parts joined, the reasoning kept or dropped."""
 
 from __future__ import annotations
 
@@ -22,20 +20,10 @@ ALIASES = {
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
 CALLING = ("function_call", "tool_call")  # roles whose content is the JSON of a call
-THOUGHTS = (
-    "thinking",
-    "reasoning_content",
-    "reasoning",
-    "thought",
-    "thoughts",
-)  # where files keep an answer's reasoning
-MARKS = (
-    "train",
-    "training",
-    "loss",
-    "weight",
-    "loss_scale",
-)  # ours, Axolotl's, ms-swift's, OpenAI's: is this message trained?
+# Where files keep an answer's reasoning.
+THOUGHTS = ("thinking", "reasoning_content", "reasoning", "thought", "thoughts")
+# Is this message trained? Ours, Axolotl's, ms-swift's and OpenAI's.
+MARKS = ("train", "training", "loss", "weight", "loss_scale")
 WEIGHTS = ("weight", "loss_scale")  # their 1 on a question is a default, no wish to train it
 PARTIAL_MARKS = ("train_detail", "training_detail")  # Axolotl's marks on parts of a message
 MARK = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
@@ -45,9 +33,7 @@ Message = dict[str, Any]
 
 
 class BadRow(Exception):
-    """A row that should not be trained on. `kind` is its sort, as the gate counts them; `detail` says what
-    and where in the row.
-    """
+    """A row that should not be trained on: its `kind`, as the gate counts them, and a `detail` for a person."""
 
     def __init__(self, kind: str, detail: str) -> None:
         detail = encodable(" ".join(detail.splitlines()))
@@ -69,7 +55,7 @@ class Conversation:
     messages: list[Message] | None
     trained: list[bool] = field(default_factory=list)
     tools: list[Any] | None = None
-    text: str | None = None
+    text: str = ""  # empty where there are messages
     uses: int = 1  # how often a mixture takes it
     values: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
@@ -82,8 +68,7 @@ def to_messages(
     role_key: str = "role",
     content_key: str = "content",
 ) -> list[Message]:
-    """`[{"role", "content", …}]` as templates take them, from a list of messages (or its JSON, as CSV has
-    it).
+    """`[{"role", "content", …}]` as templates take them, from a list of messages (or its JSON, as in CSV).
 
     `thinking="keep"` puts an answer's reasoning (`THOUGHTS`) before it, as `<think>…</think>` or, where the
     template reads it from a field of its own, in `thinking_field`; `"last"` does so for the last assistant
@@ -104,10 +89,8 @@ def to_messages(
         keep = thinking == "keep" or (thinking == "last" and index == answers[-1])
         messages[index] = _with_thought(f"message {index + 1}", messages[index], keep, thinking_field)
         if not messages[index]["content"].strip() and "tool_calls" not in messages[index]:
-            raise BadRow(
-                "empty content",
-                f"message {index + 1}: nothing is left of the answer without its <think> part",
-            )
+            detail = f"message {index + 1}: nothing is left of the answer without its <think> part"
+            raise BadRow("empty content", detail)
     return messages
 
 
@@ -154,22 +137,17 @@ def decoded_turns(turns: Any) -> list[Any]:
         try:
             turns = decoded(turns)
         except ValueError as error:
-            python = (
-                "; it is Python's text of a list: write the column with json.dumps"
-                if re.match(r"\s*\[\s*\{\s*'", turns)
-                else ""
-            )
-            raise BadRow(
-                "not messages", f"not a list of messages: its JSON is broken ({error}){python}"
-            ) from None
+            hint = "; it is Python's text of a list: write the column with json.dumps"
+            detail = f"not a list of messages: its JSON is broken ({error})"
+            of_python = re.match(r"\s*\[\s*\{\s*'", turns)
+            raise BadRow("not messages", f"{detail}{hint if of_python else ''}") from None
     if not isinstance(turns, list) or not turns:
         raise BadRow("not messages", "not a list of messages")
     return turns
 
 
 def as_text(where: str, value: Any) -> str:
-    """A string as it is, a whole number as its digits, typed parts joined where all of them are text, nothing
-    where there is nothing.
+    """A string as it is, a whole number as its digits, parts joined where all are text, nothing for nothing.
 
     One rule for every text of a row. A fraction is not read: 1.10, 1e5 and 42.0 would be trained as 1.1,
     100000.0 and 42.0.
@@ -190,18 +168,16 @@ def as_text(where: str, value: Any) -> str:
             ) from None
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         for part in value:
-            if part.get("type") not in ("text", "input_text", "output_text") or not isinstance(
-                part.get("text"), str
-            ):
+            sort = part.get("type")
+            if sort not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
                 raise BadRow(
-                    "not text",
-                    f"{where} has a part of type {shown(part.get('type'))}; only text can be trained",
+                    "not text", f"{where} has a part of type {shown(sort)}; only text can be trained"
                 )
         return "".join(part["text"] for part in value)
-    raise BadRow("not text", f"{where} is {what(value)}, not text")
+    raise BadRow("not text", f"{where} is {sort_of(value)}, not text")
 
 
-def what(value: Any) -> str:
+def sort_of(value: Any) -> str:
     """What sort of value it is, for people."""
     names = {
         dict: "an object",
@@ -218,13 +194,9 @@ def shown(value: Any) -> str:
     """A short value as Python writes it, a long one cut, a large one by its sort."""
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else f"{value[:59]}…")
-    return (
-        repr(value)
-        if value is None or isinstance(value, (bool, float))
-        else str(value)
-        if _small(value)
-        else what(value)
-    )
+    if value is None or isinstance(value, (bool, float)):
+        return repr(value)
+    return str(value) if _small(value) else sort_of(value)
 
 
 def encodable(text: str) -> str:
@@ -242,9 +214,9 @@ def _message(where: str, turn: Any, role_key: str, content_key: str) -> Message:
         or role_key not in turn
         or not (content_key in turn or turn.get("tool_calls") or turn.get("function_call"))
     ):
-        found = f"found {listed(turn)}" if isinstance(turn, dict) else f"found {what(turn)}"
+        given = listed(turn) if isinstance(turn, dict) else sort_of(turn)
         raise BadRow(
-            "not messages", f"{where}: expected an object with {role_key} and {content_key}, {found}"
+            "not messages", f"{where}: expected an object with {role_key} and {content_key}, found {given}"
         )
     role = canonical_role(turn[role_key])
     if role not in ROLES:
@@ -297,9 +269,7 @@ def _result(where: str, content: Any) -> str:
 
 
 def _calls(where: str, turn: Message) -> list[Any]:
-    """The calls of a message, be they in `tool_calls` or, as OpenAI had it before, the one in
-    `function_call`.
-    """
+    """The calls of a message: `tool_calls` or, as OpenAI had it before, the one in `function_call`."""
     calls, one = turn.get("tool_calls"), turn.get("function_call")
     if calls not in EMPTY and one not in EMPTY:
         raise BadRow("bad tool call", f"{where}: it has tool_calls and a function_call; keep one of them")
@@ -308,7 +278,7 @@ def _calls(where: str, turn: Message) -> list[Any]:
     if isinstance(calls, dict) and calls:
         calls = [calls]
     if calls not in EMPTY and not isinstance(calls, list):
-        raise BadRow("bad tool call", f"{where}: tool_calls is {what(calls)}, expected a list of calls")
+        raise BadRow("bad tool call", f"{where}: tool_calls is {sort_of(calls)}, expected a list of calls")
     return [one] if one not in EMPTY else calls or []
 
 
@@ -320,9 +290,8 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise BadRow("bad tool call", f"{where}: a tool call needs a function with a name")
     name = shown(function["name"])[1:-1]
-    arguments = (
-        function["arguments"] if "arguments" in function else function.get("parameters")
-    )  # Llama's word
+    # `parameters` is Llama's word.
+    arguments = function["arguments"] if "arguments" in function else function.get("parameters")
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = decoded(arguments)
@@ -332,7 +301,7 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
             ) from None
     if arguments not in EMPTY and not isinstance(arguments, dict):
         raise BadRow(
-            "bad tool call", f"{where}: the arguments of {name} are {what(arguments)}, expected an object"
+            "bad tool call", f"{where}: the arguments of {name} are {sort_of(arguments)}, expected an object"
         )
     extra = {} if call.get("id") is None else {"id": as_text(f"{where}: the id of a call", call["id"])}
     return {**extra, "type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
@@ -365,10 +334,8 @@ def _with_thought(where: str, message: Message, keep: bool, thinking_field: str 
     if inline and (thought or thinking_field or not keep):
         said = inline.group(1).strip()
         if keep and thought and said and said != thought.strip():
-            raise BadRow(
-                "two thoughts",
-                f"{where}: its <think> part and its reasoning say different things; keep one of them",
-            )
+            detail = f"{where}: its <think> part and its reasoning say different things; keep one of them"
+            raise BadRow("two thoughts", detail)
         message["content"] = message["content"][inline.end() :]
         thought = thought or said
     if keep and thought:
@@ -382,17 +349,16 @@ def _with_thought(where: str, message: Message, keep: bool, thinking_field: str 
 def _may_be_trained(where: str, turn: Message, answer: bool) -> bool:
     said = {key: turn[key] for key in MARKS if turn.get(key) is not None}
     for key, value in said.items():
-        mark = (
-            MARK.get(str(value).lower()) if isinstance(value, (bool, str, float)) or _small(value) else None
-        )
+        may_say = isinstance(value, (bool, str, float)) or _small(value)
+        mark = MARK.get(str(value).lower()) if may_say else None
         if mark is None:
             asked = "neither 0 nor 1" if key in WEIGHTS else "neither true nor false"
             raise BadRow("bad weight", f"{where}: {key} {shown(value)} is {asked}")
         if mark and not answer and key not in WEIGHTS:
             raise BadRow(
                 "bad weight",
-                f"{where}: only assistant messages can be trained one by one; dataset.train_on=all trains"
-                " everything",
+                f"{where}: only assistant messages can be trained one by one;"
+                " dataset.train_on=all trains everything",
             )
         said[key] = mark
     if len(set(said.values())) > 1:
@@ -407,9 +373,7 @@ def _may_be_trained(where: str, turn: Message, answer: bool) -> bool:
 
 
 def repeated_role(messages: Sequence[Message]) -> int | None:
-    """Number (from 1) of the first message with the role of the one before it; tool results may follow each
-    other.
-    """
+    """Number (from 1) of the first message with the role of the one before it, but for results of tools."""
     for number, (before, message) in enumerate(itertools.pairwise(messages), 2):
         if before["role"] == message["role"] != "tool":
             return number

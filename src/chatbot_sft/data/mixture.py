@@ -1,6 +1,4 @@
-"""How many rows of each source a run uses, and which: weights, counts and `max_rows`, all decided by the
-seed.
-"""
+"""How many rows of each source a run uses, and which: weights, counts and `max_rows`, decided by the seed."""
 
 from __future__ import annotations
 
@@ -21,13 +19,11 @@ def wanted_rows(available: Sequence[int], sources: Sequence[SourceConfig], max_r
     Raises:
         UserError: weights for some sources only.
     """
-    weights = [source.weight for source in sources]
-    if any(weight is not None for weight in weights):
-        if None in weights:
-            raise UserError(
-                f"{sources[weights.index(None)].data_path}: give every source of dataset.sources a weight, or"
-                " none"
-            )
+    weights = [source.weight for source in sources if source.weight is not None]
+    without = [source.data_path for source in sources if source.weight is None]
+    if weights:
+        if without:
+            raise UserError(f"{without[0]}: give every source of dataset.sources a weight, or none")
         total = min(rows * sum(weights) / weight for rows, weight in zip(available, weights, strict=True))
         wanted = _rounded([total * weight / sum(weights) for weight in weights])
     else:
@@ -41,9 +37,7 @@ def wanted_rows(available: Sequence[int], sources: Sequence[SourceConfig], max_r
 
 
 def chosen_rows(available: int, wanted: int, shuffle: bool, seed: int) -> dict[int, int]:
-    """{index: how often} for `wanted` of `available` rows: whole passes first, then a seeded sample (the
-    first rows without `shuffle`).
-    """
+    """{index: how often} for `wanted` of `available` rows: whole passes, then a seeded sample (or the first)."""
     passes, rest = divmod(wanted, available)
     extra = random.Random(seed).sample(range(available), rest) if shuffle else range(rest)
     uses = dict.fromkeys(range(available), passes) if passes else {}

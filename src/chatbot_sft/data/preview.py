@@ -1,5 +1,4 @@
-"""A page of training conversations that shows which tokens are trained, which are only context and where
-control tokens are.
+"""A page of training conversations that shows which tokens are trained, only context, or control tokens.
 
 One HTML file without any reference to another: it opens from the disk, and nothing that the data holds can
 run in it. What it is made of lies beside this module: preview.html (a `string.Template`), preview.css and
@@ -26,8 +25,7 @@ HIDDEN = -1  # in place of the id of a token that is a part of a secret
 
 @dataclass(frozen=True)
 class PreviewToken:
-    """`text` is the characters of this token, "" for the second and later tokens of a character that needs
-    several.
+    """`text` is the characters of this token, "" for the later tokens of a character that needs several.
 
     Of a secret, the first token's text is *** and the others' "", and all have the `id` HIDDEN.
     """
@@ -54,8 +52,7 @@ class PreviewRow:
 def write_preview(
     path: Path, title: str, facts: Sequence[tuple[str, str]], rows: Sequence[PreviewRow]
 ) -> None:
-    # Half of a surrogate pair has no UTF-8; written as a reference, a browser shows the replacement character
-    # for it.
+    # Half of a surrogate pair has no UTF-8; for a reference a browser shows the replacement character.
     path.write_text(page(title, facts, rows), encoding="utf-8", errors="xmlcharrefreplace", newline="\n")
 
 
@@ -111,10 +108,8 @@ def _row(row: PreviewRow) -> str:
     problems = "".join(f"<li>{_said(problem)}</li>" for problem in row.problems)
     parts = (
         f'<article data-is="{" ".join(_kinds(row))}">',
-        (
-            f"<header><h2>{_said(row.file)}: <b>row {row.row}</b></h2><div>{size}, {trained:,}"
-            f" trained{''.join(badges)}</div></header>"
-        ),
+        f"<header><h2>{_said(row.file)}: <b>row {row.row}</b></h2>",
+        f"<div>{size}, {trained:,} trained{''.join(badges)}</div></header>",
         f"<ul>{problems}</ul>" if problems else "",
         _bar(row.tokens, missing),
         f"<p>{_text(row.tokens)}</p>",
@@ -140,9 +135,8 @@ def _bar(tokens: Sequence[PreviewToken], missing: int) -> str:
 
 
 def _text(tokens: Sequence[PreviewToken]) -> str:
-    groups: list[
-        list[PreviewToken]
-    ] = []  # the tokens that make one piece of text: one, but for a character of several tokens
+    # The tokens that make one piece of text: one, but for a character of several tokens.
+    groups: list[list[PreviewToken]] = []
     for token in tokens:
         if not token.text and not token.special and groups and _kind(groups[-1][0]) == _kind(token):
             groups[-1].append(token)
@@ -169,11 +163,8 @@ def _piece(group: Sequence[PreviewToken]) -> str:
 
 
 # What a browser would drop, or what would turn the text after it around, is shown as a sign of its own.
-_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)} - {
-    ord("\t"),
-    ord("\n"),
-}
-_VISIBLE = {code: f"[U+{code:04X}]" for code in _CONTROLS}
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_VISIBLE = {code: f"[U+{code:04X}]" for code in _CONTROLS if chr(code) not in "\t\n"}
 
 
 def _escape(text: str) -> str:

@@ -1,6 +1,4 @@
-"""Bounds on the time and memory of one rendering: a chat template is a program, and it may come from a
-stranger.
-"""
+"""Bounds on the time and memory of one rendering: a chat template is a program, maybe of a stranger's."""
 
 from __future__ import annotations
 
@@ -26,14 +24,12 @@ class OutOfBounds(Exception):
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Within it, work that takes too long ends with OutOfBounds, and what takes too much memory with
-    MemoryError.
+    """Within it, work that takes too long ends with OutOfBounds, too much memory with MemoryError.
 
     The time is bounded in the main thread alone: only there may a program receive a signal.
     """
-    timed = (
-        threading.current_thread() is threading.main_thread() and signal.getitimer(signal.ITIMER_REAL)[0] == 0
-    )
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    timed = in_main_thread and signal.getitimer(signal.ITIMER_REAL)[0] == 0
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     allowed = (
         int(STATM.read_bytes().split()[DATA]) * resource.getpagesize() + BYTES

@@ -1,37 +1,18 @@
-"""Where rows come from: files, folders, globs and hub ids, read as a stream. No tokenizer, no model, and
-never a whole file in memory.
-"""
+"""Where rows come from: files, folders, globs and hub ids, as a stream: never a whole file in memory."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from chatbot_sft.data import csv_rows, json_rows, streams, tables
 from chatbot_sft.data.files import TRAIN, data_files
+from chatbot_sft.data.row import Row
 from chatbot_sft.errors import UserError
 from chatbot_sft.network import allow_network
 
 MAX_ROW_MB = 10.0  # a million tokens are about 5
-
-
-class Row(NamedTuple):
-    """One row as it stands in its file. `number` counts from 1: the item of a JSON list, the line of a JSONL
-    file, the record of a table.
-
-    `fault` is (kind, detail) of a row that could be read and must not be believed.
-    """
-
-    file: str
-    number: int
-    values: dict[str, Any]
-    fault: tuple[str, str] | None = None
-
-    @property
-    def where(self) -> str:
-        return f"{self.file}: row {self.number}"
 
 
 def read_rows(path: str, split: str = TRAIN, max_row_mb: float = MAX_ROW_MB) -> Iterator[Row]:
@@ -46,24 +27,21 @@ def read_rows(path: str, split: str = TRAIN, max_row_mb: float = MAX_ROW_MB) -> 
 
 
 def read_file(file: Path, max_row_mb: float = MAX_ROW_MB) -> Iterator[Row]:
-    """Rows of one JSON list, JSONL, CSV, TSV, Parquet or Arrow file, compressed or not; of a zip file those
-    of each data file in it.
-    """
+    """Rows of one JSON, JSONL, CSV, TSV, Parquet or Arrow file, compressed or not; of a zip file those in it."""
     readers = {
         "json": json_rows.rows,
         "csv": csv_rows.rows,
         "parquet": tables.parquet_rows,
         "arrow": tables.arrow_rows,
     }
-    with streams.opened(file) as found:
-        for name, compressed in found:
-            kind, stream = streams.kind(name, compressed)
+    with streams.opened(file) as members:
+        for name, opened in members:
+            kind, stream = streams.kind(name, opened)
             rows = readers[kind](name, stream, int(max_row_mb * 1e6))
             first = next(rows, None)
             if first is None:
                 raise UserError(f"{name}: no conversations in it")
-            for row in itertools.chain([first], rows):
-                yield Row(name, *row)
+            yield from itertools.chain([first], rows)
 
 
 def read_hub(
@@ -82,11 +60,9 @@ def read_hub(
     except Exception as error:  # the hub client, the builder and the file readers raise types of their own
         why = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{name}: cannot be had from the Hugging Face hub ({why}); a local file or folder works without a"
-            " network"
+            f"{name}: cannot be had from the Hugging Face hub ({why});"
+            " a local file or folder works without a network"
         ) from error
     label = f"{name}[{split}]"
     batches = (batch for table in rows.with_format("arrow").iter(tables.ROWS) for batch in table.to_batches())
-    return (
-        Row(label, *row) for row in tables.table_rows(label, batches, int(max_row_mb * 1e6))
-    ), rows._fingerprint
+    return tables.table_rows(label, batches, int(max_row_mb * 1e6)), rows._fingerprint

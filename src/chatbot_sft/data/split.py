@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Split:
-    """Indices into the table, in the order of the files. `once` has each training row once, `training` as
-    often as the mixture uses it.
+    """Indices into the table, in the order of the files.
+
+    `once` has each training row once, `training` as often as the mixture uses it.
     """
 
     training: np.ndarray
@@ -29,9 +30,7 @@ class Split:
 
 
 def split(table: pyarrow.Table, eval_fraction: float, given: bool, keep_bad: bool, seed: int) -> Split:
-    """Hold out `eval_fraction` of the rows or, where conversations to hold out were `given`, those of them
-    that are not trained on.
-    """
+    """Hold out `eval_fraction` of the rows or, where some were `given` for that, those not trained on."""
     import numpy as np
 
     uses, identity, dialogue = (numbers(table, name) for name in ("uses", "identity", "dialogue"))
@@ -53,9 +52,7 @@ def split(table: pyarrow.Table, eval_fraction: float, given: bool, keep_bad: boo
 
 
 def _drawn(rows: np.ndarray, dialogue: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held out): `share` of `rows` drawn with the seed, at least one above 0; rows that say the
-    same stay on one side.
-    """
+    """(training, held out): `share` of `rows` drawn with the seed; rows that say the same stay on one side."""
     import numpy as np
 
     if not share or not len(rows):

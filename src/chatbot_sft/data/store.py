@@ -1,6 +1,4 @@
-"""Tokenised rows on disk: written once as an Arrow stream, mapped by every later run and by the other jobs of
-a sweep.
-"""
+"""Tokenised rows on disk: written once as an Arrow stream, mapped by every later run and the jobs of a sweep."""
 
 from __future__ import annotations
 
@@ -44,8 +42,9 @@ class Entry:
 
 
 def numbers(table: pyarrow.Table, name: str) -> np.ndarray:
-    """A column of numbers, shape (rows,). Through DLPack: pyarrow's own conversion imports pandas, which
-    takes longer than all the rest.
+    """A column of numbers, shape (rows,).
+
+    Through DLPack: pyarrow's own conversion imports pandas, which takes longer than all the rest.
     """
     import numpy as np
 
@@ -53,9 +52,7 @@ def numbers(table: pyarrow.Table, name: str) -> np.ndarray:
 
 
 def open_or_build(key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
-    """The entry of `key`; where there is none, or a damaged one, `build(rows_file)` makes it and returns its
-    `about`.
-    """
+    """The entry of `key`; where there is no whole one, `build(rows_file)` makes it and returns its `about`."""
 
     def fill(folder: Path) -> None:
         about = build(folder / ROWS)
@@ -83,9 +80,8 @@ def schema() -> pyarrow.Schema:
             "truncated": pa.uint8(),
             "uses": pa.int32(),  # how often the mixture takes it
             "held_out": pa.uint8(),  # comes from dataset.eval_data_path
-            "identity": (
-                pa.uint64()
-            ),  # hash of the text, its length and what is trained of it: equal for exact duplicates
+            # Hash of the text, its length and what is trained of it: equal for exact duplicates.
+            "identity": pa.uint64(),
             "dialogue": pa.uint64(),  # hash of what is said, whatever the system prompt, case and white space
         }
     )
@@ -106,43 +102,41 @@ def _columns(batch: Sequence[tuple[EncodedRow, bool]]) -> list[pyarrow.Array]:
     import numpy as np
     import pyarrow as pa
 
-    made = [row for row, _ in batch]
-    sizes = [len(row.input_ids) for row in made]
+    rows = [row for row, _ in batch]
+    sizes = [len(row.input_ids) for row in rows]
     begins = np.cumsum([0, *sizes], dtype=np.int64)
-    ids = np.fromiter(itertools.chain.from_iterable(row.input_ids for row in made), np.int32, begins[-1])
+    ids = np.fromiter(itertools.chain.from_iterable(row.input_ids for row in rows), np.int32, begins[-1])
     labels = np.full(len(ids), IGNORED, np.int32)
-    for row, begin in zip(made, begins.tolist(), strict=False):
+    for row, begin in zip(rows, begins.tolist(), strict=False):
         for first, last in row.trained:
             labels[begin + first : begin + last] = ids[begin + first : begin + last]
     return [
-        _strings([row.text for row in made]),
+        _strings([row.text for row in rows]),
         _lists(begins, ids),
         _lists(begins, labels),
-        _strings([json.dumps(row.opening, ensure_ascii=False) for row in made]),
-        _strings([row.file for row in made]),
-        _numbers([row.row for row in made], pa.int64()),
-        _numbers([row.length for row in made], pa.int32()),
-        _numbers([sum(last - first for first, last in row.trained) for row in made], pa.int32()),
-        _numbers([bool(row.problems) for row in made], pa.uint8()),
-        _numbers([row.truncated for row in made], pa.uint8()),
-        _numbers([row.uses for row in made], pa.int32()),
+        _strings([json.dumps(row.opening, ensure_ascii=False) for row in rows]),
+        _strings([row.file for row in rows]),
+        _numbers([row.row for row in rows], pa.int64()),
+        _numbers([row.length for row in rows], pa.int32()),
+        _numbers([sum(last - first for first, last in row.trained) for row in rows], pa.int32()),
+        _numbers([bool(row.problems) for row in rows], pa.uint8()),
+        _numbers([row.truncated for row in rows], pa.uint8()),
+        _numbers([row.uses for row in rows], pa.int32()),
         _numbers([held_out for _, held_out in batch], pa.uint8()),
-        _numbers([text_hash(f"{row.trained} {len(row.input_ids)} {row.text}") for row in made], pa.uint64()),
-        _numbers([row.dialogue for row in made], pa.uint64()),
+        _numbers([text_hash(f"{row.trained} {len(row.input_ids)} {row.text}") for row in rows], pa.uint64()),
+        _numbers([row.dialogue for row in rows], pa.uint64()),
     ]
 
 
-# Arrow arrays from their buffers: `pyarrow.array` would import pandas, which takes longer than the whole
-# gate.
+# Arrow arrays from their buffers: `pyarrow.array` would import pandas, which takes longer than the gate.
 
 
 def _numbers(values: Sequence[int], kind: pyarrow.DataType) -> pyarrow.Array:
     import numpy as np
     import pyarrow as pa
 
-    return pa.Array.from_buffers(
-        kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))]
-    )
+    array = np.array(values, kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(array)])
 
 
 def _strings(values: Sequence[str]) -> pyarrow.Array:

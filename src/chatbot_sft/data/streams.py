@@ -1,5 +1,6 @@
-"""Bytes of a file: what it is by its first bytes, decompressed as it is read, as text and as lines. Nothing
-here holds a whole file.
+"""Bytes of a file: what it is by its first bytes, decompressed as it is read, as text and as lines.
+
+Nothing here holds a whole file.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Protocol
 
 from chatbot_sft import text_files
 from chatbot_sft.data.files import hidden, split_of
 from chatbot_sft.data_names import kind_by_name
 from chatbot_sft.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 CHUNK = 1 << 20  # bytes read at a time
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
@@ -50,22 +54,29 @@ OFFICE = {
 }
 
 
+class ByteStream(Protocol):
+    """What a file, a decompressor and a member of a zip file have in common."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+    def seekable(self) -> bool: ...
+
+
 class RowTooLong(Exception):
     """A line that is longer than a row may be."""
 
 
 @contextlib.contextmanager
-def opened(file: Path) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
-    """(name, bytes) of the file; of a zip file that of each data file in it. A stream is read before the next
-    is asked for.
+def opened(file: Path) -> Iterator[Iterator[tuple[str, ByteStream]]]:
+    """(name, bytes) of the file; of a zip file that of each data file in it, one read after the other.
 
     Raises:
         UserError: it is damaged, or nothing that conversations are read from.
     """
     name = str(file)
     try:
-        with file.open("rb") as stream:
-            start = stream.read(8)
+        with file.open("rb") as raw:
+            start = raw.read(8)
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second is an empty one
             with zipfile.ZipFile(file) as archive:
                 yield _members(name, archive)
@@ -77,17 +88,17 @@ def opened(file: Path) -> Iterator[Iterator[tuple[str, BinaryIO]]]:
             f"{name}: the zip file is damaged or cut short ({error}); copy or compress it again"
         ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress it"
-            " again"
-        ) from None
+        raise _damaged(name, start, error) from None
     except OSError as error:
         if _compression(start) and error.errno is None:  # bz2 and pyarrow know no type of their own
-            raise UserError(
-                f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress"
-                " it again"
-            ) from None
+            raise _damaged(name, start, error) from None
         raise UserError(f"{name}: {error.strerror or error}") from None
+
+
+def _damaged(name: str, start: bytes, error: Exception) -> UserError:
+    return UserError(
+        f"{name}: the {_compression(start)} file is damaged or cut short ({error}); copy or compress it again"
+    )
 
 
 def _compression(start: bytes) -> str:
@@ -102,7 +113,7 @@ def _compression(start: bytes) -> str:
     return next((name for first, name in magic.items() if start.startswith(first)), "")
 
 
-def _decompressed(file: Path, start: bytes) -> BinaryIO:
+def _decompressed(file: Path, start: bytes) -> contextlib.AbstractContextManager[ByteStream]:
     compression = _compression(start)
     if compression == "gzip":
         return gzip.open(file)
@@ -119,7 +130,7 @@ def _decompressed(file: Path, start: bytes) -> BinaryIO:
     return file.open("rb")
 
 
-def _xz(file: Path) -> BinaryIO:
+def _xz(file: Path) -> contextlib.AbstractContextManager[ByteStream]:
     import lzma
 
     class Reader(lzma.LZMAFile):
@@ -134,24 +145,21 @@ def _xz(file: Path) -> BinaryIO:
     return Reader(file)
 
 
-def _members(name: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, BinaryIO]]:
+def _members(name: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, ByteStream]]:
     files = [info for info in archive.infolist() if not info.is_dir()]
-    for folder, (what, advice) in OFFICE.items():
+    for folder, (label, advice) in OFFICE.items():
         if any(info.filename.startswith(folder) for info in files):
-            raise UserError(f"{name}: {what}; {advice}")
+            raise UserError(f"{name}: {label}; {advice}")
     data = [
         info
         for info in files
         if kind_by_name(Path(info.filename)) and not any(hidden(part) for part in Path(info.filename).parts)
     ]
     if not data:
-        raise UserError(
-            f"{name}: a zip file without data files; it has"
-            f" {listed(info.filename for info in files) or 'nothing'}"
-        )
-    if len(data) > 1 and (
-        held_out := [info.filename for info in data if split_of(Path(info.filename)) != "train"]
-    ):
+        names = listed(info.filename for info in files) or "nothing"
+        raise UserError(f"{name}: a zip file without data files; it has {names}")
+    held_out = [info.filename for info in data if split_of(Path(info.filename)) != "train"]
+    if len(data) > 1 and held_out:
         raise UserError(
             f"{name}: some of it is held out by its name ({listed(held_out)}); unpack it and name the folder"
         )
@@ -167,9 +175,8 @@ def _members(name: str, archive: zipfile.ZipFile) -> Iterator[tuple[str, BinaryI
             ) from None
 
 
-def kind(name: str, stream: BinaryIO) -> tuple[str, BinaryIO]:
-    """(`json`, `csv`, `parquet` or `arrow`, the stream from its beginning): by what it begins with where that
-    is telling, else by its name.
+def kind(name: str, stream: ByteStream) -> tuple[str, ByteStream]:
+    """(`json`, `csv`, `parquet` or `arrow`, the stream from its beginning): by how it begins, or by its name.
 
     Raises:
         UserError: it begins as something does that is not read.
@@ -184,22 +191,21 @@ def kind(name: str, stream: BinaryIO) -> tuple[str, BinaryIO]:
         return "parquet" if start.startswith(PARQUET) else "arrow", stream
     stream = _from_the_beginning(stream, start)
     known = start.lstrip()[:64].lower() if start.lstrip().startswith(b"<") else start
-    for begin, (what, advice) in FOREIGN.items():
+    for begin, (label, advice) in FOREIGN.items():
         if known.startswith(begin):
-            raise UserError(f"{name}: {what}; {advice}")
+            raise UserError(f"{name}: {label}; {advice}")
     if start[257:262] == b"ustar":
         raise UserError(f"{name}: a tar archive; unpack it and name the folder")
     if compression := _compression(start):
         raise UserError(f"{name}: compressed twice ({compression} inside); decompress it once")
-    found = kind_by_name(Path(name)) or "json"
-    if found in ("parquet", "arrow"):
-        raise UserError(
-            f"{name}: not {'a Parquet' if found == 'parquet' else 'an Arrow'} file, whatever its name says"
-        )
-    return found, stream
+    by_name = kind_by_name(Path(name)) or "json"
+    if by_name in ("parquet", "arrow"):
+        sort = "a Parquet" if by_name == "parquet" else "an Arrow"
+        raise UserError(f"{name}: not {sort} file, whatever its name says")
+    return by_name, stream
 
 
-def _from_the_beginning(stream: BinaryIO, start: bytes) -> BinaryIO:
+def _from_the_beginning(stream: ByteStream, start: bytes) -> ByteStream:
     if stream.seekable():
         stream.seek(0)
         return stream
@@ -216,14 +222,15 @@ class _Joined(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        piece = self._start[: len(buffer)] or self._read(len(buffer))
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        room = memoryview(buffer).cast("B")
+        piece = self._start[: len(room)] or self._read(len(room))
         self._start = self._start[len(piece) :]
-        buffer[: len(piece)] = piece
+        room[: len(piece)] = piece
         return len(piece)
 
 
-def text(name: str, stream: BinaryIO) -> Iterator[str]:
+def text(name: str, stream: ByteStream) -> Iterator[str]:
     """The file as pieces of text, without a byte order mark."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     position = 0

@@ -6,21 +6,21 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.data.streams import ARROW_FILE, CHUNK
+from chatbot_sft.data.row import Row
+from chatbot_sft.data.streams import ARROW_FILE, CHUNK, ByteStream
 from chatbot_sft.errors import UserError, listed
 
 if TYPE_CHECKING:
     import pyarrow
 
-Found = tuple[int, dict[str, Any]]
 Cell = Callable[[Any], Any]
 ROWS, BYTES = 1000, 32 << 20  # of a Parquet file that are in memory at a time
 
 
-def parquet_rows(name: str, stream: BinaryIO, longest: int) -> Iterator[Found]:
-    """(number, values) of each row.
+def parquet_rows(name: str, stream: ByteStream, longest: int) -> Iterator[Row]:
+    """Each row.
 
     Raises:
         UserError: the file is damaged, or a row has more than `longest` bytes.
@@ -31,20 +31,18 @@ def parquet_rows(name: str, stream: BinaryIO, longest: int) -> Iterator[Found]:
     try:
         file = pyarrow.parquet.ParquetFile(stream, buffer_size=CHUNK)
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
-        average = max(
-            (group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0
-        )
+        averages = [group.total_byte_size // group.num_rows for group in groups if group.num_rows]
+        average = max(averages, default=0)
         if average > longest:
             raise _too_long(f"{name}: a row", longest)
-        yield from table_rows(
-            name, file.iter_batches(batch_size=max(1, min(ROWS, BYTES // max(average, 1)))), longest
-        )
+        at_a_time = max(1, min(ROWS, BYTES // max(average, 1)))
+        yield from table_rows(name, file.iter_batches(batch_size=at_a_time), longest)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{name}: not a whole Parquet file ({' '.join(str(error).split())})") from None
 
 
-def arrow_rows(name: str, stream: BinaryIO, longest: int) -> Iterator[Found]:
-    """(number, values) of each row of an Arrow file or stream.
+def arrow_rows(name: str, stream: ByteStream, longest: int) -> Iterator[Row]:
+    """Each row of an Arrow file or stream.
 
     Raises:
         UserError: the file is damaged, or a row has more than `longest` bytes.
@@ -66,27 +64,23 @@ def arrow_rows(name: str, stream: BinaryIO, longest: int) -> Iterator[Found]:
 
 
 def _validated(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    """Arrow itself believes the offsets that stand in a file: a wrong one is text from elsewhere in memory,
-    or a crash.
-    """
+    """Arrow believes the offsets in a file: a wrong one is text from elsewhere in memory, or a crash."""
     batch.validate(full=True)
     return batch
 
 
-def table_rows(name: str, batches: Iterable[pyarrow.RecordBatch], longest: int) -> Iterator[Found]:
+def table_rows(name: str, batches: Iterable[pyarrow.RecordBatch], longest: int) -> Iterator[Row]:
     """Record batches as rows; a cell that is null counts as absent, as a missing key of a JSON object does."""
     numbers = itertools.count(1)
     for batch in batches:
         cell = _struct(name, zip(batch.schema.names, batch.schema.types, strict=True))
         for rows in _in_parts(name, batch, longest):
             for values in rows.to_pylist():
-                yield next(numbers), cell(values)
+                yield Row(name, next(numbers), cell(values))
 
 
 def _in_parts(name: str, batch: pyarrow.RecordBatch, longest: int) -> Iterator[pyarrow.RecordBatch]:
-    """Slices to be turned into objects; one row each where a row may be too long, or is more than it takes in
-    a dictionary.
-    """
+    """Slices to be turned into objects; one row each where a row may be too long, or has a dictionary."""
     import pyarrow
 
     encoded = [index for index, kind in enumerate(batch.schema.types) if pyarrow.types.is_dictionary(kind)]
@@ -99,15 +93,14 @@ def _in_parts(name: str, batch: pyarrow.RecordBatch, longest: int) -> Iterator[p
         for index in encoded:
             row = row.set_column(index, row.schema.names[index], row.column(index).dictionary_decode())
         if row.nbytes > longest:
-            raise _too_long(
-                f"{name}: a row with {listed(repr(column) for column in row.schema.names)}", longest
-            )
+            columns = listed(repr(column) for column in row.schema.names)
+            raise _too_long(f"{name}: a row with {columns}", longest)
         yield row
 
 
-def _too_long(what: str, longest: int) -> UserError:
+def _too_long(where: str, longest: int) -> UserError:
     return UserError(
-        f"{what} has over {longest / 1e6:g} million bytes, the most that dataset.max_row_mb allows"
+        f"{where} has over {longest / 1e6:g} million bytes, the most that dataset.max_row_mb allows"
     )
 
 
@@ -118,11 +111,10 @@ def _cell(name: str, kind: pyarrow.DataType) -> Cell | None:
     if types.is_struct(kind):
         return _struct(name, ((field.name, field.type) for field in kind))
     if types.is_map(kind):
-        item = _cell(name, kind.item_type) or _same
-        return lambda value: value if value is None else {key: item(inner) for key, inner in value}
+        return _map_of(_cell(name, kind.item_type) or _same)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         item = _cell(name, kind.value_type)
-        return item and (lambda value: value if value is None else [item(inner) for inner in value])
+        return None if item is None else _list_of(item)
     if types.is_dictionary(kind):
         return _cell(name, kind.value_type)
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
@@ -132,10 +124,17 @@ def _cell(name: str, kind: pyarrow.DataType) -> Cell | None:
     return None
 
 
+def _map_of(cell: Cell) -> Cell:
+    """Pairs as a dictionary."""
+    return lambda value: value if value is None else {key: cell(item) for key, item in value}
+
+
+def _list_of(cell: Cell) -> Cell:
+    return lambda value: value if value is None else [cell(item) for item in value]
+
+
 def _struct(name: str, fields: Iterable[tuple[str, pyarrow.DataType]]) -> Cell:
-    """All rows of a table share one struct: the keys that this row does not have are null in it, and are left
-    out again.
-    """
+    """All rows of a table share one struct: the keys that a row does not have are null, and left out again."""
     cells: dict[str, Cell] = {}
     for key, kind in fields:
         if key in cells:
@@ -145,9 +144,9 @@ def _struct(name: str, fields: Iterable[tuple[str, pyarrow.DataType]]) -> Cell:
     def without_nulls(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if values is None:
             return None
-        return {
-            key: cells[key](value) for key, value in values.items() if value is not None and value == value
-        }  # NaN is no value either
+        # NaN, which is not equal to itself, is no value either.
+        given = {key: value for key, value in values.items() if value is not None and value == value}
+        return {key: cells[key](value) for key, value in given.items()}
 
     return without_nulls
 
@@ -157,9 +156,7 @@ def _same(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Text that a writer did not mark as text, as Spark and old fastparquet leave it; what is no UTF-8 stays
-    bytes.
-    """
+    """Text that a writer did not mark as text, as Spark leaves it; what is no UTF-8 stays bytes."""
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:

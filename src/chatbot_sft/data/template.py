@@ -1,6 +1,4 @@
-"""A model's tokenizer and chat template without transformers: `tokenizers` and `jinja2` answer in a fraction
-of a second, and import no torch.
-"""
+"""A model's tokenizer and chat template without transformers: `tokenizers` and `jinja2` import no torch."""
 
 from __future__ import annotations
 
@@ -43,9 +41,7 @@ _date: ContextVar[datetime | None] = ContextVar("date", default=None)
 
 
 def render_as_of(date: datetime) -> None:
-    """From now on templates write `date` for today: that of a run's first start, so that a run resumed the
-    next day trains on the same text.
-    """
+    """From now on templates write `date` for today: that of a run's first start, for one resumed next day."""
     _date.set(date)
 
 
@@ -67,19 +63,14 @@ class ChatTemplate:
     tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, …
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     control: tuple[str, ...] = ()  # the tokenizer's special tokens
-    tool_source: str | None = (
-        # the template named tool_use, where there are several: transformers takes it for rows with tools
-        None
-    )
+    # The template named tool_use, where there are several: transformers takes it for rows with tools.
+    tool_source: str | None = None
 
     @functools.cached_property
     def control_pattern(self) -> re.Pattern[str] | None:
         """Matches any control token; None where the tokenizer has none."""
-        return (
-            re.compile("|".join(map(re.escape, sorted(self.control, key=len, reverse=True))))
-            if self.control
-            else None
-        )
+        longest_first = sorted(self.control, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
@@ -107,13 +98,11 @@ class ChatTemplate:
         }
         try:
             with bounded():
-                return (self._compiled if tools is None else self._compiled_for_tools).render(
-                    messages=list(messages), **given
-                )
+                template = self._compiled if tools is None else self._compiled_for_tools
+                return template.render(messages=list(messages), **given)
         except (OutOfBounds, MemoryError) as error:
-            bound = (
-                f"{SECONDS:.0f} seconds" if isinstance(error, OutOfBounds) else f"{BYTES >> 30} GB of memory"
-            )
+            timed_out = isinstance(error, OutOfBounds)
+            bound = f"{SECONDS:.0f} seconds" if timed_out else f"{BYTES >> 30} GB of memory"
             raise UserError(
                 f"the chat template takes over {bound} for one conversation; it is not usable as it is"
             ) from None
@@ -124,10 +113,9 @@ class ChatTemplate:
 
     @functools.cached_property
     def thinking_field(self) -> str | None:
-        """The message field this template reads an answer's reasoning from, be it before calls of tools
-        alone; None where it expects it in the text.
+        """The message field this template reads an answer's reasoning from; None where it is in the text.
 
-        gpt-oss reads `thinking`, Qwen3 `reasoning_content`.
+        It may be read before calls of tools alone. gpt-oss reads `thinking`, Qwen3 `reasoning_content`.
         """
         call = {"type": "function", "function": {"name": "f", "arguments": {}}}
         answers: list[Message] = [{"content": "!"}, {"content": "", "tool_calls": [call]}]
@@ -139,19 +127,15 @@ class ChatTemplate:
     @functools.cached_property
     def leaves_thoughts_out(self) -> bool:
         """Whether no thought of an answer is written, however it is given."""
-        return self.thinking_field is None and not self._writes(
-            {"content": f"<think>\n{PROBE}\n</think>\n\n!"}
-        )
+        inline = {"content": f"<think>\n{PROBE}\n</think>\n\n!"}
+        return self.thinking_field is None and not self._writes(inline)
 
     @functools.cached_property
     def opens_thought(self) -> bool:
         """Whether the prompt ends with <think>: the model is asked to go on inside a thought."""
         try:
-            return (
-                self.render([{"role": "user", "content": "?"}], add_generation_prompt=True)
-                .rstrip()
-                .endswith("<think>")
-            )
+            prompt = self.render([{"role": "user", "content": "?"}], add_generation_prompt=True)
+            return prompt.rstrip().endswith("<think>")
         except BadRow:
             return False
 
@@ -167,25 +151,20 @@ class ChatTemplate:
     def _writes(self, answer: Message, tools: list[Any] | None = None) -> bool:
         """Whether the text has the `PROBE` that stands in `answer` or `tools`."""
         try:
-            return PROBE in self.render(
-                [{"role": "user", "content": "?"}, {"role": "assistant", **answer}], False, tools
-            )
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", **answer}]
+            return PROBE in self.render(turns, False, tools)
         except BadRow:
             return False
 
     @functools.cached_property
     def names_of(self) -> frozenset[str]:
         """The roles of whose messages the `name` is written."""
-        return frozenset(
-            role
-            for role in ROLES
-            if "name" in self.source + (self.tool_source or "") and self._writes_name(role)
-        )
+        if "name" not in self.source + (self.tool_source or ""):
+            return frozenset()
+        return frozenset(role for role in ROLES if self._writes_name(role))
 
     def _writes_name(self, role: str) -> bool:
-        """Whether a message of `role` is written with its `name`; a template that refuses the question is
-        given the benefit of the doubt.
-        """
+        """Whether a message of `role` is written with its `name`; True where the template refuses the question."""
         call = {"type": "function", "function": {"name": "f", "arguments": {}}}
         said: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
         if role == "system":
@@ -223,25 +202,20 @@ def check_kwargs(sources: Sequence[str], kwargs: Mapping[str, Any], name: str) -
     """
     import jinja2.meta
 
-    read = {
-        variable
-        for source in sources
-        for variable in jinja2.meta.find_undeclared_variables(
-            compile_template(source).environment.parse(source)
-        )
-    }
+    trees = [compile_template(source).environment.parse(source) for source in sources]
+    read = {variable for tree in trees for variable in jinja2.meta.find_undeclared_variables(tree)}
     for key in kwargs:
         if key not in read:
+            hint = did_you_mean(str(key), read)
             raise UserError(
-                f"dataset.chat_template_kwargs.{key}: the chat template of {name} never reads"
-                f" it{did_you_mean(str(key), read)}; leave it out"
+                f"dataset.chat_template_kwargs.{key}: the chat template of {name} never reads it{hint};"
+                " leave it out"
             )
 
 
 @functools.cache
 def compile_template(source: str) -> jinja2.Template:
-    """Compiled as transformers does it (`transformers/utils/chat_template_utils.py`): sandboxed, the same
-    filters and globals.
+    """Compiled as transformers does it (`chat_template_utils.py`): sandboxed, the same filters and globals.
 
     Raises:
         UserError: a syntax error.
@@ -261,7 +235,7 @@ def compile_template(source: str) -> jinja2.Template:
     class Generation(jinja2.ext.Extension):
         """`{% generation %}` marks answers for TRL; here it only passes its body on."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as an instance's)
 
         def parse(self, parser: Any) -> list[Any]:
             next(parser.stream)
@@ -301,9 +275,8 @@ class ChatTokenizer:
 
     backend: Tokenizer
     template: ChatTemplate
-    stop_ids: frozenset[int] = (
-        frozenset()
-    )  # what generation stops at: eos of the tokenizer and of generation_config.json
+    # What generation stops at: eos of the tokenizer and of generation_config.json.
+    stop_ids: frozenset[int] = frozenset()
     new_tokens: tuple[str, ...] = ()  # model.new_tokens: special tokens that conversations do contain
 
     @classmethod
@@ -315,8 +288,7 @@ class ChatTokenizer:
         new_tokens: Sequence[str] = (),
         template: str | None = None,
     ) -> ChatTokenizer | None:
-        """From a model folder, `new_tokens` added; None where it has no tokenizer.json, which only
-        transformers can make up for.
+        """From a model folder, `new_tokens` added; None where it has no tokenizer.json.
 
         `template`, where it is given, takes the place of the folder's own.
 
@@ -347,37 +319,33 @@ class ChatTokenizer:
             ) from None
         backend.add_special_tokens(added_tokens(new_tokens, backend, name))
         ends = read_json(folder / "generation_config.json", where).get("eos_token_id")
-        return cls._made(backend, source, tokens, ends, name, kwargs, new_tokens)
+        return cls._built(backend, source, tokens, ends, name, kwargs, new_tokens)
 
     @classmethod
     def from_transformers(
         cls, tokenizer: Any, name: str, kwargs: Mapping[str, Any], new_tokens: Sequence[str] = ()
     ) -> ChatTokenizer:
-        """From a fast tokenizer that transformers has loaded (and the user may have changed); it has the
-        `new_tokens` already.
+        """From a fast tokenizer that transformers has loaded, with the `new_tokens` in it.
 
         Raises:
             UserError: a slow tokenizer, or one without a chat template.
         """
         if not tokenizer.is_fast:
             raise UserError(
-                f"model.name={name}: its tokenizer is a slow one, without character offsets; labels need a"
-                " fast tokenizer (tokenizer.json)"
+                f"model.name={name}: its tokenizer is a slow one, without character offsets;"
+                " labels need a fast tokenizer (tokenizer.json)"
             )
+        special = tokenizer.special_tokens_map.items()
         tokens = _special_tokens(
-            {
-                key: str(value)
-                for key, value in tokenizer.special_tokens_map.items()
-                if not isinstance(value, (list, dict))
-            }
+            {key: str(value) for key, value in special if not isinstance(value, (list, dict))}
         )
         from tokenizers import Tokenizer
 
         own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the user's stays as it is
-        return cls._made(own, tokenizer.chat_template, tokens, None, name, kwargs, new_tokens)
+        return cls._built(own, tokenizer.chat_template, tokens, None, name, kwargs, new_tokens)
 
     @classmethod
-    def _made(
+    def _built(
         cls,
         backend: Tokenizer,
         source: Any,
@@ -402,15 +370,13 @@ class ChatTokenizer:
             raise UserError(f"model.name={name}: its chat template is {source!r}, expected text")
         backend.no_truncation()
         backend.no_padding()
-        backend.post_processor = (
-            None  # templates write their own special tokens; and some post-processors trim the offsets
-        )
+        # Templates write their own special tokens; and some post-processors trim the offsets.
+        backend.post_processor = None
         eos = backend.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
         stops = {eos, *(ends if isinstance(ends, list) else [ends])} - {None}
         check_kwargs([template for template in (source, tool_source) if template], kwargs, name)
-        control = tuple(
-            token.content for token in backend.get_added_tokens_decoder().values() if token.special
-        )
+        added = backend.get_added_tokens_decoder().values()
+        control = tuple(token.content for token in added if token.special)
         return cls(
             backend,
             ChatTemplate(source, tokens, dict(kwargs), control, tool_source),
@@ -420,9 +386,7 @@ class ChatTokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides which ids a conversation gets; of today's date too where the
-        template writes it.
-        """
+        """SHA-256 of everything that decides which ids a conversation gets, today's date too where it does."""
         template = self.template
         day = strftime_now("%Y-%m-%d") if template.dated else ""
         parts = [
@@ -436,8 +400,9 @@ class ChatTokenizer:
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Control tokens by their text: what a conversation must not contain. Tokens such as Qwen3's <think>
-        are text, not control.
+        """Control tokens by their text: what a conversation must not contain.
+
+        Tokens such as Qwen3's <think> are text, not control.
         """
         added = self.backend.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
@@ -467,9 +432,9 @@ def added_tokens(new_tokens: Sequence[str], backend: Tokenizer, name: str) -> li
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """bos_token, eos_token, … as strings; transformers writes them as strings or as {"content": …}."""
-    found = {
+    tokens = {
         key: value["content"] if isinstance(value, dict) else value
         for key, value in config.items()
         if key.endswith("_token")
     }
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    return {key: token for key, token in tokens.items() if isinstance(token, str)}

@@ -1,35 +1,24 @@
-"""What of a row nothing was made of: columns, and keys inside messages, by their names, so that none is lost
-in silence.
-"""
+"""What of a row nothing was made of: columns, and keys inside messages, so that none is lost in silence."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.messages import EMPTY, MARKS, PARTIAL_MARKS, THOUGHTS, Message, encodable
 
-ANY = frozenset(
-    {"tool_call_id", *MARKS, *PARTIAL_MARKS}
-)  # keys beside role and content that are read in every message
+if TYPE_CHECKING:
+    from _collections_abc import dict_items, dict_keys, dict_values  # what dict itself returns
+
+# Keys beside role and content that are read in every message.
+ANY = frozenset({"tool_call_id", *MARKS, *PARTIAL_MARKS})
 ANSWER = ANY | {"tool_calls", "function_call", *THOUGHTS}
 CALL = frozenset({"id", "type", "function", "name", "arguments", "parameters"})
 PART = frozenset({"type", "text"})
-BOOKKEEPING = frozenset(
-    {
-        "id",
-        "idx",
-        "index",
-        "uuid",
-        "source",
-        "dataset",
-        "category",
-        "created",
-        "timestamp",
-        "prompt_id",
-        "__index_level_0__",
-    }
-)
+BOOKKEEPING = frozenset({
+    "id", "idx", "index", "uuid", "source", "dataset", "category", "created", "timestamp", "prompt_id",
+    "__index_level_0__",
+})  # fmt: skip
 MOST = 1000  # names that are counted apart; an object keyed by id has one a row
 OTHERS = "others"
 
@@ -95,9 +84,7 @@ def _beside(values: Mapping[str, Any], read: Collection[str]) -> Iterator[str]:
 
 
 class Asked(dict[str, Any]):
-    """Columns for a function of the user's own, which note by name what it asks for; who goes through all of
-    them asks for all.
-    """
+    """Columns for a user's own function, which note what it asks for; going through them asks for all."""
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
         super().__init__(columns)
@@ -119,15 +106,15 @@ class Asked(dict[str, Any]):
         self.asked.update(super().keys())
         return super().__iter__()
 
-    def keys(self) -> KeysView[str]:
+    def keys(self) -> dict_keys[str, Any]:
         self.asked.update(super().keys())
         return super().keys()
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> dict_values[str, Any]:
         self.asked.update(super().keys())
         return super().values()
 
-    def items(self) -> ItemsView[str, Any]:
+    def items(self) -> dict_items[str, Any]:
         self.asked.update(super().keys())
         return super().items()
 

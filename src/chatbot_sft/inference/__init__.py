@@ -18,12 +18,12 @@ class ChatModel(Protocol):
     """A model that answers: `hf_model.HFModel` and `gguf_model.GGUFModel` are the two."""
 
     name: str  # what a person calls it
+    context: int  # tokens that a prompt and its answer may have together
+    system_prompt: str | None  # of most of its training data, where its own file says so
     stop_ids: frozenset[int]  # what its library stops at
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """`messages` and the beginning of an answer, through the chat template and tokenizer that came with
-        the model.
-        """
+        """`messages` and the beginning of an answer, through the model's own chat template and tokenizer."""
 
     def answer(
         self,

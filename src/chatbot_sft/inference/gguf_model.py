@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 BATCH = 512  # tokens llama.cpp computes at a time
 LOG_ERROR = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
-SYSTEM_PROMPT = (  # a key of our own in a file's metadata, which llama.cpp passes by
-    "chatbot_sft.system_prompt"
+SYSTEM_PROMPT = (
+    "chatbot_sft.system_prompt"  # a key of our own in a file's metadata, which llama.cpp passes by
 )
 ANY_SEED = 0xFFFFFFFF  # llama.h: LLAMA_DEFAULT_SEED, another one each time
 
 
 class GGUFModel:
-    """A llama.cpp `model`, as `load` makes it. `context` is how many tokens a prompt and its answer may have
-    together.
+    """A llama.cpp `model`, as `load` makes it. A prompt and its answer have room in `context` tokens.
 
     `stop_ids` is every token that llama.cpp itself ends an answer at, `system_prompt` what most of the
     training data began with, where the file says so. What a prompt has in common with what was computed last
@@ -38,7 +37,7 @@ class GGUFModel:
 
         self.name = name
         self.context = min(context, model.n_ctx_train)
-        self.system_prompt = _said(model, SYSTEM_PROMPT)
+        self.system_prompt = _metadata(model, SYSTEM_PROMPT)
         self._model = model  # the vocabulary is a part of it
         self._vocabulary = model.get_vocab()
         self.stop_ids = frozenset(
@@ -67,9 +66,8 @@ class GGUFModel:
             ) from None
 
         class Model(llama_cpp.LlamaModel):
-            n_vocab = property(
-                lambda self: self.get_vocab().n_vocab
-            )  # cyllama 0.2 asks for it when it hands out logits
+            # cyllama 0.2 asks for it when it hands out logits.
+            n_vocab = property(lambda self: self.get_vocab().n_vocab)
 
         errors: list[str] = []
         llama_cpp.disable_logging()
@@ -78,10 +76,9 @@ class GGUFModel:
         try:
             model = Model(str(Path(file).expanduser()), llama_cpp.LlamaModelParams())
         except (OSError, ValueError) as error:
-            said = errors[0].rpartition("model: ")[2] if errors else str(error)
-            raise UserError(
-                f"{file}: cannot be loaded: {' '.join(said.replace(f'{file} ', '').split())}"
-            ) from None
+            reason = errors[0].rpartition("model: ")[2] if errors else str(error)
+            reason = " ".join(reason.replace(f"{file} ", "").split())
+            raise UserError(f"{file}: cannot be loaded: {reason}") from None
         finally:
             # no callback into Python any more: llama.cpp has something to say even when Python ends
             llama_cpp.disable_logging()
@@ -124,26 +121,25 @@ class GGUFModel:
         """
         room = room_for_answer(self.name, self.context, prompt_ids)
         sampler = _sampler(temperature)
-        said: list[int] = []
+        answer: list[int] = []
         new = self._rewound(prompt_ids)
         for _ in range(min(max_new_tokens, room)):
             self._compute(new)
             token = sampler.sample(self._context, -1)
-            said.append(token)
+            answer.append(token)
             if on_token:
                 on_token(token)
             if token in self.stop_ids:
                 break
             new = [token]
-        return said
+        return answer
 
     def text(self, ids: Sequence[int]) -> str:
         """Without special tokens, and without the letter that a cut left half."""
         return self._vocabulary.detokenize(list(ids)).rstrip("\ufffd").strip()
 
     def logits(self, ids: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-        """float32 logits of the tokens after `positions` of `ids`, shape (positions, vocabulary), computed
-        afresh.
+        """float32 logits of the tokens after `positions` of `ids`, (positions, vocabulary), computed afresh.
 
         Raises:
             UserError: more tokens than the context has.
@@ -153,7 +149,7 @@ class GGUFModel:
         room_for_answer(self.name, self.context + 1, ids)
         self._context.kv_cache_clear()
         self._computed.clear()
-        found = np.empty((len(positions), self._vocabulary.n_vocab), np.float32)
+        logits = np.empty((len(positions), self._vocabulary.n_vocab), np.float32)
         for start in range(0, len(ids), BATCH):
             part = range(start, min(start + BATCH, len(ids)))
             self._batch.clear()
@@ -162,8 +158,8 @@ class GGUFModel:
             self._context.decode(self._batch)
             for row, position in enumerate(positions):
                 if position in part:
-                    found[row] = self._context.get_logits_ith(position - start)
-        return found
+                    logits[row] = self._context.get_logits_ith(position - start)
+        return logits
 
     def _rewound(self, ids: Sequence[int]) -> list[int]:
         """What of `ids` is still to be computed, the last one at least; llama.cpp forgets all it holds beyond
@@ -185,7 +181,7 @@ class GGUFModel:
             self._computed += part  # after it: Ctrl-C may come in between, and too few only costs time
 
 
-def _said(model: Any, key: str) -> str | None:
+def _metadata(model: Any, key: str) -> str | None:
     """The text of `key` in the metadata of the file that llama.cpp has read; None where it is not there."""
     try:
         return model.meta_val_str(key)
@@ -197,8 +193,8 @@ def _threads() -> int:
     """OMP_NUM_THREADS where it is set, as for torch: llama.cpp's threads wait for each other awake, and
     suffer where cores are shared.
     """
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(threads) if threads.isdigit() else len(os.sched_getaffinity(0))
 
 
 def _sampler(temperature: float) -> Any:

@@ -1,6 +1,4 @@
-"""Models of transformers and PEFT: a folder with a whole model or an adapter, or what is in memory after
-training.
-"""
+"""Models of transformers and PEFT: a folder with a whole model or an adapter, or what was just trained."""
 
 from __future__ import annotations
 
@@ -32,9 +30,10 @@ class HFModel:
     `template_kwargs` go to the chat template.
 
     `stop_ids` is what `answer` stops at: what is given, else what the model's generation_config says and no
-    more, so that a missing end token shows. `context` is how many tokens a prompt and its answer may have
-    together.
+    more, so that a missing end token shows. A prompt and its answer have room in `context` tokens.
     """
+
+    system_prompt: str | None = None  # what a folder says of it stands in the mark beside the model
 
     def __init__(
         self,
@@ -79,21 +78,23 @@ class HFModel:
         else:
             Auto = AutoModelForCausalLM
         gpu = torch.cuda.is_available()
-        given = {"revision": revision, "trust_remote_code": False}
-        how: dict[str, Any] = {"dtype": "auto", "device_map": "auto"} if gpu else {"dtype": torch.float32}
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        precision: dict[str, Any] = (
+            {"dtype": "auto", "device_map": "auto"} if gpu else {"dtype": torch.float32}
+        )
         with _readable_errors(source, weights), contextlib.ExitStack() as stack:
-            config = AutoConfig.from_pretrained(_place(weights), **given)
-            place = (
+            config = AutoConfig.from_pretrained(_expanded(weights), **hub)
+            path = (
                 stack.enter_context(_pointing(Path(folder).expanduser(), weights))
                 if base and adapter
-                else _place(source)
+                else _expanded(source)
             )
             if getattr(config, "quantization_config", None) is not None:
-                how["dtype"] = "auto"
+                precision["dtype"] = "auto"
             elif four_bit:
-                how["quantization_config"] = nf4(torch.bfloat16 if gpu else torch.float32)
-            model = Auto.from_pretrained(place, **how, **given)
-            tokenizer = AutoTokenizer.from_pretrained(place, **given)
+                precision["quantization_config"] = nf4(torch.bfloat16 if gpu else torch.float32)
+            model = Auto.from_pretrained(path, **precision, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(path, **hub)
         if not tokenizer.chat_template:
             raise UserError(
                 f"{source}: its tokenizer has no chat template, so it cannot chat; name an instruct model"
@@ -141,12 +142,9 @@ class HFModel:
         import torch
 
         wanted = torch.tensor(list(positions), device=self.model.device)
+        input_ids = torch.tensor([list(ids)], device=self.model.device)
         with torch.inference_mode():
-            logits = self.model(
-                input_ids=torch.tensor([list(ids)], device=self.model.device),
-                logits_to_keep=wanted,
-                use_cache=False,
-            ).logits[0]
+            logits = self.model(input_ids=input_ids, logits_to_keep=wanted, use_cache=False).logits[0]
             if len(logits) > len(wanted):  # Unsloth's own layers compute all of them, whatever is asked
                 logits = logits[wanted]
             return logits.float().cpu().numpy()
@@ -169,8 +167,7 @@ class _Streamer:
 
 
 def adapter_base(folder: Path) -> tuple[str | None, str | None]:
-    """(folder or hub id, revision) of the model that the adapter in `folder` was trained on; (None, None)
-    where there is no adapter.
+    """(folder or hub id, revision) of the base of the adapter in `folder`; (None, None) without an adapter.
 
     Raises:
         UserError: a folder that is no longer there.
@@ -200,17 +197,16 @@ def _pointing(adapter: Path, base: str) -> Iterator[str]:
     if config["base_model_name_or_path"] == base:
         yield str(adapter)
         return
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         for path in adapter.iterdir():
             if path.name != ADAPTER_CONFIG:
-                Path(place, path.name).symlink_to(path.resolve())
-        Path(place, ADAPTER_CONFIG).write_text(
-            json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8"
-        )
-        yield place
+                Path(folder, path.name).symlink_to(path.resolve())
+        pointing = json.dumps({**config, "base_model_name_or_path": base})
+        Path(folder, ADAPTER_CONFIG).write_text(pointing, encoding="utf-8")
+        yield folder
 
 
-def _place(name: str) -> str:
+def _expanded(name: str) -> str:
     return str(Path(name).expanduser()) if is_local(name) else name
 
 

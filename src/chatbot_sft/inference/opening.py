@@ -21,10 +21,8 @@ KINDS: tuple[Kind, ...] = ("merged", "adapter", "gguf")  # which is taken where 
 
 
 @dataclass(frozen=True)
-class Found:
-    """A model on disk: a folder, or a .gguf file. `base` is the name of the model that its run was trained
-    on, where a run was named.
-    """
+class ModelOnDisk:
+    """A folder, or a .gguf file. `base` names the model that its run was trained on, where a run was named."""
 
     kind: Kind
     path: Path
@@ -64,35 +62,31 @@ def open_model(path: Path | str) -> HFModel | GGUFModel:
     return find(path).open()
 
 
-def find(path: Path | str) -> Found:
+def find(path: Path | str) -> ModelOnDisk:
     """The model that `path` names; nothing is loaded.
 
     It is a .gguf file, a folder with a model, an adapter or GGUF files, or with folders of these, or a run
     directory: there what the run saved, else its newest checkpoint. Of several, a merged model comes before
-        an adapter, and that before a GGUF file; of GGUF files the largest is the most
-    exact. "smollm2" is the embedded model.
+    an adapter, and that before a GGUF file; of GGUF files the largest is the most exact. "smollm2" is the
+    embedded model.
 
     Raises:
         UserError: nothing is there, or no model.
     """
-    place = Path(embedded.resolve(str(path))).expanduser()
-    if not place.exists():
+    named = Path(embedded.resolve(str(path))).expanduser()
+    if not named.exists():
         raise UserError(
             f"{path}: no such folder or file; name a run directory, an exported model or a .gguf file"
         )
-    run = Run(place)
+    run = Run(named)
     report = run.peek()
+    base = report.model.name if report and report.model else None
     for folder in _places(run, report):
         for kind in KINDS:
             for inside in _with_folders(folder):
-                found = _model(kind, inside)
-                if found:
-                    return Found(
-                        kind,
-                        found,
-                        report.model.name if report and report.model else None,
-                        _system_prompt(found, report),
-                    )
+                model = _model(kind, inside)
+                if model:
+                    return ModelOnDisk(kind, model, base, _system_prompt(model, report))
     if report:
         raise UserError(
             f"{path}: this run is {report.status} and has neither saved a model nor kept a checkpoint"
@@ -103,11 +97,9 @@ def find(path: Path | str) -> Found:
     )
 
 
-def _system_prompt(found: Path, report: Report | None) -> str | None:
-    """From the report of the run that was named, the mark of the export, or the report of the run that a
-    checkpoint lies in.
-    """
-    folder = found if found.is_dir() else found.parent
+def _system_prompt(model: Path, report: Report | None) -> str | None:
+    """From the report of the run that was named, the export's mark, or the report of a checkpoint's run."""
+    folder = model if model.is_dir() else model.parent
     mark = None if report else read_mark(folder)
     if mark:
         return mark.get("system_prompt")
@@ -128,24 +120,18 @@ def _places(run: Run, report: Report | None) -> Iterator[Path]:
 
 def _with_folders(folder: Path) -> list[Path]:
     """`folder` and the folders in it. Checkpoints go by their step, not by their name."""
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [
-        folder,
-        *(
-            path
-            for path in inside
-            if path.is_dir() and not path.name.startswith(".") and not checkpoints.NAME.fullmatch(path.name)
-        ),
-    ]
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+    hidden = [path for path in inside if path.name.startswith(".") or checkpoints.NAME.fullmatch(path.name)]
+    return [folder, *(path for path in inside if path not in hidden)]
 
 
 def _model(kind: Kind, folder: Path) -> Path | None:
     """The model of that kind in `folder`; any file is taken for a GGUF file, which llama.cpp then judges."""
     if kind == "gguf":
-        files = [folder] if folder.is_file() else folder.glob("*.gguf")
+        files = [folder] if folder.is_file() else list(folder.glob("*.gguf"))
         return max(files, key=lambda file: file.stat().st_size, default=None)
     adapter = (folder / ADAPTER_CONFIG).is_file()
-    weights = (folder / "config.json").is_file() and any(
-        (*folder.glob("*.safetensors"), *folder.glob("*.bin"))
-    )
-    return folder if (adapter if kind == "adapter" else weights and not adapter) else None
+    if kind == "adapter":
+        return folder if adapter else None
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return folder if weights and (folder / "config.json").is_file() and not adapter else None

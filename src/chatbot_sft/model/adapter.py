@@ -19,8 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def add_adapter(model: Any, settings: Config, engine: Engine, new_token_ids: Sequence[int] = ()) -> Any:
-    """The model that is trained: `model` with a LoRA on `lora.target_modules`, or `model` itself where
-    `lora.r` is 0.
+    """What is trained: `model` with a LoRA on `lora.target_modules`, or itself where `lora.r` is 0.
 
     `new_token_ids` are rows of the embeddings that are trained beside the adapter.
 
@@ -33,9 +32,8 @@ def add_adapter(model: Any, settings: Config, engine: Engine, new_token_ids: Seq
     model = engine.add_lora(model, settings, arguments)
     head = model.get_output_embeddings()
     if type(head).__name__ == "TrainableTokensWrapper":
-        head.bias = (
-            head.original_module.bias
-        )  # TRL's fused loss reads it, and PEFT's wrapper passes on the weight alone
+        # TRL's fused loss reads it, and PEFT's wrapper passes on the weight alone.
+        head.bias = head.original_module.bias
     return model
 
 
@@ -73,28 +71,22 @@ def lora_arguments(model: Any, settings: Config, new_token_ids: Sequence[int] = 
     matrices = [parts.input.rpartition(".")[2], parts.output.rpartition(".")[2]]
     if parts.tied and set(saved) & set(matrices):
         log.info("lora: %s and %s are one matrix in this model, and are trained as one", *matrices)
-        arguments["modules_to_save"] = saved = [
-            *(name for name in saved if name not in matrices),
-            matrices[0],
-        ]
+        saved = [*(name for name in saved if name not in matrices), matrices[0]]
+        arguments["modules_to_save"] = saved
         arguments["ensure_weight_tying"] = True
     if new_token_ids:
         # PEFT trains these rows alone, and of tied matrices the output with the input; what is saved in full
         # has them already.
-        rows = {
-            name: list(new_token_ids)
-            for name in (matrices[:1] if parts.tied else matrices)
-            if name not in saved
-        }
-        arguments |= {"trainable_token_indices": rows} if rows else {}
+        untied = matrices[:1] if parts.tied else matrices
+        rows = {name: list(new_token_ids) for name in untied if name not in saved}
+        if rows:
+            arguments["trainable_token_indices"] = rows
     return arguments
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Module names: the stack of language layers, the input and the output embeddings; `tied` where those two
-    share their weight.
-    """
+    """Module names: the stack of language layers, and the embeddings; `tied` where both share their weight."""
 
     decoder: str
     input: str
@@ -118,13 +110,8 @@ def _targets(model: Any, wanted: str | list[str], parts: _Parts) -> list[str]:
     import torch
 
     names = [name for name, _ in model.named_modules() if parts.read_text(name)]
-    linear = sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and name.startswith(f"{parts.decoder}.")
-        }
-    )
+    layers = model.get_submodule(parts.decoder).named_modules()
+    linear = sorted({name.rpartition(".")[2] for name, part in layers if isinstance(part, torch.nn.Linear)})
     if wanted == ALL_LINEAR:
         return linear
     missing = [target for target in wanted if not any(_ends_with(name, [target]) for name in names)]
@@ -142,9 +129,8 @@ def _targets(model: Any, wanted: str | list[str], parts: _Parts) -> list[str]:
 
 
 def _check_saved(model: Any, wanted: Sequence[str]) -> list[str]:
-    missing = [
-        name for name in wanted if not any(_ends_with(module, [name]) for module, _ in model.named_modules())
-    ]
+    modules = [module for module, _ in model.named_modules()]
+    missing = [name for name in wanted if not any(_ends_with(module, [name]) for module in modules)]
     if missing:
         raise UserError(
             f"lora.modules_to_save: the model has no {', '.join(missing)}; the usual ones are embed_tokens"

@@ -62,7 +62,7 @@ def content(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def description(settings: Config, beside: Path) -> dict[str, Any]:
+def description(settings: Config, beside: Path) -> dict[str, str]:
     """What export.json and report.json say of the base: its name, and of a folder the way to it from
     `beside`, and what it held.
     """
@@ -74,9 +74,7 @@ def description(settings: Config, beside: Path) -> dict[str, Any]:
 
 
 def moved(beside: Path) -> str | None:
-    """The base of the export, checkpoint or run in the folder `beside`, where it is now; None where it did
-    not move along.
-    """
+    """Where the base of the export, checkpoint or run in `beside` is now; None where it did not move along."""
     for place, base in _descriptions(beside):
         if base.get("name") == embedded.NAME:
             return str(embedded.folder())

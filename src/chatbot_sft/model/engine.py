@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
 import os
 from dataclasses import dataclass
@@ -15,28 +14,29 @@ from chatbot_sft.logs import quiet
 from chatbot_sft.model import hardware
 
 if TYPE_CHECKING:
+    import torch
+
     from chatbot_sft.config import Config
 
 UNSLOTH_ON_CPU = (2026, 10, 8)  # the first release that imports without a GPU
 
 
 class Engine(Protocol):
-    """A module of functions; `unsloth_engine` and `transformers_engine` are the two."""
+    """A module of functions; `unsloth_engine` and `transformers_engine` are the two.
+
+    `model` is what `load` or `add_lora` gave: a transformers or PEFT model, patched as the engine does it.
+    """
 
     NAME: str
 
-    def load(self, source: str, settings: Config, dtype: Any) -> Any:
+    def load(self, source: str, settings: Config, dtype: torch.dtype) -> Any:
         """The base model from a folder or hub id, ready for an adapter or for full fine-tuning."""
 
     def add_lora(self, model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
-        """The PEFT model: `model` frozen, with the adapter that `arguments`, those of `peft.LoraConfig`,
-        describe.
-        """
+        """The PEFT model: `model` frozen, with the adapter of `arguments`, those of `peft.LoraConfig`."""
 
     def checkpointing(self, settings: Config) -> bool | str:
-        """Whether activations are recomputed in the backward pass; Unsloth also knows "unsloth", which
-        offloads them.
-        """
+        """Whether activations are recomputed in the backward pass; "unsloth": and offloaded."""
 
     def for_training(self, model: Any, checkpointing: bool) -> None:
         """Switch to training mode, with or without recomputed activations."""
@@ -45,30 +45,39 @@ class Engine(Protocol):
         """Switch to generation mode."""
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the model's forward takes of a micro-batch: row lengths of a padding-free one, or positions
-        alone.
+        """What the model's forward takes of a micro-batch, which is of `rows.padded` or `rows.padding_free`.
+
+        Of one without padding Unsloth takes the rows' lengths too, transformers their positions alone.
         """
 
     def prepare(self, model: Any) -> None:
         """Once, before training: what TRL's SFTTrainer does to a model under this engine."""
 
     def compute_dtype(self, model: Any, wanted: str | None) -> str | None:
-        """ "bf16", "fp16" or None: what matrix products are cast to, where `wanted` is what the configuration
-        means.
-        """
+        """What matrix products are cast to ("bf16", "fp16", None), where `wanted` is what was configured."""
 
-    def loss(self, model: Any, inputs: dict[str, Any], trained_tokens: Any) -> Any:
-        """The loss of a micro-batch in training, divided by the trained tokens of the whole step (a tensor);
-        `inputs` has labels.
+    def loss(self, model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
+        """The loss of a micro-batch in training, a scalar; `inputs` has labels of shape (rows, length).
+
+        Divided by `trained_tokens`, the trained tokens of the whole step as a scalar tensor.
         """
 
     def use_scaler(self, model: Any, scaler: Any) -> None:
         """Tell the model of the `torch.amp.GradScaler` that scales its loss in float16."""
 
     def capturable(self, model: Any) -> bool:
-        """Whether `hidden_states` can run as a CUDA graph and `head_loss` does the rest; an engine without
-        them says no.
+        """Whether `hidden_states` can run as a CUDA graph and `head_loss` does the rest.
+
+        They are called for such a model alone.
         """
+
+    def hidden_states(self, model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+        """What the layers make of `input_ids` (rows, length), padded on the right: (rows, length, width)."""
+
+    def head_loss(
+        self, model: Any, hidden: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """`loss` from hidden states (rows, length, width) and `labels` (rows, length) on."""
 
     def padding_free(self, model: Any) -> bool:
         """Whether the engine trains a batch without padding where nothing else is asked for."""
@@ -113,7 +122,8 @@ def load_engine(requested: str) -> tuple[Engine, Choice]:
     if choice.name == "unsloth":
         try:
             with quiet():
-                engine = importlib.import_module("chatbot_sft.model.unsloth_engine")
+                from chatbot_sft.model import unsloth_engine
+            return unsloth_engine, choice
         # Unsloth raises ImportError, RuntimeError or NotImplementedError for a machine it does not support
         except Exception as error:
             why = " ".join(str(error).split())
@@ -123,9 +133,9 @@ def load_engine(requested: str) -> tuple[Engine, Choice]:
                     " model.engine=transformers"
                 ) from error
             choice = Choice("transformers", f"auto: unsloth does not import here: {why}")
-    if choice.name == "transformers":
-        engine = importlib.import_module("chatbot_sft.model.transformers_engine")
-    return engine, choice
+    from chatbot_sft.model import transformers_engine
+
+    return transformers_engine, choice
 
 
 def prepare_environment() -> None:

@@ -1,6 +1,4 @@
-"""What a model says: the one place that asks transformers for an answer, for samples, chat and verification
-alike.
-"""
+"""What a model says: the one place that asks transformers for an answer, whoever wants it."""
 
 from __future__ import annotations
 
@@ -18,9 +16,9 @@ def rendered(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mappi
     Raises:
         jinja2.TemplateError: the template refuses them.
     """
-    given = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
+    kwargs = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
     return tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, return_dict=False, **given
+        list(messages), add_generation_prompt=True, return_dict=False, **kwargs
     )
 
 
@@ -42,7 +40,7 @@ def generate(
     """The ids of an answer to the ids of a `prompt`, its stop token included where it ended by itself.
 
     Temperature 0 is greedy: token by token the likeliest. Above, the temperature alone decides. Nothing else
-    that the model's generation_config says has a part in it: no penalty, no beams, no cut of the unlikely, no
+    that the model's generation_config says has a part in it: no penalty, beams, cut of the unlikely, or
     forbidden token.
     """
     import torch
@@ -65,8 +63,7 @@ def generate(
 
 @contextlib.contextmanager
 def _plain(model: Any, stop_ids: Collection[int], pad_token_id: int | None) -> Iterator[None]:
-    """Within it, `model` has a generation_config that says how an answer ends, and no more; then its own
-    again.
+    """Within it, `model` has a generation_config that says how an answer ends, and no more.
 
     `generate` fills in from the model's own whatever a call leaves out, and many settings have no value that
     means "unset". PEFT and multimodal models keep it in a module within them, or in several.
@@ -75,22 +72,20 @@ def _plain(model: Any, stop_ids: Collection[int], pad_token_id: int | None) -> I
 
     plain = GenerationConfig(eos_token_id=sorted(stop_ids) or None, pad_token_id=pad_token_id)
     own = "generation_config"
-    kept = [(module, vars(module)[own]) for module in model.modules() if own in vars(module)]
-    for module, _ in kept:
+    owners = [(module, vars(module)[own]) for module in model.modules() if own in vars(module)]
+    for module, _ in owners:
         module.generation_config = plain
     try:
         yield
     finally:
-        for module, before in kept:
+        for module, before in owners:
             module.generation_config = before
 
 
 def greedy_answer(
     model: Any, tokenizer: Any, messages: Sequence[Message], max_new_tokens: int, **template_kwargs: Any
 ) -> list[int]:
-    """Token ids of the answer to `messages`, at most `max_new_tokens`, ending with an end token where the
-    model ends by itself.
-    """
+    """The answer's token ids, at most `max_new_tokens`, with an end token where the model ends by itself."""
     prompt = rendered(tokenizer, messages, template_kwargs)
     return generate(model, prompt, max_new_tokens, generation_stops(model), tokenizer.pad_token_id)
 

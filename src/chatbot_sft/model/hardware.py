@@ -20,9 +20,7 @@ class Gpu:
 
 @functools.cache
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible, as nvidia-smi lists them; empty without a
-    driver.
-    """
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible, as nvidia-smi lists them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or shutil.which("nvidia-smi") is None:
         return ()
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]

@@ -25,18 +25,14 @@ def tokenizer_folder(name: str, revision: str | None) -> Path:
     allow_network(True)
     import huggingface_hub
 
+    wanted = [*TOKENIZER_FILES, "config.json"]
     with readable_errors(name):
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=[*TOKENIZER_FILES, "config.json"]
-            )
-        )
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
 @contextlib.contextmanager
 def readable_errors(name: str) -> Iterator[None]:
-    """transformers reports everything about a model it cannot find as OSError, over several paragraphs; say
-    it in one line.
+    """What transformers says of a model it cannot find, an OSError over several paragraphs, in one line.
 
     Raises:
         UserError: for such an OSError.

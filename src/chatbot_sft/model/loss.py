@@ -56,9 +56,8 @@ def fused_loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor)
 
 def quantised(model: Any) -> bool:
     base = base_of(model)
-    return getattr(base, "is_loaded_in_4bit", False) or getattr(
-        base, "is_loaded_in_8bit", False
-    )  # such models alone have them
+    # Such models alone have them.
+    return getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False)
 
 
 def cast_adapter(model: Any) -> None:

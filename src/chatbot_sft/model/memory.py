@@ -16,8 +16,7 @@ from typing import Any
 from chatbot_sft.model import hardware
 
 STATUS = Path("/proc/self/status")
-# Linux: "5" written there, the peak of the resident set becomes what the set is now (man 5
-# proc_pid_clear_refs).
+# Linux: "5" written there, the resident set's peak becomes what the set is now (man 5 proc_pid_clear_refs).
 RESET, RESIDENT_PEAK = Path("/proc/self/clear_refs"), "5"
 
 
@@ -75,9 +74,7 @@ def begin() -> None:
 
 
 def measure(start_gb: float | None = None) -> MemoryStatistics:
-    """Now and at the highest: memory reserved by PyTorch on this process's GPU, or the resident set of this
-    process.
-    """
+    """Now and at the highest: what PyTorch reserved on this process's GPU, or the process's resident set."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         device = torch.cuda.get_device_properties(torch.cuda.current_device())

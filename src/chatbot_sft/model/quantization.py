@@ -9,9 +9,7 @@ if TYPE_CHECKING:
 
 
 def nf4(compute_dtype: torch.dtype) -> Any:
-    """bitsandbytes' nf4 with its constants quantised too (Dettmers et al. 2023), as transformers'
-    `quantization_config`.
-    """
+    """A `quantization_config`: bitsandbytes' nf4, its constants quantised too (Dettmers et al. 2023)."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -9,8 +9,7 @@ from chatbot_sft.data.template import added_tokens
 
 
 def add_tokens(tokenizer: Any, new_tokens: Sequence[str], name: str) -> None:
-    """Add `new_tokens` to a transformers tokenizer, with the ids that the data gate's `ChatTokenizer` gives
-    them.
+    """Add `new_tokens` to a transformers tokenizer, with the ids of the data gate's `ChatTokenizer`.
 
     Raises:
         UserError: it has one of them already.
@@ -30,9 +29,8 @@ def extend_embeddings(model: Any, tokenizer: Any, new_tokens: Sequence[str]) -> 
     ids = tokenizer.convert_tokens_to_ids(list(new_tokens))
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
     with torch.no_grad():
-        for weight in {
-            id(w): w for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
-        }.values():
+        for weight in {id(table): table for table in tables}.values():  # tied, they are one
             weight[ids] = weight[: min(ids)].float().mean(0).to(weight.dtype)
     return ids

@@ -50,9 +50,7 @@ def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
 
 
 def checkpointing(settings: Config) -> bool:
-    """Whether activations are recomputed in the backward pass. "unsloth" saves GPU memory; on a CPU there is
-    none to save.
-    """
+    """Whether activations are recomputed. "unsloth" saves GPU memory; on a CPU there is none to save."""
     import torch
 
     value = settings.lora.use_gradient_checkpointing
@@ -96,15 +94,10 @@ def compute_dtype(model: Any, wanted: str | None) -> str | None:
 def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
     from chatbot_sft.model.loss import fused_loss, own_loss
 
-    inputs = {
-        **inputs,
-        "use_cache": False,
-    }  # rows of a padding-free batch are told apart where there is no cache alone
-    return (
-        fused_loss(model, inputs, trained_tokens)
-        if _fused(model)
-        else own_loss(model, inputs, trained_tokens)
-    )
+    # Rows of a padding-free batch are told apart where there is no cache alone.
+    inputs = {**inputs, "use_cache": False}
+    one_loss = fused_loss if _fused(model) else own_loss
+    return one_loss(model, inputs, trained_tokens)
 
 
 def _fused(model: Any) -> bool:
@@ -122,6 +115,16 @@ def capturable(model: Any) -> bool:
     return False  # its masks are looked at on the host
 
 
+def hidden_states(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    raise NotImplementedError("capturable() says no")
+
+
+def head_loss(
+    model: Any, hidden: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor
+) -> torch.Tensor:
+    raise NotImplementedError("capturable() says no")
+
+
 def padding_free(model: Any) -> bool:
     return False
 
@@ -135,9 +138,7 @@ def trainer_class() -> type:
         return trl.SFTTrainer
 
     class CpuSFTTrainer(trl.SFTTrainer):
-        """TRL's loss is a Triton kernel and runs on a GPU only; the model's own cross entropy is the same
-        number.
-        """
+        """TRL's loss is a Triton kernel, for a GPU only; the model's own cross entropy is the same number."""
 
         def compute_loss(
             self,

@@ -79,9 +79,8 @@ def compute_dtype(model: Any, wanted: str | None) -> str | None:
     trained in bfloat16 nothing is cast.
     """
     in_bfloat16 = os.environ.get("UNSLOTH_MIXED_PRECISION") == "bfloat16"  # set as such a model was loaded
-    forced = vars(base_of(model)).get(
-        "_unsloth_forced_float32"
-    )  # a private mark, read by unsloth/models/rl.py the same way
+    # A private mark, read by unsloth/models/rl.py the same way.
+    forced = vars(base_of(model)).get("_unsloth_forced_float32")
     return None if unsloth.DEVICE_TYPE != "cpu" and (in_bfloat16 or forced) else wanted
 
 
@@ -126,9 +125,7 @@ def trainer_class() -> type:
 
 
 def capturable(model: Any) -> bool:
-    """Whether `model` runs Unsloth's own layers, which wait for nothing on their way, under a plain head that
-    is not trained.
-    """
+    """Whether `model` runs Unsloth's own layers, which wait for nothing, under a head that is not trained."""
     return _own_layers(model) and not model.get_base_model().lm_head.weight.requires_grad
 
 

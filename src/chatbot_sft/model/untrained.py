@@ -21,8 +21,9 @@ COMPARED = 1000  # rows from which the usual norm is told
 
 
 def told(model: Any, tokenizer: Any, settings: Config, ends: Sequence[int]) -> str | None:
-    """One line where one of `ends`, the tokens that end the trained answers, cannot be learned; `model` has
-    its adapter.
+    """One line where one of `ends`, the tokens that end the trained answers, cannot be learned.
+
+    `model` has its adapter.
     """
     head = model.get_output_embeddings()
     if (
@@ -33,22 +34,20 @@ def told(model: Any, tokenizer: Any, settings: Config, ends: Sequence[int]) -> s
         return None
     if not head.weight.is_floating_point():  # quantised
         return None
-    new = set(
-        tokenizer.convert_tokens_to_ids(list(settings.model.new_tokens or []))
-    )  # rows of their own, and trained
+    # Those have rows of their own, which are trained.
+    new = set(tokenizer.convert_tokens_to_ids(list(settings.model.new_tokens or [])))
     rows = len(head.weight)
     special = [
         number
         for number in (*tokenizer.added_tokens_decoder, *range(len(tokenizer), rows))
         if number < rows and number not in new
     ]
-    found = tokenizer.convert_ids_to_tokens(
-        indistinct(head.weight, [end for end in ends if end not in new], special)
-    )
-    if not found:
+    unlearned = indistinct(head.weight, [end for end in ends if end not in new], special)
+    if not unlearned:
         return None
+    names = ", ".join(tokenizer.convert_ids_to_tokens(unlearned))
     return (
-        f"{settings.model.name} never learned {', '.join(found)}, with which the answers end, and LoRA alone"
+        f"{settings.model.name} never learned {names}, with which the answers end, and LoRA alone"
         " cannot teach it: answers may not end; lora.modules_to_save=[embed_tokens,lm_head] trains its row,"
         " or name an instruct model"
     )
@@ -63,12 +62,11 @@ def indistinct(weight: torch.Tensor, tokens: Sequence[int], others: Sequence[int
     with torch.no_grad():
         usual = weight[:: max(1, len(weight) // COMPARED)].float().norm(dim=1).median()
         compared = weight[list(others)].float()
-        found = []
+        unlearned = []
         for token in tokens:
             row = weight[token].float()
             alike = (compared - row).norm(dim=1) <= SAME * row.norm()
-            if row.norm() <= ZERO * usual or any(
-                other != token for other, same in zip(others, alike.tolist(), strict=True) if same
-            ):
-                found.append(token)
-        return found
+            twins = [other for other, same in zip(others, alike.tolist(), strict=True) if same]
+            if row.norm() <= ZERO * usual or any(other != token for other in twins):
+                unlearned.append(token)
+        return unlearned

@@ -1,2 +1,1 @@
-"""What a run says and leaves behind: report.json, report.md, loss.png, loggers and the terminal's tables,
-without secrets and control sequences."""
+"""What a run says and leaves behind: report.md, loss.png, loggers and the terminal's tables, without secrets."""

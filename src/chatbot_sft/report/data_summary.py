@@ -35,25 +35,21 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
     for name, value in facts(report):
         table.add_row(name, Text(shown_line(value)))
     console.print(table)
-    rows = [(kind, found, "red") for kind, found in report["problems"].items()] + [
-        (kind, found, "yellow") for kind, found in report["notes"].items()
-    ]
+    rows = [(kind, tally, "red") for kind, tally in report["problems"].items()]
+    rows += [(kind, tally, "yellow") for kind, tally in report["notes"].items()]
     if rows:
-        one_file = (
-            len(report["sources"]) == 1
-            and len({entry["file"] for _, found, _ in rows for entry in found["rows"]}) == 1
-        )
+        files_named = {row["file"] for _, tally, _ in rows for row in tally["rows"]}
+        one_file = len(report["sources"]) == 1 and len(files_named) == 1
         problems = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         problems.add_column("found", no_wrap=True)
         problems.add_column("rows", justify="right")
         problems.add_column("the first", overflow="fold")
-        for kind, found, colour in sorted(rows, key=lambda row: (row[2], -row[1]["count"])):
-            first = found["rows"][0]
+        for kind, tally, colour in sorted(rows, key=lambda row: (row[2], -row[1]["count"])):
+            first = tally["rows"][0]
             detail = f": {first['detail']}" if "detail" in first else ""
             where = f"row {first['row']}" if one_file else f"{Path(first['file']).name} row {first['row']}"
-            problems.add_row(
-                Text(kind, style=colour), f"{found['count']:,}", Text(shown_line(where + detail))
-            )
+            place = Text(shown_line(where + detail))
+            problems.add_row(Text(kind, style=colour), f"{tally['count']:,}", place)
         console.print()
         console.print(problems)
     console.print()
@@ -75,22 +71,18 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tokens", f"{report['tokens']:,}, {100 * report['trainable_share']:.0f}% of them trained"),
         (
             "length",
-            (
-                f"median {lengths['p50']:,}, 95% up to {lengths['p95']:,}, longest {lengths['p100']:,}"
-                f" tokens; {lengths['over_max_seq_length']:,} over model.max_seq_length"
-            ),
+            f"median {lengths['p50']:,}, 95% up to {lengths['p95']:,}, longest {lengths['p100']:,} tokens;"
+            f" {lengths['over_max_seq_length']:,} over model.max_seq_length",
         ),
         (
             "training",
-            (
-                f"{training['steps']:,} steps of {training['effective_batch_size']} conversations:"
-                f" {training['epochs']:g} epochs"
-            ),
+            f"{training['steps']:,} steps of {training['effective_batch_size']} conversations:"
+            f" {training['epochs']:g} epochs",
         ),
         (
             "template",
-            f"system prompt: {template['system_prompt']}; an answer ends with"
-            f" {' '.join(template['end_of_turn']) or 'no control token'}"
+            f"system prompt: {template['system_prompt']};"
+            f" an answer ends with {' '.join(template['end_of_turn']) or 'no control token'}"
             + ("; the prompt ends with <think>" if template["opens_thought"] else "")
             + ("; thoughts are left out" if template["leaves_thoughts_out"] else ""),
         ),
@@ -101,36 +93,32 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def remarks(report: Mapping[str, Any]) -> list[str]:
     """What is not wrong with any one row, but worth a look."""
     template = report["template"]
-    found = [f"not read: {sentence(report['not_read'])}"] if report["not_read"] else []
+    lines = [f"not read: {sentence(report['not_read'])}"] if report["not_read"] else []
     for kind, note in report["notes"].items():
         if kind in SAID or note["count"] > MOST * report["rows"]:
-            found.append(
-                f"{kind} in {note['count']:,} of {report['rows']:,}"
-                f" rows{': ' + SAID[kind] if kind in SAID else ''}"
-            )
+            meaning = f": {SAID[kind]}" if kind in SAID else ""
+            lines.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{meaning}")
     if report["system_prompts_given"] == 0:
-        found.append("dataset.system_prompt does nothing here: no row is without a system prompt of its own")
+        lines.append("dataset.system_prompt does nothing here: no row is without a system prompt of its own")
     if report["training"]["warning"]:
-        found.append(report["training"]["warning"])
+        lines.append(report["training"]["warning"])
     if template["end_of_turn"] and not template["end_of_turn_stops_generation"]:
-        found.append(
+        lines.append(
             f"{' '.join(template['end_of_turn'])} is no end token of the tokenizer or of"
             " generation_config.json: generation may run on after it"
         )
     if template["system_prompt"] == "left out":
-        found.append("the chat template leaves system prompts out")
+        lines.append("the chat template leaves system prompts out")
     if template["writes_todays_date"]:
-        found.append(
+        lines.append(
             "the chat template writes today's date into every prompt;"
             " dataset.chat_template_kwargs={date_string: …} fixes it"
         )
-    return found
+    return lines
 
 
 def _used(bad: Mapping[str, Any]) -> str:
-    """How many bad rows are among those that are trained on or held out, as dataset.on_bad_row=warn has it,
-    and which.
-    """
+    """How many bad rows are trained on or held out, as dataset.on_bad_row=warn has it, and which."""
     if not bad["count"]:
         return ""
     rows = ", ".join(str(place["row"]) for place in bad["rows"][:SHOWN])
@@ -145,4 +133,4 @@ def _taken(source: Mapping[str, Any]) -> str:
 
 def _columns(source: Mapping[str, Any]) -> str:
     """Which of the file's columns were taken for the format's, where the configuration did not say so."""
-    return "".join(f", {ours}={theirs}" for ours, theirs in source.get("columns", {}).items())
+    return "".join(f", {field}={column}" for field, column in source.get("columns", {}).items())

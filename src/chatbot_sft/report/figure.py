@@ -15,8 +15,7 @@ SMOOTHED_FROM = 120  # logged steps
 def write_loss_figure(
     history: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], target: Path
 ) -> bool:
-    """Draw the training loss and the held-out loss over optimizer steps; False where no training step was
-    logged.
+    """Draw the training and the held-out loss over optimizer steps; False where no step was logged.
 
     `history` and `evaluations` are the report's. The held-out loss has its value at both ends and where it is
     lowest.
@@ -53,14 +52,8 @@ def write_loss_figure(
 def _draw_training(axes: Any, steps: list[int], losses: list[float]) -> None:
     """The training loss; a long run's is drawn pale, with its running mean on top."""
     if len(steps) <= SMOOTHED_FROM:
-        axes.plot(
-            steps,
-            losses,
-            color=TRAINING,
-            linewidth=1.8,
-            marker="o" if len(steps) < 3 else None,
-            label="training",
-        )
+        marker = "o" if len(steps) < 3 else None
+        axes.plot(steps, losses, color=TRAINING, linewidth=1.8, marker=marker, label="training")
         return
     window = len(steps) // 20 | 1
     edge = window // 2
@@ -72,8 +65,9 @@ def _draw_training(axes: Any, steps: list[int], losses: list[float]) -> None:
 
 
 def _draw_held_out(axes: Any, points: list[tuple[int, float]]) -> None:
-    """The held-out loss as a curve of (step, loss); with more than a start and an end, a ring marks the
-    lowest after the start.
+    """The held-out loss as a curve of (step, loss).
+
+    With more than a start and an end, a ring marks the lowest after the start.
     """
     curve = len(points) > 2
     many = len(points) > 40

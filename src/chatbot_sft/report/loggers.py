@@ -56,9 +56,8 @@ OTHERS = {
     "swanlab": ("swanlab",),
 }
 PACKAGE_OF = {"azureml": "azureml-sdk", "azureml.core": "azureml-sdk"}  # where it is not the module's name
-NEEDED = {
-    "neptune": ("NEPTUNE_PROJECT", "NEPTUNE_API_TOKEN")
-}  # environment variables that a logger does not start without
+# Environment variables that a logger does not start without.
+NEEDED = {"neptune": ("NEPTUNE_PROJECT", "NEPTUNE_API_TOKEN")}
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,8 @@ def check(names: list[str]) -> None:
         UserError: names the extra that brings it.
     """
     for name in names:
-        missing = next(
-            (
-                module
-                for module in MODULES.get(name) or OTHERS[name]
-                if importlib.util.find_spec(module) is None
-            ),
-            None,
-        )
+        modules = MODULES.get(name) or OTHERS[name]
+        missing = next((module for module in modules if importlib.util.find_spec(module) is None), None)
         if missing is not None:
             package = f"'chatbot-sft[{name}]'" if name in MODULES else PACKAGE_OF.get(missing, missing)
             raise UserError(f"training.report_to={name}: {missing} is not installed; pip install {package}")
@@ -148,12 +141,8 @@ class Loggers:
                 with quiet(), contextlib.suppress(StopIteration):
                     session.send(ending)
             except Exception as error:
-                log.warning(
-                    "logs: %s did not take the report: %s: %s",
-                    name,
-                    type(error).__name__,
-                    masked(" ".join(str(error).split())),
-                )
+                why = f"{type(error).__name__}: {masked(' '.join(str(error).split()))}"
+                log.warning("logs: %s did not take the report: %s", name, why)
 
 
 # One generator a logger: it opens, yields the trainer's callback, receives the ending, and closes.
@@ -197,10 +186,8 @@ def _wandb(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any,
             settings=wandb.Settings(console="off", disable_git=True, save_code=False, x_disable_meta=True),
         )
         synced = Path(run.settings.sync_dir).absolute()
-        log.info(
-            "logs: %s",
-            f"wandb is offline; `wandb sync {synced}` sends the run" if run.offline else f"wandb {run.url}",
-        )
+        offline = f"wandb is offline; `wandb sync {synced}` sends the run"
+        log.info("logs: %s", offline if run.offline else f"wandb {run.url}")
         callback = WandbCallback()
         callback.setup(masked_arguments(trainer.args), trainer.state, trainer.model)
         ending = yield callback
@@ -213,8 +200,9 @@ def _wandb(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any,
 
 
 def wandb_stays_offline() -> bool:
-    """Whether the user neither chose a mode nor is logged in (WANDB_API_KEY, netrc, W&B's own settings). Asks
-    nobody, and not over the network.
+    """Whether the user neither chose a mode nor is logged in (WANDB_API_KEY, netrc, W&B's own settings).
+
+    Asks nobody, and not over the network.
     """
     import wandb
 
@@ -232,19 +220,19 @@ def _mlflow(trainer: Any, folder: Path, config: dict[str, Any]) -> Generator[Any
         if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"} & set(os.environ):
             if local:
                 folder.mkdir(parents=True, exist_ok=True)
-            found = mlflow.get_experiment_by_name(trainer.args.project)
+            project = trainer.args.project
             artifacts = (folder / "artifacts").as_uri() if local else None
+            earlier = mlflow.get_experiment_by_name(project)
             experiment = (
-                found.experiment_id
-                if found
-                else mlflow.create_experiment(trainer.args.project, artifact_location=artifacts)
+                earlier.experiment_id
+                if earlier
+                else mlflow.create_experiment(project, artifact_location=artifacts)
             )
         # Ours, not the callback's: that one ends its run with the training.
         mlflow.start_run(experiment_id=experiment, run_name=trainer.args.run_name)
         mlflow.log_text(_yaml(config), "config.yaml")
-        params = [
-            (re.sub(r"[^\w\-. :/]", "_", key), value) for key, value in _texts(config).items()
-        ]  # a column of the user's may hold any letter
+        # A column of the user's may hold any letter.
+        params = [(re.sub(r"[^\w\-. :/]", "_", key), value) for key, value in _texts(config).items()]
         for first in range(0, len(params), 100):  # as many as MLflow takes at once
             mlflow.log_params(dict(params[first : first + 100]))
         log.info("logs: mlflow ui --backend-store-uri %s", store if local else mlflow.get_tracking_uri())
@@ -287,8 +275,7 @@ OPEN = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow, "tracki
 
 
 def _until_the_end(callback: type) -> type:
-    """`callback` without its `on_train_end`, which would close the logger: the last evaluation and the report
-    come after the training.
+    """`callback` without its `on_train_end`, which would close the logger before the last evaluation.
 
     What it writes of the arguments as the training begins has no secrets.
     """

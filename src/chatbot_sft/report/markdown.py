@@ -25,13 +25,11 @@ TITLES = {
 
 
 def data_links(data: Run, beside: Run) -> dict[str, str]:
-    """What the data gate of the run `data` wrote, as far as it is there, with its address from the folder of
-    `beside`.
-    """
-    found = {"every token of some rows": data.preview_file, "all findings": data.data_report_file}
+    """Label → address, from the folder of `beside`, of what the data gate of the run `data` wrote."""
+    files = {"every token of some rows": data.preview_file, "all findings": data.data_report_file}
     return {
-        what: urllib.parse.quote(os.path.relpath(file, beside.folder))
-        for what, file in found.items()
+        label: urllib.parse.quote(os.path.relpath(file, beside.folder))
+        for label, file in files.items()
         if file.is_file()
     }
 
@@ -77,11 +75,11 @@ def markdown(report: Report, picture: bool, links: Mapping[str, str] | None = No
 def _saved(save: SaveResult) -> list[str]:
     """What there is, and what was found of an export that was not kept."""
     lines = []
-    if there := save.kept:
-        lines += [f"## Saved ({', '.join(export.method for export in there)})", "", f"`{save.path}`", ""]
+    if exports := save.kept:
+        lines += [f"## Saved ({', '.join(export.method for export in exports)})", "", f"`{save.path}`", ""]
         lines += [f"- {inline(name)} ({size / 1e6:,.1f} MB)" for name, size in save.files.items()]
-        lines += ["", *verification_table(there), ""]
-        bases = dict.fromkeys(export.base for export in there if export.base)
+        lines += ["", *verification_table(exports), ""]
+        bases = dict.fromkeys(export.base for export in exports if export.base)
         lines += [f"The adapter was merged into {base}.\n" for base in bases]
     for export in save.exports:
         if export.verified is False:
@@ -97,22 +95,14 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
             f"{model.trainable_parameters / 1e6:,.2f}M trained"
             f" ({100 * model.trainable_parameters / model.parameters:.2f}%)"
         )
-        rows.append(
-            (
-                "model",
-                f"{inline(model.name)}, {model.parameters / 1e6:,.0f}M parameters, {trained}, {model.dtype}",
-            )
-        )
+        size = f"{model.parameters / 1e6:,.0f}M parameters"
+        rows.append(("model", f"{inline(model.name)}, {size}, {trained}, {model.dtype}"))
         if model.adapter:
             rows.append(("goes on from", inline(model.adapter)))
         rows.append(("engine", model.engine))
     if report.settings:
-        rows.append(
-            (
-                "settings",
-                ", ".join(f"{name} {value}" for name, value in report.settings.items() if value is not None),
-            )
-        )
+        given = {name: value for name, value in report.settings.items() if value is not None}
+        rows.append(("settings", ", ".join(f"{name} {value}" for name, value in given.items())))
     if data and data.system_prompt:
         rows.append(("system prompt", inline(data.system_prompt)))
     if data and data.tokens:
@@ -123,7 +113,7 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
             ("tokens", f"{data.tokens:,}, {share}; longest {data.max_length:,}, {data.truncated_rows:,} cut")
         )
         bad = f"{data.bad_rows:,} bad, {data.duplicates:,} exact duplicates"
-        linked = ", ".join(f"[{what}]({address})" for what, address in links.items())
+        linked = ", ".join(f"[{label}]({address})" for label, address in links.items())
         rows.append(("checked", f"{bad}; {linked}" if linked else bad))
         if data.not_read:
             rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
@@ -132,10 +122,10 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append(("memory (GB)", f"{parts}; {report.plan.device} has {report.plan.device_gb:.1f}"))
         rows.append(("batch layout", report.plan.layout))
     measured = report.plan.layouts if report.plan else training.batch_layouts if training else []
-    for found in measured:
-        took = f"{found['milliseconds']:,.0f} ms a step" if found["milliseconds"] else found["why_not"]
-        peak = f", peak {found['peak_gb']:.1f} GB" if found["peak_gb"] else ""
-        rows.append((f"layout {found['layout']}", f"{took}{peak}"))
+    for layout in measured:
+        took = f"{layout['milliseconds']:,.0f} ms a step" if layout["milliseconds"] else layout["why_not"]
+        peak = f", peak {layout['peak_gb']:.1f} GB" if layout["peak_gb"] else ""
+        rows.append((f"layout {layout['layout']}", f"{took}{peak}"))
     if training:
         steps = f"{training.steps:,} steps of {training.effective_batch_size} ({training.batch_layout})"
         rows.append(
@@ -143,45 +133,24 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         )
         rows.append(("training loss", f"{number(training.loss_first)} → {number(training.loss_last)}"))
     if training and training.rows_loss_before is not None:
-        rows.append(
-            (
-                "loss of trained conversations",
-                f"{number(training.rows_loss_before)} → {number(training.rows_loss)}",
-            )
-        )
+        losses = f"{number(training.rows_loss_before)} → {number(training.rows_loss)}"
+        rows.append(("loss of trained conversations", losses))
     for entry in training.resumes if training else []:
         rows.append(("resumed", f"from step {entry['step']:,} at {entry['time']}"))
     if training and training.eval_loss is not None:
         rows.append(("held-out loss", f"{number(training.eval_loss_before)} → {number(training.eval_loss)}"))
-        rows.append(
-            (
-                "perplexity",
-                (
-                    f"{number(training.eval_perplexity_before, ',.1f')} →"
-                    f" {number(training.eval_perplexity, ',.1f')}"
-                ),
-            )
-        )
-        right = (
-            f"{number(training.eval_token_accuracy_before, '.1%')} →"
-            f" {number(training.eval_token_accuracy, '.1%')}"
-        )
+        before = number(training.eval_perplexity_before, ",.1f")
+        rows.append(("perplexity", f"{before} → {number(training.eval_perplexity, ',.1f')}"))
+        before = number(training.eval_token_accuracy_before, ".1%")
+        right = f"{before} → {number(training.eval_token_accuracy, '.1%')}"
         everything = data and data.tokens and data.tokens == data.trainable_tokens
-        rows.append(
-            (
-                "tokens right" if everything else "answer tokens right",
-                f"{right} (the likeliest token, given all before it)",
-            )
-        )
+        name = "tokens right" if everything else "answer tokens right"
+        rows.append((name, f"{right} (the likeliest token, given all before it)"))
         if training.best_step is not None:
             early = f"; stopped early at step {training.steps:,}" if training.stopped_early else ""
             ends = f"the weights kept are those of step {training.weights_of_step:,}"
-            rows.append(
-                (
-                    "lowest held-out loss",
-                    f"{training.best_eval_loss:.3f} at step {training.best_step:,}; {ends}{early}",
-                )
-            )
+            lowest = f"{training.best_eval_loss:.3f} at step {training.best_step:,}"
+            rows.append(("lowest held-out loss", f"{lowest}; {ends}{early}"))
     if memory:
         added = f"{memory.training_gb:.2f} GB of it added by training"
         since = ", since the process was started" if memory.peak_since == "process" else ""
@@ -190,9 +159,7 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _evaluations(report: Report) -> list[str]:
-    """The held-out conversations step by step, the lowest loss in bold; nothing where they were read before
-    and after training only.
-    """
+    """The held-out conversations step by step, the lowest loss in bold; nothing where there are only two."""
     records = [record for record in report.evaluations if record["loss"] is not None]
     if len(records) < 3:
         return []
@@ -205,19 +172,19 @@ def _evaluations(report: Report) -> list[str]:
     ]
     for record in records:
         bold = "**" if record is best else ""
-        figures = (
-            f"{number(record['loss'])}{bold} | {number(record['perplexity'], ',.1f')} |"
-            f" {number(record['token_accuracy'], '.1%')}"
-        )
-        cells = f"{figures} | {record['seconds']:.1f}"
-        lines.append(f"| {record['step']:,} | {bold}{cells} |")
+        cells = [
+            f"{record['step']:,}",
+            f"{bold}{number(record['loss'])}{bold}",
+            number(record["perplexity"], ",.1f"),
+            number(record["token_accuracy"], ".1%"),
+            f"{record['seconds']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
 def _on_the_way(prompt: str, evaluations: list[dict[str, Any]]) -> list[str]:
-    """The answers to `prompt` at each evaluation, folded away; nothing where there are only those before and
-    after.
-    """
+    """The answers to `prompt` at each evaluation, folded away; nothing where there are only two."""
     answers = [
         (record["step"], sample["answer"])
         for record in evaluations

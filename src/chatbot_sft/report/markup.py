@@ -1,6 +1,4 @@
-"""Text from data, models and errors, inside Markdown: it shows as it is, and cannot end a table, a quote or a
-fold.
-"""
+"""Text from data, models and errors, inside Markdown: it shows as it is, and cannot end a table or a quote."""
 
 from __future__ import annotations
 
@@ -28,9 +26,9 @@ def quoted(text: str) -> list[str]:
     return [f"> {LINE_BEGINS.sub(_escaped_begin, SYNTAX.sub(_escaped, line).strip())}" for line in lines]
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\{found[0]}"
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\{match[0]}"
 
 
-def _escaped_begin(found: re.Match[str]) -> str:
-    return f"{found[1]}{found[2]}\\" if found[2].isdigit() else f"{found[1]}\\{found[2]}"
+def _escaped_begin(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2]}\\" if match[2].isdigit() else f"{match[1]}\\{match[2]}"

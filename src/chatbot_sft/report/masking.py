@@ -43,16 +43,12 @@ def masked(value: Any) -> Any:
 
 
 def is_secret(name: str) -> bool:
-    """Whether something called `name` is kept to oneself: `HF_TOKEN`, `api_key`, `apiKey`; not
-    `max_new_tokens`, `eos_token`.
-    """
+    """Whether something called `name` is kept to oneself: `HF_TOKEN`, `apiKey`; not `max_new_tokens`."""
     return bool(SECRET_NAME.search(name)) and not SPECIAL_TOKEN.search(name)
 
 
 def referring(value: Any) -> Any:
-    """`masked`, but with `${oc.env:NAME}` for what an environment variable holds, so that `resolved` finds it
-    again.
-    """
+    """`masked`, but with `${oc.env:NAME}` for what an environment variable holds: `resolved` finds it again."""
     return _masked(value, _references())
 
 
@@ -67,24 +63,22 @@ def by_name(value: Any) -> Any:
 def places(text: str) -> list[tuple[int, int]]:
     """(begin, end) of everything in `text` that an environment variable holds."""
     long = (secret for secret in _named_environment() if len(secret) >= SHORTEST)
-    return [found.span() for secret in long for found in re.finditer(re.escape(secret), text)]
+    return [match.span() for secret in long for match in re.finditer(re.escape(secret), text)]
 
 
 def masked_arguments(arguments: Any) -> Any:
-    """A copy of an object of settings, as transformers keeps and logs its training arguments, with *** for
-    every secret.
-    """
-    found = vars(arguments)
-    plain = {name: value for name, value in found.items() if isinstance(value, (str, list, dict))}
+    """A copy of transformers' training arguments, which it keeps and logs, with *** for every secret."""
+    plain = {name: value for name, value in vars(arguments).items() if isinstance(value, (str, list, dict))}
     clean = masked(plain)
-    made = copy.copy(arguments)
-    vars(made).update({name: clean[name] for name, value in plain.items() if clean[name] != value})
-    return made
+    copied = copy.copy(arguments)
+    vars(copied).update({name: clean[name] for name, value in plain.items() if clean[name] != value})
+    return copied
 
 
 def resolved(value: Any) -> Any:
-    """What `referring` or `by_name` wrote, with the environment's values in place again; a variable that is
-    gone leaves its name.
+    """What `referring` or `by_name` wrote, with the environment's values in place again.
+
+    A variable that is gone leaves its name.
     """
     if isinstance(value, Mapping):
         return {key: resolved(item) for key, item in value.items()}
@@ -93,7 +87,7 @@ def resolved(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return REFERENCE.sub(
-        lambda found: os.environ.get(found[1], found[0]) if is_secret(found[1]) else found[0], value
+        lambda match: os.environ.get(match[1], match[0]) if is_secret(match[1]) else match[0], value
     )
 
 
@@ -108,11 +102,12 @@ def mask_yaml(file: Path) -> None:
 
 
 def _named_environment() -> dict[str, str]:
-    """Value → name of every environment variable that is called like a secret; the longest first, as one may
-    hold another.
+    """Value → name of every environment variable that is called like a secret.
+
+    The longest come first, as one may hold another.
     """
-    found = {text: name for name, text in os.environ.items() if is_secret(name) and text.strip()}
-    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+    names = {text: name for name, text in os.environ.items() if is_secret(name) and text.strip()}
+    return dict(sorted(names.items(), key=lambda item: -len(item[0])))
 
 
 def _environment() -> dict[str, str]:
@@ -161,10 +156,9 @@ def _of_key(key: str, item: Any, secrets: Mapping[str, str]) -> Any:
     return secrets.get(item, MASK) if isinstance(item, str) else MASK
 
 
-def _assigned(found: re.Match[str]) -> str:
-    if found["query"]:
-        return f"{found['query']}{MASK}"
-    words = found["name"] == "key" and found["value"].startswith(
-        "value"
-    )  # of our own texts: "not understood as key=value"
-    return f"{found['name']}{found['sign']}{MASK}" if is_secret(found["name"]) and not words else found[0]
+def _assigned(match: re.Match[str]) -> str:
+    if match["query"]:
+        return f"{match['query']}{MASK}"
+    # Of our own texts: "not understood as key=value".
+    words = match["name"] == "key" and match["value"].startswith("value")
+    return f"{match['name']}{match['sign']}{MASK}" if is_secret(match["name"]) and not words else match[0]

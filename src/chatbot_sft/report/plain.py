@@ -1,6 +1,4 @@
-"""Text from data, files, models and libraries, made safe to show: what a terminal or an editor would obey is
-written out as an escape.
-"""
+"""Text from elsewhere, made safe to show: what a terminal or an editor would obey is written as an escape."""
 
 from __future__ import annotations
 
@@ -39,8 +37,8 @@ def uncoloured(text: str) -> str:
     return COLOURS.sub("", text)
 
 
-def _written_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    if found[0] == "\r":
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if match[0] == "\r":
         return "\\r"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

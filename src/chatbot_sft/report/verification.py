@@ -1,6 +1,4 @@
-"""What was found of each export, held against the trained model, as a Markdown table: in report.md and in the
-model card.
-"""
+"""Each export, held against the trained model, as a Markdown table: in report.md and in the model card."""
 
 from __future__ import annotations
 
@@ -18,20 +16,20 @@ WEIGHTS = (".gguf", ".safetensors")
 
 def verification_table(exports: Sequence[Export]) -> list[str]:
     """Lines of Markdown for the report's `save.exports`; none where nothing was verified."""
-    rows = [_row(export, kind, found) for export in exports for kind, found in export.checks.items()]
+    rows = [_row(export, kind, check) for export in exports for kind, check in export.checks.items()]
     if not rows:
         return []
     how = (
-        "Reloaded from disk and asked what the trained model was asked. KL: mean divergence from its"
-        " probabilities, in nats per token."
+        "Reloaded from disk and asked what the trained model was asked. KL:"
+        " mean divergence from its probabilities, in nats per token."
     )
     return [how, "", HEAD, "|---|--:|--:|--:|--:|--:|--:|--:|", *rows]
 
 
-def _row(export: Export, kind: str, found: Mapping[str, Any]) -> str:
+def _row(export: Export, kind: str, check: Mapping[str, Any]) -> str:
     sizes = {name: size for name, size in export.files.items() if name.endswith(WEIGHTS)}
     size = sum(size for name, size in sizes.items() if len(export.checks) == 1 or f"-{kind.upper()}." in name)
-    share = "" if found["trained_share"] is None else f"{100 * found['trained_share']:.0f}%"
+    share = "" if check["trained_share"] is None else f"{100 * check['trained_share']:.0f}%"
     name = f"gguf {kind}" if export.method == "gguf" else kind
-    cells = [name, f"{size / 1e6:,.0f} MB", f"{export.seconds[kind]:.1f} s", f"{found['kl']:.2g}", share]
-    return f"| {' | '.join(cells)} | {found['prompts']} | {found['greedy']} | {found['ended']} |"
+    cells = [name, f"{size / 1e6:,.0f} MB", f"{export.seconds[kind]:.1f} s", f"{check['kl']:.2g}", share]
+    return f"| {' | '.join(cells)} | {check['prompts']} | {check['greedy']} | {check['ended']} |"

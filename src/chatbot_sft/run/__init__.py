@@ -1,3 +1,1 @@
-"""A run as others see it: its directory, its report, and the lock that says what decided its result. Imports
-no torch and no Hydra.
-"""
+"""A run as others see it: its directory, its report, and its lock. Imports no torch and no Hydra."""

@@ -50,8 +50,8 @@ class Checkpoint:
 
 def all_in(folder: Path) -> list[Checkpoint]:
     """The whole checkpoints in `folder`, by step. One that misses a file, or a part of it, is none."""
-    found = [read(path) for path in named(folder)]
-    return sorted((checkpoint for checkpoint in found if checkpoint), key=lambda checkpoint: checkpoint.step)
+    checkpoints = (read(path) for path in named(folder))
+    return sorted((whole for whole in checkpoints if whole), key=lambda checkpoint: checkpoint.step)
 
 
 def last_in(folder: Path) -> Checkpoint | None:
@@ -88,22 +88,21 @@ def _read(folder: Path) -> Checkpoint:
     for key, kind in RECORD_KEYS.items():
         if not isinstance(record.get(key), kind):
             raise Damaged(f"{RECORD}: {key} is {'missing' if key not in record else 'damaged'}")
-    if "checksums" in record and record.get("checksum") != _own_checksum(
-        record
-    ):  # earlier versions wrote none
+    # Earlier versions wrote none.
+    if "checksums" in record and record.get("checksum") != _own_checksum(record):
         raise Damaged(f"{RECORD} was changed after it was written")
     try:
         datetime.fromisoformat(record["started"])
-        found = _sizes(folder)
+        sizes = _sizes(folder)
     except (ValueError, OSError):
         raise Damaged(f"{RECORD}: started is no time, or a file cannot be read") from None
-    for name in sorted(found.keys() | record["files"].keys()):
-        if name not in found:
+    for name in sorted(sizes.keys() | record["files"].keys()):
+        if name not in sizes:
             raise Damaged(f"{name} is missing")
         if name not in record["files"]:
             raise Damaged(f"{name} was not written with it")
-        if found[name] != record["files"][name]:
-            raise Damaged(f"{name} has {found[name]:,} bytes in place of {record['files'][name]:,}")
+        if sizes[name] != record["files"][name]:
+            raise Damaged(f"{name} has {sizes[name]:,} bytes in place of {record['files'][name]:,}")
     return Checkpoint(folder, record)
 
 
@@ -113,20 +112,18 @@ def verified(folder: Path) -> Checkpoint:
     Raises:
         Damaged: it is not as it was written.
     """
-    found = _read(folder)
-    for name, checksum in found.record.get("checksums", {}).items():
+    checkpoint = _read(folder)
+    for name, checksum in checkpoint.record.get("checksums", {}).items():
         try:
             if _checksum(folder / name) != checksum:
                 raise Damaged(f"{name} is damaged (its checksum is another)")
         except OSError as error:
             raise Damaged(f"{name}: {error.strerror}") from None
-    return found
+    return checkpoint
 
 
 def last_verified(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that is as it was written; each newer one is named with what is wrong
-    with it.
-    """
+    """The newest checkpoint in `folder` that is as it was written; newer ones are named with their fault."""
     for path in sorted(named(folder), key=_step, reverse=True):
         try:
             return verified(path)
@@ -141,19 +138,19 @@ def named(folder: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int:
-    return int(NAME.fullmatch(path.name)[1])
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _checksum(file: Path) -> str:
     """XXH3 of every byte. It finds accidents, not forgers, and is as fast as the file can be read."""
     import xxhash
 
-    found = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(CHUNK))
     with file.open("rb", buffering=0) as stream:
         while size := stream.readinto(buffer):
-            found.update(buffer[:size])
-    return found.hexdigest()
+            digest.update(buffer[:size])
+    return digest.hexdigest()
 
 
 def _own_checksum(record: Mapping[str, Any]) -> str:
@@ -174,24 +171,17 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def publish(staged: Path, target: Path, record: Mapping[str, Any]) -> None:
-    """Make the finished folder `staged` appear as `target` in one step, with its run.json, after all of it
-    has reached the disk.
-    """
+    """Make the finished folder `staged` appear as `target` in one step, with its run.json, once on disk."""
     seal(staged, record)
     staged.rename(target)
     _sync(target.parent)
 
 
 def seal(folder: Path, record: Mapping[str, Any]) -> None:
-    """Put run.json into the finished `folder`, which makes a checkpoint of it, and wait until all of it has
-    reached the disk.
-    """
+    """Put run.json into the finished `folder`, which makes a checkpoint of it, and wait for the disk."""
     files = _sizes(folder)
-    whole = json.loads(
-        json.dumps(
-            {**record, "files": files, "checksums": {name: _checksum(folder / name) for name in files}}
-        )
-    )
+    checksums = {name: _checksum(folder / name) for name in files}
+    whole = json.loads(json.dumps({**record, "files": files, "checksums": checksums}))
     (folder / RECORD).write_text(
         json.dumps({**whole, "checksum": _own_checksum(whole)}, indent=1, ensure_ascii=False),
         encoding="utf-8",
@@ -209,8 +199,9 @@ def _sync(path: Path) -> None:
 
 
 def prune(folder: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints over `limit` (None: keep all); never the newest, nor `best`. A removed
-    one is gone in one step.
+    """Remove the oldest checkpoints over `limit` (None: keep all), each in one step.
+
+    The newest and `best` always stay.
     """
     if limit is None:
         return

@@ -114,14 +114,13 @@ class Run:
             UserError: report.json is there and no report of a run: a run would write its own over it.
         """
         try:
-            found = json.loads(self.report_file.read_text(encoding="utf-8"))
-            return Report.from_json(found)
+            return Report.from_json(json.loads(self.report_file.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (IsADirectoryError, DamagedReport):
             raise UserError(
-                f"{self.report_file}: not the report of a run, and a run would write its own over it; name"
-                " another directory (hydra.run.dir=DIR)"
+                f"{self.report_file}: not the report of a run, and a run would write its own over it;"
+                " name another directory (hydra.run.dir=DIR)"
             ) from None
         except (ValueError, RecursionError):
             return None
@@ -161,12 +160,12 @@ class Run:
         """
         where = f"run={self.folder}"
         try:
-            found = resolved(OmegaConf.to_container(OmegaConf.load(self.config_file)))
+            config = resolved(OmegaConf.to_container(OmegaConf.load(self.config_file)))
         except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"{where}: its {CONFIG} cannot be read ({_short(error)})") from None
-        if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+        if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
             raise UserError(f"{where}: its {CONFIG} is damaged: there is no model in it")
-        return found
+        return config
 
     def has_config(self, config: Mapping[str, Any]) -> bool:
         """Whether it was composed to just that."""
@@ -205,11 +204,8 @@ def _jobs(folder: Path) -> str:
     """The runs of the sweep in `folder`, to choose from."""
     jobs = sorted(report.parent for report in folder.glob(f"*/{REPORT}")) if folder.is_dir() else []
     shown = ", ".join(f"run={job}" for job in jobs[:5])
-    return (
-        f"; it is a folder of {len(jobs)} runs, name one: {shown}{', …' if len(jobs) > 5 else ''}"
-        if jobs
-        else ""
-    )
+    more = ", …" if len(jobs) > 5 else ""
+    return f"; it is a folder of {len(jobs)} runs, name one: {shown}{more}" if jobs else ""
 
 
 def _short(error: Exception) -> str:

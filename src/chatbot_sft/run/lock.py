@@ -1,5 +1,4 @@
-"""All that decides a run's result, in one place: written as lock.json when the run starts, held against a
-checkpoint's when it goes on.
+"""All that decides a run's result: lock.json, held against a checkpoint's when a run goes on.
 
 Pure: whoever makes a `Lock` brings the fingerprints of data, tokenizer and weights.
 """
@@ -17,12 +16,8 @@ from chatbot_sft.report.masking import referring, resolved
 
 SCHEMA = 1  # of lock.json
 
-MACHINE = (
-    "model.engine",
-    "model.dtype",
-    "training.optim",
-    "training.loop",
-)  # `decides` has them once the model is loaded: as they turned out
+# `decides` has them once the model is loaded: as they turned out.
+MACHINE = ("model.engine", "model.dtype", "training.optim", "training.loop")
 
 
 @dataclass(frozen=True)
@@ -43,25 +38,24 @@ class Lock:
 
     def on_machine(self, engine: str, dtype: str, optim: str, loop: str) -> Lock:
         """With what only an imported engine knows, and the loop that was chosen."""
-        return replace(
-            self, decides={**self.decides, **dict(zip(MACHINE, (engine, dtype, optim, loop), strict=True))}
-        )
+        values = dict(zip(MACHINE, (engine, dtype, optim, loop), strict=True))
+        return replace(self, decides={**self.decides, **values})
 
     def in_layout(self, layout: Mapping[str, Any]) -> Lock:
         """With the batch layout that was chosen."""
         return replace(self, batch_layout=dict(layout))
 
     @classmethod
-    def from_json(cls, found: Any) -> Lock:
+    def from_json(cls, values: Any) -> Lock:
         """What `dataclasses.asdict` made of one.
 
         Raises:
             ValueError: it is no lock, or one of another version.
         """
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError("not a lock of this version")
         try:
-            return cls(**found)
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"not a lock: {error}") from None
 
@@ -69,8 +63,7 @@ class Lock:
 def decides(
     settings: Config, weights: str, rows: str, processes: int, adapter: str | None = None
 ) -> dict[str, Any]:
-    """The part of a `Lock` that a run which goes on may not change, but for what the machine adds
-    (`Lock.on_machine`).
+    """What a run that goes on may not change, but for what the machine adds (`Lock.on_machine`).
 
     A secret of the environment stands in it by its variable's name: renewing one makes no other run.
     `weights`, `rows` and `adapter` are fingerprints of the base, the training rows and the adapter that is
@@ -127,9 +120,6 @@ def _flat(lock: Mapping[str, Any]) -> dict[str, Any]:
     flat = dict(lock["decides"])
     for name, value in lock.items():
         if name != "decides":
-            flat |= (
-                {f"{name}.{key}": item for key, item in value.items()}
-                if isinstance(value, dict)
-                else {name: value}
-            )
+            named = isinstance(value, dict)
+            flat |= {f"{name}.{key}": item for key, item in value.items()} if named else {name: value}
     return flat

@@ -1,6 +1,6 @@
-"""report.json as a type: what a run was, what it found and what it made. Sizes in GB, times in seconds,
-losses in nats per token.
+"""report.json as a type: what a run was, what it found and what it made.
 
+Sizes are in GB, times in seconds, losses in nats per token.
 Each stage returns its part (`DatasetStatistics`, `Model`, `Training`, `SaveResult` …) and the pipeline puts
 it into the `Report`.
 """
@@ -35,8 +35,9 @@ class Status(StrEnum):
 
 @dataclass
 class Model:
-    """The model that is trained; `base` says where it is found (`model.base.description`), `adapter` what
-    adapter is gone on from.
+    """The model that is trained.
+
+    `base` says where it is found (`model.base.description`), `adapter` what adapter is gone on from.
     """
 
     name: str
@@ -63,9 +64,8 @@ class Training:
     train_loss: float | None
     weights_of_step: int
     processes: int = 1
-    batch_layouts: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # what was measured: layout, milliseconds, peak_gb, why_not
+    # What was measured: layout, milliseconds, peak_gb, why_not.
+    batch_layouts: list[dict[str, Any]] = field(default_factory=list)
     resumed_from: int | None = None
     resumes: list[dict[str, Any]] = field(default_factory=list)  # step, time, checkpoint
     milliseconds_per_step: float | None = None
@@ -86,9 +86,7 @@ class Training:
 
 @dataclass
 class Memory:
-    """`training_gb` is what training added to `start_gb`; `estimate_gb` what was estimated before the first
-    step, by part.
-    """
+    """`training_gb` is what training added to `start_gb`; `estimate_gb` an estimate before it, by part."""
 
     device: str
     start_gb: float
@@ -100,9 +98,7 @@ class Memory:
 
 @dataclass
 class Plan:
-    """What `task=plan` found: the layout that would be trained in, those that were measured, and an estimate
-    of the memory by part.
-    """
+    """What `task=plan` found: the layout to train in, those that were measured, the memory by part."""
 
     layout: str
     layouts: list[dict[str, Any]]
@@ -139,20 +135,19 @@ class DatasetStatistics:
     max_length: int = 0
     truncated_rows: int = 0
     dropped_rows: int = 0  # left out for their length, as dataset.overflow=drop says
-    not_read: dict[str, int] = field(
-        default_factory=dict
-    )  # columns and keys that nothing was made of: in how many rows
-    fingerprint: str = (
-        ""  # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order
-    )
+    # Columns and keys that nothing was made of: in how many rows.
+    not_read: dict[str, int] = field(default_factory=dict)
+    # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order.
+    fingerprint: str = ""
     system_prompt: str | None = None  # what most conversations begin with, where the model was loaded
 
 
 @dataclass
 class Export:
-    """One export; `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the
-    method) to its `Verification`, `seconds` the method and each quantisation to what writing it took.
+    """One export.
 
+    `files` maps names to sizes in bytes, `checks` a quantisation (for other methods: the method) to its
+    `Verification`, `seconds` the method and each quantisation to what writing it took.
     `base` says what an adapter was merged into. `verified` is None where it was not asked for.
     """
 
@@ -167,8 +162,7 @@ class Export:
 
 @dataclass
 class SaveResult:
-    """All exports of one `save`, as they are finished; the last may be one that was refused (`verified` is
-    False).
+    """All exports of one `save`, as they are finished; the last may be a refused one (`verified` is False).
 
     `path`, `files` and `verified` are of all that are there; `pushed` is where they were uploaded to.
     """
@@ -213,15 +207,13 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)  # what was set, as it ran
     model: Model | None = None
     dataset: DatasetStatistics | None = None
-    history: list[dict[str, Any]] | None = (
-        None  # step and loss of every logged step, whatever the run's end; None before the first step
-    )
+    # Step and loss of every logged step, whatever the run's end; None before the first step.
+    history: list[dict[str, Any]] | None = None
     training: Training | None = None
     memory: Memory | None = None
     plan: Plan | None = None
-    evaluations: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # step, loss, perplexity, token_accuracy, seconds, samples
+    # Step, loss, perplexity, token_accuracy, seconds, samples.
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     save: SaveResult | None = None
     versions: dict[str, str] = field(default_factory=versions)
@@ -237,37 +229,36 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As report.json has it: {} for a part that was not reached, and the history as a part of training.
+
         NaN and infinity are still in it.
         """
-        found = dataclasses.asdict(self)
-        history = found.pop("history")
-        found |= {name: found[name] or {} for name in PARTS}
+        values = dataclasses.asdict(self)
+        history = values.pop("history")
+        values |= {name: values[name] or {} for name in PARTS}
         if history is not None:
-            found["training"] = {"history": history, **found["training"]}
-        return {"schema": found.pop("schema"), **found, "status": str(self.status)}
+            values["training"] = {"history": history, **values["training"]}
+        return {"schema": values.pop("schema"), **values, "status": str(self.status)}
 
     @classmethod
-    def from_json(cls, found: Any) -> Report:
+    def from_json(cls, values: Any) -> Report:
         """What `to_json` wrote. Keys that are not known here are passed by.
 
         Raises:
             DamagedReport: something is missing or of another kind.
         """
-        if not isinstance(found, dict):
+        if not isinstance(values, dict):
             raise DamagedReport("it is no object")
         for name, kind in KINDS.items():
-            if not isinstance(found.get(name), kind):
-                raise DamagedReport(
-                    f"{name} is {'missing' if found.get(name) is None else 'of another kind'}"
-                )
-        known = {name: found[name] for name in _fields(cls) if name in found}
-        known["status"] = _status(found["status"])
-        known["history"] = found["training"].get("history")
-        training = {key: value for key, value in found["training"].items() if key != "history"}
-        known |= {
-            name: _part(name, part, {**found, "training": training}[name]) for name, part in PARTS.items()
-        }
-        known["samples"] = [_part("samples", Sample, sample) for sample in found["samples"]]
+            if not isinstance(values.get(name), kind):
+                fault = "missing" if values.get(name) is None else "of another kind"
+                raise DamagedReport(f"{name} is {fault}")
+        known = {name: values[name] for name in _fields(cls) if name in values}
+        known["status"] = _status(values["status"])
+        known["history"] = values["training"].get("history")
+        training = {key: value for key, value in values["training"].items() if key != "history"}
+        parts = {**values, "training": training}
+        known |= {name: _part(name, part, parts[name]) for name, part in PARTS.items()}
+        known["samples"] = [_part("samples", Sample, sample) for sample in values["samples"]]
         if known["save"] is not None:
             known["save"].exports = [
                 _part("save.exports", Export, export) for export in known["save"].exports
@@ -301,25 +292,25 @@ def _status(name: str) -> Status:
         raise DamagedReport(f"status {name} is none of {', '.join(Status)}") from None
 
 
-def _part(where: str, kind: type, found: Any) -> Any:
+def _part(where: str, kind: type, values: Any) -> Any:
     """An object of `kind` from its JSON object; None from {}.
 
     Raises:
         DamagedReport: a key is missing.
     """
-    if not isinstance(found, Mapping):
+    if not isinstance(values, Mapping):
         raise DamagedReport(f"{where} is of another kind")
-    if not found:
+    if not values:
         return None
     needed = [
         item.name
         for item in dataclasses.fields(kind)
         if item.default is item.default_factory is dataclasses.MISSING
     ]
-    missing = [name for name in needed if name not in found]
+    missing = [name for name in needed if name not in values]
     if missing:
         raise DamagedReport(f"{where}.{missing[0]} is missing")
-    return kind(**{name: value for name, value in found.items() if name in _fields(kind)})
+    return kind(**{name: value for name, value in values.items() if name in _fields(kind)})
 
 
 def now() -> str:

@@ -1,6 +1,4 @@
-"""The record of what was trained or exported in a run directory: a start that comes to nothing leaves it as
-it was.
-"""
+"""The record of what was trained or exported in a run directory, which a start that fails leaves as it was."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Standing:
-    """What stood in a run's directory when a run began there: its `report`, and the content of the data
-    gate's `files`, None where there was none.
+    """What stood in a run's directory when a run began there.
+
+    Its `report`, and the content of the data gate's `files`, None where there was none.
     """
 
     report: Report | None
@@ -31,8 +30,9 @@ class Standing:
         return cls(run.report(), {file: file.read_bytes() if file.is_file() else None for file in files})
 
     def outlives(self, report: Report) -> bool:
-        """Whether it stays in place of `report`: it has results, and that has none. What an export says of
-        training is the earlier run's.
+        """Whether it stays in place of `report`: it has results, and that has none.
+
+        What an export says of training is the earlier run's.
         """
         before = self.report
         if before is None or not (

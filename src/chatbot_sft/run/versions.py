@@ -22,13 +22,13 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Python, the platform and the packages that decide what a run computes."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    numbers = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def git_commit(folder: Path) -> str | None:

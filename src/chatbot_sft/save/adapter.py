@@ -1,6 +1,4 @@
-"""lora: the adapter as PEFT and vLLM load it, with tokenizer, chat template and the tokens that end an
-answer.
-"""
+"""lora: the adapter as PEFT and vLLM load it, with tokenizer, chat template and what ends an answer."""
 
 from __future__ import annotations
 

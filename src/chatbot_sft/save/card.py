@@ -35,16 +35,26 @@ TITLES = {
     "gguf": "GGUF for llama.cpp",
 }
 QUESTION = "Hello!"  # of data without messages
+LOAD_ADAPTER = (
+    "from peft import AutoPeftModelForCausalLM",
+    "from transformers import AutoTokenizer, GenerationConfig",
+    "",
+    'model = AutoPeftModelForCausalLM.from_pretrained(".")',
+    'model.generation_config = GenerationConfig.from_pretrained(".")',
+)
+LOAD_MERGED = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    'model = AutoModelForCausalLM.from_pretrained(".")',
+)
 
 
 def write_card(trained: Trained, export: Export, folder: Path) -> None:
     """README.md in `folder`, where the export stands that it is about, and the loss curve it shows."""
     report = trained.report
-    alone = (
-        Path(export.path).suffix == ".gguf"
-    )  # a file without a folder, so without a picture beside its card
+    has_folder = Path(export.path).suffix != ".gguf"  # else there is no place for a picture beside the card
     picture = (
-        not alone
+        has_folder
         and report is not None
         and write_loss_figure(report.history or [], report.evaluations, folder / PICTURE)
     )
@@ -64,10 +74,8 @@ def _front_matter(trained: Trained, export: Export) -> Iterator[str]:
         yield f"license: {json.dumps(licence)}"
     yield f"library_name: {library}"
     yield "pipeline_tag: text-generation"
-    yield (
-        "tags:"
-        f" {json.dumps(['chatbot-sft', 'sft', *(['lora'] if not trained.settings.full_finetuning else [])])}"
-    )
+    tags = ["chatbot-sft", "sft", *([] if trained.settings.full_finetuning else ["lora"])]
+    yield f"tags: {json.dumps(tags)}"
     yield "---"
 
 
@@ -79,45 +87,39 @@ def licence_of(settings: Config) -> str | None:
     if not is_local(name):
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(name, CARD, revision=settings.model.revision)
-        card = Path(found) if isinstance(found, str) else None
+        cached = try_to_load_from_cache(name, CARD, revision=settings.model.revision)
+        card = Path(cached) if isinstance(cached, str) else None
     else:
         card = Path(name).expanduser() / CARD
     if card is None or not card.is_file():
         return None
     import yaml
 
-    text = card.read_text(
-        encoding="utf-8-sig", errors="replace"
-    )  # a stranger's file: whatever is in it, the export goes on
+    # A stranger's file: whatever is in it, the export goes on.
+    text = card.read_text(encoding="utf-8-sig", errors="replace")
     _, begin, rest = text.partition("---\n")
     try:
         metadata = yaml.safe_load(rest.partition("\n---")[0]) if begin and text.startswith("---") else None
     except yaml.YAMLError:
         return None
-    return (
-        metadata.get("license")
-        if isinstance(metadata, dict) and isinstance(metadata.get("license"), str)
-        else None
-    )
+    licence = metadata.get("license") if isinstance(metadata, dict) else None
+    return licence if isinstance(licence, str) else None
 
 
 def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
-    settings, report = (
-        trained.settings,
-        masked(trained.report),
-    )  # before markup writes a part of a secret in another way
+    settings = trained.settings
+    report = masked(trained.report)  # before markup writes a part of a secret in another way
     target = Path(export.path).name.removesuffix(".gguf")
     yield f"# {inline(target)}: {TITLES[export.method]}"
     yield ""
-    how = (
+    trained_part = (
         "all weights"
         if settings.full_finetuning
         else f"LoRA, r={settings.lora.r}, alpha={settings.lora.lora_alpha}"
     )
     licence = licence_of(settings)
     yield (
-        f"Fine-tuned from {_base(settings)} ({how}; licence of the base: {licence or 'see its model card'})"
+        f"Fine-tuned from {_base(settings)} ({trained_part}; licence of the base: {licence or 'see its model card'})"
         " with chatbot_sft."
     )
     if export.base and not settings.full_finetuning:
@@ -146,49 +148,27 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
 def _facts(settings: Config, report: Report | None) -> Iterator[tuple[str, str]]:
     data, training = (report.dataset, report.training) if report else (None, None)
     if data:
-        yield (
-            "data",
-            (
-                f"{data.rows_used:,} conversations trained, {data.rows_held_out:,} held out; fingerprint"
-                f" `{data.fingerprint[:16]}`"
-            ),
-        )
+        rows = f"{data.rows_used:,} conversations trained, {data.rows_held_out:,} held out"
+        yield "data", f"{rows}; fingerprint `{data.fingerprint[:16]}`"
         yield "tokens", f"{data.tokens:,} an epoch, {data.trainable_tokens:,} of them trained"
     options = settings.training
     if training:
-        yield (
-            "training",
-            (
-                f"{training.steps:,} steps of {training.effective_batch_size} conversations,"
-                f" {training.seconds:,.0f} s"
-            ),
-        )
+        steps = f"{training.steps:,} steps of {training.effective_batch_size} conversations"
+        yield "training", f"{steps}, {training.seconds:,.0f} s"
     warm_up = f"{options.warm_up:.0%} of them" if 0 < options.warm_up < 1 else f"{options.warm_up:g} steps"
-    yield (
-        "optimizer",
-        (
-            f"{optimizer(settings)}, learning rate {options.learning_rate:g}, {options.lr_scheduler_type},"
-            f" warm-up {warm_up}"
-        ),
-    )
+    schedule = f"learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {warm_up}"
+    yield "optimizer", f"{optimizer(settings)}, {schedule}"
     yield "length", f"{settings.model.max_seq_length:,} tokens at most; seed {settings.seed}"
     if training and training.eval_loss is not None:
         change = moved(training.eval_loss_before, training.eval_loss)
-        yield (
-            "held-out loss",
-            (
-                f"{number(training.eval_loss_before)} → {number(training.eval_loss)} nats per"
-                f" token{f' ({change})' if change else ''}"
-            ),
-        )
+        losses = f"{number(training.eval_loss_before)} → {number(training.eval_loss)} nats per token"
+        yield "held-out loss", f"{losses} ({change})" if change else losses
     for warning in training.warnings if training else []:
         yield "warning", warning
     if report:
         wanted = ("chatbot-sft", "unsloth", "trl", "transformers", "peft", "torch")
-        yield (
-            "versions",
-            ", ".join(f"{name} {report.versions[name]}" for name in wanted if name in report.versions),
-        )
+        known = (name for name in wanted if name in report.versions)
+        yield "versions", ", ".join(f"{name} {report.versions[name]}" for name in known)
 
 
 def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
@@ -199,19 +179,6 @@ def _table(rows: Iterator[tuple[str, str]]) -> Iterator[str]:
 
 def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
     """Commands that a reader can paste, in the folder of this file."""
-    python = {
-        "lora": (
-            "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer,"
-            " GenerationConfig\n\nmodel ="
-            ' AutoPeftModelForCausalLM.from_pretrained(".")\nmodel.generation_config ='
-            ' GenerationConfig.from_pretrained(".")\n'
-        ),
-        "merged_16bit": (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel ="
-            ' AutoModelForCausalLM.from_pretrained(".")\n'
-        ),
-    }
-    python["merged_4bit"] = python["merged_16bit"]
     if export.method == "gguf":
         file = next(iter(file_names(trained.settings).values()))  # the one that the Modelfile names
         name = Path(file).stem.lower()
@@ -225,7 +192,7 @@ def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
         )
         return
     yield "```python"
-    yield from python[export.method].splitlines()
+    yield from LOAD_ADAPTER if export.method == "lora" else LOAD_MERGED
     yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
     yield f"messages = {plain_line(json.dumps(_question(trained), ensure_ascii=False))}"
     yield (
@@ -265,10 +232,10 @@ def _base(settings: Config) -> str:
 
 def _question(trained: Trained) -> list[dict[str, str]]:
     """The shortest question of the data, behind its usual system prompt."""
-    asked = [
+    questions = [
         prompt[-1]["content"]
         for prompt in trained.evidence.prompts
         if prompt != ANY_PROMPT and isinstance(prompt[-1].get("content"), str)
     ]
     opening = [{"role": "system", "content": trained.system_prompt}] if trained.system_prompt else []
-    return [*opening, {"role": "user", "content": min(asked, key=len, default=QUESTION)}]
+    return [*opening, {"role": "user", "content": min(questions, key=len, default=QUESTION)}]

@@ -35,13 +35,14 @@ def check(settings: Config) -> None:
     save = settings.save
     if not save.push_to_hub:
         return
-    _check_names(save)
-    name = f"save.hub_model_id={save.hub_model_id}"
-    with _connected(CHECK_SECONDS) as api, _readable(name, api):
-        refusal = _refusal(api.whoami(), save.hub_model_id)
+    name = _repository(save)
+    _check_names(name, save.hub_revision)
+    where = f"save.hub_model_id={name}"
+    with _connected(CHECK_SECONDS) as api, _readable(where, api):
+        refusal = _refusal(api.whoami(), name)
         if refusal:
-            raise UserError(f"{name}: {refusal}; take another token ({LOGIN}), or another place")
-        _check_visibility(api, save)
+            raise UserError(f"{where}: {refusal}; take another token ({LOGIN}), or another place")
+        _check_visibility(api, name, save.hub_private)
 
 
 def push(folder: Path, settings: Config) -> str:
@@ -54,12 +55,12 @@ def push(folder: Path, settings: Config) -> str:
         UserError: what failed, and how to go on. The folder stays as it is.
     """
     save = settings.save
-    name, branch = save.hub_model_id, save.hub_revision
+    name, branch = _repository(save), save.hub_revision
     try:
         with _connected(PUSH_SECONDS) as api:
             with _readable(f"save.hub_model_id={name}: the repository cannot be made", api):
                 url = str(api.create_repo(name, private=save.hub_private, exist_ok=True))
-                _check_visibility(api, save)
+                _check_visibility(api, name, save.hub_private)
             if branch:
                 with _readable(f"save.hub_revision={branch}: the branch of {name} cannot be made", api):
                     api.create_branch(name, branch=branch, exist_ok=True)
@@ -74,14 +75,22 @@ def push(folder: Path, settings: Config) -> str:
     return f"{url}/tree/{branch}" if branch else url
 
 
-def _check_names(save: SaveConfig) -> None:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+def _repository(save: SaveConfig) -> str:
+    """`save.hub_model_id`.
 
-    name, branch = save.hub_model_id, save.hub_revision
-    if not name:
+    Raises:
+        UserError: it is not set.
+    """
+    if not save.hub_model_id:
         raise UserError(
             "save.push_to_hub=true: save.hub_model_id is missing; set it to ORGANISATION/NAME or USER/NAME"
         )
+    return save.hub_model_id
+
+
+def _check_names(name: str, branch: str | None) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -131,7 +140,7 @@ def _connected(seconds: float) -> Iterator[HfApi]:
 
 
 @contextlib.contextmanager
-def _readable(what: str, api: HfApi) -> Iterator[None]:
+def _readable(where: str, api: HfApi) -> Iterator[None]:
     """Whatever fails inside is a UserError in one line, without the token and without the exception it came
     from, whose text could repeat it.
     """
@@ -140,7 +149,8 @@ def _readable(what: str, api: HfApi) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # an upload can fail in any way: the library's, httpx's, Xet's
-        raise UserError(f"{what}: {_trouble(error)}".replace(api.token, "…")) from None
+        text = f"{where}: {_trouble(error)}"
+        raise UserError(text.replace(api.token, "…") if isinstance(api.token, str) else text) from None
 
 
 def _trouble(error: BaseException) -> str:
@@ -153,9 +163,8 @@ def _trouble(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         answer = error.response
         said = f" ({error.server_message})" if error.server_message else ""
-        return f"{answer.url.host} answers {answer.status_code} {answer.reason_phrase}{said}" + (
-            f"; {LOGIN}" if answer.status_code == 401 else ""
-        )
+        login = f"; {LOGIN}" if answer.status_code == 401 else ""
+        return f"{answer.url.host} answers {answer.status_code} {answer.reason_phrase}{said}{login}"
     text = str(error) or type(error).__name__
     return f"no answer from {endpoint()} ({text})" if isinstance(error, httpx.TransportError) else text
 
@@ -171,7 +180,7 @@ def _refusal(user: Mapping[str, Any], name: str) -> str | None:
     if access.get("role") == "write":
         roles = {
             user["name"].lower(): "admin",
-            **{place["name"].lower(): place.get("roleInOrg") for place in user.get("orgs", [])},
+            **{org["name"].lower(): org.get("roleInOrg") for org in user.get("orgs", [])},
         }
         if namespace not in roles:
             return f"{user['name']} does not belong to {namespace}"
@@ -188,7 +197,7 @@ def _refusal(user: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def _check_visibility(api: HfApi, save: SaveConfig) -> None:
+def _check_visibility(api: HfApi, name: str, private: bool) -> None:
     """A repository that is there already keeps its visibility, whatever `save.hub_private` says.
 
     Raises:
@@ -197,13 +206,13 @@ def _check_visibility(api: HfApi, save: SaveConfig) -> None:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        found = api.model_info(save.hub_model_id, timeout=CHECK_SECONDS)
+        repository = api.model_info(name, timeout=CHECK_SECONDS)
     except RepositoryNotFoundError:
         return
-    if save.hub_private and not found.private:
+    if private and not repository.private:
         raise UserError(
-            f"save.hub_private=true: {save.hub_model_id} is public already; make it private on the hub, or"
-            " set save.hub_private=false"
+            f"save.hub_private=true: {name} is public already; make it private on the hub, or set"
+            " save.hub_private=false"
         )
 
 
@@ -212,4 +221,4 @@ def _command(folder: Path, save: SaveConfig) -> str:
         *(["--private"] if save.hub_private else []),
         *(["--revision", save.hub_revision] if save.hub_revision else []),
     ]
-    return shlex.join(["hf", "upload", save.hub_model_id, str(folder), *options])
+    return shlex.join(["hf", "upload", _repository(save), str(folder), *options])

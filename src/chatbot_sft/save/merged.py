@@ -64,9 +64,7 @@ def _finish(trained: Trained, folder: Path) -> None:
 
 
 def sixteen_bit(config: Any) -> torch.dtype:
-    """The checkpoint's own 16-bit dtype; float16 for a float32 checkpoint: of the two it rounds eight times
-    finer.
-    """
+    """The checkpoint's own 16-bit dtype; of float32 float16, which of the two rounds eight times finer."""
     import torch
 
     dtype = config.get_text_config().dtype or config.dtype
@@ -88,7 +86,8 @@ def write_shards(weights: Weights, dtype: torch.dtype, folder: Path) -> None:
             size = 0
         shards[-1].append(name)
         size += count
-    files, total = {}, 0
+    shard_of: dict[str, str] = {}  # by the tensor's name
+    total = 0
     for number, names in enumerate(shards, start=1):
         file = (
             "model.safetensors"
@@ -101,9 +100,9 @@ def write_shards(weights: Weights, dtype: torch.dtype, folder: Path) -> None:
             tensors[name] = tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
             total += tensors[name].nbytes
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        files |= dict.fromkeys(names, file)
+        shard_of |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": files}
+        index = {"metadata": {"total_size": total}, "weight_map": shard_of}
         (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
@@ -112,8 +111,8 @@ def _processor_files(settings: Config) -> list[Path]:
 
     source = str(Path(embedded.resolve(settings.model.name)).expanduser())
     revision = None if is_local(source) else settings.model.revision
-    found = [
+    files = [
         cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
         for name in PROCESSOR_FILES
     ]
-    return [Path(file) for file in found if file is not None]
+    return [Path(file) for file in files if file is not None]

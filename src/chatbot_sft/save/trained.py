@@ -82,11 +82,9 @@ class Trained:
 
     @contextlib.contextmanager
     def _as_an_export(self) -> Iterator[None]:
-        """Within it, `model` answers as an export does: not in training mode, and in its weights' own
-        precision.
+        """Within it, `model` answers as an export does: not for training, in its weights' own precision.
 
-        accelerate trains through a `forward` with autocast that it puts on the object; that of the class lies
-        beneath.
+        accelerate trains through a `forward` with autocast that it puts on the object, above the class's own.
         """
         engine = load_engine(self.settings.model.engine)[0]
         training, autocast = self.model.training, vars(self.model).pop("forward", None)
@@ -101,14 +99,10 @@ class Trained:
 
     @functools.cached_property
     def stops(self) -> list[int]:
-        """What generation has to stop at: the base's ends, the tokenizer's, and those that the trained
-        answers have.
-        """
-        kept = self.generation_config.eos_token_id
-        return sorted(
-            {*(kept if isinstance(kept, list) else [kept]), self.tokenizer.eos_token_id, *self.evidence.ends}
-            - {None}
-        )
+        """What generation has to stop at: the ends of the base, of the tokenizer and of trained answers."""
+        ends = self.generation_config.eos_token_id
+        own = ends if isinstance(ends, list) else [ends]
+        return sorted({*own, self.tokenizer.eos_token_id, *self.evidence.ends} - {None})
 
     @functools.cached_property
     def generation_config(self) -> Any:
@@ -133,12 +127,12 @@ class Trained:
         """SHA-256 of what was trained."""
         import torch
 
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                found.update(name.encode())
-                found.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @functools.cached_property
     def template(self) -> ChatTemplate:

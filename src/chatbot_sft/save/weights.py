@@ -23,19 +23,17 @@ if TYPE_CHECKING:
 
     from chatbot_sft.config import Config
 
-OWN, AS_TRAINED, DEQUANTISED = (
-    "the base's own weights",
-    "the base as it was in training",
-    "the 4-bit base, dequantised: there are no 16-bit weights",
-)
+# What an adapter was merged into.
+OWN = "the base's own weights"
+AS_TRAINED = "the base as it was in training"
+DEQUANTISED = "the 4-bit base, dequantised: there are no 16-bit weights"
 PEFT_PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """`shapes` has the checkpoint's tensors by name, in its order; `read(name)` is one as it was trained, on
-    the CPU.
+    """`shapes` has the checkpoint's tensors by name, in order; `read(name)` is one as trained, on the CPU.
 
     What the adapter touches is float32, so that whoever writes it rounds once; the rest has the dtype it is
     kept in. `base` says what the adapter was merged into, `config` is transformers' configuration of the
@@ -84,9 +82,8 @@ def of_model(model: Any, config: Any, base: str) -> Weights:
 
     state, rows = dict(model.state_dict()), model.get_input_embeddings().weight.shape[0]
     tied = set(model.all_tied_weights_keys)
-    named = revert_weight_conversion(
-        model, {name: tensor for name, tensor in state.items() if name not in tied}
-    )
+    untied = {name: tensor for name, tensor in state.items() if name not in tied}
+    named = revert_weight_conversion(model, untied)
     return Weights(
         {name: tuple(tensor.shape) for name, tensor in named.items()},
         lambda name: named[name].detach().cpu(),
@@ -127,14 +124,13 @@ def of_checkpoint(source: str, config: Any, hub: dict[str, Any], adapter: Path, 
     )
 
     def read(name: str) -> torch.Tensor:
-        found = tensors[name]
-        with safe_open(
-            found.file, "pt"
-        ) as file:  # opened anew each time: pages of a file that stays mapped would stay in memory
+        stored = tensors[name]
+        # Opened anew each time: pages of a file that stays mapped would stay in memory.
+        with safe_open(stored.file, "pt") as file:
             tensor = file.get_tensor(name).clone()
-        if tensor.shape != found.shape:
-            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, found.shape[0] - len(tensor)))
-        return merge(found.inside, tensor)
+        if tensor.shape != stored.shape:
+            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, stored.shape[0] - len(tensor)))
+        return merge(stored.inside, tensor)
 
     return Weights({name: tensor.shape for name, tensor in tensors.items()}, read, OWN, _sized(config, rows))
 
@@ -156,7 +152,7 @@ def _tensors(folder: Path, skeleton: Any, rows: int) -> dict[str, _Tensor] | Non
 
     module_name, known = _renaming(skeleton), set(skeleton.state_dict())
     embeddings = {f"{name}.weight" for name in _embedding_names(skeleton)}
-    found = {}
+    stored: dict[str, _Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (no dictionary)
@@ -164,17 +160,14 @@ def _tensors(folder: Path, skeleton: Any, rows: int) -> dict[str, _Tensor] | Non
                 if inside not in known:
                     return None
                 if inside not in skeleton.all_tied_weights_keys:  # else the same matrix a second time
-                    found[name] = _Tensor(
-                        file, inside, (max(rows, shape[0]), *shape[1:]) if inside in embeddings else shape
-                    )
-    return found
+                    sized = (max(rows, shape[0]), *shape[1:]) if inside in embeddings else shape
+                    stored[name] = _Tensor(file, inside, sized)
+    return stored
 
 
 @dataclass(frozen=True)
 class _Merge:
-    """PEFT's own arithmetic for one parameter at a time. `trained` has the adapter's tensors by the model's
-    module names.
-    """
+    """PEFT's own arithmetic, a parameter at a time; `trained`: the adapter's tensors by the model's names."""
 
     skeleton: Any
     config: Any
@@ -205,29 +198,21 @@ class _Merge:
         import torch
         from peft import get_peft_model, set_peft_model_state_dict
 
-        alone = torch.nn.Module()
-        alone.layer = copy.deepcopy(self.skeleton.get_submodule(module))
-        alone.layer.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
+        base = copy.deepcopy(self.skeleton.get_submodule(module))
+        base.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
         config = copy.copy(self.config)
-        (
-            config.target_modules,
-            config.exclude_modules,
-            config.modules_to_save,
-            config.trainable_token_indices,
-        ) = (["layer"], None, None, None)
-        config.ensure_weight_tying, config.bias, config.task_type, config.base_model_name_or_path = (
-            False,
-            "none",
-            None,
-            None,
-        )
-        adapted = get_peft_model(alone, config)
+        config.target_modules = ["layer"]
+        config.exclude_modules = config.modules_to_save = config.trainable_token_indices = None
+        config.ensure_weight_tying, config.bias = False, "none"
+        config.task_type = config.base_model_name_or_path = None
+        adapted = get_peft_model(torch.nn.ModuleDict({"layer": base}), config)
         set_peft_model_state_dict(
             adapted, {f"{PEFT_PREFIX}layer.{key}": value.float() for key, value in adapter.items()}
         )
+        layer = adapted.get_submodule(f"{PEFT_PREFIX}layer")
         with torch.no_grad():
-            alone.layer.merge()
-        return alone.layer.get_base_layer().weight.data
+            layer.merge()
+        return layer.get_base_layer().weight.data
 
 
 def _of_loaded(source: str, config: Any, hub: dict[str, Any], adapter: Path, rows: int) -> Weights:
@@ -239,14 +224,12 @@ def _of_loaded(source: str, config: Any, hub: dict[str, Any], adapter: Path, row
     quantised = getattr(config, "quantization_config", None) is not None
     if quantised:
         base = base.dequantize()
-        base._weight_conversions = (
-            None  # how the 4 bits were read, which would be undone when names are turned back
-        )
+        # How the 4 bits were read, which would be undone when names are turned back.
+        base._weight_conversions = None
     if rows > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
-    return of_model(
-        _merged(PeftModel.from_pretrained(base, adapter)), config, DEQUANTISED if quantised else OWN
-    )
+    merged = _merged(PeftModel.from_pretrained(base, adapter))
+    return of_model(merged, config, DEQUANTISED if quantised else OWN)
 
 
 def _sized(config: Any, rows: int) -> Any:

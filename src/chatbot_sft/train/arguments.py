@@ -51,9 +51,8 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
         "weight_decay": training.weight_decay,
         "optim": optim,
         "logging_steps": steps_or_share(training.logging_steps),
-        "report_to": (
-            [name for name in training.loggers if name in loggers.OTHERS] or "none"
-        ),  # report/loggers.py opens the rest
+        # report/loggers.py opens the rest.
+        "report_to": [name for name in training.loggers if name in loggers.OTHERS] or "none",
         "run_name": loggers.run_name(Path(settings.paths.output_dir)),
         "project": loggers.PROJECT,
         "seed": settings.seed,
@@ -63,9 +62,8 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
         "gradient_checkpointing": bool(engine.checkpointing(settings)),
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "padding_free": False,
-        "logging_nan_inf_filter": (
-            False
-        ),  # it waits for the device after every micro-batch, and hides what should stop the run
+        # It waits for the device after every micro-batch, and hides what should stop the run.
+        "logging_nan_inf_filter": False,
         "max_length": settings.model.max_seq_length,
         "dataset_kwargs": {"skip_prepare_dataset": True},  # the rows come with input_ids and labels
         "remove_unused_columns": False,
@@ -88,9 +86,8 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
             "train_sampling_strategy": "sequential",  # `trl.Rows` has them in order
         }
     arguments |= settings.sft_arguments
-    arguments |= masked(
-        {name: arguments[name] for name in ("run_name", "project")}
-    )  # which every logger shows
+    # Every logger shows these.
+    arguments |= masked({name: arguments[name] for name in ("run_name", "project")})
     if training.load_best_model_at_end and arguments.get("save_strategy") == "no":
         arguments["save_strategy"] = "best"
     try:
@@ -114,8 +111,5 @@ def optimizer(settings: Config) -> str:
     """`training.optim`, or the AdamW that takes another AdamW's place where there is no GPU."""
     import torch
 
-    return (
-        CPU_OPTIMIZER
-        if settings.training.optim in REPLACED and not torch.cuda.is_available()
-        else settings.training.optim
-    )
+    optim = settings.training.optim
+    return CPU_OPTIMIZER if optim in REPLACED and not torch.cuda.is_available() else optim

@@ -1,5 +1,4 @@
-"""Which conversations each optimizer step trains: shuffled, packed where asked, cut into steps, shared among
-the processes.
+"""Which conversations each optimizer step trains: shuffled, packed, cut into steps, shared by processes.
 
 A step is a set of conversations; `layout` decides how the machine runs them. So the gradient of a step
 depends on nothing but this file.
@@ -21,10 +20,10 @@ Pack = list[int]  # row numbers that fill one sequence of model.max_seq_length; 
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[Pack]:
-    """Rows packed by best-fit decreasing: longest first, each into the fullest pack that still takes it
-    (Johnson 1974; TRL's "bfd").
+    """Rows packed by best-fit decreasing: longest first, each into the fullest pack that still takes it.
 
-    Every row is in exactly one pack; a pack holds at most `capacity` tokens, or one row that alone is longer.
+    (Johnson 1974; TRL's "bfd".) Every row is in exactly one pack; a pack holds at most `capacity` tokens, or
+    one row that alone is longer.
     """
     packs: list[Pack] = []
     room: list[tuple[int, int]] = []  # (tokens left, pack), sorted
@@ -43,8 +42,9 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[Pack]:
 def epoch_steps(
     packs: Sequence[Pack], lengths: Sequence[int], batch_size: int, seed: int, shuffle: bool
 ) -> list[list[Pack]]:
-    """The packs of each optimizer step of one epoch: a seeded permutation (or the given order), `batch_size`
-    a step, each from long to short.
+    """The packs of each step of one epoch: a seeded permutation (or the given order), `batch_size` a step.
+
+    Those of a step stand from long to short.
     """
     order = list(packs)
     if shuffle:
@@ -54,8 +54,7 @@ def epoch_steps(
 
 
 class Batches:
-    """The conversations of every optimizer step of a run: a pure function of the seed and the step's number,
-    counted from 1.
+    """The conversations of every step of a run: a pure function of the seed and the step's number, from 1.
 
     With several processes each takes every `processes`-th pack of a step, so that the step is the one that a
     single process would train.
@@ -87,10 +86,9 @@ class Batches:
     def epoch(self, number: int) -> list[list[Pack]]:
         """The packs of each step of that epoch, counted from 0, over all processes."""
         if self._epoch[0] != number:
-            self._epoch = (
-                number,
-                epoch_steps(self.packs, self.lengths, self.batch_size, self.seed + number, self.shuffle),
-            )
+            seed = self.seed + number
+            steps = epoch_steps(self.packs, self.lengths, self.batch_size, seed, self.shuffle)
+            self._epoch = (number, steps)
         return self._epoch[1]
 
     def step(self, number: int) -> list[Pack]:
@@ -124,7 +122,7 @@ class Batches:
             epoch, place = divmod(first - 1, self.per_epoch)
             steps = self.epoch(epoch)[place : place + last - first + 1]
             yield from DataLoader(
-                self.rows,
+                self.rows,  # type: ignore[arg-type]  # it takes whatever has a length and items, as torch says
                 batch_sampler=[self.own(step) for step in steps],
                 collate_fn=StepRows,
                 num_workers=workers,
@@ -147,14 +145,12 @@ class PackedDataset:
     def __getitem__(self, pack: Pack) -> list[Row]:
         columns = self.dataset[pack]
         ids = columns["input_ids"]
-        return [
-            Row(number, *row)
-            for number, row in zip(pack, zip(ids, columns.get("labels", ids), strict=True), strict=True)
-        ]
+        labels = columns.get("labels", ids)
+        return [Row(*row) for row in zip(pack, ids, labels, strict=True)]
 
 
 def row_counts(dataset: Dataset) -> tuple[list[int], list[int]]:
-    """(tokens, trained tokens) of each row, counted in Arrow: the ids themselves never become Python numbers."""
+    """(tokens, trained tokens) of each row, counted in Arrow: no id ever becomes a Python number."""
     import numpy
     import pyarrow.compute
 

@@ -1,4 +1,5 @@
-"""What the model makes of the held-out conversations while it trains: loss, token accuracy, sample answers.
+"""What the model makes of the held-out conversations as it trains: loss, token accuracy, sample answers.
+
 Imported after the engine.
 """
 
@@ -32,16 +33,16 @@ log = logging.getLogger(__name__)
 EVERY = 10.0  # seconds between two words on how far an evaluation is
 CHUNK = 1024  # positions whose logits exist at one time
 FILE = "evaluations.jsonl"
+FIGURES = ("loss", "perplexity", "token_accuracy")  # of a record; None where nothing is held out
 
 
 def token_scores(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(rows, 3) of float64: the summed loss in nats, the tokens predicted right, and the trained tokens of
-    each row.
+    """(rows, 3) of float64: of each row the summed loss in nats, the tokens predicted right, and the trained.
 
     Logits are computed at trained positions alone, `CHUNK` at a time: a hook hands the output layer the
     hidden states to use, so whatever a model does to its logits afterwards (softcapping, scaling) is done by
-    its own forward, in either engine. Further chunks go through a forward of two
-    tokens: one token alone takes Unsloth's decoding path, which has no output layer to hook.
+    its own forward, in either engine. Further chunks go through a forward of two tokens: one token alone
+    takes Unsloth's decoding path, which has no output layer to hook.
     """
     targets = inputs["labels"][:, 1:]
     trained = targets != -100
@@ -81,9 +82,7 @@ def perplexity(loss: float) -> float:
 
 
 class Part:
-    """Says how far a part of an evaluation is, every `EVERY` seconds: nothing is worse than silence at step
-    0.
-    """
+    """Says how far a part of an evaluation is, every `EVERY` seconds: step 0 must not pass in silence."""
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done = name, total, 0
@@ -107,9 +106,9 @@ def evaluate(
     step: int,
     which: str = "held-out",
 ) -> dict[str, float]:
-    """What `model` makes of the conversations in `dataset`, independent of how they fall into batches and
-    processes. `args` are a TrainingArguments;
-    `which` ones they are is said where they take long.
+    """What `model` makes of the conversations in `dataset`, however they fall into batches and processes.
+
+    `args` are a TrainingArguments; `which` ones they are is said where they take long.
 
     eval_loss (nats per trained token), eval_perplexity, eval_token_accuracy (share of the trained tokens that
     are the likeliest one), and times.
@@ -155,9 +154,9 @@ def score_batch(
 
 
 class Evaluations:
-    """Keeps, logs and writes down every evaluation: `records` of step, loss, perplexity, token_accuracy,
-    seconds and samples of prompt and answer.
+    """Keeps, logs and writes down every evaluation.
 
+    `records` have step, loss, perplexity, token_accuracy, seconds, and samples of prompt and answer.
     `sample` makes the samples; their time counts into `seconds`. Each record is a line of
     `folder`/evaluations.jsonl as soon as it is there, so that a run which dies loses none, and one that
     resumes goes on from the records up to its checkpoint.
@@ -179,55 +178,45 @@ class Evaluations:
             self._rewrite()
 
     def take(self, state: Any, metrics: Mapping[str, float]) -> None:
-        """`add` of what `evaluate` found."""
-        self.add(
-            state,
-            metrics["eval_loss"],
-            metrics["eval_perplexity"],
-            metrics["eval_token_accuracy"],
-            metrics["eval_runtime"],
-        )
+        """A record of the `metrics` that `evaluate` gave."""
+        figures = {name: metrics[f"eval_{name}"] for name in FIGURES}
+        seconds = self._add(state, figures, metrics["eval_runtime"])
+        with tqdm.external_write_mode(file=sys.__stderr__):
+            log.info(
+                "step %d: held out %.3f, perplexity %.1f, %.0f%% of tokens right, %.1f s",
+                self._step(state),
+                figures["loss"],
+                figures["perplexity"],
+                100 * figures["token_accuracy"],
+                seconds,
+            )
 
-    def add(
-        self,
-        state: Any,
-        loss: float | None = None,
-        perplexity: float | None = None,
-        token_accuracy: float | None = None,
-        seconds: float = 0.0,
-    ) -> None:
-        """One more record, with samples by the first process. A step that has a record keeps its samples: its
-        weights are the same.
+    def add(self, state: Any) -> None:
+        """A record of samples alone, where nothing is held out."""
+        self._add(state, dict.fromkeys(FIGURES), 0.0)
+
+    def _step(self, state: Any) -> int:
+        """The step whose weights are in the model."""
+        return state.global_step if self.reloaded is None else self.reloaded
+
+    def _add(self, state: Any, figures: Mapping[str, float | None], seconds: float) -> float:
+        """One more record, with samples by the first process. Returns its seconds, with those of the samples.
+
+        A step that has a record keeps its samples: its weights are the same.
         """
-        step = state.global_step if self.reloaded is None else self.reloaded
+        step = self._step(state)
         before = self.at(step)
         start = time.perf_counter()
         samples = before["samples"] if before else self._sample() if state.is_world_process_zero else []
         seconds = round(seconds + time.perf_counter() - start, 3)
-        record = {
-            "step": step,
-            "loss": loss,
-            "perplexity": perplexity,
-            "token_accuracy": token_accuracy,
-            "seconds": seconds,
-            "samples": samples,
-        }
-        self.records[:] = [*(kept for kept in self.records if kept is not before), record]
-        self.records.sort(key=lambda kept: kept["step"])
+        record = {"step": step, **figures, "seconds": seconds, "samples": samples}
+        self.records[:] = [*(earlier for earlier in self.records if earlier is not before), record]
+        self.records.sort(key=lambda one: one["step"])
         if state.is_world_process_zero:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(_line(record))
-        if loss is not None:
-            with tqdm.external_write_mode(file=sys.__stderr__):
-                log.info(
-                    "step %d: held out %.3f, perplexity %.1f, %.0f%% of tokens right, %.1f s",
-                    step,
-                    loss,
-                    perplexity,
-                    100 * token_accuracy,
-                    seconds,
-                )
+        return seconds
 
     def at(self, step: int) -> dict[str, Any] | None:
         """The record of `step`, if there is one."""
@@ -235,12 +224,9 @@ class Evaluations:
 
     def best(self) -> dict[str, Any] | None:
         """The first record of the lowest loss during training; None where training was not evaluated."""
-        trained = [
-            record
-            for record in self.records
-            if record["step"] and record["loss"] is not None and math.isfinite(record["loss"])
-        ]
-        return min(trained, key=lambda record: record["loss"], default=None)
+        measured = [record for record in self.records if record["step"] and record["loss"] is not None]
+        finite_ones = [record for record in measured if math.isfinite(record["loss"])]
+        return min(finite_ones, key=lambda record: record["loss"], default=None)
 
     def _rewrite(self) -> None:
         """The file as `records` is now, without what an earlier run left in the folder."""
@@ -259,8 +245,5 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     """The records of `file`; a last line that was cut off as the process died is left out."""
     if not file.is_file():
         return []
-    return [
-        json.loads(line)
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
-        if line.endswith("\n")
-    ]
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,6 +1,4 @@
-"""Stops a run whose loss is not finite or has left the rails, before the optimizer applies the step. Imports
-torch.
-"""
+"""Stops a run whose loss is not finite or has left the rails, before a step is applied. Imports torch."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -28,14 +26,11 @@ NAMED = 64  # rows named in the error
 
 
 class Diverged(UserError):
-    """The loss of an optimizer step is not finite, or has left the rails; the message names step, loss and
-    rows.
-    """
+    """The loss of a step is not finite, or has left the rails; the message names step, loss and rows."""
 
 
 class Guard:
-    """Looks at loss and gradient norm once an optimizer step, in one transfer from the device, before the
-    weights change.
+    """Looks at loss and gradient norm before the weights change, in one transfer from the device a step.
 
     `rows` is the dataset the steps are cut from; the rolling median is left out where it is not shuffled:
     there the loss may rise by itself.
@@ -52,22 +47,21 @@ class Guard:
             if "loss" in entry:
                 self.rails.add(entry["loss"])
 
-    def check(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """Step `step` is about to be taken. Raises Diverged."""
-        loss, norm = torch.stack([loss.float(), norm.to(loss.device).float()]).tolist()
+    def check(self, step: int, step_loss: torch.Tensor, step_norm: torch.Tensor) -> None:
+        """Step `step` is about to be taken; its loss and gradient norm are scalars. Raises Diverged."""
+        loss, norm = torch.stack([step_loss.float(), step_norm.to(step_loss.device).float()]).tolist()
         if not math.isfinite(loss):
             self._stop(step, f"the loss is {loss}")
-        if (
-            not math.isfinite(norm) and not self.args.fp16
-        ):  # float16 gradients overflow now and then; the loss scaler leaves such steps out
+        # float16 gradients overflow now and then; the loss scaler leaves such steps out.
+        if not math.isfinite(norm) and not self.args.fp16:
             self._stop(step, f"the gradient norm is {norm} (loss {loss:.4f})")
         if self.rails.add(loss) and self.shuffled:
             losses = self.rails.losses
-            what = (
+            problem = (
                 f"the loss is {loss:.4f}, its median over the last {len(losses)} steps {median(losses):.4f},"
                 f" once {self.rails.lowest:.4f}"
             )
-            self._stop(step, f"{what} (limit {self.rails.limit:.4f})")
+            self._stop(step, f"{problem} (limit {self.rails.limit:.4f})")
 
     def check_weights(self, step: int, weights: Sequence[torch.Tensor]) -> None:
         """Keep weights that are broken out of checkpoints. Raises Diverged."""
@@ -81,31 +75,28 @@ class Guard:
             return True
         return False
 
-    def _stop(self, number: int, what: str) -> None:
+    def _stop(self, number: int, problem: str) -> NoReturn:
         indices = self.batches.numbers(number)
         last = checkpoints.last_in(Path(self.args.output_dir))
-        kept = (
+        good = (
             f"the last good checkpoint is {last.folder.name}" if last else "there is no checkpoint before it"
         )
         log.info("rows of step %d: %s", number, row_names(self.rows, indices))
         more = f" and {len(indices) - NAMED} more (run.log)" if len(indices) > NAMED else ""
         raise Diverged(
-            f"step {number}: {what}; {kept}. It trained {row_names(self.rows, indices[:NAMED])}{more}."
+            f"step {number}: {problem}; {good}. It trained {row_names(self.rows, indices[:NAMED])}{more}."
             f" Lower training.learning_rate={self.args.learning_rate:g} or look at these rows;"
             " training.stop_on_divergence=false goes on regardless"
         )
 
 
 def row_names(dataset: Dataset, indices: Sequence[int]) -> str:
-    """ "chats.json rows 4, 17" for rows of `dataset`; by their index, from 0, where it does not say which
-    file and row they come from.
-    """
+    """`chats.json rows 4, 17` for rows of `dataset`; their indices where it does not say which those are."""
     if not {"file", "row"} <= set(dataset.column_names):
         return f"rows {', '.join(map(str, sorted(indices)))} of the dataset (from 0)"
-    found = dataset.select_columns(["file", "row"])[list(indices)]
+    origins = dataset.select_columns(["file", "row"])[list(indices)]
     rows: dict[str, set[int]] = {}
-    for file, row in zip(found["file"], found["row"], strict=True):
+    for file, row in zip(origins["file"], origins["row"], strict=True):
         rows.setdefault(file, set()).add(row)
-    return ", ".join(
-        f"{file} rows {', '.join(map(str, sorted(numbers)))}" for file, numbers in sorted(rows.items())
-    )
+    lists = {file: ", ".join(map(str, sorted(numbers))) for file, numbers in sorted(rows.items())}
+    return ", ".join(f"{file} rows {numbers}" for file, numbers in lists.items())

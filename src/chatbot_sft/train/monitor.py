@@ -15,17 +15,12 @@ class TrainingMonitor:
         """Time, speed, loss and memory. `trainer_stats` is what `SFTTrainerWrapper.train` returned,
         `start_memory` the GB in use before it.
         """
-        metrics = trainer_stats.metrics
+        seconds = trainer_stats.metrics["train_runtime"]
         stats = memory.measure(start_memory).as_dict()
-        print(
-            f"training time     {metrics['train_runtime']:.0f} s ({metrics['train_runtime'] / 60:.2f}"
-            " minutes)"
-        )
+        peak, total = stats["peak_memory_gb"], stats["total_memory_gb"]
+        print(f"training time     {seconds:.0f} s ({seconds / 60:.2f} minutes)")
         print(f"optimizer steps   {trainer_stats.global_step}")
         print(f"training loss     {trainer_stats.training_loss:.4f}")
-        print(
-            f"memory at peak    {stats['peak_memory_gb']:.2f} GB of {stats['total_memory_gb']:.1f} GB"
-            f" ({stats['device']})"
-        )
+        print(f"memory at peak    {peak:.2f} GB of {total:.1f} GB ({stats['device']})")
         if start_memory is not None:
             print(f"added by training {stats['training_memory_gb']:.2f} GB")

@@ -1,6 +1,4 @@
-"""`training.profile`: a torch.profiler trace and a table of some steps, in the run directory. The first
-process alone profiles.
-"""
+"""`training.profile`: a torch.profiler trace and a table of some steps, of the run's first process."""
 
 from __future__ import annotations
 
@@ -13,24 +11,20 @@ from transformers import TrainerCallback
 
 log = logging.getLogger(__name__)
 
-# Steps. The first ones compile and capture; one more is recorded and thrown away, since the profiler itself
-# warms up.
+# Steps. The first ones compile and capture; one more is recorded and thrown away: the profiler warms up too.
 WAIT, WARM_UP, RECORDED = 2, 1, 3
 ROWS = 40  # of the table
 
 
 class Profile(TrainerCallback):
-    """Begin with `start`, call `step` after each optimizer step, end with `stop`; as a callback it does so
-    itself.
-    """
+    """`start` it, call `step` after each optimizer step, then `stop`; as a callback it does so itself."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._profiler: profiler.profile | None = None
-
-    def start(self) -> None:
         steps = profiler.schedule(wait=WAIT, warmup=WARM_UP, active=RECORDED, repeat=1)
         self._profiler = profiler.profile(schedule=steps, on_trace_ready=self._write)
+
+    def start(self) -> None:
         self._profiler.start()
 
     def step(self) -> None:
@@ -48,9 +42,8 @@ class Profile(TrainerCallback):
         recorded.export_chrome_trace(str(self.folder / "trace.json"))
         averages = recorded.key_averages()
         gpu = any(event.self_device_time_total for event in averages)
-        table = averages.table(
-            sort_by="self_device_time_total" if gpu else "self_cpu_time_total", row_limit=ROWS
-        )
+        longest = "self_device_time_total" if gpu else "self_cpu_time_total"
+        table = averages.table(sort_by=longest, row_limit=ROWS)
         (self.folder / "table.txt").write_text(
             f"{RECORDED} steps, from step {WAIT + WARM_UP + 1} on\n{table}", encoding="utf-8"
         )

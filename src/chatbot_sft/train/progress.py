@@ -13,8 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """A bar with loss, tokens per second and the time left on a terminal; a line every tenth of the run
-    elsewhere.
+    """On a terminal a bar with loss, tokens per second and time left; elsewhere a line every tenth of the run.
 
     `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, stopped while the
     model is evaluated or saved, `step_tokens` the tokens trained by then.
@@ -26,23 +25,22 @@ class Progress:
         self.step_ends: list[float] = []
         self.step_tokens: list[int] = []
         self._bar: tqdm | None = None
-        self.first_step_after: float | None = (
-            None  # seconds from the run's start to the end of its first step
-        )
+        # Seconds from the run's start to the end of its first step.
+        self.first_step_after: float | None = None
         self._evaluating = 0.0
 
     def begin(self, state: Any) -> None:
         """As training begins; `state` is a transformers.TrainerState, here and below."""
         self.step_ends, self.step_tokens = [time.perf_counter()], [state.num_input_tokens_seen]
-        self.losses = [
-            (entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry
-        ]  # of a resumed run's former starts
-        if sys.__stderr__.isatty() and state.is_world_process_zero:
+        # Those of a resumed run's former starts.
+        self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        terminal = sys.__stderr__  # what `quiet` puts in place of sys.stderr is none
+        if terminal is not None and terminal.isatty() and state.is_world_process_zero:
             self._bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
                 unit="step",
-                file=sys.__stderr__,
+                file=terminal,
                 dynamic_ncols=True,
             )
 
@@ -64,11 +62,8 @@ class Progress:
             state.global_step in (1, state.max_steps)
             or state.global_step % max(1, state.max_steps // 10) == 0
         ):
-            left = (
-                (state.max_steps - state.global_step)
-                * (self.step_ends[-1] - self.step_ends[0])
-                / max(1, len(self.step_ends) - 1)
-            )
+            trained, steps = self.step_ends[-1] - self.step_ends[0], max(1, len(self.step_ends) - 1)
+            left = (state.max_steps - state.global_step) * trained / steps
             log.info(
                 "step %d/%d  loss %.3f  %s tokens/s  %s left",
                 state.global_step,
@@ -88,15 +83,12 @@ class Progress:
             self._bar.close()
 
     def tokens_per_second(self) -> float:
-        """Real (unpadded) tokens per second over the later half of the steps: the first ones compile and warm
-        up.
-        """
+        """Real (unpadded) tokens per second over the later half of the steps: the first ones warm up."""
         half = len(self.step_ends) // 2
         if len(self.step_ends) < 2:
             return 0.0
-        return (self.step_tokens[-1] - self.step_tokens[half - 1]) / (
-            self.step_ends[-1] - self.step_ends[half - 1]
-        )
+        tokens = self.step_tokens[-1] - self.step_tokens[half - 1]
+        return tokens / (self.step_ends[-1] - self.step_ends[half - 1])
 
     def seconds_per_step(self) -> float:
         """Over the same steps."""

@@ -49,9 +49,7 @@ class Rails:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the last three losses lie beyond the rails, before the whole window does: such weights are
-        not worth keeping.
-        """
+        """Whether the last three losses lie beyond the rails: such weights are not worth keeping."""
         return median(list(self.losses)[-3:] or [0.0]) > self.limit
 
     def _limit(self, middle: float, count: int) -> float:

@@ -1,6 +1,4 @@
-"""The random numbers that training draws: dropout, noise, the order that a data loader gives to its workers.
-Imports torch.
-"""
+"""The random numbers that training draws: dropout, noise, a data loader's order. Imports torch."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ def use_random_state(states: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave every generator as it was: a data loader draws a seed from torch's, and dropout would go on
-    elsewhere.
-    """
+    """Leave every generator as it was: a data loader draws from torch's, and dropout would go on elsewhere."""
     states = random_state()
     try:
         yield

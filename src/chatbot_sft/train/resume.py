@@ -1,5 +1,6 @@
-"""Where a run begins: afresh, or at a checkpoint of its own or another run's; and whether it may go on from
-there. Imports no torch.
+"""Where a run begins: afresh, or at a checkpoint of its own or another run's; and whether it may.
+
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Origin:
-    """Where a run begins: afresh, or at `checkpoint`. `started` is the first start's time; `seconds` have
-    been trained up to the checkpoint.
+    """Where a run begins: afresh, or at `checkpoint`.
+
+    `started` is the first start's time; `seconds` have been trained up to the checkpoint.
     """
 
     started: datetime = field(default_factory=lambda: datetime.now().replace(microsecond=0))
     checkpoint: Checkpoint | None = None
-    resumes: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # step, time, checkpoint, and the training.resume that asked for it
+    # Of each: step, time, checkpoint, and the training.resume that asked for it.
+    resumes: list[dict[str, Any]] = field(default_factory=list)
     identity: dict[str, Any] = field(default_factory=dict)
     extended: bool = False  # the run at `checkpoint` had come to its end, and more steps are asked for now
 
@@ -94,8 +95,8 @@ def find_origin(settings: Config) -> Origin:
         return Origin()
     own = last_verified(Path(settings.training.output_dir))
     if resume == "auto":
-        found = own
-        if found is None and named(Path(settings.training.output_dir)):
+        checkpoint = own
+        if checkpoint is None and named(Path(settings.training.output_dir)):
             log.warning(
                 "resume: no whole checkpoint is left in %s; the training begins anew",
                 settings.training.output_dir,
@@ -104,33 +105,29 @@ def find_origin(settings: Config) -> Origin:
         asked = referring(str(Path(resume).expanduser().resolve()))
         resumes = referring(own.record["resumes"]) if own else []
         begun = any(isinstance(entry, dict) and entry.get("asked") == asked for entry in resumes)
-        found = own if begun else _at(Path(resume).expanduser(), f"training.resume={resume}")
-    if found is None:
+        checkpoint = own if begun else _at(Path(resume).expanduser(), f"training.resume={resume}")
+    if checkpoint is None:
         return Origin()
-    if found.record.get("format") != FORMAT:
+    if checkpoint.record.get("format") != FORMAT:
         raise UserError(
-            f"training.resume: {found.folder} was written by another version of chatbot_sft, whose training"
+            f"training.resume: {checkpoint.folder} was written by another version of chatbot_sft, whose training"
             " loop kept other things in it: it cannot be gone on from. End that run with that version, or"
             " start afresh with training.resume=never (model.adapter takes its adapter alone)"
         )
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    entry = {"step": found.step, "time": now, "checkpoint": str(found.folder), "asked": asked}
-    resumes = referring([*found.record["resumes"], entry])
-    origin = Origin(
-        datetime.fromisoformat(found.record["started"]), found, resumes, extended=longer(found, settings)
-    )
+    entry = {"step": checkpoint.step, "time": now, "checkpoint": str(checkpoint.folder), "asked": asked}
+    resumes = referring([*checkpoint.record["resumes"], entry])
+    started = datetime.fromisoformat(checkpoint.record["started"])
+    origin = Origin(started, checkpoint, resumes, extended=longer(checkpoint, settings))
     if origin.extended:
         training = settings.training
-        length = (
-            f"{training.max_steps} steps"
-            if training.max_steps is not None
-            else f"{training.num_train_epochs:g} epochs"
-        )
+        steps, epochs = training.max_steps, training.num_train_epochs
+        length = f"{epochs:g} epochs" if steps is None else f"{steps} steps"
         log.warning(
             "resume: the run had ended at step %d; it goes on to %s."
             " The learning rate's schedule is a new one: %s over %s, from step %d on",
-            found.step, length, training.lr_scheduler_type, length, found.step,
+            checkpoint.step, length, training.lr_scheduler_type, length, checkpoint.step,
         )  # fmt: skip
     return origin
 
@@ -139,7 +136,7 @@ LENGTH = ("training.max_steps", "training.num_train_epochs")  # of the identity
 
 
 def longer(checkpoint: Checkpoint, settings: Config) -> bool:
-    """Whether `checkpoint` is the end of a run, and `settings` ask for more steps than that run was to have."""
+    """Whether `checkpoint` is the end of a run, and `settings` ask for more steps than it was to have."""
     steps, epochs = (checkpoint.record["identity"].get(key) for key in LENGTH)
     training = settings.training
     if not checkpoint.record["finished"]:
@@ -149,33 +146,32 @@ def longer(checkpoint: Checkpoint, settings: Config) -> bool:
     return steps is None and epochs is not None and training.num_train_epochs > epochs
 
 
-def _at(place: Path, where: str) -> Checkpoint:
-    """`place` as a checkpoint, or the last one of a folder of checkpoints or a run directory.
+def _at(folder: Path, where: str) -> Checkpoint:
+    """`folder` as a checkpoint, or the last one of a folder of checkpoints or a run directory.
 
     Raises:
         UserError: none is there that is whole.
     """
-    if NAME.fullmatch(place.name) or (place / RECORD).exists():
+    if NAME.fullmatch(folder.name) or (folder / RECORD).exists():
         try:
-            return verified(place)
+            return verified(folder)
         except Damaged as error:
             raise UserError(
                 f"{where}: that checkpoint cannot be gone on from: {error}; name the one before it"
             ) from None
-    found = last_verified(place) or last_verified(Run(place).checkpoints)
-    if found is None:
+    checkpoint = last_verified(folder) or last_verified(Run(folder).checkpoints)
+    if checkpoint is None:
         raise UserError(
             f"{where}: no whole checkpoint there; name a checkpoint-N folder, or a run directory that has one"
         )
-    return found
+    return checkpoint
 
 
 def settle(origin: Origin, settings: Config) -> None:
     """Make the checkpoint folder ready for a run that begins at `origin`.
 
     What killed runs left half-written is removed. Checkpoints that this run does not come from, or that come
-    after its beginning, would stand in its
-    way: they are moved into a folder beside, `checkpoints.1` and so on.
+    after its beginning, would stand in its way: they are moved into `checkpoints.1` and so on beside it.
     """
     folder = Path(settings.training.output_dir)
     save = Path(settings.save.save_path).absolute()
@@ -186,34 +182,24 @@ def settle(origin: Origin, settings: Config) -> None:
     )
     for leftover in (folder / SAVING, folder / REMOVING, *filter(_of_killed_export, exports)):
         shutil.rmtree(leftover, ignore_errors=True)
-    begin = (
-        origin.checkpoint
-        if origin.checkpoint and origin.checkpoint.folder.parent.resolve() == folder.resolve()
-        else None
-    )
-    kept = [
-        checkpoint.folder.name for checkpoint in all_in(folder) if begin and checkpoint.step <= begin.step
-    ]
-    aside = [path for path in named(folder) if path.name not in kept]
-    if aside:
+    begin = origin.checkpoint
+    own = begin is not None and begin.folder.parent.resolve() == folder.resolve()
+    behind = [one.folder.name for one in all_in(folder) if begin and own and one.step <= begin.step]
+    foreign = [path for path in named(folder) if path.name not in behind]
+    if foreign:
         number = next(n for n in range(1, 1_000_000) if not folder.with_name(f"{folder.name}.{n}").exists())
-        place = folder.with_name(f"{folder.name}.{number}")
-        place.mkdir()
-        for path in aside:
-            shutil.move(path, place)
-        log.warning(
-            "resume: this run does not go on from %s; moved to %s",
-            ", ".join(sorted(path.name for path in aside)),
-            place,
-        )
+        aside = folder.with_name(f"{folder.name}.{number}")
+        aside.mkdir()
+        for path in foreign:
+            shutil.move(path, aside)
+        names = ", ".join(sorted(path.name for path in foreign))
+        log.warning("resume: this run does not go on from %s; moved to %s", names, aside)
     if origin.checkpoint:
         log.info("resume: from step %d, %s", origin.checkpoint.step, origin.checkpoint.folder)
 
 
 def _of_killed_export(path: Path) -> bool:
-    """Whether `path` is what `cache.build_folder` makes its folders in: named by `tempfile`, for its owner
-    alone; or an empty one.
-    """
+    """Whether `path` is what `cache.build_folder` makes its folders in (of `tempfile`, private), or empty."""
     if not path.is_dir() or path.is_symlink():
         return False
     return not any(path.iterdir()) or (
@@ -236,11 +222,12 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
         return
     before = referring(origin.checkpoint.record["identity"])  # earlier versions kept secrets in it
     keys = [*now, *(key for key in before if whole and key not in now and key not in lock.MACHINE)]
-    found = lock.changed(before, now, [key for key in keys if not (origin.extended and key in LENGTH)])
-    if found:
+    compared = [key for key in keys if not (origin.extended and key in LENGTH)]
+    differences = lock.changed(before, now, compared)
+    if differences:
         raise UserError(
             f"training.resume: {origin.checkpoint.folder} was trained with other settings:"
-            f" {'; '.join(map(str, found))}. Set them back, name another run directory (hydra.run.dir=DIR),"
+            f" {'; '.join(map(str, differences))}. Set them back, name another run directory (hydra.run.dir=DIR),"
             " or start afresh in this one with training.resume=never"
         )
 

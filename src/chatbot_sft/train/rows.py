@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100  # the label of a token without a loss
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation: its number in the dataset, `input_ids` and `labels` of the same length. The first
-    label is never predicted.
-    """
+    """One conversation: its number in the dataset, `input_ids` and as many `labels`, the first never predicted."""
 
     number: int
     input_ids: list[int]
@@ -29,9 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class StepRows:
-    """What one process trains in one optimizer step: packs of rows, from long to short; without packing one
-    row each.
-    """
+    """What one process trains in one step: packs of rows, from long to short; without packing of a row each."""
 
     packs: list[list[Row]]
 
@@ -50,12 +49,11 @@ class StepRows:
 
 def padded(
     rows: Sequence[Row], pad_token_id: int, length: int | None = None, mask: bool = True
-) -> dict[str, Any]:
+) -> dict[str, torch.Tensor]:
     """input_ids, labels and attention_mask of shape (rows, longest row or `length`), padded on the right.
 
     Padding is marked by position, so a pad token that equals the end token is still learned where it ends a
-    turn. `mask=False` leaves the mask
-    out: behind a causal attention no real token ever sees the padding on its right.
+    turn. `mask=False` leaves the mask out: behind a causal attention no real token sees padding on its right.
     """
     import torch
 
@@ -72,10 +70,10 @@ def padded(
     return batch
 
 
-def padding_free(rows: Sequence[Row]) -> dict[str, Any]:
-    """input_ids, labels and position_ids of shape (1, all tokens). Positions begin anew with each row:
-    attention stays inside it.
+def padding_free(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """input_ids, labels and position_ids of shape (1, all tokens); packed_seq_lengths of shape (rows).
 
+    Positions begin anew with each row: attention stays inside it.
     The first token of a row has no loss: what it would be predicted from is the row before.
     """
     import torch

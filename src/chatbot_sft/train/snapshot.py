@@ -35,19 +35,16 @@ STOPPING = "EarlyStoppingCallback"  # its name in the state
 
 def state(checkpoint: Checkpoint | None, args: Any) -> TrainerState:
     """The state that a run begins with."""
-    found = TrainerState.load_from_json(str(checkpoint.folder / STATE)) if checkpoint else TrainerState()
-    if found.best_model_checkpoint is not None and not Path(found.best_model_checkpoint).is_dir():
-        found.best_model_checkpoint = None
-    found.is_world_process_zero, found.is_local_process_zero = (
-        args.process_index == 0,
-        args.local_process_index == 0,
-    )
-    return found
+    loaded = TrainerState.load_from_json(str(checkpoint.folder / STATE)) if checkpoint else TrainerState()
+    if loaded.best_model_checkpoint is not None and not Path(loaded.best_model_checkpoint).is_dir():
+        loaded.best_model_checkpoint = None
+    loaded.is_world_process_zero = args.process_index == 0
+    loaded.is_local_process_zero = args.local_process_index == 0
+    return loaded
 
 
 def write(job: Job, step: Step) -> None:
-    """Save a checkpoint into a folder that no search takes for one, then rename it; only then older ones are
-    removed.
+    """Save a checkpoint into a folder that no search takes for one, rename it, then remove older ones.
 
     Raises:
         UserError: it cannot be written; what was there before still is.
@@ -56,9 +53,9 @@ def write(job: Job, step: Step) -> None:
     folder = Path(args.output_dir)
     target = folder / f"checkpoint-{number}"
     staged = folder / checkpoints.SAVING / target.name
-    there = target.is_dir()  # written by an earlier start, from the same weights
+    written = target.is_dir()  # by an earlier start, from the same weights
     wait_for_all(args)
-    if there:
+    if written:
         return
     try:
         if first:
@@ -71,20 +68,18 @@ def write(job: Job, step: Step) -> None:
         if first:
             finished = job.ended and not (preemption.requested() and number < job.state.max_steps)
             losses = {"pending": job.pending.item(), "total": job.total, "logged_until": job.logged_until}
-            checkpoints.publish(
-                staged,
-                target,
-                resume.record(job.origin, number, job.seconds(), finished, losses, step.layout.as_dict()),
-            )
+            layout = step.layout.as_dict()
+            record = resume.record(job.origin, number, job.seconds(), finished, losses, layout)
+            checkpoints.publish(staged, target, record)
     except Exception as error:
         shutil.rmtree(staged.parent, ignore_errors=True)
         if not is_write_error(error):
             raise
         last = checkpoints.last_in(folder)
-        kept = f"the one of step {last.step} is kept" if last else "there is none before it"
+        last_good = f"the one of step {last.step} is kept" if last else "there is none before it"
         raise UserError(
             f"training.output_dir={folder}: the checkpoint of step {number} cannot be written"
-            f" ({' '.join(str(error).split())}); {kept}"
+            f" ({' '.join(str(error).split())}); {last_good}"
         ) from error
     if first:
         shutil.rmtree(staged.parent, ignore_errors=True)
@@ -111,6 +106,8 @@ def _write_shared(job: Job, step: Step, staged: Path, target: Path) -> None:
 def load(job: Job, step: Step) -> None:
     """Put back what the checkpoint that `job` begins at holds, but for the random state."""
     checkpoint = job.origin.checkpoint
+    if checkpoint is None:
+        return
     folder, losses = checkpoint.folder, checkpoint.record["losses"]
     load_trained(step.model, folder)
     job.optimizer.load_state_dict(_read(folder / "optimizer.pt"))
@@ -124,8 +121,9 @@ def load(job: Job, step: Step) -> None:
         job.schedule.load_state_dict(_read(folder / "scheduler.pt"))
     if step.scaler is not None:
         step.scaler.load_state_dict(_read(folder / "scaler.pt"))
-    if job.stopping and (kept := job.state.stateful_callbacks.get(STOPPING)):
-        job.stopping.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+    if job.stopping and (stopping := job.state.stateful_callbacks.get(STOPPING)):
+        patience = stopping["attributes"]["early_stopping_patience_counter"]
+        job.stopping.early_stopping_patience_counter = patience
     job.pending += losses["pending"]
     job.total, job.logged_until = losses["total"], losses["logged_until"]
 
@@ -183,13 +181,13 @@ def random_file(args: Any) -> str:
 
 
 def load_random_state(job: Job) -> None:
-    """Go on with the random numbers of the checkpoint. One written by another number of processes has none
-    for this one.
-    """
-    file = job.origin.checkpoint.folder / random_file(job.args)
-    if not file.is_file():
+    """Go on with the random numbers of the checkpoint, if it has any for this one of so many processes."""
+    checkpoint = job.origin.checkpoint
+    if checkpoint is None:
         return
-    use_random_state(_read(file))
+    file = checkpoint.folder / random_file(job.args)
+    if file.is_file():
+        use_random_state(_read(file))
 
 
 def _read(file: Path) -> Any:

@@ -1,5 +1,6 @@
-"""The other loop: TRL's SFTTrainer as published, through its public arguments and callbacks alone. Imported
-after the engine.
+"""The other loop: TRL's SFTTrainer as published, through its public arguments and callbacks alone.
+
+Imported after the engine.
 
 The rows of each step, and how the step is cut into micro-batches, are those of the native loop with
 training.batch_layout=as_configured, so both give the same numbers. What it gives up stands in
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class Rows:
-    """The packs of an epoch, in the order of its steps, as a datasets.Dataset; which epoch is set as it
-    begins.
-    """
+    """The packs of an epoch, in its order, as a datasets.Dataset; which epoch is set as it begins."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches, self.epoch = batches, 0
@@ -52,17 +52,17 @@ class Rows:
 
     def _rows(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         packs = [pack for step in self.batches.epoch(self.epoch) for pack in step]
-        found = [self.batches.rows[packs[place]] for place in batch["place"]]
+        rows_of_packs = [self.batches.rows[packs[place]] for place in batch["place"]]
         return {
-            "input_ids": [[row.input_ids for row in rows] for rows in found],
-            "labels": [[row.labels for row in rows] for rows in found],
+            "input_ids": [[row.input_ids for row in rows] for rows in rows_of_packs],
+            "labels": [[row.labels for row in rows] for rows in rows_of_packs],
         }
 
 
-def collator(layout: Layout, step: Step) -> Any:
+def collator(layout: Layout, step: Step) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """Micro-batches as the native loop makes them."""
 
-    def collate(packs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def collate(packs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [
             Row(-1, *row) for pack in packs for row in zip(pack["input_ids"], pack["labels"], strict=True)
         ]
@@ -88,10 +88,9 @@ class Companion(TrainerCallback):
         state.compute_steps(job.args, state.max_steps)
         if job.settings.training.stop_on_divergence:
             job.guard = Guard(args, job.named, self.rows.batches, job.settings.dataset.shuffle, state)
-        if job.stopping and (kept := state.stateful_callbacks.get(snapshot.STOPPING)):
-            job.stopping.early_stopping_patience_counter = kept["attributes"][
-                "early_stopping_patience_counter"
-            ]
+        if job.stopping and (stopping := state.stateful_callbacks.get(snapshot.STOPPING)):
+            patience = stopping["attributes"]["early_stopping_patience_counter"]
+            job.stopping.early_stopping_patience_counter = patience
         job.evaluations.begin(state)
         job.progress.begin(state)
 
@@ -124,10 +123,9 @@ class Companion(TrainerCallback):
             return
         self.job.progress.log(state, logs["loss"])
         if self.job.guard and self.failure is None:
+            loss, norm = torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"])
             try:
-                self.job.guard.check(
-                    state.global_step, torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"])
-                )
+                self.job.guard.check(state.global_step, loss, norm)
             except Diverged as error:
                 self.failure = error
                 control.should_training_stop, control.should_save = True, False
@@ -201,7 +199,7 @@ def train(trainer: Any, companion: Companion) -> TrainOutput:
         UserError: the loss diverged.
     """
     job, checkpoint = companion.job, companion.job.origin.checkpoint
-    if job.origin.finished:
+    if checkpoint is not None and job.origin.finished:
         trainer.state = job.state = snapshot.state(checkpoint, job.args)
         snapshot.load_trained(job.model, checkpoint.folder)
         job.evaluations.begin(job.state)

@@ -37,9 +37,8 @@ def check_gguf(settings: Config) -> None:
             " save.verify=false"
         )
     source = embedded.resolve(name)
-    folder = (
-        Path(source).expanduser() if is_local(source) else tokenizer_folder(source, settings.model.revision)
-    )
+    local = is_local(source)
+    folder = Path(source).expanduser() if local else tokenizer_folder(source, settings.model.revision)
     check_architecture(json.loads((folder / "config.json").read_text(encoding="utf-8")), name)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
@@ -93,13 +92,13 @@ def write_gguf_files(trained: Trained, folder: Path) -> None:
 def _modelfile(trained: Trained, files: list[str]) -> str:
     tokenizer, evidence = trained.tokenizer, trained.evidence
     stops = tokenizer.convert_ids_to_tokens(evidence.ends) or [tokenizer.eos_token]
-    made = modelfile(
+    written = modelfile(
         files,
         trained.template,
         stops,
         trained.system_prompt,
         bos=tokenizer.bos_token if adds_bos(tokenizer) else None,
     )
-    if made.problem:
-        log.warning("save: Modelfile: %s", made.problem)
-    return made.text
+    if written.problem:
+        log.warning("save: Modelfile: %s", written.problem)
+    return written.text

@@ -81,11 +81,10 @@ def write_gguf(
     file: Path,
     system_prompt: str | None = None,
 ) -> None:
-    """Write `file` with matrices of `kind`, one of `WRITTEN`; vectors are float32. `tokenizer` has been saved
-    in `tokenizer_folder`.
+    """Write `file` with matrices of `kind`, one of `WRITTEN`; vectors are float32.
 
-    One tensor is in memory at a time. `end_of_turn` is the token that ends an answer, `name` what the model
-    is called, `system_prompt` what it was trained with.
+    `tokenizer` has been saved in `tokenizer_folder`. One tensor is in memory at a time. `end_of_turn` is the
+    token that ends an answer, `name` what the model is called, `system_prompt` what it was trained with.
     """
     import gguf
 
@@ -100,9 +99,8 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_hyperparameters(writer, config, architecture)
-    rows = weights.shapes[next(source for source, target in names.items() if target == "token_embd.weight")][
-        0
-    ]
+    embeddings = next(source for source, target in names.items() if target == "token_embd.weight")
+    rows = weights.shapes[embeddings][0]
     add_vocabulary(writer, tokenizer, tokenizer_folder, rows, end_of_turn)
     factors = _rope_factors(config)
     if factors is not None:
@@ -127,28 +125,24 @@ def write_gguf(
 
 
 def gguf_names(weights: Weights, architecture: Architecture) -> dict[str, str]:
-    """{checkpoint name: llama.cpp's name} of the language model's tensors; those of a vision tower are left
-    out.
-    """
+    """{checkpoint name: llama.cpp's name} of the language model's tensors; without a vision tower's."""
     import gguf
 
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture.name)
     known = gguf.get_tensor_name_map(arch, weights.config.get_text_config().num_hidden_layers)
-    found = {}
+    names: dict[str, str] = {}
     for name in weights.shapes:
         if "vision_tower" in name or "multi_modal_projector" in name:
             continue
-        target = known.get_name(
-            name.replace("language_model.", "") if "lm_head" not in name else "lm_head.weight",
-            (".weight", ".bias"),
-        )
+        plain = "lm_head.weight" if "lm_head" in name else name.replace("language_model.", "")
+        target = known.get_name(plain, (".weight", ".bias"))
         if target is None:
             raise UserError(
                 f"save.method=gguf: llama.cpp's {architecture.name} has no tensor for {name}; use"
                 " save=merged_16bit"
             )
-        found[name] = target
-    return found
+        names[name] = target
+    return names
 
 
 def _add_hyperparameters(writer: Any, config: Any, architecture: Architecture) -> None:
@@ -208,16 +202,13 @@ def _as_llama_cpp_has_it(
     if architecture.norm_offset and name.endswith("norm.weight"):
         return tensor.float() + architecture.norm_offset
     if architecture.permuted and (".q_proj." in name or ".k_proj." in name):
-        return permute(
-            tensor, config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
-        )
+        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+        return permute(tensor, heads)
     return tensor
 
 
 def permute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of q or k (or their bias): of each head's two halves, one from each in turn (llama.cpp's
-    `LlamaModel.permute`).
-    """
+    """Rows of q or k: of each head's two halves one from each in turn (llama.cpp's `LlamaModel.permute`)."""
     return (
         tensor.reshape(heads, 2, len(tensor) // heads // 2, *tensor.shape[1:])
         .transpose(1, 2)
@@ -226,9 +217,7 @@ def permute(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _kind(shape: tuple[int, ...], kind: str) -> str:
-    """Vectors stay float32; rows that Q8_0 cannot cut into blocks become float16, as in llama.cpp's
-    converter.
-    """
+    """Vectors stay float32; rows that Q8_0 cannot cut into blocks become float16, as llama.cpp has it."""
     if len(shape) == 1:
         return "f32"
     return "f16" if kind == "q8_0" and shape[-1] % Q8_0_BLOCK else kind

@@ -1,6 +1,4 @@
-"""llama.cpp's quantiser: the user's own, where one is named or on PATH, else the one in cyllama's wheel. Each
-in a process of its own.
-"""
+"""llama.cpp's quantiser, in a process of its own: the user's (named, or on PATH), else that of cyllama."""
 
 from __future__ import annotations
 
@@ -32,13 +30,14 @@ def quantizer(folder: str | None) -> list[str]:
     """
     if folder is not None:
         place = Path(folder).expanduser()
-        found = next((place / part / BINARY for part in PLACES if (place / part / BINARY).is_file()), None)
-        if found is None:
+        candidates = (place / part / BINARY for part in PLACES)
+        binary = next((file for file in candidates if file.is_file()), None)
+        if binary is None:
             raise UserError(
                 f"save.llama_cpp_dir={folder}: no {BINARY} in it, nor in bin/ or build/bin/; build llama.cpp"
                 " there or leave the key out"
             )
-        return [str(found.resolve())]
+        return [str(binary.resolve())]
     on_path = shutil.which(BINARY)
     if on_path:
         return [on_path]

@@ -56,8 +56,7 @@ class SystemPieces:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a template writes around the texts of a conversation: `user` and `assistant` are (before, after)
-    pairs.
+    """What a template writes around texts of a conversation: `user` and `assistant` are (before, after).
 
     `opening` comes first where no system message stands there: nothing, or a system turn of the template's
     own. `prompt` follows the last question's turn, and the answer follows it. `system` is None where the
@@ -71,18 +70,17 @@ class Pieces:
     system: SystemPieces | None
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt after `messages`, as `go_template` writes it: a system message first or nowhere, a
-        question last.
-        """
-        system = messages[0]["content"] if messages[0]["role"] == "system" and self.system else ""
-        told = f"{self.system.before}{system}{self.system.after}" if system else ""
-        place = self.system.place if system else None
+        """The prompt after `messages` (a system message first or nowhere, a question last), as in Go."""
+        text, system_turn, carrier = self.opening, "", None  # carrier: the turn that begins with the system's
         turns = [message for message in messages if message["role"] != "system"]
-        carrier = {Place.FIRST: 0, Place.LAST: len(turns) - 1}.get(place)
-        text = {None: self.opening, Place.TURN: told, Place.FIRST: "", Place.LAST: self.opening}[place]
+        if self.system and messages[0]["role"] == "system" and messages[0]["content"]:
+            place = self.system.place
+            system_turn = f"{self.system.before}{messages[0]['content']}{self.system.after}"
+            text = {Place.TURN: system_turn, Place.FIRST: "", Place.LAST: self.opening}[place]
+            carrier = {Place.TURN: None, Place.FIRST: 0, Place.LAST: len(turns) - 1}[place]
         for index, message in enumerate(turns):
             before, after = self.user if message["role"] == "user" else self.assistant
-            text += (told if index == carrier else before) + message["content"] + after
+            text += (system_turn if index == carrier else before) + message["content"] + after
         return text + self.prompt
 
 
@@ -172,13 +170,10 @@ def _read_off(template: ChatTemplate, bos: str) -> Pieces:
     begin, answered, asked, end = texts
     begin = begin.removeprefix(bos)
     markers = SpanFinder(template).markers
-    user = (
-        markers.user if begin.endswith(markers.user) else begin
-    )  # Llama 2 has a beginning of text in it, and the first one is `bos`
+    # Llama 2 has a beginning of text in it, and the first one is `bos`.
+    user = markers.user if begin.endswith(markers.user) else begin
     closing = answered.removesuffix(markers.assistant)
-    if not end.startswith(
-        closing
-    ):  # Mistral's prompts end with [/INST], its answers begin with a space behind it
+    if not end.startswith(closing):  # Mistral's prompts end with [/INST]; a space begins its answers
         closing = ""
     return Pieces(
         opening=begin.removesuffix(user),
@@ -209,9 +204,7 @@ def _system(template: ChatTemplate, bos: str, user: str, answer_end: str) -> Sys
 
 
 def _around(template: ChatTemplate, roles: Sequence[str]) -> tuple[list[int], list[str]]:
-    """In which order the texts of a conversation appear in the prompt after it, and what stands before,
-    between and behind them.
-    """
+    """The order of a conversation's texts in the prompt after it, and what stands around each of them."""
     marks = [placeholder(index) for index in range(len(roles))]
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     parts = re.split(f"({'|'.join(marks)})", template.render(messages, add_generation_prompt=True))
@@ -240,28 +233,21 @@ def go_template(pieces: Pieces, default_system: str = "") -> str:
     expect.
     """
     (user, user_end), (assistant, assistant_end), system = pieces.user, pieces.assistant, pieces.system
-    lines = (
-        [
-            _line(
-                f"$system := or .System {go_string(default_system)}"
-                if default_system
-                else "$system := .System"
-            )
-        ]
-        if system
-        else []
-    )
+    lines = []
+    if system:
+        default = f"or .System {go_string(default_system)}" if default_system else ".System"
+        lines.append(_line(f"$system := {default}"))
     start = opening = _written(pieces.opening)
     question = _written(user)
     if system:
-        told = [*_written(system.before), "$system", *_written(system.after)]
+        message = [*_written(system.before), "$system", *_written(system.after)]
         if system.place is Place.TURN:
-            start = ["if $system", *told, *(["else", *opening] if opening else []), "end"]
+            start = ["if $system", *message, *(["else", *opening] if opening else []), "end"]
         elif system.place is Place.FIRST:
             start = ["$told := false", *(["if not $system", *opening, "end"] if opening else [])]
-            question = ["if and $system (not $told)", "$told = true", *told, "else", *question, "end"]
+            question = ["if and $system (not $told)", "$told = true", *message, "else", *question, "end"]
         else:
-            question = ["if and $system $last", *told, "else", *question, "end"]
+            question = ["if and $system $last", *message, "else", *question, "end"]
     lines += [
         _line(*start),
         _line("range $i, $_ := .Messages"),
@@ -291,9 +277,7 @@ def _written(text: str) -> list[str]:
 
 
 def go_string(text: str) -> str:
-    """`text` as an interpreted string literal of Go, in one line and without quotes inside that are not
-    escaped.
-    """
+    """`text` as an interpreted string literal of Go, in one line, quotes inside it escaped."""
     return '"' + "".join(map(_go_character, text)) + '"'
 
 

@@ -1,5 +1,4 @@
-"""The tokenizer of a GGUF file: what llama.cpp has to know to cut text as the trained model's tokenizer.json
-does.
+"""The tokenizer of a GGUF file: what llama.cpp has to know to cut text as the trained model's does.
 
 llama.cpp does not read a pre-tokenizer: it knows those of the model families by name. Here the name is found
 by what tokenizer.json says, not by what the model is called, so that a tokenizer which llama.cpp does not
@@ -40,8 +39,7 @@ PRE_TOKENIZERS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`model` and `pre` are llama.cpp's names; `tokens`, `types` and `scores` have an entry per token of
-    tokenizer.json.
+    """`model` and `pre` are llama.cpp's names; `tokens`, `types` and `scores` have an entry per token.
 
     `scores` are SentencePiece's and `merges` byte-level BPE's; of the other kind they are empty.
     """
@@ -64,18 +62,17 @@ def read_vocabulary(tokenizer: Mapping[str, Any], name: str) -> Vocabulary:
     added = {token["id"]: token for token in tokenizer["added_tokens"]}
     if model["type"] == "BPE" and model.get("byte_fallback"):
         return _sentence_piece(model, added)
-    pre = PRE_TOKENIZERS.get(_steps(tokenizer)) if model["type"] == "BPE" else None
+    steps = _steps(tokenizer) if model["type"] == "BPE" else None
+    pre = None if steps is None else PRE_TOKENIZERS.get(steps)
     if pre is None:
         raise UserError(
             f"save.method=gguf: llama.cpp has no tokenizer like that of model.name={name}"
             f" ({_described(tokenizer)}); use save=merged_16bit"
         )
-    texts = {number: token for token, number in model["vocab"].items()} | {
-        number: token["content"] for number, token in added.items()
-    }
-    tokens, types = _laid_out(
-        texts, {number: CONTROL if token["special"] else USER_DEFINED for number, token in added.items()}
-    )
+    texts = {number: token for token, number in model["vocab"].items()}
+    texts |= {number: token["content"] for number, token in added.items()}
+    kinds = {number: CONTROL if token["special"] else USER_DEFINED for number, token in added.items()}
+    tokens, types = _laid_out(texts, kinds)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return Vocabulary("gpt2", pre, tokens, types, [], merges)
 
@@ -109,16 +106,15 @@ def _sentence_piece(model: Mapping[str, Any], added: Mapping[int, Mapping[str, A
 def _laid_out(texts: Mapping[int, str], types: Mapping[int, int]) -> tuple[list[str], list[int]]:
     """Texts and types by number; numbers without a token are named and marked unused."""
     numbers = range(max(texts) + 1)
-    return [texts.get(n, f"[PAD{n}]") for n in numbers], [
-        types.get(n, NORMAL) if n in texts else UNUSED for n in numbers
-    ]
+    tokens = [texts.get(n, f"[PAD{n}]") for n in numbers]
+    return tokens, [types.get(n, NORMAL) if n in texts else UNUSED for n in numbers]
 
 
-def _steps(tokenizer: Mapping[str, Any]) -> tuple[Any, ...] | None:
+def _steps(tokenizer: Mapping[str, Any]) -> tuple[tuple[str, ...], bool, bool] | None:
     """The pre-tokenizer as a key of `PRE_TOKENIZERS`; None where it has a step of another kind."""
     pre = tokenizer["pre_tokenizer"] or {}
     *before, last = pre.get("pretokenizers", [pre])
-    steps = []
+    steps: list[str] = []
     for step in before:
         if step["type"] == "Digits" and step["individual_digits"]:
             steps.append("digits")
@@ -145,17 +141,18 @@ def add_vocabulary(
 
     `end_of_turn` is the token with which the trained answers end, where that is not the end of sequence.
     """
-    found = read_vocabulary(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")), folder.name)
-    spare = range(len(found.tokens), rows)
-    writer.add_tokenizer_model(found.model)
-    writer.add_tokenizer_pre(found.pre)
-    writer.add_token_list([*found.tokens[:rows], *(f"[PAD{number}]" for number in spare)])
-    writer.add_token_types([*found.types[:rows], *(UNUSED for _ in spare)])
-    if found.scores:
-        writer.add_token_scores([*found.scores[:rows], *(-1e6 for _ in spare)])
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = read_vocabulary(content, folder.name)
+    spare = range(len(vocabulary.tokens), rows)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list([*vocabulary.tokens[:rows], *(f"[PAD{number}]" for number in spare)])
+    writer.add_token_types([*vocabulary.types[:rows], *(UNUSED for _ in spare)])
+    if vocabulary.scores:
+        writer.add_token_scores([*vocabulary.scores[:rows], *(-1e6 for _ in spare)])
         writer.add_add_space_prefix(_prefixes_a_space(tokenizer))
     else:
-        writer.add_token_merges(found.merges)
+        writer.add_token_merges(vocabulary.merges)
     for kind in ("bos", "eos", "unk", "pad"):
         number = getattr(tokenizer, f"{kind}_token_id")
         if number is not None:
@@ -175,6 +172,5 @@ def adds_bos(tokenizer: Any) -> bool:
 def _prefixes_a_space(tokenizer: Any) -> bool:
     """Whether a text behind a control token gets a space before it, as llama.cpp does everywhere or nowhere."""
     control = next(token for token in (tokenizer.bos_token, tokenizer.eos_token) if token)
-    return tokenizer.convert_ids_to_tokens(tokenizer(f"{control}a", add_special_tokens=False)["input_ids"])[
-        1
-    ].startswith("▁")
+    ids = tokenizer(f"{control}a", add_special_tokens=False)["input_ids"]
+    return tokenizer.convert_ids_to_tokens(ids)[1].startswith("▁")

@@ -1,5 +1,4 @@
-"""Whether an export is the model that was trained: both answer the same questions, and what they say is
-compared.
+"""Whether an export is the model that was trained: both answer the same questions, and are compared.
 
 The export is asked as its user's library reads it from disk (see `probe`), the trained model as it is in
 memory (see `trained`). The comparison itself is arithmetic on two `Observation`s.
@@ -30,11 +29,11 @@ KL_BOUNDS = {
     "iq4_xs": 0.5, "merged_4bit": 0.6,
     "q3_k_l": 0.8, "q3_k_m": 1.0, "q3_k_s": 1.5, "q2_k": 2.5,
 }  # fmt: skip
-# more, for an export in more bits than the base had in training: what rounding it did to the trained model
+# More, for an export in more bits than the base had in training: what rounding it did to the trained model.
 OVER_4_BITS = 0.4
 SHARE = (0.5, 1.5)  # of what training changed, that an export has to show
-# logits; two tokens that are nearer to each other are even in any 16-bit arithmetic, that of llama.cpp's
-# cache of keys and values too
+# Logits; two tokens that are nearer to each other are even in any 16-bit arithmetic, that of llama.cpp's
+# cache of keys and values too.
 TIE = 0.01
 MOVED = 1e-4  # nats; below, training has changed too little for its direction to be told
 
@@ -66,9 +65,9 @@ class Observation:
 
         import numpy as np
 
-        with np.load(file) as kept:
-            prompt_ids, answers, stop_ids = json.loads(str(kept["others"]))
-            return cls(prompt_ids, answers, kept["logits"], stop_ids)
+        with np.load(file) as arrays:
+            prompt_ids, answers, stop_ids = json.loads(str(arrays["others"]))
+            return cls(prompt_ids, answers, arrays["logits"], stop_ids)
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,7 @@ class Reference:
 
     @property
     def moved(self) -> float | None:
-        """Mean KL divergence of the base from the trained model, in nats; None where there is no base beside
-        it.
-        """
+        """Mean KL divergence of the base from the trained model, in nats; None without a base beside it."""
         if self.base_logits is None:
             return None
         return _kl(
@@ -107,11 +104,10 @@ class Verification:
     kl: float  # mean over the trained positions, nats
     kl_bound: float
     kl_base: float | None  # the same of the base without the adapter: how far training went
-    trained_share: (
-        float | None
-    )  # of that way, how much the export has gone: 1 is all of it; None where it cannot be told
+    # Of that way, how much the export has gone: 1 is all of it; None where it cannot be told.
+    trained_share: float | None
     positions: int
-    # "231/240": tokens of the trained model's answers that are the export's too, up to the first that differs
+    # "231/240": tokens of the trained model's answers that are the export's too, up to the first that differs.
     greedy: str
     ended: str  # "3/3": answers that ended by themselves
     trained_ended: str
@@ -160,21 +156,18 @@ def refer(
 
 
 def compare(reference: Reference, export: Observation, kind: str) -> Verification:
-    """Hold `export`, asked `reference.evidence`, of the format `kind` (a key of `KL_BOUNDS`), against the
-    trained model.
-    """
+    """Hold `export`, asked `reference.evidence`, in the format `kind` (of `KL_BOUNDS`), against the model."""
     trained, count, ends = reference.trained, reference.positions, reference.evidence.ends
-    size = min(
-        trained.logits.shape[1], export.logits.shape[1]
-    )  # a table with rows to spare may be saved without them
+    # A table with rows to spare may be saved without them.
+    size = min(trained.logits.shape[1], export.logits.shape[1])
     t, e = (_log_probabilities(logits[:count, :size]) for logits in (trained.logits, export.logits))
     bound = KL_BOUNDS[kind] + (OVER_4_BITS if reference.over_4_bits and kind != "lora" else 0)
     kl, kl_base, share = _kl(t, e), reference.moved, None
-    if kl_base is not None and kl_base > MOVED:
+    if reference.base_logits is not None and kl_base is not None and kl_base > MOVED:
         share = _share(t, _log_probabilities(reference.base_logits[:, :size]), e)
     agreed, strayed, wrong = _greedy(reference, export)
     stops = set(export.stop_ids)
-    equal = [ours == theirs for ours, theirs in zip(trained.prompt_ids, export.prompt_ids, strict=True)]
+    equal = [a == b for a, b in zip(trained.prompt_ids, export.prompt_ids, strict=True)]
     ended, trained_ended = _ended(export.answers, stops), _ended(trained.answers, {*trained.stop_ids, *ends})
     failures = []
     if not all(equal):
@@ -221,8 +214,7 @@ def _kl(t: np.ndarray, other: np.ndarray) -> float:
 
 
 def _share(t: np.ndarray, b: np.ndarray, e: np.ndarray) -> float | None:
-    """How far `e` has gone from the base `b` towards `t`: the projection of e - b on t - b, weighted by the
-    trained probabilities.
+    """How far `e` went from the base `b` to `t`: e - b projected on t - b, by the trained probabilities.
 
     Rounding errors of a format point anywhere and change it little; an adapter that was left out makes it 0,
     one that was added twice 2. None where those errors are larger than all that training changed, so that the
@@ -245,8 +237,8 @@ def _margin_changes(trained: np.ndarray, export: np.ndarray) -> tuple[np.ndarray
     import numpy as np
 
     pairs = np.argpartition(trained, -2, axis=1)[:, -2:]
-    ours, theirs = (np.take_along_axis(logits, pairs, axis=1) for logits in (trained, export))
-    return np.abs(ours[:, 1] - ours[:, 0]), np.abs((ours[:, 1] - ours[:, 0]) - (theirs[:, 1] - theirs[:, 0]))
+    t, e = (np.take_along_axis(logits, pairs, axis=1) for logits in (trained, export))
+    return np.abs(t[:, 1] - t[:, 0]), np.abs((t[:, 1] - t[:, 0]) - (e[:, 1] - e[:, 0]))
 
 
 def _greedy(reference: Reference, export: Observation) -> tuple[int, list[bool], list[str]]:
@@ -258,31 +250,29 @@ def _greedy(reference: Reference, export: Observation) -> tuple[int, list[bool],
     margins, changes = _margin_changes(reference.trained.logits, export.logits)
     agreed, begin = 0, reference.positions
     strayed, wrong = [], []
-    for number, (ours, theirs) in enumerate(zip(reference.trained.answers, export.answers, strict=True)):
-        first = next(
-            (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-            min(len(ours), len(theirs)),
-        )
+    trained_noise = 2 * changes[: reference.positions].max()
+    for number, (wanted, answer) in enumerate(zip(reference.trained.answers, export.answers, strict=True)):
+        first = _first_difference(wanted, answer)
         agreed += first
-        differs = first < len(ours) and first < len(theirs)
+        differs = first < len(wanted) and first < len(answer)
         strayed.append(differs)
         if differs:
-            noise = max(
-                TIE,
-                2 * changes[: reference.positions].max(),
-                2 * changes[begin : begin + first].max(initial=0),
-            )
-            margin, said = (
-                margins[begin + first],
-                f"{reference.token(ours[first])!r} → {reference.token(theirs[first])!r}",
-            )
+            noise = max(TIE, trained_noise, 2 * changes[begin : begin + first].max(initial=0))
+            margin = margins[begin + first]
+            tokens = f"{reference.token(wanted[first])!r} → {reference.token(answer[first])!r}"
             if margin > noise:
                 wrong.append(
-                    f"its answer to prompt {number + 1} differs at token {first + 1} ({said}), where the"
+                    f"its answer to prompt {number + 1} differs at token {first + 1} ({tokens}), where the"
                     f" trained model was sure by {margin:.3g} logits and the format's noise is {noise:.3g}"
                 )
-        begin += len(ours)
+        begin += len(wanted)
     return agreed, strayed, wrong
+
+
+def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    """Where `a` and `b` first differ; the length of the shorter where one begins with the other."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _ended(answers: Sequence[Sequence[int]], stops: set[int]) -> list[bool]:
@@ -293,14 +283,12 @@ def _differing_prompt(
     trained: Sequence[Sequence[int]], export: Sequence[Sequence[int]], equal: Sequence[bool]
 ) -> str:
     number = equal.index(False)
-    ours, theirs = trained[number], export[number]
-    first = next(
-        (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-    )
+    wanted, ids = trained[number], export[number]
+    first = _first_difference(wanted, ids)
+    part = slice(first, first + 4)
     return (
         f"prompt {number + 1} becomes other token ids, from the {first + 1}. on:"
-        f" {list(ours[first : first + 4])} → {list(theirs[first : first + 4])} (template, beginning of text"
-        " or tokenizer)"
+        f" {list(wanted[part])} → {list(ids[part])} (template, beginning of text or tokenizer)"
     )
 
 

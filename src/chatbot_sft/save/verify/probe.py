@@ -15,17 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from chatbot_sft.inference import ChatModel
 from chatbot_sft.save.verify.compare import Observation, observe
 from chatbot_sft.save.verify.evidence import Evidence
 
 log = logging.getLogger("third_party")
 
-OF_SEVERAL = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-)  # torchrun's, which would make libraries wait for other processes
+# torchrun's, which would make libraries wait for other processes.
+OF_SEVERAL = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 class ProbeFailed(Exception):
@@ -39,15 +36,15 @@ def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observati
     Raises:
         ProbeFailed: it cannot be read.
     """
-    with tempfile.TemporaryDirectory() as place:
-        asked, output = Path(place, "evidence.json"), Path(place, "observation.npz")
-        evidence.write(asked)
+    with tempfile.TemporaryDirectory() as folder:
+        questions, output = Path(folder, "evidence.json"), Path(folder, "observation.npz")
+        evidence.write(questions)
         command = [
             sys.executable,
             "-m",
             "chatbot_sft.save.verify.probe",
             str(export),
-            str(asked),
+            str(questions),
             str(output),
             *(["4bit"] if four_bit else []),
         ]
@@ -71,15 +68,18 @@ def main() -> None:
 
     prepare_environment()
     export, evidence, output = map(Path, sys.argv[1:4])
+    model = _load(export, four_bit="4bit" in sys.argv[4:])
+    observe(model, Evidence.read(evidence)).write(output)
+
+
+def _load(export: Path, four_bit: bool) -> ChatModel:
     if export.suffix == ".gguf":
         from chatbot_sft.inference.gguf_model import GGUFModel
 
-        model = GGUFModel.load(export)
-    else:
-        from chatbot_sft.inference.hf_model import HFModel
+        return GGUFModel.load(export)
+    from chatbot_sft.inference.hf_model import HFModel
 
-        model = HFModel.load(export, four_bit="4bit" in sys.argv[4:])
-    observe(model, Evidence.read(evidence)).write(output)
+    return HFModel.load(export, four_bit=four_bit)
 
 
 if __name__ == "__main__":
