@@ -61,6 +61,7 @@ def test_help_on_one_section():
     assert help_text([], None).count("\n") < 200
 
 
+@pytest.mark.slow
 def test_cfg_job_shows_the_configuration_without_torch(tmp_path):
     """--cfg, --help and a config error import no torch: asked of sys.modules itself."""
     program = (

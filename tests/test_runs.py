@@ -51,6 +51,7 @@ def wait_for(path, seconds=60):
 # Directories
 
 
+@pytest.mark.slow
 def test_runs_that_start_in_one_second_have_a_directory_each(tmp_path, data):
     runs = [start(tmp_path, *GOOD) for _ in range(3)]
     outputs = [run.communicate(timeout=120) for run in runs]

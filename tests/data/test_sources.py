@@ -230,6 +230,7 @@ def test_a_hub_id_is_told_from_a_path(tmp_path, monkeypatch):
         assert not is_hub_id(path), path
 
 
+@pytest.mark.slow
 def test_a_large_file_is_streamed(tmp_path):
     """120 MB of rows within 60 MB more than the interpreter has at the start: neither a list nor lines are
     ever held whole.

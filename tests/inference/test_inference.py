@@ -354,6 +354,7 @@ def test_float16_answers_as_transformers_does(real, tmp_path):
     assert model.text(model.answer(model.prompt_ids(QUESTION), 24)) == "The capital of France is Paris."
 
 
+@pytest.mark.slow
 def test_answers_are_the_likeliest_tokens_over_batches_and_from_the_cache(tmp_path):
     """A prompt longer than a batch, an answer from a cache of something else, one that goes on from the last,
     and logits in between.
@@ -553,6 +554,7 @@ def test_a_run_is_what_it_saved_else_its_newest_checkpoint(tmp_path):
     assert find(tmp_path / "failed").path == saved / "my.gguf"
 
 
+@pytest.mark.slow
 def test_nothing_there_is_said_in_a_line(tmp_path):
     with pytest.raises(UserError, match="no such folder or file; name a run directory"):
         find(tmp_path / "nothing")

@@ -257,6 +257,7 @@ def test_durations_are_as_people_write_them():
     assert [duration(seconds) for seconds in (0, 7, 75, 3700)] == ["0:00", "0:07", "1:15", "1:01:40"]
 
 
+@pytest.mark.slow
 def test_the_doctor_answers_without_a_model_library():
     program = (
         "import sys; sys.argv = ['doctor']\n"

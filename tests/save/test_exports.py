@@ -392,6 +392,7 @@ def test_a_folder_is_replaced_only_when_told(trained, tmp_path):
 # ---- refused before training
 
 
+@pytest.mark.slow
 def test_rope_factors_are_those_of_transformers():
     import numpy as np
     import torch
@@ -474,6 +475,7 @@ def test_a_full_fine_tune_is_exported_from_memory(trained, tmp_path):
     assert result.exports[0].checks["merged_16bit"]["trained_share"] is None, "there is no base beside it"
 
 
+@pytest.mark.slow
 def test_a_base_that_is_there_in_4_bits_alone_is_dequantised(tokenizer_folders, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -603,6 +605,7 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

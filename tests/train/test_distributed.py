@@ -74,6 +74,7 @@ def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
     assert process.stderr.count("run: ") == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     """As torchrun starts the second process: its own line names it."""
     first, second = (
@@ -89,6 +90,7 @@ def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
 
 
+@pytest.mark.slow
 def test_gradients_and_figures_are_summed_over_all_processes_in_one_vector(tmp_path):
     """Also where the optimizer sees one vector, and where a parameter has no gradient; the first process's
     weights become everyone's.
