@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import replicas
@@ -44,6 +45,17 @@ ARCHITECTURES = (
 def tokenizer_folders(smollm2, tmp_path_factory) -> dict[str, Path]:
     whole = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
     return write_folders(tmp_path_factory.mktemp("families"), replicas.small_vocabulary(whole))
+
+
+@pytest.fixture(autouse=True)
+def warm_probe(request, monkeypatch):
+    """An export that a test makes in this process is read by a fork of a warm one, not by one that imports
+    torch anew; those of the command line are.
+    """
+    if "trained" in request.fixturenames:
+        warm = request.getfixturevalue("warm")
+        forked = SimpleNamespace(run=lambda command, env, **_: warm.run(command[1:], Path.cwd(), env))
+        monkeypatch.setattr("chatbot_sft.save.verify.probe.subprocess", forked)
 
 
 @pytest.fixture(scope="session")
