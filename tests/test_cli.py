@@ -91,6 +91,7 @@ def test_every_model_option_composes(option, launch):
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_every_other_option_composes(launch):
     for group, arguments in (("lora", ["model=smollm2"]), ("save", ["lora=default"]), ("experiment", [])):
         for path in sorted((conf_dir() / group).glob("*.yaml")):

@@ -186,6 +186,7 @@ def test_a_list_and_lines_are_read_alike(tmp_path):
 cells = st.recursive(st.none() | st.floats(allow_nan=False) | st.text(max_size=30), st.lists, max_leaves=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.dictionaries(st.text(max_size=4), cells), min_size=1),

@@ -401,6 +401,7 @@ def test_stops_at_every_end_of_generation(gguf):
     assert {tokens[token] for token in gguf.stop_ids} == {"<|im_end|>", "<|endoftext|>", "<reponame>"}
 
 
+@pytest.mark.slow
 def test_the_beginning_of_text_is_never_doubled(tmp_path):
     """A vocabulary that adds <|im_start|> before a template that writes it: one of them, as llama.cpp's
     server has it.
@@ -435,6 +436,7 @@ def test_a_context_has_an_end(tiny_gguf, tiny_llama):
         model.logits([500] * 257, [0])
 
 
+@pytest.mark.slow
 def test_what_is_no_gguf_file_is_said_in_a_line(tmp_path, monkeypatch):
     for name, content, expected in (
         ("text.gguf", b"hello, this is a text", "does not look like a valid GGUF"),

@@ -226,6 +226,7 @@ def test_the_first_step_is_counted_from_the_start_of_its_own_run(monkeypatch, tm
     assert cli._began() > time.time() - 1
 
 
+@pytest.mark.slow
 def test_the_loss_figure_is_drawn_from_what_was_logged(tmp_path):
     history = [{"step": s, "loss": 3 / s} for s in range(1, 31)]
     evaluations = [{"step": s, "loss": 3.2 - s / 15} for s in (0, 10, 20, 30)]

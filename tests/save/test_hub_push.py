@@ -419,6 +419,7 @@ def test_through_xets_pipeline(hub, client, tmp_path):
 # ---- what is seen, and what is not
 
 
+@pytest.mark.slow
 def test_progress_bars_are_for_terminals(hub, tmp_path, export):
     hidden = Client(hub.url, tmp_path / "hidden")
     assert hidden.ask(export)["url"]
