@@ -12,7 +12,7 @@ LOGGERS := wandb mlflow-skinny sqlalchemy alembic trackio
 help:
 	@echo 'make train      fine-tune the embedded model on the example conversations'
 	@echo 'make test       every test, as CI runs them'
-	@echo 'make test-fast  the tests that neither train nor start a process with torch'
+	@echo 'make test-fast  the tests without a model and without torch, in less than a minute'
 	@echo 'make lint       ruff and mypy: errors, format, types'
 	@echo 'make setup      build .venv alone'
 	@echo 'make clean      remove .venv'

@@ -30,17 +30,32 @@ os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-# Whoever asks for one of these trains, or has torch imported.
-SLOW = {"tiny_llama", "warm", "warm_unsloth", "trained", "replica_folder"}
+# A test is `slow` if it has a model or runs of the whole command line on `data`, which these fixtures bring, or
+# says so itself: because it imports one of HEAVY, starts a process that does or several of any kind, compiles, or
+# reads hundreds of megabytes. Every other test is `fast`: all of them together take less than a minute.
+SLOW = {
+    "tiny_llama", "tiny_adapter", "trained", "replica_folder", "warm", "warm_unsloth", "tokenizer", "loaded", "real", "small", "gguf",
+    "tiny_gguf", "llama_cpp", "ollama", "client", "shared", "data",
+}  # fmt: skip
+HEAVY = {"torch", "transformers", "datasets"}
 
 
 def pytest_collection_modifyitems(items):
-    """Every test is `slow` or `fast`. Those that start a process with torch themselves say so."""
     for item in items:
         if SLOW & set(item.fixturenames):
             item.add_marker("slow")
         elif item.get_closest_marker("slow") is None:
             item.add_marker("fast")
+
+
+@pytest.fixture(autouse=True)
+def light_where_fast(request):
+    """A fast test that imports one of HEAVY fails, unless a slow one has done so before it."""
+    before = HEAVY & sys.modules.keys()
+    yield
+    imported = HEAVY & sys.modules.keys() - before
+    if request.node.get_closest_marker("fast") and imported:
+        pytest.fail(f"imports {', '.join(sorted(imported))}: mark it slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

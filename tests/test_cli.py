@@ -61,6 +61,7 @@ def test_help_on_one_section():
     assert help_text([], None).count("\n") < 200
 
 
+@pytest.mark.slow
 def test_cfg_job_shows_the_configuration_without_torch(tmp_path):
     """--cfg, --help and a config error import no torch: asked of sys.modules itself."""
     program = (
@@ -90,6 +91,7 @@ def test_every_model_option_composes(option, launch):
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_every_other_option_composes(launch):
     for group, arguments in (("lora", ["model=smollm2"]), ("save", ["lora=default"]), ("experiment", [])):
         for path in sorted((conf_dir() / group).glob("*.yaml")):

@@ -30,7 +30,7 @@ def test_overfit_learns_eight_conversations_word_for_word(launch, tiny, tmp_path
     own = (
         "lora=none",
         "training.learning_rate=0.01",
-        "training.max_steps=250",
+        "training.max_steps=100",
         "training.sample_max_new_tokens=20",
     )
     process = launch(*arguments(tiny, data), "debug=overfit", *own)

@@ -51,6 +51,7 @@ def wait_for(path, seconds=60):
 # Directories
 
 
+@pytest.mark.slow
 def test_runs_that_start_in_one_second_have_a_directory_each(tmp_path, data):
     runs = [start(tmp_path, *GOOD) for _ in range(3)]
     outputs = [run.communicate(timeout=120) for run in runs]
@@ -523,18 +524,16 @@ def test_a_glob_over_options_is_a_sweep(launch, data, swept, jobs):
     assert lines == [["completed", job] for job in jobs], process.stderr
 
 
-def test_an_interrupted_sweep_does_not_begin_the_next_job(tmp_path, tiny):
-    run = start(
-        tmp_path, "-m", *tiny, "training.max_steps=2000", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep"
-    )
-    wait_for(tmp_path / "sweep" / "0" / "data_report.json")
-    time.sleep(1)
-    run.send_signal(signal.SIGINT)
-    output, errors = run.communicate(timeout=120)
-    assert run.returncode == 130, errors
+def test_an_interrupted_sweep_does_not_begin_the_next_job(warm, tmp_path, tiny):
+    sweep = [*tiny, "training.max_steps=2000", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep"]
+    started = warm.start(["-m", "chatbot_sft", "-m", *sweep], tmp_path)
+    started.wait_for("\nstep 1/")
+    started.send_signal(signal.SIGINT)
+    run = started.finish(120)
+    assert run.returncode == 130, run.stderr
     assert not (tmp_path / "sweep" / "1").exists()
-    assert output.splitlines()[-1].startswith("job 0  interrupted")
-    assert "Traceback" not in errors
+    assert run.stdout.splitlines()[-1].startswith("job 0  interrupted")
+    assert "Traceback" not in run.stderr
 
 
 def test_jobs_that_would_share_a_directory_are_refused_but_for_the_first(launch, tmp_path, data):

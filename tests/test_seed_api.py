@@ -120,6 +120,7 @@ assert CustomDatasetLoader(config, tokenizer).prepare_dataset()[0]["text"] == da
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["unsloth", "transformers"])
 def test_the_seeds_snippets_run_in_order(engine, request, smollm2, tmp_path):
     warm = request.getfixturevalue({"transformers": "warm", "unsloth": "warm_unsloth"}[engine])

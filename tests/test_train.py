@@ -247,6 +247,7 @@ def test_both_engines_agree_on_the_embedded_model(launch, warm, tmp_path):
 # Bad input: one line that names the file, key or row; nothing half-written.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -378,6 +379,7 @@ def test_ctrl_c_leaves_a_report_that_says_so(warm, tiny, tmp_path):
     assert losses(report)
 
 
+@pytest.mark.slow
 def test_a_wheel_works_from_anywhere(tmp_path):
     """conf/ and the example data travel inside the wheel."""
     repo = Path(__file__).resolve().parent.parent

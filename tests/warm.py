@@ -9,6 +9,7 @@ and an end of its own. Nothing of torch is used before the fork. What a library 
 process of its own.
 """
 
+import gc
 import importlib
 import json
 import logging
@@ -112,6 +113,8 @@ def prepare(engine: str) -> None:
         importlib.import_module(module)
     logging.getLogger().removeHandler(handler)
     load_engine.cache_clear()  # each run prepares its environment
+    gc.collect()
+    gc.freeze()  # no child collects what it was born with: it would copy every page of it
 
 
 def serve(control: socket.socket) -> dict:

@@ -192,6 +192,7 @@ def test_sft_arguments_pass_through_and_come_back():
     assert Config.from_mapping(config.to_dict()) == config
 
 
+@pytest.mark.slow
 def test_every_sft_argument_is_known_as_trl_itself_knows_it():
     """The parsed sources agree with the imported class, so no key is refused that TRL takes."""
     import trl

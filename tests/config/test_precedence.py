@@ -172,6 +172,7 @@ def test_every_default_that_gives_way_can_be_brought_and_the_other_way_round():
     assert giving_way - {"warmup_steps"} == set(BringsConfig.__dataclass_fields__) - {"only_for"}
 
 
+@pytest.mark.slow
 def test_a_sweep_over_models_gives_each_its_own(launch, tmp_path):
     process = launch(
         "-m", "model.name=absent/a,smollm2", "dataset.data_path=absent.json", "training.num_train_epochs=1,2"

@@ -198,6 +198,7 @@ def test_a_failed_build_leaves_nothing(tmp_path, chat, own_cache):
     assert [entry for entry in (own_cache / "data").iterdir() if entry.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_many_processes_want_it_at_once(tmp_path, smollm2, own_cache):
     """One builds, the others wait; all see the same rows."""
     program = (
@@ -404,6 +405,7 @@ def test_a_damaged_converted_model_is_made_again(tmp_path, monkeypatch, own_cach
     assert (folder / "config.json").read_text() == '{"model_type": "llama"}'
 
 
+@pytest.mark.slow
 def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
     loader(write_json(tmp_path / "data.json", conversations(5))).check(chat)
     (own_cache / "models").mkdir()

@@ -280,6 +280,7 @@ def test_rows_are_repeated_evenly(available, wanted, shuffle, seed):
     assert max(uses.values()) - min([uses.get(index, 0) for index in range(available)]) <= 1
 
 
+@pytest.mark.slow
 def test_a_hub_dataset_without_a_network_says_so(launch):
     error = only_error(
         launch("dataset.data_path=some-org/some-chats", "task=check", env={"HF_HUB_OFFLINE": "1"}, cold=True)

@@ -237,6 +237,7 @@ def datasets_rows():
     return [{"from": f"row {number}"} for number in range(10)]
 
 
+@pytest.mark.slow
 def test_what_save_to_disk_wrote_is_read_without_datasets(tmp_path, datasets_rows):
     import datasets
 

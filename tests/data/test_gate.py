@@ -406,6 +406,7 @@ def test_what_becomes_of_a_system_prompt(smollm2, source, fact):
     assert found.startswith("a turn of its own" if fact.startswith("joined") else fact)
 
 
+@pytest.mark.slow
 def test_the_check_task_reports_and_stops(launch, tmp_path):
     process = launch("task=check", "hydra.run.dir=run")
     assert process.returncode == 0, process.stderr
@@ -426,6 +427,7 @@ def test_the_check_task_reports_and_stops(launch, tmp_path):
     assert again.stdout.replace("again/", "run/") == process.stdout
 
 
+@pytest.mark.slow
 def test_a_bad_file_stops_a_training_run_before_torch_is_imported(tmp_path):
     rows = [*conversations(5), {"messages": [user("a"), user("b"), assistant("c")]}]
     write_json(tmp_path / "my.json", rows)

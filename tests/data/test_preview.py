@@ -138,6 +138,7 @@ def document(preview, browse):
     return Document(browse(preview))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fragment", "shown"),
     [
@@ -240,6 +241,7 @@ def test_page_refers_to_no_other_file():
     assert "default-src 'none'" in text
 
 
+@pytest.mark.slow
 def test_page_is_light_or_dark_as_the_reader_likes(preview, browse, tmp_path):
     from matplotlib.image import imread
 
@@ -257,6 +259,7 @@ def test_page_is_light_or_dark_as_the_reader_likes(preview, browse, tmp_path):
     assert brightness["light"] > 0.8
 
 
+@pytest.mark.slow
 def test_reader_on_a_phone_types_ticks_and_points(tmp_path, browse):
     """In a frame as wide as a phone: nothing sticks out, and what a reader does has its effect."""
     rows = [*ROWS, conversation("w" * 400, "x" * 400, file="y" * 200, number=5, problems=["z" * 200])]

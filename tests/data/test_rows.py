@@ -733,6 +733,7 @@ def test_a_template_that_strips_thoughts_or_opens_one_is_said_in_the_run(tmp_pat
 # ---- templates and tools
 
 
+@pytest.mark.slow
 def test_the_template_for_tools_is_the_one_transformers_takes(smollm2, tmp_path):
     """A list in tokenizer_config.json as Command R has it, and files as transformers writes them now."""
     from transformers import AutoTokenizer
@@ -851,6 +852,7 @@ def test_a_table_of_questions_and_answers_is_read(tmp_path, chat, asked, answere
     assert report["sources"][0]["columns"] == {"prompt": asked, "completion": answered.strip()}
 
 
+@pytest.mark.slow
 def test_a_third_column_that_belongs_to_the_question_is_asked_for(tmp_path, launch):
     """databricks-dolly and its like: training without the context would be another task."""
     write_json(tmp_path / "data.json", [{"instruction": "q", "context": "c", "response": "a"}])

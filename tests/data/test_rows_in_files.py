@@ -68,6 +68,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_decompression_bomb_is_refused_within_little_memory(tmp_path, name):
     """300 MB of one letter in 300 kB: within 120 MB more than the interpreter has at the start."""
@@ -268,7 +269,15 @@ TOOL_ROWS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "arrow", "feather", "saved", "hub"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "parquet",
+        "arrow",
+        "feather",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("saved", "hub")),
+    ],
+)
 def test_keys_of_other_rows_are_not_read_as_nulls(tmp_path, monkeypatch, kind):
     """One struct for all rows: huggingface/datasets#7617 and #6699 are about the nulls that this makes of
     keys.
@@ -337,6 +346,7 @@ def test_what_tables_have_beside_text_and_numbers_is_as_json_has_it(tmp_path):
     assert values(tmp_path / "a.arrow") == values(tmp_path / "a.parquet") == expected
 
 
+@pytest.mark.slow
 def test_json_columns_of_datasets_are_decoded(tmp_path):
     """Newer `datasets` keep what has no common type as JSON in an extension type; its nulls are the row's
     own.
@@ -377,6 +387,7 @@ def test_an_arrow_file_with_wrong_offsets_is_refused(tmp_path):
         values(tmp_path / "a.arrow")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     [
@@ -402,6 +413,7 @@ def test_a_long_text_is_cut_where_no_token_is(smollm2, unit):
     ]
 
 
+@pytest.mark.slow
 def test_a_long_row_takes_a_bounded_multiple_of_its_size(tmp_path, smollm2):
     """Eight rows of 2 million characters: neither one nor a batch of them takes the memory."""
     row = json.dumps(

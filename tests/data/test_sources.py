@@ -186,6 +186,7 @@ def test_a_list_and_lines_are_read_alike(tmp_path):
 cells = st.recursive(st.none() | st.floats(allow_nan=False) | st.text(max_size=30), st.lists, max_leaves=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.dictionaries(st.text(max_size=4), cells), min_size=1),
@@ -230,6 +231,7 @@ def test_a_hub_id_is_told_from_a_path(tmp_path, monkeypatch):
         assert not is_hub_id(path), path
 
 
+@pytest.mark.slow
 def test_a_large_file_is_streamed(tmp_path):
     """120 MB of rows within 60 MB more than the interpreter has at the start: neither a list nor lines are
     ever held whole.

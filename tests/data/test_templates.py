@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -316,8 +313,6 @@ def assert_text(name: str, said: str, answer: str) -> None:
 
 UNSLOTH = """
 import json, sys
-from chatbot_sft.model.engine import prepare_environment
-prepare_environment()
 from unsloth.chat_templates import train_on_responses_only
 from transformers import AutoTokenizer
 
@@ -364,7 +359,7 @@ def encoded(
     )
 
 
-def test_labels_are_unsloths_wherever_those_are_right(folders, tokenizers_, finders, tmp_path):
+def test_labels_are_unsloths_wherever_those_are_right(folders, tokenizers_, finders, warm_unsloth, tmp_path):
     """In a process of its own: Unsloth wants to be imported before transformers, and changes it."""
     rows, given = {}, {}
     for name, family in FAMILIES.items():
@@ -379,13 +374,7 @@ def test_labels_are_unsloths_wherever_those_are_right(folders, tokenizers_, find
             "rows": ids,
         }
     (tmp_path / "in.json").write_text(json.dumps(given), encoding="utf-8")
-    process = subprocess.run(
-        [sys.executable, "-c", UNSLOTH, tmp_path / "in.json", tmp_path / "out.json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-    )
+    process = warm_unsloth.run(["-c", UNSLOTH, tmp_path / "in.json", tmp_path / "out.json"], tmp_path)
     assert process.returncode == 0, process.stderr
     theirs = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     different = set()

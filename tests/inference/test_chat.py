@@ -28,6 +28,7 @@ from chatbot_sft.inference.gguf_model import SYSTEM_PROMPT, GGUFModel
 from chatbot_sft.inference.opening import find
 from chatbot_sft.model import embedded
 
+pytestmark = pytest.mark.slow
 COMMAND = [sys.executable, "-m", "chatbot_sft.chat"]
 PARIS = "What is the capital of France?"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -354,6 +354,7 @@ def test_float16_answers_as_transformers_does(real, tmp_path):
     assert model.text(model.answer(model.prompt_ids(QUESTION), 24)) == "The capital of France is Paris."
 
 
+@pytest.mark.slow
 def test_answers_are_the_likeliest_tokens_over_batches_and_from_the_cache(tmp_path):
     """A prompt longer than a batch, an answer from a cache of something else, one that goes on from the last,
     and logits in between.
@@ -400,6 +401,7 @@ def test_stops_at_every_end_of_generation(gguf):
     assert {tokens[token] for token in gguf.stop_ids} == {"<|im_end|>", "<|endoftext|>", "<reponame>"}
 
 
+@pytest.mark.slow
 def test_the_beginning_of_text_is_never_doubled(tmp_path):
     """A vocabulary that adds <|im_start|> before a template that writes it: one of them, as llama.cpp's
     server has it.
@@ -434,6 +436,7 @@ def test_a_context_has_an_end(tiny_gguf, tiny_llama):
         model.logits([500] * 257, [0])
 
 
+@pytest.mark.slow
 def test_what_is_no_gguf_file_is_said_in_a_line(tmp_path, monkeypatch):
     for name, content, expected in (
         ("text.gguf", b"hello, this is a text", "does not look like a valid GGUF"),
@@ -553,6 +556,7 @@ def test_a_run_is_what_it_saved_else_its_newest_checkpoint(tmp_path):
     assert find(tmp_path / "failed").path == saved / "my.gguf"
 
 
+@pytest.mark.slow
 def test_nothing_there_is_said_in_a_line(tmp_path):
     with pytest.raises(UserError, match="no such folder or file; name a run directory"):
         find(tmp_path / "nothing")

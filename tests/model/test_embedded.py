@@ -70,6 +70,7 @@ def test_special_tokens(tokenizer):
     assert tokenizer.chat_template
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_gguf(smollm2):
     """Every dequantised value, by name; q and k in Hugging Face's order of rotary pairs."""
     import numpy as np
@@ -102,6 +103,7 @@ def test_it_answers(smollm2, tokenizer):
     assert ids[-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_do_no_harm(tmp_path):
     program = "from chatbot_sft.model import embedded; print(embedded.folder())"
     environment = {**os.environ, "CHATBOT_SFT_CACHE": str(tmp_path)}
@@ -122,6 +124,7 @@ def _die_halfway(folder):
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_no_model_behind(tmp_path):
     from chatbot_sft.cache import build_folder
 

@@ -274,6 +274,7 @@ def test_new_rows_begin_as_the_mean(replica_folder):
     assert tokenizer("a<|think|>b").input_ids.count(number) == 1
 
 
+@pytest.mark.slow
 def test_the_gate_and_the_trainer_number_new_tokens_alike(folders):
     from transformers import AutoTokenizer
 

@@ -9,6 +9,7 @@ from chatbot_sft.model.untrained import indistinct
 END, START = 2, 1  # of SmolLM2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -31,6 +32,7 @@ def test_a_row_that_says_nothing(change, found):
     assert indistinct(weight, [2], [0, 1, 2, 99]) == found
 
 
+@pytest.mark.slow
 def test_the_embedded_model_knows_its_end(smollm2):
     from safetensors import safe_open
 

@@ -268,6 +268,7 @@ def test_trackio(sweep):
     assert rows[-1]["report/training.eval_loss"] == report["training"]["eval_loss"]
 
 
+@pytest.mark.slow
 def test_wandb_is_offline_until_the_user_logs_in(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     for name in [name for name in os.environ if name.startswith("WANDB")]:

@@ -227,6 +227,7 @@ def test_the_first_step_is_counted_from_the_start_of_its_own_run(monkeypatch, tm
     assert cli._began() > time.time() - 1
 
 
+@pytest.mark.slow
 def test_the_loss_figure_is_drawn_from_what_was_logged(tmp_path):
     history = [{"step": s, "loss": 3 / s} for s in range(1, 31)]
     evaluations = [{"step": s, "loss": 3.2 - s / 15} for s in (0, 10, 20, 30)]
@@ -258,6 +259,7 @@ def test_durations_are_as_people_write_them():
     assert [duration(seconds) for seconds in (0, 7, 75, 3700)] == ["0:00", "0:07", "1:15", "1:01:40"]
 
 
+@pytest.mark.slow
 def test_the_doctor_answers_without_a_model_library():
     program = (
         "import sys; sys.argv = ['doctor']\n"

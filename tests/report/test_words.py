@@ -336,6 +336,7 @@ def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_slow_evaluation_says_how_far_it_is(caplog, monkeypatch):
     from chatbot_sft.train import evaluation
 

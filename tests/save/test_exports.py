@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import replicas
@@ -44,6 +45,17 @@ ARCHITECTURES = (
 def tokenizer_folders(smollm2, tmp_path_factory) -> dict[str, Path]:
     whole = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
     return write_folders(tmp_path_factory.mktemp("families"), replicas.small_vocabulary(whole))
+
+
+@pytest.fixture(autouse=True)
+def warm_probe(request, monkeypatch):
+    """An export that a test makes in this process is read by a fork of a warm one, not by one that imports
+    torch anew; those of the command line are.
+    """
+    if "trained" in request.fixturenames:
+        warm = request.getfixturevalue("warm")
+        forked = SimpleNamespace(run=lambda command, env, **_: warm.run(command[1:], Path.cwd(), env))
+        monkeypatch.setattr("chatbot_sft.save.verify.probe.subprocess", forked)
 
 
 @pytest.fixture(scope="session")
@@ -392,6 +404,7 @@ def test_a_folder_is_replaced_only_when_told(trained, tmp_path):
 # ---- refused before training
 
 
+@pytest.mark.slow
 def test_rope_factors_are_those_of_transformers():
     import numpy as np
     import torch
@@ -474,6 +487,7 @@ def test_a_full_fine_tune_is_exported_from_memory(trained, tmp_path):
     assert result.exports[0].checks["merged_16bit"]["trained_share"] is None, "there is no base beside it"
 
 
+@pytest.mark.slow
 def test_a_base_that_is_there_in_4_bits_alone_is_dequantised(tokenizer_folders, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -603,6 +617,7 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -382,6 +382,7 @@ def test_a_failure_says_what_failed_and_how_to_go_on(route, status, error, hub, 
     assert hub.requests.count(route) <= 12  # two files, six times each at most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("route", "branch"), [("create", None), ("branch", "v1")])
 def test_the_command_of_the_failure_goes_on(route, branch, hub, shared, export):
     hub.failures[route] = Failure(403, times=1)
@@ -418,6 +419,7 @@ def test_through_xets_pipeline(hub, client, tmp_path):
 # ---- what is seen, and what is not
 
 
+@pytest.mark.slow
 def test_progress_bars_are_for_terminals(hub, tmp_path, export):
     hidden = Client(hub.url, tmp_path / "hidden")
     assert hidden.ask(export)["url"]

@@ -74,6 +74,7 @@ def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
     assert process.stderr.count("run: ") == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     """As torchrun starts the second process: its own line names it."""
     first, second = (
@@ -89,6 +90,7 @@ def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
 
 
+@pytest.mark.slow
 def test_gradients_and_figures_are_summed_over_all_processes_in_one_vector(tmp_path):
     """Also where the optimizer sees one vector, and where a parameter has no gradient; the first process's
     weights become everyone's.
@@ -151,7 +153,7 @@ trainer.close()
 
 
 @pytest.mark.parametrize("engine", ["transformers", "unsloth"])
-def test_both_processes_end_with_the_adapter_of_one(engine, tiny_llama, tmp_path):
+def test_both_processes_end_with_the_adapter_of_one(engine, request, tiny_llama, tmp_path):
     """Evaluated before training, after which accelerate would wrap the model in nothing; a learning rate
     under which training apart would show.
     """
@@ -163,20 +165,22 @@ def test_both_processes_end_with_the_adapter_of_one(engine, tiny_llama, tmp_path
             "save_strategy": "no", "sample_max_new_tokens": 0,
         },
     }  # fmt: skip
+    warm = request.getfixturevalue({"transformers": "warm", "unsloth": "warm_unsloth"}[engine])
     printed = []
     for processes in (1, 2):
         config["training"] |= {
             "gradient_accumulation_steps": 4 // processes,
             "output_dir": str(tmp_path / f"checkpoints-{processes}"),
         }
-        launcher = (
-            ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
-        )
         (tmp_path / "run.py").write_text(TWO)
-        process = subprocess.run(
-            [sys.executable, *launcher, "run.py", json.dumps(config)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        if processes == 1:
+            process = warm.run([tmp_path / "run.py", json.dumps(config)], tmp_path)
+        else:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            process = subprocess.run(
+                [sys.executable, *launcher, "run.py", json.dumps(config)], cwd=tmp_path, capture_output=True, text=True,
+                timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
         assert process.returncode == 0, process.stderr
         printed.append(json.loads(process.stdout.splitlines()[-1]))
     (losses, held_out, _), (shared_losses, shared_held_out, (first, second)) = printed

@@ -15,6 +15,7 @@ from chatbot_sft.train.layout import Layout, candidates, step_down
 from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded, padding_free
 from chatbot_sft.train.tuning import Trial, cache_key, choose
 
+pytestmark = pytest.mark.slow
 rows_of_ids = st.lists(st.lists(st.integers(3, 99), min_size=2, max_size=9), min_size=1, max_size=7)
 
 

@@ -247,6 +247,7 @@ def test_the_loop_is_part_of_what_a_run_was_trained_with():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", filter(built_by_native, enum_values("training_args.py", "OptimizerNames")))
 def test_the_native_loop_builds_the_optimizer_that_transformers_does(optim, tmp_path):
     import torch
