@@ -51,6 +51,7 @@ def test_it_is_made_once_and_again_for_another_tokenizer_alone(tmp_path, smollm2
     assert again.tokenizer is other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "system"),
     [({}, None), ({"sample_prompts": ["Bia?"]}, "Bạn là Mai."), ({"sample_max_new_tokens": 0}, None)],
@@ -75,6 +76,7 @@ def test_questions_are_asked_as_the_model_is_trained_to_be(training, system, tmp
         assert prepared.questions() == [json.loads(text) for text in prepared.held_out["opening"]][:3]
 
 
+@pytest.mark.slow
 def test_rows_that_a_users_loader_makes_of_these_are_the_ones_to_train(tmp_path, chat):
     from transformers import PreTrainedTokenizerFast
 
