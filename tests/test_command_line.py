@@ -17,7 +17,7 @@ import pytest
 from conftest import only_error
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from chatbot_sft import DatasetLoader, UserError, bounds, cli, command_line, completion, text_files
+from chatbot_sft import UserError, bounds, cli, command_line, completion, text_files
 from chatbot_sft import config as schema
 from chatbot_sft.config import Config, ConfigLoader, aliases
 from chatbot_sft.errors import near
@@ -152,7 +152,7 @@ def test_a_typo_beside_a_users_own_class_is_refused(word):
 )
 def test_a_target_of_lora_takes_what_add_adapter_takes(target):
     with pytest.raises(UserError, match="with the parameters model, settings, engine"):
-        locate("lora", target, add_adapter)
+        locate("lora", target)
 
 
 def test_a_users_own_adapter_function_is_taken(tmp_path, monkeypatch):
@@ -160,14 +160,14 @@ def test_a_users_own_adapter_function_is_taken(tmp_path, monkeypatch):
         "def mine(model, settings, engine, new_token_ids=(), **extra):\n    return model\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert locate("lora", "own_adapter.mine", add_adapter).__name__ == "mine"
-    assert locate("lora", "chatbot_sft.model.add_adapter", add_adapter) is add_adapter
+    assert locate("lora", "own_adapter.mine").__name__ == "mine"
+    assert locate("lora", "chatbot_sft.model.add_adapter") is add_adapter
 
 
 @pytest.mark.parametrize("target", ["my_loader.py", "./my_loader.Mine", "my..Mine", "Mine"])
 def test_a_target_that_is_no_dotted_name(target):
     with pytest.raises(UserError, match=r"expected module\.Class"):
-        locate("dataset", target, DatasetLoader)
+        locate("dataset", target)
 
 
 @pytest.mark.parametrize(
@@ -327,10 +327,10 @@ def test_a_class_of_ones_own_from_a_windows_editor_is_read_or_named(tmp_path, mo
     (tmp_path / f"{name}.py").write_text(source, encoding=encoding)
     monkeypatch.syspath_prepend(tmp_path)
     if said is None:
-        assert locate("dataset", f"{name}.Mine", DatasetLoader).__doc__ == "à"
+        assert locate("dataset", f"{name}.Mine").__doc__ == "à"
         return
     with pytest.raises(UserError, match=rf"^dataset\._target_={name}\.Mine: .*{name}.*{said}"):
-        locate("dataset", f"{name}.Mine", DatasetLoader)
+        locate("dataset", f"{name}.Mine")
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_overfit_learns_eight_conversations_word_for_word(launch, tiny, tmp_path
 
 def test_what_is_not_learned_is_said():
     from chatbot_sft.config import Config
-    from chatbot_sft.pipeline import not_learned
+    from chatbot_sft.train.outcome import not_learned
 
     settings = Config.from_mapping({"dataset": {"eval_on_training": True, "eval_fraction": 0}})
     assert not_learned(settings, 1.0) == not_learned(Config(), 0.5) == []

@@ -385,7 +385,7 @@ def test_it_is_refused_before_training(key, tiny, tiny_llama, launch, tmp_path):
 )
 def test_the_python_api_refuses_a_taken_place_before_it_trains(taken, project, monkeypatch):
     from chatbot_sft import SFTTrainerWrapper
-    from chatbot_sft.train import trainer as module
+    from chatbot_sft.train import session as module
 
     class Rows:
         column_names = ("input_ids", "labels")
@@ -401,7 +401,7 @@ def test_the_python_api_refuses_a_taken_place_before_it_trains(taken, project, m
 def test_the_python_api_says_where_it_saved(project, monkeypatch, capsys):
     from chatbot_sft import SFTTrainerWrapper
     from chatbot_sft.save.saver import Export, SaveResult
-    from chatbot_sft.train import trainer as module
+    from chatbot_sft.train import session as module
 
     class Rows:
         column_names = ("input_ids", "labels")

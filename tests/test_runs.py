@@ -290,8 +290,8 @@ def test_a_full_disk_for_the_report_is_one_line_and_hides_no_other_error(launch,
 
 
 def test_the_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, caplog):
-    from chatbot_sft import pipeline
     from chatbot_sft.errors import UserError
+    from chatbot_sft.report import ending
     from chatbot_sft.run import directory
     from chatbot_sft.run.report import Report, Status
 
@@ -301,8 +301,8 @@ def test_the_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(directory, "write_json", full)
     report = Report("", "check", 1, Status.COMPLETED)
     with pytest.raises(UserError, match=r"the report cannot be written \(No space left on device\)"):
-        pipeline.write_reports(report, directory.Run(tmp_path))
-    pipeline.write_reports(replace(report, error="the cause"), directory.Run(tmp_path))
+        ending.write_reports(report, directory.Run(tmp_path))
+    ending.write_reports(replace(report, error="the cause"), directory.Run(tmp_path))
     assert "the report cannot be written" in caplog.text
 
 
@@ -443,6 +443,7 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
     from filelock import FileLock
     from omegaconf import OmegaConf
 
+    from chatbot_sft.config import hydra_glue  # noqa: F401 (it registers ${started:…})
     from chatbot_sft.run_directory import ClaimDirectory
 
     monkeypatch.chdir(tmp_path)

@@ -154,7 +154,7 @@ def test_the_embedded_model_has_its_name_in_a_seed_yaml_too(tmp_path):
     program = (
         "from chatbot_sft import ConfigLoader, ModelLoader\n"
         "model, tokenizer = ModelLoader(ConfigLoader.load_config('sft.yaml')).load_and_configure()\n"
-        "from chatbot_sft.model.loader import count_parameters\n"
+        "from chatbot_sft.model.load import count_parameters\n"
         "print('parameters', *count_parameters(model), tokenizer.eos_token)\n"
     )
     process = subprocess.run(

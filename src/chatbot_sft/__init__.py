@@ -6,11 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chatbot_sft.config import ConfigLoader
-    from chatbot_sft.data import DatasetLoader
-    from chatbot_sft.errors import UserError
-    from chatbot_sft.model import ModelLoader
-    from chatbot_sft.train import SFTTrainerWrapper, TrainingMonitor
+    from chatbot_sft.seed_api import (
+        ConfigLoader,
+        DatasetLoader,
+        ModelLoader,
+        SFTTrainerWrapper,
+        TrainingMonitor,
+        UserError,
+    )
 
 __all__ = [
     "ConfigLoader",
@@ -21,20 +24,11 @@ __all__ = [
     "UserError",
 ]
 
-# Imported when they are asked for: `--help`, `--cfg` and a typo need none of the stages.
-_HOMES = {
-    "ConfigLoader": "config",
-    "DatasetLoader": "data",
-    "ModelLoader": "model",
-    "SFTTrainerWrapper": "train",
-    "TrainingMonitor": "train",
-    "UserError": "errors",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"chatbot_sft.{_HOMES[name]}"), name)
+    """Imported when they are asked for: `--help`, `--cfg` and a typo need none of the stages."""
+    if name in __all__:
+        return getattr(importlib.import_module("chatbot_sft.seed_api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

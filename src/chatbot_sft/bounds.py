@@ -10,6 +10,7 @@ from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
+    from chatbot_sft.run.report import DatasetStatistics
 
 USUAL_RANK = 64  # of lora=rslora: no model is too narrow for an option of ours
 # These look positions up in a table that ends, or make it once; rotary positions go on beyond what the model
@@ -48,6 +49,18 @@ def check_model(config: Config, folder: Path) -> None:
 
 def _numbers(about: dict[str, Any], *names: str) -> list[int]:
     return [about[name] for name in names if type(about.get(name)) is int and about[name] > 0]
+
+
+def check_rows(config: Config, statistics: DatasetStatistics, processes: int) -> None:
+    """Raises UserError where there are too few rows for a step, or none for the evaluations that are asked
+    for.
+    """
+    check_batch(config, statistics.rows_used, processes)
+    if config.training.eval_steps is not None and not statistics.rows_held_out:
+        raise UserError(
+            f"training.eval_steps={config.training.eval_steps:g}: no conversation is held out; give"
+            " dataset.eval_data_path or more data"
+        )
 
 
 def check_batch(config: Config, rows: int, processes: int) -> None:

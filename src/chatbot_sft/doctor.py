@@ -17,7 +17,7 @@ from chatbot_sft.cache import PARTS, cache_dir
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded, hardware
 from chatbot_sft.model.engine import expected
-from chatbot_sft.model.hub import USER_SAYS_OFFLINE
+from chatbot_sft.network import USER_SAYS_OFFLINE
 from chatbot_sft.run.versions import versions
 from chatbot_sft.save.gguf import llama_cpp
 

@@ -88,3 +88,14 @@ def not_yaml(error: YAMLError) -> str:
             " what is nested on a line of its own"
         )
     return f"{where}, column {mark.column + 1}: {problem}"
+
+
+def is_write_error(error: Exception) -> bool:
+    """An OSError, or what safetensors, tokenizers and torch.save raise for the same thing."""
+    text = str(error).lower()
+    return (
+        isinstance(error, OSError)
+        or "os error " in text
+        or "pytorchstreamwriter" in text
+        or "inline_container" in text
+    )

@@ -12,14 +12,13 @@ from typing import Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.model import ModelLoader
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import CONFIG, Run
-from chatbot_sft.run.report import Report
+from chatbot_sft.run.report import Report, SaveResult, Training
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.verify.evidence import Evidence
 from chatbot_sft.targets import locate
@@ -65,7 +64,12 @@ class Earlier:
                 " again goes on from there"
             )
         config = _config(run)
-        return cls(config, report, _evidence(where, run.evidence_file), _weights(run, config, report))
+        return cls(
+            config,
+            report,
+            _evidence(where, run.evidence_file),
+            _weights(run, config, report.training, report.save),
+        )
 
 
 def _config(run: Run) -> dict[str, Any]:
@@ -87,23 +91,19 @@ def _evidence(where: str, file: Path) -> Evidence:
         ) from None
 
 
-def _weights(run: Run, config: Mapping[str, Any], report: Report) -> Path:
+def _weights(run: Run, config: Mapping[str, Any], training: Training, save: SaveResult | None) -> Path:
     """The checkpoint whose weights the run ended with; else an adapter that it saved."""
-    folder, step, why = run.folder, report.training.weights_of_step, "gone"
+    folder, step, why = run.folder, training.weights_of_step, "gone"
     for place in (run.checkpoints, Path(config["training"]["output_dir"])):
-        found = place / f"checkpoint-{step}"
+        wanted = place / f"checkpoint-{step}"
         try:
-            checkpoint = checkpoints.verified(found)
+            checkpoint = checkpoints.verified(wanted)
         except checkpoints.Damaged as error:
-            why = f"damaged ({error})" if found.is_dir() else why
+            why = f"damaged ({error})" if wanted.is_dir() else why
             continue
         _refuse_edited(run, config, checkpoint)
         return checkpoint.folder
-    saved = (
-        [Path(export.path) for export in report.save.exports if export.method == "lora"]
-        if report.save
-        else []
-    )
+    saved = [Path(export.path) for export in save.exports if export.method == "lora"] if save else []
     for place in (*saved, *run.adapters()):
         if (place / "adapter_config.json").is_file():
             if why != "gone":
@@ -170,15 +170,14 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
     now["model"] = {**now["model"], "adapter": None}  # what it went on from is in what it became
     settings = Config.from_mapping(now)
-    saver = locate("save", settings.save._target_, ModelSaver)
+    saver = locate("save", settings.save._target_)
     if is_local(settings.model.name) and not Path(settings.model.name).is_dir():
         raise UserError(
             f"run={config['run']}: the model it was trained on is not at {settings.model.name} any more, nor"
             f" did it move along with the run; put it back, or correct model.name in its {CONFIG}"
         )
     saver(settings).check()
-    for part in KEPT:
-        setattr(report, part, getattr(earlier.report, part))
+    report.record(**{part: getattr(earlier.report, part) for part in KEPT})
     report.run = str(Path(config["run"]).expanduser())
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
     base = (
@@ -189,8 +188,8 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
             **base,
             "model": {**base["model"], "chat_template": str(earlier.weights / "chat_template.jinja")},
         }
-    model, tokenizer = locate("model", settings.model._target_, ModelLoader)(base).load_and_configure()
+    model = locate("model", settings.model._target_)(base).load()
     if not settings.full_finetuning:
-        load_weights(model, earlier.weights, f"run={config['run']}")
+        load_weights(model.model, earlier.weights, f"run={config['run']}")
     log.info("weights: %s", earlier.weights)
-    return saver(settings, model, tokenizer, earlier.evidence, report)
+    return saver(settings, model.model, model.tokenizer, earlier.evidence, report)

@@ -8,21 +8,37 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError, did_you_mean
 
 
-def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
-    """The object called `target` ("package.module.Class"), which the stage may use in place of `like`.
+def locate(section: str, target: str) -> Any:
+    """The object called `target` ("package.module.Class"), which the stage may use in place of its own, the
+    one that the schema has for `section`.
 
-    A class has to be a subclass of `like`. Where `like` is a function, `target` has to take what that takes,
+    A class has to be a subclass of the stage's. Where that is a function, `target` has to take what it takes,
     by the same names: they tell a function that was written for the stage from any other that could be
     called.
 
     Raises:
-        UserError: no such module, nothing of that name in it, or nothing like `like`. An error inside the
+        UserError: no such module, nothing of that name in it, or nothing like the stage's. An error inside the
             user's module passes through.
     """
     where = f"{section}._target_={target}"
+    ours = Config()[section]["_target_"]
+    like, given = _named(ours, where), _named(target, where)
+    if isinstance(like, type):
+        if not (isinstance(given, type) and issubclass(given, like)):
+            raise UserError(f"{where}: has to be a subclass of {ours}")
+    elif not _takes_the_same(given, like):
+        raise UserError(
+            f"{where}: has to be a function such as {ours}, with the parameters {', '.join(_needed(like))}"
+        )
+    return given
+
+
+def _named(target: str, where: str) -> Any:
+    """What the dotted name `target` names."""
     module_name, _, name = target.rpartition(".")
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target) or name == "py":
         raise UserError(
@@ -43,26 +59,12 @@ def locate(section: str, target: str, like: type | Callable[..., Any]) -> Any:
         hint = "; save the file as UTF-8" if re.search("codec|null bytes", error.msg) else ""
         raise UserError(f"{where}: {file}{line}: not Python: {error.msg}{hint}") from None
     try:
-        located = getattr(module, name)
+        return getattr(module, name)
     except AttributeError:
         file = getattr(module, "__file__", None) or "built in"
         hint = did_you_mean(name, [known for known in dir(module) if not known.startswith("_")])
         hint = hint or f" (it is {file}; a file of yours that is called so needs another name)"
         raise UserError(f"{where}: {module_name} has no {name}{hint}") from None
-    if isinstance(like, type):
-        if not (isinstance(located, type) and issubclass(located, like)):
-            raise UserError(f"{where}: has to be a subclass of {_public(like)}")
-    elif not _takes_the_same(located, like):
-        raise UserError(
-            f"{where}: has to be a function such as {_public(like)}, with the parameters"
-            f" {', '.join(_needed(like))}"
-        )
-    return located
-
-
-def _public(like: type | Callable[..., Any]) -> str:
-    """The name that users write: the package's, not that of the file inside it."""
-    return f"{like.__module__.rpartition('.')[0]}.{like.__name__}"
 
 
 def _needed(function: Callable[..., Any]) -> list[str]:
@@ -75,11 +77,11 @@ def _needed(function: Callable[..., Any]) -> list[str]:
     ]
 
 
-def _takes_the_same(located: Any, like: Callable[..., Any]) -> bool:
-    """Whether `located` is no class and needs exactly what `like` needs, in that order."""
-    if isinstance(located, type) or not callable(located):
+def _takes_the_same(given: Any, like: Callable[..., Any]) -> bool:
+    """Whether `given` is no class and needs exactly what `like` needs, in that order."""
+    if isinstance(given, type) or not callable(given):
         return False
     try:
-        return _needed(located) == _needed(like)
+        return _needed(given) == _needed(like)
     except (TypeError, ValueError):  # written in C, without a signature
         return False

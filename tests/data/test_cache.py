@@ -46,7 +46,7 @@ def loader(path, seed=3407, max_seq_length=2048, **dataset):
 
 
 def ids(made):
-    return made._entry.table().column("input_ids").to_pylist()
+    return made.prepared.entry.table().column("input_ids").to_pylist()
 
 
 def test_the_same_data_is_made_once_and_anything_that_matters_makes_it_anew(tmp_path, chat):
@@ -146,7 +146,7 @@ def test_what_rows_become_changes_with_the_version_alone(tmp_path, chat):
             made = loader(file, max_seq_length=100, on_bad_row="drop", eval_fraction=0, **options)
             with contextlib.suppress(UserError):  # one row that is bad leaves nothing
                 made.check(chat)
-            entry = {"rows": made._entry.table().to_pylist(), "about": made._entry.about}
+            entry = {"rows": made.prepared.entry.table().to_pylist(), "about": made.prepared.entry.about}
             digest.update(json.dumps(entry, sort_keys=True).replace(str(tmp_path), "").encode())
     assert (
         store.VERSION,
@@ -168,7 +168,7 @@ def test_a_damaged_entry_is_made_again(tmp_path, chat, own_cache, caplog):
     first = loader(file)
     first.check(chat)
     whole = ids(first)
-    rows = first._entry.file
+    rows = first.prepared.entry.file
     for damage in (
         lambda: rows.write_bytes(rows.read_bytes()[:-10]),
         lambda: _flip(rows),
@@ -232,7 +232,7 @@ def test_an_entry_with_a_foreign_record_is_made_again(tmp_path, chat, own_cache,
     file = write_json(tmp_path / "data.json", conversations(5))
     first = loader(file)
     first.check(chat)
-    (first._entry.file.parent / name).write_text(about)
+    (first.prepared.entry.file.parent / name).write_text(about)
     again = loader(file)
     assert again.check(chat)["cached"] is False
     assert again.statistics == first.statistics
@@ -244,7 +244,7 @@ def test_what_stands_in_place_of_an_entry_is_not_believed(tmp_path, chat, own_ca
     file = write_json(tmp_path / "data.json", conversations(5))
     first = loader(file)
     first.check(chat)
-    entry = first._entry.file.parent
+    entry = first.prepared.entry.file.parent
     (entry / "more.py").write_text("")
     assert loader(file).check(chat)["cached"] is False
     elsewhere = entry.rename(tmp_path / "elsewhere")
@@ -271,7 +271,8 @@ def test_the_cache_is_for_its_owner_alone(tmp_path, chat, own_cache):
     finally:
         os.umask(old_mask)
     assert [
-        stat.S_IMODE(folder.stat().st_mode) for folder in (own_cache / "data", made._entry.file.parent)
+        stat.S_IMODE(folder.stat().st_mode)
+        for folder in (own_cache / "data", made.prepared.entry.file.parent)
     ] == [0o700, 0o700]
 
 
@@ -293,7 +294,7 @@ def test_a_cache_that_cannot_be_written_costs_speed_alone(tmp_path, chat, own_ca
     made = loader(file)
     assert made.check(chat)["cached"] is False
     assert loader(file).check(chat)["cached"] is True  # of the same process
-    assert not made._entry.file.is_relative_to(own_cache)
+    assert not made.prepared.entry.file.is_relative_to(own_cache)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "chatbot_sft.cache"]
     assert line.startswith(f"cache: {own_cache}")
     assert "a temporary folder serves for this run" in line

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from conftest import conversations, only_error, report_of, write_json
 
-from chatbot_sft import DatasetLoader, UserError
+from chatbot_sft import UserError
 from chatbot_sft.config import Config
+from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.data.files import data_files, find, split_of
 from chatbot_sft.data.sources import read_rows
 
@@ -122,14 +123,14 @@ def test_a_split_of_the_hub_is_no_split_of_a_file_beside_it(tmp_path):
         "sources": [{"data_path": "org/name"}, {"data_path": file}],
         "eval_data_path": file,
     }
-    assert [source.split for source in DatasetLoader({"dataset": dataset})._sources()] == [
+    assert [source.split for source in Corpus.of(Config.from_mapping({"dataset": dataset})).sources] == [
         "train_sft",
         "train",
         "train",
     ]
     lines(tmp_path / "both" / "validation.jsonl")
     dataset = {"data_path": file, "eval_data_path": str(tmp_path / "both")}
-    (found,) = DatasetLoader({"dataset": dataset})._held_out_sources()
+    (found,) = Corpus.of(Config.from_mapping({"dataset": dataset})).held_out
     assert data_files(found.data_path, found.split) == [tmp_path / "both" / "validation.jsonl"]
 
 

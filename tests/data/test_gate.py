@@ -336,7 +336,9 @@ def test_what_is_held_out_is_never_trained_on(tmp_path, chat):
     ]
     made = loader(write_json(tmp_path / "data.json", once + again), eval_fraction=0.3)
     made.check(chat)
-    training, held_out = (set(rows.tolist()) for rows in (made._split.once, made._split.held_out))
+    training, held_out = (
+        set(rows.tolist()) for rows in (made.prepared.split.once, made.prepared.split.held_out)
+    )
     assert len(training) + len(held_out) == 40
     assert {row % 20 for row in training}.isdisjoint({row % 20 for row in held_out})
     own = loader(
@@ -365,7 +367,11 @@ def test_lengths_steps_and_the_template_are_reported(chat):
         0
         < over
         == made.statistics.truncated_rows
-        + sum(1 for row in made._split.held_out if made._entry.table().column("truncated")[int(row)].as_py())
+        + sum(
+            1
+            for row in made.prepared.split.held_out
+            if made.prepared.entry.table().column("truncated")[int(row)].as_py()
+        )
     )
     assert report["notes"]["an answer cut in two"]["count"] <= over
     assert report["training"] == {

@@ -847,7 +847,7 @@ def test_a_table_of_questions_and_answers_is_read(tmp_path, chat, asked, answere
     made = loader(file)
     report = made.check(chat)
     assert (report["rows_used"], report["not_read"]) == (3, {"id": 3})
-    text = made._entry.table().column("text")[0].as_py()
+    text = made.prepared.entry.table().column("text")[0].as_py()
     assert "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>" in text
     assert report["sources"][0]["columns"] == {"prompt": asked, "completion": answered.strip()}
 

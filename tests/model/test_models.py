@@ -599,7 +599,8 @@ def test_the_same_keys_change_the_losses_under_unsloth(warm_unsloth, replica_fol
     )
     script = tmp_path / "keys_on_unsloth.py"
     script.write_text(
-        "import json\nfrom pathlib import Path\nfrom chatbot_sft import pipeline\npipeline.write_loss_figure"
+        "import json\nfrom pathlib import Path\nfrom chatbot_sft import pipeline\n"
+        "from chatbot_sft.report import ending\nending.write_loss_figure"
         " = lambda *_: None\nfor key, job in json.loads(Path('jobs.json').read_text()).items():\n   "
         " print('RESULT', json.dumps([key, [point['loss'] for point in pipeline.run(job).history]]),"
         " flush=True)\n"

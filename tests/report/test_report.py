@@ -18,6 +18,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.jobs import Job
 from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
+from chatbot_sft.report import ending
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import data_links, markdown
 from chatbot_sft.report.terminal import saved
@@ -138,7 +139,7 @@ def test_a_signal_says_what_it_left_behind(task, exports, expected):
         training=SimpleNamespace(output_dir="out/checkpoints"),
     )
     assert (
-        pipeline.stopped(Preempted("SIGTERM"), settings, SaveResult("lora", exports=exports), "C") == expected
+        ending.stopped(Preempted("SIGTERM"), settings, SaveResult("lora", exports=exports), "C") == expected
     )
 
 

@@ -14,14 +14,15 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.inference.hf_model import adapter_base
 from chatbot_sft.inference.opening import find
 from chatbot_sft.model.base import named
-from chatbot_sft.pipeline import check_secrets, refuse_ruined, rows_warnings, warnings
 from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.masking import by_name, masked, places, referring, resolved
 from chatbot_sft.report.plain import plain, plain_line, uncoloured
+from chatbot_sft.report.secrets_trained import check_secrets
 from chatbot_sft.report.words import moved, number
 from chatbot_sft.run.report import Training
 from chatbot_sft.run.report import write_json as write_report
+from chatbot_sft.train.outcome import refuse_ruined, rows_warnings, warnings
 
 PASSWORD = "correct-horse-9"
 PLANTED = ("MODEL_KEY", "DATA_KEY", "SYSTEM_SECRET", "PROMPT_PASSWORD", "PROJECT_TOKEN", "HUB_TOKEN")

@@ -30,10 +30,10 @@ from types import SimpleNamespace
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import run_log
-from chatbot_sft.model import hub
+from chatbot_sft import network
 from chatbot_sft.save import hub_push
 
-hub.allow_network(False)
+network.allow_network(False)
 from huggingface_hub import constants, get_session
 
 hub_push.CHECK_SECONDS = hub_push.PUSH_SECONDS = float(os.environ.get("SECONDS", 10))

@@ -1,7 +1,7 @@
-"""The gate's judgement and figures: may a run go on with what `encode` found wrong with the rows, what does
+"""The gate's judgement and figures: may a run go on with what `encode` says is wrong with the rows, what does
 the chat template do, how long are the rows, how many steps do they make.
 
-`DatasetLoader.check` puts it together, before a model is loaded or a GPU is taken.
+`prepare` puts it together, before a model is loaded or a GPU is taken.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from chatbot_sft.data.labels import placeholder
 from chatbot_sft.data.messages import BadRow
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
+from chatbot_sft.run.report import DatasetStatistics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,17 +36,17 @@ class Findings:
     kinds: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, kind: str, file: str, row: int, detail: str = "") -> None:
-        found = self.kinds.setdefault(kind, {"count": 0, "rows": []})
-        found["count"] += 1
-        if len(found["rows"]) < LISTED:
-            found["rows"].append(
+        entry = self.kinds.setdefault(kind, {"count": 0, "rows": []})
+        entry["count"] += 1
+        if len(entry["rows"]) < LISTED:
+            entry["rows"].append(
                 {"file": file, "row": row, "detail": detail} if detail else {"file": file, "row": row}
             )
 
     def counts(self) -> str:
         return ", ".join(
-            f"{kind} ({found['count']:,})"
-            for kind, found in sorted(self.kinds.items(), key=lambda item: -item[1]["count"])
+            f"{kind} ({entry['count']:,})"
+            for kind, entry in sorted(self.kinds.items(), key=lambda item: -item[1]["count"])
         )
 
 
@@ -60,18 +61,39 @@ WAYS_OUT = {
 }
 
 
+def verdict(
+    settings: Config, statistics: DatasetStatistics, problems: Mapping[str, Any], tokenised: int
+) -> str | None:
+    """Why the run must not go on, in one line; None where it may. `tokenised` of the bad rows could be trained
+    with on_bad_row=warn.
+    """
+    s, policy = statistics, settings.dataset.on_bad_row
+    if error := refusal(s.path, s.rows, s.bad_rows, problems, policy, s.rows_used, tokenised):
+        return error
+    if s.rows_held_out and not s.rows_used:
+        return (
+            f"{s.path}: {s.rows_held_out} conversation(s) leave none to train on with"
+            f" dataset.eval_fraction={settings.dataset.eval_fraction}; add conversations or set"
+            " dataset.eval_fraction=0"
+        )
+    if not s.rows_used:
+        return (
+            f"{s.path}: no row has a trainable token within"
+            f" model.max_seq_length={settings.model.max_seq_length}"
+        )
+    return None
+
+
 def refusal(
     path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], policy: str, usable: int, tokenised: int
 ) -> str | None:
-    """Why the run must not go on, in one line; None where it may. `tokenised` of the bad rows could be
-    trained with on_bad_row=warn.
-    """
+    """Why it must not go on with that many bad rows; None where there are few enough."""
     if not bad_rows or (policy == "drop" and usable):
         return None
     if usable and (policy == "warn" or (policy == "auto" and bad_rows <= TOLERATED * rows)):
         return None
     first = min(
-        (found["rows"][0] for found in findings.values()), key=lambda found: (found["file"], found["row"])
+        (entry["rows"][0] for entry in findings.values()), key=lambda place: (place["file"], place["row"])
     )
     what = f"{first['file']}: row {first['row']}: {first['detail']}"
     commonest = max(findings, key=lambda kind: findings[kind]["count"])
@@ -151,7 +173,7 @@ def schedule(settings: Config, rows: int) -> dict[str, Any]:
     steps = (
         training.max_steps
         if training.max_steps is not None
-        else math.ceil(per_epoch * training.num_train_epochs)
+        else math.ceil(per_epoch * (training.num_train_epochs or 0))
     )
     warning = None
     if training.warm_up >= steps:

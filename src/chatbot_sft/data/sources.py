@@ -10,6 +10,7 @@ from chatbot_sft.data import csv_rows, json_rows, streams, tables
 from chatbot_sft.data.files import TRAIN, data_files
 from chatbot_sft.data.row import Row
 from chatbot_sft.errors import UserError
+from chatbot_sft.network import allow_network
 
 MAX_ROW_MB = 10.0  # a million tokens are about 5
 
@@ -51,8 +52,6 @@ def read_hub(
     Raises:
         UserError: it cannot be had.
     """
-    from chatbot_sft.model.hub import allow_network
-
     allow_network(True)
     import datasets
 

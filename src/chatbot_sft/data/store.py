@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ class Entry:
     file: Path
     about: dict[str, Any]
     reused: bool
+    scratch: tempfile.TemporaryDirectory[str] | None = None  # where they are for this process alone
 
     def table(self) -> pyarrow.Table:
         """The rows, mapped: columns are read from disk as they are asked for."""

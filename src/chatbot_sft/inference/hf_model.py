@@ -15,8 +15,9 @@ from chatbot_sft.inference import room_for_answer
 from chatbot_sft.model import embedded
 from chatbot_sft.model.base import moved, named
 from chatbot_sft.model.generate import as_text, generate, generation_stops, rendered
-from chatbot_sft.model.hub import allow_network, is_local, readable_errors
+from chatbot_sft.model.hub import is_local, readable_errors
 from chatbot_sft.model.quantization import nf4
+from chatbot_sft.network import allow_network
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,43 +1,19 @@
-"""Models that come from the Hugging Face hub: when the network may be used, and what to say when it fails."""
+"""Models that come from the Hugging Face hub: which names mean one, and what to say when it cannot be had."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from chatbot_sft.data.template import TOKENIZER_FILES
 from chatbot_sft.errors import UserError
-
-log = logging.getLogger(__name__)
-
-USER_SAYS_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+from chatbot_sft.network import USER_SAYS_OFFLINE, allow_network
 
 
 def is_local(name: str) -> bool:
     """A path rather than a hub id: it exists, or it is written like a path."""
     return Path(name).expanduser().is_dir() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
-
-
-def allow_network(allowed: bool) -> None:
-    """A local model asks nothing of the hub; a hub id may be fetched unless the user set HF_HUB_OFFLINE.
-
-    huggingface_hub and datasets read the variable once, at import; in a sweep a later job can need the other
-    setting.
-    """
-    offline = USER_SAYS_OFFLINE or not allowed
-    if not offline and not _answers():
-        log.info("hub: no answer from %s; only what is in the local cache can be used", endpoint())
-        offline = True
-    os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
-    for name in ("huggingface_hub.constants", "datasets.config"):
-        if name in sys.modules:
-            vars(sys.modules[name])["HF_HUB_OFFLINE"] = offline
 
 
 def tokenizer_folder(name: str, revision: str | None) -> Path:
@@ -52,25 +28,6 @@ def tokenizer_folder(name: str, revision: str | None) -> Path:
     wanted = [*TOKENIZER_FILES, "config.json"]
     with readable_errors(name):
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
-
-
-def endpoint() -> str:
-    """The hub's address, as huggingface_hub takes it from the environment."""
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def _answers() -> bool:
-    """Whether the hub's host takes a connection (true behind a proxy): its client would retry for minutes."""
-    proxies = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
-    if any(os.environ.get(name) for name in proxies):
-        return True
-    address = urlsplit(endpoint())
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        with socket.create_connection((address.hostname, port), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

@@ -220,6 +220,13 @@ class Report:
     git: str | None = field(default_factory=lambda: git_commit(Path.cwd()))
     schema: int = SCHEMA
 
+    def record(self, **parts: Any) -> None:
+        """Put in what a stage came to, by the report's names."""
+        for name, part in parts.items():
+            if name not in _fields(Report):
+                raise TypeError(f"a report has no {name}")
+            setattr(self, name, part)
+
     def to_json(self) -> dict[str, Any]:
         """As report.json has it: {} for a part that was not reached, and the history as a part of training.
 

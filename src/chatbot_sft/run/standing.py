@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.report import Report
+from chatbot_sft.run.report import Report, Status
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class Standing:
             if report.task == "export"
             else report.training is None and report.history is None
         )
+
+    def left_by(self, report: Report) -> bool:
+        """Whether a run that came to nothing leaves what was trained here on record, in place of `report`;
+        says so.
+        """
+        if report.status == Status.COMPLETED or self.report is None or not self.outlives(report):
+            return False
+        self.restore()
+        folder = next(iter(self.files)).parent
+        log.info("report: nothing was trained; the reports in %s stay those of the training there", folder)
+        return True
 
     def restore(self) -> None:
         """Put the data gate's files back; what it wrote where there was none goes."""

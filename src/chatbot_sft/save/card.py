@@ -19,6 +19,7 @@ from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import moved, number
 from chatbot_sft.save.gguf.export import file_names
 from chatbot_sft.save.verify.evidence import ANY_PROMPT
+from chatbot_sft.train.arguments import optimizer
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -145,8 +146,6 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
 
 
 def _facts(settings: Config, report: Report | None) -> Iterator[tuple[str, str]]:
-    from chatbot_sft.train.arguments import optimizer  # train/trainer.py imports this package
-
     data, training = (report.dataset, report.training) if report else (None, None)
     if data:
         rows = f"{data.rows_used:,} conversations trained, {data.rows_held_out:,} held out"

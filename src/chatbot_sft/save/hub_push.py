@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
-from chatbot_sft.model.hub import USER_SAYS_OFFLINE, endpoint
+from chatbot_sft.network import USER_SAYS_OFFLINE, endpoint
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

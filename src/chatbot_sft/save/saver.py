@@ -15,7 +15,7 @@ from typing import Any
 
 from chatbot_sft.cache import build_folder
 from chatbot_sft.config import Config
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, is_write_error
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.base import description
 from chatbot_sft.places import check_export, gguf_companions, left_by, read_mark, targets, write_mark
@@ -190,13 +190,18 @@ class ModelSaver:
         for kind, part in parts.items():
             started = time.perf_counter()
             try:
-                found = compare(trained.reference, probe(part, trained.reference.evidence, four_bit), kind)
+                verification = compare(
+                    trained.reference, probe(part, trained.reference.evidence, four_bit), kind
+                )
             except ProbeFailed as error:
                 raise UserError(self._failure(trained, export, kind, [str(error)])) from error
-            export.checks[kind] = {**found.as_dict(), "seconds": round(time.perf_counter() - started, 3)}
-            log.info("verified: %s: %s", kind, _told(found))
-            if found.failures:
-                raise UserError(self._failure(trained, export, kind, found.failures))
+            export.checks[kind] = {
+                **verification.as_dict(),
+                "seconds": round(time.perf_counter() - started, 3),
+            }
+            log.info("verified: %s: %s", kind, _told(verification))
+            if verification.failures:
+                raise UserError(self._failure(trained, export, kind, verification.failures))
         export.verified = True
 
     def _failure(self, trained: Trained, export: Export, kind: str, failures: list[str]) -> str:
@@ -241,22 +246,11 @@ class ModelSaver:
         return build_folder(place, build, replace=True)
 
 
-def is_write_error(error: Exception) -> bool:
-    """An OSError, or what safetensors, tokenizers and torch.save raise for the same thing."""
-    text = str(error).lower()
+def _told(made: Verification) -> str:
+    share = "" if made.trained_share is None else f", {made.trained_share:.0%} of what training changed"
     return (
-        isinstance(error, OSError)
-        or "os error " in text
-        or "pytorchstreamwriter" in text
-        or "inline_container" in text
-    )
-
-
-def _told(found: Verification) -> str:
-    share = "" if found.trained_share is None else f", {found.trained_share:.0%} of what training changed"
-    return (
-        f"prompts {found.prompts}, KL {found.kl:.2g} nats{share}, greedy tokens {found.greedy}, answers that"
-        f" end {found.ended}"
+        f"prompts {made.prompts}, KL {made.kl:.2g} nats{share}, greedy tokens {made.greedy}, answers that"
+        f" end {made.ended}"
     )
 
 
@@ -284,8 +278,8 @@ def _publish_file(target: Path, build: Callable[[Path], None]) -> dict[str, int]
 
 def _has(folder: Path, files: Mapping[str, int]) -> bool:
     """Whether every one of `files` is in `folder`, as long as it was."""
-    found = _sizes(folder)
-    return all(found.get(name) == size for name, size in files.items())
+    there = _sizes(folder)
+    return all(there.get(name) == size for name, size in files.items())
 
 
 def _sizes(folder: Path) -> dict[str, int]:

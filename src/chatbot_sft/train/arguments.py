@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import UserError
-from chatbot_sft.model.loader import autocast_dtype
+from chatbot_sft.model.precision import autocast_dtype
 from chatbot_sft.optimization import REPLACED
 from chatbot_sft.report import loggers
 from chatbot_sft.report.masking import masked

@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 
 from chatbot_sft import preemption
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, is_write_error
 from chatbot_sft.model.earlier import WEIGHTS
 from chatbot_sft.run import checkpoints
-from chatbot_sft.save.saver import is_write_error
 from chatbot_sft.train import resume
 from chatbot_sft.train.randomness import random_state, use_random_state
 

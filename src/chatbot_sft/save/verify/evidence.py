@@ -6,15 +6,14 @@ It stays in the run directory as evidence.json, for later exports.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.data.template import today
+from chatbot_sft.data.usual import answers, openings, usual_system_prompt
 from chatbot_sft.report.masking import by_name
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ ROWS, ROW_TOKENS, POSITIONS = 8, 512, 40  # conversations, tokens of each, train
 PROMPTS = 8  # whose token ids are compared
 ANSWERS = 2  # of them, that are answered
 LONGEST_ANSWER = 256  # tokens generated at most
-LOOKED_AT = 2000  # rows from which the length and end of answers and the usual system prompt are told
-FEW = 100  # rows from which alone their ends are told, where that has to be at once
 ANY_PROMPT = [{"role": "user", "content": "Xin chào!"}]  # for ready-made text, which has no messages
 
 
@@ -75,28 +72,9 @@ def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Ev
     trained model and the export are asked the same.
     """
     shown = dataset if eval_dataset is None else eval_dataset
-    longest, ends = _answers(dataset)
-    prompts = [opening for opening in _openings(shown) if opening][:PROMPTS] or [ANY_PROMPT]
-    return Evidence(
-        _rows(shown),
-        by_name(prompts),
-        longest,
-        _control(ends, tokenizer),
-        by_name(usual_system_prompt(dataset)),
-    )
-
-
-def usual_ends(dataset: Dataset, tokenizer: Any) -> list[int]:
-    """The control tokens with which the trained answers of the first rows end."""
-    return _control(_answers(dataset.select(range(min(FEW, len(dataset)))))[1], tokenizer)
-
-
-def _control(tokens: list[int], tokenizer: Any) -> list[int]:
-    return [
-        token
-        for token in tokens
-        if tokenizer.added_tokens_decoder.get(token) and tokenizer.added_tokens_decoder[token].special
-    ]
+    longest, ends = answers(dataset, tokenizer)
+    prompts = [opening for opening in openings(shown) if opening][:PROMPTS] or [ANY_PROMPT]
+    return Evidence(_rows(shown), by_name(prompts), longest, ends, by_name(usual_system_prompt(dataset)))
 
 
 def _rows(dataset: Dataset) -> list[Row]:
@@ -108,33 +86,3 @@ def _rows(dataset: Dataset) -> list[Row]:
         if positions:
             rows.append(Row(ids, [*positions[: POSITIONS - 1], *positions[POSITIONS - 1 :][-1:]]))
     return rows
-
-
-def _openings(dataset: Dataset) -> list[list[dict[str, Any]]]:
-    return (
-        [json.loads(text) for text in dataset[:LOOKED_AT]["opening"]]
-        if "opening" in dataset.column_names
-        else []
-    )
-
-
-def usual_system_prompt(dataset: Dataset) -> str | None:
-    """What over half of the conversations begin with."""
-    openings = _openings(dataset)
-    found = Counter(
-        opening[0]["content"] for opening in openings if opening and opening[0]["role"] == "system"
-    )
-    prompt, count = max(found.items(), key=lambda item: item[1], default=(None, 0))
-    return prompt if count > len(openings) / 2 else None
-
-
-def _answers(dataset: Dataset) -> tuple[int, list[int]]:
-    """(tokens of the longest trained run, the tokens that end a tenth of the runs or more) of the first rows."""
-    longest, ends = 0, Counter()
-    for labels in dataset[:LOOKED_AT]["labels"]:
-        for trained, run in itertools.groupby(labels, lambda label: label != IGNORED):
-            if trained:
-                answer = list(run)
-                longest = max(longest, len(answer))
-                ends[answer[-1]] += 1
-    return longest, [token for token, count in ends.most_common() if count >= ends.total() / 10]

@@ -1,57 +1,46 @@
-"""SFTTrainerWrapper: trains rows that already carry their labels, in the loop of `loop.py` or in TRL's."""
+"""One training from its set-up to its end, in the loop of `loop.py` or in TRL's, on rows that already carry
+their labels.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft import preemption
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.logs import THIRD_PARTY, quiet
+from chatbot_sft.logs import quiet
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.engine import Engine, load_engine
-from chatbot_sft.model.generate import as_text, greedy_answer
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
-from chatbot_sft.run.report import Report
-from chatbot_sft.run.versions import versions
-from chatbot_sft.save import ModelSaver
-from chatbot_sft.save.verify.evidence import gather
-from chatbot_sft.targets import locate
+from chatbot_sft.train import planning
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.choice import chosen
-from chatbot_sft.train.layout import Layout, candidates
+from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.resume import Origin, settle
-from chatbot_sft.train.tuning import Plan, Trial, cache_key, choose
+from chatbot_sft.train.samples import sample_answers
+from chatbot_sft.train.tuning import Plan
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
-# tokens; data whose longest, median and 90th percentile differ by less is measured once, so that a sweep over
-# seeds is too
-LIKE = 32
 JUDGED = 8  # trained conversations by which a run with nothing held out is judged
-WORTH_CAPTURING = 200  # optimizer steps; below, capturing costs more seconds than it saves
 
 
-class Planned(Exception):
-    """The layout is chosen, and nothing more was asked for."""
-
-
-class SFTTrainerWrapper:
-    """Trains `model` on `dataset` (columns input_ids and labels, as `DatasetLoader.prepare_dataset` makes
-    it).
+class Session:
+    """Trains `model` on `dataset` (columns input_ids and labels, as `PreparedData.training` has them).
 
     `create_trainer` alone trains on every token; `enable_response_only_training` puts the loss where the
-    labels of `dataset` are, and so does `setup_and_train`. `trainer` is TRL's trainer, `plan` the batch
-    layout once training has begun, `loggers` what `training.report_to` opened: hand them a report with
+    labels of `dataset` are, and `setup` does both. `trainer` is TRL's trainer, `plan` the batch layout once
+    training has begun, `loggers` what `training.report_to` opened: hand them a report with
     `loggers.finish(report)`.
     """
 
@@ -76,19 +65,20 @@ class SFTTrainerWrapper:
         self.dataset = dataset
         self.eval_dataset = eval_dataset
         self.engine: Engine = load_engine(self.settings.model.engine)[0]
-        self.origin = Origin()  # where the training begins; the pipeline sets it
-        self.started = time.time()  # when the run began, in seconds since the epoch; the pipeline sets it
-        self.loop: str | None = None  # "native" or "trl", once created
+        # What a run knows of the training, see `stage.begin`.
+        self.origin = Origin()  # where it begins
+        self.started = time.time()  # when the run began, in seconds since the epoch
+        self.sample_prompts: list[list[dict[str, Any]]] = []  # messages, answered at each evaluation
+        self.warnings: list[str] = []  # what was known to be wrong before it began
+        self.loggers = Loggers()
+        self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the layout when it is chosen
+        # What is made on the way.
+        self.loop = ""  # "native" or "trl", once created
         self.job: Any = None  # what is trained: a `job.Job`
         self.step: Any = None  # how the native loop trains it: a `step.Step`
         self.plan: Plan | None = None
-        self.on_layout: Callable[[Layout], None] = lambda layout: (
-            None
-        )  # told the batch layout as soon as it is chosen; the pipeline sets it
         self.memory_estimate: dict[str, float] = {}  # GB by part, once the layout is chosen
         self.output: Any = None  # what `train` returned
-        self.loggers = Loggers()
-        self.sample_prompts: list[list[dict[str, Any]]] = []  # messages, answered at each evaluation
         self._trl: Any = None  # TRL's trainer and its companion
 
     @property
@@ -207,53 +197,24 @@ class SFTTrainerWrapper:
     def plan_layout(self) -> None:
         """Choose the batch layout as `training.batch_layout` says, use it and say so; a resumed run keeps its
         own. Called as training begins.
-
-        Raises:
-            Planned: the task is to plan alone.
         """
         from chatbot_sft.train.estimate import memory_estimate
         from chatbot_sft.train.trials import capture, trial
 
-        training, batch_size = self.settings.training, self.settings.effective_batch_size
-        configured = self._configured()
-        trying = trial(self.step, self.job.batches, self.state.max_steps)
-        if training.batch_layout == "as_configured" or self.loop == "trl":
-            self.plan = Plan(configured, "as configured")
-        elif self.origin.checkpoint:
-            self.plan = Plan(Layout(**self.origin.checkpoint.record["layout"]), "as the run began")
-        else:
-            self.plan = self._measured_plan(configured, trying)
-        chosen = self.plan.layout
-        self.on_layout(chosen)
-        self.step.use_layout(chosen)
-        if chosen.captured:
-            capture(self.step, self.job.batches)
-        self.memory_estimate = memory_estimate(self.step, trying, self.job.eval_dataset)
-        times = {
-            found.layout: f", {1000 * found.seconds:,.0f} ms a step"
-            for found in self.plan.measurements
-            if found.seconds is not None
-        }
-        other = (
-            f"; as configured: {configured.describe(batch_size)}{times.get(configured, '')}"
-            if configured != chosen
-            else ""
-        )
-        log.info(
-            "layout: %s (%s%s%s)", chosen.describe(batch_size), self.plan.reason, times.get(chosen, ""), other
-        )
-        for row in self.measured_layouts():
-            THIRD_PARTY.info("layout measured: %s", row)
-        if self.settings.task == "plan":
-            raise Planned
+        job, step = self.job, self.step
+        trying = trial(step, job.batches, self.state.max_steps)
+        as_configured = self.settings.training.batch_layout == "as_configured" or self.loop == "trl"
+        self.plan = planning.planned(job, job.batches, step, trying, as_configured)
+        layout = self.plan.layout
+        self.on_layout(layout)
+        step.use_layout(layout)
+        if layout.captured:
+            capture(step, job.batches)
+        self.memory_estimate = memory_estimate(step, trying, job.eval_dataset)
+        planning.told(self.plan, self._configured(), self.settings.effective_batch_size)
 
     def _configured(self) -> Layout:
-        """The layout that the configuration means to the letter."""
-        training = self.settings.training
-        padding_free = training.packing or self.engine.padding_free(self.model)
-        return Layout(
-            training.per_device_train_batch_size, padding_free, bool(self.engine.checkpointing(self.settings))
-        )
+        return planning.configured(self.settings, self.engine, self.model)
 
     def evaluate(self) -> float | None:
         """Mean loss per trained token of the held-out conversations, in nats; None where nothing is held out,
@@ -305,26 +266,12 @@ class SFTTrainerWrapper:
         """
         if not self.sample_prompts:
             return []
-        from chatbot_sft.train.evaluation import Part
-
         self.engine.for_inference(self.model)
-        limit, kwargs = (
-            self.settings.training.sample_max_new_tokens,
-            self.settings.dataset.chat_template_kwargs,
-        )
-        part = Part(f"step {self.state.global_step}: sample answers", len(self.sample_prompts))
-        answers = []
-        for prompt in self.sample_prompts:
-            answers.append(
-                as_text(self.tokenizer, greedy_answer(self.model, self.tokenizer, prompt, limit, **kwargs))
-            )
-            part.advance()
+        step = self.state.global_step
+        answers = sample_answers(self.model, self.tokenizer, self.settings, self.sample_prompts, step)
         if self.plan is not None:
             self.step.use_layout(self.step.layout)
-        return [
-            {"prompt": prompt[-1]["content"], "answer": answer}
-            for prompt, answer in zip(self.sample_prompts, answers, strict=True)
-        ]
+        return answers
 
     def train(self) -> Any:
         """Run the training, from `origin` on. Returns transformers' `TrainOutput` (global_step,
@@ -333,7 +280,6 @@ class SFTTrainerWrapper:
         Raises:
             UserError: the loss diverged, memory ran out, or a checkpoint cannot be written.
             Preempted: a signal asked to stop; a checkpoint was saved.
-            Planned: the task is to plan alone.
         """
         from chatbot_sft.train import loop, trl
 
@@ -350,79 +296,26 @@ class SFTTrainerWrapper:
         self._note_end()
         return self.output
 
-    def setup_and_train(self) -> Any:
-        """`create_trainer`, `enable_response_only_training`, `train`."""
-        self.setup()
-        return self.train()
+    def only_plan(self) -> None:
+        """`train` as far as the batch layout is chosen: nothing is trained, and no checkpoint is touched."""
+        from chatbot_sft.train import loop
+
+        with quiet(), preemption.deferred():
+            if self.loop == "native":
+                loop.begin(self.job, self.step)
+            else:
+                loop.lay_out(self.job)
+            self.plan_layout()
 
     def setup(self) -> None:
-        """The first two steps of `setup_and_train`, for those who evaluate before they train."""
+        """`create_trainer`, `enable_response_only_training`."""
         self.create_trainer()
         # with training.response_only=false the gate has put labels on everything
         self.enable_response_only_training()
 
-    def save_model(self, save_config: Mapping[str, Any] | None = None) -> Any:
-        """Save what was trained as `config.save` says, or `save_config` (keys of that section), and print
-        where. Returns `save.SaveResult`.
-        """
-        result = self.saver().save(save_config)
-        for export in result.exports:
-            print(
-                f"saved {export.method}{', verified' if export.verified else ''}:"
-                f" {Path(export.path).absolute()}"
-            )
-        return result
-
-    def saver(self, report: Report | None = None) -> Any:
-        """The `save.ModelSaver` of this model, with conversations of its data to hold exports against;
-        `report` is the run's, for the model card.
-        """
-        evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
-        return locate("save", self.settings.save._target_, ModelSaver)(
-            self.settings, self.model, self.tokenizer, evidence, report
-        )
-
     def measured_layouts(self) -> list[dict[str, Any]]:
-        """What `plan_layout` measured, for the report: times in milliseconds for the typical step, peaks in
-        GB.
-        """
-        return [
-            {
-                "layout": found.layout.describe(self.settings.effective_batch_size),
-                "milliseconds": found.seconds and round(1000 * found.seconds, 3),
-                "peak_gb": found.peak_gb,
-                "why_not": found.why_not,
-            }
-            for found in self.plan.measurements
-        ]
-
-    def _measured_plan(self, configured: Layout, trial: Trial) -> Plan:
-        import torch
-
-        gpu = torch.cuda.is_available()
-        capturable = gpu and trial.steps >= WORTH_CAPTURING and self.step.capturable()
-        layouts = candidates(
-            configured, self.settings.effective_batch_size, self.settings.training.packing, gpu, capturable
-        )
-        batches = self.job.batches
-        sizes = sorted(sum(batches.lengths[row] for row in pack) for pack in batches.packs)
-        key = cache_key(
-            self.model.config.to_dict(),
-            [asdict(self.settings.model), asdict(self.settings.lora), self.args.optim],
-            [-(-size // LIKE) for size in (sizes[-1], sizes[len(sizes) // 2], sizes[9 * len(sizes) // 10])],
-            [trial.memory_margin, configured.as_dict(), [layout.as_dict() for layout in layouts]],
-            [
-                torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(),
-                self.args.world_size,
-            ],
-            {name: version for name, version in versions().items() if name != "chatbot-sft"},
-        )
-        plan = [choose(layouts, configured, trial, key)]
-        if self.args.world_size > 1:
-            torch.distributed.broadcast_object_list(
-                plan
-            )  # each process has measured; the first one's choice is everyone's
-        return plan[0]
+        """What `plan_layout` measured, for the report."""
+        return planning.table(self.plan, self.settings.effective_batch_size) if self.plan else []
 
     @property
     def stopped_early(self) -> bool:

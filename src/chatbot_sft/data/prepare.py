@@ -1,0 +1,251 @@
+"""The data stage: what a configuration and a tokenizer make of the files is one value, `PreparedData`, judged
+by the gate. Imports no torch, transformers or datasets.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.config import Config
+from chatbot_sft.data import gate, store
+from chatbot_sft.data.corpus import Corpus
+from chatbot_sft.data.excerpt import excerpt
+from chatbot_sft.data.gate import Findings
+from chatbot_sft.data.messages import Message
+from chatbot_sft.data.preview import PreviewRow
+from chatbot_sft.data.split import Split, split
+from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.data.tokenise import tokenised
+from chatbot_sft.data.user_text import UserText
+from chatbot_sft.data.usual import usual_system_prompt
+from chatbot_sft.run.report import DatasetStatistics
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+SAMPLES = 3
+COLUMNS = ["text", "input_ids", "labels", "file", "row", "opening"]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedData:
+    """The tokenised rows of `settings`, made with `tokenizer`: which of them are trained on and which held
+    out, what they count, and all that the gate found (`findings`, as data_report.json has it).
+
+    `rows` are the training rows and the held-out ones that a user's loader made of them, where it did.
+    """
+
+    settings: Config
+    tokenizer: ChatTokenizer
+    entry: store.Entry
+    split: Split
+    statistics: DatasetStatistics
+    findings: dict[str, Any]
+    rows: tuple[Dataset, Dataset | None] | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing may be trained on it; None where it may."""
+        return self.findings["error"]
+
+    def refuse_bad(self) -> PreparedData:
+        """Itself.
+
+        Raises:
+            gate.BadData: the gate refused it.
+        """
+        if self.refusal:
+            raise gate.BadData(self.refusal)
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer and of the training rows' texts and labels, in their order."""
+        return self.statistics.fingerprint
+
+    @functools.cached_property
+    def training(self) -> Dataset:
+        """The rows to train, as often as the mixture uses them: text, input_ids and labels (lists of ints,
+        one conversation a row), file, row and opening (JSON: the messages before the first answer).
+        """
+        return self.rows[0] if self.rows else self._dataset(self.split.training)
+
+    @functools.cached_property
+    def held_out(self) -> Dataset | None:
+        """The rows to evaluate on; None without any."""
+        if self.rows:
+            return self.rows[1]
+        return self._dataset(self.split.held_out) if len(self.split.held_out) else None
+
+    def with_rows(self, training: Dataset, held_out: Dataset | None) -> PreparedData:
+        """The same with rows that a user's loader made of these."""
+        return replace(self, rows=(training, held_out))
+
+    @functools.cached_property
+    def system_prompt(self) -> str | None:
+        """What most training conversations begin with."""
+        return usual_system_prompt(self.training) or self.settings.dataset.system_prompt
+
+    def sample_prompts(self) -> list[list[Message]]:
+        """What the model is asked before and after training: `training.sample_prompts`, else the first
+        questions of three held-out conversations.
+        """
+        prompts = self.settings.training.sample_prompts
+        if prompts is not None:
+            return [[{"role": "user", "content": prompt}] for prompt in prompts]
+        column = self.entry.table().column("opening")
+        openings = (json.loads(column[int(row)].as_py()) for row in self.split.held_out)
+        return list(itertools.islice((opening for opening in openings if opening), SAMPLES))
+
+    def questions(self) -> list[list[Message]]:
+        """`sample_prompts` as the model is trained to be asked, behind its system prompt; none where
+        `training.sample_max_new_tokens` is 0.
+        """
+        training = self.settings.training
+        if not training.sample_max_new_tokens:
+            return []
+        prompts = self.sample_prompts()
+        if self.system_prompt and training.sample_prompts is not None:
+            prompts = [[{"role": "system", "content": self.system_prompt}, *prompt] for prompt in prompts]
+        return prompts
+
+    def preview_rows(self) -> list[PreviewRow]:
+        """Some dozens of the rows, token by token, for `preview.write_preview`."""
+        limit, problems = self.settings.model.max_seq_length, self.entry.about["problems"]
+        used, held_out, seed = self.split.once, self.split.held_out, self.settings.seed
+        return excerpt(self.entry.table(), used, held_out, problems, self.tokenizer, limit, seed)
+
+    def __str__(self) -> str:
+        """In one line."""
+        s, limit = self.statistics, self.settings.model.max_seq_length
+        formats = ", ".join(dict.fromkeys(source["format"] for source in self.findings["sources"]))
+        kinds = Findings(self.findings["problems"]).counts()
+        return (
+            f"{s.path} ({formats}): {s.rows:,} conversations, {s.rows_held_out:,} held out; {s.tokens:,}"
+            f" tokens, {round(100 * s.trainable_tokens / s.tokens)}% of them trained, longest {s.max_length:,}"
+            + (f"; {s.bad_rows:,} bad rows ({kinds})" if s.bad_rows else "")
+            + (f"; {s.truncated_rows:,} cut at {limit} tokens" if s.truncated_rows else "")
+            + (f"; {s.dropped_rows:,} left out for their length" if s.dropped_rows else "")
+        )
+
+    def _dataset(self, rows: np.ndarray) -> Dataset:
+        from datasets import Dataset
+
+        return Dataset.from_file(str(self.entry.file)).select_columns(COLUMNS).select(rows)
+
+
+def not_prepared(settings: Config) -> DatasetStatistics:
+    """Of data that nothing is known of but where they are."""
+    return DatasetStatistics(path=", ".join(source.data_path for source in settings.dataset.mixture))
+
+
+def prepare(
+    settings: Config,
+    tokenizer: ChatTokenizer,
+    user_text: UserText | None = None,
+    before: PreparedData | None = None,
+) -> PreparedData:
+    """Read, render, tokenise and label every row, or map what an earlier run made; choose, count and judge.
+
+    What was prepared `before` stays where it was made with the same tokenizer.
+
+    Raises:
+        UserError: a file that cannot be read. Bad rows are no error here: `refuse_bad` says whether to go on.
+    """
+    import numpy as np
+
+    if before and before.tokenizer.fingerprint == tokenizer.fingerprint:
+        return before
+    started = time.perf_counter()
+    corpus = Corpus.of(settings)
+    if before:
+        log.warning(
+            "data: transformers loads this tokenizer otherwise than its tokenizer.json says; tokenising"
+            " again, with what will be trained"
+        )
+    else:
+        corpus.note_files()
+    entry = tokenised(settings, corpus, tokenizer, user_text)
+    chosen = _split(settings, corpus, entry)
+    statistics = _counted(settings, tokenizer, entry, chosen)
+    bad = np.flatnonzero(store.numbers(entry.table(), "bad"))
+    error = gate.verdict(settings, statistics, entry.about["problems"], len(bad))
+    about, seconds = entry.about, round(time.perf_counter() - started, 3)
+    findings = {
+        "status": "refused" if error else "passed",
+        "error": error,
+        "sources": about["sources"],
+        **asdict(statistics),
+        "trainable_share": (
+            round(statistics.trainable_tokens / statistics.tokens, 4) if statistics.tokens else 0
+        ),
+        "problems": about["problems"],
+        "notes": {**about["notes"], **chosen.notes.kinds},
+        "lengths": about["lengths"],
+        "template": about["template"],
+        "system_prompts_given": about["system_prompts_given"],
+        "training": gate.schedule(settings, statistics.rows_used),
+        "cached": entry.reused,
+        "seconds": seconds,
+        "bad_rows_used": _used(entry, chosen, bad),
+    }
+    return PreparedData(settings, tokenizer, entry, chosen, statistics, findings)
+
+
+def _split(settings: Config, corpus: Corpus, entry: store.Entry) -> Split:
+    dataset, given = settings.dataset, bool(corpus.held_out)
+    keep_bad = dataset.on_bad_row == "warn"
+    chosen = split(entry.table(), dataset.eval_fraction, given, keep_bad, settings.seed)
+    return replace(chosen, held_out=chosen.once) if dataset.eval_on_training else chosen
+
+
+def _counted(
+    settings: Config, tokenizer: ChatTokenizer, entry: store.Entry, chosen: Split
+) -> DatasetStatistics:
+    """The figures of the rows that were read and of those that were chosen."""
+    import numpy as np
+
+    table, about, training = entry.table(), entry.about, chosen.training
+    length, trained, truncated, identity = (
+        store.numbers(table, name) for name in ("length", "trained", "truncated", "identity")
+    )
+    tokens = np.minimum(length, settings.model.max_seq_length)
+    text = tokenizer.fingerprint.encode() + identity[training].tobytes()
+    return replace(
+        not_prepared(settings),
+        rows=about["rows"],
+        bad_rows=about["bad_rows"],
+        dropped_rows=about["dropped_rows"],
+        not_read=about["not_read"],
+        rows_used=len(training),
+        rows_held_out=len(chosen.held_out),
+        duplicates=chosen.duplicates,
+        leaked_rows=chosen.leaked,
+        tokens=int(tokens[training].sum()),
+        trainable_tokens=int(trained[training].sum()),
+        max_length=int(tokens[training].max(initial=0)),
+        truncated_rows=int(truncated[chosen.once].sum()),
+        fingerprint=hashlib.sha256(text).hexdigest(),
+    )
+
+
+def _used(entry: store.Entry, chosen: Split, bad: np.ndarray) -> dict[str, Any]:
+    """How many of the `bad` rows are among those that are trained on or held out, and the first of them."""
+    import numpy as np
+
+    table, used = entry.table(), bad[np.isin(bad, np.concatenate([chosen.once, chosen.held_out]))]
+    places = [
+        {name: table.column(name)[int(row)].as_py() for name in ("file", "row")}
+        for row in used[: gate.LISTED]
+    ]
+    return {"count": len(used), "rows": places}

@@ -1,0 +1,80 @@
+"""How a run has ended, for people: what stopped it, what there is of it, and its report in files."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from pathlib import Path
+
+from chatbot_sft.config import Config
+from chatbot_sft.errors import UserError
+from chatbot_sft.logs import quiet
+from chatbot_sft.preemption import Preempted
+from chatbot_sft.report.figure import write_loss_figure
+from chatbot_sft.report.markdown import data_links, markdown
+from chatbot_sft.report.masking import masked
+from chatbot_sft.report.terminal import saved
+from chatbot_sft.run import checkpoints
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Report, SaveResult
+
+log = logging.getLogger(__name__)
+
+
+def write_reports(report: Report, run: Run) -> None:
+    """loss.png, report.md and, whatever becomes of those, report.json; without secrets.
+
+    Raises:
+        UserError: they cannot be written, and nothing worse has happened: a run's own error is not hidden
+            behind that.
+    """
+    clean = Report.from_json(masked(report.to_json()))
+    try:
+        try:
+            with quiet():
+                write_loss_figure(clean.history or [], clean.evaluations, run.figure_file)
+            links = data_links(Run(Path(report.run)) if report.run else run, run)
+            run.markdown_file.write_text(markdown(clean, run.figure_file.exists(), links), encoding="utf-8")
+        finally:
+            run.write_report(report)
+    except OSError as error:
+        text = (
+            f"{run.folder}: the report cannot be written ({error.strerror or error}); checkpoints and exports"
+            " are as they are"
+        )
+        if report.error is None:
+            raise UserError(text) from error
+        log.error("%s", text)
+
+
+def tell_saved(report: Report) -> None:
+    """What there is of a run that does not end well."""
+    for line in saved(report.save):
+        log.info("%s", line)
+
+
+def stopped(error: Preempted, settings: Config, save: SaveResult | None, command: str) -> str:
+    """What a signal left behind, exports that were finished among it, and the command that goes on from it."""
+    here = shlex.quote(f"hydra.run.dir={settings.paths.output_dir}")
+    again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
+    if settings.task == "train":
+        last = checkpoints.last_in(Path(settings.training.output_dir))
+        left = (
+            f"checkpoint at step {last.step}; the same command goes on from there"
+            if last
+            else "no checkpoint yet; the same command begins anew"
+        )
+    elif settings.task == "export":
+        there = ", ".join(f"{export.method} in {export.path}" for export in save.kept) if save else ""
+        left = f"saved: {there}" if there else "no export was finished"
+        left += "; the same command makes what is missing"
+    else:
+        left = "nothing was trained; the same command begins anew"
+    return f"{error.signal}: {left}{again}"
+
+
+def why(error: BaseException) -> str:
+    """What ended the run, in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted from the keyboard"
+    return " ".join(str(error).split()) or type(error).__name__

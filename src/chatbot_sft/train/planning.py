@@ -1,0 +1,94 @@
+"""Which batch layout a training takes: as configured, as the run began, or the one that is measured to be the
+fastest here. Says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.logs import THIRD_PARTY
+from chatbot_sft.run.versions import versions
+from chatbot_sft.train.layout import Layout, candidates
+from chatbot_sft.train.tuning import Plan, Trial, cache_key, choose
+
+if TYPE_CHECKING:
+    from chatbot_sft.config import Config
+    from chatbot_sft.model.engine import Engine
+    from chatbot_sft.train.batches import Batches
+    from chatbot_sft.train.job import Job
+    from chatbot_sft.train.step import Step
+
+log = logging.getLogger(__name__)
+
+# tokens; data whose longest, median and 90th percentile differ by less is measured once, so that a sweep over
+# seeds is too
+LIKE = 32
+WORTH_CAPTURING = 200  # optimizer steps; below, capturing costs more seconds than it saves
+
+
+def configured(settings: Config, engine: Engine, model: Any) -> Layout:
+    """The layout that the configuration means to the letter."""
+    training = settings.training
+    padding_free = training.packing or engine.padding_free(model)
+    return Layout(training.per_device_train_batch_size, padding_free, bool(engine.checkpointing(settings)))
+
+
+def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured: bool) -> Plan:
+    """The layout of `job`; a resumed run keeps its own."""
+    meant = configured(job.settings, step.engine, step.model)
+    if as_configured:
+        return Plan(meant, "as configured")
+    if job.origin.checkpoint:
+        return Plan(Layout(**job.origin.checkpoint.record["layout"]), "as the run began")
+    return _measured(job, batches, step, trial, meant)
+
+
+def told(plan: Plan, meant: Layout, batch_size: int) -> None:
+    """Say which layout trains, and why; what was measured goes to run.log."""
+    layout = plan.layout
+    times = {
+        measured.layout: f", {1000 * measured.seconds:,.0f} ms a step"
+        for measured in plan.measurements
+        if measured.seconds is not None
+    }
+    other = f"; as configured: {meant.describe(batch_size)}{times.get(meant, '')}" if meant != layout else ""
+    log.info("layout: %s (%s%s%s)", layout.describe(batch_size), plan.reason, times.get(layout, ""), other)
+    for row in table(plan, batch_size):
+        THIRD_PARTY.info("layout measured: %s", row)
+
+
+def table(plan: Plan, batch_size: int) -> list[dict[str, Any]]:
+    """What was measured, for the report: times in milliseconds for the typical step, peaks in GB."""
+    return [
+        {
+            "layout": measured.layout.describe(batch_size),
+            "milliseconds": measured.seconds and round(1000 * measured.seconds, 3),
+            "peak_gb": measured.peak_gb,
+            "why_not": measured.why_not,
+        }
+        for measured in plan.measurements
+    ]
+
+
+def _measured(job: Job, batches: Batches, step: Step, trial: Trial, meant: Layout) -> Plan:
+    import torch
+
+    settings, args = job.settings, job.args
+    gpu = torch.cuda.is_available()
+    capturable = gpu and trial.steps >= WORTH_CAPTURING and step.capturable()
+    layouts = candidates(meant, settings.effective_batch_size, settings.training.packing, gpu, capturable)
+    sizes = sorted(sum(batches.lengths[row] for row in pack) for pack in batches.packs)
+    key = cache_key(
+        step.model.config.to_dict(),
+        [asdict(settings.model), asdict(settings.lora), args.optim],
+        [-(-size // LIKE) for size in (sizes[-1], sizes[len(sizes) // 2], sizes[9 * len(sizes) // 10])],
+        [trial.memory_margin, meant.as_dict(), [layout.as_dict() for layout in layouts]],
+        [torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(), args.world_size],
+        {name: version for name, version in versions().items() if name != "chatbot-sft"},
+    )
+    plan = [choose(layouts, meant, trial, key)]
+    if args.world_size > 1:  # each process has measured; the first one's choice is everyone's
+        torch.distributed.broadcast_object_list(plan)
+    return plan[0]

@@ -1,0 +1,119 @@
+"""The training stage: a model and prepared data become an `Outcome`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from chatbot_sft import distributed
+from chatbot_sft.config import Config
+from chatbot_sft.data.prepare import PreparedData
+from chatbot_sft.data.usual import usual_ends
+from chatbot_sft.model import memory, untrained
+from chatbot_sft.model.load import Trainable
+from chatbot_sft.model.precision import precision_name
+from chatbot_sft.report.loggers import Loggers
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.lock import MACHINE, Lock
+from chatbot_sft.run.report import Plan
+from chatbot_sft.train import resume
+from chatbot_sft.train.layout import Layout
+from chatbot_sft.train.outcome import Outcome, history, outcome, plan_of, used_settings
+from chatbot_sft.train.resume import Origin
+from chatbot_sft.train.session import Session
+
+log = logging.getLogger(__name__)
+
+
+class Record(Protocol):
+    """Takes parts of the report, by their names, as soon as they are known: a run that is interrupted has
+    those.
+    """
+
+    def __call__(self, **parts: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a training begins: `origin` says where, `lock` what decides its result, `started` when the user
+    began to wait, in seconds since the epoch; `loggers` are opened with it.
+    """
+
+    origin: Origin
+    lock: Lock
+    started: float
+    loggers: Loggers
+
+
+def begin(
+    session_class: type[Session],
+    settings: Config,
+    trainable: Trainable,
+    prepared: PreparedData,
+    start: Start,
+    record: Record,
+) -> Session:
+    """A session that is ready to train, or to plan.
+
+    Raises:
+        UserError: the settings do not fit each other, a place is taken, a logger cannot be opened, or a
+            resumed run would go on with what it did not begin with.
+    """
+    warnings = _untrained(settings, trainable, prepared)
+    model, tokenizer = trainable.model, trainable.tokenizer
+    session = session_class(settings, model, tokenizer, prepared.training, prepared.held_out)
+    session.origin, session.started, session.loggers = start.origin, start.started, start.loggers
+    session.sample_prompts, session.warnings = prepared.questions(), warnings
+    session.setup()
+    record(settings=used_settings(settings, session.args))
+    dtype, optim = precision_name(settings), session.args.optim
+    lock = start.lock.on_machine(trainable.engine.NAME, dtype, optim, session.loop)
+    resume.refuse_changes(start.origin, {key: lock.decides[key] for key in MACHINE}, whole=False)
+    if distributed.is_first():
+        run = Run.of(settings)
+        run.write_lock(lock)
+
+        def keep(layout: Layout) -> None:
+            run.write_lock(lock.in_layout(layout.as_dict()))
+
+        session.on_layout = keep
+    return session
+
+
+def plan(session: Session) -> Plan:
+    """What would be trained, without a step of it."""
+    start = memory.measure()
+    session.only_plan()
+    return plan_of(session, start)
+
+
+def train(session: Session, record: Record) -> Outcome:
+    """Evaluate, train, evaluate again.
+
+    Raises:
+        UserError: the loss diverged, memory ran out, or a checkpoint cannot be written.
+        Preempted: a signal asked to stop; a checkpoint was saved.
+    """
+    start = memory.measure()
+    try:
+        session.evaluate()
+        rows_loss = session.trained_rows_loss()
+        session.train()
+        return outcome(session, start, rows_loss, session.evaluate_trained())
+    finally:
+        record(evaluations=session.evaluations.records)
+        if session.progress.first_step_after is not None:  # what was there before is an earlier start's
+            record(history=history(session))
+
+
+def _untrained(settings: Config, trainable: Trainable, prepared: PreparedData) -> list[str]:
+    """What the base never learned and this training cannot teach it; said, and kept for the report."""
+    if "labels" not in prepared.training.column_names:
+        return []
+    ends = usual_ends(prepared.training, trainable.tokenizer)
+    unlearned = untrained.told(trainable.model, trainable.tokenizer, settings, ends)
+    if unlearned is None:
+        return []
+    log.warning("model: %s", unlearned)
+    return [unlearned]
