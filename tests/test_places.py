@@ -390,7 +390,7 @@ def test_the_python_api_refuses_a_taken_place_before_it_trains(taken, project, m
     class Rows:
         column_names = ("input_ids", "labels")
 
-    monkeypatch.setattr(module, "load_engine", lambda name: [None])
+    monkeypatch.setattr(module, "engine_of", lambda settings: [None])
     (project / "base").symlink_to("models/base")
     export(project / "out")
     made = settings(overwrite=False) if "save" in taken else settings("new", output_dir="base")
@@ -412,7 +412,7 @@ def test_the_python_api_says_where_it_saved(project, monkeypatch, capsys):
                 "lora", "out", exports=[Export("lora", "out", verified=True), Export("gguf", "out/bot.gguf")]
             )
 
-    monkeypatch.setattr(module, "load_engine", lambda name: [None])
+    monkeypatch.setattr(module, "engine_of", lambda settings: [None])
     wrapper = SFTTrainerWrapper(settings(), None, None, Rows())
     monkeypatch.setattr(wrapper, "saver", Saver)
     wrapper.save_model()

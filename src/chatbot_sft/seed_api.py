@@ -24,7 +24,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded, memory
 from chatbot_sft.model import tokenizer as tokenizers
 from chatbot_sft.model.earlier import adopt
-from chatbot_sft.model.engine import Engine, load_engine
+from chatbot_sft.model.engine import Engine, engine_of
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.model.load import Base, Trainable, attach, check, load_base
 from chatbot_sft.network import allow_network
@@ -96,7 +96,7 @@ class ModelLoader:
             if is_local(self.source):  # it is written into adapter_config.json
                 self.source = str(Path(self.source).expanduser().resolve())
             allow_network(not is_local(self.source))
-            self.engine, choice = load_engine(self.settings.model.engine)
+            self.engine, choice = engine_of(self.settings)
             log.info("engine: %s (%s)", choice.name, choice.reason)
         return self.engine
 

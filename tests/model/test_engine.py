@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from chatbot_sft.config import Config
 from chatbot_sft.model import engine, hardware
 
 
@@ -39,14 +40,44 @@ def test_auto_goes_by_version_and_hardware(monkeypatch, version, cards, name, re
     assert engine.expected("transformers") == engine.Choice("transformers", "as configured")
 
 
+PLAIN = {"model": {"name": "smollm2"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "packs"),
+    [
+        ({}, True),
+        ({"model": {"name": "smollm2", "dtype": "float16"}}, False),
+        ({"model": {"name": "smollm2", "new_tokens": ["<x>"]}}, False),
+        ({"lora": {"modules_to_save": ["lm_head"]}}, False),
+        ({"lora": {"r": 0}, "model": {"name": "smollm2", "load_in_4bit": False}}, False),
+        ({"training": {"neftune_noise_alpha": 5}}, False),
+        ({"training": {"batch_layout": "as_configured"}}, False),
+        ({"training": {"loop": "trl"}}, False),
+    ],
+)
+def test_auto_takes_the_plain_engine_where_that_packs(monkeypatch, changes, packs):
+    monkeypatch.setattr(engine, "architecture", lambda settings: "llama")
+    monkeypatch.setattr(engine.importlib.metadata, "version", lambda package: "2.11.0+cu130")
+    settings = Config.from_mapping({**PLAIN, **changes})
+    monkeypatch.setattr(hardware, "gpus", lambda: (hardware.Gpu("NVIDIA H200", 150.8, "580", 9.0),))
+    assert engine.trains_packed(settings) is packs
+    monkeypatch.setattr(engine, "architecture", lambda settings: "gpt2")
+    assert not engine.trains_packed(settings)
+    monkeypatch.setattr(engine, "architecture", lambda settings: "llama")
+    for cards in ((), (hardware.Gpu("Tesla T4", 15.6, "580", 7.5),)):
+        monkeypatch.setattr(hardware, "gpus", lambda cards=cards: cards)
+        assert not engine.trains_packed(settings)
+
+
 def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):
     fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 580.159.04'\n")
+    fake.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 580.159.04, 9.0'\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     hardware.gpus.cache_clear()
-    assert hardware.gpus() == (hardware.Gpu("NVIDIA H200", 150.8, "580.159.04"),)
+    assert hardware.gpus() == (hardware.Gpu("NVIDIA H200", 150.8, "580.159.04", 9.0),)
     hardware.gpus.cache_clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert hardware.gpus() == ()

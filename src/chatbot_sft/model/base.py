@@ -14,6 +14,7 @@ from typing import Any
 from chatbot_sft.config import Config
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local, tokenizer_folder
+from chatbot_sft.model_files import read_json
 from chatbot_sft.places import read_mark
 from chatbot_sft.report.masking import resolved
 from chatbot_sft.run.directory import Run
@@ -47,6 +48,14 @@ def weights_fingerprint(settings: Config) -> str:
         return f"{source}@{tokenizer_folder(source, settings.model.revision).name}"
     folder = Path(source).expanduser().resolve()
     return f"{folder.name} {content(folder)}"
+
+
+def architecture(settings: Config) -> str | None:
+    """The model_type of its config.json; None where that says none."""
+    model = settings.model
+    source = embedded.resolve(model.name)
+    folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, model.revision)
+    return read_json(folder / "config.json", f"model.name={model.name}").get("model_type")
 
 
 def content(folder: Path) -> str:

@@ -8,10 +8,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chatbot_sft import distributed
 from chatbot_sft.cache import part_folder
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import hardware
+from chatbot_sft.model.base import architecture
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from chatbot_sft.config import Config
 
 UNSLOTH_ON_CPU = (2026, 10, 8)  # the first release that imports without a GPU
+VARLEN_ATTENTION = (2, 10)  # the first PyTorch that has it
+BFLOAT16 = 8.0  # the compute capability from which a card has it
+# The architectures (transformers' model_type) whose packed training tests/train/test_packed.py holds.
+PACKED = ("llama", "mistral", "qwen3", "phi3", "gemma3", "gemma3_text")
 
 
 class Engine(Protocol):
@@ -71,6 +77,26 @@ class Engine(Protocol):
         They are called for such a model alone.
         """
 
+    def packable(self, model: Any) -> str | None:
+        """Why `packed_hidden_states` cannot run this model; None where it can, and the model is then ready
+        for it.
+        """
+
+    def packed_hidden_states(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seq_lens: torch.Tensor,
+        longest: int,
+    ) -> torch.Tensor:
+        """What the layers make of conversations packed end to end: (1, tokens) to (1, tokens, width). Where
+        each begins is in `cu_seq_lens` (conversations + 1,), int32; none is longer than `longest`.
+        """
+
+    def compile_layers(self, model: Any) -> None:
+        """Compile each layer of `packed_hidden_states`, once for all sizes."""
+
     def hidden_states(self, model: Any, input_ids: torch.Tensor) -> torch.Tensor:
         """What the layers make of `input_ids` (rows, length), padded on the right: (rows, length, width)."""
 
@@ -110,6 +136,37 @@ def expected(requested: str) -> Choice:
     )
 
 
+def engine_of(settings: Config) -> tuple[Engine, Choice]:
+    """`load_engine` of the engine that `settings` lead to here: `auto` goes by what is trained, too."""
+    if settings.model.engine == "auto" and trains_packed(settings):
+        reason = f"auto: packs conversations on {hardware.gpus()[0].name}"
+        return load_engine("transformers")[0], Choice("transformers", reason)
+    return load_engine(settings.model.engine)
+
+
+def trains_packed(settings: Config) -> bool:
+    """Whether the plain engine packs and captures this training here, which beat Unsloth's layers where it was
+    measured (benchmarks/README.md): an adapter in bfloat16 on one GPU. Nothing is imported for it.
+    """
+    model, lora, training = settings.model, settings.lora, settings.training
+    cards = hardware.gpus()
+    torch = importlib.metadata.version("torch").split(".")
+    return (
+        distributed.processes() == 1
+        and bool(cards)
+        and cards[0].capability >= BFLOAT16
+        and (int(torch[0]), int(torch[1])) >= VARLEN_ATTENTION
+        and training.batch_layout == "auto"
+        and training.loop != "trl"
+        and not settings.full_finetuning
+        and model.dtype != "float16"
+        and not model.new_tokens
+        and not lora.modules_to_save
+        and not settings.sft_arguments.get("neftune_noise_alpha")
+        and architecture(settings) in PACKED
+    )
+
+
 @functools.cache
 def load_engine(requested: str) -> tuple[Engine, Choice]:
     """Import the engine; must come before anything imports transformers or trl.
@@ -144,6 +201,7 @@ def prepare_environment() -> None:
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(part_folder("unsloth_compiled")))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(part_folder("compiled")))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -16,6 +16,7 @@ class Gpu:
     name: str
     memory_gb: float  # total, in units of 10^9 bytes
     driver: str
+    capability: float = 0.0  # compute capability; 0 where the driver does not say
 
 
 @functools.cache
@@ -23,13 +24,22 @@ def gpus() -> tuple[Gpu, ...]:
     """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves visible, as nvidia-smi lists them."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or shutil.which("nvidia-smi") is None:
         return ()
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    fields = "name,memory.total,driver_version,compute_cap"
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [line.split(", ") for line in answer.strip().splitlines()]
-    return tuple(Gpu(name, round(int(mib) * 2**20 / 1e9, 1), driver) for name, mib, driver in rows)
+    return tuple(
+        Gpu(name, round(int(mib) * 2**20 / 1e9, 1), driver, _number(capability))
+        for name, mib, driver, capability in rows
+    )
+
+
+def _number(text: str) -> float:
+    """0 for [N/A]."""
+    return float(text) if text.replace(".", "").isdigit() else 0.0
 
 
 def device() -> str:

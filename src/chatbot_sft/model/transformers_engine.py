@@ -34,15 +34,11 @@ def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
 
 def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model
 
-    if settings.model.load_in_4bit:
-        model = prepare_model_for_kbit_training(
-            model,
-            use_gradient_checkpointing=checkpointing(settings),
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-        )
-    elif checkpointing(settings):
+    # Over a 4-bit base too, norms and embeddings stay in the model's dtype: PEFT's
+    # prepare_model_for_kbit_training makes them float32, and with them the whole residual stream and the head.
+    if checkpointing(settings):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     torch.manual_seed(settings.seed)
@@ -113,6 +109,65 @@ def use_scaler(model: Any, scaler: Any) -> None:
 
 def capturable(model: Any) -> bool:
     return False  # its masks are looked at on the host
+
+
+def packable(model: Any) -> str | None:
+    import torch
+
+    from chatbot_sft.model import packed_attention
+    from chatbot_sft.model.loss import base_of
+
+    if torch.cuda.is_available() and not packed_attention.has_kernel():
+        return f"PyTorch {torch.__version__} has no variable-length attention"
+    base = base_of(model)
+    text = base.config.get_text_config()
+    head = base.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        return "the output layer is more than a matrix"
+    packed_attention.register()
+    base.set_attn_implementation(packed_attention.NAME)
+    if text._attn_implementation != packed_attention.NAME:
+        return f"{type(base).__name__} has an attention of its own"
+    changed = [
+        name
+        for name in ("attention_dropout", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale")
+        if getattr(text, name, None)
+    ]
+    return f"its config.json has {changed[0]}" if changed else None
+
+
+def packed_hidden_states(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seq_lens: torch.Tensor, longest: int
+) -> torch.Tensor:
+    from chatbot_sft.model.loss import base_of
+
+    # A mask of four dimensions is taken as it is by transformers, which then looks at nothing on the host;
+    # the attention does not read it.
+    unread = input_ids.new_ones(1, 1, 1, 1)
+    decoder = base_of(model).get_decoder()
+    # With a gradient from the start the first layer is compiled as all the others are, not once more.
+    embeddings = decoder.get_input_embeddings()(input_ids)
+    if not embeddings.requires_grad:
+        embeddings.requires_grad_()
+    return decoder(
+        inputs_embeds=embeddings,
+        position_ids=position_ids,
+        attention_mask=unread,
+        use_cache=False,
+        cu_seq_lens_q=cu_seq_lens,
+        cu_seq_lens_k=cu_seq_lens,
+        max_length_q=longest,
+        max_length_k=longest,
+    ).last_hidden_state
+
+
+def compile_layers(model: Any) -> None:
+    from chatbot_sft.model.loss import base_of
+
+    # The first size is compiled as it is, the second for all that come; asked for all from the start
+    # (dynamic=True) the compiler takes seven times as long.
+    for layer in base_of(model).get_decoder().layers:
+        layer.compile()
 
 
 def hidden_states(model: Any, input_ids: torch.Tensor) -> torch.Tensor:

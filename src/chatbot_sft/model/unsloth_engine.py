@@ -129,6 +129,20 @@ def capturable(model: Any) -> bool:
     return _own_layers(model) and not model.get_base_model().lm_head.weight.requires_grad
 
 
+def packable(model: Any) -> str | None:
+    return "Unsloth's layers look at the bounds of conversations on the host"
+
+
+def packed_hidden_states(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seq_lens: torch.Tensor, longest: int
+) -> torch.Tensor:
+    raise NotImplementedError("packable() says no")
+
+
+def compile_layers(model: Any) -> None:
+    raise NotImplementedError("packable() says no")
+
+
 def padding_free(model: Any) -> bool:
     """Unsloth itself trains its own layers without padding where nothing else is asked for, on a GPU."""
     return unsloth.DEVICE_TYPE != "cpu" and _own_layers(model)

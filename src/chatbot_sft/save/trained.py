@@ -17,7 +17,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.data.template import ChatTemplate
 from chatbot_sft.inference.hf_model import HFModel
 from chatbot_sft.model import embedded
-from chatbot_sft.model.engine import load_engine
+from chatbot_sft.model.engine import engine_of
 from chatbot_sft.report.masking import by_name
 from chatbot_sft.run.report import Report
 from chatbot_sft.save.verify.compare import MOVED, Reference, logits_of, refer
@@ -86,7 +86,7 @@ class Trained:
 
         accelerate trains through a `forward` with autocast that it puts on the object, above the class's own.
         """
-        engine = load_engine(self.settings.model.engine)[0]
+        engine = engine_of(self.settings)[0]
         training, autocast = self.model.training, vars(self.model).pop("forward", None)
         engine.for_inference(self.model)
         try:

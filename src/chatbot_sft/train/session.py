@@ -16,7 +16,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.earlier import adopt
-from chatbot_sft.model.engine import Engine, load_engine
+from chatbot_sft.model.engine import Engine, engine_of
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.train import planning
@@ -64,7 +64,7 @@ class Session:
         self.tokenizer = tokenizer
         self.dataset = dataset
         self.eval_dataset = eval_dataset
-        self.engine: Engine = load_engine(self.settings.model.engine)[0]
+        self.engine: Engine = engine_of(self.settings)[0]
         # What a run knows of the training, see `stage.begin`.
         self.origin = Origin()  # where it begins
         self.started = time.time()  # when the run began, in seconds since the epoch
@@ -199,7 +199,7 @@ class Session:
         own. Called as training begins.
         """
         from chatbot_sft.train.estimate import memory_estimate
-        from chatbot_sft.train.trials import capture, trial
+        from chatbot_sft.train.trials import capture, largest, trial
 
         job, step = self.job, self.step
         trying = trial(step, job.batches, self.state.max_steps)
@@ -208,8 +208,10 @@ class Session:
         layout = self.plan.layout
         self.on_layout(layout)
         step.use_layout(layout)
-        if layout.captured:
+        if layout.captured and not layout.packed:
             capture(step, job.batches)
+        if layout.packed:  # which knows what the largest step of this run is
+            trying = replace(trying, longest=largest(job.batches, trying.steps))
         self.memory_estimate = memory_estimate(step, trying, job.eval_dataset)
         planning.told(self.plan, self._configured(), self.settings.effective_batch_size)
 
@@ -239,7 +241,7 @@ class Session:
             return None
         rows = self.job.dataset.select(range(min(len(self.job.dataset), JUDGED)))
         step, batch_size = self.step, self.args.per_device_eval_batch_size
-        with quiet():
+        with quiet(), step.inference():
             return evaluate(
                 self.model,
                 rows,
@@ -268,7 +270,8 @@ class Session:
             return []
         self.engine.for_inference(self.model)
         step = self.state.global_step
-        answers = sample_answers(self.model, self.tokenizer, self.settings, self.sample_prompts, step)
+        with self.step.inference():
+            answers = sample_answers(self.model, self.tokenizer, self.settings, self.sample_prompts, step)
         if self.plan is not None:
             self.step.use_layout(self.step.layout)
         return answers

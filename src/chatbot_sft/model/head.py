@@ -1,0 +1,69 @@
+"""The output layer and its cross entropy over trained positions alone: loss and gradient in one pass, a chunk
+of positions at a time, so that all logits are never there at once.
+
+The gradient of the loss by the logits is known as soon as these are: softmax minus the label. Liger Kernel
+(arXiv 2410.10989) computes it so; here the matrix products are PyTorch's and the rest is one compiled function.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from chatbot_sft.model.loss import IGNORED
+
+CHUNK = 1024  # positions: 1024 logits of 128,256 tokens are 0.26 GB in bfloat16
+
+
+def loss_and_gradient(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    count: torch.Tensor,
+    smoothing: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy summed over the positions of `hidden` (positions, width), divided by `count`, and its
+    gradient, of the shape of `hidden`.
+
+    `weight` is (vocabulary, width); where it is trained, its gradient is added to `weight.grad`. `targets`
+    (positions,) may be IGNORED (they only fill). `smoothing` is transformers' label_smoothing_factor.
+    """
+    total = torch.zeros((), device=hidden.device)
+    gradient = torch.empty_like(hidden)
+    chunk = _chunk(hidden.is_cuda)
+    with torch.no_grad():
+        for start in range(0, len(hidden), CHUNK):
+            rows = hidden[start : start + CHUNK].to(weight.dtype)
+            loss, by_logits = chunk(rows @ weight.t(), targets[start : start + CHUNK], count, smoothing)
+            total += loss
+            gradient[start : start + CHUNK] = by_logits @ weight
+            if weight.requires_grad:
+                weight.grad = (
+                    by_logits.t() @ rows if weight.grad is None else weight.grad.addmm_(by_logits.t(), rows)
+                )
+    return total, gradient
+
+
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor, smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(loss, gradient by the logits): `logits` (positions, vocabulary), the gradient of their dtype."""
+    z = logits.float()
+    normaliser = z.logsumexp(-1, keepdim=True)
+    kept = (targets != IGNORED)[:, None]
+    wanted = targets.clamp(min=0)[:, None]
+    of_target = normaliser - z.gather(1, wanted)
+    is_target = torch.arange(z.shape[1], device=z.device)[None] == wanted
+    by_logits = (z - normaliser).exp() - is_target.float() * (1 - smoothing)
+    if smoothing:
+        of_all = normaliser - z.mean(-1, keepdim=True)
+        of_target = (1 - smoothing) * of_target + smoothing * of_all
+        by_logits = by_logits - smoothing / z.shape[1]
+    return (of_target * kept).sum() / count, (by_logits * kept / count).to(logits.dtype)
+
+
+@functools.cache
+def _chunk(compiled: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    return torch.compile(cross_entropy, dynamic=True) if compiled else cross_entropy
