@@ -8,14 +8,15 @@ semantics: CUDA Graphs".
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 LENGTHS = 128  # rows are padded to a multiple of so many tokens, to keep the shapes few
+Inputs = dict[str, torch.Tensor]
 
 
 class CaptureFailed(Exception):
@@ -24,7 +25,7 @@ class CaptureFailed(Exception):
 
 @dataclass(frozen=True)
 class _Graphs:
-    input_ids: torch.Tensor
+    inputs: Inputs
     hidden: torch.Tensor  # (rows, length, width): what the forward graph leaves
     hidden_gradient: torch.Tensor  # the same shape: what the backward graph reads
     forward: torch.cuda.CUDAGraph
@@ -32,19 +33,17 @@ class _Graphs:
 
 
 class CapturedLayers:
-    """`layers(input_ids)` (to the hidden states) replayed from graphs, `loss(hidden, labels, trained_tokens)`
-    as it is.
+    """`layers(**inputs)`, to the hidden states (rows, length, width), replayed from graphs.
 
     The backward graphs add to gradients where these were when the shape was captured: they have to stay in
     place (`gradients.Gradients`).
     """
 
-    def __init__(
-        self, layers: Callable[[torch.Tensor], torch.Tensor], loss: Callable[..., torch.Tensor]
-    ) -> None:
-        self.layers, self.loss = layers, loss
-        self.pool = torch.cuda.graph_pool_handle()
-        self.graphs: dict[tuple[int, int], _Graphs] = {}
+    def __init__(self, layers: Callable[..., torch.Tensor]) -> None:
+        self.layers = layers
+        self.pool = torch.cuda.MemPool()
+        self.stream = torch.cuda.Stream()
+        self.graphs: dict[tuple[torch.Size, ...], _Graphs] = {}
 
     @staticmethod
     def length(longest: int) -> int:
@@ -52,43 +51,48 @@ class CapturedLayers:
         return math.ceil(longest / LENGTHS) * LENGTHS
 
     def run(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor
+        self, inputs: Inputs, head: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor:
-        """Forward and backward pass of one micro-batch; input_ids and labels of shape (rows, length) on the
-        GPU. Returns the loss.
+        """Forward and backward pass of one micro-batch on the GPU. `head` makes of the hidden states the loss,
+        which is returned, and its gradient, of their shape.
 
         Raises:
             CaptureFailed: the layers cannot be captured; nothing was computed, and the process goes on as
                 before.
         """
-        shape = tuple(input_ids.shape)
-        if shape not in self.graphs:
-            self.graphs[shape] = self._capture(input_ids)
-        graphs = self.graphs[shape]
-        graphs.input_ids.copy_(input_ids)
+        shapes = tuple(tensor.shape for tensor in inputs.values())
+        if shapes not in self.graphs:
+            self.graphs[shapes] = self._capture(inputs)
+        graphs = self.graphs[shapes]
+        for name, tensor in inputs.items():
+            graphs.inputs[name].copy_(tensor, non_blocking=True)
         graphs.forward.replay()
-        hidden = graphs.hidden.detach().requires_grad_()
-        loss = self.loss(hidden, labels, trained_tokens)
-        loss.backward()
-        graphs.hidden_gradient.copy_(hidden.grad)
+        loss, gradient = head(graphs.hidden)
+        graphs.hidden_gradient.copy_(gradient)
         graphs.backward.replay()
-        return loss.detach()
+        return loss
 
-    def _capture(self, input_ids: torch.Tensor) -> _Graphs:
-        ids = input_ids.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # compiles and allocates what the capture must find ready
-            expected = self.layers(ids)
+    def _capture(self, inputs: Inputs) -> _Graphs:
+        inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        self.stream.wait_stream(torch.cuda.current_stream())
+        # Compiles, and allocates what the capture must find ready: from the graphs' own memory, in which the
+        # capture then finds room.
+        with torch.cuda.stream(self.stream), torch.cuda.use_mem_pool(self.pool):
+            expected = self.layers(**inputs)
             expected.backward(torch.zeros_like(expected))
             expected = expected.detach()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self.stream)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        capture = functools.partial(
+            torch.cuda.graph,
+            pool=self.pool.id,  # type: ignore[arg-type]  # the stub knows graph_pool_handle's alone
+            stream=self.stream,
+        )
         try:
-            with torch.cuda.graph(forward, pool=self.pool):
-                hidden = self.layers(ids)
+            with capture(forward):
+                hidden = self.layers(**inputs)
             gradient = torch.zeros_like(hidden)
-            with torch.cuda.graph(backward, pool=self.pool):
+            with capture(backward):
                 hidden.backward(gradient)
         except Exception as error:
             _end_failed_capture()
@@ -96,7 +100,7 @@ class CapturedLayers:
         forward.replay()
         if not torch.allclose(hidden.detach(), expected, rtol=0.02, atol=0.02):
             raise CaptureFailed("the graph computes something else than the layers")
-        return _Graphs(ids, hidden.detach(), gradient, forward, backward)
+        return _Graphs(inputs, hidden.detach(), gradient, forward, backward)
 
 
 def _end_failed_capture() -> None:
@@ -104,21 +108,3 @@ def _end_failed_capture() -> None:
     torch.cuda.set_stream(torch.cuda.default_stream())
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     generator.graphsafe_set_state(generator.clone_state())
-
-
-def layers_and_loss(
-    engine: Any, model: Any, autocast: Callable[[], Any]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two halves of `model`, each under `autocast`: hidden states from ids, and the loss from hidden
-    states.
-    """
-
-    def layers(input_ids: torch.Tensor) -> torch.Tensor:
-        with autocast():
-            return engine.hidden_states(model, input_ids)
-
-    def loss(hidden: torch.Tensor, labels: torch.Tensor, trained_tokens: torch.Tensor) -> torch.Tensor:
-        with autocast():
-            return engine.head_loss(model, hidden, labels, trained_tokens)
-
-    return layers, loss

@@ -18,7 +18,20 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from chatbot_sft.config import Config
+    from chatbot_sft.train.figures import Figures
     from chatbot_sft.train.resume import Origin
+    from chatbot_sft.train.rows import StepRows
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An optimizer step that was taken, and not yet written down: `figures` of loss, gradient norm and
+    whether a process was asked to stop.
+    """
+
+    number: int
+    figures: Figures
+    rate: float  # the learning rate
 
 
 @dataclass
@@ -45,12 +58,13 @@ class Job:
     control: TrainerControl = field(default_factory=TrainerControl)
     ended: bool = False
     # made by `begin`
-    batches: Batches | None = None
-    rows: Iterator[Any] | None = None
+    batches: Batches = field(init=False)
+    rows: Iterator[StepRows] = field(init=False)
     optimizer: Any = None
     schedule: Any = None
     guard: Guard | None = None
-    pending: Any = 0.0  # the sum of the losses since the last log, on the device
+    taken: Taken | None = None  # the last step, until it is written down
+    pending: Any = 0.0  # the sum of the losses since the last log, a float32 tensor
     total: float = 0.0  # and of those before
     logged_until: int = 0
     aside: Any = None  # its weights and random numbers while it is another job's turn

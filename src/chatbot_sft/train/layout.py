@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from chatbot_sft.train.rows import Row, StepRows, padded, padding_free
@@ -20,10 +20,13 @@ class Layout:
     padding_free: bool = False  # one long sequence without padding, in place of a rectangle
     checkpointing: bool = False  # activations are computed again in the backward pass: less memory, more time
     captured: bool = False  # the layers run as CUDA graphs: no launch and no Python between their kernels
+    packed: bool = (
+        False  # end to end in one of a few sizes, each attending to itself: model/packed_attention.py
+    )
 
     def describe(self, batch_size: int) -> str:
         """For people: "8 × 1 padded, no checkpointing" for `batch_size` packs a step."""
-        form = "padding-free" if self.padding_free else "padded"
+        form = "packed" if self.packed else "padding-free" if self.padding_free else "padded"
         recomputed = "checkpointing" if self.checkpointing else "no checkpointing"
         return f"{self.packs} × {math.ceil(batch_size / self.packs)} {form}, {recomputed}" + (
             ", captured" if self.captured else ""
@@ -76,6 +79,10 @@ def step_down(layout: Layout) -> Layout | None:
     """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; None at
     the end.
     """
+    if layout.packed:
+        if layout.packs > 1:
+            return replace(layout, packs=math.ceil(layout.packs / 2))
+        return None if layout.checkpointing else Layout(1, packed=True, checkpointing=True)
     if layout.captured:
         return Layout(layout.packs, layout.padding_free, layout.checkpointing)
     if layout.packs > 1:
@@ -85,3 +92,13 @@ def step_down(layout: Layout) -> Layout | None:
     if not layout.checkpointing:
         return Layout(1, layout.padding_free, checkpointing=True)
     return None
+
+
+def packed_ladder(batch_size: int, captured: bool) -> list[Layout]:
+    """Packed layouts for `batch_size` packs a step, each less hungry than the one before: the first that fits
+    is the fastest.
+    """
+    ladder = [Layout(batch_size, packed=True, captured=captured)]
+    while (smaller := step_down(ladder[-1])) is not None:
+        ladder.append(smaller)
+    return ladder

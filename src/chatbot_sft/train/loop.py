@@ -18,10 +18,12 @@ from transformers.integrations.neftune import neftune_post_forward_hook
 from transformers.trainer_utils import TrainOutput, align_special_tokens, speed_metrics
 
 from chatbot_sft import preemption
+from chatbot_sft.errors import UserError
 from chatbot_sft.train import snapshot
 from chatbot_sft.train.evaluation import evaluate
+from chatbot_sft.train.figures import Figures
 from chatbot_sft.train.guard import Guard
-from chatbot_sft.train.job import Job
+from chatbot_sft.train.job import Job, Taken
 from chatbot_sft.train.optimizer import after_evaluations, build_optimizer, build_schedule
 from chatbot_sft.train.randomness import random_state, undisturbed
 from chatbot_sft.train.step import Step
@@ -35,6 +37,7 @@ def train(jobs: list[Job], step: Step, plan: Callable[[], None]) -> list[TrainOu
         UserError: a loss diverged, memory ran out, or a checkpoint cannot be written.
     """
     start = (step.weights(), random_state()) if len(jobs) > 1 else None
+    step.waits |= len(jobs) > 1  # another job's turn is not undone
     for job in jobs:
         job.aside = start
         begin(job, step)
@@ -56,7 +59,7 @@ def begin(job: Job, step: Step) -> None:
     steps = job.state.max_steps
     job.optimizer = build_optimizer(args, step.model, step.flat)
     job.schedule = build_schedule(args, job.optimizer, steps)
-    job.pending = torch.zeros((), device=args.device)
+    job.pending = torch.zeros(())
     if job.origin.checkpoint:
         snapshot.load(job, step)
     if job.settings.training.stop_on_divergence:
@@ -89,40 +92,87 @@ def open_books(job: Job, step: Step) -> None:
 
 
 def train_step(job: Job, step: Step) -> None:
-    """One optimizer step of `job`, and what is due after it."""
-    args, state, control, number = job.args, job.state, job.control, job.state.global_step + 1
+    """One optimizer step of `job`.
+
+    Its figures are read when the next step's gradient is on its way, so that the device never waits for
+    Python; at once where something is due after this step, and wherever else that gains nothing.
+    """
+    args, number = job.args, job.state.global_step + 1 + (job.taken is not None)
     step.turn_to(job)
-    control.should_log = control.should_evaluate = control.should_save = False  # callbacks may ask for these
-    job.tell("on_step_begin")
+    if job.taken is None:
+        announce(job)
 
     # The gradient of the mean loss over all tokens that are trained in this step, in all processes.
-    tokens, trained_tokens = job.batches.tokens(number)
+    _, trained_tokens = job.batches.tokens(number)
     with noisy_embeddings(step.model, args.neftune_noise_alpha):
         loss = step.backward(next(job.rows), trained_tokens, number)
     loss, stop = step.over_all_processes(loss, preemption.requested())
+    if job.taken is not None:
+        close_books(job, step, job.taken)
+        if job.ended:
+            return
+        announce(job)
     norm = step.clip(job.optimizer)
 
     # The weights.
-    if job.guard:
-        job.guard.check(number, loss, norm)
+    taken = job.taken = Taken(number, Figures([loss, norm, stop]), job.optimizer.param_groups[0]["lr"])
+    if step.waits:
+        check(job, taken)
     job.tell("on_pre_optimizer_step")
-    rate = job.optimizer.param_groups[0]["lr"]
-    taken = step.take(job.optimizer)
+    moved = step.take(job.optimizer)
     if args.torch_empty_cache_steps and number % args.torch_empty_cache_steps == 0:
         torch.cuda.empty_cache()
     job.tell("on_optimizer_step")
-    if taken and not after_evaluations(args):
+    if moved and not after_evaluations(args):
         job.schedule.step()
+    if step.waits or preemption.requested() or due(job, number):
+        close_books(job, step, taken)
 
-    # The books.
+
+def announce(job: Job) -> None:
+    """The step begins; callbacks may ask for more than is due after it."""
+    job.control.should_log = job.control.should_evaluate = job.control.should_save = False
+    job.tell("on_step_begin")
+
+
+def due(job: Job, number: int) -> bool:
+    """Whether something is to be done with the weights after step `number`, or the first step is timed."""
+    args, state = job.args, job.state
+    epoch_ends = number % job.batches.per_epoch == 0
+    return (
+        number in (1, state.max_steps)
+        or (args.eval_strategy == "steps" and number % state.eval_steps == 0)
+        or (args.save_strategy == "steps" and number % state.save_steps == 0)
+        or (args.save_strategy == "epoch" and epoch_ends)
+    )
+
+
+def check(job: Job, taken: Taken) -> None:
+    """Raises UserError where the step's loss or gradient says that training has gone wrong."""
+    if job.guard:
+        loss, norm, _ = taken.figures.read()
+        job.guard.check(taken.number, loss, norm)
+
+
+def close_books(job: Job, step: Step, taken: Taken) -> None:
+    """Write down the step that was taken, and do what is due after it."""
+    args, state, control, number = job.args, job.state, job.control, taken.number
+    job.taken = None
+    if not step.waits:
+        try:
+            check(job, taken)
+        except UserError:
+            step.gradients.undo()
+            raise
+    loss, norm, stop = taken.figures.read()
     epoch, place = divmod(number - 1, job.batches.per_epoch)
     state.global_step, state.epoch = number, epoch + (place + 1) / job.batches.per_epoch
-    state.num_input_tokens_seen += tokens
+    state.num_input_tokens_seen += job.batches.tokens(number)[0]
     job.pending += loss
     job.progress.step(state)
     job.tell("on_step_end")
     if control.should_log or number % state.logging_steps == 0 or (number == 1 and args.logging_first_step):
-        log_loss(job, norm, rate)
+        log_loss(job, norm.item(), taken.rate)
 
     # Evaluation, which may end the job; then its checkpoint.
     last = number >= state.max_steps
@@ -133,7 +183,7 @@ def train_step(job: Job, step: Step) -> None:
         and (last or number % state.eval_steps == 0)
     ):
         best = judge(job, held_out(job, step)["eval_loss"])
-    job.ended = last or stop or control.should_training_stop
+    job.ended = last or bool(stop) or control.should_training_stop
     at_epochs = args.save_strategy == "epoch" and (job.ended or place + 1 == job.batches.per_epoch)
     at_steps = args.save_strategy == "steps" and (job.ended or number % state.save_steps == 0)
     keep_best = best and (args.load_best_model_at_end or args.save_strategy == "best")
@@ -149,15 +199,16 @@ def held_out(job: Job, step: Step) -> dict[str, float]:
     neither had been done.
     """
     state = job.state
-    metrics = evaluate(
-        step.model,
-        job.eval_dataset,
-        job.args.per_device_eval_batch_size,
-        step.pad,
-        job.args,
-        step.autocast,
-        state.global_step,
-    )
+    with step.inference():
+        metrics = evaluate(
+            step.model,
+            job.eval_dataset,
+            job.args.per_device_eval_batch_size,
+            step.pad,
+            job.args,
+            step.autocast,
+            state.global_step,
+        )
     write_log(job, metrics)
     with undisturbed():
         job.evaluations.take(state, metrics)
@@ -186,6 +237,7 @@ def judge(job: Job, loss: float) -> bool:
 
 def save(job: Job, step: Step) -> None:
     """Write a checkpoint, unless its weights are broken."""
+    step.gradients.whole()
     if job.guard:
         job.guard.check_weights(job.state.global_step, step.trained)
     snapshot.write(job, step)
@@ -193,10 +245,10 @@ def save(job: Job, step: Step) -> None:
     job.tell("on_save")
 
 
-def log_loss(job: Job, norm: torch.Tensor, rate: float) -> None:
+def log_loss(job: Job, norm: float, rate: float) -> None:
     """The mean loss of the steps since the last log."""
     pending, number = job.pending.item(), job.state.global_step
-    logs = {"loss": pending / (number - job.logged_until), "grad_norm": norm.item(), "learning_rate": rate}
+    logs = {"loss": pending / (number - job.logged_until), "grad_norm": norm, "learning_rate": rate}
     job.pending -= job.pending
     job.total += pending
     job.logged_until = number
@@ -215,6 +267,7 @@ def end(job: Job, step: Step) -> TrainOutput:
     """Sum up, and put the best weights back where training.load_best_model_at_end asks for them."""
     state = job.state
     step.turn_to(job)
+    step.gradients.whole()
     job.total += job.pending.item()
     loss = job.total / max(state.global_step, 1)
     metrics = speed_metrics(

@@ -4,6 +4,7 @@ loop's (`choice`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,6 +57,13 @@ def build_schedule(args: Any, optimizer: torch.optim.Optimizer, steps: int) -> A
     )
 
 
+def by_element(name: str) -> bool:
+    """Whether the optimizer moves each value by its own gradient alone, so that it may be given all matrices
+    as one vector.
+    """
+    return "adafactor" not in str(getattr(name, "value", name))
+
+
 def after_evaluations(args: Any) -> bool:
     """Whether the schedule goes on with the held-out loss, not with the steps."""
     return args.lr_scheduler_type in AFTER_EVALUATIONS
@@ -64,26 +72,23 @@ def after_evaluations(args: Any) -> bool:
 def _builder(args: Any) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
     """What makes `args.optim` of parameter groups."""
     name, given = str(getattr(args.optim, "value", args.optim)), _arguments(args.optim_args)
-    rate, adam = (
-        {"lr": args.learning_rate},
-        {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon},
-    )
+    rate = {"lr": args.learning_rate}
+    adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+    options: dict[str, Any] = {}
     if name in ("adamw_torch", "adamw_torch_fused"):
-        return lambda groups: torch.optim.AdamW(
-            groups, **rate, **adam, **({"fused": True} if name.endswith("fused") else {})
-        )
+        fused = True if name.endswith("fused") else None
+        return functools.partial(torch.optim.AdamW, **rate, **adam, fused=fused)
     if name == "adafactor":
-        return lambda groups: Adafactor(groups, **rate, scale_parameter=False, relative_step=False)
+        return functools.partial(Adafactor, **rate, scale_parameter=False, relative_step=False)
     if name == "sgd":
         options = _numbers(given, "momentum", "dampening", "weight_decay") | _truth(given, "nesterov")
-        return lambda groups: torch.optim.SGD(groups, **rate, **options)
+        return functools.partial(torch.optim.SGD, **rate, **options)
     if name == "adagrad":
-        return lambda groups: torch.optim.Adagrad(
-            groups, **rate, **_numbers(given, "lr_decay", "weight_decay", "eps")
-        )
+        options = _numbers(given, "lr_decay", "weight_decay", "eps")
+        return functools.partial(torch.optim.Adagrad, **rate, **options)
     if name == "rmsprop":
         options = _numbers(given, "momentum", "alpha", "eps", "weight_decay") | _truth(given, "centered")
-        return lambda groups: torch.optim.RMSprop(groups, **rate, **options)
+        return functools.partial(torch.optim.RMSprop, **rate, **options)
     return _bitsandbytes(name, args, rate, adam, given)
 
 
@@ -130,9 +135,9 @@ def _arguments(text: str | None) -> dict[str, str]:
     return dict(part.split("=") for part in text.replace(" ", "").split(",")) if text else {}
 
 
-def _numbers(given: Mapping[str, str], *names: str) -> dict[str, float]:
+def _numbers(given: Mapping[str, str], *names: str) -> dict[str, Any]:
     return {name: float(given[name]) for name in names if name in given}
 
 
-def _truth(given: Mapping[str, str], name: str) -> dict[str, bool]:
+def _truth(given: Mapping[str, str], name: str) -> dict[str, Any]:
     return {name: given[name].lower() in ("true", "1", "yes")} if name in given else {}

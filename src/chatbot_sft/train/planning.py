@@ -8,9 +8,11 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft.errors import UserError
 from chatbot_sft.logs import THIRD_PARTY
 from chatbot_sft.run.versions import versions
-from chatbot_sft.train.layout import Layout, candidates
+from chatbot_sft.train.layout import Layout, candidates, packed_ladder
+from chatbot_sft.train.packing import shapes
 from chatbot_sft.train.tuning import Plan, Trial, cache_key, choose
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ log = logging.getLogger(__name__)
 # tokens; data whose longest, median and 90th percentile differ by less is measured once, so that a sweep over
 # seeds is too
 LIKE = 32
-WORTH_CAPTURING = 200  # optimizer steps; below, capturing costs more seconds than it saves
+# Optimizer steps; below, capturing costs more seconds than it saves.
+WORTH_CAPTURING = 200
+WORTH_CAPTURING_PACKED = 100
 
 
 def configured(settings: Config, engine: Engine, model: Any) -> Layout:
@@ -41,8 +45,21 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
     if as_configured:
         return Plan(meant, "as configured")
     if job.origin.checkpoint:
-        return Plan(Layout(**job.origin.checkpoint.record["layout"]), "as the run began")
-    return _measured(job, batches, step, trial, meant)
+        began = Layout(**job.origin.checkpoint.record["layout"])
+        if began.packed:
+            if why_not := step.not_packable():
+                raise UserError(
+                    f"training.resume: {job.origin.checkpoint.folder} was trained with packed conversations,"
+                    f" which cannot be gone on with here: {why_not}; start afresh with training.resume=never"
+                )
+            step.pack(shapes(batches, trial.steps, began.captured))
+        return Plan(began, "as the run began")
+    plan = [_packed(job, batches, step, trial) or _measured(job, batches, step, trial, meant)]
+    if job.args.world_size > 1:  # each process has measured; the first one's choice is everyone's
+        import torch
+
+        torch.distributed.broadcast_object_list(plan)
+    return plan[0]
 
 
 def told(plan: Plan, meant: Layout, batch_size: int) -> None:
@@ -72,6 +89,25 @@ def table(plan: Plan, batch_size: int) -> list[dict[str, Any]]:
     ]
 
 
+def _packed(job: Job, batches: Batches, step: Step, trial: Trial) -> Plan | None:
+    """A layout of packed conversations, where the engine has them and they win: on a GPU."""
+    import torch
+
+    from chatbot_sft.train.trials import packed_plan
+
+    if not torch.cuda.is_available():
+        return None
+    if why_not := step.not_packable():
+        log.info("layout: not packed: %s", why_not)
+        return None
+    captured = trial.steps >= WORTH_CAPTURING_PACKED
+    ladder = packed_ladder(job.settings.effective_batch_size, captured)
+    plan = packed_plan(step, batches, ladder, trial.steps)
+    if plan is None:
+        step.packed = None
+    return plan
+
+
 def _measured(job: Job, batches: Batches, step: Step, trial: Trial, meant: Layout) -> Plan:
     import torch
 
@@ -88,7 +124,4 @@ def _measured(job: Job, batches: Batches, step: Step, trial: Trial, meant: Layou
         [torch.cuda.get_device_properties(0).name if gpu else torch.get_num_threads(), args.world_size],
         {name: version for name, version in versions().items() if name != "chatbot-sft"},
     )
-    plan = [choose(layouts, meant, trial, key)]
-    if args.world_size > 1:  # each process has measured; the first one's choice is everyone's
-        torch.distributed.broadcast_object_list(plan)
-    return plan[0]
+    return choose(layouts, meant, trial, key)

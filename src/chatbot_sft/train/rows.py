@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -83,4 +84,34 @@ def padding_free(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         "labels": torch.tensor([[label for row in rows for label in (IGNORED, *row.labels[1:])]]),
         "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
         "packed_seq_lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32),
+    }
+
+
+def packed(rows: Sequence[Row], pad_token_id: int, size: int, bounds: int) -> dict[str, torch.Tensor]:
+    """The conversations end to end in `size` tokens, in the shapes that a captured step always has.
+
+    input_ids and position_ids are (1, size), positions begin anew with each conversation; what is left over
+    is one more conversation, of pad tokens. cu_seq_lens (bounds + 1,) int32 says where each begins and the
+    last one ends; those that are not there are empty, at the end. `positions` (trained,) are those whose
+    next token is trained, `targets` (trained,) these tokens.
+    """
+    import torch
+
+    ids = [token for row in rows for token in row.input_ids]
+    ends = list(itertools.accumulate(map(len, rows)))
+    left = size - len(ids)
+    starts = [0, *ends]
+    predicted = [
+        (start + place - 1, label)
+        for start, row in zip(starts, rows, strict=False)
+        for place, label in enumerate(row.labels)
+        if place and label != IGNORED
+    ]
+    positions, targets = zip(*predicted, strict=True) if predicted else ((), ())
+    return {
+        "input_ids": torch.tensor([ids + [pad_token_id] * left]),
+        "position_ids": torch.cat([torch.arange(len(row)) for row in rows] + [torch.arange(left)])[None],
+        "cu_seq_lens": torch.tensor(starts + [size] * (bounds + 1 - len(starts)), dtype=torch.int32),
+        "positions": torch.tensor(positions, dtype=torch.long),
+        "targets": torch.tensor(targets, dtype=torch.long),
     }

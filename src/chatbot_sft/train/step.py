@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ from transformers.trainer_pt_utils import LabelSmoother
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loss import quantised
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
-from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed, layers_and_loss
+from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
 from chatbot_sft.train.layout import Layout, step_down
+from chatbot_sft.train.optimizer import by_element
+from chatbot_sft.train.packed import PackedPasses, uncompiled
+from chatbot_sft.train.packing import PackedShapes
 from chatbot_sft.train.randomness import random_state, use_random_state
 from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded
 
@@ -56,13 +60,20 @@ class Step:
         self.job: Job | None = None  # whose weights the model has
         self.layout = Layout(settings.training.per_device_train_batch_size)
         self.captured: CapturedLayers | None = None
+        self.packed: PackedPasses | None = None  # where a layout packs
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.flat = FlatParameters(self.trained) if "8bit" in args.optim and flattens(self.trained) else None
+        one_vector = flattens(self.trained) and (
+            "8bit" in args.optim or (args.device.type == "cuda" and by_element(args.optim))
+        )
+        self.flat = FlatParameters(self.trained) if one_vector else None
         self.gradients = self.flat or Gradients(self.trained)
         self.smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
         self.scaler = torch.amp.GradScaler(args.device.type) if self.precision == "fp16" else None
         if self.scaler is not None:
             engine.use_scaler(model, self.scaler)
+        # Whether a step's loss is looked at before its weights change. On a GPU that would keep it waiting: it
+        # is looked at later, and the change undone.
+        self.waits = self.flat is None or self.scaler is not None or args.device.type != "cuda"
         if args.world_size > 1:
             self.gradients.share()
 
@@ -72,6 +83,7 @@ class Step:
         """
         if job is self.job:
             return
+        self.gradients.whole()
         if self.job is not None:
             self.job.aside = self.weights(), random_state()
         self.job = job
@@ -83,6 +95,7 @@ class Step:
 
     def weights(self) -> list[torch.Tensor]:
         """A copy of what is trained."""
+        self.gradients.whole()
         return [parameter.detach().clone() for parameter in self.trained]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -99,8 +112,31 @@ class Step:
         """
         if not layout.captured:
             self.captured = None
+            if self.packed is not None:
+                self.packed.captured = None
+        if self.flat is not None:
+            self.flat.compute_in(torch.bfloat16 if layout.packed and self.precision == "bf16" else None)
         self.layout = layout
         self.engine.for_training(self.model, layout.checkpointing)
+
+    def not_packable(self) -> str | None:
+        """Why conversations cannot be packed here; None where they can."""
+        if self.scaler is not None:
+            return "float16 losses are scaled"
+        if self.settings.sft_arguments.get("neftune_noise_alpha"):
+            return "training.neftune_noise_alpha goes by the length of a row"
+        return self.engine.packable(self.model)
+
+    def passes(self) -> PackedPasses:
+        """Those of a packed layout. Raises RuntimeError before `pack`."""
+        if self.packed is None:
+            raise RuntimeError(f"{self.layout} needs pack() first")
+        return self.packed
+
+    def pack(self, shapes: PackedShapes) -> None:
+        """Be ready for layouts that pack conversations into `shapes`."""
+        smoothing = self.args.label_smoothing_factor
+        self.packed = PackedPasses(self.model, self.engine, self.autocast, self.pad, smoothing, shapes)
 
     def capturable(self) -> bool:
         """Whether `layout.captured` may be tried: on one GPU, an adapter alone, nothing random in the layers,
@@ -126,6 +162,7 @@ class Step:
         Raises:
             UserError: there is no smaller one.
         """
+        smaller: Layout | None
         while True:
             try:
                 return self.run(step, trained_tokens)
@@ -141,7 +178,7 @@ class Step:
                     ) from error
             # Out of the handler: until then the exception holds on to the activations of the step that
             # failed.
-            self.model.zero_grad()
+            self.gradients.forget()
             self.use_layout(smaller)
             gc.collect()
             torch.cuda.empty_cache()
@@ -151,8 +188,6 @@ class Step:
         """Forward and backward passes of all micro-batches; the sum of their losses."""
         if not self.model.training:  # after an evaluation
             self.use_layout(self.layout)
-        if self.layout.captured and self.captured is None:
-            self.captured = CapturedLayers(*layers_and_loss(self.engine, self.model, self.autocast))
         if self.layout.captured or self.flat is not None:
             self.gradients.attach()
         count = torch.tensor(max(1, trained_tokens)).to(self.args.device, non_blocking=True)
@@ -161,56 +196,88 @@ class Step:
         groups = list(self.layout.groups(step)) or [[Row(-1, [self.pad, self.pad], [IGNORED, IGNORED])]]
         losses = []
         for rows in groups:
-            if self.layout.captured and len(rows) == self.layout.packs:
-                batch = self._to_device(
-                    padded(rows, self.pad, CapturedLayers.length(max(map(len, rows))), mask=False)
-                )
-                losses.append(self.captured.run(batch["input_ids"], batch["labels"], count))
+            if self.layout.packed:
+                losses.append(self.passes().run(rows, count, self.layout.captured))
+            elif self.layout.captured and len(rows) == self.layout.packs:
+                losses.append(self._captured_pass(rows, count))
             else:
                 losses.append(self.micro_batch(self._to_device(self.layout.batch(rows, self.pad)), count))
+            self.gradients.collect()
         return torch.stack(losses).sum()
+
+    def _captured_pass(self, rows: list[Row], trained_tokens: torch.Tensor) -> torch.Tensor:
+        """`micro_batch` of a rectangle of rows, its layers replayed from graphs."""
+        batch = self._to_device(
+            padded(rows, self.pad, CapturedLayers.length(max(map(len, rows))), mask=False)
+        )
+
+        def head(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            leaf = hidden.detach().requires_grad_()
+            with self.autocast():
+                loss = self.engine.head_loss(self.model, leaf, batch["labels"], trained_tokens)
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            return loss.detach(), gradient
+
+        if self.captured is None:
+            self.captured = CapturedLayers(self._padded_layers)
+        return self.captured.run({"input_ids": batch["input_ids"]}, head)
+
+    def _padded_layers(self, input_ids: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            return self.engine.hidden_states(self.model, input_ids)
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """The model as it is evaluated, asked and saved: whole weights, nothing compiled."""
+        self.gradients.whole()
+        with uncompiled() if self.layout.packed else contextlib.nullcontext():
+            yield
 
     def micro_batch(self, batch: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
         """One forward and backward pass; its loss, already divided by `trained_tokens`."""
         inputs = self.engine.inputs(batch)
         with self.autocast():
-            loss = (
-                self._smoothed(inputs, trained_tokens)
-                if self.smoother
-                else self.engine.loss(self.model, inputs, trained_tokens)
-            )
+            if self.smoother:
+                loss = self._smoothed(self.smoother, inputs, trained_tokens)
+            else:
+                loss = self.engine.loss(self.model, inputs, trained_tokens)
         (self.scaler.scale(loss) if self.scaler is not None else loss).backward()
         return loss.detach()
 
-    def _smoothed(self, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
+    def _smoothed(
+        self, smoother: LabelSmoother, inputs: dict[str, Any], trained_tokens: torch.Tensor
+    ) -> torch.Tensor:
         """The loss with training.label_smoothing_factor, which needs all logits."""
         labels = inputs.pop("labels")
         outputs = self.model(**inputs, use_cache=False)
-        return self.smoother(
+        return smoother(
             {"logits": outputs.logits.float()}, labels, shift_labels=True, num_items_in_batch=trained_tokens
         )
 
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: values.to(self.args.device, non_blocking=True) for name, values in batch.items()}
 
-    def over_all_processes(self, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, bool]:
+    def over_all_processes(self, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the gradients of all processes, and with them the loss; whether any of them was asked to stop."""
         if self.args.world_size == 1:
-            return loss, stop
+            return loss, torch.full((), float(stop), device=loss.device)
         loss, stops = self.gradients.sum(loss, float(stop))
-        return loss, bool(stops)
+        return loss, stops
 
     def clip(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """Bound the gradient's norm by training.max_grad_norm; the norm before that."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        return torch.nn.utils.clip_grad_norm_(self.trained, self.args.max_grad_norm or float("inf"))
+        moved = self.trained if self.flat is None else [self.flat.vector]
+        return torch.nn.utils.clip_grad_norm_(moved, self.args.max_grad_norm or float("inf"))
 
     def take(self, optimizer: torch.optim.Optimizer) -> bool:
         """Change the weights, and forget the gradient; whether they were changed: float16 leaves out steps
         that overflow.
         """
         taken = True
+        if not self.waits:
+            self.gradients.remember()
         if self.scaler is None:
             optimizer.step()
         else:
@@ -218,12 +285,12 @@ class Step:
             self.scaler.step(optimizer)
             self.scaler.update()
             taken = self.scaler.get_scale() >= scale
-        self.model.zero_grad()
+        self.gradients.forget()
         return taken
 
     def trial_run(self, layout: Layout, step: StepRows) -> torch.Tensor:
         """The loss of `step`; its gradients are computed and thrown away, by each process for itself."""
         self.use_layout(layout)
         loss = self.run(step, step.trained_tokens)
-        self.model.zero_grad()
+        self.gradients.forget()
         return loss

@@ -79,7 +79,7 @@ def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str
         _remember(memory, measurements)
 
     def run_seconds(found: Measurement) -> float:
-        return found.seconds * trial.steps + found.capture_seconds * trial.shapes
+        return (found.seconds or 0.0) * trial.steps + found.capture_seconds * trial.shapes
 
     ran = [found for found in measurements if found.seconds is not None]
     if not ran:
@@ -145,7 +145,7 @@ def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> lis
         else float("inf")
     )
     found: list[Measurement] = []
-    started = expected = None
+    started, expected = time.perf_counter(), None
     with undisturbed():
         if not gpu:
             trial.run(Layout(1), StepRows(typical.packs[-1:]))  # first calls are slow
@@ -179,7 +179,8 @@ def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> lis
                 )  # padded rows cannot see each other: theirs is the right one
             found.append(measured)
             # The first layout pays for the engine's compilation, which the run would pay as well.
-            started = started or time.perf_counter()
+            if len(found) == 1:
+                started = time.perf_counter()
     return found
 
 

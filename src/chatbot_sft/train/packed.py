@@ -1,0 +1,109 @@
+"""The passes of a packed micro-batch: conversations end to end through the layers, compiled and captured where
+that pays, then the head at trained positions alone. Imported after the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from chatbot_sft.model.head import loss_and_gradient
+from chatbot_sft.train.graphs import CapturedLayers
+from chatbot_sft.train.packing import PackedShapes
+from chatbot_sft.train.rows import Row, packed
+
+if TYPE_CHECKING:
+    from chatbot_sft.model.engine import Engine
+
+Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
+Head = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class PackedPasses:
+    """Forward and backward passes of `model`. `shapes` says in which sizes conversations come."""
+
+    def __init__(
+        self,
+        model: Any,
+        engine: Engine,
+        autocast: Autocast,
+        pad_token_id: int,
+        smoothing: float,
+        shapes: PackedShapes,
+    ) -> None:
+        self.model, self.engine, self.autocast, self.pad = model, engine, autocast, pad_token_id
+        self.smoothing, self.shapes = smoothing, shapes
+        self.captured: CapturedLayers | None = None
+
+    def run(self, rows: Sequence[Row], count: torch.Tensor, captured: bool) -> torch.Tensor:
+        """Forward and backward pass of a micro-batch; its loss, already divided by `count` tokens.
+
+        Raises:
+            graphs.CaptureFailed: `captured`, and the layers cannot be.
+        """
+        batch = self.batch(rows)
+        head = self._head(batch.pop("positions"), batch.pop("targets"), count)
+        if captured:
+            if self.captured is None:
+                self.engine.compile_layers(self.model)
+                self.captured = CapturedLayers(self.layers)
+            return self.captured.run(batch, head)
+        hidden = self.layers(**batch)
+        loss, gradient = head(hidden.detach())
+        hidden.backward(gradient)
+        return loss
+
+    def loss(self, rows: Sequence[Row], count: torch.Tensor) -> torch.Tensor:
+        """The loss alone, of the model as it is: not in training, nothing compiled."""
+        batch = self.batch(rows)
+        head = self._head(batch.pop("positions"), batch.pop("targets"), count)
+        self.model.eval()
+        with torch.no_grad(), uncompiled():
+            return head(self.layers(**batch))[0]
+
+    def batch(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """`rows.packed` of them, on the device of the model.
+
+        Raises:
+            ValueError: they do not fit into `shapes`; a graph would compute something else of them.
+        """
+        longest = max(map(len, rows))
+        if len(rows) > self.shapes.rows or longest > self.shapes.longest:
+            raise ValueError(
+                f"{len(rows)} conversations of up to {longest} tokens are not within {self.shapes}"
+            )
+        size = self.shapes.size(sum(map(len, rows)))
+        device = self.model.device
+        tensors = packed(rows, self.pad, size, self.shapes.rows + 1)
+        if device.type == "cuda":  # from pageable memory the copy would wait for the device
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+    def layers(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seq_lens: torch.Tensor
+    ) -> torch.Tensor:
+        """(1, tokens) to the hidden states (1, tokens, width)."""
+        longest = self.shapes.longest
+        with self.autocast():
+            return self.engine.packed_hidden_states(self.model, input_ids, position_ids, cu_seq_lens, longest)
+
+    def _head(self, positions: torch.Tensor, targets: torch.Tensor, count: torch.Tensor) -> Head:
+        weight = self.model.get_output_embeddings().weight
+
+        def head(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            loss, by_position = loss_and_gradient(
+                hidden[0, positions], weight, targets, count, self.smoothing
+            )
+            gradient = torch.zeros_like(hidden)
+            gradient[0, positions] = by_position
+            return loss, gradient
+
+        return head
+
+
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Layers that were compiled run as they are: for batches of all shapes, in evaluations and answers."""
+    return torch.compiler.set_stance("force_eager")

@@ -1,0 +1,382 @@
+"""Conversations packed end to end: each gives the logits, losses and gradients that it gives alone."""
+
+import contextlib
+import random
+from types import SimpleNamespace
+
+import pytest
+import replicas
+from conftest import composed
+from families import FAMILIES, write_folders
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatbot_sft.train import packing
+from chatbot_sft.train.layout import Layout, packed_ladder
+from chatbot_sft.train.rows import IGNORED, Row, packed
+
+SHAPES = packing.PackedShapes(128, 8, 96)
+OPTIONS = sorted(replicas.REPLICAS)
+
+
+def some_rows(lengths, vocabulary=200, seed=0):
+    """Conversations of random tokens, the last two thirds of each trained."""
+    draw = random.Random(seed)
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = [draw.randrange(3, vocabulary) for _ in range(length)]
+        rows.append(Row(number, ids, [IGNORED] * (length // 3) + ids[length // 3 :]))
+    return rows
+
+
+# The batch
+
+rows_of_any_shape = st.lists(
+    st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=40), min_size=1, max_size=6
+).map(
+    lambda rows: [
+        Row(n, [t for t, _ in row], [t if kept else IGNORED for t, kept in row]) for n, row in enumerate(rows)
+    ]
+)
+
+
+@pytest.mark.slow
+@given(rows=rows_of_any_shape, left=st.integers(0, 50), empty=st.integers(0, 3))
+def test_a_packed_batch_holds_every_token_and_predicts_the_trained_ones_from_their_own_row(rows, left, empty):
+    tokens = sum(map(len, rows))
+    batch = packed(rows, 7, tokens + left, len(rows) + 1 + empty)
+    ids, positions = batch["input_ids"][0].tolist(), batch["position_ids"][0].tolist()
+    assert ids == [token for row in rows for token in row.input_ids] + [7] * left
+    bounds = batch["cu_seq_lens"].tolist()
+    assert len(bounds) == len(rows) + 2 + empty
+    assert bounds == sorted(bounds)
+    assert bounds[-1] == tokens + left
+    for row, start, end in zip(rows, bounds, bounds[1:], strict=False):
+        assert end - start == len(row)
+        assert positions[start:end] == list(range(len(row)))
+    expected = [
+        (start + place, label)
+        for row, start in zip(rows, bounds, strict=False)
+        for place, label in enumerate(row.labels[1:])
+        if label != IGNORED
+    ]
+    assert list(zip(batch["positions"].tolist(), batch["targets"].tolist(), strict=True)) == expected
+
+
+@given(totals=st.lists(st.integers(1, 9000), min_size=1, max_size=200), steps=st.integers(1, 5000))
+def test_the_sizes_of_a_run_are_few_and_hold_every_step(totals, steps):
+    size = packing.PackedShapes(packing.grain(totals, steps), 1, 1).size
+    assert all(size(total) >= total for total in totals)
+    assert len(set(map(size, totals))) <= max(1, steps // packing.WORTH_A_SIZE)
+
+
+def test_packed_layouts_get_less_hungry_and_end():
+    ladder = packed_ladder(8, captured=True)
+    assert [layout.packs for layout in ladder] == [8, 4, 2, 1, 1]
+    assert all(layout.packed for layout in ladder)
+    assert [layout.checkpointing for layout in ladder] == [False] * 4 + [True]
+    assert ladder[0].describe(8) == "8 × 1 packed, no checkpointing, captured"
+
+
+# The head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_head_gives_the_loss_and_gradients_of_cross_entropy(monkeypatch, smoothing, trained):
+    import torch
+
+    from chatbot_sft.model import head
+
+    monkeypatch.setattr(head, "CHUNK", 7)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(33, 16), torch.nn.Parameter(torch.randn(50, 16), requires_grad=trained)
+    targets = torch.randint(0, 50, (33,))
+    targets[::5] = IGNORED
+    count = (targets != IGNORED).sum() + 4  # the step has other micro-batches
+    leaf, own = hidden.clone().requires_grad_(), weight.detach().clone().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(
+        leaf @ own.t(), targets, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+    )
+    (expected / count).backward()
+    loss, gradient = head.loss_and_gradient(hidden, weight, targets, count, smoothing)
+    assert loss.item() == pytest.approx(expected.item() / count.item(), rel=1e-6)
+    assert torch.allclose(gradient, leaf.grad, atol=1e-7)
+    if trained:
+        assert torch.allclose(weight.grad, own.grad, atol=1e-6)
+    else:
+        assert weight.grad is None
+
+
+# The passes, in every family
+
+
+@pytest.fixture(scope="session")
+def replica_models(smollm2, tmp_path_factory):
+    """`replica_models(name, **lora)`: the model of that option with an adapter that is not at its start."""
+    import json
+
+    import torch
+
+    from chatbot_sft.config import Config
+    from chatbot_sft.model import transformers_engine as engine
+
+    base = tmp_path_factory.mktemp("packed")
+    whole = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
+    (base / "tokenizers").mkdir()
+    tokenizers = write_folders(base / "tokenizers", replicas.small_vocabulary(whole))
+
+    def load(name, **lora):
+        replica = replicas.REPLICAS[name]
+        folder = base / name
+        if not folder.exists():
+            replicas.write(replica, tokenizers[replica.family], FAMILIES[replica.family].end, folder)
+        settings = Config.from_mapping({"model": {"name": str(folder), "load_in_4bit": False}})
+        model = engine.load(str(folder), settings, torch.float32)
+        names = [module.rpartition(".")[2] for module in replica.linear]
+        model = engine.add_lora(model, settings, {"r": 4, "lora_alpha": 8, "target_modules": names, **lora})
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        engine.for_training(model, False)
+        return model, engine
+
+    return load
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def passes(model, engine, shapes=SHAPES):
+    from chatbot_sft.train.packed import PackedPasses
+
+    return PackedPasses(model, engine, contextlib.nullcontext, 0, 0.0, shapes)
+
+
+def assert_packed_is_alone(model, engine):
+    """Losses and gradients of five conversations, packed and one by one."""
+    import torch
+
+    assert engine.packable(model) is None
+    rows = some_rows((31, 9, 2, 60, 17))
+    count = torch.tensor(sum(row.trained_tokens for row in rows))
+    together = passes(model, engine).run(rows, count, captured=False)
+    of_pack = gradients(model)
+    model.zero_grad()
+    alone = 0.0
+    for row in rows:
+        loss = engine.loss(model, engine.inputs(Layout(1).batch([row], 0)), count)
+        loss.backward()
+        alone += loss.detach()
+    assert together.item() == pytest.approx(alone.item(), rel=2e-6)
+    of_rows = gradients(model)
+    assert of_pack.keys() == of_rows.keys()
+    for name, gradient in of_rows.items():
+        assert torch.allclose(of_pack[name], gradient, atol=1e-5 * gradient.abs().max().item() + 1e-9), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
+def test_packed_conversations_train_as_each_alone_does_in_every_family(replica_models, option):
+    """Gemma 3's local layers see 16 tokens back, in their own conversation."""
+    assert_packed_is_alone(*replica_models(option))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [{"use_rslora": True}, {"use_dora": True}])
+def test_packed_conversations_train_as_each_alone_does_with_every_adapter(replica_models, lora):
+    assert_packed_is_alone(*replica_models("llama3b", **lora))
+
+
+@pytest.mark.slow
+def test_one_token_that_sees_its_neighbour_is_found_before_training(replica_models, monkeypatch):
+    import torch
+
+    from chatbot_sft.train import trials
+    from chatbot_sft.train.rows import StepRows
+
+    model, engine = replica_models("llama3b")
+    assert engine.packable(model) is None
+    rows = some_rows((31, 9, 12))
+    ours = passes(model, engine)
+    step = SimpleNamespace(
+        model=model, passes=lambda: ours, pad=0, precision=None, autocast=contextlib.nullcontext,
+        args=SimpleNamespace(device=torch.device("cpu")), inference=contextlib.nullcontext,
+    )  # fmt: skip
+    whole = StepRows([[row] for row in rows])
+    assert trials.disagreement(step, whole) is None
+    batch = ours.batch
+
+    def leaking(rows):
+        made = batch(rows)
+        made["cu_seq_lens"][1] += 1
+        return made
+
+    monkeypatch.setattr(ours, "batch", leaking)
+    assert "when packed" in trials.disagreement(step, whole)
+
+
+@pytest.mark.slow
+def test_what_a_graph_would_compute_wrong_is_refused(replica_models):
+    """A longer conversation than the graph was captured for: its attention would stop early, in silence."""
+    model, engine = replica_models("llama3b")
+    packed_passes = passes(model, engine, packing.PackedShapes(128, 2, 20))
+    packed_passes.batch(some_rows((20, 3)))
+    with pytest.raises(ValueError, match="not within"):
+        packed_passes.batch(some_rows((21, 3)))
+    with pytest.raises(ValueError, match="not within"):
+        packed_passes.batch(some_rows((5, 5, 5)))
+
+
+# Around the step
+
+
+@pytest.mark.slow
+def test_the_optimizer_moves_whole_weights_and_the_passes_see_them_in_bfloat16():
+    """A change too small for bfloat16 adds up all the same."""
+    import torch
+
+    from chatbot_sft.train.gradients import FlatParameters
+
+    parameters = [torch.nn.Parameter(torch.ones(64, 80)), torch.nn.Parameter(torch.ones(80, 64))]
+    flat = FlatParameters(parameters)
+    flat.compute_in(torch.bfloat16)
+    optimizer = torch.optim.SGD([flat.vector], lr=1e-4)
+    for _ in range(100):
+        flat.attach()
+        assert {p.dtype for p in parameters} == {p.grad.dtype for p in parameters} == {torch.bfloat16}
+        for _ in range(2):  # micro-batches
+            sum(p.sum() for p in parameters).backward()
+            flat.collect()
+        optimizer.step()
+    assert parameters[0][0, 0].item() == pytest.approx(0.98, abs=0.005)
+    flat.whole()
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
+    assert parameters[1][0, 0].item() == pytest.approx(1 - 100 * 2 * 1e-4, abs=1e-5)
+    flat.remember()
+    flat.vector.data.zero_()
+    flat.undo()
+    assert parameters[0][0, 0].item() == pytest.approx(0.98, abs=1e-5)
+
+
+@pytest.fixture
+def trained_here(tiny, tmp_path, monkeypatch):
+    """`trained_here(name, late, **overrides)` trains in this process and gives the report; `late`: as on a
+    GPU, where the figures of a step are read after the next one has begun.
+    """
+    from chatbot_sft import pipeline
+    from chatbot_sft.train import step as module
+
+    whole = module.Step
+
+    class Late(whole):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.flat = module.FlatParameters(self.trained)
+            self.gradients, self.waits = self.flat, False
+
+    def train(name, late, *overrides):
+        monkeypatch.setattr(module, "Step", Late if late else whole)
+        return pipeline.run(composed(tmp_path / name, *tiny, "save=none", *overrides))
+
+    return train
+
+
+@pytest.mark.slow
+def test_books_that_are_closed_a_step_later_say_the_same(trained_here, tmp_path):
+    steps = [
+        "training.max_steps=7",
+        "training.eval_steps=3",
+        "training.save_steps=2",
+        "training.save_total_limit=null",
+    ]
+    at_once, later = (trained_here(name, name == "late", *steps) for name in ("now", "late"))
+    assert [entry["step"] for entry in later.history] == [1, 2, 3, 4, 5, 6, 7]
+    for one, other in zip(at_once.history, later.history, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert [record["step"] for record in later.evaluations] == [
+        record["step"] for record in at_once.evaluations
+    ]
+    assert later.training.eval_loss == pytest.approx(at_once.training.eval_loss, rel=1e-6)
+    saved = sorted(folder.name for folder in (tmp_path / "late" / "checkpoints").glob("checkpoint-*"))
+    assert saved == [f"checkpoint-{step}" for step in (2, 4, 6, 7)]
+
+
+@pytest.mark.slow
+def test_a_step_that_is_found_broken_late_is_undone(trained_here, monkeypatch):
+    import torch
+
+    from chatbot_sft.train import guard, step
+
+    seen = {}
+    backward, undo = step.Step.backward, step.FlatParameters.undo
+
+    def breaking(self, rows, trained_tokens, number):
+        loss = backward(self, rows, trained_tokens, number)
+        if number == 4:
+            self.gradients.gradient.fill_(float("nan"))
+            seen["before"] = self.flat.vector.data.clone()
+        return loss
+
+    def undone(self):
+        undo(self)
+        seen["after"] = self.vector.data.clone()
+
+    monkeypatch.setattr(step.Step, "backward", breaking)
+    monkeypatch.setattr(step.FlatParameters, "undo", undone)
+    with pytest.raises(guard.Diverged, match="step 4: the gradient norm is nan"):
+        trained_here("broken", True, "training.max_steps=9")
+    assert torch.equal(seen["before"], seen["after"])
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path):
+    """Batches of one size whose longest conversations differ share a graph."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from chatbot_sft.config import Config
+    from chatbot_sft.model import transformers_engine as engine
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "vocab_size": 1000}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(
+        tmp_path
+    )
+    settings = Config.from_mapping({"model": {"name": str(tmp_path), "load_in_4bit": False}})
+    model = engine.load(str(tmp_path), settings, torch.bfloat16)
+    modules = ["q_proj", "v_proj", "down_proj"]
+    model = engine.add_lora(model, settings, {"r": 4, "lora_alpha": 8, "target_modules": modules})
+    engine.prepare(model)
+    assert engine.packable(model) is None
+    engine.for_training(model, False)
+    shapes = packing.PackedShapes(256, 8, 240)
+    fast = passes(model, engine, shapes)
+    fast.autocast = lambda: torch.autocast("cuda", torch.bfloat16)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    seen = set()
+    for lengths in ((40, 40, 40, 40, 40, 40), (230, 10), (60, 60, 120), (200, 200, 60)):
+        rows = some_rows(lengths, 1000, seed=sum(lengths))
+        count = torch.tensor(sum(row.trained_tokens for row in rows), device="cuda")
+        batch = {name: values.cuda() for name, values in Layout(8).batch(rows, 0).items()}
+        with torch.no_grad(), fast.autocast():
+            padded = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
+        labels = batch["labels"][:, 1:].flatten()
+        expected = torch.nn.functional.cross_entropy(
+            padded[:, :-1].flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum"
+        )
+        loss = fast.run(rows, count, captured=True)
+        assert loss.item() == pytest.approx(expected.item() / count.item(), rel=5e-3)
+        seen.add(shapes.size(sum(lengths)))
+    assert len(fast.captured.graphs) == len(seen) == 2
