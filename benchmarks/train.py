@@ -2,13 +2,16 @@
 chatbot_sft`.
 
     python benchmarks/train.py OUT --model NAME=FOLDER[,NAME=FOLDER…] [--bits 4,16] [--lengths short,long]
-    [--contenders abcde] [--gpus 1]
+    [--contenders abcdef] [--gpus 1]
 
 (QUICK=1 takes two steps each, to try the script itself, on a CPU too.)
 
-(a) Unsloth as its notebooks write it: 2 × 4, checkpointing "unsloth"   (b) Unsloth hand-tuned: 8 × 1,
-padding-free, no checkpointing (c) TRL + PEFT, 2 × 4, checkpointing                                     (d)
-python -m chatbot_sft with its defaults (e) the same with training.batch_layout=as_configured
+(a) Unsloth as its notebooks write it: 2 × 4, checkpointing "unsloth"
+(b) Unsloth hand-tuned: 8 × 1, padding-free, no checkpointing
+(c) TRL + PEFT, 2 × 4, checkpointing
+(d) python -m chatbot_sft with its defaults
+(e) the same with training.batch_layout=as_configured
+(f) the same as (d) with model.engine=unsloth
 
 Each contender is a process of its own and trains on the same conversations, cut to lengths of which short has
 a mean of about 220 tokens and long of about 1,500. Speed is that of the later half of the steps, so
@@ -33,7 +36,8 @@ from pathlib import Path
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "data" / "thinking_teacher_conversations.json"
 MEAN = {"short": 220, "long": 1500}
-STEPS = {"a": (14, 6), "b": (24, 12), "c": (8, 4), "d": (240, 40), "e": (14, 6)}  # short, long
+# short, long
+STEPS = {"a": (14, 6), "b": (24, 12), "c": (8, 4), "d": (240, 120), "e": (14, 6), "f": (240, 40)}
 LONGEST = 2048
 
 
@@ -182,7 +186,7 @@ def raw(contender: str, model_folder: str, bits: int, data: dict[str, str], out:
 
 
 def ours(contender: str, model_folder: str, bits: int, data: dict[str, str], out: Path) -> None:
-    """Contenders d and e: the command line, a process for each length."""
+    """Contenders d, e and f: the command line, a process for each length."""
     for kind, file in data.items():
         folder = out / kind
         command = [
@@ -191,6 +195,7 @@ def ours(contender: str, model_folder: str, bits: int, data: dict[str, str], out
             f"dataset.data_path={file}", "dataset.eval_fraction=0", f"training.max_steps={steps(contender, kind)}",
             "training.sample_max_new_tokens=0", "save=none", f"hydra.run.dir={folder}",
             *(["training.batch_layout=as_configured"] if contender == "e" else []),
+            *(["model.engine=unsloth"] if contender == "f" else []),
         ]  # fmt: skip
         subprocess.run(command, check=True)
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -281,7 +286,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--bits", default="4,16")
     parser.add_argument("--lengths", default="short,long")
-    parser.add_argument("--contenders", default="abcde")
+    parser.add_argument("--contenders", default="abcdef")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--first-gpu", type=int, default=0)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # contender, bits, began
