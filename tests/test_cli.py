@@ -47,8 +47,8 @@ def test_help_says_what_there_is(launch, tmp_path):
     for key in keys():
         assert f"\n  {key.path}=" in text or key.name == "_target_", key.path
     assert (
-        "\n  model.engine=auto                         auto | unsloth | transformers; Unsloth wherever it"
-        " imports" in text
+        "\n  model.engine=auto                         auto | unsloth | transformers; what trains fastest here,"
+        " Unsloth, or" in text
     )
     assert max(map(len, text.splitlines())) < 125
 

@@ -14,6 +14,7 @@ from families import FAMILIES, write_folders
 
 from chatbot_sft import pipeline
 from chatbot_sft.errors import UserError
+from chatbot_sft.report import ending
 from chatbot_sft.train import SFTTrainerWrapper
 
 QUESTION = [{"role": "user", "content": "câu hỏi 3"}]
@@ -60,7 +61,7 @@ def train(tmp_path, monkeypatch):
         kept.append(self)
 
     monkeypatch.setattr(SFTTrainerWrapper, "__init__", keep)
-    monkeypatch.setattr(pipeline, "write_loss_figure", lambda *_: None)  # half a second each
+    monkeypatch.setattr(ending, "write_loss_figure", lambda *_: None)  # half a second each
     data = write_json(tmp_path / "data.json", conversations(8))
 
     def run(*overrides: str):

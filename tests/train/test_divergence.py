@@ -3,7 +3,7 @@
 import math
 import random
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chatbot_sft.train.rails import WINDOW, Rails
@@ -40,6 +40,7 @@ def test_an_ordinary_curve_never_leaves_the_rails(seed, steps, start, share, pac
     assert left_at(noisy(seed, steps, start, start * share, pace, spread)) is None
 
 
+@example(seed=0, steps=8, start=6.0, share=0.0625, pace=4.0, spread=0.0, at=16, factor=20.0)
 @given(**curves, at=st.integers(WINDOW[0], 500), factor=st.floats(20, 1000))
 def test_a_diverging_curve_is_stopped_within_a_window(seed, steps, start, share, pace, spread, at, factor):
     losses = noisy(seed, at + 2 * WINDOW[1], start, start * share, pace, spread)

@@ -196,6 +196,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(number, forked
     assert_the_same_run(folder, whole)
     assert "interrupted" not in report(folder)["status"]
     assert (folder / "run.log").read_text().count("engine: transformers") == 2
+    assert (folder / "run.log").read_text().count("step 0: held out") == 1  # not again
 
 
 def test_a_signal_before_training_stops_at_once(forked, settings, tmp_path):

@@ -90,7 +90,7 @@ class ModelConfig(Section):
     revision: str | None = key(None, "branch, tag or commit of a hub id")
     engine: str = key(
         "auto",
-        "auto: what trains fastest here; Unsloth; or plain transformers and PEFT",
+        "what trains fastest here, Unsloth, or plain transformers and PEFT",
         choices=("auto", "unsloth", "transformers"),
         through=MACHINE,
     )

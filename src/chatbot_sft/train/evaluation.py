@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +176,16 @@ class Evaluations:
         self.records[:] = [known[step] for step in sorted(known)]
         if state.is_world_process_zero:
             self._rewrite()
+
+    def has_base(self, questions: Sequence[str]) -> bool:
+        """Whether an earlier start of this run evaluated the model that training began with, and put the same
+        `questions` to it: its record is then taken over.
+        """
+        base = [record for record in _lines(self._file) if record["step"] == 0][-1:]
+        if not base or [sample["prompt"] for sample in base[0]["samples"]] != list(questions):
+            return False
+        self.records[:] = base
+        return True
 
     def take(self, state: Any, metrics: Mapping[str, float]) -> None:
         """A record of the `metrics` that `evaluate` gave."""

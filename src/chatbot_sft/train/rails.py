@@ -55,10 +55,12 @@ class Rails:
     def _limit(self, middle: float, count: int) -> float:
         if count < FIRST:
             return math.inf
+        wide = max(4 * middle, middle + 3)
         if count < SURE:
-            return max(4 * middle, middle + 3)
+            return wide
         logs = [math.log(max(loss, 1e-6)) for loss in self.losses]
         centre = median(logs)
         spread = 1.4826 * median(abs(value - centre) for value in logs)
         error = 1.2533 * spread / math.sqrt(count)  # of a median, as a share of it
-        return max(2 * middle, middle + 0.5, middle * math.exp(min(SIGMAS * error, 20.0)))
+        # A curve that falls steeply scatters as noise does, and explains no more than the first losses do.
+        return min(wide, max(2 * middle, middle + 0.5, middle * math.exp(min(SIGMAS * error, 20.0))))

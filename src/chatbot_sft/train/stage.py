@@ -97,7 +97,9 @@ def train(session: Session, record: Record) -> Outcome:
     """
     start = memory.measure()
     try:
-        session.evaluate()
+        questions = [prompt[-1]["content"] for prompt in session.sample_prompts]
+        if not (session.origin.checkpoint and session.evaluations.has_base(questions)):
+            session.evaluate()
         rows_loss = session.trained_rows_loss()
         session.train()
         return outcome(session, start, rows_loss, session.evaluate_trained())
