@@ -332,6 +332,23 @@ def test_a_step_that_is_found_broken_late_is_undone(trained_here, monkeypatch):
     assert torch.equal(seen["before"], seen["after"])
 
 
+@pytest.mark.slow
+def test_a_checkpoint_whose_optimizer_had_other_vectors_is_refused(monkeypatch, tmp_path):
+    import torch
+
+    from chatbot_sft.errors import UserError
+    from chatbot_sft.train import snapshot
+
+    matrices = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
+    monkeypatch.setattr(snapshot, "load_trained", lambda model, folder: None)
+    monkeypatch.setattr(snapshot, "_read", lambda file: torch.optim.AdamW(matrices).state_dict())
+    checkpoint = SimpleNamespace(folder=tmp_path / "checkpoint-2", record={"losses": {}})
+    origin = SimpleNamespace(checkpoint=checkpoint)
+    job = SimpleNamespace(origin=origin, optimizer=torch.optim.AdamW(matrices[:1]))
+    with pytest.raises(UserError, match=r"checkpoint-2: its optimizer.pt cannot be gone on with here"):
+        snapshot.load(job, SimpleNamespace(model=None))
+
+
 # On a GPU
 
 

@@ -1,4 +1,6 @@
-"""Which engine trains: Unsloth wherever it imports, plain transformers + PEFT where it does not."""
+"""Which engine trains: plain transformers + PEFT where that packs conversations, or where Unsloth does not
+import; else Unsloth.
+"""
 
 from __future__ import annotations
 

@@ -75,13 +75,6 @@ class CapturedLayers:
     def _capture(self, inputs: Inputs) -> _Graphs:
         inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         self.stream.wait_stream(torch.cuda.current_stream())
-        # Compiles, and allocates what the capture must find ready: from the graphs' own memory, in which the
-        # capture then finds room.
-        with torch.cuda.stream(self.stream), torch.cuda.use_mem_pool(self.pool):
-            expected = self.layers(**inputs)
-            expected.backward(torch.zeros_like(expected))
-            expected = expected.detach()
-        torch.cuda.current_stream().wait_stream(self.stream)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         capture = functools.partial(
             torch.cuda.graph,
@@ -89,12 +82,22 @@ class CapturedLayers:
             stream=self.stream,
         )
         try:
+            # Compiles, and allocates what the capture must find ready: from the graphs' own memory, in which
+            # the capture then finds room.
+            with torch.cuda.stream(self.stream), torch.cuda.use_mem_pool(self.pool):
+                expected = self.layers(**inputs)
+                expected.backward(torch.zeros_like(expected))
+                expected = expected.detach()
+            torch.cuda.current_stream().wait_stream(self.stream)
             with capture(forward):
                 hidden = self.layers(**inputs)
             gradient = torch.zeros_like(hidden)
             with capture(backward):
                 hidden.backward(gradient)
-        except Exception as error:
+        except torch.OutOfMemoryError:
+            _end_failed_capture()
+            raise
+        except Exception as error:  # a compiler that is not there, a layer that asks the device
             _end_failed_capture()
             raise CaptureFailed(" ".join(str(error).split())) from error
         forward.replay()

@@ -51,9 +51,10 @@ class PackedPasses:
                 self.engine.compile_layers(self.model)
                 self.captured = CapturedLayers(self.layers)
             return self.captured.run(batch, head)
-        hidden = self.layers(**batch)
-        loss, gradient = head(hidden.detach())
-        hidden.backward(gradient)
+        with uncompiled():
+            hidden = self.layers(**batch)
+            loss, gradient = head(hidden.detach())
+            hidden.backward(gradient)
         return loss
 
     def loss(self, rows: Sequence[Row], count: torch.Tensor) -> torch.Tensor:

@@ -110,7 +110,13 @@ def load(job: Job, step: Step) -> None:
         return
     folder, losses = checkpoint.folder, checkpoint.record["losses"]
     load_trained(step.model, folder)
-    job.optimizer.load_state_dict(_read(folder / "optimizer.pt"))
+    try:
+        job.optimizer.load_state_dict(_read(folder / "optimizer.pt"))
+    except ValueError as error:  # an earlier version gave the optimizer other vectors
+        raise UserError(
+            f"training.resume: {folder}: its optimizer.pt cannot be gone on with here ({error}); start afresh"
+            f" with training.resume=never, or train its adapter on with model.adapter={folder}"
+        ) from error
     if job.origin.extended and isinstance(job.schedule, torch.optim.lr_scheduler.LambdaLR):
         # The end of the old schedule, where the learning rate is often 0, is not gone on from: the new one
         # is, at this step.
