@@ -231,6 +231,30 @@ def test_what_a_graph_would_compute_wrong_is_refused(replica_models):
         packed_passes.batch(some_rows((5, 5, 5)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["llama3b", "gemma3_4b", "phi4_mini"])
+def test_a_model_that_packs_answers_and_is_evaluated_as_before(replica_models, option):
+    """Its attention is ours from then on; padded batches, and a cache of keys and values, are transformers'."""
+    import torch
+
+    model, engine = replica_models(option)
+    engine.for_inference(model)
+    ids = torch.tensor([[5, 9, 30, 31, 7, 44] * 5])
+    padded = {"input_ids": ids.repeat(2, 1), "attention_mask": torch.ones(2, 30, dtype=torch.long)}
+    padded["attention_mask"][1, :11] = 0
+
+    def answers():
+        options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        with torch.no_grad():
+            return model.generate(**padded, **options), model(**padded).logits[:, -1]
+
+    before, logits_before = answers()
+    assert engine.packable(model) is None
+    after, logits_after = answers()
+    assert torch.equal(before, after)
+    assert torch.allclose(logits_before, logits_after, atol=1e-5)
+
+
 # Around the step
 
 
