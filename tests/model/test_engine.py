@@ -48,6 +48,7 @@ PLAIN = {"model": {"name": "smollm2"}}
     [
         ({}, True),
         ({"model": {"name": "smollm2", "dtype": "float16"}}, False),
+        ({"model": {"name": "smollm2", "dtype": "float32"}}, False),
         ({"model": {"name": "smollm2", "new_tokens": ["<x>"]}}, False),
         ({"lora": {"modules_to_save": ["lm_head"]}}, False),
         ({"lora": {"r": 0}, "model": {"name": "smollm2", "load_in_4bit": False}}, False),

@@ -161,7 +161,7 @@ def trains_packed(settings: Config) -> bool:
         and training.batch_layout == "auto"
         and training.loop != "trl"
         and not settings.full_finetuning
-        and model.dtype != "float16"
+        and model.dtype in (None, "bfloat16")
         and not model.new_tokens
         and not lora.modules_to_save
         and not settings.sft_arguments.get("neftune_noise_alpha")

@@ -39,8 +39,9 @@ class CapturedLayers:
     place (`gradients.Gradients`).
     """
 
-    def __init__(self, layers: Callable[..., torch.Tensor]) -> None:
-        self.layers = layers
+    def __init__(self, layers: Callable[..., torch.Tensor], random: bool = False) -> None:
+        """`random`: each pass draws its own dropout, so a graph cannot be held against the layers."""
+        self.layers, self.random = layers, random
         self.pool = torch.cuda.MemPool()
         self.stream = torch.cuda.Stream()
         self.graphs: dict[tuple[torch.Size, ...], _Graphs] = {}
@@ -101,7 +102,7 @@ class CapturedLayers:
             _end_failed_capture()
             raise CaptureFailed(" ".join(str(error).split())) from error
         forward.replay()
-        if not torch.allclose(hidden.detach(), expected, rtol=0.02, atol=0.02):
+        if not self.random and not torch.allclose(hidden.detach(), expected, rtol=0.02, atol=0.02):
             raise CaptureFailed("the graph computes something else than the layers")
         return _Graphs(inputs, hidden.detach(), gradient, forward, backward)
 

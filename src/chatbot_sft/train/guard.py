@@ -30,7 +30,7 @@ class Diverged(UserError):
 
 
 class Guard:
-    """Looks at loss and gradient norm before the weights change, in one transfer from the device a step.
+    """Looks at loss and gradient norm of each step, before the weights change or while that can be undone.
 
     `rows` is the dataset the steps are cut from; the rolling median is left out where it is not shuffled:
     there the loss may rise by itself.

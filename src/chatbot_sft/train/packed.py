@@ -23,7 +23,9 @@ Head = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class PackedPasses:
-    """Forward and backward passes of `model`. `shapes` says in which sizes conversations come."""
+    """Forward and backward passes of `model`. `shapes` says in which sizes conversations come, `random` whether
+    the layers have dropout.
+    """
 
     def __init__(
         self,
@@ -33,9 +35,10 @@ class PackedPasses:
         pad_token_id: int,
         smoothing: float,
         shapes: PackedShapes,
+        random: bool = False,
     ) -> None:
         self.model, self.engine, self.autocast, self.pad = model, engine, autocast, pad_token_id
-        self.smoothing, self.shapes = smoothing, shapes
+        self.smoothing, self.shapes, self.random = smoothing, shapes, random
         self.captured: CapturedLayers | None = None
 
     def run(self, rows: Sequence[Row], count: torch.Tensor, captured: bool) -> torch.Tensor:
@@ -49,7 +52,7 @@ class PackedPasses:
         if captured:
             if self.captured is None:
                 self.engine.compile_layers(self.model)
-                self.captured = CapturedLayers(self.layers)
+                self.captured = CapturedLayers(self.layers, self.random)
             return self.captured.run(batch, head)
         with uncompiled():
             hidden = self.layers(**batch)

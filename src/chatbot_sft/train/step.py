@@ -123,6 +123,12 @@ class Step:
         """Why conversations cannot be packed here; None where they can."""
         if self.scaler is not None:
             return "float16 losses are scaled"
+        if (
+            self.args.device.type == "cuda"
+            and self.precision != "bf16"
+            and self.model.dtype != torch.bfloat16
+        ):
+            return "its attention has no float32 on a GPU"
         if self.settings.sft_arguments.get("neftune_noise_alpha"):
             return "training.neftune_noise_alpha goes by the length of a row"
         return self.engine.packable(self.model)
@@ -135,8 +141,10 @@ class Step:
 
     def pack(self, shapes: PackedShapes) -> None:
         """Be ready for layouts that pack conversations into `shapes`."""
-        smoothing = self.args.label_smoothing_factor
-        self.packed = PackedPasses(self.model, self.engine, self.autocast, self.pad, smoothing, shapes)
+        smoothing, random = self.args.label_smoothing_factor, bool(self.settings.lora.lora_dropout)
+        self.packed = PackedPasses(
+            self.model, self.engine, self.autocast, self.pad, smoothing, shapes, random
+        )
 
     def capturable(self) -> bool:
         """Whether `layout.captured` may be tried: on one GPU, an adapter alone, nothing random in the layers,
