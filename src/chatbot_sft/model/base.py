@@ -4,6 +4,7 @@ the run when both were moved.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -52,10 +53,15 @@ def weights_fingerprint(settings: Config) -> str:
 
 def architecture(settings: Config) -> str | None:
     """The model_type of its config.json; None where that says none."""
-    model = settings.model
-    source = embedded.resolve(model.name)
-    folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, model.revision)
-    return read_json(folder / "config.json", f"model.name={model.name}").get("model_type")
+    return _architecture(settings.model.name, settings.model.revision)
+
+
+@functools.cache
+def _architecture(name: str, revision: str | None) -> str | None:
+    """Asked for at the start, while training and by the exports: of the hub once."""
+    source = embedded.resolve(name)
+    folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, revision)
+    return read_json(folder / "config.json", f"model.name={name}").get("model_type")
 
 
 def content(folder: Path) -> str:

@@ -177,9 +177,9 @@ class Evaluations:
         if state.is_world_process_zero:
             self._rewrite()
 
-    def has_base(self, questions: Sequence[str]) -> bool:
-        """Whether an earlier start of this run evaluated the model that training began with, and put the same
-        `questions` to it: its record is then taken over.
+    def take_over_base(self, questions: Sequence[str]) -> bool:
+        """Go on from the record of the model that training began with, where an earlier start of this run
+        made one and put the same `questions` to it; whether it did.
         """
         base = [record for record in _lines(self._file) if record["step"] == 0][-1:]
         if not base or [sample["prompt"] for sample in base[0]["samples"]] != list(questions):

@@ -30,6 +30,7 @@ class Taken:
     """
 
     number: int
+    tokens: int  # of all processes, padding not counted
     figures: Figures
     rate: float  # the learning rate
 

@@ -103,7 +103,7 @@ def train_step(job: Job, step: Step) -> None:
         announce(job)
 
     # The gradient of the mean loss over all tokens that are trained in this step, in all processes.
-    _, trained_tokens = job.batches.tokens(number)
+    tokens, trained_tokens = job.batches.tokens(number)
     with noisy_embeddings(step.model, args.neftune_noise_alpha):
         loss = step.backward(next(job.rows), trained_tokens, number)
     loss, stop = step.over_all_processes(loss, preemption.requested())
@@ -115,7 +115,8 @@ def train_step(job: Job, step: Step) -> None:
     norm = step.clip(job.optimizer)
 
     # The weights.
-    taken = job.taken = Taken(number, Figures([loss, norm, stop]), job.optimizer.param_groups[0]["lr"])
+    rate = job.optimizer.param_groups[0]["lr"]
+    taken = job.taken = Taken(number, tokens, Figures([loss, norm, stop]), rate)
     if step.waits:
         check(job, taken)
     job.tell("on_pre_optimizer_step")
@@ -167,7 +168,7 @@ def close_books(job: Job, step: Step, taken: Taken) -> None:
     loss, norm, stop = taken.figures.read()
     epoch, place = divmod(number - 1, job.batches.per_epoch)
     state.global_step, state.epoch = number, epoch + (place + 1) / job.batches.per_epoch
-    state.num_input_tokens_seen += job.batches.tokens(number)[0]
+    state.num_input_tokens_seen += taken.tokens
     job.pending += loss
     job.progress.step(state)
     job.tell("on_step_end")

@@ -79,12 +79,8 @@ def history(session: Session) -> list[dict[str, Any]]:
 
 
 def _training(session: Session, eval_loss: float | None, rows_loss_before: float | None) -> Training:
-    settings, progress, evaluations, origin = (
-        session.settings,
-        session.progress,
-        session.evaluations,
-        session.origin,
-    )
+    settings, origin = session.settings, session.origin
+    progress, evaluations = session.progress, session.evaluations
     losses = [loss for _, loss in progress.losses]
     last = session.state.global_step
     step = last if evaluations.reloaded is None else evaluations.reloaded

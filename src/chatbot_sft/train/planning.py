@@ -46,20 +46,23 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
         return Plan(meant, "as configured")
     if job.origin.checkpoint:
         began = Layout(**job.origin.checkpoint.record["layout"])
-        if began.packed:
-            if why_not := step.not_packable():
-                raise UserError(
-                    f"training.resume: {job.origin.checkpoint.folder} was trained with packed conversations,"
-                    f" which cannot be gone on with here: {why_not}; start afresh with training.resume=never"
-                )
-            step.pack(shapes(batches, trial.steps, began.captured))
-        return Plan(began, "as the run began")
-    plan = [_packed(job, batches, step, trial) or _measured(job, batches, step, trial, meant)]
-    if job.args.world_size > 1:  # each process has measured; the first one's choice is everyone's
-        import torch
+        if began.packed and (why_not := step.not_packable()):
+            raise UserError(
+                f"training.resume: {job.origin.checkpoint.folder} was trained with packed conversations,"
+                f" which cannot be gone on with here: {why_not}; start afresh with training.resume=never"
+            )
+        plan = Plan(began, "as the run began")
+    else:
+        plan = _packed(job, batches, step, trial) or _measured(job, batches, step, trial, meant)
+        if job.args.world_size > 1:  # each process has measured; the first one's choice is everyone's
+            import torch
 
-        torch.distributed.broadcast_object_list(plan)
-    return plan[0]
+            plans = [plan]
+            torch.distributed.broadcast_object_list(plans)
+            plan = plans[0]
+    if plan.layout.packed and step.packed is None:  # not tried in this process
+        step.pack(shapes(batches, trial.steps, plan.layout.captured))
+    return plan
 
 
 def told(plan: Plan, meant: Layout, batch_size: int) -> None:

@@ -98,7 +98,7 @@ def train(session: Session, record: Record) -> Outcome:
     start = memory.measure()
     try:
         questions = [prompt[-1]["content"] for prompt in session.sample_prompts]
-        if not (session.origin.checkpoint and session.evaluations.has_base(questions)):
+        if not (session.origin.checkpoint and session.evaluations.take_over_base(questions)):
             session.evaluate()
         rows_loss = session.trained_rows_loss()
         session.train()

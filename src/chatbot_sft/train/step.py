@@ -41,13 +41,8 @@ class Step:
     """
 
     def __init__(self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int) -> None:
-        self.model, self.engine, self.settings, self.args, self.pad = (
-            model,
-            engine,
-            settings,
-            args,
-            pad_token_id,
-        )
+        self.model, self.engine, self.settings = model, engine, settings
+        self.args, self.pad = args, pad_token_id
         if not quantised(model):
             model.to(args.device)
         model.config.use_cache = False
