@@ -36,15 +36,16 @@ def main(engine: str, folder: Path, overrides: list[str]) -> None:
     )  # as in a run, so that no library adds one of its own while it is imported
     load_engine(engine)
     preload()
+    from conftest import composed
+
     gc.freeze()  # nor does a child collect what it was born with
     (folder / "data.json").write_text(json.dumps(conversations()), encoding="utf-8")
     in_child(folder / "models", lambda: write_models(folder / "models"))
     measured = {}
     for name in CASES:
         data = f"dataset.data_path={folder / 'data.json'}"
-        config = composed(
-            folder / name, f"model.engine={engine}", *COMMON, data, *arguments(name, folder), *overrides
-        )
+        given = [f"model.engine={engine}", "save._target_=fingerprint.Fingerprint", *COMMON, data]
+        config = composed(folder / name, *given, *arguments(name, folder), *overrides)
         in_child(folder / name, functools.partial(pipeline.run, config), CASES[name].processes)
         measured[name] = figures(folder / name)
     (folder / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
@@ -87,22 +88,6 @@ def write_models(folder: Path) -> None:
     for name in {case.model for case in CASES.values()} - {"tiny", "embedded"}:
         replica = replicas.REPLICAS[name]
         replicas.write(replica, tokenizers[replica.family], FAMILIES[replica.family].end, folder / name)
-
-
-def composed(folder: Path, *overrides: str) -> dict[str, Any]:
-    """The configuration as the command line makes it."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    from chatbot_sft.command_line import opened
-    from chatbot_sft.config import hydra_glue  # noqa: F401 (registers resolvers)
-
-    with initialize_config_dir(str(TESTS.parent / "conf"), version_base=None):
-        config = compose(
-            "config",
-            [f"paths.output_dir={folder}", "save._target_=fingerprint.Fingerprint", *map(opened, overrides)],
-        )
-    return OmegaConf.to_container(config, resolve=True)
 
 
 def figures(run: Path) -> dict[str, Any]:
