@@ -32,6 +32,7 @@ from chatbot_sft.run.lock import Lock, decides
 from chatbot_sft.run.report import Report, Status, now
 from chatbot_sft.run.standing import Standing
 from chatbot_sft.run.versions import versions
+from chatbot_sft.run.wait import Wait
 from chatbot_sft.run_directory import held
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.verify.evidence import gather
@@ -56,7 +57,7 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
         UserError: something the user can mend. Every other exception passes through; KeyboardInterrupt too.
         Preempted: SIGTERM or SIGUSR1, exit code 143.
     """
-    started = time.time() if started is None else started
+    wait = Wait(time.time() if started is None else started)
     memory.begin()
     settings = located(Config.from_mapping(config))
     here = Run.of(settings)
@@ -75,7 +76,7 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
             if settings.task == "export":
                 save(earlier_saver(settings, report), report)
             else:
-                train(settings, report, open_loggers, started)
+                train(settings, report, open_loggers, wait)
             report.status = Status.COMPLETED
         except Preempted as error:
             report.status = Status.INTERRUPTED
@@ -97,7 +98,7 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
     return report
 
 
-def train(settings: Config, report: Report, open_loggers: loggers.Loggers, started: float) -> None:
+def train(settings: Config, report: Report, open_loggers: loggers.Loggers, wait: Wait) -> None:
     """data → model → train → save. Each stage's part of `report` is recorded as soon as it is known.
 
     `task=check` ends after the data, `task=plan` before the first step.
@@ -111,6 +112,7 @@ def train(settings: Config, report: Report, open_loggers: loggers.Loggers, start
     render_as_of(origin.started)
 
     report.record(dataset=not_prepared(settings))
+    wait.end("start")
     prepared = prepare(stages)
     report.record(dataset=prepared.statistics)
     if distributed.is_first():
@@ -124,15 +126,19 @@ def train(settings: Config, report: Report, open_loggers: loggers.Loggers, start
     lock = locked(settings, prepared, origin)
     resume.refuse_changes(origin, lock.decides, whole=True)
 
+    wait.end("data")
     if settings.brought:
         log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
+    stages.model.load_engine()
+    wait.end("imports")
     model = stages.model.load()
     report.record(model=model.described(settings))
     # Prepared again, where transformers makes another tokenizer of the files than they say.
     prepared = stages.dataset.prepare_for(model.tokenizer)
     report.record(dataset=replace(prepared.statistics, system_prompt=prepared.system_prompt))
 
-    begun = stage.Start(origin, lock, started, open_loggers)
+    wait.end("weights")
+    begun = stage.Start(origin, lock, wait, open_loggers)
     session = stage.begin(stages.session, settings, model, prepared, begun, report.record)
     if settings.task == "plan":
         report.record(plan=stage.plan(session))

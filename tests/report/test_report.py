@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from conftest import TRAINING, a_report
 
 from chatbot_sft import cli, pipeline
 from chatbot_sft.errors import UserError
@@ -25,6 +26,7 @@ from chatbot_sft.report.terminal import saved
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import DatasetStatistics, Export, Memory, Report, SaveResult, Status, write_json
 from chatbot_sft.run.versions import git_commit
+from chatbot_sft.run.wait import Wait
 from chatbot_sft.save.saver import ModelSaver
 from chatbot_sft.train.batches import epoch_steps
 from chatbot_sft.train.progress import Progress, duration
@@ -208,14 +210,46 @@ def test_a_peak_that_cannot_begin_anew_says_so(monkeypatch, tmp_path):
     )
 
 
+def test_the_parts_of_the_wait_are_all_of_it(monkeypatch):
+    clock = iter([101.25, 101.5, 104.0, 104.1004])
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    wait = Wait(100.0)
+    for part in ("start", "setup", "evaluation", "setup"):
+        wait.end(part)
+    assert wait.parts == {"start": 1.25, "setup": 0.35, "evaluation": 2.5}
+    assert wait.seconds == 4.1
+
+
+def test_the_report_says_what_was_waited_for():
+    wait = {"start": 2.04, "imports": 6.0, "first_step": 4.5}
+    report = Report.from_json(
+        a_report(
+            training={
+                **TRAINING,
+                "seconds_to_first_step": 12.54,
+                "seconds_to_first_step_by_part": wait,
+            }
+        )
+    )
+    line = "| first step | after 13 s: start 2.0, imports 6.0, first step 4.5 |"
+    assert line in markdown(report, picture=False)
+    older = Report.from_json(a_report(training={**TRAINING, "seconds_to_first_step": 12.54}))
+    assert "| first step | after 13 s |" in markdown(older, picture=False)
+
+
 def test_the_first_step_is_counted_from_the_start_of_its_own_run(monkeypatch, tmp_path):
     state = SimpleNamespace(
         num_input_tokens_seen=0, log_history=[], is_world_process_zero=True, global_step=1, max_steps=2
     )
-    progress = Progress(time.time() - 5)
+    wait = Wait(time.time() - 5)
+    progress = Progress(wait)
+    wait.end("start")
     progress.begin(state)
     progress.step(state)
     assert 5 <= progress.first_step_after < 6
+    before = dict(wait.parts)
+    progress.step(state)
+    assert wait.parts == before
 
     started = psutil.Process().create_time()
     jobs = [Job(number, [], tmp_path) for number in range(2)]

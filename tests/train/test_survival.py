@@ -325,7 +325,13 @@ def test_a_finished_run_goes_on_with_more_steps(forked, settings, tmp_path):
         config = settings(folder, max_steps=steps, lr_scheduler_type="constant", **shared)
         assert forked.run(config) == 0, log_of(folder)
     assert_the_same_run(folder, whole)
-    assert report(folder)["training"]["resumed_from"] == 4
+    longer = report(folder)["training"]
+    assert longer["resumed_from"] == 4
+    parts = longer["seconds_to_first_step_by_part"]
+    assert [*parts] == [
+        "start", "data", "imports", "weights", "setup", "evaluation", "layout", "first_step",
+    ]  # fmt: skip
+    assert longer["seconds_to_first_step"] == pytest.approx(sum(parts.values()), abs=1e-6)
     assert (
         "resume: the run had ended at step 4; it goes on to 8 steps. The learning rate's schedule is a new"
         " one: constant over" in log_of(folder)

@@ -192,7 +192,8 @@ def load_engine(requested: str) -> tuple[Engine, Choice]:
                     " model.engine=transformers"
                 ) from error
             choice = Choice("transformers", f"auto: unsloth does not import here: {why}")
-    from chatbot_sft.model import transformers_engine
+    with quiet():
+        from chatbot_sft.model import transformers_engine
 
     return transformers_engine, choice
 

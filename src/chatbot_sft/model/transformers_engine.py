@@ -1,24 +1,28 @@
-"""Plain transformers + PEFT + TRL: the same keys, wherever Unsloth does not import."""
+"""Plain transformers + PEFT + TRL: the same keys, wherever Unsloth does not import. Importing this module
+imports torch, transformers and PEFT.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM
+
 from chatbot_sft import distributed
+from chatbot_sft.model import packed_attention
+from chatbot_sft.model.loss import add_fused_head, base_of, cast_adapter, fused_loss, own_loss
 from chatbot_sft.model.quantization import nf4
 
 if TYPE_CHECKING:
-    import torch
-
     from chatbot_sft.config import Config
 
 NAME = "transformers"
 
 
 def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(
         source,
         revision=settings.model.revision,
@@ -33,9 +37,6 @@ def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
 
 
 def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
     # Over a 4-bit base too, norms and embeddings stay in the model's dtype: PEFT's
     # prepare_model_for_kbit_training makes them float32, and with them the whole residual stream and the head.
     if checkpointing(settings):
@@ -47,8 +48,6 @@ def add_lora(model: Any, settings: Config, arguments: dict[str, Any]) -> Any:
 
 def checkpointing(settings: Config) -> bool:
     """Whether activations are recomputed. "unsloth" saves GPU memory; on a CPU there is none to save."""
-    import torch
-
     value = settings.lora.use_gradient_checkpointing
     return torch.cuda.is_available() if value == "unsloth" else bool(value)
 
@@ -76,8 +75,6 @@ def prepare(model: Any) -> None:
     """On a GPU TRL's output layer spares the memory of all logits; its kernel runs nowhere else, and reads
     the weight of a plain layer.
     """
-    from chatbot_sft.model.loss import add_fused_head, cast_adapter
-
     cast_adapter(model)
     if _fused(model):
         add_fused_head(model)
@@ -88,8 +85,6 @@ def compute_dtype(model: Any, wanted: str | None) -> str | None:
 
 
 def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:
-    from chatbot_sft.model.loss import fused_loss, own_loss
-
     # Rows of a padding-free batch are told apart where there is no cache alone.
     inputs = {**inputs, "use_cache": False}
     one_loss = fused_loss if _fused(model) else own_loss
@@ -97,9 +92,6 @@ def loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> to
 
 
 def _fused(model: Any) -> bool:
-    import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     return torch.cuda.is_available() and not isinstance(model.get_output_embeddings(), BaseTunerLayer)
 
 
@@ -112,11 +104,6 @@ def capturable(model: Any) -> bool:
 
 
 def packable(model: Any) -> str | None:
-    import torch
-
-    from chatbot_sft.model import packed_attention
-    from chatbot_sft.model.loss import base_of
-
     if torch.cuda.is_available() and not packed_attention.has_kernel():
         return f"PyTorch {torch.__version__} has no variable-length attention"
     base = base_of(model)
@@ -139,8 +126,6 @@ def packable(model: Any) -> str | None:
 def packed_hidden_states(
     model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seq_lens: torch.Tensor, longest: int
 ) -> torch.Tensor:
-    from chatbot_sft.model.loss import base_of
-
     # A mask of four dimensions is taken as it is by transformers, which then looks at nothing on the host;
     # the attention does not read it.
     unread = input_ids.new_ones(1, 1, 1, 1)
@@ -162,8 +147,6 @@ def packed_hidden_states(
 
 
 def compile_layers(model: Any) -> None:
-    from chatbot_sft.model.loss import base_of
-
     # The first size is compiled as it is, the second for all that come; asked for all from the start
     # (dynamic=True) the compiler takes seven times as long.
     for layer in base_of(model).get_decoder().layers:
@@ -185,7 +168,6 @@ def padding_free(model: Any) -> bool:
 
 
 def trainer_class() -> type:
-    import torch
     import transformers
     import trl
 

@@ -14,7 +14,7 @@ from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import number
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.report import Report, SaveResult
+from chatbot_sft.run.report import Report, SaveResult, Training
 
 TITLES = {
     "train": "Fine-tuning run",
@@ -131,6 +131,8 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append(
             ("training", f"{steps} in {training.seconds:,.0f} s, {training.tokens_per_second:,.0f} tokens/s")
         )
+        if training.seconds_to_first_step is not None:
+            rows.append(("first step", _first_step(training)))
         rows.append(("training loss", f"{number(training.loss_first)} → {number(training.loss_last)}"))
     if training and training.rows_loss_before is not None:
         losses = f"{number(training.rows_loss_before)} → {number(training.rows_loss)}"
@@ -156,6 +158,16 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         since = ", since the process was started" if memory.peak_since == "process" else ""
         rows.append(("memory", f"{memory.peak_gb:.2f} GB at peak{since}, {added} ({memory.device})"))
     return rows
+
+
+def _first_step(training: Training) -> str:
+    """When it had ended, and what was waited for until then."""
+    parts = [
+        f"{part.replace('_', ' ')} {seconds:.1f}"
+        for part, seconds in training.seconds_to_first_step_by_part.items()
+    ]
+    after = f"after {training.seconds_to_first_step:,.0f} s"
+    return f"{after}: {', '.join(parts)}" if parts else after
 
 
 def _evaluations(report: Report) -> list[str]:

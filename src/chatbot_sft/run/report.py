@@ -70,6 +70,8 @@ class Training:
     resumes: list[dict[str, Any]] = field(default_factory=list)  # step, time, checkpoint
     milliseconds_per_step: float | None = None
     seconds_to_first_step: float | None = None
+    # start, data, imports, weights, setup, evaluation, layout, first_step: those that this start went through.
+    seconds_to_first_step_by_part: dict[str, float] = field(default_factory=dict)
     eval_loss_before: float | None = None
     eval_loss: float | None = None
     eval_perplexity_before: float | None = None

@@ -100,6 +100,7 @@ def _training(session: Session, eval_loss: float | None, rows_loss_before: float
         tokens_per_second=round(progress.tokens_per_second(), 1),
         milliseconds_per_step=round(1000 * progress.seconds_per_step(), 3),
         seconds_to_first_step=progress.first_step_after,
+        seconds_to_first_step_by_part=progress.waited,
         loss_first=losses[0],
         loss_last=losses[-1],
         train_loss=session.output.training_loss,

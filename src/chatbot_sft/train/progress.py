@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from chatbot_sft.run.wait import Wait
+
 log = logging.getLogger(__name__)
 
 
@@ -19,14 +21,15 @@ class Progress:
     model is evaluated or saved, `step_tokens` the tokens trained by then.
     """
 
-    def __init__(self, started: float) -> None:
-        self.started = started  # seconds since the epoch
+    def __init__(self, wait: Wait) -> None:
+        self.wait = wait  # until the first step has ended
         self.losses: list[tuple[int, float]] = []
         self.step_ends: list[float] = []
         self.step_tokens: list[int] = []
         self._bar: tqdm | None = None
         # Seconds from the run's start to the end of its first step.
         self.first_step_after: float | None = None
+        self.waited: dict[str, float] = {}  # the parts of it
         self._evaluating = 0.0
 
     def begin(self, state: Any) -> None:
@@ -48,7 +51,9 @@ class Progress:
         """A step has ended."""
         self.step_ends.append(time.perf_counter() - self._evaluating)
         self.step_tokens.append(state.num_input_tokens_seen)
-        self.first_step_after = self.first_step_after or round(time.time() - self.started, 3)
+        if self.first_step_after is None:
+            self.wait.end("first_step")
+            self.first_step_after, self.waited = self.wait.seconds, self.wait.parts
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 

@@ -19,6 +19,7 @@ from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.engine import Engine, engine_of
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
+from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import planning
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.choice import chosen
@@ -67,7 +68,7 @@ class Session:
         self.engine: Engine = engine_of(self.settings)[0]
         # What a run knows of the training, see `stage.begin`.
         self.origin = Origin()  # where it begins
-        self.started = time.time()  # when the run began, in seconds since the epoch
+        self.wait = Wait(time.time())  # what was waited for until now
         self.sample_prompts: list[list[dict[str, Any]]] = []  # messages, answered at each evaluation
         self.warnings: list[str] = []  # what was known to be wrong before it began
         self.loggers = Loggers()
@@ -153,7 +154,7 @@ class Session:
                 named=self.dataset,
                 origin=self.origin,
                 evaluations=Evaluations(Path(training.output_dir), self.samples),
-                progress=Progress(self.started),
+                progress=Progress(self.wait),
                 stopping=stopping,
             )
             self.job.state.is_world_process_zero = args.process_index == 0
@@ -202,6 +203,7 @@ class Session:
         from chatbot_sft.train.trials import capture, largest, trial
 
         job, step = self.job, self.step
+        self.wait.end("setup")
         trying = trial(step, job.batches, self.state.max_steps)
         as_configured = self.settings.training.batch_layout == "as_configured" or self.loop == "trl"
         self.plan = planning.planned(job, job.batches, step, trying, as_configured)
@@ -214,6 +216,7 @@ class Session:
             trying = replace(trying, longest=largest(job.batches, trying.steps))
         self.memory_estimate = memory_estimate(step, trying, job.eval_dataset)
         planning.told(self.plan, self._configured(), self.settings.effective_batch_size)
+        self.wait.end("layout")
 
     def _configured(self) -> Layout:
         return planning.configured(self.settings, self.engine, self.model)

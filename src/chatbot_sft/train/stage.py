@@ -17,6 +17,7 @@ from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import MACHINE, Lock
 from chatbot_sft.run.report import Plan
+from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import resume
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.outcome import Outcome, history, outcome, plan_of, used_settings
@@ -36,13 +37,13 @@ class Record(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """How a training begins: `origin` says where, `lock` what decides its result, `started` when the user
-    began to wait, in seconds since the epoch; `loggers` are opened with it.
+    """How a training begins: `origin` says where, `lock` what decides its result, `wait` what was waited for
+    until now; `loggers` are opened with it.
     """
 
     origin: Origin
     lock: Lock
-    started: float
+    wait: Wait
     loggers: Loggers
 
 
@@ -63,7 +64,7 @@ def begin(
     warnings = _untrained(settings, trainable, prepared)
     model, tokenizer = trainable.model, trainable.tokenizer
     session = session_class(settings, model, tokenizer, prepared.training, prepared.held_out)
-    session.origin, session.started, session.loggers = start.origin, start.started, start.loggers
+    session.origin, session.wait, session.loggers = start.origin, start.wait, start.loggers
     session.sample_prompts, session.warnings = prepared.questions(), warnings
     session.setup()
     record(settings=used_settings(settings, session.args))
@@ -78,6 +79,7 @@ def begin(
             run.write_lock(lock.in_layout(layout.as_dict()))
 
         session.on_layout = keep
+    session.wait.end("setup")
     return session
 
 
@@ -101,6 +103,7 @@ def train(session: Session, record: Record) -> Outcome:
         if not (session.origin.checkpoint and session.evaluations.take_over_base(questions)):
             session.evaluate()
         rows_loss = session.trained_rows_loss()
+        session.wait.end("evaluation")
         session.train()
         return outcome(session, start, rows_loss, session.evaluate_trained())
     finally:
