@@ -307,7 +307,7 @@ def trial(seconds, steps=100, losses=None):
 
 def test_the_fastest_layout_is_taken_and_remembered():
     slow, fast, too_large = Layout(2), Layout(4), Layout(8)
-    planned, calls = trial({Layout(1): 0.0, slow: 0.05, fast: 0.01})
+    planned, calls = trial({Layout(1): 0.0, slow: 0.05, fast: 0.03})
     key = cache_key("fastest", random.random())
     plan = choose([slow, fast, too_large], slow, planned, key)
     assert plan.layout == fast
@@ -379,7 +379,9 @@ def test_what_is_configured_stays_where_nothing_is_clearly_faster():
 
 def test_a_layout_whose_loss_is_another_is_not_taken_however_fast():
     padded, leaking = Layout(2), Layout(4, padding_free=True)
-    planned, _ = trial({Layout(1): 0.0, padded: 0.05, leaking: 0.01}, losses={padded: 2.0, leaking: 1.9})
+    planned, _ = trial(
+        {Layout(1): 0.0, padded: 0.05, leaking: 0.01}, steps=200, losses={padded: 2.0, leaking: 1.9}
+    )
     plan = choose([padded, leaking], padded, planned, cache_key("leak", random.random()))
     assert plan.layout == padded
     assert plan.measurements[1].why_not == "computes another loss: 1.9000, not 2.0000"

@@ -54,7 +54,7 @@ def candidates(
 
     On a GPU that is the largest micro-batch without recomputation: short conversations leave it idle while
     Python launches kernels. On a CPU, where padding is the only loss, it is what is configured, then its
-    neighbours.
+    neighbours, the smaller first, then those without padding, whose attention looks at more.
     """
     sizes = [batch_size]
     while sizes[-1] > 1:
@@ -67,7 +67,7 @@ def candidates(
         if (form if packing else size > 1 or not form)
     ]
     if not gpu:
-        near = sorted(forms, key=lambda form: abs(math.log2(form[0] / configured.packs)))
+        near = sorted(forms, key=lambda form: (form[1], abs(math.log2(form[0] / configured.packs)), form[0]))
         return list(dict.fromkeys([configured, *(Layout(*form) for form in near)]))
     plain = [Layout(*form) for form in forms]
     captured = [Layout(size, captured=True) for size in sizes[:2] if capturable and not packing]

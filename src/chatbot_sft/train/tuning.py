@@ -17,16 +17,13 @@ from typing import Any
 from chatbot_sft.cache import part_folder
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.rows import StepRows
+from chatbot_sft.train.search import CLEARLY_FASTER, Search, try_layouts
 
 log = logging.getLogger(__name__)
 
-BUDGET_SECONDS, BUDGET_SHARE = (
-    20.0,
-    0.05,
-)  # measuring ends after so long, or this share of the planned run where that is more
-CLEARLY_FASTER = (
-    0.97  # timings of one layout differ by about this much; what is configured stays unless another beats it
-)
+# On a GPU measuring ends after so long, or this share of the planned run where that is more; `search` has what
+# goes for a CPU.
+BUDGET_SECONDS, BUDGET_SHARE = 20.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,11 @@ def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str
     memory = part_folder("layouts") / f"{key}.json"
     measurements, reason = _remembered(memory, layouts), "measured by an earlier run"
     if measurements is None:
-        measurements, reason = _measure(layouts, configured, trial), "measured"
+        search, gpu = Search(trial.typical, configured, trial.steps), _on_gpu()
+        if not gpu and (why_none := search.why_none(layouts)):
+            return Plan(configured, f"as configured: {why_none}")
+        measurements = _measure(layouts, configured, trial) if gpu else _tried(layouts, search, trial)
+        reason = "measured"
         _remember(memory, measurements)
 
     def run_seconds(found: Measurement) -> float:
@@ -132,23 +133,62 @@ def _remembered(file: Path, layouts: Sequence[Layout]) -> list[Measurement] | No
     return [replace(entry, layout=layout) for entry, layout in zip(found, layouts, strict=True)]
 
 
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@dataclass
+class _Losses:
+    """What the typical step's loss has to be. Padded rows cannot see each other: theirs is the right one."""
+
+    configured: Layout
+    tolerance: float
+    expected: float | None = None
+
+    def checked(self, measured: Measurement, loss: float | None) -> Measurement:
+        """`measured`, unless it computes another loss."""
+        if loss is None:
+            return measured
+        if self.expected is not None and not abs(loss - self.expected) <= self.tolerance * abs(self.expected):
+            why = f"computes another loss: {loss:.4f}, not {self.expected:.4f}"
+            return Measurement(measured.layout, why_not=why)
+        if self.expected is None and (not measured.layout.padding_free or self.configured.padding_free):
+            self.expected = loss
+        return measured
+
+
+def _tried(layouts: Sequence[Layout], search: Search, trial: Trial) -> list[Measurement]:
+    """On a CPU."""
+    from chatbot_sft.train.randomness import undisturbed
+
+    losses = _Losses(search.configured, trial.tolerance)
+    found: dict[Layout, Measurement] = {}
+
+    def run(layout: Layout) -> float | None:
+        found[layout] = losses.checked(*_try(layout, trial, float("inf"), gpu=False))
+        return found[layout].seconds
+
+    with undisturbed():
+        why_not = try_layouts(
+            search, layouts, lambda: trial.run(Layout(1), search.warming_up), run, time.perf_counter
+        )
+    return [found.get(layout) or Measurement(layout, why_not=why_not[layout]) for layout in layouts]
+
+
 def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> list[Measurement]:
+    """On a GPU."""
     import torch
 
     from chatbot_sft.train.randomness import undisturbed
 
-    gpu = torch.cuda.is_available()
-    typical = trial.typical if gpu else StepRows(trial.typical.packs[::2])
-    limit = (
-        (1 - trial.memory_margin) * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        if gpu
-        else float("inf")
-    )
+    card = torch.cuda.get_device_properties(torch.cuda.current_device())
+    limit = (1 - trial.memory_margin) * card.total_memory
+    losses = _Losses(configured, trial.tolerance)
     found: list[Measurement] = []
-    started, expected = time.perf_counter(), None
+    started = time.perf_counter()
     with undisturbed():
-        if not gpu:
-            trial.run(Layout(1), StepRows(typical.packs[-1:]))  # first calls are slow
         for layout in layouts:
             fits = [measured.seconds for measured in found if measured.seconds is not None]
             if fits and time.perf_counter() - started > max(
@@ -164,29 +204,14 @@ def _measure(layouts: Sequence[Layout], configured: Layout, trial: Trial) -> lis
             if layout.checkpointing and layout != configured and layout.packs <= max(without, default=0):
                 found.append(Measurement(layout, why_not="as many fit without checkpointing"))
                 continue
-            measured, loss = _try(layout, typical, trial, limit, gpu)
-            if (
-                loss is not None
-                and expected is not None
-                and not abs(loss - expected) <= trial.tolerance * abs(expected)
-            ):
-                measured = Measurement(
-                    layout, why_not=f"computes another loss: {loss:.4f}, not {expected:.4f}"
-                )
-            elif loss is not None and (not layout.padding_free or configured.padding_free):
-                expected = (
-                    loss if expected is None else expected
-                )  # padded rows cannot see each other: theirs is the right one
-            found.append(measured)
+            found.append(losses.checked(*_try(layout, trial, limit, gpu=True)))
             # The first layout pays for the engine's compilation, which the run would pay as well.
             if len(found) == 1:
                 started = time.perf_counter()
     return found
 
 
-def _try(
-    layout: Layout, typical: StepRows, trial: Trial, limit: float, gpu: bool
-) -> tuple[Measurement, float | None]:
+def _try(layout: Layout, trial: Trial, limit: float, gpu: bool) -> tuple[Measurement, float | None]:
     """The measurement, and the loss of the typical step where the layout ran."""
     import torch
 
@@ -198,11 +223,11 @@ def _try(
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             trial.run(layout, trial.longest)
-            first = _timed(lambda: trial.run(layout, typical), gpu)[0]
+            first = _timed(lambda: trial.run(layout, trial.typical), gpu)[0]
             peak = round(torch.cuda.max_memory_reserved() / 1e9, 3)
             if torch.cuda.max_memory_reserved() > limit:
                 return Measurement(layout, peak_gb=peak, why_not="over the memory margin"), None
-        timed = [_timed(lambda: trial.run(layout, typical), gpu) for _ in range(2 if gpu else 1)]
+        timed = [_timed(lambda: trial.run(layout, trial.typical), gpu) for _ in range(2 if gpu else 1)]
     except torch.OutOfMemoryError:
         return Measurement(layout, why_not="out of memory"), None
     except CaptureFailed as error:

@@ -1,0 +1,119 @@
+"""Which layouts are worth trying on a CPU, where a trial costs about what a step of the run does. Imports no
+torch.
+
+Time goes there by padded tokens, by the pairs of tokens that attention looks at, and by micro-batches. So a
+layout takes at least the smallest of its three ratios to a layout that was measured, times what that took,
+and at most the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from chatbot_sft.train.layout import Layout
+from chatbot_sft.train.rows import StepRows
+
+SHARE = 0.05  # of the planned run, for all trials together; a tenth even where they take twice as long
+RECOMPUTED = 4 / 3  # forward passes come again, beside a backward pass of twice their work
+CLEARLY_FASTER = 0.97  # timings of one layout differ by about this much; another has to beat it
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step takes time for."""
+
+    tokens: float  # with padding
+    pairs: float
+    micro_batches: float
+
+    def ratios(self, other: Work) -> list[float]:
+        mine, others = vars(self).values(), vars(other).values()
+        return [a / b for a, b in zip(mine, others, strict=True)]
+
+
+def work(layout: Layout, step: StepRows) -> Work:
+    """That of `step` in `layout`."""
+    tokens = pairs = batches = 0
+    for rows in layout.groups(step):
+        lengths = [len(row) for row in rows]
+        shape = (1, sum(lengths)) if layout.padding_free else (len(lengths), max(lengths))
+        tokens += shape[0] * shape[1]
+        pairs += shape[0] * shape[1] ** 2
+        batches += 1
+    times = RECOMPUTED if layout.checkpointing else 1.0
+    return Work(times * tokens, times * pairs, times * batches)
+
+
+@dataclass
+class Search:
+    """The trials for a run of `steps` steps like `typical`."""
+
+    typical: StepRows
+    configured: Layout
+    steps: int
+    measured: list[tuple[Work, float]] = field(default_factory=list)  # with seconds
+
+    @property
+    def warming_up(self) -> StepRows:
+        """What is run first, in Layout(1): first calls are slow."""
+        return StepRows(self.typical.packs[-1:])
+
+    def add(self, layout: Layout, seconds: float) -> None:
+        self.measured.append((work(layout, self.typical), seconds))
+
+    def why_none(self, layouts: Sequence[Layout]) -> str | None:
+        """Why nothing is to be tried; None where warming up, what is configured and one more are worth it."""
+        alone = Search(self.typical, self.configured, self.steps)
+        alone.add(self.configured, 1.0)
+        others = [layout for layout in layouts if layout != self.configured and alone.can_win(layout)]
+        if not others:
+            return "no other can be faster"
+        warm = max(work(Layout(1), self.warming_up).ratios(work(self.configured, self.typical)))
+        if warm + 1 + min(map(alone.at_most, others)) > SHARE * self.steps:
+            return f"{self.steps} steps are too few to try others"
+        return None
+
+    def why_not(self, layout: Layout, spent: float) -> str | None:
+        """Why `layout` is not tried, where trials have taken `spent` seconds; None where it is."""
+        if not self.measured:
+            return None
+        if not self.can_win(layout):
+            return "cannot be faster than one that was measured"
+        fastest = min(seconds for _, seconds in self.measured)
+        if spent + self.at_most(layout) > SHARE * self.steps * fastest:
+            return "no time left to measure"
+        return None
+
+    def can_win(self, layout: Layout) -> bool:
+        """Whether it can be clearly faster than the fastest that was measured."""
+        least = max(seconds * min(self._ratios(layout, other)) for other, seconds in self.measured)
+        return least < CLEARLY_FASTER * min(seconds for _, seconds in self.measured)
+
+    def at_most(self, layout: Layout) -> float:
+        """Seconds."""
+        return min(seconds * max(self._ratios(layout, other)) for other, seconds in self.measured)
+
+    def _ratios(self, layout: Layout, other: Work) -> list[float]:
+        return work(layout, self.typical).ratios(other)
+
+
+def try_layouts(
+    search: Search,
+    layouts: Sequence[Layout],
+    warm_up: Callable[[], object],
+    run: Callable[[Layout], float | None],
+    clock: Callable[[], float],
+) -> dict[Layout, str | None]:
+    """Run those of `layouts` that are worth it, the configured one first, and put their seconds into `search`:
+    why each of them was not run, or None.
+
+    `run` returns the seconds of the typical step; None where the layout does not count, whatever it took.
+    """
+    started, why_not = clock(), {}
+    warm_up()
+    for layout in [search.configured, *(layout for layout in layouts if layout != search.configured)]:
+        why_not[layout] = search.why_not(layout, clock() - started)
+        if why_not[layout] is None and (seconds := run(layout)) is not None:
+            search.add(layout, seconds)
+    return why_not
