@@ -205,6 +205,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(part_folder("unsloth_compiled")))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(part_folder("compiled")))
+    # Of kernels that are not the compiler's, too: Unsloth's, bitsandbytes', TRL's.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(part_folder("compiled") / "triton"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

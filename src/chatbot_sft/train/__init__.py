@@ -1,8 +1,8 @@
 """A `Trainable` and prepared rows become an `Outcome`: `stage` says how, with a `Session` for the training itself.
 
 Read `loop` (what happens, in order), `step` (one gradient) and `job`; `trl` is the other loop. Beside them:
-`batches` (which rows) and `rows`; `layout`, `planning`, `tuning` and `trials` (how a step is run here),
-`graphs`, `gradients`; `optimizer`; `evaluation`; `guard` with its `rails`; `progress`; `randomness`;
+`batches` (which rows) and `rows`; `layout`, `planning`, `tuning`, `search` and `trials` (how a step is run
+here), `graphs`, `gradients`; `optimizer`; `evaluation`; `guard` with its `rails`; `progress`; `randomness`;
 `snapshot` (what a checkpoint holds). `choice` says which loop trains, `arguments` what TRL is told, `outcome`
 what it came to.
 """

@@ -1,0 +1,106 @@
+"""Which layouts are tried on a CPU, on machines whose time goes as `search` says it does."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from chatbot_sft.train.layout import Layout, candidates
+from chatbot_sft.train.rows import Row, StepRows
+from chatbot_sft.train.search import CLEARLY_FASTER, Search, try_layouts, work
+
+COSTS = st.tuples(st.floats(0, 1), st.floats(0, 1e-2), st.floats(0, 1e3)).filter(any)
+
+
+def step(lengths: list[int]) -> StepRows:
+    return StepRows([[Row(0, [5] * length, [5] * length)] for length in sorted(lengths, reverse=True)])
+
+
+class Machine:
+    """One on which a step takes `costs` for each token, pair and micro-batch; the first call is `slow` times
+    as slow.
+    """
+
+    def __init__(self, costs: tuple[float, float, float], typical: StepRows, slow: float = 1.0) -> None:
+        self.costs, self.typical, self.slow = costs, typical, slow
+        self.now, self.ran = 0.0, []
+
+    def seconds(self, layout: Layout, rows: StepRows | None = None) -> float:
+        of = work(layout, rows or self.typical)
+        parts = zip(self.costs, (of.tokens, of.pairs, of.micro_batches), strict=True)
+        return sum(cost * amount for cost, amount in parts)
+
+    def search(self, layouts: list[Layout], steps: int) -> dict[Layout, str | None]:
+        search = Search(self.typical, layouts[0], steps)
+        if search.why_none(layouts):
+            return {}
+
+        def warm_up() -> None:
+            self.now += self.slow * self.seconds(Layout(1), search.warming_up)
+
+        def run(layout: Layout) -> float:
+            self.ran.append(layout)
+            self.now += self.seconds(layout)
+            return self.seconds(layout)
+
+        return try_layouts(search, layouts, warm_up, run, lambda: self.now)
+
+
+LENGTHS = st.lists(st.integers(2, 600), min_size=2, max_size=16)
+
+
+@given(LENGTHS, st.sampled_from([1, 2, 4, 8]), st.booleans(), st.integers(1, 2000), COSTS, st.floats(1, 3))
+def test_trials_take_less_than_a_tenth_of_the_run(lengths, packs, recomputed, steps, costs, slow):
+    machine = Machine(costs, step(lengths), slow)
+    configured = Layout(packs, checkpointing=recomputed)
+    layouts = candidates(configured, len(lengths), packing=False, gpu=False, capturable=False)
+    why_not = machine.search(layouts, steps)
+    assert machine.now <= 0.1 * steps * machine.seconds(configured)
+    if steps < 20:
+        assert not why_not
+
+
+@given(LENGTHS, st.sampled_from([1, 2, 4, 8]), st.integers(100, 2000), COSTS)
+def test_what_was_not_tried_as_hopeless_is_not_faster_and_what_was_tried_had_a_chance(
+    lengths, packs, steps, costs
+):
+    machine = Machine(costs, step(lengths))
+    layouts = candidates(Layout(packs), len(lengths), packing=False, gpu=False, capturable=False)
+    why_not = machine.search(layouts, steps)
+    assume(why_not)
+    assert list(why_not) == layouts
+    assert machine.ran[0] == layouts[0]
+    fastest = min(map(machine.seconds, machine.ran))
+    for layout, why in why_not.items():
+        if why == "cannot be faster than one that was measured":
+            assert machine.seconds(layout) >= 0.999 * CLEARLY_FASTER * fastest
+    for place, layout in enumerate(machine.ran):
+        for before in machine.ran[:place]:
+            assert min(work(layout, machine.typical).ratios(work(before, machine.typical))) < 1
+
+
+def test_a_short_run_takes_what_is_configured_and_says_so():
+    rows, layouts = step([90, 60, 50, 40, 40, 30, 20, 10]), [Layout(2), Layout(1), Layout(4)]
+    why_none = {steps: Search(rows, layouts[0], steps).why_none(layouts) for steps in (24, 400)}
+    assert why_none == {24: "24 steps are too few to try others", 400: None}
+    alone = Search(step([90]), Layout(1), 400)
+    assert alone.why_none([Layout(1)]) == "no other can be faster"
+
+
+@pytest.mark.parametrize(
+    ("costs", "fastest"),
+    [((1.0, 0.0, 0.0), Layout(1)), ((0.0, 0.0, 1.0), Layout(8)), ((0.1, 0.0, 300.0), Layout(8))],
+)
+def test_a_long_run_finds_the_fastest(costs, fastest):
+    """Where padding is all that costs, and where a micro-batch does."""
+    machine = Machine(costs, step([600, 300, 200, 100, 90, 80, 20, 10]))
+    layouts = [Layout(2), Layout(1), Layout(4), Layout(8)]
+    machine.search(layouts, 10_000)
+    assert min(machine.ran, key=machine.seconds) == fastest
+
+
+def test_rows_of_one_length_are_not_tried_without_padding():
+    """There is none to spare, and attention looks at more."""
+    machine = Machine((1.0, 0.001, 0.5), step([100] * 8))
+    layouts = candidates(Layout(2), 8, packing=False, gpu=False, capturable=False)
+    machine.search(layouts, 10_000)
+    assert not [layout for layout in machine.ran if layout.padding_free and layout.packs == 2]
