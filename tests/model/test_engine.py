@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import json
+from pathlib import Path
 
 import pytest
 
+from chatbot_sft import cache
 from chatbot_sft.config import Config
 from chatbot_sft.model import engine, hardware
 
@@ -121,3 +123,13 @@ print(json.dumps([whole.item(), parts.item(), ((found - expected).norm() / expec
     whole, parts, difference = json.loads(process.stdout.splitlines()[-1])
     assert parts == pytest.approx(whole, abs=1e-5)
     assert difference < 1e-5
+
+
+def test_what_is_compiled_is_kept_in_parts_of_the_cache_that_can_be_cleared(monkeypatch, tmp_path):
+    names = ("UNSLOTH_COMPILE_LOCATION", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    environment = {cache.VARIABLE: str(tmp_path)}
+    monkeypatch.setattr(engine.os, "environ", environment)
+    engine.prepare_environment()
+    parts = {Path(environment[name]).relative_to(tmp_path).parts[0] for name in names}
+    assert parts == {"compiled", "unsloth_compiled"}
+    assert parts <= set(cache.PARTS)
