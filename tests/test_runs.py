@@ -275,6 +275,12 @@ def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
         f"for another export of it: task=export run={folder} 'save.method=[lora,gguf]'"
         " save.gguf_quantization=q8_0"
     )
+    # Back from a GGUF of another kind: the command has no key that would be refused there.
+    OmegaConf.save(Config.from_mapping(other).to_dict(), folder / "config.yaml")
+    with pytest.raises(UserError) as error:
+        pipeline.run({**config, "save": {"method": "merged_16bit"}})
+    assert str(error.value).endswith(f"task=export run={folder} save.method=merged_16bit")
+    OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
     for changed in (config, {**other, "lora": {"r": 4}}):
         with pytest.raises(UserError, match="this run is already completed; name another"):
             pipeline.run(changed)

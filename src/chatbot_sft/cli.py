@@ -79,7 +79,8 @@ def _run(settings: Config, job: HydraConf, users: list[str]) -> float | None:
 
     if settings.task == "export":
         check_overrides(job.overrides.task)
-    report = pipeline.run(settings, _command(job, users), _began())
+    named = hydra_glue.named(hydra_glue.written(job.overrides.task))
+    report = pipeline.run(settings, _command(job, users), _began(), named)
     if not distributed.is_first():
         return None
     training = report.training

@@ -89,18 +89,23 @@ def written(overrides: Sequence[str]) -> list[str]:
     return as_strings(overrides)
 
 
+def named(overrides: Sequence[str]) -> dict[str, Any]:
+    """Key → value of what the user wrote on the command line."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {item.key_or_group: item.value() for item in parsed}
+
+
 def settle(config: DictConfig, overrides: Sequence[str]) -> None:
     """Make of a composed configuration one of plain values.
 
     The command line beats the files, and every `${default:…}` is what it comes to.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    named = {
-        item.key_or_group.removeprefix("training."): item.value()
-        for item in parsed
-        if item.key_or_group.startswith("training.")
+    training = {
+        key.removeprefix("training."): value
+        for key, value in named(overrides).items()
+        if key.startswith("training.")
     }
-    for key in precedence.ended_by(named):
+    for key in precedence.ended_by(training):
         OmegaConf.update(config, f"training.{key}", None, force_add=True)
     precedence.settle(config)
 
@@ -113,7 +118,8 @@ def check(config: DictConfig) -> None:
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     # Hydra knows the run directory only once the job runs.
     placed = OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})
-    effects.refuse(Config.from_mapping(as_dict(placed, resolve=True)))
+    names = named(written(config.hydra.overrides.task))
+    effects.refuse(Config.from_mapping(as_dict(placed, resolve=True)), names)
 
 
 def jobs(config: DictConfig) -> Iterator[list[str]]:
