@@ -126,10 +126,12 @@ def train(
     if distributed.is_first():
         show_findings(prepared)
     prepared.refuse_bad()
+    if settings.task == "check":  # the table has said all of it
+        return
     for remark in remarks(prepared.findings):
         log.warning("data: %s", remark)
-    if settings.task == "check":
-        return
+    if warning := prepared.findings["training"]["warning"]:
+        log.warning("training: %s", warning)
     bounds.check_rows(settings, prepared.statistics, distributed.processes())
     lock = locked(settings, prepared, origin)
     resume.refuse_changes(origin, lock.decides, whole=True)
