@@ -210,7 +210,7 @@ def start(words: list[str]) -> None:
     if given.config_dir:
         text_files.check_options(Path(given.config_dir))
     if given.help:
-        print(help_text(command_line.sections(given), given.config_dir))
+        print(help_text(command_line.topics(given), given.config_dir))
         return
     if given.cfg:
         overrides = command_line.all_opened(given.overrides, given)
