@@ -14,13 +14,14 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import only_error
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from chatbot_sft import UserError, bounds, cli, command_line, completion, text_files
 from chatbot_sft import config as schema
 from chatbot_sft.config import Config, ConfigLoader, aliases
-from chatbot_sft.errors import near
+from chatbot_sft.errors import near, not_yaml
 from chatbot_sft.model import add_adapter
 from chatbot_sft.targets import locate
 
@@ -436,3 +437,13 @@ def test_a_shell_asks_for_its_script(shell, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert said.strip() == completion.SCRIPTS[shell]
     assert "-sc query=fish" in said and "chatbot-sft" in said and "chatbot_sft" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("a:\n  b: [1, 2\nc: {d: 4}\n", "line 2, column 6"), ("a: {b: 1\nc: 2\n", "line 1, column 4")],
+)
+def test_a_bracket_that_is_not_closed_is_named_where_it_was_opened(text, place):
+    with pytest.raises(yaml.YAMLError) as caught:
+        yaml.safe_load(text)
+    assert f", {place}: a bracket that is not closed; line" in not_yaml(caught.value)
