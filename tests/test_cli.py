@@ -8,6 +8,7 @@ from datetime import datetime
 import pytest
 from conftest import conversations, only_error, report_of, write_json
 
+from chatbot_sft import command_line
 from chatbot_sft.config import keys
 from chatbot_sft.config.help import help_text
 from chatbot_sft.resources import conf_dir
@@ -59,6 +60,22 @@ def test_help_on_one_section():
     assert "  save.verify=true " in text
     assert "training." not in text
     assert help_text([], None).count("\n") < 200
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["save.method"], ["  save.method=merged_16bit  "]),
+        (["seed", "experiment"], ["  seed=3407  ", "  experiment: company, quick"]),
+        (["training.neftune_noise_alpha"], ["  training.neftune_noise_alpha: of TRL's SFTConfig"]),
+        (["paths", "task=check"], ["paths", "  paths.output_dir=outputs/<date>/<time>"]),
+    ],
+)
+def test_help_on_one_key(words, lines):
+    text = help_text(command_line.topics(command_line.check(["--help", *words])), None)
+    for line in lines:
+        assert any(one.startswith(line) for one in text.splitlines()), text
+    assert "lora.r=" not in text
 
 
 @pytest.mark.slow

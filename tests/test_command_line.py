@@ -14,13 +14,14 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import only_error
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from chatbot_sft import UserError, bounds, cli, command_line, completion, text_files
 from chatbot_sft import config as schema
 from chatbot_sft.config import Config, ConfigLoader, aliases
-from chatbot_sft.errors import near
+from chatbot_sft.errors import near, not_yaml
 from chatbot_sft.model import add_adapter
 from chatbot_sft.targets import locate
 
@@ -198,6 +199,19 @@ def test_a_value_that_hydra_cannot_read_is_quoted_so_that_it_can(value):
         (["--num_gpus=2"], "--num_gpus=2: no such flag; several GPUs: torchrun"),
         (["--multrun"], "--multrun: no such flag; did you mean --multirun?"),
         (["train.yaml"], "train.yaml: not understood as key=value; a file of settings is an overlay"),
+        (["--config", "a/my.yaml"], "--config a/my.yaml: a file of settings is an overlay: put it into a fo"),
+        (["--config=my.yml", "lora.r=8"], "--config my.yml: a file of settings is an overlay"),
+        (["--config"], "--config: no such flag; a file of settings is an overlay"),
+        (["config=my.yaml"], "config: no such key; a file of settings is an overlay"),
+        (["--config-path", "my.yaml"], "--config-path my.yaml: a file of settings is an overlay"),
+        (["-c", "my.yaml"], "-c my.yaml: a file of settings is an overlay"),
+        (["--help", "my.yaml"], "my.yaml: not understood as key=value; a file of settings is an overlay"),
+        (["--help", "bogus"], "--help bogus: no such key; --help alone lists them"),
+        (["--help", "lorra"], "--help lorra: no such key; did you mean lora?"),
+        (["save.metod", "--help"], "--help save.metod: no such key; did you mean save.method?"),
+        (["--help", "method"], "--help method: no such key; did you mean save.method?"),
+        (["--help", "lr"], "--help lr: no such key; did you mean training.learning_rate?"),
+        (["--help", "lora.q"], "--help lora.q: no such key; --help lora lists them"),
         (["check"], "check: not understood as key=value; write task=check"),
         (
             ["lora.r", "=", "8"],
@@ -423,3 +437,13 @@ def test_a_shell_asks_for_its_script(shell, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert said.strip() == completion.SCRIPTS[shell]
     assert "-sc query=fish" in said and "chatbot-sft" in said and "chatbot_sft" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("a:\n  b: [1, 2\nc: {d: 4}\n", "line 2, column 6"), ("a: {b: 1\nc: 2\n", "line 1, column 4")],
+)
+def test_a_bracket_that_is_not_closed_is_named_where_it_was_opened(text, place):
+    with pytest.raises(yaml.YAMLError) as caught:
+        yaml.safe_load(text)
+    assert f", {place}: a bracket that is not closed; line" in not_yaml(caught.value)

@@ -275,9 +275,87 @@ def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
         f"for another export of it: task=export run={folder} 'save.method=[lora,gguf]'"
         " save.gguf_quantization=q8_0"
     )
-    for changed in (config, {**other, "lora": {"r": 4}}):
-        with pytest.raises(UserError, match="this run is already completed; name another"):
-            pipeline.run(changed)
+    # Back from a GGUF of another kind: the command has no key that would be refused there.
+    OmegaConf.save(Config.from_mapping(other).to_dict(), folder / "config.yaml")
+    with pytest.raises(UserError) as error:
+        pipeline.run({**config, "save": {"method": "merged_16bit"}})
+    assert str(error.value).endswith(f"task=export run={folder} save.method=merged_16bit")
+    OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
+    with pytest.raises(UserError, match="this run is already completed; name another"):
+        pipeline.run(config)
+
+
+def test_a_finished_run_asked_for_another_training_is_told_in_what_it_differs(tmp_path):
+    from omegaconf import OmegaConf
+
+    from chatbot_sft import pipeline
+    from chatbot_sft.errors import UserError
+
+    folder = tmp_path / "run"
+    training_in(folder)
+    config = {"paths": {"output_dir": str(folder)}, "save": {"method": "none"}, "lora": {"r": 8}}
+    OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
+    changed = {"lora": {"r": 4}, "dataset": {"data_path": "other.json"}, "training": {"logging_steps": 7}}
+    with pytest.raises(UserError) as error:
+        pipeline.run({**config, **changed, "save": {"method": "gguf"}})
+    assert str(error.value).startswith(
+        f"{folder}: this run is already completed, with other settings: lora.r 8 → 4; "
+    )
+    assert " → other.json. Name another run directory (hydra.run.dir=DIR), or start afresh" in str(
+        error.value
+    )
+    assert "logging_steps" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (
+            {"task": "check", "training": {}},
+            "the directory of a task=check, which trains nothing; name that of",
+        ),
+        (
+            {"task": "plan", "training": {}},
+            "the directory of a task=plan, which trains nothing; name that of",
+        ),
+        ({"task": "export", "run": "outputs/a"}, "the export of another run; name that one: run=outputs/a"),
+        ({"status": "failed", "training": {}}, "its training (task=train, failed) did not end; the same"),
+    ],
+)
+def test_an_export_of_what_is_no_training_says_what_it_is(tmp_path, report, message):
+    from chatbot_sft.errors import UserError
+    from chatbot_sft.export import Earlier
+
+    training_in(tmp_path / "run", **report)
+    with pytest.raises(UserError) as error:
+        Earlier.find(tmp_path / "run")
+    assert str(error.value).startswith(f"run={tmp_path}/run: {message}")
+
+
+def test_the_folder_of_a_sweep_names_its_jobs_wherever_a_run_is_asked_for(tmp_path):
+    from chatbot_sft.errors import UserError
+    from chatbot_sft.inference.opening import find
+    from chatbot_sft.model import earlier
+    from chatbot_sft.run.directory import Run
+
+    for job in ("10", "9"):
+        (tmp_path / "sweep" / job).mkdir(parents=True)
+        write_json(tmp_path / "sweep" / job / "report.json", a_report())
+    training_in(tmp_path / "check", task="check", training={})
+    sweep = tmp_path / "sweep"
+    adapter = Config.from_mapping({"model": {"adapter": str(sweep)}})
+    for ask, key in (
+        (lambda: Run(sweep).finished_report(), "run="),
+        (lambda: find(sweep), ""),
+        (lambda: earlier.adopt(adapter), "model.adapter="),
+    ):
+        with pytest.raises(UserError) as error:
+            ask()
+        assert str(error.value).endswith(
+            f"; it is a folder of 2 runs, name one: {key}{sweep}/9, {key}{sweep}/10"
+        )
+    with pytest.raises(UserError, match="check: the directory of a task=check, which trains nothing"):
+        find(tmp_path / "check")
 
 
 def test_a_full_disk_for_the_report_is_one_line_and_hides_no_other_error(launch, tmp_path, data, small_disk):

@@ -36,7 +36,7 @@ COMMANDS = {
     "/system TEXT": "put TEXT before the conversation as its system message; without TEXT there is none",
     "/save FILE": "add the conversation to FILE, a JSON list that dataset.data_path reads",
     "/help": "this list",
-    "/quit": "end, as Ctrl-D does; Ctrl-C stops an answer",
+    "/quit": "end, as exit, quit and Ctrl-D do; Ctrl-C stops an answer",
 }
 
 
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
             chat.note(f"{speaker.title}: {speaker.model.name}, {speaker.model.context:,} tokens of context")
         if told:
             chat.note(told)
-        chat.note("/help lists the commands, Ctrl-D ends")
+        chat.note("/help lists the commands; exit, quit or Ctrl-D ends")
     chat.converse()
 
 
@@ -229,7 +229,7 @@ class Chat:
                 print(f"({title}{ending})", file=sys.stderr)
 
     def converse(self) -> None:
-        """Until Ctrl-D or /quit."""
+        """Until Ctrl-D, exit or quit."""
         for line in typed_lines():
             try:
                 if not self.obey(line):
@@ -247,7 +247,7 @@ class Chat:
         match command:
             case "":
                 pass
-            case "/quit":
+            case "/quit" | "/exit" | "quit" | "exit" if not rest:
                 return False
             case "/help":
                 self.note("\n".join(f"{name:<14}{help_text}" for name, help_text in COMMANDS.items()))
@@ -338,6 +338,8 @@ class Chat:
             for column, (speaker, prompt) in enumerate(zip(self.speakers, prompts, strict=True)):
                 answers.append(self.answer(speaker.model, prompt, functools.partial(columns.show, column)))
             columns.finished = True
+        if not self.console.is_terminal:
+            print()  # Live ends its last line on a terminal alone
         return answers
 
     def save(self, name: str) -> None:

@@ -79,7 +79,8 @@ def _run(settings: Config, job: HydraConf, users: list[str]) -> float | None:
 
     if settings.task == "export":
         check_overrides(job.overrides.task)
-    report = pipeline.run(settings, _command(job, users), _began())
+    named = hydra_glue.named(hydra_glue.written(job.overrides.task))
+    report = pipeline.run(settings, _command(job, users), _began(), named)
     if not distributed.is_first():
         return None
     training = report.training
@@ -209,7 +210,7 @@ def start(words: list[str]) -> None:
     if given.config_dir:
         text_files.check_options(Path(given.config_dir))
     if given.help:
-        print(help_text(command_line.sections(given), given.config_dir))
+        print(help_text(command_line.topics(given), given.config_dir))
         return
     if given.cfg:
         overrides = command_line.all_opened(given.overrides, given)

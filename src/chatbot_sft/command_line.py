@@ -8,7 +8,7 @@ import platform
 import re
 import shlex
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import NoReturn
 
@@ -31,6 +31,8 @@ FLAGS_WITH_VALUE = (
 )  # fmt: skip
 TASKS = ("train", "check", "plan", "export")
 PROGRAMS = ("chat", "doctor")  # of this package, beside the launcher
+YAML = (".yaml", ".yml")
+OF_A_FILE = ("config", "config_file", "yaml")  # flags of other tools that name a file of settings
 NOTHING = {"lora": "lora=none trains every weight", "save": "save=none trains without saving"}
 SECRET = re.compile(r"token|secret|password|api_?key|auth", re.IGNORECASE)
 
@@ -47,22 +49,38 @@ def check(words: Sequence[str]) -> Namespace:
     Raises:
         UserError: the word, and how to write what it most likely meant.
     """
+    for flag, value in _values(words):
+        if PurePath(value).suffix in YAML:
+            raise UserError(f"{flag} {value}: {overlay(value)}")
     parser = _Parser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
     given, others = parser.parse_known_intermixed_args(list(words))
     for flag in others:
         if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
             raise UserError(_no_such_flag(flag, words))
     for word in given.overrides:
-        if _parsed(word) is None and not (given.help and word in schema.SECTIONS):
+        if given.help and _is_key(word) and PurePath(word).suffix not in YAML:
+            check_topic(word)
+            continue
+        parsed = _parsed(word)
+        if parsed is None:
             raise UserError(not_understood(word, given.overrides))
+        if parsed.key_or_group in OF_A_FILE and (value := word.partition("=")[2]):
+            raise UserError(f"{parsed.key_or_group}: no such key; {overlay(value)}")
     if given.cfg and (given.multirun or given.info):
         raise UserError("--cfg shows the configuration of one run; leave out -m and --info")
     return given
 
 
-def sections(given: Namespace) -> list[str]:
-    """Those that `--help lora save` asks for."""
-    return [word for word in given.overrides if word in schema.SECTIONS]
+def check_topic(word: str) -> None:
+    """Raises UserError where `--help` has nothing to say of `word`."""
+    passed = word in {f"training.{key}" for key in sft_arguments.PASSED}
+    if not (passed or word in schema.SECTIONS or word in schema.OVERLAYS or schema.find(word)):
+        raise UserError(f"--help {schema.no_such_topic(word)}")
+
+
+def topics(given: Namespace) -> list[str]:
+    """The sections, groups and keys that `--help lora save.method experiment` asks for."""
+    return [word for word in given.overrides if _is_key(word)]
 
 
 def for_hydra(words: Sequence[str], given: Namespace) -> list[str]:
@@ -129,6 +147,24 @@ class _Parser(ArgumentParser):
         raise UserError(message)
 
 
+def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(flag, value) of those flags among `words` that have a value, ours and those of other tools."""
+    bare = {option for action in get_args_parser()._actions for option in action.option_strings}
+    for word, following in itertools.pairwise([*words, ""]):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("-") and (equals or flag in FLAGS_WITH_VALUE or flag not in bare):
+            yield flag, value if equals else following
+
+
+def overlay(file: str) -> str:
+    """How the settings of a YAML file are given."""
+    name = PurePath(file).stem
+    return (
+        f"a file of settings is an overlay: put it into a folder, as mine/experiment/{name}.yaml,"
+        f" begin it with the line `# @package _global_`, and write --config-dir mine experiment={name}"
+    )
+
+
 def _no_such_flag(flag: str, words: Sequence[str]) -> str:
     name, equals, value = flag.partition("=")
     key = name.lstrip("-").replace("-", "_")
@@ -137,6 +173,8 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
         is_value = following and "=" not in following and not re.match(r"-\D", following)
         value = following if is_value else "true"
         flag = f"{flag} {following}" if value == following else flag
+    if key in OF_A_FILE:
+        return f"{name}: no such flag; {overlay('my_run')}"
     setting = _setting(key, value)
     if SECRET.search(key):
         flag, setting = name, ""
@@ -194,13 +232,8 @@ def not_understood(word: str, words: Sequence[str]) -> str:
         return f"{start}; write task={word}"
     if word in PROGRAMS:
         return f"{start}; that is a program of its own: {PROGRAM}.{word}"
-    if PurePath(word).suffix in (".yaml", ".yml"):
-        name = PurePath(word).stem
-        return (
-            f"{start}; a file of settings is an overlay: put it into a folder, as mine/experiment/{name}.yaml,"
-            " begin it with the line `# @package _global_`,"
-            f" and write --config-dir mine experiment={name}"
-        )
+    if PurePath(word).suffix in YAML:
+        return f"{start}; {overlay(word)}"
     if PurePath(word).suffix in (".json", ".jsonl", ".csv", ".parquet", ".arrow"):
         return f"{start}; data is named with {shlex.quote(written_out('dataset.data_path', word))}"
     if _is_key(word):

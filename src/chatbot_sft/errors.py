@@ -79,6 +79,11 @@ def not_yaml(error: YAMLError) -> str:
     where = f"{mark.name}, line {mark.line + 1}"
     if "'\\t'" in problem:
         return f"{where}: a tab; YAML takes spaces alone at the beginning of a line"
+    if problem.startswith("expected ',' or") and (opened := error.context_mark):
+        return (
+            f"{mark.name}, line {opened.line + 1}, column {opened.column + 1}: a bracket that is not closed;"
+            f" line {mark.line + 1} does not go on with it"
+        )
     if problem.startswith("found duplicate key"):
         key = problem.removeprefix("found duplicate key ")
         return f"{where}: {key} is there twice; keep one of them"

@@ -17,7 +17,7 @@ from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import checkpoints
-from chatbot_sft.run.directory import CONFIG, Run
+from chatbot_sft.run.directory import CONFIG, Run, trains_nothing
 from chatbot_sft.run.report import Report, SaveResult, Training
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.verify.evidence import Evidence
@@ -58,6 +58,10 @@ class Earlier:
         """
         run, where = Run(folder), f"run={folder}"
         report = run.finished_report()
+        if nothing := trains_nothing(report):
+            raise UserError(f"{where}: {nothing}")
+        if report.task == "export":
+            raise UserError(f"{where}: the export of another run; name that one: run={report.run}")
         if report.training is None or not run.config_file.is_file():
             raise UserError(
                 f"{where}: its training (task={report.task}, {report.status}) did not end; the same command"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,17 @@ from chatbot_sft.train.session import Session
 log = logging.getLogger(__name__)
 
 
-def run(config: Mapping[str, Any], command: str = "", started: float | None = None) -> Report:
+def run(
+    config: Mapping[str, Any],
+    command: str = "",
+    started: float | None = None,
+    named: Collection[str] = (),
+) -> Report:
     """Do the task that `config` says and return the report that stands in `<paths.output_dir>/report.json`.
 
     Once the directory is the run's own, it ends up with a report that says what happened, whatever that was.
     `started`, in seconds since the epoch, is when the user began to wait: now, where nothing is given.
+    `named` are the keys that they wrote on the command line.
 
     Raises:
         UserError: something the user can mend. Every other exception passes through; KeyboardInterrupt too.
@@ -76,7 +82,7 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
             if settings.task == "export":
                 save(earlier_saver(settings, report), report)
             else:
-                train(settings, report, open_loggers, wait)
+                train(settings, report, open_loggers, wait, named)
             report.status = Status.COMPLETED
         except Preempted as error:
             report.status = Status.INTERRUPTED
@@ -98,16 +104,20 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
     return report
 
 
-def train(settings: Config, report: Report, open_loggers: loggers.Loggers, wait: Wait) -> None:
+def train(
+    settings: Config, report: Report, open_loggers: loggers.Loggers, wait: Wait, named: Collection[str]
+) -> None:
     """data → model → train → save. Each stage's part of `report` is recorded as soon as it is known.
 
     `task=check` ends after the data, `task=plan` before the first step.
     """
     settings = adopt(settings)
-    effects.refuse(settings)
+    effects.refuse(settings, named)
     check_secrets(settings)
     stages = Stages.of(settings)
     refuse(settings, stages)
+    if inert := effects.said(settings, named):
+        log.info("settings: no effect here: %s", ", ".join(inert))
     origin = resume.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
 
@@ -118,10 +128,12 @@ def train(settings: Config, report: Report, open_loggers: loggers.Loggers, wait:
     if distributed.is_first():
         show_findings(prepared)
     prepared.refuse_bad()
+    if settings.task == "check":  # the table has said all of it
+        return
     for remark in remarks(prepared.findings):
         log.warning("data: %s", remark)
-    if settings.task == "check":
-        return
+    if warning := prepared.findings["training"]["warning"]:
+        log.warning("training: %s", warning)
     bounds.check_rows(settings, prepared.statistics, distributed.processes())
     lock = locked(settings, prepared, origin)
     resume.refuse_changes(origin, lock.decides, whole=True)
@@ -184,8 +196,6 @@ def refuse(settings: Config, stages: Stages) -> None:
     stages.model.check()
     bounds.check_model(settings, Path(embedded.resolve(settings.model.name)).expanduser())
     stages.saver(settings).check()
-    if inert := effects.said(settings):
-        log.info("settings: no effect here: %s", ", ".join(inert))
 
 
 def prepare(stages: Stages) -> PreparedData:

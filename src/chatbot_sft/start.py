@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from chatbot_sft import places
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, effects
 from chatbot_sft.errors import UserError
 from chatbot_sft.export import check_overrides
 from chatbot_sft.model.base import located
@@ -96,6 +96,9 @@ def other_export(run: Run, config: Mapping[str, Any]) -> str:
     if before | aside != now | aside:
         return ""
     changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}
+    settings = Config.from_mapping(config)
+    for key, _, _ in effects.without_effect(settings, effects.REFUSED, [f"save.{key}" for key in changed]):
+        changed.pop(key.removeprefix("save."), None)
     return " ".join(shlex.quote(f"save.{key}={_word(value)}") for key, value in changed.items())
 
 

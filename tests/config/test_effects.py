@@ -149,6 +149,50 @@ def test_what_waits_for_another_setting_is_said(config, expected):
     assert effects.said(Config.from_mapping(config)) == expected
 
 
+DEFAULT = ["save.gguf_quantization=q4_k_m"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (DEFAULT, "save.gguf_quantization=q4_k_m has no effect here: it needs save.method=gguf"),
+        (
+            ["training.response_only=false", "dataset.train_on=assistant"],
+            "dataset.train_on=assistant has no effect here",
+        ),
+        (["lora.loftq_bits=4"], "lora.loftq_bits=4 has no effect here"),
+        ([*DEFAULT, "save=gguf"], None),
+        (["save=gguf"], None),
+        (["model.revision=null"], None),  # nothing is given
+    ],
+)
+def test_a_key_on_the_command_line_is_given_even_where_it_is_the_default(overrides, message):
+    from chatbot_sft.config import hydra_glue
+
+    if message is None:
+        hydra_glue.composed(overrides)
+        return
+    with pytest.raises(UserError) as caught:
+        hydra_glue.composed(overrides)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("config", "named", "expected"),
+    [
+        (
+            {"save": {"method": "none"}},
+            ["save.hub_private"],
+            ["save.hub_private=true (needs save.push_to_hub=true)"],
+        ),
+        ({"save": {"method": "none"}}, ["seed"], []),
+        ({"save": {"method": "none"}}, ["save.hub_model_id"], []),  # null
+    ],
+)
+def test_a_default_on_the_command_line_that_waits_is_said(config, named, expected):
+    assert effects.said(Config.from_mapping(config), named) == expected
+
+
 def test_every_key_of_the_tables_exists():
     from chatbot_sft.config import sft_arguments
 

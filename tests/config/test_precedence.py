@@ -251,3 +251,14 @@ def test_shown_plainly(launch):
     assert only_error(launch("training.max_steps=3", "training.num_train_epochs=2")).startswith(
         "training.max_steps=3 and training.num_train_epochs=2"
     )
+
+
+def test_an_overlay_with_nothing_under_a_section_is_named_with_its_line(tmp_path):
+    from chatbot_sft.config import hydra_glue
+
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\ntraining: {max_steps: 3}\nlora:  # nothing\n")
+    with pytest.raises(UserError) as caught:
+        hydra_glue.composed(["experiment=mine"], config_dir=str(tmp_path))
+    assert str(caught.value).startswith(f"{file}, line 3: lora: null, or nothing under `lora:` in a file; ")

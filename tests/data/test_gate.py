@@ -273,6 +273,31 @@ def test_bad_rows_that_are_used_are_counted_and_named(tmp_path, chat):
     )
 
 
+def test_where_nothing_can_be_held_out_a_line_says_why(tmp_path, chat):
+    from chatbot_sft.report.data_summary import remarks
+
+    same, other = conversations(1) * 20, conversations(4)[1:]
+    named = write_json(tmp_path / "eval.json", same[:2])
+    for rows, dataset, said in (
+        (
+            same,
+            {},
+            "nothing is held out by dataset.eval_fraction=0.1: conversations that say the same stay on",
+        ),
+        ([*same, *other], {}, None),
+        (same, {"eval_fraction": 0}, None),
+        (other, {"eval_fraction": 0.5}, None),
+        (
+            same,
+            {"eval_data_path": str(named)},
+            "nothing is held out: each of the 2 conversations given for it",
+        ),
+    ):
+        made = loader(write_json(tmp_path / "data.json", rows), **{"eval_fraction": 0.1, **dataset})
+        lines = [line for line in remarks(made.check(chat)) if "nothing is held out" in line]
+        assert [line[: len(said or "")] for line in lines] == ([said] if said else [])
+
+
 def test_the_template_line_and_a_remark_say_what_a_given_system_prompt_does(tmp_path, chat):
     from chatbot_sft.report.data_summary import remarks
 
@@ -425,6 +450,11 @@ def test_the_check_task_reports_and_stops(launch, tmp_path):
     again = launch("task=check", "hydra.run.dir=again")
     assert json.loads((tmp_path / "again" / "data_report.json").read_text())["cached"] is True
     assert again.stdout.replace("again/", "run/") == process.stdout
+    write_json(tmp_path / "mine.json", conversations(20, history=[]) + conversations(1, history="x"))
+    noted = launch("task=check", "dataset.data_path=mine.json", "training.warmup_steps=40")
+    assert noted.returncode == 0, noted.stderr
+    for said in ("not read: history", "training.warmup_steps=40 is not below"):
+        assert (noted.stdout + noted.stderr).count(said) == 1, noted
 
 
 @pytest.mark.slow

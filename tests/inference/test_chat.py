@@ -219,7 +219,7 @@ def test_typed_turns(gguf, tmp_path):
         turns.append({"role": "assistant", "content": answer})
     with Terminal(gguf, "--max-new-tokens", 12) as terminal:
         assert (
-            f"{gguf}: {gguf}, 4,096 tokens of context\n/help lists the commands, Ctrl-D ends\n"
+            f"{gguf}: {gguf}, 4,096 tokens of context\n/help lists the commands; exit, quit or Ctrl-D ends\n"
             in terminal.until("\n> ")
         )
         for question, answer in zip(turns[::2], turns[1::2], strict=True):
@@ -377,6 +377,25 @@ def test_a_conversation_is_saved_with_the_system_message_that_it_was_held_under(
 def test_one_answer_that_is_cut_off_says_so_beside_it(capsys):
     Chat([Speaker("m", Answering())], Console(), None, 2, 0.0).answer_once("Hi")
     assert capsys.readouterr() == ("aa\n", "(cut off after 2 tokens: --max-new-tokens)\n")
+
+
+def test_side_by_side_in_a_pipe_a_note_has_a_line_of_its_own(capsys):
+    speakers = [Speaker(title, Answering()) for title in ("before", "after")]
+    Chat(speakers, Console(file=sys.stdout, width=80), None, 3, 0.0).ask("hello")
+    lines = capsys.readouterr().out.splitlines()
+    notes = [line for line in lines if "cut off" in line]
+    assert [note[:29] for note in notes] == ["(before: cut off after 3 toke", "(after: cut off after 3 token"]
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [("exit", False), ("quit ", False), ("/exit", False), ("/quit", False), ("exit the room?", True)],
+)
+def test_a_word_that_leaves(line, asked, monkeypatch):
+    chat, questions = Chat([], Console(), None, 3, 0.0), []
+    monkeypatch.setattr(chat, "ask", questions.append)
+    assert chat.obey(line) is asked
+    assert questions == ([line] if asked else [])
 
 
 def test_a_full_context_drops_the_oldest_turns_and_says_so(small):

@@ -337,13 +337,14 @@ def test_the_trained_system_prompt_is_kept_for_the_chat(launch, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_slow_evaluation_says_how_far_it_is(caplog, monkeypatch):
+@pytest.mark.parametrize(("every", "expected"), [(0.0, ["1 of 3", "2 of 3", "3 of 3"]), (60.0, [])])
+def test_a_slow_evaluation_says_how_far_it_is(caplog, monkeypatch, every, expected):
     from chatbot_sft.train import evaluation
 
-    monkeypatch.setattr(evaluation, "EVERY", 0.0)
+    monkeypatch.setattr(evaluation, "EVERY", every)
     part = evaluation.Part("step 0: sample answers", 3)
     with caplog.at_level("INFO"):
         for _ in range(3):
             part.advance()
     said = [record.getMessage() for record in caplog.records if record.name == evaluation.__name__]
-    assert said == ["step 0: sample answers: 1 of 3", "step 0: sample answers: 2 of 3"]
+    assert said == [f"step 0: sample answers: {part}" for part in expected]

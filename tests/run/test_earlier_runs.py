@@ -81,7 +81,7 @@ BAD = {
         ),
         "of a check": (
             json.dumps({**REPORT, "training": {}, "task": "check"}),
-            r"its training \(task=check, completed\) did not end",
+            "the directory of a task=check, which trains nothing",
         ),
         "empty object": ("{}", "its report.json is damaged: task is missing"),
     },

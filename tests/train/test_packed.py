@@ -71,11 +71,13 @@ def test_the_sizes_of_a_run_are_few_and_hold_every_step(totals, steps):
 
 
 def test_packed_layouts_get_less_hungry_and_end():
-    ladder = packed_ladder(8, captured=True)
-    assert [layout.packs for layout in ladder] == [8, 4, 2, 1, 1]
+    ladder = packed_ladder(8, compiled=True, four_bit=True)
+    assert [layout.packs for layout in ladder] == [8, 8, 4, 2, 1, 1]
     assert all(layout.packed for layout in ladder)
-    assert [layout.checkpointing for layout in ladder] == [False] * 4 + [True]
-    assert ladder[0].describe(8) == "8 × 1 packed, no checkpointing, captured"
+    assert [layout.decoded for layout in ladder] == [True] + [False] * 5
+    assert [layout.checkpointing for layout in ladder] == [False] * 5 + [True]
+    assert ladder[0].describe(8) == "8 × 1 packed, no checkpointing, compiled, captured, base decoded"
+    assert ladder[-1].describe(8) == "1 × 8 packed, checkpointing"
 
 
 # The head
@@ -163,7 +165,7 @@ def assert_packed_is_alone(model, engine):
     assert engine.packable(model) is None
     rows = some_rows((31, 9, 2, 60, 17))
     count = torch.tensor(sum(row.trained_tokens for row in rows))
-    together = passes(model, engine).run(rows, count, captured=False)
+    together = passes(model, engine).run(rows, count, Layout(8, packed=True))
     of_pack = gradients(model)
     model.zero_grad()
     alone = 0.0
@@ -417,7 +419,7 @@ def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path):
         expected = torch.nn.functional.cross_entropy(
             padded[:, :-1].flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum"
         )
-        loss = fast.run(rows, count, captured=True)
+        loss = fast.run(rows, count, Layout(8, packed=True, compiled=True, captured=True))
         assert loss.item() == pytest.approx(expected.item() / count.item(), rel=5e-3)
         seen.add(shapes.size(sum(lengths)))
     assert len(fast.captured.graphs) == len(seen) == 2

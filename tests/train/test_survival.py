@@ -168,6 +168,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(forked, settings
     assert_the_same_run(folder, whole)
     training = report(folder)["training"]
     assert training["resumed_from"] == STEPS
+    assert training["tokens_per_second"] is None  # no step was made in this start, and none before it told
     resumed = [entry["step"] for entry in training["resumes"]]
     assert resumed == sorted(resumed)
     assert {6, STEPS} <= set(resumed)

@@ -7,7 +7,7 @@ is in `hydra_glue` alone.
 
 from chatbot_sft.config.key import Bound, Key, one_of
 from chatbot_sft.config.loader import ConfigLoader
-from chatbot_sft.config.reading import known_override, meant
+from chatbot_sft.config.reading import known_override, meant, no_such_topic
 from chatbot_sft.config.schema import (
     ALL_LINEAR,
     METHODS,
@@ -55,5 +55,6 @@ __all__ = [
     "kind_of",
     "known_override",
     "meant",
+    "no_such_topic",
     "one_of",
 ]

@@ -6,7 +6,7 @@ What would train, hold out or save something else than was meant is refused; the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,37 +135,43 @@ def _processes() -> int:
     return distributed.processes()
 
 
-def without_effect(config: Config, table: tuple[Needs, ...]) -> list[tuple[str, Any, str]]:
-    """(key, value, what it needs) of the settings in `table` that are given and do nothing here."""
-    given = [(key, _changed(config, key), counts, needs) for key, counts, needs in table]
+def without_effect(
+    config: Config, table: tuple[Needs, ...], named: Collection[str] = ()
+) -> list[tuple[str, Any, str]]:
+    """(key, value, what it needs) of the settings in `table` that are given and do nothing here.
+
+    Given is what is not the default, and the keys in `named`: those that the user wrote on the command line.
+    """
+    given = [(key, _given(config, key, key in named), counts, needs) for key, counts, needs in table]
     return [
         (key, value, needs) for key, value, counts, needs in given if value is not None and not counts(config)
     ]
 
 
-def refuse(config: Config) -> None:
+def refuse(config: Config, named: Collection[str] = ()) -> None:
     """Raises UserError for the first setting of REFUSED that does nothing here.
 
     Asked where a run begins, not of every Config: a saver may be given another method than the
     configuration's, and an export an older run.
     """
-    for key, value, needs in without_effect(config, REFUSED):
+    for key, value, needs in without_effect(config, REFUSED, named):
         raise UserError(f"{key}={_shown(value)} has no effect here: it needs {needs}; or leave it out")
 
 
-def said(config: Config) -> list[str]:
+def said(config: Config, named: Collection[str] = ()) -> list[str]:
     """One phrase for each setting of SAID that does nothing here."""
-    return [f"{key}={_shown(value)} (needs {needs})" for key, value, needs in without_effect(config, SAID)]
+    inert = without_effect(config, SAID, named)
+    return [f"{key}={_shown(value)} (needs {needs})" for key, value, needs in inert]
 
 
-def _changed(config: Config, key: str) -> Any:
-    """The value of `key`; None where it is the schema's default, or not given."""
+def _given(config: Config, key: str, named: bool) -> Any:
+    """The value of `key`; None where it is not given: the schema's default, and not `named`."""
     section, _, name = key.partition(".")
     part = getattr(config, section)
     if name not in {field.name for field in fields(part)}:
         return config.sft_arguments.get(name)
     value = getattr(part, name)
-    return None if value == getattr(type(part)(), name) else value
+    return value if named or value != getattr(type(part)(), name) else None
 
 
 def _shown(value: Any) -> str:

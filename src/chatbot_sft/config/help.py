@@ -1,4 +1,4 @@
-"""What `--help` prints, made from the schema and the files of conf/; `--help lora`: that section alone."""
+"""What `--help` prints, made from the schema and the files of conf/; `--help lora`: that alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chatbot_sft.config import aliases
 from chatbot_sft.config.key import Key
-from chatbot_sft.config.schema import SECTIONS, keys
+from chatbot_sft.config.schema import SECTIONS, find, keys
 from chatbot_sft.resources import conf_dir
 
 WIDTH, COLUMN = 118, 44
@@ -26,7 +26,7 @@ Examples
 """
 FLAGS = """\
 Flags
-  --help SECTION …     the keys of model, lora, dataset, training, save or paths alone
+  --help NAME …        the keys of model, lora, dataset, training, save or paths alone, or one: save.method
   --cfg job            print the configuration and stop        -m, --multirun   run every combination of a,b,c values
   --config-dir DIR     add your own group options              --hydra-help     Hydra's own flags
 
@@ -34,12 +34,24 @@ A run writes outputs/<date>/<time>/: report.md, report.json, loss.png, run.log, 
 """
 
 
-def help_text(sections: Sequence[str], config_dir: str | None) -> str:
-    """All of it, or the keys of `sections` alone."""
-    if sections:
-        return "\n\n".join("\n".join(section_lines(section)) for section in sections)
+def help_text(topics: Sequence[str], config_dir: str | None) -> str:
+    """All of it, or `topics` alone: sections, groups and keys."""
+    if topics:
+        return "\n\n".join("\n".join(topic_lines(topic, config_dir)) for topic in topics)
     listed = "\n\n".join("\n".join(section_lines(section)) for section in ("", *SECTIONS))
     return "\n".join([HEAD, "Groups (group=option)", *groups(config_dir), "", listed, "", FLAGS]).rstrip()
+
+
+def topic_lines(topic: str, config_dir: str | None) -> Iterator[str]:
+    """The keys of a section, one key, or the options of a group that reaches into every section."""
+    if topic in SECTIONS:
+        yield from section_lines(topic)
+    elif key := find(topic):
+        yield from key_lines(key)
+    elif topic.startswith("training."):
+        yield f"  {topic}: of TRL's SFTConfig, taken as it is"
+    else:
+        yield from (line for line in groups(config_dir) if line.startswith(f"  {topic}:"))
 
 
 def groups(config_dir: str | None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from chatbot_sft import command_line
-from chatbot_sft.config import aliases
+from chatbot_sft.config import OVERLAYS, aliases
 from chatbot_sft.errors import UserError, did_you_mean, listed, not_yaml, question
 
 # Options of Hydra that are packages of their own.
@@ -43,6 +43,8 @@ def no_such_option(error: MissingConfigException) -> UserError:
     if group.startswith("hydra/") and option in PLUGINS:
         return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
     choices = f"there are {listed(options)}"
+    if group in OVERLAYS and option.endswith(command_line.YAML):
+        return UserError(f"{group}={option}: no such option ({choices}); {command_line.overlay(option)}")
     if not option:
         return UserError(f"{group}=: names no option ({choices})")
     values = {"model": "model=local model.name", "dataset": "dataset.data_path", "save": "save.save_path"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from chatbot_sft import distributed
 from chatbot_sft.command_line import left_out
-from chatbot_sft.config import SECTIONS, Config, effects, precedence
+from chatbot_sft.config import OVERLAYS, SECTIONS, Config, effects, precedence
 from chatbot_sft.config.containers import as_dict, as_strings
 from chatbot_sft.config.reading import known_override
 from chatbot_sft.errors import UserError
@@ -89,18 +90,23 @@ def written(overrides: Sequence[str]) -> list[str]:
     return as_strings(overrides)
 
 
+def named(overrides: Sequence[str]) -> dict[str, Any]:
+    """Key → value of what the user wrote on the command line."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {item.key_or_group: item.value() for item in parsed}
+
+
 def settle(config: DictConfig, overrides: Sequence[str]) -> None:
     """Make of a composed configuration one of plain values.
 
     The command line beats the files, and every `${default:…}` is what it comes to.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    named = {
-        item.key_or_group.removeprefix("training."): item.value()
-        for item in parsed
-        if item.key_or_group.startswith("training.")
+    training = {
+        key.removeprefix("training."): value
+        for key, value in named(overrides).items()
+        if key.startswith("training.")
     }
-    for key in precedence.ended_by(named):
+    for key in precedence.ended_by(training):
         OmegaConf.update(config, f"training.{key}", None, force_add=True)
     precedence.settle(config)
 
@@ -109,11 +115,25 @@ def check(config: DictConfig) -> None:
     """Raises UserError where the schema refuses what was composed."""
     for section in SECTIONS:
         if config.get(section) is None:
-            raise UserError(left_out(section, config.hydra.job.config_name))
+            raise UserError(_emptied_in(config, section) + left_out(section, config.hydra.job.config_name))
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     # Hydra knows the run directory only once the job runs.
     placed = OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})
-    effects.refuse(Config.from_mapping(as_dict(placed, resolve=True)))
+    names = named(written(config.hydra.overrides.task))
+    effects.refuse(Config.from_mapping(as_dict(placed, resolve=True)), names)
+
+
+def _emptied_in(config: DictConfig, section: str) -> str:
+    """`mine/experiment/my.yaml, line 2: ` where the user's overlay has nothing under `section:`; else empty."""
+    runtime = config.hydra.runtime
+    folders = [Path(one.path) for one in runtime.config_sources if one.provider == "command-line"]
+    for folder, group in itertools.product(folders, OVERLAYS):
+        file = folder / group / f"{runtime.choices.get(group)}.yaml"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        for number, line in enumerate(lines, 1):
+            if re.fullmatch(rf"{section}:\s*(null|~)?\s*(#.*)?", line):
+                return f"{file}, line {number}: "
+    return ""
 
 
 def jobs(config: DictConfig) -> Iterator[list[str]]:

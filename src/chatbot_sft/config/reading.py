@@ -39,7 +39,7 @@ def read(config: Mapping[str, Any] | DictConfig) -> Config:
     )
     for key in plain:
         if key not in SECTIONS and key not in TOP:
-            raise UserError(_no_such_key("", str(key), plain[key], [*SECTIONS, *TOP]))
+            raise UserError(no_such_key("", str(key), plain[key], [*SECTIONS, *TOP]))
     brings = _brought(plain)
     sections: dict[str, Any] = {}
     passed: dict[str, Any] = {}
@@ -89,10 +89,10 @@ def _check_unknown(section: str, target: str, unknown: Mapping[str, Any]) -> Non
     ]
     for key, value in unknown.items():
         if target.startswith(OUR_PACKAGE):
-            raise UserError(_no_such_key(section, str(key), value, ours))
+            raise UserError(no_such_key(section, str(key), value, ours))
         if _for_another(section, str(key), value, ours):
             force = f"a key of your own class that is called so goes into a mapping: {section}.mine.{key}"
-            raise UserError(f"{_no_such_key(section, str(key), value, ours)} ({force})")
+            raise UserError(f"{no_such_key(section, str(key), value, ours)} ({force})")
 
 
 def _brought(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,8 +146,23 @@ def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:
     return alias
 
 
-def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
-    """The text for a key that is not there; `section` is empty at the top, `known` what stands beside it."""
+def no_such_topic(word: str) -> str:
+    """The text for a `word` that `--help` is asked about, and that is no section, group or key."""
+    section, _, name = word.rpartition(".")
+    if section not in SECTIONS:
+        return no_such_key("", word, None, [*SECTIONS, *OVERLAYS, *TOP], "--help alone lists them")
+    passed = sft_arguments.known() if section == "training" else ()
+    return no_such_key(
+        section, name, None, [*names(SECTIONS[section]), *passed], f"--help {section} lists them"
+    )
+
+
+def no_such_key(
+    section: str, key: str, value: Any, known: list[str], lists: str = "--cfg job shows those that there are"
+) -> str:
+    """The text for a key that is not there; `section` is empty at the top, `known` what stands beside it,
+    `lists` where to look them up.
+    """
     where = f"{section}.{key}" if section else key
     if key == "experiment" and not section:
         return (
@@ -169,7 +184,7 @@ def _no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
         return f"{where}: no such key" + (question([alias.setting]) if alias.setting else f"; {alias.note}")
     nearest = near(key, [name for name in known if not name.startswith("_")])
     hint = question([f"{section}.{name}" if section else name for name in nearest])
-    return f"{where}: no such key{hint or '; --cfg job shows those that there are'}"
+    return f"{where}: no such key{hint or f'; {lists}'}"
 
 
 def _for_another(section: str, key: str, value: Any, known: list[str]) -> bool:

@@ -190,6 +190,27 @@ def schedule(settings: Config, rows: int) -> dict[str, Any]:
     }
 
 
+def none_held_out(settings: Config, statistics: DatasetStatistics, given: bool) -> str | None:
+    """Why no conversation is held out although some should be; None where one is, or none should be. `given`
+    says whether some were named for that.
+    """
+    s, share = statistics, settings.dataset.eval_fraction
+    if s.rows_held_out or not s.rows_used:
+        return None
+    if s.leaked_rows:
+        return (
+            f"nothing is held out: each of the {s.leaked_rows:,} conversations given for it is in the training"
+            " data as well"
+        )
+    if given or not share:
+        return None
+    return (
+        f"nothing is held out by dataset.eval_fraction={share:g}: conversations that say the same stay on one"
+        " side, and each of these is repeated more often than that share allows; name others with"
+        " dataset.eval_data_path"
+    )
+
+
 def write_report(report: Mapping[str, Any], target: Path) -> None:
     """data_report.json."""
     target.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

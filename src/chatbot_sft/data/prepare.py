@@ -195,6 +195,7 @@ def prepare(
         "template": about["template"],
         "system_prompts_given": about["system_prompts_given"],
         "training": gate.schedule(settings, statistics.rows_used),
+        "none_held_out": gate.none_held_out(settings, statistics, bool(corpus.held_out)),
         "cached": entry.reused,
         "seconds": seconds,
         "bad_rows_used": _used(entry, chosen, bad),

@@ -13,7 +13,7 @@ from chatbot_sft.inference.hf_model import ADAPTER_CONFIG, HFModel
 from chatbot_sft.model import embedded
 from chatbot_sft.places import read_mark
 from chatbot_sft.run import checkpoints
-from chatbot_sft.run.directory import REPORT, Run
+from chatbot_sft.run.directory import REPORT, Run, jobs, trains_nothing
 from chatbot_sft.run.report import Report
 
 Kind = Literal["merged", "adapter", "gguf"]
@@ -87,13 +87,15 @@ def find(path: Path | str) -> ModelOnDisk:
                 model = _model(kind, inside)
                 if model:
                     return ModelOnDisk(kind, model, base, _system_prompt(model, report))
+    if nothing := trains_nothing(report):
+        raise UserError(f"{path}: {nothing}")
     if report:
         raise UserError(
             f"{path}: this run is {report.status} and has neither saved a model nor kept a checkpoint"
         )
     raise UserError(
         f"{path}: neither a model (config.json with *.safetensors, {ADAPTER_CONFIG}, *.gguf) nor a run"
-        f" ({REPORT}) is in this folder"
+        f" ({REPORT}) is in this folder{jobs(named)}"
     )
 
 

@@ -18,7 +18,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded
 from chatbot_sft.model.base import content, known_base, named
 from chatbot_sft.model.hub import is_local
-from chatbot_sft.run.directory import Run
+from chatbot_sft.run.directory import Run, jobs, trains_nothing
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,10 @@ def _find(where: str, place: Path) -> Path:
     last = checkpoints.last_verified(run.checkpoints) or checkpoints.last_verified(place)
     if last and (last.folder / CONFIG).is_file():
         return last.folder.resolve()
-    hint = "; it is a whole model: name it with model.name" if (place / "config.json").is_file() else ""
+    if nothing := trains_nothing(report):
+        raise UserError(f"{where}: {nothing}")
+    whole = "; it is a whole model: name it with model.name" if (place / "config.json").is_file() else ""
+    hint = whole or jobs(place, "model.adapter=")
     raise UserError(f"{where}: no adapter in it ({CONFIG}){hint}")
 
 

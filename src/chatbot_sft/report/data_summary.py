@@ -87,7 +87,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             + ("; thoughts are left out" if template["leaves_thoughts_out"] else ""),
         ),
     ]
-    return rows + [("note", text) for text in remarks(report)]
+    schedule = [training["warning"]] if training["warning"] else []
+    return rows + [("note", text) for text in (*remarks(report), *schedule)]
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
@@ -100,8 +101,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
             lines.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{meaning}")
     if report["system_prompts_given"] == 0:
         lines.append("dataset.system_prompt does nothing here: no row is without a system prompt of its own")
-    if report["training"]["warning"]:
-        lines.append(report["training"]["warning"])
+    if report["none_held_out"]:
+        lines.append(report["none_held_out"])
     if template["end_of_turn"] and not template["end_of_turn_stops_generation"]:
         lines.append(
             f"{' '.join(template['end_of_turn'])} is no end token of the tokenizer or of"

@@ -128,9 +128,8 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append((f"layout {layout['layout']}", f"{took}{peak}"))
     if training:
         steps = f"{training.steps:,} steps of {training.effective_batch_size} ({training.batch_layout})"
-        rows.append(
-            ("training", f"{steps} in {training.seconds:,.0f} s, {training.tokens_per_second:,.0f} tokens/s")
-        )
+        speed = "" if training.tokens_per_second is None else f", {training.tokens_per_second:,.0f} tokens/s"
+        rows.append(("training", f"{steps} in {training.seconds:,.0f} s{speed}"))
         if training.seconds_to_first_step is not None:
             rows.append(("first step", _first_step(training)))
         rows.append(("training loss", f"{number(training.loss_first)} → {number(training.loss_last)}"))

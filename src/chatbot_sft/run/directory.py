@@ -144,7 +144,7 @@ class Run:
                 f"{where}: no such folder; name the directory of a run, for instance outputs/<date>/<time>"
             )
         if not self.report_file.is_file():
-            raise UserError(f"{where}: not a run directory: no {REPORT} in it{_jobs(self.folder)}")
+            raise UserError(f"{where}: not a run directory: no {REPORT} in it{jobs(self.folder, 'run=')}")
         try:
             return Report.from_json(json.loads(self.report_file.read_text(encoding="utf-8")))
         except DamagedReport as error:
@@ -200,12 +200,20 @@ class Run:
         write_json(masked(report.to_json()), self.report_file)
 
 
-def _jobs(folder: Path) -> str:
-    """The runs of the sweep in `folder`, to choose from."""
-    jobs = sorted(report.parent for report in folder.glob(f"*/{REPORT}")) if folder.is_dir() else []
-    shown = ", ".join(f"run={job}" for job in jobs[:5])
-    more = ", …" if len(jobs) > 5 else ""
-    return f"; it is a folder of {len(jobs)} runs, name one: {shown}{more}" if jobs else ""
+def jobs(folder: Path, key: str = "") -> str:
+    """The runs of the sweep in `folder`, to choose from, each as it is written behind `key`."""
+    found = [report.parent for report in folder.glob(f"*/{REPORT}")] if folder.is_dir() else []
+    found.sort(key=lambda job: (len(job.name), job.name))  # job 10 behind job 9
+    shown = ", ".join(f"{key}{job}" for job in found[:5])
+    more = ", …" if len(found) > 5 else ""
+    return f"; it is a folder of {len(found)} runs, name one: {shown}{more}" if found else ""
+
+
+def trains_nothing(report: Report | None) -> str:
+    """Why nothing of a model is in the directory of that report; empty where a training left it."""
+    if report is None or report.task not in ("check", "plan"):
+        return ""
+    return f"the directory of a task={report.task}, which trains nothing; name that of a training"
 
 
 def _short(error: Exception) -> str:

@@ -58,7 +58,7 @@ class Training:
     batch_layout: str
     tokens: int
     seconds: float
-    tokens_per_second: float
+    tokens_per_second: float | None  # None where a start had nothing left to train, and none before it said
     loss_first: float | None
     loss_last: float | None
     train_loss: float | None

@@ -82,15 +82,19 @@ def perplexity(loss: float) -> float:
 
 
 class Part:
-    """Says how far a part of an evaluation is, every `EVERY` seconds: step 0 must not pass in silence."""
+    """Says how far a part of an evaluation is, every `EVERY` seconds: step 0 must not pass in silence.
+
+    One that has said something says its end too: "2 of 3" alone reads as if the third were missing.
+    """
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done = name, total, 0
-        self._said = time.monotonic()
+        self._begun = self._said = time.monotonic()
 
     def advance(self) -> None:
         self.done += 1
-        if time.monotonic() - self._said >= EVERY and self.done < self.total:
+        due = time.monotonic() - self._said >= EVERY
+        if self._said > self._begun if self.done == self.total else due:
             self._said = time.monotonic()
             with tqdm.external_write_mode(file=sys.__stderr__):
                 log.info("%s: %d of %d", self.name, self.done, self.total)

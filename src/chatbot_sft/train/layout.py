@@ -23,14 +23,19 @@ class Layout:
     packed: bool = (
         False  # end to end in one of a few sizes, each attending to itself: model/packed_attention.py
     )
+    compiled: bool = False  # each layer is compiled before it is captured
+    decoded: bool = False  # a 4-bit base is decoded once, into 16 bits that stay
 
     def describe(self, batch_size: int) -> str:
         """For people: "8 × 1 padded, no checkpointing" for `batch_size` packs a step."""
         form = "packed" if self.packed else "padding-free" if self.padding_free else "padded"
-        recomputed = "checkpointing" if self.checkpointing else "no checkpointing"
-        return f"{self.packs} × {math.ceil(batch_size / self.packs)} {form}, {recomputed}" + (
-            ", captured" if self.captured else ""
-        )
+        parts = [
+            f"{self.packs} × {math.ceil(batch_size / self.packs)} {form}",
+            "checkpointing" if self.checkpointing else "no checkpointing",
+            *(name for name in ("compiled", "captured") if getattr(self, name)),
+            *(["base decoded"] if self.decoded else []),
+        ]
+        return ", ".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,11 +80,18 @@ def candidates(
     return list(dict.fromkeys([*plain[:2], *captured, *plain[2:], *recomputed, configured]))
 
 
+def uncaptured(layout: Layout) -> Layout:
+    """The same where its layers cannot be captured."""
+    return replace(layout, captured=False, compiled=False)
+
+
 def step_down(layout: Layout) -> Layout | None:
     """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; None at
     the end.
     """
     if layout.packed:
+        if layout.decoded:
+            return replace(layout, decoded=False)
         if layout.packs > 1:
             return replace(layout, packs=math.ceil(layout.packs / 2))
         return None if layout.checkpointing else Layout(1, packed=True, checkpointing=True)
@@ -94,11 +106,11 @@ def step_down(layout: Layout) -> Layout | None:
     return None
 
 
-def packed_ladder(batch_size: int, captured: bool) -> list[Layout]:
+def packed_ladder(batch_size: int, compiled: bool, four_bit: bool) -> list[Layout]:
     """Packed layouts for `batch_size` packs a step, each less hungry than the one before: the first that fits
     is the fastest.
     """
-    ladder = [Layout(batch_size, packed=True, captured=captured)]
+    ladder = [Layout(batch_size, packed=True, captured=True, compiled=compiled, decoded=four_bit)]
     while (smaller := step_down(ladder[-1])) is not None:
         ladder.append(smaller)
     return ladder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft import distributed
@@ -11,7 +11,8 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import memory
 from chatbot_sft.report.words import moved, number
-from chatbot_sft.run.report import Memory, Plan, Sample, Training
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Memory, Plan, Report, Sample, Training
 from chatbot_sft.train.rails import ruin_limit
 
 if TYPE_CHECKING:
@@ -34,8 +35,27 @@ def outcome(
 ) -> Outcome:
     """Of a training that has ended and was evaluated; `start` was measured before it."""
     training = _training(session, eval_loss, rows_loss_before)
+    if session.progress.first_step_after is None:
+        training = as_measured_before(training, history(session), Run.of(session.settings).peek())
     samples = _samples(session, training.weights_of_step)
     return Outcome(training, history(session), session.evaluations.records, _memory(session, start), samples)
+
+
+def as_measured_before(training: Training, history: list[dict[str, Any]], earlier: Report | None) -> Training:
+    """`training` of a start that had no step left to make, with the speed that an earlier start reported.
+
+    The losses say whether `earlier` is the report of that very training.
+    """
+    before = earlier.training if earlier and earlier.history == history else None
+    if before is None:
+        return training
+    return replace(
+        training,
+        tokens_per_second=before.tokens_per_second,
+        milliseconds_per_step=before.milliseconds_per_step,
+        seconds_to_first_step=before.seconds_to_first_step,
+        batch_layouts=training.batch_layouts or before.batch_layouts,
+    )
 
 
 def plan_of(session: Session, start: memory.MemoryStatistics) -> Plan:
@@ -87,6 +107,7 @@ def _training(session: Session, eval_loss: float | None, rows_loss_before: float
     best = evaluations.best() if settings.training.eval_steps is not None else None
     before, after = evaluations.at(0) or {}, evaluations.at(step) or {}
     rows_loss = session.trained_rows_loss()
+    rate, step_seconds = progress.tokens_per_second(), progress.seconds_per_step()
     return Training(
         steps=last,
         effective_batch_size=settings.effective_batch_size * distributed.processes(),
@@ -97,8 +118,8 @@ def _training(session: Session, eval_loss: float | None, rows_loss_before: float
         seconds=session.seconds(),
         resumed_from=origin.checkpoint.step if origin.checkpoint else None,
         resumes=origin.resumes,
-        tokens_per_second=round(progress.tokens_per_second(), 1),
-        milliseconds_per_step=round(1000 * progress.seconds_per_step(), 3),
+        tokens_per_second=None if rate is None else round(rate, 1),
+        milliseconds_per_step=None if step_seconds is None else round(1000 * step_seconds, 3),
         seconds_to_first_step=progress.first_step_after,
         seconds_to_first_step_by_part=progress.waited,
         loss_first=losses[0],

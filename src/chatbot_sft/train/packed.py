@@ -17,6 +17,7 @@ from chatbot_sft.train.rows import Row, packed
 
 if TYPE_CHECKING:
     from chatbot_sft.model.engine import Engine
+    from chatbot_sft.train.layout import Layout
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 Head = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -41,17 +42,18 @@ class PackedPasses:
         self.smoothing, self.shapes, self.random = smoothing, shapes, random
         self.captured: CapturedLayers | None = None
 
-    def run(self, rows: Sequence[Row], count: torch.Tensor, captured: bool) -> torch.Tensor:
+    def run(self, rows: Sequence[Row], count: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Forward and backward pass of a micro-batch; its loss, already divided by `count` tokens.
 
         Raises:
-            graphs.CaptureFailed: `captured`, and the layers cannot be.
+            graphs.CaptureFailed: `layout` is captured, and the layers cannot be.
         """
         batch = self.batch(rows)
         head = self._head(batch.pop("positions"), batch.pop("targets"), count)
-        if captured:
+        if layout.captured:
             if self.captured is None:
-                self.engine.compile_layers(self.model)
+                if layout.compiled:
+                    self.engine.compile_layers(self.model)
                 self.captured = CapturedLayers(self.layers, self.random)
             return self.captured.run(batch, head)
         with uncompiled():

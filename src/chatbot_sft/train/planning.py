@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 LIKE = 32
 # Optimizer steps; below, capturing costs more seconds than it saves.
 WORTH_CAPTURING = 200
-WORTH_CAPTURING_PACKED = 100
+WORTH_COMPILING = 100  # the same of packed layouts, which are captured in any case
 
 
 def configured(settings: Config, engine: Engine, model: Any) -> Layout:
@@ -96,6 +96,7 @@ def _packed(job: Job, batches: Batches, step: Step, trial: Trial) -> Plan | None
     """A layout of packed conversations, where the engine has them and they win: on a GPU."""
     import torch
 
+    from chatbot_sft.model.loss import quantised
     from chatbot_sft.train.trials import packed_plan
 
     if not torch.cuda.is_available():
@@ -103,8 +104,8 @@ def _packed(job: Job, batches: Batches, step: Step, trial: Trial) -> Plan | None
     if why_not := step.not_packable():
         log.info("layout: not packed: %s", why_not)
         return None
-    captured = trial.steps >= WORTH_CAPTURING_PACKED
-    ladder = packed_ladder(job.settings.effective_batch_size, captured)
+    compiled = trial.steps >= WORTH_COMPILING
+    ladder = packed_ladder(job.settings.effective_batch_size, compiled, quantised(step.model))
     plan = packed_plan(step, batches, ladder, trial.steps)
     if plan is None:
         step.packed = None

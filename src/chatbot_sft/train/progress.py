@@ -60,7 +60,7 @@ class Progress:
     def log(self, state: Any, loss: float) -> None:
         """Show the mean loss of the steps since the last call."""
         self.losses.append((state.global_step, loss))
-        rate = self.tokens_per_second()
+        rate = self.tokens_per_second() or 0.0
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s")
         elif (
@@ -87,18 +87,22 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def tokens_per_second(self) -> float:
-        """Real (unpadded) tokens per second over the later half of the steps: the first ones warm up."""
+    def tokens_per_second(self) -> float | None:
+        """Real (unpadded) tokens per second over the later half of the steps: the first ones warm up. None
+        where no step was made: a run that was resumed at its end.
+        """
         half = len(self.step_ends) // 2
         if len(self.step_ends) < 2:
-            return 0.0
+            return None
         tokens = self.step_tokens[-1] - self.step_tokens[half - 1]
         return tokens / (self.step_ends[-1] - self.step_ends[half - 1])
 
-    def seconds_per_step(self) -> float:
+    def seconds_per_step(self) -> float | None:
         """Over the same steps."""
         half = len(self.step_ends) // 2
-        return (self.step_ends[-1] - self.step_ends[half - 1]) / (len(self.step_ends) - half) if half else 0.0
+        return (
+            (self.step_ends[-1] - self.step_ends[half - 1]) / (len(self.step_ends) - half) if half else None
+        )
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -14,7 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, deciding
+from chatbot_sft.config import keys as every_key
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import lock
@@ -75,10 +77,41 @@ def refuse_completed(settings: Config) -> None:
         last = last_in(Path(settings.training.output_dir))
         if last and longer(last, settings):
             return
+        if others := _other_settings(run, settings):
+            raise UserError(
+                f"{run.folder}: this run is already completed, with other settings:"
+                f" {'; '.join(map(str, others))}. Name another run directory (hydra.run.dir=DIR), or start"
+                " afresh in this one with training.resume=never"
+            )
         raise UserError(
             f"{run.folder}: this run is already completed; name another run directory (hydra.run.dir=DIR), or"
             " raise training.max_steps to go on"
         )
+
+
+def _other_settings(run: Run, settings: Config) -> list[lock.Difference]:
+    """In which of those that decide the result `settings` are not what `run` was composed of; none where that
+    cannot be told.
+    """
+    try:
+        before = Config.from_mapping(run.config())
+    except UserError:
+        return []
+    was, now = (referring(_decided(config)) for config in (before, settings))
+    adopted = settings.model.adapter is not None  # then the adapter decides these, wherever it lies
+    keys = [key for key in now if not (adopted and key.startswith(("lora.", "model.adapter")))]
+    return lock.changed(was, now, keys)
+
+
+def _decided(settings: Config) -> dict[str, Any]:
+    """Path → value of every key that decides the result, itself or through what it names, as JSON has them."""
+    plain = settings.to_dict()
+    values = {
+        key.path: plain[key.section][key.name] if key.section else plain[key.name]
+        for key in every_key()
+        if key.about.decides
+    }
+    return json.loads(json.dumps(values | deciding(settings), default=str))
 
 
 def find_origin(settings: Config) -> Origin:

@@ -7,8 +7,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +15,10 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loss import quantised
+from chatbot_sft.model.quantization import decode
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
-from chatbot_sft.train.layout import Layout, step_down
+from chatbot_sft.train.layout import Layout, step_down, uncaptured
 from chatbot_sft.train.optimizer import by_element
 from chatbot_sft.train.packed import PackedPasses, uncompiled
 from chatbot_sft.train.packing import PackedShapes
@@ -56,6 +56,7 @@ class Step:
         self.layout = Layout(settings.training.per_device_train_batch_size)
         self.captured: CapturedLayers | None = None
         self.packed: PackedPasses | None = None  # where a layout packs
+        self.encode: Callable[[], None] | None = None  # where the base was decoded: puts its 4 bits back
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         one_vector = flattens(self.trained) and (
             "8bit" in args.optim or (args.device.type == "cuda" and by_element(args.optim))
@@ -105,10 +106,15 @@ class Step:
         """Switch to training mode, with or without recomputed activations; what was captured for another
         layout is let go.
         """
-        if not layout.captured:
+        if not layout.captured or layout.decoded != self.layout.decoded:
             self.captured = None
             if self.packed is not None:
                 self.packed.captured = None
+        if layout.decoded and self.encode is None:
+            self.encode = decode(self.model)
+        elif not layout.decoded and self.encode is not None:
+            self.encode()
+            self.encode = None
         if self.flat is not None:
             self.flat.compute_in(torch.bfloat16 if layout.packed and self.precision == "bf16" else None)
         self.layout = layout
@@ -170,7 +176,7 @@ class Step:
             try:
                 return self.run(step, trained_tokens)
             except CaptureFailed as error:
-                why, smaller = f"cannot be captured ({error})", replace(self.layout, captured=False)
+                why, smaller = f"cannot be captured ({error})", uncaptured(self.layout)
             except torch.OutOfMemoryError as error:
                 why, smaller = "out of memory", step_down(self.layout)
                 if smaller is None or self.args.world_size > 1:
@@ -200,7 +206,7 @@ class Step:
         losses = []
         for rows in groups:
             if self.layout.packed:
-                losses.append(self.passes().run(rows, count, self.layout.captured))
+                losses.append(self.passes().run(rows, count, self.layout))
             elif self.layout.captured and len(rows) == self.layout.packs:
                 losses.append(self._captured_pass(rows, count))
             else:

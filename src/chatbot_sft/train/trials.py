@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from chatbot_sft.train import packing
 from chatbot_sft.train.evaluation import score_batch
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
-from chatbot_sft.train.layout import Layout
+from chatbot_sft.train.layout import Layout, uncaptured
 from chatbot_sft.train.randomness import undisturbed
 from chatbot_sft.train.rows import StepRows
 from chatbot_sft.train.tuning import Measurement, Plan, Trial
@@ -74,7 +73,7 @@ def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int)
             measured.append(Measurement(layout, why_not="out of memory"))
         except CaptureFailed as error:
             log.warning("layout: %s: cannot be captured: %s", layout.describe(batches.batch_size), error)
-            return packed_plan(step, batches, [replace(layout, captured=False) for layout in layouts], steps)
+            return packed_plan(step, batches, [uncaptured(layout) for layout in layouts], steps)
         gc.collect()
         torch.cuda.empty_cache()
     return Plan(layouts[-1], "no layout fits the memory margin; the most frugal one is taken", measured)
