@@ -1,10 +1,15 @@
-"""One run in several processes, as `torchrun` and `accelerate launch` start them. Imports no torch."""
+"""One run in several processes, as `torchrun` and `accelerate launch` start them. Imports no torch before there
+is something to tell the other processes.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
 from datetime import datetime
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -23,6 +28,19 @@ def processes() -> int:
 
 def is_first() -> bool:
     return rank() == 0
+
+
+def gathered(value: T) -> list[T]:
+    """The `value` of every process, by its rank: what they agree on has to be the same in each. All of them
+    have to call it.
+    """
+    if processes() == 1:
+        return [value]
+    import torch
+
+    values: list[Any] = [None] * processes()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 @functools.cache

@@ -54,13 +54,7 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
         plan = Plan(began, "as the run began")
     else:
         plan = _packed(job, batches, step, trial) or _measured(job, batches, step, trial, meant)
-        if job.args.world_size > 1:  # each process has measured; the first one's choice is everyone's
-            import torch
-
-            plans = [plan]
-            torch.distributed.broadcast_object_list(plans)
-            plan = plans[0]
-    if plan.layout.packed and step.packed is None:  # not tried in this process
+    if plan.layout.packed and step.packed is None:  # not tried
         step.pack(shapes(batches, trial.steps, plan.layout.captured))
     return plan
 
@@ -96,11 +90,11 @@ def _packed(job: Job, batches: Batches, step: Step, trial: Trial) -> Plan | None
     """A layout of packed conversations, where the engine has them and they win: on a GPU."""
     import torch
 
-    from chatbot_sft.train.trials import packed_plan
+    from chatbot_sft.train.trials import agreed, packed_plan
 
     if not torch.cuda.is_available():
         return None
-    if why_not := step.not_packable():
+    if why_not := agreed(step.not_packable()):
         log.info("layout: not packed: %s", why_not)
         return None
     captured = trial.steps >= WORTH_CAPTURING_PACKED
