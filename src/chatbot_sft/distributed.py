@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
+
+from chatbot_sft.errors import UserError
 
 T = TypeVar("T")
 
@@ -26,6 +29,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def nodes() -> int:
+    """How many launchers the processes have, each on its machine."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
 def is_first() -> bool:
     return rank() == 0
 
@@ -41,6 +49,22 @@ def gathered(value: T) -> list[T]:
     values: list[Any] = [None] * processes()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def agree(values: Mapping[str, Any]) -> None:
+    """Hold `values` of every process against the first one's.
+
+    Raises:
+        UserError: in all of them, where one differs: it was started by another command, or sees other files.
+    """
+    first, *others = gathered(dict(values))
+    for number, other in enumerate(others, start=1):
+        for key in first:
+            if other[key] != first[key]:
+                raise UserError(
+                    f"process {number} has another {key} than process 0: {other[key]}, not {first[key]}; all of"
+                    " them need the same command, and see the same files"
+                )
 
 
 @functools.cache

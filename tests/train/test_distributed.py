@@ -136,61 +136,126 @@ dist.destroy_process_group()
 
 
 TWO = """
-import hashlib, json, sys
+import copy, hashlib, json, sys
 import torch
 from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper
-config = json.loads(sys.argv[1])
-model, tokenizer = ModelLoader(config).load_and_configure()
-dataset = DatasetLoader(config, tokenizer)
-trainer = SFTTrainerWrapper(config, model, tokenizer, dataset.prepare_dataset(), dataset.eval_dataset)
-trainer.setup()
-before = trainer.evaluate()
-trainer.train()
-after = trainer.evaluate_trained()
-weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad)
-hashes = [hashlib.sha256(weights).hexdigest()]
-if trainer.args.world_size == 2:
-    hashes = [None, None]
-    torch.distributed.all_gather_object(hashes, hashlib.sha256(weights).hexdigest())
+from chatbot_sft.errors import UserError
+from chatbot_sft.train import planning, step
+from chatbot_sft.train.layout import Layout
+from chatbot_sft.train.packing import shapes
+from chatbot_sft.train.tuning import Plan
+
+def packed(job, batches, step, trial, as_configured):
+    assert step.not_packable() is None
+    step.pack(shapes(batches, trial.steps, captured=False))
+    return Plan(Layout(2, packed=True), "asked for here")
+
+class Late(step.Step):  # as on a GPU: one vector, and figures that are read a step late
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.flat = step.FlatParameters(self.trained)
+        self.gradients, self.waits = self.flat, False
+
+class OneFails(Late):
+    def run(self, rows, trained_tokens):
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.args.process_index == 1 and self.steps > 2:
+            raise torch.OutOfMemoryError
+        return super().run(rows, trained_tokens)
+
+plain, planned = step.Step, planning.planned
+config, printed = json.loads(sys.argv[1]), {}
+for name in sys.argv[2:]:
+    config["training"]["shard"] = name == "sharded"
+    step.Step = {"packed": Late, "fails": OneFails}.get(name, plain)
+    planning.planned = packed if name == "packed" else planned
+    model, tokenizer = ModelLoader(config).load_and_configure()
+    dataset = DatasetLoader(config, tokenizer)
+    trainer = SFTTrainerWrapper(config, model, tokenizer, dataset.prepare_dataset(), dataset.eval_dataset)
+    trainer.setup()
+    before, error = trainer.evaluate(), None
+    try:
+        trainer.train()
+    except UserError as failure:
+        error = str(failure)
+    after = trainer.evaluate_trained()
+    weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad)
+    all_of_it = [hashlib.sha256(weights).hexdigest()], [error]
+    if trainer.args.world_size == 2:
+        both = [None, None]
+        torch.distributed.all_gather_object(both, (all_of_it[0][0], error))
+        all_of_it = zip(*both)
+    parts = {type(p).__name__ for p in model.parameters()}
+    printed[name] = [[loss for _, loss in trainer.progress.losses], [before, after], *map(list, all_of_it), sorted(parts)]
 if trainer.args.process_index == 0:
-    print(json.dumps([[loss for _, loss in trainer.progress.losses], [before, after], hashes]))
+    print(json.dumps(printed))
 trainer.close()
 """
+LAUNCHERS = {
+    "transformers": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--main_process_port=0"],
+    "unsloth": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+}  # fmt: skip
+VARIANTS = {"transformers": ["plain", "packed", "sharded", "fails"], "unsloth": ["plain"]}
 
 
-@pytest.mark.parametrize("engine", ["transformers", "unsloth"])
-def test_both_processes_end_with_the_adapter_of_one(engine, request, tiny_llama, tmp_path):
-    """Evaluated before training, after which accelerate would wrap the model in nothing; a learning rate
-    under which training apart would show.
+@pytest.fixture(scope="module", params=["transformers", "unsloth"])
+def by_hand(request, tiny_llama, tmp_path_factory):
+    """(what one process printed, what two did), by the variants of the engine: its losses, the held-out losses
+    before and after, and of each process a hash of its weights and its error; and the kinds of its parameters.
+
+    Evaluated before training, after which accelerate would wrap the model in nothing; a learning rate under
+    which training apart would show; 25 conversations, so that the last step of an epoch is uneven.
     """
+    engine, folder = request.param, tmp_path_factory.mktemp("by-hand")
     config = {
         "model": {"name": str(tiny_llama), "load_in_4bit": False, "dtype": "float32", "engine": engine},
-        "dataset": {"data_path": str(write_json(tmp_path / "short.json", conversations(40))), "eval_fraction": 0.3},
+        "dataset": {"data_path": str(write_json(folder / "short.json", conversations(35))), "eval_fraction": 0.3},
         "training": {
             "max_steps": 6, "learning_rate": 1e-2, "warmup_steps": 0, "per_device_train_batch_size": 2, "batch_layout": "as_configured",
             "save_strategy": "no", "sample_max_new_tokens": 0,
         },
     }  # fmt: skip
     warm = request.getfixturevalue({"transformers": "warm", "unsloth": "warm_unsloth"}[engine])
+    (folder / "run.py").write_text(TWO)
     printed = []
     for processes in (1, 2):
         config["training"] |= {
             "gradient_accumulation_steps": 4 // processes,
-            "output_dir": str(tmp_path / f"checkpoints-{processes}"),
+            "output_dir": str(folder / f"checkpoints-{processes}"),
         }
-        (tmp_path / "run.py").write_text(TWO)
         if processes == 1:
-            process = warm.run([tmp_path / "run.py", json.dumps(config)], tmp_path)
+            process = warm.run([folder / "run.py", json.dumps(config), "plain"], folder)
         else:
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            command = [sys.executable, "-m", *LAUNCHERS[engine], "run.py", json.dumps(config), *VARIANTS[engine]]
             process = subprocess.run(
-                [sys.executable, *launcher, "run.py", json.dumps(config)], cwd=tmp_path, capture_output=True, text=True,
-                timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
             )  # fmt: skip
         assert process.returncode == 0, process.stderr
         printed.append(json.loads(process.stdout.splitlines()[-1]))
-    (losses, held_out, _), (shared_losses, shared_held_out, (first, second)) = printed
-    assert first == second
+    return printed
+
+
+def test_two_processes_end_with_the_adapter_of_one(by_hand):
+    """Packed, or over a sharded base, too."""
+    one, two = by_hand
+    losses, held_out, _, _, _ = one["plain"]
     assert losses[0] - losses[-1] > 0.1
-    assert shared_losses == pytest.approx(losses, rel=1e-6)
-    assert shared_held_out == pytest.approx(held_out, rel=1e-6)
+    for name in two.keys() - {"fails"}:
+        shared_losses, shared_held_out, hashes, errors, kinds = two[name]
+        assert len(set(hashes)) == 1, name
+        assert errors == [None, None]
+        assert ("DTensor" in kinds) == (name == "sharded")
+        assert shared_losses == pytest.approx(losses, rel=1e-6), name
+        assert shared_held_out == pytest.approx(held_out, rel=1e-6), name
+
+
+def test_a_process_that_cannot_go_on_takes_the_others_along(by_hand):
+    """It tries smaller layouts first, alone; then both end at the same step, with the weights before it."""
+    _, two = by_hand
+    if "fails" not in two:
+        pytest.skip("the loop is the same")
+    losses, _, hashes, errors, _ = two["fails"]
+    assert len(losses) == 2
+    assert len(set(hashes)) == 1
+    assert errors[0] == "step 3: another process could not go on; it says why"
+    assert errors[1].startswith("out of memory at step 3 (1 × 2 padded, checkpointing)")

@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loss import quantised
+from chatbot_sft.model.sharding import shard
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
 from chatbot_sft.train.layout import Layout, step_down
@@ -44,6 +45,9 @@ class Step:
     def __init__(self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int) -> None:
         self.model, self.engine, self.settings = model, engine, settings
         self.args, self.pad = args, pad_token_id
+        self.sharded = settings.training.shard
+        if self.sharded:
+            shard(model, args.device)
         if not quantised(model):
             model.to(args.device)
         model.config.use_cache = False
@@ -144,8 +148,8 @@ class Step:
         )
 
     def capturable(self) -> bool:
-        """Whether `layout.captured` may be tried: an adapter alone, nothing random in the layers, no loss
-        scaling.
+        """Whether `layout.captured` may be tried: an adapter alone over a whole base, nothing random in the
+        layers, no loss scaling.
         """
         lora, extra = self.settings.lora, self.settings.sft_arguments
         plain = (
@@ -154,7 +158,7 @@ class Step:
             and not lora.lora_dropout
             and not extra.get("neftune_noise_alpha")
         )
-        plain &= self.scaler is None
+        plain &= self.scaler is None and not self.sharded
         return plain and not self.settings.full_finetuning and self.engine.capturable(self.model)
 
     def backward(self, step: StepRows, trained_tokens: int, number: int) -> torch.Tensor:
@@ -175,14 +179,14 @@ class Step:
             except CaptureFailed as error:
                 why, smaller = f"cannot be captured ({error})", replace(self.layout, captured=False)
             except torch.OutOfMemoryError as error:
-                why, smaller = "out of memory", step_down(self.layout)
+                why, smaller = "out of memory", None if self.sharded else step_down(self.layout)
                 if smaller is None:
                     self.failure = UserError(
                         f"out of memory at step {number} ({self.layout.describe(len(step.packs))}); set a"
                         " smaller training.per_device_train_batch_size or model.max_seq_length, or"
                         " model.load_in_4bit=true"
                     )
-                    if self.args.world_size == 1:
+                    if self.args.world_size == 1 or self.sharded:  # the others wait in the middle of a pass
                         raise self.failure from error
                     continue
             # Out of the handler: until then the exception holds on to the activations of the step that
