@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -9,10 +10,16 @@ import pytest
 from conftest import conversations, report_of, write_json
 
 
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, warm, tiny_llama):
-    """(folder of one process, folder of two, what two printed): the same effective batch of 8, evaluated on
-    the way, float32.
+    """(folder of one process, folder of two, output of two, their errors): the same effective batch of 8,
+    evaluated on the way, float32. The two are nodes that meet by torchrun's own rendezvous, and whose caches are
+    on disks of their own.
 
     Nine conversations are trained: the second step has one of them, and nothing for the second process.
     """
@@ -24,29 +31,39 @@ def runs(tmp_path_factory, warm, tiny_llama):
         "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=10", "training.max_steps=3", "training.warmup_steps=0",
         "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
     ]  # fmt: skip
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        *common,
-        "training.gradient_accumulation_steps=2",
-    ]
     for name in ("one", "two"):
         (folder / name).mkdir()
     alone = warm.run([*common, "training.gradient_accumulation_steps=4"], folder / "one")
     assert alone.returncode == 0, alone.stderr
-    process = subprocess.run(
-        two,
-        cwd=folder / "two",
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr
-    return folder / "one", folder / "two", process
+    meeting = [
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=localhost:{free_port()}",
+    ]
+    node = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meeting,
+        *common,
+        "training.gradient_accumulation_steps=2",
+    ]
+    nodes = [
+        subprocess.Popen(
+            [*node, "hydra.run.dir=outputs/two/nodes"],
+            cwd=folder / "two",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CHATBOT_SFT_CACHE": str(cache)},
+        )
+        for cache in (os.environ["CHATBOT_SFT_CACHE"], folder / "another disk")
+    ]
+    printed = [process.communicate(timeout=300) for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], printed
+    out, err = map("".join, zip(*printed, strict=True))
+    return folder / "one", folder / "two", out, err
 
 
 def test_two_processes_train_the_losses_of_one(runs):
@@ -63,15 +80,15 @@ def test_two_processes_train_the_losses_of_one(runs):
 
 
 def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
-    _, folder, process = runs
+    _, folder, out, err = runs
     (run,) = folder.glob("outputs/*/*")
     one = next(runs[0].glob("outputs/*/*"))
     assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in one.iterdir())
     log = (run / "run.log").read_text()
     assert log.count("layout: ") == 1
     assert log.count("saved: lora") == 1
-    assert len([line for line in process.stdout.splitlines() if line.startswith("loss ")]) == 1
-    assert process.stderr.count("run: ") == 1
+    assert len([line for line in out.splitlines() if line.startswith("loss ")]) == 1
+    assert err.count("run: ") == 1
 
 
 @pytest.mark.slow
@@ -226,7 +243,14 @@ def by_hand(request, tiny_llama, tmp_path_factory):
         if processes == 1:
             process = warm.run([folder / "run.py", json.dumps(config), "plain"], folder)
         else:
-            command = [sys.executable, "-m", *LAUNCHERS[engine], "run.py", json.dumps(config), *VARIANTS[engine]]
+            command = [
+                sys.executable,
+                "-m",
+                *LAUNCHERS[engine],
+                "run.py",
+                json.dumps(config),
+                *VARIANTS[engine],
+            ]
             process = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
             )  # fmt: skip
