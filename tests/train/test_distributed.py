@@ -7,7 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from conftest import conversations, report_of, write_json
+from conftest import EXAMPLE, conversations, report_of, write_json
+
+
+def command_line(model) -> list[str]:
+    """A short training, evaluated on the way."""
+    return [
+        "-m", "chatbot_sft", "model=local", f"model.name={model}", "model.load_in_4bit=false", "model.engine=transformers",
+        "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=10", "training.max_steps=3", "training.warmup_steps=0",
+        "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
+    ]  # fmt: skip
 
 
 def free_port() -> int:
@@ -23,14 +32,8 @@ def runs(tmp_path_factory, warm, tiny_llama):
 
     Nine conversations are trained: the second step has one of them, and nothing for the second process.
     """
-    from conftest import EXAMPLE
-
     folder = tmp_path_factory.mktemp("processes")
-    common = [
-        "-m", "chatbot_sft", "model=local", f"model.name={tiny_llama}", "model.load_in_4bit=false", "model.engine=transformers",
-        "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=10", "training.max_steps=3", "training.warmup_steps=0",
-        "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
-    ]  # fmt: skip
+    common = command_line(tiny_llama)
     for name in ("one", "two"):
         (folder / name).mkdir()
     alone = warm.run([*common, "training.gradient_accumulation_steps=4"], folder / "one")
@@ -91,6 +94,29 @@ def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
     assert err.count("run: ") == 1
 
 
+def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, tiny_llama, tmp_path):
+    """Every pass of the model is one of both processes: in evaluations, sample answers and verification too."""
+    whole = [
+        "training.gradient_accumulation_steps=2",
+        "training.shard=true",
+        "training.batch_layout=auto",
+        "save=merged_16bit",
+    ]
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command_line(tiny_llama), *whole],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    one, sharded = report_of(runs[0]), report_of(tmp_path)
+    for a, b in zip(one["evaluations"], sharded["evaluations"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        assert [sample["answer"] for sample in a["samples"]] == [sample["answer"] for sample in b["samples"]]
+    losses = [[entry["loss"] for entry in report["training"]["history"]] for report in (one, sharded)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert sharded["save"]["verified"] is True
+    assert "nothing is tried" in process.stderr
+
+
 @pytest.mark.slow
 def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     """As torchrun starts the second process: its own line names it."""
@@ -108,12 +134,13 @@ def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
 
 
 @pytest.mark.slow
-def test_gradients_and_figures_are_summed_over_all_processes_in_one_vector(tmp_path):
+def test_processes_sum_their_gradients_and_agree(tmp_path):
     """Also where the optimizer sees one vector, and where a parameter has no gradient; the first process's
     weights become everyone's.
     """
     (tmp_path / "run.py").write_text("""
 import torch, torch.distributed as dist
+from chatbot_sft import distributed
 from chatbot_sft.train.gradients import FlatParameters, Gradients
 dist.init_process_group("gloo")
 torch.manual_seed(dist.get_rank())
@@ -138,6 +165,48 @@ sum((parameter * (1 + dist.get_rank())).sum() for parameter in flat.parameters).
 flat.collect()
 (loss,) = flat.sum(torch.tensor(0.25))
 assert loss == 0.5 and flat.vector.grad.dtype == torch.float32 and (flat.vector.grad == 3).all()
+place = flat.vector.grad.data_ptr()
+loss, stops = flat.sum(torch.tensor(0.1), 0.0)
+assert (loss.item(), stops.item(), flat.vector.grad.data_ptr()) == (torch.tensor(0.1).add(0.1).item(), 0.0, place)
+half = FlatParameters([torch.nn.Parameter(torch.ones(64, 80, dtype=torch.bfloat16))])
+half.attach()
+half.gradient.fill_(1 + dist.get_rank())
+(loss,) = half.sum(torch.tensor(0.1))
+assert loss == torch.tensor(0.1).add(0.1) and (half.gradient == 3).all(), loss  # in bfloat16 it would be 0.2002
+
+# A layout is taken where it fits in both.
+from types import SimpleNamespace
+from chatbot_sft.errors import UserError
+from chatbot_sft.train import trials
+from chatbot_sft.train.graphs import CaptureFailed
+from chatbot_sft.train.layout import Layout, packed_ladder
+rank, peak = dist.get_rank(), {}
+torch.cuda.get_device_properties = lambda device: SimpleNamespace(total_memory=100)
+torch.cuda.reset_peak_memory_stats = lambda: None
+torch.cuda.max_memory_reserved = lambda: peak["now"]
+trials.largest, trials.packing.shapes, trials.disagreement = (lambda *_: None for _ in range(3))
+def trial_run(layout, rows):
+    if layout.captured and rank == 0:
+        raise CaptureFailed("a layer asks the device")
+    if layout.packs == 8 and rank == 1:
+        raise torch.OutOfMemoryError
+    peak["now"] = 95 if layout.packs == 4 and rank == 0 else 50 + rank
+training = SimpleNamespace(training=SimpleNamespace(memory_margin=0.1))
+step = SimpleNamespace(args=SimpleNamespace(device="cuda"), settings=training, pack=lambda shapes: None, trial_run=trial_run)
+plan = trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8, captured=True), 500)
+assert plan.layout == Layout(2, packed=True), plan
+assert [found.why_not for found in plan.measurements] == ["out of memory", "over the memory margin", None]
+assert plan.measurements[-1].peak_gb == round(51 / 1e9, 3)
+trials.disagreement = lambda *_: "other losses" if rank else None
+assert trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8, captured=True), 500) is None
+
+# Two that were started by other commands.
+distributed.agree({"seed": 1})
+try:
+    distributed.agree({"seed": rank + 1})
+    raise AssertionError
+except UserError as error:
+    assert "process 1 has another seed than process 0: 2, not 1" in str(error)
 dist.destroy_process_group()
 """)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
