@@ -5,6 +5,7 @@ is something to tell the other processes.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -65,6 +66,19 @@ def agree(values: Mapping[str, Any]) -> None:
                     f"process {number} has another {key} than process 0: {other[key]}, not {first[key]}; all of"
                     " them need the same command, and see the same files"
                 )
+
+
+def part() -> None:
+    """Leave the other processes, if they have met. A sharded model that is still held would hold its connections
+    beyond that, to break them as Python ends.
+    """
+    if processes() == 1:
+        return
+    import torch
+
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 @functools.cache

@@ -76,6 +76,7 @@ def run(config: Mapping[str, Any], command: str = "", started: float | None = No
                 save(earlier_saver(settings, report), report)
             else:
                 train(settings, report, open_loggers, started)
+                distributed.part()
             report.status = Status.COMPLETED
         except Preempted as error:
             report.status = Status.INTERRUPTED
@@ -148,7 +149,6 @@ def train(settings: Config, report: Report, open_loggers: loggers.Loggers, start
         save(saver, report)
     else:
         saver.accompany()
-    session.close()
 
 
 @dataclass(frozen=True)

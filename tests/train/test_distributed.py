@@ -224,7 +224,7 @@ dist.destroy_process_group()
 TWO = """
 import copy, hashlib, json, sys
 import torch
-from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper
+from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper, distributed
 from chatbot_sft.errors import UserError
 from chatbot_sft.train import planning, step
 from chatbot_sft.train.layout import Layout
@@ -275,7 +275,8 @@ for name in sys.argv[2:]:
     printed[name] = [[loss for _, loss in trainer.progress.losses], [before, after], *map(list, all_of_it), sorted(parts)]
 if trainer.args.process_index == 0:
     print(json.dumps(printed))
-trainer.close()
+model = trainer = dataset = None
+distributed.part()
 """
 LAUNCHERS = {
     "transformers": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--main_process_port=0"],

@@ -341,10 +341,7 @@ class Session:
 
     def close(self) -> None:
         """Part from the other processes."""
-        import torch
-
-        if self.args.world_size > 1:
-            torch.distributed.destroy_process_group()
+        distributed.part()
 
     def _note_end(self) -> None:
         """Say where training stopped early and whose weights the model has now."""
