@@ -226,7 +226,7 @@ import copy, hashlib, json, sys
 import torch
 from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper, distributed
 from chatbot_sft.errors import UserError
-from chatbot_sft.train import planning, step
+from chatbot_sft.train import evaluation, planning, step
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.packing import shapes
 from chatbot_sft.train.tuning import Plan
@@ -249,12 +249,13 @@ class OneFails(Late):
             raise torch.OutOfMemoryError
         return super().run(rows, trained_tokens)
 
+evaluation.CHUNK = 4  # so that batches take several passes, one more than the other
 plain, planned = step.Step, planning.planned
 config, printed = json.loads(sys.argv[1]), {}
 for name in sys.argv[2:]:
-    config["training"]["shard"] = name == "sharded"
-    step.Step = {"packed": Late, "fails": OneFails}.get(name, plain)
-    planning.planned = packed if name == "packed" else planned
+    config["training"]["shard"] = "sharded" in name
+    step.Step = OneFails if name == "fails" else Late if "packed" in name else plain
+    planning.planned = packed if "packed" in name else planned
     model, tokenizer = ModelLoader(config).load_and_configure()
     dataset = DatasetLoader(config, tokenizer)
     trainer = SFTTrainerWrapper(config, model, tokenizer, dataset.prepare_dataset(), dataset.eval_dataset)
@@ -282,7 +283,10 @@ LAUNCHERS = {
     "transformers": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--main_process_port=0"],
     "unsloth": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
 }  # fmt: skip
-VARIANTS = {"transformers": ["plain", "packed", "sharded", "fails"], "unsloth": ["plain"]}
+VARIANTS = {
+    "transformers": ["plain", "packed", "sharded", "packed and sharded", "fails"],
+    "unsloth": ["plain"],
+}
 
 
 @pytest.fixture(scope="module", params=["transformers", "unsloth"])
@@ -338,7 +342,7 @@ def test_two_processes_end_with_the_adapter_of_one(by_hand):
         shared_losses, shared_held_out, hashes, errors, kinds = two[name]
         assert len(set(hashes)) == 1, name
         assert errors == [None, None]
-        assert ("DTensor" in kinds) == (name == "sharded")
+        assert ("DTensor" in kinds) == ("sharded" in name)
         assert shared_losses == pytest.approx(losses, rel=1e-6), name
         assert shared_held_out == pytest.approx(held_out, rel=1e-6), name
 
@@ -352,4 +356,4 @@ def test_a_process_that_cannot_go_on_takes_the_others_along(by_hand):
     assert len(losses) == 2
     assert len(set(hashes)) == 1
     assert errors[0] == "step 3: another process could not go on; it says why"
-    assert errors[1].startswith("out of memory at step 3 (1 × 2 padded, checkpointing)")
+    assert errors[1].startswith("out of memory at step 3 (1 × 4 padded, checkpointing)")
