@@ -514,6 +514,24 @@ def test_the_holder_names_its_command_without_secrets(tmp_path, monkeypatch):
         assert len(json.loads((tmp_path / "run" / ".lock.json").read_text())["command"]) == LONGEST
 
 
+@pytest.mark.parametrize("rank", "01")
+def test_several_nodes_name_their_directory_themselves(tmp_path, monkeypatch, rank):
+    """Each launcher has another start."""
+    from omegaconf import OmegaConf
+
+    from chatbot_sft.config import hydra_glue  # noqa: F401 (it registers ${started:…})
+    from chatbot_sft.run_directory import ClaimDirectory
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "started", lambda: datetime(2026, 11, 22, 20, 1, 55))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": "outputs/${started:%H-%M-%S}"}}})
+    with pytest.raises(SystemExit, match=r"name one that all of them see: hydra\.run\.dir=DIR"):
+        ClaimDirectory().on_multirun_start(config)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_path, monkeypatch, capsys):
     """Its processes name the directory each for itself, by the start of their launcher: no suffix could reach
     the others.

@@ -83,6 +83,7 @@ def run(
                 save(earlier_saver(settings, report), report)
             else:
                 train(settings, report, open_loggers, wait, named)
+                distributed.part()
             report.status = Status.COMPLETED
         except Preempted as error:
             report.status = Status.INTERRUPTED
@@ -158,14 +159,14 @@ def train(
     outcome = stage.train(session, report.record)
     report.record(**vars(outcome))
 
-    if distributed.is_first():
-        saver = saver_of(stages, session, prepared, report)
+    saver = saver_of(stages, session, prepared, report)
     for warning in outcome.training.warnings:
         log.warning("training: %s", warning)
     refuse_ruined(outcome.training, settings, len(model.tokenizer))
     if distributed.is_first():
         save(saver, report)
-    session.close()
+    else:
+        saver.accompany()
 
 
 @dataclass(frozen=True)
@@ -224,11 +225,14 @@ def locked(settings: Config, prepared: PreparedData, origin: Origin) -> Lock:
 
 
 def saver_of(stages: Stages, session: Session, prepared: PreparedData, report: Report) -> ModelSaver:
-    """The saver of what `session` has trained; what later exports of it need is then in the run directory."""
+    """The saver of what `session` has trained; what later exports of it need is then in the run directory,
+    written by the first process.
+    """
     settings, model, tokenizer = session.settings, session.model, session.tokenizer
     evidence, run = gather(prepared.training, prepared.held_out, tokenizer), Run.of(settings)
-    evidence.write(run.evidence_file)
-    run.write_config(settings.to_dict())
+    if distributed.is_first():
+        evidence.write(run.evidence_file)
+        run.write_config(settings.to_dict())
     return stages.saver(settings, model, tokenizer, evidence, report)
 
 

@@ -92,13 +92,19 @@ class ClaimDirectory(Callback):
 def _claim(place: DictConfig) -> None:
     """Make sure of `place.dir`; a name made of the time gets a suffix where it is taken.
 
-    Only a run's first process does: the others follow it.
+    Only a run's first process does: the others follow it. On several machines each has another start of its
+    launcher for a name.
     """
-    if not distributed.is_first():
-        return
     template = as_dict(place, resolve=False)["dir"]
     folder = Path(place.dir)
     try:
+        if distributed.nodes() > 1 and any(part in template for part in BY_TIME):
+            raise UserError(
+                "several nodes would each name the run directory by their own time; name one that all of them"
+                " see: hydra.run.dir=DIR"
+            )
+        if not distributed.is_first():
+            return
         # Processes that torchrun starts name their directory by the start of their launcher, each for itself:
         # it cannot get a suffix.
         if distributed.processes() == 1 and any(part in template for part in BY_TIME):
@@ -182,6 +188,12 @@ def _lock(folder: Path) -> BaseFileLock:
         json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "command": _command()}), encoding="utf-8"
     )
     return lock
+
+
+def holder(folder: Path) -> str | None:
+    """What stands in `folder` of the process that holds it; None where nothing is to be seen."""
+    file = folder / HOLDER
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def _make(folder: Path, exist_ok: bool) -> None:

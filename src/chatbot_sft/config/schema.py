@@ -297,6 +297,12 @@ class TrainingConfig(Section):
         "whole conversations fill sequences of model.max_seq_length (best fit);"
         " a batch then counts sequences",
     )
+    shard: bool = key(
+        False,
+        "a part of the frozen base in each process, for models that do not fit one card in 16 bits;"
+        " several processes",
+        decides=False,
+    )
     max_steps: int | None = key(30, "optimizer steps; this or num_train_epochs", bound=Bound(1, STEPS))
     num_train_epochs: float | None = key(None, "in place of max_steps", bound=Bound(0, 10**6, above=True))
     learning_rate: float = key(2.0e-4, "the highest of the schedule", bound=Bound(0, 10**6, above=True))

@@ -143,7 +143,7 @@ class HFModel:
 
         wanted = torch.tensor(list(positions), device=self.model.device)
         input_ids = torch.tensor([list(ids)], device=self.model.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = self.model(input_ids=input_ids, logits_to_keep=wanted, use_cache=False).logits[0]
             if len(logits) > len(wanted):  # Unsloth's own layers compute all of them, whatever is asked
                 logits = logits[wanted]

@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chatbot_sft import distributed
 from chatbot_sft.cache import part_folder
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
@@ -140,6 +139,8 @@ def expected(requested: str) -> Choice:
 
 def engine_of(settings: Config) -> tuple[Engine, Choice]:
     """`load_engine` of the engine that `settings` lead to here: `auto` goes by what is trained, too."""
+    if settings.model.engine == "auto" and settings.training.shard:
+        return load_engine("transformers")[0], Choice("transformers", "auto: training.shard=true")
     if settings.model.engine == "auto" and trains_packed(settings):
         reason = f"auto: packs conversations on {hardware.gpus()[0].name}"
         return load_engine("transformers")[0], Choice("transformers", reason)
@@ -148,14 +149,13 @@ def engine_of(settings: Config) -> tuple[Engine, Choice]:
 
 def trains_packed(settings: Config) -> bool:
     """Whether the plain engine packs and captures this training here, which beat Unsloth's layers where it was
-    measured (benchmarks/README.md): an adapter in bfloat16 on one GPU. Nothing is imported for it.
+    measured (benchmarks/README.md): an adapter in bfloat16. Nothing is imported for it.
     """
     model, lora, training = settings.model, settings.lora, settings.training
     cards = hardware.gpus()
     torch = importlib.metadata.version("torch").split(".")
     return (
-        distributed.processes() == 1
-        and bool(cards)
+        bool(cards)
         and cards[0].capability >= BFLOAT16
         and (int(torch[0]), int(torch[1])) >= VARLEN_ATTENTION
         and training.batch_layout == "auto"

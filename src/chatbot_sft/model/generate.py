@@ -8,6 +8,7 @@ from typing import Any
 
 from chatbot_sft.data.messages import Message
 from chatbot_sft.data.template import strftime_now
+from chatbot_sft.model.sharding import sharded
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> list[int]:
@@ -45,8 +46,9 @@ def generate(
     """
     import torch
 
+    # Not inference_mode: what FSDP gathers in it could not be trained through later.
     ids = torch.tensor([list(prompt)], device=model.device)
-    with torch.inference_mode(), _plain(model, stop_ids, pad_token_id):
+    with torch.no_grad(), _plain(model, stop_ids, pad_token_id):
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -57,6 +59,7 @@ def generate(
             top_p=None,
             pad_token_id=pad_token_id,
             streamer=streamer,
+            synced_gpus=sharded(model),
         )
     return output[0, len(prompt) :].tolist()
 

@@ -18,6 +18,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError, is_write_error
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.base import description
+from chatbot_sft.model.sharding import sharded
 from chatbot_sft.places import check_export, gguf_companions, left_by, read_mark, targets, write_mark
 from chatbot_sft.run.report import Export, Report, SaveResult
 from chatbot_sft.save import hub_push
@@ -93,9 +94,9 @@ class ModelSaver:
             return type(self)(
                 Config.from_mapping(settings), self.model, self.tokenizer, self.evidence, self.report
             ).save()
+        trained = self._trained()
         self.check()
         save, result = self.settings.save, self.result
-        trained = Trained(self.settings, self.model, self.tokenizer, self.evidence, self.report)
         wanted = targets(self.settings)
         for method, target in wanted.items():
             export = self._kept(trained, method, target) or self._export(trained, method, target)
@@ -104,6 +105,19 @@ class ModelSaver:
             result.pushed = hub_push.push(Path(save.save_path), self.settings)
             log.info("pushed: %s", result.pushed)
         return result
+
+    def accompany(self) -> None:
+        """In every process but the first: take part in what `save` asks the trained model there."""
+        self._trained()
+
+    def _trained(self) -> Trained:
+        """What exports are made from. A sharded model is asked at once, as long as all processes are here."""
+        trained = Trained(self.settings, self.model, self.tokenizer, self.evidence, self.report)
+        save = self.settings.save
+        verifies = save.methods and save.verify and self.evidence.rows
+        if verifies and self.model is not None and sharded(self.model):
+            _ = trained.reference
+        return trained
 
     def _kept(self, trained: Trained, method: str, target: Path) -> Export | None:
         """The export that is there already, whole, from the same weights by the same settings."""

@@ -110,7 +110,8 @@ class Batches:
         return sum(self.lengths[row] for row in rows), sum(self.trained_lengths[row] for row in rows)
 
     def load(self, first: int, last: int, workers: int = 0) -> Iterator[StepRows]:
-        """This process's rows of the steps from `first` to `last`, by `workers` processes beside this one.
+        """This process's rows of the steps from `first` to `last`, by `workers` processes beside this one. A
+        share that is a pack short of the others' has an empty one: every process runs as many micro-batches.
 
         One DataLoader an epoch, as in the field's trainers: each draws a number from torch's generator as it
         begins, which decides later dropout. An epoch that is gone on with has drawn its own before.
@@ -123,12 +124,16 @@ class Batches:
             steps = self.epoch(epoch)[place : place + last - first + 1]
             yield from DataLoader(
                 self.rows,  # type: ignore[arg-type]  # it takes whatever has a length and items, as torch says
-                batch_sampler=[self.own(step) for step in steps],
+                batch_sampler=[self._even(step) for step in steps],
                 collate_fn=StepRows,
                 num_workers=workers,
                 generator=torch.Generator() if place else None,
             )
             first += len(steps)
+
+    def _even(self, packs: list[Pack]) -> list[Pack]:
+        own = self.own(packs)
+        return own + [[]] * (-(-len(packs) // self.processes) - len(own))
 
 
 class PackedDataset:
@@ -143,6 +148,8 @@ class PackedDataset:
         return len(self.dataset)
 
     def __getitem__(self, pack: Pack) -> list[Row]:
+        if not pack:
+            return []
         columns = self.dataset[pack]
         ids = columns["input_ids"]
         labels = columns.get("labels", ids)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.model import memory
+from chatbot_sft.model.sharding import bytes_here
 from chatbot_sft.train.batches import PackedDataset
 from chatbot_sft.train.evaluation import longest_first, score_batch
 from chatbot_sft.train.randomness import undisturbed
@@ -33,7 +34,9 @@ def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> d
     Runs the longest batch once, forward and backward, in the step's layout. `evaluation` is what the longest
     held-out batch takes in place of the activations; the larger of the two counts.
     """
-    weights = sum(parameter.nbytes for parameter in step.model.parameters() if not parameter.requires_grad)
+    weights = sum(
+        bytes_here(parameter) for parameter in step.model.parameters() if not parameter.requires_grad
+    )
     adapter = sum(parameter.nbytes for parameter in step.trained)
     state = next((size for name, size in STATE_BYTES.items() if name in step.args.optim), 8.0)
     parts = {

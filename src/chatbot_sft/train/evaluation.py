@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers.trainer_utils import speed_metrics
 
+from chatbot_sft.model.sharding import sharded
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.report import finite
 from chatbot_sft.train.batches import PackedDataset, row_counts
@@ -36,13 +37,14 @@ FILE = "evaluations.jsonl"
 FIGURES = ("loss", "perplexity", "token_accuracy")  # of a record; None where nothing is held out
 
 
-def token_scores(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def token_scores(model: Any, inputs: dict[str, torch.Tensor], least: int = 0) -> torch.Tensor:
     """(rows, 3) of float64: of each row the summed loss in nats, the tokens predicted right, and the trained.
 
     Logits are computed at trained positions alone, `CHUNK` at a time: a hook hands the output layer the
     hidden states to use, so whatever a model does to its logits afterwards (softcapping, scaling) is done by
     its own forward, in either engine. Further chunks go through a forward of two tokens: one token alone
-    takes Unsloth's decoding path, which has no output layer to hook.
+    takes Unsloth's decoding path, which has no output layer to hook. At `least` so many passes are made: those
+    of a sharded model are of all processes.
     """
     targets = inputs["labels"][:, 1:]
     trained = targets != -100
@@ -58,7 +60,7 @@ def token_scores(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
     hook = model.get_output_embeddings().register_forward_pre_hook(swap)
     try:
-        for start in range(0, len(targets), CHUNK):
+        for start in range(0, max(len(targets), least * CHUNK), CHUNK):
             if hidden is None:
                 forward = {name: value for name, value in inputs.items() if name != "labels"}
             else:
@@ -120,12 +122,18 @@ def evaluate(
     start = time.time()
     with undisturbed():
         batches = longest_first(dataset, batch_size)
-        own = batches[args.process_index :: args.world_size]
-        rows, part = PackedDataset(dataset), Part(f"step {step}: {which} conversations, batches", len(own))
+        starts = range(0, len(batches), args.world_size)
+        rounds = [batches[start : start + args.world_size] for start in starts]  # a batch for each process
+        rows, part = PackedDataset(dataset), Part(f"step {step}: {which} conversations, batches", len(rounds))
         totals = torch.zeros(3, dtype=torch.float64, device=args.device)
         model.eval()
-        for batch in own:
-            totals += score_batch(model, rows[batch], pad_token_id, args.device, autocast)
+        passes = _passes(rounds, dataset) if sharded(model) else [0] * len(rounds)
+        filler = [Row(-1, [pad_token_id, pad_token_id], [-100, -100])]
+        for together, least in zip(rounds, passes, strict=True):
+            own = dict(enumerate(together)).get(args.process_index)
+            if own or least:
+                batch = rows[own] if own else filler
+                totals += score_batch(model, batch, pad_token_id, args.device, autocast, least)
             part.advance()
         if args.world_size > 1:
             torch.distributed.all_reduce(totals)
@@ -141,6 +149,15 @@ def evaluate(
     )
 
 
+def _passes(rounds: list[list[list[int]]], dataset: Dataset) -> list[int]:
+    """How many passes the batches of each round take, all of them as many as the longest."""
+    _, trained = row_counts(dataset)
+    return [
+        max(1, *(math.ceil(sum(trained[row] for row in batch) / CHUNK) for batch in together))
+        for together in rounds
+    ]
+
+
 def longest_first(dataset: Dataset, batch_size: int) -> list[list[int]]:
     """Row numbers by batch. Rows of a length share a batch, and what does not fit into memory fails at once."""
     lengths, _ = row_counts(dataset)
@@ -149,12 +166,12 @@ def longest_first(dataset: Dataset, batch_size: int) -> list[list[int]]:
 
 
 def score_batch(
-    model: Any, rows: list[Row], pad_token_id: int, device: Any, autocast: Callable[[], Any]
+    model: Any, rows: list[Row], pad_token_id: int, device: Any, autocast: Callable[[], Any], least: int = 0
 ) -> torch.Tensor:
-    """The sums of `token_scores` over `rows`."""
+    """The sums of `token_scores` over `rows`, in at least so many passes."""
     inputs = {name: values.to(device) for name, values in padded(rows, pad_token_id).items()}
     with torch.no_grad(), autocast():
-        return token_scores(model, inputs).sum(dim=0)
+        return token_scores(model, inputs, least).sum(dim=0)
 
 
 class Evaluations:
@@ -214,14 +231,14 @@ class Evaluations:
         return state.global_step if self.reloaded is None else self.reloaded
 
     def _add(self, state: Any, figures: Mapping[str, float | None], seconds: float) -> float:
-        """One more record, with samples by the first process. Returns its seconds, with those of the samples.
+        """One more record, with samples. Returns its seconds, with those of the samples.
 
         A step that has a record keeps its samples: its weights are the same.
         """
         step = self._step(state)
         before = self.at(step)
         start = time.perf_counter()
-        samples = before["samples"] if before else self._sample() if state.is_world_process_zero else []
+        samples = before["samples"] if before else self._sample()
         seconds = round(seconds + time.perf_counter() - start, 3)
         record = {"step": step, **figures, "seconds": seconds, "samples": samples}
         self.records[:] = [*(earlier for earlier in self.records if earlier is not before), record]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # values that share a quantisation constant
 SMALLEST_8BIT = 4096  # bitsandbytes keeps 32-bit states for parameters below this size
+FIGURES = 2  # numbers that are summed with a gradient, at most
 
 
 def flattens(parameters: Sequence[torch.nn.Parameter]) -> bool:
@@ -111,7 +112,9 @@ class FlatParameters(Gradients):
         self.starts = starts[:-1]
         like = self.parameters[0]
         self.vector = torch.nn.Parameter(torch.zeros(starts[-1], dtype=like.dtype, device=like.device))
-        self.gradient = torch.zeros_like(self.vector)
+        # What `sum` reduces where it is: the gradient, and behind it the figures.
+        self.summed = torch.zeros(starts[-1] + FIGURES, dtype=like.dtype, device=like.device)
+        self.gradient = self.summed[: starts[-1]]
         self.vector.grad = self.gradient
         self.master = _Vector(self.vector.data, self.gradient, self._views)
         for parameter, place in zip(self.parameters, self.master.places, strict=True):
@@ -174,15 +177,13 @@ class FlatParameters(Gradients):
     def sum(self, *figures: torch.Tensor | float) -> list[torch.Tensor]:
         import torch
 
-        beside = [
-            torch.as_tensor(figure, dtype=torch.float32, device=self.gradient.device).reshape(1)
-            for figure in figures
-        ]
-        vector = torch.cat([self.gradient, *beside])
-        torch.distributed.all_reduce(vector)
-        gradient, sums = vector.split([len(self.gradient), len(beside)])
-        self.gradient.copy_(gradient)
-        return list(sums)
+        if self.summed.dtype != torch.float32:  # it would round the figures
+            return super().sum(*figures)
+        end = len(self.gradient) + len(figures)
+        for place, figure in zip(self.summed[len(self.gradient) : end], figures, strict=True):
+            place.copy_(torch.as_tensor(figure))
+        torch.distributed.all_reduce(self.summed[:end])
+        return list(self.summed[len(self.gradient) : end].clone())
 
     def _views(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """`vector` as the parameters."""

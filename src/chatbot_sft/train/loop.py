@@ -118,7 +118,7 @@ def train_step(job: Job, step: Step) -> None:
     rate = job.optimizer.param_groups[0]["lr"]
     taken = job.taken = Taken(number, tokens, Figures([loss, norm, stop]), rate)
     if step.waits:
-        check(job, taken)
+        check(job, step, taken)
     job.tell("on_pre_optimizer_step")
     moved = step.take(job.optimizer)
     if args.torch_empty_cache_steps and number % args.torch_empty_cache_steps == 0:
@@ -148,10 +148,16 @@ def due(job: Job, number: int) -> bool:
     )
 
 
-def check(job: Job, taken: Taken) -> None:
-    """Raises UserError where the step's loss or gradient says that training has gone wrong."""
+def check(job: Job, step: Step, taken: Taken) -> None:
+    """Raises UserError where the step's loss or gradient says that training has gone wrong, or one of several
+    processes that it cannot go on.
+    """
+    if job.args.world_size == 1 and not job.guard:
+        return
+    loss, norm, stop = taken.figures.read()
+    if math.isinf(stop):
+        raise step.failure or UserError(f"step {taken.number}: another process could not go on; it says why")
     if job.guard:
-        loss, norm, _ = taken.figures.read()
         job.guard.check(taken.number, loss, norm)
 
 
@@ -161,7 +167,7 @@ def close_books(job: Job, step: Step, taken: Taken) -> None:
     job.taken = None
     if not step.waits:
         try:
-            check(job, taken)
+            check(job, step, taken)
         except UserError:
             step.gradients.undo()
             raise

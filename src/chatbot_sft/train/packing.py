@@ -37,7 +37,8 @@ class PackedShapes:
 def shapes(batches: Batches, steps: int, captured: bool) -> PackedShapes:
     """Those of a run of `steps`. Where they are `captured`, each new size costs seconds."""
     totals = [_tokens(batches, step) for step in _own_steps(batches, steps)]
-    most = sum(heapq.nlargest(batches.batch_size, map(len, batches.packs)))
+    share = -(-batches.batch_size // batches.processes)
+    most = sum(heapq.nlargest(share, map(len, batches.packs)))
     return PackedShapes(grain(totals, steps) if captured else GRAIN, most, max(batches.lengths))
 
 

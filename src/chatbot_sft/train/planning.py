@@ -5,7 +5,7 @@ fastest here. Says so.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import UserError
@@ -13,6 +13,7 @@ from chatbot_sft.logs import THIRD_PARTY
 from chatbot_sft.run.versions import versions
 from chatbot_sft.train.layout import Layout, candidates, packed_ladder
 from chatbot_sft.train.packing import shapes
+from chatbot_sft.train.rows import StepRows
 from chatbot_sft.train.tuning import Plan, Trial, cache_key, choose
 
 if TYPE_CHECKING:
@@ -46,21 +47,18 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
         return Plan(meant, "as configured")
     if job.origin.checkpoint:
         began = Layout(**job.origin.checkpoint.record["layout"])
+        began = replace(began, captured=began.captured and not step.sharded)
         if began.packed and (why_not := step.not_packable()):
             raise UserError(
                 f"training.resume: {job.origin.checkpoint.folder} was trained with packed conversations,"
                 f" which cannot be gone on with here: {why_not}; start afresh with training.resume=never"
             )
         plan = Plan(began, "as the run began")
+    elif step.sharded:
+        plan = _sharded(batches, step, trial, meant)
     else:
         plan = _packed(job, batches, step, trial) or _measured(job, batches, step, trial, meant)
-        if job.args.world_size > 1:  # each process has measured; the first one's choice is everyone's
-            import torch
-
-            plans = [plan]
-            torch.distributed.broadcast_object_list(plans)
-            plan = plans[0]
-    if plan.layout.packed and step.packed is None:  # not tried in this process
+    if plan.layout.packed and step.packed is None:  # not tried
         step.pack(shapes(batches, trial.steps, plan.layout.captured))
     return plan
 
@@ -97,11 +95,11 @@ def _packed(job: Job, batches: Batches, step: Step, trial: Trial) -> Plan | None
     import torch
 
     from chatbot_sft.model.loss import quantised
-    from chatbot_sft.train.trials import packed_plan
+    from chatbot_sft.train.trials import agreed, packed_plan
 
     if not torch.cuda.is_available():
         return None
-    if why_not := step.not_packable():
+    if why_not := agreed(step.not_packable()):
         log.info("layout: not packed: %s", why_not)
         return None
     compiled = trial.steps >= WORTH_COMPILING
@@ -110,6 +108,26 @@ def _packed(job: Job, batches: Batches, step: Step, trial: Trial) -> Plan | None
     if plan is None:
         step.packed = None
     return plan
+
+
+def _sharded(batches: Batches, step: Step, trial: Trial, meant: Layout) -> Plan:
+    """As configured, and packed where that can be: a pass of all processes that ran out of memory in one would
+    keep the others waiting, so that nothing is tried.
+    """
+    import torch
+
+    from chatbot_sft.train.trials import agreed, disagreement
+
+    reason = "training.shard=true: nothing is tried"
+    if not torch.cuda.is_available() or agreed(step.not_packable()):
+        return Plan(meant, reason)
+    step.pack(shapes(batches, trial.steps, captured=False))
+    rows = StepRows([batches.rows[pack] for pack in batches.step(1)])  # the same in every process
+    if different := agreed(disagreement(step, rows)):
+        log.warning("layout: not packed: %s", different)
+        step.packed = None
+        return Plan(meant, reason)
+    return Plan(replace(meant, padding_free=False, packed=True), reason)
 
 
 def _measured(job: Job, batches: Batches, step: Step, trial: Trial, meant: Layout) -> Plan:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft import preemption
+from chatbot_sft import distributed, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
@@ -72,6 +72,7 @@ class Session:
         self.sample_prompts: list[list[dict[str, Any]]] = []  # messages, answered at each evaluation
         self.warnings: list[str] = []  # what was known to be wrong before it began
         self.loggers = Loggers()
+        self.alike: dict[str, Any] = {}  # what has to be the same in every process
         self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the layout when it is chosen
         # What is made on the way.
         self.loop = ""  # "native" or "trl", once created
@@ -120,8 +121,8 @@ class Session:
         `Job`; both take callbacks.
 
         Raises:
-            UserError: the place for checkpoints or for the model is taken, TRL refuses the settings, or a
-                logger cannot be opened.
+            UserError: the place for checkpoints or for the model is taken, TRL refuses the settings, a logger
+                cannot be opened, or another process trains something else.
         """
         check_run(self.settings)
         for target in targets(self.settings).values():
@@ -143,6 +144,7 @@ class Session:
             )
         with quiet():
             args = sft_arguments(self.settings, self.engine, loop)
+            distributed.agree(self.alike)
             (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
             self.job = Job(
                 settings=self.settings,
@@ -212,7 +214,7 @@ class Session:
         step.use_layout(layout)
         if layout.captured and not layout.packed:
             capture(step, job.batches)
-        if layout.packed:  # which knows what the largest step of this run is
+        if layout.packed and not step.sharded:  # which knows what the largest step of this run is
             trying = replace(trying, longest=largest(job.batches, trying.steps))
         self.memory_estimate = memory_estimate(step, trying, job.eval_dataset)
         planning.told(self.plan, self._configured(), self.settings.effective_batch_size)
@@ -266,10 +268,10 @@ class Session:
         return last["loss"]
 
     def samples(self) -> list[dict[str, str]]:
-        """The model's greedy answers to `sample_prompts`; training goes on from there as if they had not been
-        asked for.
+        """The model's greedy answers to `sample_prompts`, asked by the first process, or by all where that takes
+        all; training goes on from there as if they had not been asked for.
         """
-        if not self.sample_prompts:
+        if not self.sample_prompts or not (self.args.process_index == 0 or self.step.sharded):
             return []
         self.engine.for_inference(self.model)
         step = self.state.global_step
@@ -342,10 +344,7 @@ class Session:
 
     def close(self) -> None:
         """Part from the other processes."""
-        import torch
-
-        if self.args.world_size > 1:
-            torch.distributed.destroy_process_group()
+        distributed.part()
 
     def _note_end(self) -> None:
         """Say where training stopped early and whose weights the model has now."""

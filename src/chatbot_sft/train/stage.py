@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
-from chatbot_sft import distributed
+from chatbot_sft import distributed, run_directory
 from chatbot_sft.config import Config
 from chatbot_sft.data.prepare import PreparedData
 from chatbot_sft.data.usual import usual_ends
@@ -66,6 +66,7 @@ def begin(
     session = session_class(settings, model, tokenizer, prepared.training, prepared.held_out)
     session.origin, session.wait, session.loggers = start.origin, start.wait, start.loggers
     session.sample_prompts, session.warnings = prepared.questions(), warnings
+    session.alike = _alike(settings, start)
     session.setup()
     record(settings=used_settings(settings, session.args))
     dtype, optim = precision_name(settings), session.args.optim
@@ -81,6 +82,19 @@ def begin(
         session.on_layout = keep
     session.wait.end("setup")
     return session
+
+
+def _alike(settings: Config, start: Start) -> dict[str, object]:
+    """What several processes have to have in common; those of other machines were started by another command
+    line, and may have another disk.
+    """
+    checkpoint = start.origin.checkpoint
+    return {
+        "run directory": run_directory.holder(Run.of(settings).folder),
+        "checkpoint to go on from": checkpoint.step if checkpoint else None,
+        "tokenizer": start.lock.tokenizer,
+        **start.lock.decides,
+    }
 
 
 def plan(session: Session) -> Plan:

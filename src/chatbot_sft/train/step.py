@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loss import quantised
 from chatbot_sft.model.quantization import decode
+from chatbot_sft.model.sharding import shard
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
 from chatbot_sft.train.layout import Layout, step_down, uncaptured
@@ -43,6 +45,9 @@ class Step:
     def __init__(self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int) -> None:
         self.model, self.engine, self.settings = model, engine, settings
         self.args, self.pad = args, pad_token_id
+        self.sharded = settings.training.shard
+        if self.sharded:
+            shard(model, args.device)
         if not quantised(model):
             model.to(args.device)
         model.config.use_cache = False
@@ -57,6 +62,7 @@ class Step:
         self.captured: CapturedLayers | None = None
         self.packed: PackedPasses | None = None  # where a layout packs
         self.encode: Callable[[], None] | None = None  # where the base was decoded: puts its 4 bits back
+        self.failure: UserError | None = None  # why this process, of several, cannot go on
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         one_vector = flattens(self.trained) and (
             "8bit" in args.optim or (args.device.type == "cuda" and by_element(args.optim))
@@ -148,8 +154,8 @@ class Step:
         )
 
     def capturable(self) -> bool:
-        """Whether `layout.captured` may be tried: on one GPU, an adapter alone, nothing random in the layers,
-        no loss scaling.
+        """Whether `layout.captured` may be tried: an adapter alone over a whole base, nothing random in the
+        layers, no loss scaling.
         """
         lora, extra = self.settings.lora, self.settings.sft_arguments
         plain = (
@@ -158,33 +164,37 @@ class Step:
             and not lora.lora_dropout
             and not extra.get("neftune_noise_alpha")
         )
-        alone = self.args.world_size == 1 and self.scaler is None
-        return alone and plain and not self.settings.full_finetuning and self.engine.capturable(self.model)
+        plain &= self.scaler is None and not self.sharded
+        return plain and not self.settings.full_finetuning and self.engine.capturable(self.model)
 
     def backward(self, step: StepRows, trained_tokens: int, number: int) -> torch.Tensor:
         """Leave in each parameter's `grad` what this process's rows add to the gradient of step `number`;
         returns what they add to its loss.
 
         The loss is the mean over `trained_tokens`, those of all processes. Out of memory, all of it is
-        computed again in the next smaller layout.
+        computed again in the next smaller layout, by this process alone: the others wait for its gradient.
 
         Raises:
-            UserError: there is no smaller one.
+            UserError: there is no smaller one. Of several processes none may be missing in the sum that
+                follows: it is then `failure`, and raised where all of them read the step's figures.
         """
         smaller: Layout | None
-        while True:
+        while self.failure is None:
             try:
                 return self.run(step, trained_tokens)
             except CaptureFailed as error:
                 why, smaller = f"cannot be captured ({error})", uncaptured(self.layout)
             except torch.OutOfMemoryError as error:
-                why, smaller = "out of memory", step_down(self.layout)
-                if smaller is None or self.args.world_size > 1:
-                    raise UserError(
+                why, smaller = "out of memory", None if self.sharded else step_down(self.layout)
+                if smaller is None:
+                    self.failure = UserError(
                         f"out of memory at step {number} ({self.layout.describe(len(step.packs))}); set a"
                         " smaller training.per_device_train_batch_size or model.max_seq_length, or"
                         " model.load_in_4bit=true"
-                    ) from error
+                    )
+                    if self.args.world_size == 1 or self.sharded:  # the others wait in the middle of a pass
+                        raise self.failure from error
+                    continue
             # Out of the handler: until then the exception holds on to the activations of the step that
             # failed.
             self.gradients.forget()
@@ -192,6 +202,9 @@ class Step:
             gc.collect()
             torch.cuda.empty_cache()
             log.warning("layout: %s; step %d again as %s", why, number, smaller.describe(len(step.packs)))
+        gc.collect()
+        self.gradients.attach()
+        return torch.zeros((), device=self.args.device)
 
     def run(self, step: StepRows, trained_tokens: int) -> torch.Tensor:
         """Forward and backward passes of all micro-batches; the sum of their losses."""
@@ -200,11 +213,10 @@ class Step:
         if self.layout.captured or self.flat is not None:
             self.gradients.attach()
         count = torch.tensor(max(1, trained_tokens)).to(self.args.device, non_blocking=True)
-        # The last step of an epoch may hold fewer conversations than there are processes; all of them have to
-        # take part in it.
-        groups = list(self.layout.groups(step)) or [[Row(-1, [self.pad, self.pad], [IGNORED, IGNORED])]]
+        # The last step of an epoch may have nothing more for this process, which has to take part in it.
+        filler = [Row(-1, [self.pad, self.pad], [IGNORED, IGNORED])]
         losses = []
-        for rows in groups:
+        for rows in (group or filler for group in self.layout.groups(step)):
             if self.layout.packed:
                 losses.append(self.passes().run(rows, count, self.layout))
             elif self.layout.captured and len(rows) == self.layout.packs:
@@ -267,10 +279,12 @@ class Step:
         return {name: values.to(self.args.device, non_blocking=True) for name, values in batch.items()}
 
     def over_all_processes(self, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum the gradients of all processes, and with them the loss; whether any of them was asked to stop."""
+        """Sum the gradients of all processes, and with them the loss; how many of them were asked to stop,
+        infinite where one cannot go on.
+        """
         if self.args.world_size == 1:
             return loss, torch.full((), float(stop), device=loss.device)
-        loss, stops = self.gradients.sum(loss, float(stop))
+        loss, stops = self.gradients.sum(loss, math.inf if self.failure else float(stop))
         return loss, stops
 
     def clip(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:

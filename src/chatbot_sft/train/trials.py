@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 from typing import TYPE_CHECKING
 
 import torch
 
+from chatbot_sft import distributed
 from chatbot_sft.train import packing
 from chatbot_sft.train.evaluation import score_batch
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
 from chatbot_sft.train.layout import Layout, uncaptured
 from chatbot_sft.train.randomness import undisturbed
 from chatbot_sft.train.rows import StepRows
-from chatbot_sft.train.tuning import Measurement, Plan, Trial
+from chatbot_sft.train.tuning import Measurement, Plan, Trial, hungriest
 
 if TYPE_CHECKING:
     from chatbot_sft.train.batches import Batches, Pack
@@ -49,34 +51,53 @@ def trial(step: Step, batches: Batches, steps: int) -> Trial:
 
 def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int) -> Plan | None:
     """The first of `layouts`, all packed, in which the largest step of the run leaves `memory_margin` of the
-    card free: none of the others is faster. None where packed conversations are not what padded ones are.
+    card free, in every process: none of the others is faster. None where packed conversations are not what
+    padded ones are.
     """
     rows = largest(batches, steps)
-    total = torch.cuda.get_device_properties(step.args.device).total_memory
-    limit = (1 - step.settings.training.memory_margin) * total
     measured: list[Measurement] = []
     for layout in layouts:
         step.pack(packing.shapes(batches, steps, layout.captured))
-        if not measured and (different := disagreement(step, rows)):
+        if not measured and (different := agreed(disagreement(step, rows))):
             log.warning("layout: not packed: %s", different)
             return None
-        torch.cuda.reset_peak_memory_stats()
+        uncapturable: str | None = None
         try:
-            with undisturbed():
-                step.trial_run(layout, rows)
-            peak = torch.cuda.max_memory_reserved()
-            why = "over the memory margin" if peak > limit else None
-            measured.append(Measurement(layout, peak_gb=round(peak / 1e9, 3), why_not=why))
-            if why is None:
-                return Plan(layout, "packed", measured)
-        except torch.OutOfMemoryError:
-            measured.append(Measurement(layout, why_not="out of memory"))
+            measurement = _fitted(step, layout, rows)
         except CaptureFailed as error:
-            log.warning("layout: %s: cannot be captured: %s", layout.describe(batches.batch_size), error)
+            measurement, uncapturable = Measurement(layout), str(error)
+        if uncapturable := agreed(uncapturable):
+            log.warning(
+                "layout: %s: cannot be captured: %s", layout.describe(batches.batch_size), uncapturable
+            )
             return packed_plan(step, batches, [uncaptured(layout) for layout in layouts], steps)
+        measured.append(hungriest(distributed.gathered(measurement)))
+        if measured[-1].why_not is None:
+            return Plan(layout, "packed", measured)
         gc.collect()
         torch.cuda.empty_cache()
     return Plan(layouts[-1], "no layout fits the memory margin; the most frugal one is taken", measured)
+
+
+def agreed(objection: str | None) -> str | None:
+    """The first process's `objection` that has one: what one cannot do none of them does."""
+    return next(filter(None, distributed.gathered(objection)), None)
+
+
+def _fitted(step: Step, layout: Layout, rows: StepRows) -> Measurement:
+    """Whether a step of `rows` leaves the memory margin free in this process."""
+    total = torch.cuda.get_device_properties(step.args.device).total_memory
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        with undisturbed():
+            step.trial_run(layout, rows)
+    except torch.OutOfMemoryError:
+        return Measurement(layout, why_not="out of memory")
+    peak = torch.cuda.max_memory_reserved()
+    fits = peak <= (1 - step.settings.training.memory_margin) * total
+    return Measurement(
+        layout, peak_gb=round(peak / 1e9, 3), why_not=None if fits else "over the memory margin"
+    )
 
 
 def largest(batches: Batches, steps: int) -> StepRows:
@@ -108,19 +129,21 @@ def _tolerance(step: Step) -> float:
 
 
 def capture(step: Step, batches: Batches) -> None:
-    """Capture every shape that the run will meet, the largest first: the smaller ones then fit into its
-    memory, and none comes as a surprise.
+    """Capture every shape that the run will meet in this process, the largest first: the smaller ones then fit
+    into its memory, and none comes as a surprise.
     """
     step.captured = None
     gc.collect()
     torch.cuda.empty_cache()
     by_shape: dict[int, list[Pack]] = {}
-    for packs in batches.epoch(0):
+    for packs in map(batches.own, batches.epoch(0)):
         for group in (
             packs[start : start + step.layout.packs] for start in range(0, len(packs), step.layout.packs)
         ):
             if len(group) == step.layout.packs:
                 length = CapturedLayers.length(max(batches.lengths[row] for pack in group for row in pack))
                 by_shape.setdefault(length, list(group))
-    for length in sorted(by_shape, reverse=True):
-        step.trial_run(step.layout, StepRows([batches.rows[pack] for pack in by_shape[length]]))
+    # What fails here fails again in the step that meets it, which goes on in another layout.
+    with contextlib.suppress(CaptureFailed, torch.OutOfMemoryError):
+        for length in sorted(by_shape, reverse=True):
+            step.trial_run(step.layout, StepRows([batches.rows[pack] for pack in by_shape[length]]))

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft import distributed
 from chatbot_sft.cache import part_folder
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.rows import StepRows
@@ -64,7 +65,8 @@ class Trial:
 
 
 def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str) -> Plan:
-    """The layout of `layouts` that ends the run first, measured now or remembered under `key`.
+    """The layout of `layouts` that ends the run first, measured now or remembered under `key`; of several
+    processes all choose by the slowest and the hungriest of them.
 
     A layout that runs out of memory, or leaves less than `memory_margin` of the card free, is not taken.
     Where none fits, the most frugal is.
@@ -78,6 +80,7 @@ def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str
         measurements = _measure(layouts, configured, trial) if gpu else _tried(layouts, search, trial)
         reason = "measured"
         _remember(memory, measurements)
+    measurements = [hungriest(found) for found in zip(*distributed.gathered(measurements), strict=True)]
 
     def run_seconds(found: Measurement) -> float:
         return (found.seconds or 0.0) * trial.steps + found.capture_seconds * trial.shapes
@@ -91,6 +94,20 @@ def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str
     if run_seconds(best) > CLEARLY_FASTER * run_seconds(ours):
         best = ours
     return Plan(best.layout, reason, measurements)
+
+
+def hungriest(measured: Sequence[Measurement]) -> Measurement:
+    """Of one layout in several processes, what all of them have to reckon with: that it does not run in one,
+    the longest times, the highest peak.
+    """
+    broken = [found for found in measured if found.why_not is not None]
+    if broken:
+        return broken[0]
+    first = measured[0]
+    seconds = [found.seconds for found in measured if found.seconds is not None]
+    peaks = [found.peak_gb for found in measured if found.peak_gb is not None]
+    capturing = max(found.capture_seconds for found in measured)
+    return Measurement(first.layout, max(seconds, default=None), max(peaks, default=None), capturing)
 
 
 def cache_key(*parts: Any) -> str:
