@@ -101,6 +101,9 @@ class ModelConfig(Section):
         None, "null: what the hardware does best", choices=("float16", "bfloat16", "float32"), through=MACHINE
     )
     load_in_4bit: bool = key(True, "QLoRA: the frozen base in 4 bits (bitsandbytes nf4)")
+    load_in_fp8: bool = key(
+        False, "the frozen base's products in float8: Hopper GPUs and newer, with load_in_4bit=false"
+    )
     trust_remote_code: bool = key(False, "run Python code that comes with a hub model", decides=False)
     adapter: str | None = key(
         None,

@@ -141,6 +141,8 @@ def engine_of(settings: Config) -> tuple[Engine, Choice]:
     """`load_engine` of the engine that `settings` lead to here: `auto` goes by what is trained, too."""
     if settings.model.engine == "auto" and settings.training.shard:
         return load_engine("transformers")[0], Choice("transformers", "auto: training.shard=true")
+    if settings.model.load_in_fp8:
+        return load_engine("transformers")[0], Choice("transformers", "model.load_in_fp8=true")
     if settings.model.engine == "auto" and trains_packed(settings):
         reason = f"auto: packs conversations on {hardware.gpus()[0].name}"
         return load_engine("transformers")[0], Choice("transformers", reason)

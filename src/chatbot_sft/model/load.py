@@ -12,7 +12,7 @@ from typing import Any
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.logs import quiet
-from chatbot_sft.model import hardware, sharding
+from chatbot_sft.model import hardware, quantization, sharding
 from chatbot_sft.model.base import description
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.engine import Engine
@@ -69,8 +69,10 @@ def check(settings: Config) -> None:
 
     Raises:
         UserError: a folder that holds no model, or not a whole one; 4-bit without bitsandbytes; loftq without
-            a GPU; a chat template that is none; training.shard where it cannot be had.
+            a GPU; a chat template that is none; training.shard or
+            model.load_in_fp8 where it cannot be had.
     """
+    quantization.check(settings)
     sharding.check(settings)
     model, lora = settings.model, settings.lora
     if model.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:

@@ -38,5 +38,7 @@ def autocast_dtype(settings: Config) -> str | None:
 
 
 def precision_name(settings: Config) -> str:
-    """What the weights are held in, for people: "4-bit", "bfloat16" …"""
-    return "4-bit" if settings.model.load_in_4bit else str(weights_dtype(settings)).removeprefix("torch.")
+    """What the weights are held in, for people: "4-bit", "float8", "bfloat16" …"""
+    if settings.model.load_in_4bit:
+        return "4-bit"
+    return "float8" if settings.model.load_in_fp8 else str(weights_dtype(settings)).removeprefix("torch.")

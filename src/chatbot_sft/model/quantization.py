@@ -1,12 +1,47 @@
-"""The 4 bits of QLoRA, the same wherever weights are loaded in them."""
+"""A frozen base in fewer than 16 bits: the 4 of QLoRA, the same wherever weights are loaded in them, and where
+float8 can be had.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft.errors import UserError
+from chatbot_sft.model import hardware
+
 if TYPE_CHECKING:
     import torch
+
+    from chatbot_sft.config import Config
+
+FLOAT8 = 9.0  # the compute capability from which scales per row have a fast kernel
+
+
+def check(settings: Config) -> None:
+    """Raises UserError where `model.load_in_fp8` cannot be had. Imports nothing."""
+    model = settings.model
+    if not model.load_in_fp8 or settings.task not in ("train", "plan"):
+        return
+    here = (
+        ", ".join(f"{card.name} has {card.capability:g}" for card in hardware.gpus()[:1])
+        or "there is none here"
+    )
+    others = (
+        (model.load_in_4bit, "a base is in 8 bits or in 4; set model.load_in_4bit=false"),
+        (settings.full_finetuning, "lora.r=0 trains the base itself; set lora.r above 0"),
+        (settings.lora.use_dora, "DoRA's norms are of the 16-bit weights; set lora.use_dora=false"),
+        (model.engine == "unsloth", "Unsloth's layers have their own products; leave model.engine out"),
+        (settings.training.shard, "its rounded weights are not cut; set training.shard=false"),
+        (model.dtype not in (None, "bfloat16"), f"model.dtype={model.dtype}: the kernel gives bfloat16"),
+        (
+            all(card.capability < FLOAT8 for card in hardware.gpus()),
+            f"needs a GPU of compute capability {FLOAT8:g} or more (Hopper and newer); {here}",
+        ),
+    )
+    for wrong, why in others:
+        if wrong:
+            raise UserError(f"model.load_in_fp8=true: {why}")
 
 
 def nf4(compute_dtype: torch.dtype) -> Any:

@@ -132,6 +132,14 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append(("training", f"{steps} in {training.seconds:,.0f} s{speed}"))
         if training.seconds_to_first_step is not None:
             rows.append(("first step", _first_step(training)))
+        if cost := training.rounding:
+            rows.append(
+                (
+                    "float8 base",
+                    f"loss {cost.loss_exact:.4f} → {cost.loss:.4f}, KL divergence {cost.kl_divergence:.3g} nats per"
+                    f" token, before training ({cost.conversations} conversations)",
+                )
+            )
         rows.append(("training loss", f"{number(training.loss_first)} → {number(training.loss_last)}"))
     if training and training.rows_loss_before is not None:
         losses = f"{number(training.rows_loss_before)} → {number(training.rows_loss)}"

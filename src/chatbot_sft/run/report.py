@@ -83,7 +83,21 @@ class Training:
     stopped_early: bool = False
     best_step: int | None = None
     best_eval_loss: float | None = None
+    rounding: Rounding | None = None
     warnings: list[str] = field(default_factory=list)  # what a person has to know before they use the model
+
+
+@dataclass
+class Rounding:
+    """What a base lost as it was rounded (model.load_in_fp8), before training: nats per trained token of some
+    conversations, held-out ones where there are any.
+    """
+
+    layers: int
+    conversations: int
+    loss_exact: float
+    loss: float
+    kl_divergence: float  # of the rounded base's tokens from the exact one's
 
 
 @dataclass
@@ -261,6 +275,8 @@ class Report:
         parts = {**values, "training": training}
         known |= {name: _part(name, part, parts[name]) for name, part in PARTS.items()}
         known["samples"] = [_part("samples", Sample, sample) for sample in values["samples"]]
+        if known["training"] is not None and known["training"].rounding is not None:
+            known["training"].rounding = _part("training.rounding", Rounding, known["training"].rounding)
         if known["save"] is not None:
             known["save"].exports = [
                 _part("save.exports", Export, export) for export in known["save"].exports

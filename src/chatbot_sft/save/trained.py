@@ -64,9 +64,9 @@ class Trained:
             if not self.settings.full_finetuning:
                 with self.model.disable_adapter():
                     base_logits = logits_of(model, self.evidence.rows)
-            four_bit = self.settings.model.load_in_4bit
+            rounded = self.settings.model.load_in_4bit or self.settings.model.load_in_fp8
             reference = refer(
-                model, self.evidence, base_logits, four_bit, lambda number: self.tokenizer.decode([number])
+                model, self.evidence, base_logits, rounded, lambda number: self.tokenizer.decode([number])
             )
         if reference.moved is not None and reference.moved < MOVED:
             log.warning(

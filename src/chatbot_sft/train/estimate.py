@@ -34,9 +34,8 @@ def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> d
     Runs the longest batch once, forward and backward, in the step's layout. `evaluation` is what the longest
     held-out batch takes in place of the activations; the larger of the two counts.
     """
-    weights = sum(
-        bytes_here(parameter) for parameter in step.model.parameters() if not parameter.requires_grad
-    )
+    frozen = (parameter for parameter in step.model.parameters() if not parameter.requires_grad)
+    weights = sum(map(bytes_here, (*frozen, *step.model.buffers())))  # a rounded weight is a buffer
     adapter = sum(parameter.nbytes for parameter in step.trained)
     state = next((size for name, size in STATE_BYTES.items() if name in step.args.optim), 8.0)
     parts = {

@@ -133,6 +133,7 @@ def _training(session: Session, eval_loss: float | None, rows_loss_before: float
         eval_token_accuracy=after.get("token_accuracy"),
         rows_loss_before=rows_loss_before,
         rows_loss=rows_loss,
+        rounding=session.rounding,
         weights_of_step=step,
         stopped_early=session.stopped_early,
         best_step=best and best["step"],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import THIRD_PARTY
 from chatbot_sft.run.versions import versions
-from chatbot_sft.train.layout import Layout, candidates, packed_ladder
+from chatbot_sft.train.layout import Layout, candidates, packed_ladder, uncaptured
 from chatbot_sft.train.packing import shapes
 from chatbot_sft.train.rows import StepRows
 from chatbot_sft.train.tuning import Plan, Trial, cache_key, choose
@@ -47,7 +47,7 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
         return Plan(meant, "as configured")
     if job.origin.checkpoint:
         began = Layout(**job.origin.checkpoint.record["layout"])
-        began = replace(began, captured=began.captured and not step.sharded)
+        began = uncaptured(began) if step.sharded else began
         if began.packed and (why_not := step.not_packable()):
             raise UserError(
                 f"training.resume: {job.origin.checkpoint.folder} was trained with packed conversations,"

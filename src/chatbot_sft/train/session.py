@@ -19,6 +19,7 @@ from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.engine import Engine, engine_of
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report.loggers import Loggers
+from chatbot_sft.run.report import Rounding
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import planning
 from chatbot_sft.train.arguments import sft_arguments
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JUDGED = 8  # trained conversations by which a run with nothing held out is judged
+# Conversations by which a run with nothing held out is judged, and a rounded base.
+JUDGED = 8
 
 
 class Session:
@@ -79,6 +81,7 @@ class Session:
         self.job: Any = None  # what is trained: a `job.Job`
         self.step: Any = None  # how the native loop trains it: a `step.Step`
         self.plan: Plan | None = None
+        self.rounding: Rounding | None = None
         self.memory_estimate: dict[str, float] = {}  # GB by part, once the layout is chosen
         self.output: Any = None  # what `train` returned
         self._trl: Any = None  # TRL's trainer and its companion
@@ -257,6 +260,17 @@ class Session:
                 self.state.global_step,
                 "trained",
             )["eval_loss"]
+
+    def round_base(self) -> None:
+        """Round the frozen base, where model.load_in_fp8 asks for it; `rounding` is what that costs."""
+        if not self.settings.model.load_in_fp8:
+            return
+        from chatbot_sft.train.batches import PackedDataset
+        from chatbot_sft.train.rounding import rounded
+
+        rows = self.job.dataset if self.eval_dataset is None else self.job.eval_dataset
+        with quiet():
+            self.rounding = rounded(self.step, PackedDataset(rows)[list(range(min(len(rows), JUDGED)))])
 
     def evaluate_trained(self) -> float | None:
         """`evaluate` after training, unless the last step was evaluated and its weights are still the

@@ -100,6 +100,7 @@ def _alike(settings: Config, start: Start) -> dict[str, object]:
 def plan(session: Session) -> Plan:
     """What would be trained, without a step of it."""
     start = memory.measure()
+    session.round_base()
     session.only_plan()
     return plan_of(session, start)
 
@@ -116,6 +117,7 @@ def train(session: Session, record: Record) -> Outcome:
         questions = [prompt[-1]["content"] for prompt in session.sample_prompts]
         if not (session.origin.checkpoint and session.evaluations.take_over_base(questions)):
             session.evaluate()
+        session.round_base()
         rows_loss = session.trained_rows_loss()
         session.wait.end("evaluation")
         session.train()
