@@ -192,13 +192,13 @@ def trial_run(layout, rows):
         raise torch.OutOfMemoryError
     peak["now"] = 95 if layout.packs == 4 and rank == 0 else 50 + rank
 training = SimpleNamespace(training=SimpleNamespace(memory_margin=0.1))
-step = SimpleNamespace(args=SimpleNamespace(device="cuda"), settings=training, pack=lambda shapes: None, trial_run=trial_run)
-plan = trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8, captured=True), 500)
+step = SimpleNamespace(args=SimpleNamespace(device="cuda"), settings=training, pack=lambda shapes, layout: None, trial_run=trial_run)
+plan = trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8, compiled=True, four_bit=False), 500)
 assert plan.layout == Layout(2, packed=True), plan
 assert [found.why_not for found in plan.measurements] == ["out of memory", "over the memory margin", None]
 assert plan.measurements[-1].peak_gb == round(51 / 1e9, 3)
 trials.disagreement = lambda *_: "other losses" if rank else None
-assert trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8, captured=True), 500) is None
+assert trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8, compiled=True, four_bit=False), 500) is None
 
 # Two that were started by other commands.
 distributed.agree({"seed": 1})
@@ -233,8 +233,8 @@ from chatbot_sft.train.tuning import Plan
 
 def packed(job, batches, step, trial, as_configured):
     assert step.not_packable() is None
-    step.pack(shapes(batches, trial.steps, captured=False))
-    return Plan(Layout(2, packed=True), "asked for here")
+    step.pack(lambda layout: shapes(batches, trial.steps, layout), layout := Layout(2, packed=True))
+    return Plan(layout, "asked for here")
 
 class Late(step.Step):  # as on a GPU: one vector, and figures that are read a step late
     def __init__(self, *arguments):

@@ -83,7 +83,7 @@ class PackedPasses:
             )
         size = self.shapes.size(sum(map(len, rows)))
         device = self.model.device
-        tensors = packed(rows, self.pad, size, self.shapes.rows + 1)
+        tensors = packed(rows, self.pad, size, self.shapes.bounds, self.shapes.longest)
         if device.type == "cuda":  # from pageable memory the copy would wait for the device
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}

@@ -4,6 +4,7 @@ fastest here. Says so.
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 LIKE = 32
 # Optimizer steps; below, capturing costs more seconds than it saves.
 WORTH_CAPTURING = 200
-WORTH_COMPILING = 100  # the same of packed layouts, which are captured in any case
+WORTH_COMPILING = 200  # the same of packed layouts, which are captured in any case
 
 
 def configured(settings: Config, engine: Engine, model: Any) -> Layout:
@@ -59,7 +60,7 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
     else:
         plan = _packed(job, batches, step, trial) or _measured(job, batches, step, trial, meant)
     if plan.layout.packed and step.packed is None:  # not tried
-        step.pack(shapes(batches, trial.steps, plan.layout.captured))
+        step.pack(functools.partial(shapes, batches, trial.steps), plan.layout)
     return plan
 
 
@@ -121,13 +122,14 @@ def _sharded(batches: Batches, step: Step, trial: Trial, meant: Layout) -> Plan:
     reason = "training.shard=true: nothing is tried"
     if not torch.cuda.is_available() or agreed(step.not_packable()):
         return Plan(meant, reason)
-    step.pack(shapes(batches, trial.steps, captured=False))
+    layout = replace(meant, padding_free=False, packed=True)
+    step.pack(functools.partial(shapes, batches, trial.steps), layout)
     rows = StepRows([batches.rows[pack] for pack in batches.step(1)])  # the same in every process
     if different := agreed(disagreement(step, rows)):
         log.warning("layout: not packed: %s", different)
         step.packed = None
         return Plan(meant, reason)
-    return Plan(replace(meant, padding_free=False, packed=True), reason)
+    return Plan(layout, reason)
 
 
 def _measured(job: Job, batches: Batches, step: Step, trial: Trial, meant: Layout) -> Plan:

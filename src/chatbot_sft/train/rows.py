@@ -87,20 +87,27 @@ def padding_free(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     }
 
 
-def packed(rows: Sequence[Row], pad_token_id: int, size: int, bounds: int) -> dict[str, torch.Tensor]:
+def packed(
+    rows: Sequence[Row], pad_token_id: int, size: int, bounds: int, longest: int
+) -> dict[str, torch.Tensor]:
     """The conversations end to end in `size` tokens, in the shapes that a captured step always has.
 
     input_ids and position_ids are (1, size), positions begin anew with each conversation; what is left over
-    is one more conversation, of pad tokens. cu_seq_lens (bounds + 1,) int32 says where each begins and the
-    last one ends; those that are not there are empty, at the end. `positions` (trained,) are those whose
-    next token is trained, `targets` (trained,) these tokens.
+    are more conversations, of `longest` pad tokens at most. cu_seq_lens (bounds + 1,) int32 says where each
+    begins and the last one ends; those that are not there are empty, at the end. `positions` (trained,) are
+    those whose next token is trained, `targets` (trained,) these tokens.
+
+    Raises:
+        ValueError: these are more than `bounds` conversations.
     """
     import torch
 
     ids = [token for row in rows for token in row.input_ids]
-    ends = list(itertools.accumulate(map(len, rows)))
-    left = size - len(ids)
-    starts = [0, *ends]
+    pieces = [min(longest, size - start) for start in range(len(ids), size, longest)]
+    lengths = [*map(len, rows), *pieces]
+    if len(lengths) > bounds:
+        raise ValueError(f"{len(rows)} conversations and {len(pieces)} pieces are more than {bounds}")
+    starts = [0, *itertools.accumulate(lengths)]
     predicted = [
         (start + place - 1, label)
         for start, row in zip(starts, rows, strict=False)
@@ -109,8 +116,8 @@ def packed(rows: Sequence[Row], pad_token_id: int, size: int, bounds: int) -> di
     ]
     positions, targets = zip(*predicted, strict=True) if predicted else ((), ())
     return {
-        "input_ids": torch.tensor([ids + [pad_token_id] * left]),
-        "position_ids": torch.cat([torch.arange(len(row)) for row in rows] + [torch.arange(left)])[None],
+        "input_ids": torch.tensor([ids + [pad_token_id] * sum(pieces)]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "cu_seq_lens": torch.tensor(starts + [size] * (bounds + 1 - len(starts)), dtype=torch.int32),
         "positions": torch.tensor(positions, dtype=torch.long),
         "targets": torch.tensor(targets, dtype=torch.long),

@@ -61,6 +61,7 @@ class Step:
         self.layout = Layout(settings.training.per_device_train_batch_size)
         self.captured: CapturedLayers | None = None
         self.packed: PackedPasses | None = None  # where a layout packs
+        self.shapes: Callable[[Layout], PackedShapes] | None = None  # and into what
         self.encode: Callable[[], None] | None = None  # where the base was decoded: puts its 4 bits back
         self.failure: UserError | None = None  # why this process, of several, cannot go on
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -116,6 +117,9 @@ class Step:
             self.captured = None
             if self.packed is not None:
                 self.packed.captured = None
+        sizes = (layout.packs, layout.captured)
+        if layout.packed and self.shapes is not None and sizes != (self.layout.packs, self.layout.captured):
+            self.pack(self.shapes, layout)
         if layout.decoded and self.encode is None:
             self.encode = decode(self.model)
         elif not layout.decoded and self.encode is not None:
@@ -146,11 +150,12 @@ class Step:
             raise RuntimeError(f"{self.layout} needs pack() first")
         return self.packed
 
-    def pack(self, shapes: PackedShapes) -> None:
-        """Be ready for layouts that pack conversations into `shapes`."""
+    def pack(self, shapes: Callable[[Layout], PackedShapes], layout: Layout) -> None:
+        """Be ready for `layout`, which packs conversations, as others may that follow; `shapes` are those of each."""
         smoothing, random = self.args.label_smoothing_factor, bool(self.settings.lora.lora_dropout)
+        self.shapes = shapes
         self.packed = PackedPasses(
-            self.model, self.engine, self.autocast, self.pad, smoothing, shapes, random
+            self.model, self.engine, self.autocast, self.pad, smoothing, shapes(layout), random
         )
 
     def capturable(self) -> bool:
@@ -212,7 +217,8 @@ class Step:
             self.use_layout(self.layout)
         if self.layout.captured or self.flat is not None:
             self.gradients.attach()
-        count = torch.tensor(max(1, trained_tokens)).to(self.args.device, non_blocking=True)
+        # Filled in there: a copy from the host would wait for all that the device has still to do.
+        count = torch.full((), max(1, trained_tokens), device=self.args.device)
         # The last step of an epoch may have nothing more for this process, which has to take part in it.
         filler = [Row(-1, [self.pad, self.pad], [IGNORED, IGNORED])]
         losses = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int)
     rows = largest(batches, steps)
     measured: list[Measurement] = []
     for layout in layouts:
-        step.pack(packing.shapes(batches, steps, layout.captured))
+        step.pack(functools.partial(packing.shapes, batches, steps), layout)
         if not measured and (different := agreed(disagreement(step, rows))):
             log.warning("layout: not packed: %s", different)
             return None
