@@ -207,7 +207,7 @@ try:
     raise AssertionError
 except UserError as error:
     assert "process 1 has another seed than process 0: 2, not 1" in str(error)
-dist.destroy_process_group()
+distributed.part()
 """)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
     process = subprocess.run(
