@@ -366,6 +366,36 @@ def test_books_that_are_closed_a_step_later_say_the_same(trained_here, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_packed_step_that_runs_out_of_memory_goes_on_in_smaller_ones(trained_here, monkeypatch):
+    import torch
+
+    from chatbot_sft.train import packed, planning
+    from chatbot_sft.train.tuning import Plan
+
+    def planned(job, batches, step, trial, as_configured):
+        assert step.not_packable() is None
+        step.pack(
+            lambda layout: packing.shapes(batches, trial.steps, layout), layout := Layout(8, packed=True)
+        )
+        return Plan(layout, "asked for here")
+
+    class Small(packed.PackedPasses):
+        def run(self, rows, count, layout):
+            if len(rows) > 4:
+                raise torch.OutOfMemoryError
+            return super().run(rows, count, layout)
+
+    monkeypatch.setattr(planning, "planned", planned)
+    whole = trained_here("whole", True, "training.max_steps=3")
+    monkeypatch.setattr("chatbot_sft.train.step.PackedPasses", Small)
+    smaller = trained_here("smaller", True, "training.max_steps=3")
+    assert whole.training.batch_layout == "8 × 1 packed, no checkpointing"
+    assert smaller.training.batch_layout == "4 × 2 packed, no checkpointing"
+    for one, other in zip(whole.history, smaller.history, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_step_that_is_found_broken_late_is_undone(trained_here, monkeypatch):
     import torch
 
