@@ -11,7 +11,7 @@ from conftest import MODEL, REPO, TRAINING, a_report, write_json
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.run.directory import FILES, Run
-from chatbot_sft.run.lock import Lock, differences
+from chatbot_sft.run.lock import Lock, changed, differences
 from chatbot_sft.run.report import (
     DamagedReport,
     DatasetStatistics,
@@ -129,3 +129,11 @@ def test_no_other_file_knows_the_names_in_a_run_directory():
         ("config/schema.py", "checkpoints"),  # the default of training.output_dir, without Hydra
         ("save/verify/probe.py", "evidence.json"),  # in a folder of its own
     }
+
+
+def test_a_key_that_an_earlier_version_did_not_have_counts_as_its_default():
+    before = {"seed": 1, "model.load_in_4bit": True}
+    same = {**before, "model.load_in_fp8": False, "training.optim_target_modules": None}
+    assert changed(before, same, same) == []
+    (difference,) = changed(before, {**same, "model.load_in_fp8": True}, same)
+    assert str(difference) == "model.load_in_fp8 (not set) → true"

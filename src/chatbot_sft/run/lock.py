@@ -12,6 +12,7 @@ from typing import Any
 
 from chatbot_sft.config import Config, deciding
 from chatbot_sft.config.schema import ADAPTER, BATCH, ROWS, WEIGHTS
+from chatbot_sft.config.schema import keys as known_keys
 from chatbot_sft.report.masking import referring, resolved
 
 SCHEMA = 1  # of lock.json
@@ -106,12 +107,18 @@ def differences(before: Lock, after: Lock) -> list[Difference]:
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any], keys: Iterable[str]) -> list[Difference]:
-    """The `keys` in which two flat mappings differ; one that is missing counts as null.
+    """The `keys` in which two flat mappings differ. One that is missing counts as its default: an earlier version
+    did not have it; null where it has none.
 
     Secrets are compared as the environment has them now: a variable that was set meanwhile may hold what a
     setting says ("none").
     """
-    differing = [key for key in keys if resolved(before.get(key)) != resolved(after.get(key))]
+    default = {key.path: key.default for key in known_keys()}
+
+    def value(of: Mapping[str, Any], key: str) -> Any:
+        return resolved(of.get(key, default.get(key)))
+
+    differing = [key for key in keys if value(before, key) != value(after, key)]
     return [Difference(key, before.get(key, NOT_SET), after.get(key, NOT_SET)) for key in differing]
 
 
