@@ -48,7 +48,7 @@ ROW = '{"messages": [{"role": "assistant", "content": "a"}]}'
             "expected a JSON list of conversations, found an object; save the list under its key 'data'",
         ),
         ("42", "row 1 is a number, expected an object"),
-        ('["a"]', "row 1 is a string"),
+        ('["a"]', "row 1 is a text"),
         (ROW + '\n{"mess', "line 2 is not JSON: Unterminated string starting at character 2"),
         ("\n\n" + ROW + "\n\n{]", "line 5 is not JSON"),
         (ROW + "\n" + '{"a": "b\x00c"}', "line 2 is not JSON: Invalid control character at"),

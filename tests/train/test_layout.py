@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatbot_sft.cache import part_folder
+from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.train.batches import Batches, best_fit
 from chatbot_sft.train.layout import Layout, candidates, step_down
-from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded, padding_free
+from chatbot_sft.train.rows import Row, StepRows, padded, padding_free
 from chatbot_sft.train.tuning import Trial, cache_key, choose
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,10 @@ from families import FAMILIES, write_folders
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.train import packing
 from chatbot_sft.train.layout import Layout, packed_ladder
-from chatbot_sft.train.rows import IGNORED, Row, packed
+from chatbot_sft.train.rows import Row, packed
 
 SHAPES = packing.PackedShapes((), 8, 96)
 OPTIONS = sorted(replicas.REPLICAS)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chatbot_sft.data import streams
+from chatbot_sft.data.messages import sort_of
 from chatbot_sft.data.row import Fault, Row
 from chatbot_sft.errors import UserError, listed
 
@@ -216,7 +217,7 @@ def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, lon
 
 def _object(name: str, where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{name}: {where} is {_sort_of(value)}, expected an object with the conversation")
+        raise UserError(f"{name}: {where} is {sort_of(value)}, expected an object with the conversation")
     return value
 
 
@@ -270,15 +271,3 @@ def _has_no_number(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_has_no_number, value.values()))
     return isinstance(value, list) and any(map(_has_no_number, value))
-
-
-def _sort_of(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        int: "a number",
-        float: "a number",
-        bool: "true/false",
-    }
-    return names.get(type(value), "null")

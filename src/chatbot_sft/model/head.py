@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from chatbot_sft.model.loss import IGNORED
+from chatbot_sft.data.labels import IGNORED
 
 CHUNK = 1024  # positions: 1024 logits of 128,256 tokens are 0.26 GB in bfloat16
 

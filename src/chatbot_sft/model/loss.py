@@ -12,7 +12,7 @@ from typing import Any
 import peft
 import torch
 
-IGNORED = -100  # the label of a token without a loss
+from chatbot_sft.data.labels import IGNORED
 
 
 def own_loss(model: Any, inputs: dict[str, Any], trained_tokens: torch.Tensor) -> torch.Tensor:

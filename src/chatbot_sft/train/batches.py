@@ -11,7 +11,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from chatbot_sft.train.rows import IGNORED, Row, StepRows
+from chatbot_sft.data.labels import IGNORED
+from chatbot_sft.train.rows import Row, StepRows
 
 if TYPE_CHECKING:
     from datasets import Dataset

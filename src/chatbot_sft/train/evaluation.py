@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers.trainer_utils import speed_metrics
 
+from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.model.sharding import sharded
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.report import finite
@@ -47,7 +48,7 @@ def token_scores(model: Any, inputs: dict[str, torch.Tensor], least: int = 0) ->
     of a sharded model are of all processes.
     """
     targets = inputs["labels"][:, 1:]
-    trained = targets != -100
+    trained = targets != IGNORED
     rows, targets = trained.nonzero()[:, 0], targets[trained]
     scores = torch.zeros(len(trained), 3, dtype=torch.float64, device=targets.device)
     hidden: torch.Tensor | None = None
@@ -128,7 +129,7 @@ def evaluate(
         totals = torch.zeros(3, dtype=torch.float64, device=args.device)
         model.eval()
         passes = _passes(rounds, dataset) if sharded(model) else [0] * len(rounds)
-        filler = [Row(-1, [pad_token_id, pad_token_id], [-100, -100])]
+        filler = [Row(-1, [pad_token_id, pad_token_id], [IGNORED, IGNORED])]
         for together, least in zip(rounds, passes, strict=True):
             own = dict(enumerate(together)).get(args.process_index)
             if own or least:

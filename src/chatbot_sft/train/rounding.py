@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.model.float8 import round_base
 from chatbot_sft.model.loss import base_of
 from chatbot_sft.run.report import Rounding
-from chatbot_sft.train.rows import IGNORED, Row
+from chatbot_sft.train.rows import Row
 
 if TYPE_CHECKING:
     from chatbot_sft.train.step import Step

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chatbot_sft.data.labels import IGNORED
+
 if TYPE_CHECKING:
     import torch
-
-IGNORED = -100  # the label of a token without a loss
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_pt_utils import LabelSmoother
 
+from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loss import quantised
 from chatbot_sft.model.quantization import decode
@@ -25,7 +26,7 @@ from chatbot_sft.train.optimizer import by_element
 from chatbot_sft.train.packed import PackedPasses, uncompiled
 from chatbot_sft.train.packing import PackedShapes
 from chatbot_sft.train.randomness import random_state, use_random_state
-from chatbot_sft.train.rows import IGNORED, Row, StepRows, padded
+from chatbot_sft.train.rows import Row, StepRows, padded
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
