@@ -2,7 +2,7 @@
 chatbot_sft`.
 
     python benchmarks/train.py OUT --model NAME=FOLDER[,NAME=FOLDER…] [--bits 4,16] [--lengths short,long]
-    [--contenders abcdef] [--gpus 1]
+    [--contenders abcdefg] [--gpus 1]
 
 (QUICK=1 takes two steps each, to try the script itself, on a CPU too.)
 
@@ -12,6 +12,7 @@ chatbot_sft`.
 (d) python -m chatbot_sft with its defaults
 (e) the same with training.batch_layout=as_configured
 (f) the same as (d) with model.engine=unsloth
+(g) the same as (d) with model.load_in_fp8=true, in 16 bits alone
 
 Each contender is a process of its own and trains on the same conversations, cut to lengths of which short has
 a mean of about 220 tokens and long of about 1,500. Speed is that of the later half of the steps, so
@@ -37,7 +38,15 @@ from pathlib import Path
 EXAMPLE = Path(__file__).resolve().parent.parent / "data" / "thinking_teacher_conversations.json"
 MEAN = {"short": 220, "long": 1500}
 # short, long
-STEPS = {"a": (14, 6), "b": (24, 12), "c": (8, 4), "d": (240, 120), "e": (14, 6), "f": (240, 40)}
+STEPS = {
+    "a": (14, 6),
+    "b": (24, 12),
+    "c": (8, 4),
+    "d": (240, 120),
+    "e": (14, 6),
+    "f": (240, 40),
+    "g": (240, 120),
+}
 LONGEST = 2048
 
 
@@ -186,7 +195,7 @@ def raw(contender: str, model_folder: str, bits: int, data: dict[str, str], out:
 
 
 def ours(contender: str, model_folder: str, bits: int, data: dict[str, str], out: Path) -> None:
-    """Contenders d, e and f: the command line, a process for each length."""
+    """Contenders d to g: the command line, a process for each length."""
     for kind, file in data.items():
         folder = out / kind
         command = [
@@ -196,6 +205,7 @@ def ours(contender: str, model_folder: str, bits: int, data: dict[str, str], out
             "training.sample_max_new_tokens=0", "save=none", f"hydra.run.dir={folder}",
             *(["training.batch_layout=as_configured"] if contender == "e" else []),
             *(["model.engine=unsloth"] if contender == "f" else []),
+            *(["model.load_in_fp8=true"] if contender == "g" else []),
         ]  # fmt: skip
         subprocess.run(command, check=True)
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
