@@ -88,10 +88,12 @@ def test_conf_has_no_other_keys():
 
 
 def test_what_decides_a_result_is_what_a_checkpoint_always_recorded():
-    """Written out: a key that comes or goes here makes checkpoints of older runs another run's."""
+    """Written out: a key that goes makes checkpoints of older runs another run's; one that comes does so where it is
+    not at its default.
+    """
     assert set(deciding(Config())) == {
         "seed", "dataset.shuffle",
-        *(f"model.{name}" for name in ("_target_", "revision", "max_seq_length", "load_in_4bit", "new_tokens")),
+        *(f"model.{name}" for name in ("_target_", "revision", "max_seq_length", "load_in_4bit", "load_in_fp8", "new_tokens")),
         *(
             f"lora.{name}"
             for name in (
