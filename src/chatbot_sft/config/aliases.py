@@ -22,6 +22,7 @@ SAME_VALUE = {
     ),
     "model.revision": "model_revision revision_of_model base_model_revision",
     "model.load_in_4bit": "use_4bit qlora load_4bit in_4bit quantize_4bit four_bit",
+    "model.load_in_fp8": "fp8 use_fp8 load_fp8 float8 load_in_float8",
     "model.new_tokens": "add_tokens additional_special_tokens add_special_tokens new_special_tokens extra_tokens",
     "model.engine": "backend framework trainer_backend",
     "lora.r": "lora_r lora_rank rank lora_dim qlora_r peft_r adapter_rank",
