@@ -16,6 +16,13 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+def refuse_with(setting: str, *others: tuple[bool, str]) -> None:
+    """Raises UserError for the first of `others`, (whether it is so here, why it does not go), that is so."""
+    for wrong, why in others:
+        if wrong:
+            raise UserError(f"{setting}: {why}")
+
+
 def listed(names: Iterable[object], most: int = 10) -> str:
     """Names for an error of one line: the first `most` of them, long ones cut, and how many more there are."""
     given = [str(name) for name in names]

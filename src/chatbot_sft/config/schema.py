@@ -10,7 +10,7 @@ and a run's identity are made from `keys()`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union
 
@@ -589,14 +589,18 @@ def find(path: str) -> Key | None:
     return next((entry for entry in keys() if entry.path == path), None)
 
 
+def plain_values(settings: Config, wanted: Iterable[Key]) -> dict[str, Any]:
+    """Path → value of the `wanted` keys."""
+    plain = settings.to_dict()
+    return {key.path: plain[key.section][key.name] if key.section else plain[key.name] for key in wanted}
+
+
 def deciding(settings: Config) -> dict[str, Any]:
     """Path → value of what decides a run's result by its own value. For the rest see `About.through`.
 
     A key of a user's own class counts, but for a loader's, which shows in the training rows, and a saver's.
     """
-    plain = settings.to_dict()
-    counting = [key for key in keys() if key.about.decides and not key.about.through]
-    values = {key.path: plain[key.section][key.name] if key.section else plain[key.name] for key in counting}
+    values = plain_values(settings, (key for key in keys() if key.about.decides and not key.about.through))
     others = {
         "model": settings.model.extra,
         "lora": settings.lora.extra,

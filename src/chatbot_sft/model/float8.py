@@ -8,11 +8,11 @@ attention and output layer stay as they are.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
-from chatbot_sft.model.loss import base_of
+from chatbot_sft.model.layers import replace_layers
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 MULTIPLE = 16  # both sides of a weight, as the kernel wants them
@@ -85,29 +85,20 @@ def _multiplied(
     )
 
 
-@_multiplied.register_fake
-def _(
-    rows: torch.Tensor,
-    row_scales: torch.Tensor,
-    weight: torch.Tensor,
-    scales: torch.Tensor,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    return rows.new_empty(rows.shape[0], weight.shape[0], dtype=dtype)
+_multiplied.register_fake(
+    lambda rows, _row_scales, weight, _scales, dtype: rows.new_empty(
+        rows.shape[0], weight.shape[0], dtype=dtype
+    )
+)
 
 
 def round_base(model: Any) -> int:
     """Put `Float8Linear` in place of the frozen linear layers of `model`'s decoder; how many there were."""
-    found = 0
-    for parent in list(base_of(model).get_decoder().modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is torch.nn.Linear and roundable(layer):
-                setattr(parent, name, Float8Linear(layer))
-                found += 1
-    return found
+    return len(replace_layers(model, lambda layer: Float8Linear(layer) if roundable(layer) else None))
 
 
-def roundable(layer: torch.nn.Linear) -> bool:
+def roundable(layer: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
     """An adapter's own matrices are trained; a side that the kernel does not take stays in 16 bits."""
-    frozen = not layer.weight.requires_grad
-    return frozen and not layer.in_features % MULTIPLE and not layer.out_features % MULTIPLE
+    if type(layer) is not torch.nn.Linear or layer.weight.requires_grad:
+        return False
+    return not layer.in_features % MULTIPLE and not layer.out_features % MULTIPLE

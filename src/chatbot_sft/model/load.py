@@ -69,8 +69,8 @@ def check(settings: Config) -> None:
 
     Raises:
         UserError: a folder that holds no model, or not a whole one; 4-bit without bitsandbytes; loftq without
-            a GPU; a chat template that is none; training.shard or
-            model.load_in_fp8 where it cannot be had.
+            a GPU; a chat template that is none; training.shard or model.load_in_fp8 where it cannot be
+            had.
     """
     quantization.check(settings)
     sharding.check(settings)

@@ -4,10 +4,11 @@ float8 can be had.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import refuse_with
 from chatbot_sft.model import hardware
 
 if TYPE_CHECKING:
@@ -23,11 +24,10 @@ def check(settings: Config) -> None:
     model = settings.model
     if not model.load_in_fp8 or settings.task not in ("train", "plan"):
         return
-    here = (
-        ", ".join(f"{card.name} has {card.capability:g}" for card in hardware.gpus()[:1])
-        or "there is none here"
-    )
-    others = (
+    cards = hardware.gpus()
+    here = f"{cards[0].name} has {cards[0].capability:g}" if cards else "there is none here"
+    refuse_with(
+        "model.load_in_fp8=true",
         (model.load_in_4bit, "a base is in 8 bits or in 4; set model.load_in_4bit=false"),
         (settings.full_finetuning, "lora.r=0 trains the base itself; set lora.r above 0"),
         (settings.lora.use_dora, "DoRA's norms are of the 16-bit weights; set lora.use_dora=false"),
@@ -35,13 +35,10 @@ def check(settings: Config) -> None:
         (settings.training.shard, "its rounded weights are not cut; set training.shard=false"),
         (model.dtype not in (None, "bfloat16"), f"model.dtype={model.dtype}: the kernel gives bfloat16"),
         (
-            all(card.capability < FLOAT8 for card in hardware.gpus()),
+            all(card.capability < FLOAT8 for card in cards),
             f"needs a GPU of compute capability {FLOAT8:g} or more (Hopper and newer); {here}",
         ),
     )
-    for wrong, why in others:
-        if wrong:
-            raise UserError(f"model.load_in_fp8=true: {why}")
 
 
 def nf4(compute_dtype: torch.dtype) -> Any:
@@ -67,26 +64,15 @@ def decode(model: Any) -> Callable[[], None]:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
-    from chatbot_sft.model.loss import base_of
+    from chatbot_sft.model.layers import put_back, replace_layers
 
-    taken: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
+    def decoded(layer: torch.nn.Module) -> torch.nn.Module | None:
+        if not isinstance(layer, Linear4bit):
+            return None
+        plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        plain.bias = layer.bias
+        return plain
 
-    def encode() -> None:
-        for parent, name, layer in taken:
-            setattr(parent, name, layer)
-
-    try:
-        for parent in list(base_of(model).get_decoder().modules()):
-            for name, layer in list(parent.named_children()):
-                if not isinstance(layer, Linear4bit):
-                    continue
-                decoded = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-                weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-                decoded.weight = torch.nn.Parameter(weight, requires_grad=False)
-                decoded.bias = layer.bias
-                setattr(parent, name, decoded)
-                taken.append((parent, name, layer))
-    except torch.OutOfMemoryError:
-        encode()
-        raise
-    return encode
+    return functools.partial(put_back, replace_layers(model, decoded))

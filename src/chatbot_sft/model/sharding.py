@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft import distributed
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import refuse_with
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,8 @@ def check(settings: Config) -> None:
     """Raises UserError where `training.shard` cannot be had. Imports nothing."""
     if not settings.training.shard or settings.task not in ("train", "plan"):
         return
-    others = (
+    refuse_with(
+        "training.shard=true",
         (settings.full_finetuning, "lora.r=0 trains the base itself; set lora.r above 0"),
         (
             settings.model.load_in_4bit,
@@ -38,9 +39,6 @@ def check(settings: Config) -> None:
             "there is one process, with nobody to share with: torchrun --nproc-per-node 2 -m chatbot_sft …",
         ),
     )
-    for wrong, why in others:
-        if wrong:
-            raise UserError(f"training.shard=true: {why}")
 
 
 def shard(model: Any, device: torch.device) -> None:

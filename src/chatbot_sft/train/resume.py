@@ -17,6 +17,7 @@ from typing import Any
 
 from chatbot_sft.config import Config, deciding
 from chatbot_sft.config import keys as every_key
+from chatbot_sft.config.schema import plain_values
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import lock
@@ -105,12 +106,7 @@ def _other_settings(run: Run, settings: Config) -> list[lock.Difference]:
 
 def _decided(settings: Config) -> dict[str, Any]:
     """Path → value of every key that decides the result, itself or through what it names, as JSON has them."""
-    plain = settings.to_dict()
-    values = {
-        key.path: plain[key.section][key.name] if key.section else plain[key.name]
-        for key in every_key()
-        if key.about.decides
-    }
+    values = plain_values(settings, (key for key in every_key() if key.about.decides))
     return json.loads(json.dumps(values | deciding(settings), default=str))
 
 

@@ -57,11 +57,11 @@ def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int)
     """
     rows = largest(batches, steps)
     measured: list[Measurement] = []
+    step.pack(functools.partial(packing.shapes, batches, steps), layouts[0])
+    if different := agreed(disagreement(step, rows)):
+        log.warning("layout: not packed: %s", different)
+        return None
     for layout in layouts:
-        step.pack(functools.partial(packing.shapes, batches, steps), layout)
-        if not measured and (different := agreed(disagreement(step, rows))):
-            log.warning("layout: not packed: %s", different)
-            return None
         uncapturable: str | None = None
         try:
             measurement = _fitted(step, layout, rows)
