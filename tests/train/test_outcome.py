@@ -47,6 +47,7 @@ def test_a_start_with_nothing_left_to_train_has_the_speed_of_the_one_before(earl
         Training(**TRAINING),
         milliseconds_per_step=20.0,
         seconds_to_first_step=9.0,
+        seconds_to_first_step_by_part={"start": 2.0, "first_step": 7.0},
         batch_layouts=LAYOUTS,
     )
     report = earlier and Report("", "train", 1, training=measured, history=earlier)
@@ -57,5 +58,6 @@ def test_a_start_with_nothing_left_to_train_has_the_speed_of_the_one_before(earl
         found.seconds_to_first_step,
         found.batch_layouts,
     ) == expected
+    assert sum(found.seconds_to_first_step_by_part.values()) == (found.seconds_to_first_step or 0)
     said = "".join(markdown(Report("", "train", 1, training=found), picture=False))
     assert ("tokens/s" in said) == (expected[0] is not None)

@@ -54,6 +54,7 @@ def as_measured_before(training: Training, history: list[dict[str, Any]], earlie
         tokens_per_second=before.tokens_per_second,
         milliseconds_per_step=before.milliseconds_per_step,
         seconds_to_first_step=before.seconds_to_first_step,
+        seconds_to_first_step_by_part=before.seconds_to_first_step_by_part,
         batch_layouts=training.batch_layouts or before.batch_layouts,
     )
 
