@@ -1,0 +1,1 @@
+"""Sweeps: which jobs there are, who runs which, what became of each."""
