@@ -1,4 +1,4 @@
-"""Eight configurations, learning rate × rank: one sweep beside eight runs of raw scripts, and eight cold runs of ours.
+"""Eight configurations, learning rate × rank: one sweep beside eight runs of raw scripts, and eight cold runs.
 
     python benchmarks/sweep.py OUT --model FOLDER [--bits 4] [--steps 200] [--parts abcdp] [--gpus 1]
 
