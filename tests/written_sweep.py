@@ -39,7 +39,9 @@ def written(
     return folder
 
 
-def job(folder: Path, status="completed", loss=1.5, losses=None, error=None, samples=None, **parts) -> Path:
+def job(
+    folder: Path, status="completed", loss=1.5, losses=None, error=None, samples=None, training=None, **parts
+) -> Path:
     """A job's directory. `status` waiting: there is none yet; running: it has made the evaluations `losses`."""
     if status == "waiting":
         return folder
@@ -52,13 +54,11 @@ def job(folder: Path, status="completed", loss=1.5, losses=None, error=None, sam
         (folder / "checkpoints" / "evaluations.jsonl").write_text(text + '{"step": 99, "lo')
         write_json(folder / ".lock.json", {"pid": os.getpid(), "host": os.uname().nodename})
         return folder
-    training = (
-        {} if status == "failed" else {**TRAINING, "eval_loss": losses[-1], **parts.pop("training", {})}
-    )
+    trained = {} if status == "failed" else {**TRAINING, "eval_loss": losses[-1], **(training or {})}
     report = a_report(
         status=status,
         error=error,
-        training=training,
+        training=trained,
         evaluations=[] if status == "failed" else records,
         samples=samples or [],
         memory={"device": "GPU", "start_gb": 1.0, "peak_gb": 7.2, "training_gb": 6.2},

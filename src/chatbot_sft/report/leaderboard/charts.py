@@ -89,7 +89,9 @@ def _about(job: Job) -> str:
 
 
 def _curves(board: Board, colours: dict[int, str]) -> Chart | None:
-    drawn = [job for row in reversed(board.rows) for job in row.jobs if job.curve]  # the best on top
+    drawn = [
+        job for row in reversed(board.rows) for job in reversed(row.jobs) if job.curve
+    ]  # the best on top
     if not drawn:
         return None
     best = board.rows[0].best.number
@@ -159,7 +161,7 @@ def _parallel(board: Board, jobs: Sequence[Job], keys: Sequence[str], colours: d
         "yaxis": {"visible": False, "range": [-0.06, 1.06], "fixedrange": True},
         "annotations": [
             {"x": at, "y": axis.places[text], "text": said(_clipped(text)), "showarrow": False,
-             "xanchor": "left", "xshift": 8, "bgcolor": "PAGE", "font": {"size": 12}}
+             "xanchor": "left", "xshift": 8, "font": {"size": 12}}
             for at, axis in enumerate((*axes, measured)) for text in axis.written
         ],
         "height": 420,

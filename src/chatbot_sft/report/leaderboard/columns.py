@@ -63,7 +63,12 @@ def value(row: Row) -> str:
     """`1.8423 ± 0.0031`."""
     if row.mean is None:
         return ""
-    return metric(row.mean) + (f" ± {row.spread:.2g}" if row.spread is not None else "")
+    return metric(row.mean) + (f" {spread(row.spread)}" if row.spread is not None else "")
+
+
+def spread(value: float) -> str:
+    """`± 0.0031`: as many digits as the metric has, where it has them."""
+    return f"± {value:.4f}" if 0.0005 <= value < 100 else f"± {value:.1g}"
 
 
 def bars(curve: Sequence[tuple[int, float]], most: int = 12) -> str:

@@ -12,7 +12,7 @@ from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.rows import SEED
 from chatbot_sft.report.leaderboard.settings import as_number
 
-FEWEST = 4  # finished jobs that an importance is told from
+FEWEST, FEWEST_WITHOUT_FOREST = 4, 16  # finished jobs that fANOVA, and PED-ANOVA, tell something from
 INSTALL = 'pip install "chatbot-sft[sweep]"'
 Points = tuple[tuple[tuple[str, ...], float], ...]  # of each job its values, and the metric
 
@@ -25,7 +25,9 @@ def importance(jobs: Sequence[Job], keys: Sequence[str], maximise: bool) -> tupl
     if len(done) < FEWEST or len(compared) < 2:
         return {}, ""
     if importlib.util.find_spec("optuna") is None:
-        return {}, f"The importance of each key needs Optuna: {INSTALL}"
+        return {}, f"The importance of each key needs Optuna and scikit-learn: {INSTALL}"
+    if not _forest() and len(done) < FEWEST_WITHOUT_FOREST:
+        return {}, f"The importance of each key needs scikit-learn, for so few jobs: {INSTALL}"
     points = tuple(
         (tuple(job.settings[key] for key in compared), job.value or 0.0)
         for job in sorted(done, key=lambda job: job.number)
@@ -50,10 +52,14 @@ def _shares(keys: tuple[str, ...], points: Points, maximise: bool) -> tuple[dict
     return known, f"{how}, from {len(points)} completed jobs" if known else ""
 
 
+def _forest() -> bool:
+    return importlib.util.find_spec("sklearn") is not None
+
+
 def _evaluator() -> tuple[object, str]:
     """fANOVA needs scikit-learn; PED-ANOVA needs nothing, and compares the better half with all."""
     importance = importlib.import_module("optuna.importance")
-    if importlib.util.find_spec("sklearn") is not None:
+    if _forest():
         return importance.FanovaImportanceEvaluator(seed=0), "Optuna's fANOVA"
     told = f"Optuna's PED-ANOVA (fANOVA, which is surer with few jobs, needs scikit-learn: {INSTALL})"
     return importance.PedAnovaImportanceEvaluator(target_quantile=0.5), told

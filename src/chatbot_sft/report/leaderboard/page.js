@@ -60,7 +60,8 @@ const colour = name => { document.body.style.outlineColor = 'var(--' + name + ')
 const narrow = () => innerWidth < 640
 const layoutOf = chart => {
   const ink = colour('ink'), grid = colour('grid'), card = colour('card'), muted = colour('muted')
-  const axis = given => ({ gridcolor: grid, linecolor: grid, zeroline: false, automargin: true, tickfont: { color: muted }, ...given })
+  const axis = given => ({ gridcolor: grid, linecolor: grid, zeroline: false, automargin: true, tickfont: { color: muted, size: 12 }, ...given,
+    ...(given.title && { title: { ...given.title, font: { color: muted, size: 12 } } }) })
   const { annotations = [], xaxis, yaxis, ...rest } = chart.layout
   return {
     paper_bgcolor: card, plot_bgcolor: card, font: { color: ink, family: style.fontFamily, size: 13 }, showlegend: false, hovermode: 'closest',

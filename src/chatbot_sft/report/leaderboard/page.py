@@ -150,7 +150,7 @@ def _row(board: Board, row: Row, close: bool = False, part: bool = False) -> str
     near = (
         '<abbr title="not told from the row above: they differ by less than the spread over seeds">≈</abbr>'
     )
-    spread = f" <small>± {row.spread:.2g}</small>" if row.spread is not None else ""
+    spread = f" <small>{columns.spread(row.spread)}</small>" if row.spread is not None else ""
     value = "" if row.mean is None else f"{near if close else ''}{columns.metric(row.mean)}{spread}"
     cells += [_number(row.mean, value), _curve(row.best)]
     for figure in columns.figures(board):
