@@ -46,7 +46,8 @@ def job(
     if status == "waiting":
         return folder
     losses = losses or [3.0, 2.0, loss]
-    records = [{"step": 10 * at, "loss": value, "samples": []} for at, value in enumerate(losses)]
+    other = {"perplexity": 4.5, "token_accuracy": 0.6, "seconds": 1.0, "samples": []}
+    records = [{"step": 10 * at, "loss": value, **other} for at, value in enumerate(losses)]
     folder.mkdir(parents=True)
     if status == "running":
         (folder / "checkpoints").mkdir()

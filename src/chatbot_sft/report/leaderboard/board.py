@@ -173,7 +173,9 @@ def _no_metric(metric: str, jobs: Sequence[Job]) -> str:
     if not finished or any(job.value is not None for job in jobs):
         return ""
     known = numbers(reported(finished[0].folder))
-    meant = question(near(metric, known))
+    by_last = {name.rpartition(".")[2]: name for name in known}  # `eval_loss` means training.eval_loss
+    last = near(metric.rpartition(".")[2], list(by_last))
+    meant = question(near(metric, known) or [by_last[name] for name in last])
     if metric == HELD_OUT:
         meant = " (nothing was held out?); name another with --metric"
         meant += ", for instance training.train_loss" if "training.train_loss" in known else ""

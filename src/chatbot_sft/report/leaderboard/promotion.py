@@ -7,11 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from chatbot_sft.errors import UserError, listed
+from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.ending import write_reports
 from chatbot_sft.report.leaderboard import files
 from chatbot_sft.report.leaderboard.board import Board
@@ -61,7 +61,7 @@ def promote(board: Board, sweep: Path, job: Job, name: str | None, overwrite: bo
         staged.mkdir(parents=True)
         save = _copied(report, job.folder, staged) or _exported(job.folder, staged, method)
         _write(replace(report, save=_moved(save, staged, target)), board, job, staged)
-        _put(staged, target)
+        _put(staged, target, overwrite)
     except OSError as error:
         raise UserError(f"{target}: {error.strerror or error}; nothing was promoted") from None
     finally:
@@ -138,12 +138,16 @@ def _quoted(path: Path) -> str:
 
 
 def _moved(save: SaveResult, staged: Path, target: Path) -> SaveResult:
-    """With the paths that the exports will have."""
+    """With the paths that the exports will have, in what lies in them too."""
 
     def there(path: str) -> str:
         return str(target / Path(path).relative_to(staged))
 
     exports = [replace(export, path=there(export.path)) for export in save.exports]
+    for export in save.exports:
+        if mark := read_mark(Path(export.path)):
+            said = {**mark["export"], "path": there(export.path)}
+            write_mark(Path(export.path), {**mark, "export": said})
     return replace(save, path=there(save.path) if save.path else None, exports=exports)
 
 
@@ -166,10 +170,10 @@ def _write(report: Report, board: Board, job: Job, staged: Path) -> None:
     write_json(mark, staged / MARK)
 
 
-def _put(staged: Path, target: Path) -> None:
-    """In place of an earlier one, which comes back where that fails."""
+def _put(staged: Path, target: Path, overwrite: bool) -> None:
+    """In place of an earlier one where that is asked for; it comes back where this fails."""
     before = target.with_name(f".{target.name}.before.{os.getpid()}")
-    if target.exists():
+    if overwrite and target.exists():
         target.rename(before)
     try:
         staged.rename(target)
@@ -180,7 +184,7 @@ def _put(staged: Path, target: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def told(target: Path, job: Job, board: Board, missing: Sequence[str] = ()) -> str:
+def told(target: Path, job: Job, board: Board) -> str:
     """The last line for a person."""
     value = "" if job.value is None else f", {board.metric_name} {job.value:.4f}"
     return f"promoted {job.name}{value}: {target}"
