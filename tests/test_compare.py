@@ -284,26 +284,15 @@ def test_the_help_names_every_argument(command):
         assert word in out
 
 
-def test_a_job_without_an_export_is_exported(launch, tiny, tmp_path):
+def test_a_job_without_an_export_is_exported(launch, tiny, warm, command, tmp_path, monkeypatch):
     """By task=export, from the checkpoint that it kept; what comes of it is found as any run's model is."""
     from chatbot_sft.inference.opening import find
 
     process = launch("-m", *tiny, "lora.r=4", "save=none", "hydra.sweep.dir=sweep")
     assert process.returncode == 0, process.stderr
-    command = [
-        sys.executable,
-        "-m",
-        "chatbot_sft.compare",
-        "sweep",
-        "--promote",
-        "0",
-        "--save",
-        "lora",
-        "--name",
-        "bot",
-    ]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    monkeypatch.setattr(promotion.subprocess, "run", lambda words, **_: warm.run(words[1:], tmp_path))
+    code, _, err = command("sweep", "--promote", "0", "--save", "lora", "--name", "bot")
+    assert code == 0, err
     target = tmp_path / "outputs" / "promoted" / "bot"
     assert find(target).path == target / "model"
     assert (target / "model" / "adapter_config.json").is_file()

@@ -14,6 +14,7 @@ import pytest
 from conftest import a_report, write_json
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from written_sweep import job, plausible, written
 
 from chatbot_sft.errors import UserError
@@ -215,7 +216,7 @@ def test_seeds_are_one_row_with_mean_and_spread_and_say_what_they_cannot_tell(tm
     assert board.rows[0].spread == pytest.approx(0.02)
     assert columns.value(board.rows[0]) == "1.5200 ± 0.0200"
     (note,) = board.notes
-    assert note.startswith("job 0 and 2 more is first, but job 3 and 2 more cannot be told from it")
+    assert note.startswith("job 0 +2 is first, but job 3 +2 cannot be told from it")
     assert note in terminal.lines(board)
     assert html.escape(note) in page(board)
 
@@ -297,6 +298,24 @@ def test_overrides_are_keys_and_values(overrides, expected):
 @pytest.mark.parametrize(("losses", "expected"), [([3, 2, 1], "█▅▁"), ([1, 1], "▁▁"), ([1], ""), ([], "")])
 def test_a_curve_in_a_line_of_text(losses, expected):
     assert columns.bars(list(enumerate(losses))) == expected
+
+
+@pytest.mark.parametrize("width", [70, 90, 200])
+def test_a_narrow_terminal_leaves_figures_out_rather_than_break_words(width, tmp_path):
+    board = boards.of([plausible(tmp_path / "sweep", seeds=(0, 1))])
+    out = io.StringIO()
+    terminal.show(board, Console(file=out, width=width, force_terminal=True, color_system=None))
+    shown = out.getvalue()
+    for row in board.rows:
+        assert (
+            re.search(
+                rf"^{re.escape(row.name)} +{columns.setting(row, 'training.learning_rate')} .*{re.escape(columns.value(row))}.*{row.best.status}",
+                shown,
+                re.MULTILINE,
+            )
+            or "," in row.status
+        )
+    assert ("not enough room for" in shown) == (width < 200)
 
 
 # Files

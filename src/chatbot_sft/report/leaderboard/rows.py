@@ -28,7 +28,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return self.best.name if len(self.jobs) == 1 else f"{self.best.name} and {len(self.jobs) - 1} more"
+        return self.best.name if len(self.jobs) == 1 else f"{self.best.name} +{len(self.jobs) - 1}"
 
     @property
     def status(self) -> str:

@@ -14,6 +14,7 @@ from chatbot_sft.report.leaderboard.board import Board
 from chatbot_sft.report.leaderboard.rows import Row
 from chatbot_sft.report.plain import shown_line
 
+SPARE = {"curve", *(figure.title for figure in columns.FIGURES)}  # what a narrow terminal leaves out
 COLOURS = {"completed": "green", "failed": "red", "unreadable": "red", "running": "cyan", "pruned": "yellow"}
 
 
@@ -34,23 +35,41 @@ def show(board: Board, console: Console) -> None:
         for line in lines(board):
             print(line, file=console.file)
         return
-    head = _head(board)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    words = {"name", "curve", "status", *board.keys}
-    for title in head:
+    head = [_broken(title, board) for title in _head(board)]
+    cells = [_cells(board, row) for row in board.rows]
+    table_columns = list(zip(head, *cells, strict=True))
+    kept = _fitting(table_columns, console.width)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    words = {"name", "curve", "status", *(_broken(key, board) for key in board.keys)}
+    for at in kept:
         table.add_column(
-            Text(title),
-            justify="left" if title in words else "right",
-            overflow="fold",
-            no_wrap=title in ("name", "curve"),
+            Text(head[at]), justify="left" if head[at] in words else "right", overflow="fold", vertical="top"
         )
-    for row in board.rows:
-        cells = [Text(cell) for cell in _cells(board, row)]
-        cells[-1].stylize(COLOURS.get(str(row.best.status), ""))
-        table.add_row(*cells, style="bold" if row is board.rows[0] and row.completed else "")
+    for row, own in zip(board.rows, cells, strict=True):
+        texts = [Text(own[at]) for at in kept]
+        texts[-1].stylize(COLOURS.get(str(row.best.status), ""))
+        table.add_row(*texts, style="bold" if row is board.rows[0] and row.completed else "")
     console.print(table)
+    if left := [head[at] for at in range(len(head)) if at not in kept]:
+        console.print(Text(f"not enough room for {', '.join(left)}"), style="dim")
     for line in _below(board):
         console.print(Text(line), soft_wrap=True)
+
+
+def _fitting(table_columns: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Which columns there is room for: the figures before the status go first, from the right."""
+    kept = list(range(len(table_columns)))
+    sizes = [max(len(line) for cell in column for line in cell.split("\n")) + 3 for column in table_columns]
+    spare = [at for at in kept if table_columns[at][0] in SPARE]
+    while spare and sum(sizes[at] for at in kept) > width + 3:
+        kept.remove(spare.pop())
+    return kept
+
+
+def _broken(title: str, board: Board) -> str:
+    """A key with its section on a line of its own."""
+    section, dot, name = title.rpartition(".")
+    return f"{section}.\n{name}" if dot and title in board.keys else title
 
 
 def _head(board: Board) -> list[str]:
