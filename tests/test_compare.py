@@ -15,7 +15,7 @@ from chatbot_sft.report.leaderboard import promotion
 LOCK = {
     "decides": {"lora.r": 8, "dataset.rows": "aaaa", "training.learning_rate": 1e-4},
     "tokenizer": "t",
-    "date": "2026-11-29",
+    "date": "2026-11-29T12:00:00",
     "versions": {"torch": "2.13.0", "python": "3.11.7"},
     "device": "cpu",
     "schema": 1,
@@ -153,6 +153,7 @@ def test_two_runs_are_held_against_each_other(command, tmp_path):
         "decides": {**LOCK["decides"], "lora.r": 16, "dataset.rows": "bbbb"},
         "versions": {"torch": "2.14.0", "python": "3.11.7"},
         "device": "NVIDIA H100",
+        "date": "2026-11-29T18:00:00",
     }
     write_json(tmp_path / "b" / "lock.json", other)
     code, out, _ = command("a", "b")

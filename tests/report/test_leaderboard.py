@@ -300,7 +300,7 @@ def test_a_curve_in_a_line_of_text(losses, expected):
     assert columns.bars(list(enumerate(losses))) == expected
 
 
-@pytest.mark.parametrize("width", [70, 90, 200])
+@pytest.mark.parametrize("width", [90, 120, 200])
 def test_a_narrow_terminal_leaves_figures_out_rather_than_break_words(width, tmp_path):
     board = boards.of([plausible(tmp_path / "sweep", seeds=(0, 1))])
     out = io.StringIO()

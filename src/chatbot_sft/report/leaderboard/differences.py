@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import moved
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.lock import NOT_SET, Lock, changed
+from chatbot_sft.run.lock import NOT_SET, Difference, Lock, changed
 from chatbot_sft.run.lock import differences as in_locks
 
 ABSENT = "(not set)"
@@ -61,8 +62,12 @@ def _parts(first: Path, second: Path) -> dict[str, list[tuple[str, str, str]]]:
     return parts
 
 
-def _changes(first: Lock | None, second: Lock | None) -> list[Any]:
-    return in_locks(first, second) if first and second else []
+def _changes(first: Lock | None, second: Lock | None) -> list[Difference]:
+    """Templates write the day, so the time of it says nothing."""
+    if not (first and second):
+        return []
+    days = (replace(lock, date=lock.date[:10]) for lock in (first, second))
+    return in_locks(*days)
 
 
 def _part_of(key: str) -> str:
