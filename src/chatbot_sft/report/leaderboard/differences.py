@@ -12,7 +12,7 @@ import yaml
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.leaderboard.columns import metric, short, whole
 from chatbot_sft.report.leaderboard.job import Job
-from chatbot_sft.report.leaderboard.settings import PLACES, flat
+from chatbot_sft.report.leaderboard.settings import flat, is_place
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import moved
@@ -42,14 +42,12 @@ def _parts(first: Path, second: Path) -> dict[str, list[tuple[str, str, str]]]:
     """By the locks, which hold all that decides a result; of a run without one by its configuration alone."""
     locks = _lock(first), _lock(second)
     configured = _configured(first), _configured(second)
-    known = [(change.key, *map(_said, (change.before, change.after))) for change in _changes(*locks)]
+    known = [_worded(change) for change in _changes(*locks)]
     keys = dict.fromkeys(key for one in configured for key in one)
     settings = changed(*configured, keys) if all(configured) else []
     in_lock = {key for key, *_ in known}
     known += [
-        (change.key, *map(_said, (change.before, change.after)))
-        for change in settings
-        if change.key not in in_lock and not any(change.key == p or change.key.startswith(p) for p in PLACES)
+        _worded(change) for change in settings if change.key not in in_lock and not is_place(change.key)
     ]
     parts: dict[str, list[tuple[str, str, str]]] = {
         name: [] for name in ("configuration", "data", "versions", "device")
@@ -117,6 +115,10 @@ def _results(first: Job, second: Job) -> Iterator[tuple[str, str, str]]:
     if both:
         alike = sum(sample.after == asked[sample.prompt] for sample in both)
         yield ("answers alike", f"{alike} of {len(both)}", "")
+
+
+def _worded(change: Difference) -> tuple[str, str, str]:
+    return change.key, _said(change.before), _said(change.after)
 
 
 def _said(value: Any) -> str:

@@ -53,10 +53,11 @@ def _configured(folder: Path) -> dict[str, str] | None:
 
 
 def _without_places(settings: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in settings.items() if not _place(key)}
+    return {key: value for key, value in settings.items() if not is_place(key)}
 
 
-def _place(key: str) -> bool:
+def is_place(key: str) -> bool:
+    """Whether the key says where a run is."""
     return any(key == place or (place.endswith(".") and key.startswith(place)) for place in PLACES)
 
 
