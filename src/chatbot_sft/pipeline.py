@@ -195,7 +195,8 @@ def train(
     report.record(dataset=replace(prepared.statistics, system_prompt=prepared.system_prompt))
 
     wait.end("weights")
-    begun = stage.Start(origin, lock, wait, open_loggers)
+    answers = loan.answers(settings) if loan else None
+    begun = stage.Start(origin, lock, wait, open_loggers, answers)
     session = stage.begin(stages.session, settings, model, prepared, begun, report.record)
     if settings.task == "plan":
         report.record(plan=stage.plan(session))

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from chatbot_sft import distributed
 from chatbot_sft.config import Config
-from chatbot_sft.model import memory
+from chatbot_sft.model import hardware, memory
 from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.model.precision import weights_dtype
 
@@ -74,10 +74,19 @@ class Loan:
         if key is None:
             self.warm.let_go()
             return load()
-        memory.release()  # what the job before has left
+        if hardware.gpus():  # what the job before has left there
+            memory.release()
         self.held = self.warm.held(key, load)
         os.environ.update(self.held.marks)
         return self.held.model
+
+    def answers(self, settings: Config) -> dict[Hashable, dict[str, Any]] | None:
+        """`Held.answers`; None where the adapter of `settings` is no exact zero as its training begins."""
+        lora = settings.lora
+        zero = (
+            lora.init_lora_weights in (True, "gaussian") and not lora.use_dora and not settings.model.adapter
+        )
+        return self.held.answers if self.held and zero else None
 
     def kept(self) -> Callable[[], None]:
         """A part of `process`: what stands in the base now; before it was lent, what was loaded."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,8 @@ class Session:
         self.loggers = Loggers()
         self.alike: dict[str, Any] = {}  # what has to be the same in every process
         self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the layout when it is chosen
+        self.answers: dict[Hashable, dict[str, Any]] = {}  # evaluations of bases before training
+        self.question: Hashable = None  # which of them is this one's
         # What is made on the way.
         self.loop = ""  # "native" or "trl", once created
         self.job: Any = None  # what is trained: a `job.Job`
@@ -240,6 +242,16 @@ class Session:
                 return None
             metrics = held_out(self.job, self.step) if self.loop == "native" else self._trl[1].held_out()
             return metrics["eval_loss"]
+
+    def evaluate_base(self) -> None:
+        """`evaluate` before training, or what an earlier job of the process found the same base to answer."""
+        earlier = self.answers.get(self.question) if self.question else None
+        if earlier is not None:
+            self.evaluations.repeat(self.state, earlier)
+            return
+        self.evaluate()
+        if self.question and (record := self.evaluations.at(0)):
+            self.answers[self.question] = record
 
     def trained_rows_loss(self) -> float | None:
         """Mean loss per trained token of the first conversations that are trained, in nats; None where others
