@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conftest import composed
+from conftest import composed, conversations, write_json
 
 from chatbot_sft import pipeline, preemption
 from chatbot_sft.config import Config
@@ -26,7 +26,7 @@ from chatbot_sft.run.turn import Pruned, Turn, to_the_end
 from chatbot_sft.warm import Warm, shared_key
 
 SHARED = [
-    "dataset.max_rows=20", "dataset.eval_fraction=0.2", "model.max_seq_length=128", "training.max_steps=5",
+    "dataset.max_rows=null", "dataset.eval_fraction=0.2", "model.max_seq_length=128", "training.max_steps=5",
     "training.eval_steps=2", "training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=1",
     "training.learning_rate=1e-2", "training.warmup_steps=1", "training.sample_max_new_tokens=1", "save=none",
 ]  # fmt: skip
@@ -79,6 +79,13 @@ def assert_same(found, expected):
     for adapter, other in zip(found[-1], expected[-1], strict=True):
         assert adapter.keys() == other.keys()
         assert all(torch.equal(adapter[name], other[name]) for name in adapter)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny, tmp_path_factory):
+    """On twenty short conversations."""
+    file = write_json(tmp_path_factory.mktemp("data") / "chats.json", conversations(20))
+    return [*tiny, f"dataset.data_path={file}"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -273,3 +280,26 @@ def test_what_changes_a_base_has_its_own(change):
 def test_of_several_processes_each_has_its_own(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert shared_key(Config.from_mapping({"model": {"name": "smollm2"}}), "smollm2", None) is None
+
+
+def test_on_unsloth_too(warm_unsloth, tiny, tmp_path):
+    """In a process that has imported it first."""
+    arguments = json.dumps([argument for argument in tiny if "engine" not in argument])
+    here = Path(__file__)
+    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parent.parent)]}; import {here.stem} as tests"
+    run = "tests.on_unsloth(sys.argv[1], sys.argv[2])"
+    process = warm_unsloth.run(["-c", f"{code}; {run}", arguments, tmp_path], tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
+def on_unsloth(arguments, folder):
+    tiny, folder, runs = (*json.loads(arguments), "model.engine=unsloth"), Path(folder), ("ranked", "dora")
+    for name in runs:
+        in_turns({name: started(name, tiny, folder / "alone", None, 0)})
+    warm = Warm()
+    in_turns({"dora": started("dora", tiny, folder / "first", warm, 0)})
+    in_turns({name: started(name, tiny, folder / "turns", warm, 2) for name in runs})
+    for place, name in (("first", "dora"), ("turns", "dora"), ("turns", "ranked")):
+        assert_same(figures(folder / place / name), figures(folder / "alone" / name))
+    assert "unsloth" in type(warm.latest.model.model).forward.__module__
+    assert not [name for name in warm.latest.model.state_dict() if "lora" in name]
