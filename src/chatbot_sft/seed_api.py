@@ -84,7 +84,8 @@ class ModelLoader:
     def load_base(self) -> Base:
         """The first half of `load_and_configure`."""
         self.check()
-        return load_base(self.settings, self.source, self.load_engine(), self.load_tokenizer(), self.loan)
+        engine = self.load_engine()  # which says what the source is
+        return load_base(self.settings, self.source, engine, self.load_tokenizer(), self.loan)
 
     def load(self) -> Trainable:
         """`load_and_configure` as a value."""
