@@ -11,7 +11,7 @@ import gc
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,10 @@ def begin() -> None:
 
 def kept() -> Callable[[], None]:
     """What was measured until now; returns what goes on from there, without the peaks in between."""
-    state = replace(_process, peak=max(_process.peak, _sizes()[1]))
+    _, peak = _sizes()
 
     def again() -> None:
-        vars(_process).update(vars(state))
-        _peak_anew()
+        _process.peak, _process.anew = peak, _peak_anew()
 
     return again
 
