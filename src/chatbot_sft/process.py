@@ -10,7 +10,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from chatbot_sft import logs, network, preemption
 from chatbot_sft.data import template
@@ -108,14 +108,17 @@ def arithmetic() -> Callable[[], None]:
 
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn = torch.backends.cudnn
-    flags, precision = (cudnn.deterministic, cudnn.benchmark), torch.get_float32_matmul_precision()
+    backends: Any = torch.backends
+    cudnn = backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    precision = getattr(backends, "fp32_precision", None)  # from PyTorch 2.9 on, where training.tf32 sets it
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
 
     def again() -> None:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         cudnn.deterministic, cudnn.benchmark = flags
-        torch.set_float32_matmul_precision(precision)
+        if precision is not None and backends.fp32_precision != precision:
+            backends.fp32_precision = precision
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(gradients)
 
