@@ -301,5 +301,6 @@ def on_unsloth(arguments, folder):
     in_turns({name: started(name, tiny, folder / "turns", warm, 2) for name in runs})
     for place, name in (("first", "dora"), ("turns", "dora"), ("turns", "ranked")):
         assert_same(figures(folder / place / name), figures(folder / "alone" / name))
-    assert "unsloth" in type(warm.latest.model.model).forward.__module__
+    report = json.loads((folder / "turns" / "dora" / "report.json").read_text(encoding="utf-8"))
+    assert report["model"]["engine"] == "unsloth"
     assert not [name for name in warm.latest.model.state_dict() if "lora" in name]
