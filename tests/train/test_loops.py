@@ -134,32 +134,6 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(what, steps, build):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_jobs_take_turns_on_one_model_as_if_each_were_alone(build):
-    """Two learning rates and two lengths, dropout, evaluations on the way."""
-    import torch
-
-    from chatbot_sft.train import loop
-
-    settings = [
-        {"learning_rate": 1e-2, "max_steps": 7},
-        {"learning_rate": 3e-3, "max_steps": 5, "neftune_noise_alpha": 5},
-    ]
-    shared = {"lora": {"lora_dropout": 0.3}, "eval_steps": 2, "save_strategy": "no"}
-    alone = []
-    for chosen_settings in settings:
-        wrapper = build(**shared, **chosen_settings)
-        wrapper.train()
-        alone.append(figures(wrapper))
-    first, second = (build(**shared, **chosen_settings) for chosen_settings in settings)
-    second.job.model = first.model
-    outputs = loop.train([first.job, second.job], first.step, first.plan_layout)
-    assert [output.global_step for output in outputs] == [7, 5]
-    weights = [first.job.aside[0], first.step.weights()]
-    for wrapper, found, (steps, held_out, expected) in zip((first, second), weights, alone, strict=True):
-        assert figures(wrapper)[:2] == (steps, held_out)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
 def test_trls_trainer_is_built_when_it_is_asked_for_and_then_trains(build, caplog):
     import trl
     from transformers import TrainerCallback

@@ -5,6 +5,7 @@ float8 can be had.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
     from chatbot_sft.config import Config
 
+# 4-bit layer → its 16-bit copy, as long as anybody has it: runs that take turns on one base have one copy.
+_decoded: weakref.WeakKeyDictionary[torch.nn.Module, weakref.ref[torch.nn.Module]] = (
+    weakref.WeakKeyDictionary()
+)
 FLOAT8 = 9.0  # the compute capability from which scales per row have a fast kernel
 
 
@@ -69,10 +74,13 @@ def decode(model: Any) -> Callable[[], None]:
     def decoded(layer: torch.nn.Module) -> torch.nn.Module | None:
         if not isinstance(layer, Linear4bit):
             return None
+        if (there := _decoded.get(layer)) and (plain := there()):
+            return plain
         plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         plain.weight = torch.nn.Parameter(weight, requires_grad=False)
         plain.bias = layer.bias
+        _decoded[layer] = weakref.ref(plain)
         return plain
 
     return functools.partial(put_back, replace_layers(model, decoded))

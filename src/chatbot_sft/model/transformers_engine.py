@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.compiler.config
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from chatbot_sft.config import Config
 
 NAME = "transformers"
+COMPILED = 64  # versions of a layer that are kept compiled
 
 
 def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
@@ -151,7 +153,9 @@ def packed_hidden_states(
 
 def compile_layers(model: Any) -> None:
     # The first size is compiled as it is, the second for all that come; asked for all from the start
-    # (dynamic=True) the compiler takes seven times as long.
+    # (dynamic=True) the compiler takes seven times as long. The jobs of a process compile the same layers, each
+    # with an adapter of its own shape.
+    torch.compiler.config.recompile_limit = COMPILED
     for layer in base_of(model).get_decoder().layers:
         layer.compile()
 

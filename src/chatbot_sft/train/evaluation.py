@@ -5,6 +5,7 @@ Imported after the engine.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -209,6 +210,13 @@ class Evaluations:
         self.records[:] = base
         return True
 
+    def repeat(self, state: Any, record: Mapping[str, Any]) -> None:
+        """A `record` that was made of the same weights in another run."""
+        self.records[:] = [copy.deepcopy(dict(record))]
+        self._append(state, self.records[0])
+        if record["loss"] is not None:
+            log.info("step 0: held out %.3f, as an earlier job of this process has found", record["loss"])
+
     def take(self, state: Any, metrics: Mapping[str, float]) -> None:
         """A record of the `metrics` that `evaluate` gave."""
         figures = {name: metrics[f"eval_{name}"] for name in FIGURES}
@@ -244,11 +252,14 @@ class Evaluations:
         record = {"step": step, **figures, "seconds": seconds, "samples": samples}
         self.records[:] = [*(earlier for earlier in self.records if earlier is not before), record]
         self.records.sort(key=lambda one: one["step"])
+        self._append(state, record)
+        return seconds
+
+    def _append(self, state: Any, record: dict[str, Any]) -> None:
         if state.is_world_process_zero:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(_line(record))
-        return seconds
 
     def at(self, step: int) -> dict[str, Any] | None:
         """The record of `step`, if there is one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +33,27 @@ class _Graphs:
     backward: torch.cuda.CUDAGraph
 
 
+class _Ground:
+    """The memory that graphs work in, and the stream that they are captured on. All graphs of a process share it,
+    those of runs that take turns too: a micro-batch is over before the next begins, and leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self.pool, self.stream = torch.cuda.MemPool(), torch.cuda.Stream()
+
+    @classmethod
+    def of_process(cls) -> _Ground:
+        """Given back when no captured layers are left."""
+        device = torch.cuda.current_device()
+        ground = _grounds.get(device)
+        if ground is None:
+            ground = _grounds[device] = cls()
+        return ground
+
+
+_grounds: weakref.WeakValueDictionary[int, _Ground] = weakref.WeakValueDictionary()  # by device
+
+
 class CapturedLayers:
     """`layers(**inputs)`, to the hidden states (rows, length, width), replayed from graphs.
 
@@ -42,8 +64,7 @@ class CapturedLayers:
     def __init__(self, layers: Callable[..., torch.Tensor], random: bool = False) -> None:
         """`random`: each pass draws its own dropout, so a graph cannot be held against the layers."""
         self.layers, self.random = layers, random
-        self.pool = torch.cuda.MemPool()
-        self.stream = torch.cuda.Stream()
+        self.ground = _Ground.of_process()
         self.graphs: dict[tuple[torch.Size, ...], _Graphs] = {}
 
     @staticmethod
@@ -75,21 +96,22 @@ class CapturedLayers:
 
     def _capture(self, inputs: Inputs) -> _Graphs:
         inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-        self.stream.wait_stream(torch.cuda.current_stream())
+        pool, stream = self.ground.pool, self.ground.stream
+        stream.wait_stream(torch.cuda.current_stream())
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         capture = functools.partial(
             torch.cuda.graph,
-            pool=self.pool.id,  # type: ignore[arg-type]  # the stub knows graph_pool_handle's alone
-            stream=self.stream,
+            pool=pool.id,  # type: ignore[arg-type]  # the stub knows graph_pool_handle's alone
+            stream=stream,
         )
         try:
             # Compiles, and allocates what the capture must find ready: from the graphs' own memory, in which
             # the capture then finds room.
-            with torch.cuda.stream(self.stream), torch.cuda.use_mem_pool(self.pool):
+            with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
                 expected = self.layers(**inputs)
                 expected.backward(torch.zeros_like(expected))
                 expected = expected.detach()
-            torch.cuda.current_stream().wait_stream(self.stream)
+            torch.cuda.current_stream().wait_stream(stream)
             with capture(forward):
                 hidden = self.layers(**inputs)
             gradient = torch.zeros_like(hidden)

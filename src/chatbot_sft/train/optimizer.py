@@ -126,7 +126,7 @@ def _embeddings_in_32_bits(model: Any) -> None:
 
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
     for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
+        if isinstance(module, torch.nn.Embedding) and module.weight.requires_grad:  # it never forgets one
             manager.register_module_override(module, "weight", {"optim_bits": 32})
 
 

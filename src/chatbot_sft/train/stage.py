@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from chatbot_sft import distributed, run_directory
 from chatbot_sft.config import Config
@@ -17,6 +20,7 @@ from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import MACHINE, Lock
 from chatbot_sft.run.report import Plan
+from chatbot_sft.run.turn import Turn
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import resume
 from chatbot_sft.train.layout import Layout
@@ -38,13 +42,15 @@ class Record(Protocol):
 @dataclass(frozen=True)
 class Start:
     """How a training begins: `origin` says where, `lock` what decides its result, `wait` what was waited for
-    until now; `loggers` are opened with it.
+    until now; `loggers` are opened with it. `answers` are evaluations that other runs made of the same base
+    before training, where this one may take them over.
     """
 
     origin: Origin
     lock: Lock
     wait: Wait
     loggers: Loggers
+    answers: dict[Hashable, dict[str, Any]] | None = None
 
 
 def begin(
@@ -68,6 +74,8 @@ def begin(
     session.sample_prompts, session.warnings = prepared.questions(), warnings
     session.alike = _alike(settings, start)
     session.setup()
+    if start.answers is not None and (key := _question(session, prepared, start)):
+        session.answers, session.question = start.answers, key
     record(settings=used_settings(settings, session.args))
     dtype, optim = precision_name(settings), session.args.optim
     lock = start.lock.on_machine(trainable.engine.NAME, dtype, optim, session.loop)
@@ -97,6 +105,28 @@ def _alike(settings: Config, start: Start) -> dict[str, object]:
     }
 
 
+def _question(session: Session, prepared: PreparedData, start: Start) -> Hashable:
+    """What decides the evaluation of a base before training, apart from the base; None where a user's own rows
+    or methods do.
+    """
+    cls, args, settings = type(session), session.args, session.settings
+    ours = settings.dataset._target_ == Config().dataset._target_
+    if not ours or (cls.evaluate, cls.samples) != (Session.evaluate, Session.samples):
+        return None
+    dated = prepared.tokenizer.template.dated
+    return (
+        start.lock.tokenizer,
+        str(prepared.entry.file),
+        hashlib.sha256(prepared.split.held_out.tobytes()).hexdigest(),
+        json.dumps([session.sample_prompts, settings.dataset.chat_template_kwargs]),
+        settings.training.sample_max_new_tokens,
+        args.per_device_eval_batch_size,
+        session.step.precision,
+        session.loop,
+        start.origin.started if dated else None,
+    )
+
+
 def plan(session: Session) -> Plan:
     """What would be trained, without a step of it."""
     start = memory.measure()
@@ -105,8 +135,8 @@ def plan(session: Session) -> Plan:
     return plan_of(session, start)
 
 
-def train(session: Session, record: Record) -> Outcome:
-    """Evaluate, train, evaluate again.
+def train(session: Session, record: Record, every: int | None) -> Generator[Turn, None, Outcome]:
+    """Evaluate, train in turns, evaluate again.
 
     Raises:
         UserError: the loss diverged, memory ran out, or a checkpoint cannot be written.
@@ -116,11 +146,11 @@ def train(session: Session, record: Record) -> Outcome:
     try:
         questions = [prompt[-1]["content"] for prompt in session.sample_prompts]
         if not (session.origin.checkpoint and session.evaluations.take_over_base(questions)):
-            session.evaluate()
+            session.evaluate_base()
         session.round_base()
         rows_loss = session.trained_rows_loss()
         session.wait.end("evaluation")
-        session.train()
+        yield from session.turns(every)
         return outcome(session, start, rows_loss, session.evaluate_trained())
     finally:
         record(evaluations=session.evaluations.records)
