@@ -7,8 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last is submitit's
@@ -80,6 +80,20 @@ def handled() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _state.clear()  # what was asked of this run is asked of no later one
+
+
+def kept() -> Callable[[], None]:
+    """Who receives signals now, and what was asked of them; returns what makes it so again."""
+    state = replace(_state)
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
+
+    def again() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        vars(_state).update(vars(state))
+
+    return again
 
 
 @contextlib.contextmanager
