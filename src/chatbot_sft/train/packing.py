@@ -64,6 +64,12 @@ def largest(batches: Batches, steps: int) -> list[Pack]:
     return max(_own_steps(batches, steps), key=lambda step: _tokens(batches, step))
 
 
+def tokens(batches: Batches, steps: int) -> int:
+    """How many tokens this process trains in a run of `steps`, about."""
+    own = _own_steps(batches, steps)
+    return steps * sum(_tokens(batches, step) for step in own) // max(1, len(own))
+
+
 def cheapest(totals: Sequence[int], passes: float) -> tuple[int, ...]:
     """The sizes, multiples of GRAIN, in which `passes` over micro-batches of `totals` tokens end first: each
     size costs a capture, each token that is filled up its own time.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from chatbot_sft.errors import UserError
 from chatbot_sft.logs import THIRD_PARTY
 from chatbot_sft.run.versions import versions
+from chatbot_sft.train import packing
 from chatbot_sft.train.layout import Layout, candidates, packed_ladder, uncaptured
-from chatbot_sft.train.packing import shapes
 from chatbot_sft.train.rows import StepRows
 from chatbot_sft.train.tuning import Plan, Trial, cache_key, choose
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 LIKE = 32
 # Optimizer steps; below, capturing costs more seconds than it saves.
 WORTH_CAPTURING = 200
-WORTH_COMPILING = 200  # the same of packed layouts, which are captured in any case
+WORTH_COMPILING = 400_000  # tokens of a run; the same of packed layouts, which are captured in any case
 
 
 def configured(settings: Config, engine: Engine, model: Any) -> Layout:
@@ -60,7 +60,7 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
     else:
         plan = _packed(job, batches, step, trial) or _measured(job, batches, step, trial, meant)
     if plan.layout.packed and step.packed is None:  # not tried
-        step.pack(functools.partial(shapes, batches, trial.steps), plan.layout)
+        step.pack(functools.partial(packing.shapes, batches, trial.steps), plan.layout)
     return plan
 
 
@@ -103,7 +103,7 @@ def _packed(job: Job, batches: Batches, step: Step, trial: Trial) -> Plan | None
     if why_not := agreed(step.not_packable()):
         log.info("layout: not packed: %s", why_not)
         return None
-    compiled = trial.steps >= WORTH_COMPILING
+    compiled = packing.tokens(batches, trial.steps) >= WORTH_COMPILING
     ladder = packed_ladder(job.settings.effective_batch_size, compiled, quantised(step.model))
     plan = packed_plan(step, batches, ladder, trial.steps)
     if plan is None:
@@ -123,7 +123,7 @@ def _sharded(batches: Batches, step: Step, trial: Trial, meant: Layout) -> Plan:
     if not torch.cuda.is_available() or agreed(step.not_packable()):
         return Plan(meant, reason)
     layout = replace(meant, padding_free=False, packed=True)
-    step.pack(functools.partial(shapes, batches, trial.steps), layout)
+    step.pack(functools.partial(packing.shapes, batches, trial.steps), layout)
     rows = StepRows([batches.rows[pack] for pack in batches.step(1)])  # the same in every process
     if different := agreed(disagreement(step, rows)):
         log.warning("layout: not packed: %s", different)

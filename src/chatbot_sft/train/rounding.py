@@ -10,6 +10,7 @@ import torch
 
 from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.model.float8 import round_base
+from chatbot_sft.model.head import CHUNK
 from chatbot_sft.model.loss import base_of
 from chatbot_sft.run.report import Rounding
 from chatbot_sft.train.rows import Row
@@ -58,14 +59,17 @@ def _compared(step: Step, row: Row, exact: torch.Tensor, other: torch.Tensor) ->
     targets = torch.tensor(row.labels[1:], device=step.args.device)
     trained = targets != IGNORED
     head = step.model.get_output_embeddings()
-    p, q = (
-        head(hidden[:-1][trained].to(head.weight.dtype)).float().log_softmax(-1) for hidden in (exact, other)
+    sums = torch.zeros(3, dtype=torch.float64, device=targets.device)
+    # The logits of a whole conversation, twice and in float32, would be several GB.
+    parts = zip(
+        targets[trained].split(CHUNK),
+        exact[:-1][trained].split(CHUNK),
+        other[:-1][trained].split(CHUNK),
+        strict=True,
     )
-    wanted = targets[trained][:, None]
-    return torch.stack(
-        [
-            -p.gather(1, wanted).double().sum(),
-            -q.gather(1, wanted).double().sum(),
-            (p.exp() * (p - q)).double().sum(),
-        ]
-    )
+    for wanted, *hidden in parts:
+        p, q = (head(rows.to(head.weight.dtype)).float().log_softmax(-1) for rows in hidden)
+        index = wanted[:, None]
+        losses = (-p.gather(1, index), -q.gather(1, index), p.exp() * (p - q))
+        sums += torch.stack([loss.double().sum() for loss in losses])
+    return sums
