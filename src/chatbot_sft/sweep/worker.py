@@ -8,7 +8,6 @@ one are in sweep.json.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import sys
@@ -18,7 +17,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chatbot_sft import distributed, preemption
+from chatbot_sft import compare, distributed, preemption
 from chatbot_sft.config import SweepConfig
 from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import UserError
@@ -26,6 +25,7 @@ from chatbot_sft.export import check_overrides
 from chatbot_sft.hydra_job import SHOW_TRACEBACK, Job
 from chatbot_sft.jobs import Job as Entry
 from chatbot_sft.jobs import table
+from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.run.report import Report, Status
@@ -35,6 +35,7 @@ from chatbot_sft.sweep import study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.sampling import Trials
 from chatbot_sft.sweep.study import State
+from chatbot_sft.warm import Warm
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Worker:
     reports: list[Report] = field(default_factory=list)  # of jobs that are done
     deadline: float | None = None
     trained: int = 0  # jobs that this process has begun
+    warm: Warm = field(default_factory=Warm)  # what they share
 
     def run(self) -> None:
         """Run every job that is free.
@@ -138,7 +140,8 @@ class Worker:
             if taken := self._take(point):
                 job = taken.job
                 with taken.claim, self._recorded(taken), job.environment():
-                    report = pipeline.run(job.settings, job.command, self._began(), job.named)
+                    began = self._began()
+                    report = pipeline.run(job.settings, job.command, began, job.named, self.warm)
                     self._ended(taken, report)
 
     def _take(self, point: Point) -> Taken | None:
@@ -237,6 +240,7 @@ class Worker:
             print(shown(summary(training, report.samples, report.save, str(entry.folder))))
         study.record(self.place, entry.number, None)
         self._note(entry, report)
+        self._page()
 
     def _note(self, entry: Entry, report: Report) -> None:
         """Tell the sampler, and remember whether there is anything to judge by."""
@@ -256,7 +260,13 @@ class Worker:
             report = self.place.run(self._point(entry)).peek()
             reported = report is not None and report.status == Status.FAILED
             study.record(self.place, entry.number, None if reported else entry.error)
+            self._page()
         let_go(error)
+
+    def _page(self) -> None:
+        """Write the leaderboard as it stands now."""
+        if distributed.is_first():
+            compare.write(self.place.folder)
 
     # In turns
 
@@ -283,7 +293,7 @@ class Worker:
             if taken := self._take(point):
                 job = taken.job
                 taken.turns = pipeline.turns(
-                    job.settings, job.command, self._began(), job.named, every=self.settings.turn
+                    job.settings, job.command, self._began(), job.named, self.warm, self.settings.turn
                 )
                 live.append(taken)
         return bool(live)
@@ -294,6 +304,7 @@ class Worker:
         if turn is None or turn.eval_loss is None or self.trials is None:
             return False
         self.trials.report(taken.entry.number, turn.step, turn.eval_loss)
+        self._page()
         return taken.entry.number != self.settings.revive
 
     def _worst(self, asked: Sequence[Taken]) -> Iterator[tuple[Taken, str]]:
@@ -379,6 +390,4 @@ def end_all(live: Sequence[Taken], stop: Preempted | KeyboardInterrupt) -> None:
 def let_go(error: BaseException) -> None:
     """Free what a failed job held: its frames keep the model alive."""
     traceback.clear_frames(error.__traceback__)
-    gc.collect()
-    if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()
+    memory.release()
