@@ -60,8 +60,8 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     Raises:
         UserError: what is refused before a folder is made; at the end, how many jobs failed.
     """
-    refuse_launcher(config)
     settings = replace(points.settings(config), pruner=config.sweep.pruner, turn=config.sweep.turn)
+    refuse_launcher(config, settings)
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
@@ -93,8 +93,15 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     Worker(place, found, settings, jobs.at, jobs.place, trials).run()
 
 
-def refuse_launcher(config: DictConfig) -> None:
-    """Raises UserError for one that would be passed by."""
+def refuse_launcher(config: DictConfig, settings: SweepConfig) -> None:
+    """Raises UserError for what would be passed by."""
+    for name, asked in (
+        ("workers", settings.workers != 1),
+        ("worker", settings.worker),
+        ("processes_per_job", settings.processes_per_job != 1),
+    ):
+        if asked:
+            raise UserError(f"sweep.{name}: several workers are not there yet; leave it out")
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     if launcher != "basic":
         raise UserError(
