@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from chatbot_sft import compare, distributed, preemption
 from chatbot_sft.config import SweepConfig
 from chatbot_sft.config.hydra_errors import said
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.export import check_overrides
-from chatbot_sft.hydra_job import SHOW_TRACEBACK, Job
+from chatbot_sft.hydra_job import Job
 from chatbot_sft.jobs import Job as Entry
 from chatbot_sft.jobs import table
 from chatbot_sft.model import memory
