@@ -485,7 +485,7 @@ def test_a_job_has_the_files_that_hydra_writes_and_a_command_that_is_one_run(lau
         "task=check",
         f"dataset.data_path={data_file}",
         "hydra.sweep.dir=sweep",
-        "hydra.job.env_set.A_WORD=b",
+        "+hydra.job.env_set.A_WORD=b",
     )
     process = launch("hparams_search=seeds", *words)
     assert process.returncode == 0, process.stderr
