@@ -28,7 +28,6 @@ from chatbot_sft.report.leaderboard.rows import rows, undecided
 from chatbot_sft.report.plain import plain
 
 HOSTILE = """<script>document.title='owned'</script>"><img src=x onerror="document.title='owned'"></td></table><!-- $title %{x} \0 \u202e"""
-needs_plotly = pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="needs plotly")
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
 
 
@@ -343,7 +342,7 @@ def test_nothing_that_a_run_says_is_more_than_text(tmp_path):
     text = page(board)
     assert "<img" not in text.replace("</table><!--", "")
     assert text.count("owned") > 5
-    assert text.count("<script>") == 1 + (importlib.util.find_spec("plotly") is not None)
+    assert text.count("<script>") == 2
     for line in terminal.lines(board):
         assert line == plain(line)
 
@@ -373,7 +372,6 @@ def test_the_page_refers_to_nothing_else(tmp_path, monkeypatch):
     text = page(boards.of([plausible(tmp_path / "sweep")]))
     assert not re.findall(r"https?:|//[a-z]|\b(?:src|href)=|url\(|@import", text)
     assert "default-src 'none'" in text
-    assert "The charts need the package plotly" in text
     assert "There are no jobs yet." in page(boards.of([written(tmp_path / "empty", [])]))
 
 
@@ -397,7 +395,6 @@ def test_a_page_that_is_written_again_reads_only_what_is_new(tmp_path, monkeypat
 # Charts
 
 
-@needs_plotly
 def test_plotly_takes_every_chart(tmp_path):
     from plotly import graph_objects
 
@@ -434,7 +431,7 @@ def test_without_optuna_a_line_says_how_to_get_it(tmp_path, monkeypatch):
     board = boards.of([plausible(tmp_path / "sweep")])
     assert importance.importance(board.jobs, board.keys, False) == (
         {},
-        'The importance of each key needs Optuna and scikit-learn: pip install "chatbot-sft[sweep]"',
+        'The importance of each key needs Optuna and scikit-learn: pip install "chatbot-sft[importance]"',
     )
 
 
@@ -514,7 +511,6 @@ def test_a_reader_sorts_filters_and_unfolds(sweep, browse):
     ]
 
 
-@needs_plotly
 @pytest.mark.slow
 def test_a_reader_points_at_a_curve_and_filters_the_charts(sweep, browse):
     steps = """

@@ -7,8 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.compiler.config
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from chatbot_sft.config import Config
 
 NAME = "transformers"
-COMPILED = 64  # versions of a layer that are kept compiled
+_compiled_for: list[Any] = []  # the base and adapter whose layers this process compiled last
 
 
 def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
@@ -153,10 +152,15 @@ def packed_hidden_states(
 
 def compile_layers(model: Any) -> None:
     # The first size is compiled as it is, the second for all that come; asked for all from the start
-    # (dynamic=True) the compiler takes seven times as long. The jobs of a process compile the same layers, each
-    # with an adapter of its own shape.
-    torch.compiler.config.recompile_limit = COMPILED
-    for layer in base_of(model).get_decoder().layers:
+    # (dynamic=True) the compiler takes seven times as long. So it does for an adapter of another shape beside
+    # one that is compiled (85 s on an H200, PyTorch 2.11): it begins anew, with what the cache has.
+    base = base_of(model)
+    adapter = list(model.peft_config.values()) if isinstance(model, PeftModel) else None
+    form = [base.config.to_dict(), base.dtype, adapter]
+    if _compiled_for and _compiled_for != form:
+        torch.compiler.reset()
+    _compiled_for[:] = form
+    for layer in base.get_decoder().layers:
         layer.compile()
 
 

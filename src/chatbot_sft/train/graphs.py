@@ -72,6 +72,10 @@ class CapturedLayers:
         """The padded length for rows of at most `longest` tokens."""
         return math.ceil(longest / LENGTHS) * LENGTHS
 
+    def hold(self, inputs: Inputs) -> bool:
+        """Whether there are graphs for inputs of these shapes."""
+        return _shapes(inputs) in self.graphs
+
     def run(
         self, inputs: Inputs, head: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor:
@@ -82,7 +86,7 @@ class CapturedLayers:
             CaptureFailed: the layers cannot be captured; nothing was computed, and the process goes on as
                 before.
         """
-        shapes = tuple(tensor.shape for tensor in inputs.values())
+        shapes = _shapes(inputs)
         if shapes not in self.graphs:
             self.graphs[shapes] = self._capture(inputs)
         graphs = self.graphs[shapes]
@@ -127,6 +131,10 @@ class CapturedLayers:
         if not self.random and not torch.allclose(hidden.detach(), expected, rtol=0.02, atol=0.02):
             raise CaptureFailed("the graph computes something else than the layers")
         return _Graphs(inputs, hidden.detach(), gradient, forward, backward)
+
+
+def _shapes(inputs: Inputs) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in inputs.values())
 
 
 def _end_failed_capture() -> None:

@@ -52,9 +52,9 @@ class PackedPasses:
         head = self._head(batch.pop("positions"), batch.pop("targets"), count)
         if layout.captured:
             if self.captured is None:
-                if layout.compiled:
-                    self.engine.compile_layers(self.model)
                 self.captured = CapturedLayers(self.layers, self.random)
+            if layout.compiled and not self.captured.hold(batch):
+                self.engine.compile_layers(self.model)  # again: another run may have compiled its own since
             return self.captured.run(batch, head)
         with uncompiled():
             hidden = self.layers(**batch)

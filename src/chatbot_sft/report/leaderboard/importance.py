@@ -13,7 +13,7 @@ from chatbot_sft.report.leaderboard.rows import SEED
 from chatbot_sft.report.leaderboard.settings import as_number
 
 FEWEST, FEWEST_WITHOUT_FOREST = 4, 16  # finished jobs that fANOVA, and PED-ANOVA, tell something from
-INSTALL = 'pip install "chatbot-sft[sweep]"'
+INSTALL = 'pip install "chatbot-sft[importance]"'
 Points = tuple[tuple[tuple[str, ...], float], ...]  # of each job its values, and the metric
 
 

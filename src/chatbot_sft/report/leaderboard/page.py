@@ -1,7 +1,7 @@
 """leaderboard.html: one file without any reference to another, that opens from the disk.
 
 What it is made of lies beside this module: page.html (a `string.Template`), page.css and page.js; the charts
-are drawn by Plotly's script, which is embedded where the package plotly is installed. Nothing that a run says
+are drawn by Plotly's script, which is embedded. Nothing that a run says
 can run in it.
 """
 
@@ -27,16 +27,14 @@ from chatbot_sft.report.leaderboard.rows import Row, undecided
 from chatbot_sft.report.leaderboard.settings import as_number
 from chatbot_sft.report.plain import plain
 
-INSTALL = 'pip install "chatbot-sft[sweep]"'
 SHOWN = 12  # answers to a question that are there without a click
 
 
 def page(board: Board) -> str:
     """The whole page. It is masked already: whatever is read from a run is, as it is read."""
     drawn = charts(board)
-    library = plotly() if drawn else ""
     ours = f"\n{_part('js')}"
-    scripts = [library, ours] if library else [ours]
+    scripts = [plotly(), ours] if drawn else [ours]
     ordered = [job for row in board.rows for job in row.jobs]
     folded = any(len(row.jobs) > 1 for row in board.rows)
     return Template(_part("html")).substitute(
@@ -46,7 +44,7 @@ def page(board: Board) -> str:
         title=said(board.title),
         counts=said(board.counts),
         command=f"<p class=command>{said(board.command)}</p>" if board.command else "",
-        notes=_notes(board, drawn, library),
+        notes=_notes(board),
         count=len(board.rows),
         unfold='<button id=unfold type=button title="of every configuration">all seeds</button>'
         if folded
@@ -58,18 +56,18 @@ def page(board: Board) -> str:
         rows="\n".join(_rows(board)),
         empty="There are no jobs yet." if not board.rows else "No row matches.",
         hidden="" if not board.rows else " hidden",
-        charts=_charts(drawn, bool(library)),
+        charts=_charts(drawn),
         answers=_answers(questions(ordered)),
-        scripts=_scripts(scripts, drawn if library else []),
+        scripts=_scripts(scripts, drawn),
     )
 
 
 @functools.cache
 def plotly() -> str:
-    """Plotly's script; empty where it is not installed."""
-    if importlib.util.find_spec("plotly") is None:
-        return ""
-    return f"\n{importlib.import_module('plotly.offline').get_plotlyjs()}\n"
+    """Plotly's script."""
+    from plotly.offline import get_plotlyjs
+
+    return f"\n{get_plotlyjs()}\n"
 
 
 @functools.cache
@@ -98,11 +96,9 @@ def _tag(name: str, content: str, attributes: str = "") -> str:
     return f"<{name}{' ' if attributes else ''}{attributes}>{content}</{name}>"
 
 
-def _notes(board: Board, drawn: Sequence[Chart], library: str) -> str:
-    notes = list(board.notes)
-    if drawn and not library:
-        notes.append(f"The charts need the package plotly: {INSTALL}")
-    return f"<ul class=notes>{''.join(_tag('li', said(note)) for note in notes)}</ul>" if notes else ""
+def _notes(board: Board) -> str:
+    listed = "".join(_tag("li", said(note)) for note in board.notes)
+    return f"<ul class=notes>{listed}</ul>" if listed else ""
 
 
 # The table
@@ -209,10 +205,10 @@ def _scale(values: Sequence[float], to: int) -> Callable[[float], float]:
 # Charts and answers
 
 
-def _charts(drawn: Sequence[Chart], library: bool) -> str:
+def _charts(drawn: Sequence[Chart]) -> str:
     """A section for each chart; those of the keys share one."""
-    alone = [_section(chart) for chart in drawn if not chart.group and (library or not chart.data)]
-    keys = [chart for chart in drawn if chart.group and library]
+    alone = [_section(chart) for chart in drawn if not chart.group]
+    keys = [chart for chart in drawn if chart.group]
     grid = "".join(f"<div><h3>{said(chart.title)}</h3>{_place(chart)}</div>" for chart in keys)
     together = f"<section><h2>Each key against the metric</h2><div class=keys>{grid}</div></section>"
     return "\n".join([*alone, *([together] if keys else [])])
