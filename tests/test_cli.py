@@ -36,7 +36,7 @@ def test_help_says_what_there_is(launch, tmp_path):
     assert process.returncode == 0
     text = process.stdout
     assert text.startswith("chatbot_sft: fine-tune a chat model")
-    assert text.count("  python -m chatbot_sft") == 5  # five examples
+    assert text.count("  python -m chatbot_sft") == 6  # examples
     for group in (
         "model: gemma3_4b",
         "lora: default, dora, loftq, none, of_mine, rslora",

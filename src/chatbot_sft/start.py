@@ -92,7 +92,7 @@ def other_export(run: Run, config: Mapping[str, Any]) -> str:
         or not isinstance(config.get("save"), Mapping)
     ):
         return ""
-    aside, now = dict.fromkeys(("save", "paths")), referring(dict(config))
+    aside, now = dict.fromkeys(("save", "paths", "sweep")), referring(dict(config))
     if before | aside != now | aside:
         return ""
     changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}

@@ -75,6 +75,44 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             "lora.init_lora_weights=pissa_niter_4 with model.load_in_4bit=true: it changes the base",
         ),
         ({"lora": {"loftq_bits": 2}}, "lora.loftq_bits=2: not one of 4, 8"),
+        ({"sweep": {"sampler": "tpe"}}, "sweep.sampler=tpe: it would never end; set sweep.trials"),
+        (
+            {"sweep": {"sampler": "grid"}},
+            "sweep.sampler=grid: not one of random, tpe, cmaes, nsgaii; did you mean null?",
+        ),
+        ({"sweep": {"trials": 5}}, "sweep.trials=5: needs sweep.sampler, for instance tpe"),
+        (
+            {"sweep": {"sampler": "tpe", "trials": 5, "zip": ["lora.r"]}},
+            "sweep.zip=['lora.r']: sweep.sampler=tpe chooses the points itself",
+        ),
+        (
+            {"sweep": {"pruner": "asha"}},
+            "sweep.pruner=asha: not one of hyperband, halving, median, patient; did you",
+        ),
+        (
+            {"sweep": {"pruner": "median"}},
+            "sweep.pruner=median needs evaluations during training: set training.eval_steps",
+        ),
+        ({"sweep": {"turn": 5}}, "sweep.turn=5 needs sweep.pruner"),
+        (
+            {"sweep": {"workers": "all"}},
+            "sweep.workers=all: expected a number of processes, 1 or more, or auto",
+        ),
+        ({"sweep": {"workers": 0}}, "sweep.workers=0: expected a number of processes, 1 or more, or auto"),
+        (
+            {"sweep": {"direction": "minimize"}},
+            "sweep.direction=minimize: not one of minimise, maximise; did you mean minimise?",
+        ),
+        ({"sweep": {"metric": [1]}}, "sweep.metric=[1]: expected a number of report.json"),
+        (
+            {"sweep": {"metric": ["a", "b"], "direction": ["minimise"]}},
+            "sweep.direction=['minimise']: 1 directions for 2 metrics",
+        ),
+        ({"sweep": {"metric": ["a", "b"]}}, "sweep.metric: two metrics need sweep.sampler=nsgaii"),
+        (
+            {"sweep": {"metric": ["a", "b"], "pruner": "median"}, "training": {"eval_steps": 1}},
+            "sweep.pruner=median with two metrics: it judges by one held-out loss",
+        ),
         (
             {"lora": {"init_lora_weights": "orthogonal", "r": 3}},
             "lora.r=3 with lora.init_lora_weights=orthogonal: must be even",

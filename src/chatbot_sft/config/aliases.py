@@ -257,6 +257,11 @@ SECTIONS = {
 
 # Ours, for values of other tools.
 VALUES: dict[str, dict[str, str]] = {
+    "sweep.direction": {"minimize": "minimise", "min": "minimise", "lower": "minimise",
+    "maximize": "maximise", "max": "maximise", "higher": "maximise"},
+    "sweep.sampler": {"grid": "null", "bayes": "tpe", "bayesian": "tpe", "cma": "cmaes", "nsga2": "nsgaii"},
+    "sweep.pruner": {"asha": "halving", "sha": "halving", "successivehalving": "halving", "none": "null",
+    "patience": "patient"},
     "task": {"sft": "train", "finetune": "train", "fit": "train", "validate": "check", "preview": "check",
     "merge": "export", "save": "export"},
     "model.engine": {"hf": "transformers", "huggingface": "transformers", "trl": "transformers",

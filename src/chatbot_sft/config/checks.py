@@ -16,11 +16,13 @@ from chatbot_sft.config.key import Key, one_of
 from chatbot_sft.config.precedence import RIVALS
 from chatbot_sft.config.schema import (
     ALL_LINEAR,
+    DIRECTIONS,
     FORMATS,
     OUR_PACKAGE,
     SOURCE_BOUNDS,
     Config,
     DatasetConfig,
+    SweepConfig,
     TrainingConfig,
     keys,
 )
@@ -51,6 +53,7 @@ def check_values(config: Config) -> None:
     optimization.check_arguments(config)
     _check_steps(config.training)
     _check_evaluation(config.training, config.dataset)
+    _check_sweep(config)
     if config.model.token is not None:
         raise UserError(
             "model.token: leave it null and set the environment variable HF_TOKEN;"
@@ -232,3 +235,57 @@ def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
             f"training.eval_steps={steps:g}: nothing is held out;"
             " set dataset.eval_fraction or dataset.eval_data_path"
         )
+
+
+def _check_sweep(config: Config) -> None:
+    """What a sweep's settings ask of each other; what its points are is told in `sweep.points`."""
+    sweep = config.sweep
+    _check_metrics(sweep)
+    if sweep.workers != "auto" and (type(sweep.workers) is not int or sweep.workers < 1):
+        raise UserError(f"sweep.workers={sweep.workers}: expected a number of processes, 1 or more, or auto")
+    if sweep.sampler and sweep.trials is None and sweep.timeout is None:
+        raise UserError(
+            f"sweep.sampler={sweep.sampler}: it would never end; set sweep.trials, for instance"
+            " sweep.trials=20, or sweep.timeout"
+        )
+    for name in ("trials",) if sweep.sampler is None else ("zip", "points"):
+        if value := getattr(sweep, name):
+            why = (
+                "needs sweep.sampler, for instance tpe; without one every combination runs"
+                if name == "trials"
+                else f"sweep.sampler={sweep.sampler} chooses the points itself; leave one of the two out"
+            )
+            raise UserError(f"sweep.{name}={value}: {why}")
+    if sweep.pruner and config.training.eval_steps is None:
+        raise UserError(
+            f"sweep.pruner={sweep.pruner} needs evaluations during training: set training.eval_steps,"
+            " for instance 0.1"
+        )
+    if sweep.turn is not None and sweep.pruner is None:
+        raise UserError(
+            f"sweep.turn={sweep.turn} needs sweep.pruner: without one each job runs to its end at once"
+        )
+
+
+def _check_metrics(sweep: SweepConfig) -> None:
+    """One metric and its direction, or two for a sampler that weighs them."""
+    metrics, directions = sweep.metrics, sweep.directions
+    if not all(isinstance(name, str) and name.strip() for name in metrics) or not 1 <= len(metrics) <= 2:
+        raise UserError(
+            f"sweep.metric={sweep.metric}: expected a number of report.json, for instance training.eval_loss,"
+            " or a list of two"
+        )
+    for direction in directions:
+        one_of("sweep.direction", direction, DIRECTIONS)
+    if len(directions) != len(metrics):
+        raise UserError(
+            f"sweep.direction={sweep.direction}: {len(directions)} directions for {len(metrics)}"
+            f" metric{'s' if len(metrics) > 1 else ''} (sweep.metric={sweep.metric})"
+        )
+    if len(metrics) > 1:
+        if sweep.pruner:
+            raise UserError(
+                f"sweep.pruner={sweep.pruner} with two metrics: it judges by one held-out loss; leave one out"
+            )
+        if sweep.sampler in (None, "cmaes"):
+            raise UserError("sweep.metric: two metrics need sweep.sampler=nsgaii")

@@ -23,10 +23,11 @@ Examples
   python -m chatbot_sft model=local model.name=DIR dataset.data_path=my.json
   python -m chatbot_sft lora=dora save=lora training.neftune_noise_alpha=5
   python -m chatbot_sft -m lora.r=8,16 training.learning_rate=1e-4,2e-4     four runs
+  python -m chatbot_sft -m hparams_search=rate_rank sweep.dry_run=true      which runs that would be
 """
 FLAGS = """\
 Flags
-  --help NAME …        the keys of model, lora, dataset, training, save or paths alone, or one: save.method
+  --help NAME …        the keys of model, lora, dataset, training, save, sweep or paths alone, or one: save.method
   --cfg job            print the configuration and stop        -m, --multirun   run every combination of a,b,c values
   --config-dir DIR     add your own group options              --hydra-help     Hydra's own flags
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,9 +29,12 @@ from chatbot_sft import distributed
 from chatbot_sft.command_line import left_out
 from chatbot_sft.config import OVERLAYS, SECTIONS, Config, effects, precedence
 from chatbot_sft.config.containers import as_dict, as_strings
-from chatbot_sft.config.reading import known_override
+from chatbot_sft.config.reading import added
 from chatbot_sft.errors import UserError
 from chatbot_sft.resources import PACKAGE, conf_dir, examples_dir
+from chatbot_sft.sweep import points
+
+OURS = "study"  # of hydra/sweeper
 
 OmegaConf.register_new_resolver("default", precedence.default, replace=True)
 OmegaConf.register_new_resolver("examples_dir", lambda: str(examples_dir()), replace=True)
@@ -60,29 +64,47 @@ class CheckConfiguration(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
             settle(config, written(config.hydra.overrides.task))
+            refuse_of_sweep(named_of(config), "is of a sweep, and this is one run; add -m")
             check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
             if params := config.hydra.sweeper.get("params"):
                 config.hydra.sweeper.params = {added(key): value for key, value in params.items()}
-            for job in jobs(config):
-                composed = compose(
-                    config.hydra.job.config_name,
-                    [*written(config.hydra.overrides.hydra), *job],
-                    return_hydra_config=True,
-                )
-                settle(composed, job)
-                check(composed)
+            sweeper = config.hydra.runtime.choices["hydra/sweeper"]
+            if sweeper == OURS:
+                return  # it does this itself, and the jobs are composed once
+            refuse_of_sweep(named_of(config), f"is of hydra/sweeper={OURS}, and this is {sweeper}")
+            # Hydra's own runs every combination. Another one chooses among more than can be walked.
+            found = points.space(
+                written(config.hydra.overrides.task), params if sweeper == "basic" else None, loader=loader()
+            )
+            for point in found.points() if sweeper == "basic" else found.samples():
+                composed_job(config, found.job(point))
 
 
-def added(key: str) -> str:
-    """`key` of an override, with the plus signs that Hydra asks for where no YAML file names it.
+def refuse_of_sweep(names: Collection[str], why: str) -> None:
+    """Raises UserError where the user has named a key of `sweep`, and it does nothing."""
+    for name in names:
+        if name.startswith(points.OF_SWEEP):
+            raise UserError(f"{name}: {why}")
 
-    Hydra itself would refuse such a key with a text about struct mode. So the schema decides: it knows
-    SFTConfig's keys, and names the nearest one to a typo.
-    """
-    return key if key.startswith(("+", "~")) or known_override(key) else f"++{key}"
+
+def loader() -> ConfigLoader:
+    """Hydra's, which knows the options of groups."""
+    return GlobalHydra.instance().config_loader()
+
+
+def composed_job(sweep: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one job of the composed `sweep`, settled and checked, Hydra's own part in it."""
+    config = compose(
+        sweep.hydra.job.config_name,
+        [*written(sweep.hydra.overrides.hydra), *overrides],
+        return_hydra_config=True,
+    )
+    settle(config, overrides)
+    check(config)
+    return config
 
 
 def written(overrides: Sequence[str]) -> list[str]:
@@ -94,6 +116,11 @@ def named(overrides: Sequence[str]) -> dict[str, Any]:
     """Key → value of what the user wrote on the command line."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return {item.key_or_group: item.value() for item in parsed}
+
+
+def named_of(config: DictConfig) -> dict[str, Any]:
+    """The same of a composed configuration."""
+    return named(written(config.hydra.overrides.task))
 
 
 def settle(config: DictConfig, overrides: Sequence[str]) -> None:
@@ -119,8 +146,7 @@ def check(config: DictConfig) -> None:
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     # Hydra knows the run directory only once the job runs.
     placed = OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})
-    names = named(written(config.hydra.overrides.task))
-    effects.refuse(Config.from_mapping(as_dict(placed, resolve=True)), names)
+    effects.refuse(Config.from_mapping(as_dict(placed, resolve=True)), named_of(config))
 
 
 def _emptied_in(config: DictConfig, section: str) -> str:
@@ -134,39 +160,6 @@ def _emptied_in(config: DictConfig, section: str) -> str:
             if re.fullmatch(rf"{section}:\s*(null|~)?\s*(#.*)?", line):
                 return f"{file}, line {number}: "
     return ""
-
-
-def jobs(config: DictConfig) -> Iterator[list[str]]:
-    """The overrides of every job of a sweep, so that all are checked before a folder is made.
-
-    Hydra's own sweeper runs every combination. Another one chooses among more than can be walked: then each
-    value of each sweep comes once, the other sweeps at their first.
-    """
-    basic = config.hydra.runtime.choices["hydra/sweeper"] == "basic"
-    params = config.hydra.sweeper.get("params") if basic else None
-    given = [
-        *(f"{key}={value}" for key, value in (params or {}).items()),
-        *written(config.hydra.overrides.task),
-    ]
-    # The loader knows the options that a `group=glob(*)` stands for.
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    choices: dict[str, list[str]] = {}
-    for override, parsed in zip(given, parser.parse_overrides(given), strict=True):
-        key = parsed.get_key_element()
-        if parsed.is_discrete_sweep():
-            choices[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
-            if not choices[key]:
-                raise UserError(f"{override}: stands for no value; there is nothing to run")
-        elif not parsed.is_sweep_override():
-            choices[key] = [override]
-    if basic:
-        yield from map(list, itertools.product(*choices.values()))
-        return
-    first = {key: values[0] for key, values in choices.items()}
-    yield list(first.values())
-    for key, values in choices.items():
-        for value in values[1:]:
-            yield list({**first, key: value}.values())
 
 
 class OwnOptions(SearchPathPlugin):

@@ -124,6 +124,15 @@ def known_override(key: str) -> bool:
     return section in TOP or section in (*OVERLAYS, "hydra") or "/" in key
 
 
+def added(key: str) -> str:
+    """`key` of an override, with the plus signs that Hydra asks for where no YAML file names it.
+
+    Hydra itself would refuse such a key with a text about struct mode. So the schema decides: it knows
+    SFTConfig's keys, and names the nearest one to a typo.
+    """
+    return key if key.startswith(("+", "~")) or known_override(key) else f"++{key}"
+
+
 def meant(section: str, key: str, value: Any = None) -> aliases.Meant | None:
     """What an unknown `key` certainly means: a word of another tool, or a key that stands elsewhere."""
     if isinstance(value, Mapping) and value:  # optimizer.lr, train.epochs: the word is at the end

@@ -37,6 +37,9 @@ LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 OTHER_LOGGERS = (
     "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "neptune", "swanlab",
 )  # fmt: skip
+SAMPLERS = ("random", "tpe", "cmaes", "nsgaii")
+PRUNERS = ("hyperband", "halving", "median", "patient")
+DIRECTIONS = ("minimise", "maximise")
 
 STEPS = 10**9
 SHARE = Bound(0, 1, below=True)
@@ -471,6 +474,79 @@ class SaveConfig(Section):
 
 
 @dataclass
+class SweepConfig:
+    """Of `-m`: how its jobs are chosen and judged. Nothing here decides what any one of them trains."""
+
+    metric: Any = key(
+        "training.eval_loss",
+        "what jobs are judged by: a number of report.json, or a list of two for sweep.sampler=nsgaii",
+        decides=False,
+    )
+    direction: Any = key("minimise", "minimise | maximise, or a list: one for each metric", decides=False)
+    zip: list[str] = key(
+        [],
+        "keys whose lists go hand in hand, not every value with every other: [lora.r,lora.lora_alpha]",
+        decides=False,
+    )
+    points: str | None = key(
+        None, "a YAML or JSON file with a list of jobs: [{lora.r: 8, seed: 1}, …]", decides=False
+    )
+    sampler: str | None = key(
+        None,
+        "who chooses the points, from choices, ranges and intervals; null: every combination runs;"
+        " an extra: pip install 'chatbot-sft[sweep]'",
+        choices=SAMPLERS,
+        decides=False,
+    )
+    trials: int | None = key(
+        None, "how many jobs sweep.sampler chooses", bound=Bound(1, 10**6), decides=False
+    )
+    pruner: str | None = key(
+        None,
+        "all jobs take turns, and it ends the worst early by their held-out losses (training.eval_steps);"
+        " an extra: pip install 'chatbot-sft[sweep]'",
+        choices=PRUNERS,
+        decides=False,
+    )
+    turn: int | None = key(
+        None,
+        "optimizer steps of a turn with sweep.pruner; null: to the next evaluation",
+        bound=Bound(1, STEPS),
+        decides=False,
+    )
+    timeout: float | None = key(
+        None,
+        "seconds after which no job begins, and one that runs stops with a checkpoint",
+        bound=Bound(0, STEPS, above=True),
+        decides=False,
+    )
+    max_failures: int | None = key(
+        None, "no job begins after more failed ones than that", bound=Bound(0, STEPS), decides=False
+    )
+    fail_fast: bool = key(False, "no job begins after the first that failed", decides=False)
+    retry_failed: bool = key(True, "a sweep started again runs failed jobs again", decides=False)
+    revive: int | None = key(
+        None, "the number of a pruned job to go on with", bound=Bound(0, STEPS), decides=False
+    )
+    dry_run: bool = key(False, "list the jobs and how long they may take; train nothing", decides=False)
+    workers: Any = key(1, "processes that take jobs; auto: one for each GPU", decides=False)
+    worker: bool = key(False, "this process takes jobs of the sweep in hydra.sweep.dir", decides=False)
+    processes_per_job: int = key(
+        1, "processes that train one job together, a GPU each", bound=Bound(1, 10**6), decides=False
+    )
+
+    @property
+    def metrics(self) -> list[str]:
+        """`metric` as a list."""
+        return self.metric if isinstance(self.metric, list) else [self.metric]
+
+    @property
+    def directions(self) -> list[str]:
+        """`direction` as a list, one for each metric where one word is given for all."""
+        return self.direction if isinstance(self.direction, list) else [self.direction] * len(self.metrics)
+
+
+@dataclass
 class Config(Mapping[str, Any]):
     """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and their fit.
 
@@ -495,6 +571,7 @@ class Config(Mapping[str, Any]):
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     # Keys of `training` that TRL's SFTConfig takes as they are.
     sft_arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -566,7 +643,7 @@ class Config(Mapping[str, Any]):
 # ~/ in them is expanded.
 PATH_KEYS = (("training", "output_dir"), ("save", "save_path"), ("paths", "output_dir"))
 TOP = [f.name for f in fields(Config) if ABOUT in f.metadata]  # the keys beside the sections
-OVERLAYS = ("experiment", "debug")  # groups of conf/ whose options reach into every section
+OVERLAYS = ("experiment", "hparams_search", "debug")  # groups of conf/ whose options reach into every section
 # Name → dataclass.
 SECTIONS: dict[str, type] = {
     name: type(value) for name, value in vars(Config()).items() if is_dataclass(value)

@@ -168,11 +168,13 @@ class Run:
         return config
 
     def has_config(self, config: Mapping[str, Any]) -> bool:
-        """Whether it was composed to just that."""
+        """Whether it was composed to just that; how a sweep around it is run makes it no other."""
         try:
-            return OmegaConf.to_container(OmegaConf.load(self.config_file)) == referring(dict(config))
+            before = OmegaConf.to_container(OmegaConf.load(self.config_file))
         except (OSError, YAMLError):
             return False
+        aside = {"sweep": None}
+        return isinstance(before, dict) and before | aside == referring(dict(config)) | aside
 
     def lock(self) -> Lock:
         """What decides its result, as far as it is known yet.

@@ -1,0 +1,308 @@
+"""What a sweep's command line asks for: its axes, and the points, one for each job. No torch, no Optuna.
+
+An axis has values that exclude each other, each of them one override or several that go together (a zipped
+pair, an entry of a file). Without a sampler the points are every combination of the axes' values; a sampler
+chooses among them, and within intervals.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from chatbot_sft import text_files
+from chatbot_sft.config import aliases
+from chatbot_sft.config.reading import added
+from chatbot_sft.config.schema import SECTIONS, kind_of
+from chatbot_sft.errors import UserError, listed, not_yaml
+
+OF_SWEEP = "sweep."
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Numbers between two ends, both included."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one swept key, or several that go together, may be; `values` is empty for an interval."""
+
+    key: str
+    typed: str
+    values: tuple[tuple[str, ...], ...] = ()
+    quantity: Quantity | None = None
+
+    @property
+    def ends(self) -> Iterator[tuple[str, ...]]:
+        """Values to check before a sampler has chosen any: all of a list, the ends of an interval."""
+        yield from self.values
+        if self.quantity and not self.values:
+            for number in (self.quantity.low, self.quantity.high):
+                yield (self.at(number),)
+
+    def at(self, number: float) -> str:
+        """The override for a number of the quantity."""
+        whole = self.quantity is not None and self.quantity.whole
+        return f"{self.key}={int(number) if whole else number!r}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """`fixed` overrides are those that every job has; `order` are all keys of the command line, as typed."""
+
+    fixed: list[str]
+    axes: list[Axis] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+
+    @property
+    def typed(self) -> list[str]:
+        """The swept words as they were written."""
+        return [axis.typed for axis in self.axes]
+
+    def job(self, point: Sequence[str]) -> list[str]:
+        """All overrides of the job at `point`, in the order of the command line."""
+        places = {key: place for place, key in enumerate(self.order)}
+        return sorted([*self.fixed, *point], key=lambda word: places.get(key_of(word), len(places)))
+
+    def points(self) -> Iterator[list[str]]:
+        """Every combination, the first axis slowest: the swept overrides of each job."""
+        for values in itertools.product(*(axis.values for axis in self.axes)):
+            yield list(itertools.chain(*values))
+
+    def samples(self) -> Iterator[list[str]]:
+        """What stands for more points than can be walked: every value of each axis once, the other axes at
+        their first.
+        """
+        ends = [list(axis.ends) for axis in self.axes]
+        first = [values[0] for values in ends]
+        yield list(itertools.chain(*first))
+        for place, values in enumerate(ends):
+            for value in values[1:]:
+                yield list(itertools.chain(*first[:place], value, *first[place + 1 :]))
+
+
+def space(
+    overrides: Sequence[str],
+    params: Mapping[str, Any] | None = None,
+    zipped: Sequence[str] = (),
+    file: str | None = None,
+    loader: ConfigLoader | None = None,
+) -> Space:
+    """The space of a command line's `overrides`, Hydra's own left out, and of `hydra.sweeper.params`.
+
+    `zipped` and `file` are `sweep.zip` and `sweep.points`; the `loader` knows what `group=glob(*)` stands for.
+
+    Raises:
+        UserError: an axis without a value, or what does not go together.
+    """
+    given = [*(f"{added(key)}={value}" for key, value in (params or {}).items()), *overrides]
+    fixed: dict[str, str] = {}
+    axes: dict[str, Axis] = {}
+    order: dict[str, None] = {}
+    for override, parsed in zip(given, OverridesParser.create(loader).parse_overrides(given), strict=True):
+        key = parsed.get_key_element()
+        order[key] = None
+        fixed.pop(key, None)
+        axes.pop(key, None)  # the command line is behind the params, and wins
+        if not parsed.is_sweep_override():
+            fixed[key] = override
+        elif bare(key).startswith(OF_SWEEP):
+            raise UserError(f"{override}: says how the sweep is run, so it has one value")
+        else:
+            axes[key] = _axis(override, parsed)
+    together = _zipped(axes, zipped)
+    if file is not None:
+        listed_in = _of_file(file)
+        taken = {bare(key) for key in (*fixed, *axes)}
+        for word in itertools.chain(*listed_in.values):
+            if (key := bare(key_of(word))) in taken:
+                raise UserError(
+                    f"sweep.points={file}: {key} is on the command line too; leave it out in one of the two"
+                )
+        together.insert(0, listed_in)
+    return Space(list(fixed.values()), together, list(order))
+
+
+def of_config(config: Any, loader: ConfigLoader | None) -> Space:
+    """The space of a composed sweep: Hydra's configuration and the section `sweep` in it."""
+    sampled = config.sweep.sampler is not None
+    found = space(
+        _plain(config.hydra.overrides.task),
+        _plain(config.hydra.sweeper.get("params") or {}),
+        _plain(config.sweep.zip),
+        config.sweep.points,
+        loader,
+    )
+    for axis in found.axes:
+        if axis.quantity and not axis.values and not sampled:
+            raise UserError(_no_grid(axis))
+    if sampled and not found.axes:
+        raise UserError(
+            f"sweep.sampler={config.sweep.sampler}: nothing to choose from; for instance"
+            " 'training.learning_rate=tag(log, interval(1e-5, 1e-3))' lora.r=8,16,32"
+        )
+    return found
+
+
+def key_of(override: str) -> str:
+    """The key of an override, with the plus signs before it."""
+    return override.partition("=")[0]
+
+
+def bare(key: str) -> str:
+    """`key` of an override without the plus signs before it."""
+    return key.lstrip("+")
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+
+
+def _axis(override: str, parsed: Override) -> Axis:
+    key = parsed.get_key_element()
+    quantity = _quantity(parsed)
+    if not parsed.is_discrete_sweep():
+        return Axis(key, override, quantity=quantity)
+    values = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+    if not values:
+        raise UserError(f"{override}: stands for no value; there is nothing to run")
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise UserError(f"{override}: {listed(twice)} is there twice; two jobs would be the same")
+    return Axis(key, override, tuple((value,) for value in values), quantity)
+
+
+def _quantity(parsed: Override) -> Quantity | None:
+    """What a sampler may take for a range or an interval; None for a list, whose values have no order."""
+    swept = parsed.value()
+    if isinstance(swept, IntervalSweep) and swept.start is not None and swept.end is not None:
+        log, (low, high) = "log" in swept.tags, sorted((float(swept.start), float(swept.end)))
+        if other := sorted(swept.tags - {"log"}):
+            raise UserError(f"{parsed.input_line}: the tag {other[0]} means nothing here; log does")
+        if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+            raise UserError(f"{parsed.input_line}: an interval has two ends, the smaller one first")
+        if log and low <= 0:
+            raise UserError(f"{parsed.input_line}: on a log scale both ends are above 0")
+        return Quantity(low, high, log=log, whole=kind_of(bare(parsed.key_or_group)).startswith("int"))
+    if isinstance(swept, RangeSweep):
+        numbers = [float(value) for value in parsed.sweep_iterator()]
+        whole = all(number == int(number) for number in numbers) and isinstance(swept.start, int)
+        if len(numbers) > 1:
+            return Quantity(min(numbers), max(numbers), abs(float(swept.step)), whole=whole)
+    return None
+
+
+def _no_grid(axis: Axis) -> str:
+    low, high = (axis.quantity.low, axis.quantity.high) if axis.quantity else (0.0, 0.0)
+    middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
+    whole = axis.quantity is not None and axis.quantity.whole
+    values = ",".join(f"{round(value) if whole else value:g}" for value in (low, middle, high))
+    return (
+        f"{axis.typed}: an interval has no combinations to run; add sweep.sampler=tpe sweep.trials=20,"
+        f" or name values: {bare(axis.key)}={values}"
+    )
+
+
+def _zipped(axes: Mapping[str, Axis], keys: Sequence[str]) -> list[Axis]:
+    """The axes, those of `keys` as one in which they go hand in hand, where the first of them stood."""
+    by_name = {bare(key): axis for key, axis in axes.items()}
+    for key in keys:
+        if key not in by_name:
+            raise UserError(
+                f"sweep.zip: {key} has no list of values on the command line, for instance {key}=…,…"
+            )
+    chosen = [by_name[key] for key in dict.fromkeys(keys)]
+    lengths = {axis.key: len(axis.values) for axis in chosen}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{bare(key)} has {count}" for key, count in lengths.items())
+        raise UserError(f"sweep.zip: lists of different lengths ({counts}); give each as many values")
+    if not chosen:
+        return list(axes.values())
+    pairs = zip(*(axis.values for axis in chosen), strict=True)
+    joined = Axis(
+        "+".join(lengths),
+        " ".join(axis.typed for axis in chosen),
+        tuple(tuple(itertools.chain(*pair)) for pair in pairs),
+    )
+    first = next(axis for axis in axes.values() if axis in chosen)
+    return [
+        joined if axis is first else axis for axis in axes.values() if axis is first or axis not in chosen
+    ]
+
+
+# A list in a file
+
+
+def _of_file(name: str) -> Axis:
+    """The axis of `sweep.points`: a YAML or JSON list of jobs, each a mapping key → value.
+
+    Raises:
+        UserError: the file, the entry, and what is wrong with it.
+    """
+    where = f"sweep.points={name}"
+    try:
+        text_files.read(Path(name))
+        entries = OmegaConf.load(Path(name))
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror}") from None
+    except YAMLError as error:
+        raise UserError(f"{where}: neither YAML nor JSON: {not_yaml(error)}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+    if not isinstance(entries, ListConfig):
+        raise UserError(f"{where}: expected a list of jobs, for instance `- {{lora.r: 8, seed: 1}}`")
+    if not entries:
+        raise UserError(f"{where}: an empty list; there is nothing to run")
+    values: list[tuple[str, ...]] = []
+    for number, entry in enumerate(_plain(entries), 1):
+        if not isinstance(entry, dict) or not entry:
+            raise UserError(f"{where}, entry {number}: expected keys and values, for instance {{lora.r: 8}}")
+        value = tuple(_written(where, number, entry))
+        if value in values:
+            raise UserError(f"{where}, entry {number}: the same as entry {values.index(value) + 1}")
+        values.append(value)
+    return Axis("sweep.points", where, tuple(values))
+
+
+def _written(where: str, number: int, entry: Mapping[Any, Any], section: str = "") -> Iterable[str]:
+    """The overrides of one entry; keys may stand in their section."""
+    from chatbot_sft.command_line import written_out
+
+    for name, value in entry.items():
+        key = f"{section}{name}"
+        if not section and key in SECTIONS and isinstance(value, dict):
+            yield from _written(where, number, value, f"{key}.")
+            continue
+        if key.startswith(OF_SWEEP) or key.startswith("hydra"):
+            raise UserError(f"{where}, entry {number}: {key} says how the sweep is run; it has one value")
+        yield written_out(added(key), value) if isinstance(value, str) else f"{added(key)}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    """A value that is no text as Hydra reads it; text inside of lists and mappings in quotes."""
+    from chatbot_sft.command_line import written_out
+
+    if isinstance(value, str):
+        return written_out("", value)[1:]
+    if isinstance(value, list):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {_literal(inner)}" for key, inner in value.items()) + "}"
+    return aliases.plain(value)
