@@ -142,6 +142,40 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory):
+    """`browse(path, "#q=beer")` is the document after its scripts ran, as text; further arguments go to the
+    browser. What it says on its console fails the test.
+    """
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not browser:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium on PATH")
+    profile = tmp_path_factory.mktemp("profile")
+
+    def run(path, fragment="", *arguments):
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+            "--virtual-time-budget=2000",
+            "--enable-logging=stderr",
+        ]
+        process = subprocess.run(
+            [*command, *(arguments or ["--dump-dom"]), path.as_uri() + fragment],
+            capture_output=True,
+            timeout=60,
+        )
+        told = process.stderr.decode(errors="replace")
+        assert process.returncode == 0, told
+        assert not [line for line in told.splitlines() if ":CONSOLE" in line]
+        return process.stdout.decode()
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def smollm2(cache):
     from chatbot_sft.model import embedded

@@ -1,0 +1,34 @@
+"""leaderboard.csv: a line a job, in the order of the table."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from chatbot_sft.report.leaderboard.board import Board
+from chatbot_sft.report.plain import plain_line
+
+FIGURES = (
+    "held_out_loss",
+    "steps",
+    "tokens_per_second",
+    "peak_gb",
+    "seconds",
+)
+HEAD = ("rank", "job")
+TAIL = ("mean", "spread", *FIGURES, "status", "error", "folder")
+
+
+def text(board: Board) -> str:
+    """`rank` is the row's, which jobs that differ in their seed alone share, as its `mean` and `spread`."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*HEAD, *board.keys, board.metric, *TAIL])
+    for rank, row in enumerate(board.rows, 1):
+        for job in row.jobs:
+            figures = (job.held_out, job.steps, job.tokens_per_second, job.peak_gb, job.seconds)
+            settings = [job.settings.get(key, "") for key in board.keys]
+            ending = (str(job.status), job.error, job.folder.name)
+            cells = [rank, job.number, *settings, job.value, row.mean, row.spread, *figures, *ending]
+            writer.writerow([plain_line(cell) if isinstance(cell, str) else cell for cell in cells])
+    return out.getvalue()

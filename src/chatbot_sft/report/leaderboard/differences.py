@@ -1,0 +1,126 @@
+"""Two runs held against each other: what was asked, on what, with what, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chatbot_sft.errors import UserError
+from chatbot_sft.report.leaderboard.columns import metric, short, whole
+from chatbot_sft.report.leaderboard.job import Job
+from chatbot_sft.report.leaderboard.settings import PLACES, flat
+from chatbot_sft.report.masking import masked
+from chatbot_sft.report.plain import shown_line
+from chatbot_sft.report.words import moved
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.lock import NOT_SET, Lock, changed
+from chatbot_sft.run.lock import differences as in_locks
+
+ABSENT = "(not set)"
+DATA = ("dataset.", "training rows", "tokenizer")
+LONGEST = 60  # characters of a value
+
+
+def lines(first: Job, second: Job) -> list[str]:
+    """A part each for the configuration, the data, versions, the device and the results."""
+    named = [f"A  {first.name}  {first.folder}", f"B  {second.name}  {second.folder}", ""]
+    parts = _parts(first.folder, second.folder)
+    parts["results"] = list(_results(first, second))
+    found = [
+        line
+        for title, changes in parts.items()
+        for line in (title, *(_row(change) for change in changes or [("the same", "", "")]), "")
+    ]
+    return [shown_line(line) for line in [*named, *found][:-1]]
+
+
+def _parts(first: Path, second: Path) -> dict[str, list[tuple[str, str, str]]]:
+    """By the locks, which hold all that decides a result; of a run without one by its configuration alone."""
+    locks = _lock(first), _lock(second)
+    configured = _configured(first), _configured(second)
+    known = [(change.key, *map(_said, (change.before, change.after))) for change in _changes(*locks)]
+    keys = dict.fromkeys(key for one in configured for key in one)
+    settings = changed(*configured, keys) if all(configured) else []
+    in_lock = {key for key, *_ in known}
+    known += [
+        (change.key, *map(_said, (change.before, change.after)))
+        for change in settings
+        if change.key not in in_lock and not any(change.key == p or change.key.startswith(p) for p in PLACES)
+    ]
+    parts: dict[str, list[tuple[str, str, str]]] = {
+        name: [] for name in ("configuration", "data", "versions", "device")
+    }
+    for change in known:
+        parts[_part_of(change[0])].append(change)
+    missing = [name for name, lock in zip("AB", locks, strict=True) if lock is None]
+    if missing:
+        parts["versions"].insert(0, (f"{' and '.join(missing)} kept no lock.json", "", ""))
+    return parts
+
+
+def _changes(first: Lock | None, second: Lock | None) -> list[Any]:
+    return in_locks(first, second) if first and second else []
+
+
+def _part_of(key: str) -> str:
+    if key.startswith(DATA) or key == "date":
+        return "data"
+    if key.startswith("versions."):
+        return "versions"
+    return "device" if key.startswith(("device", "processes", "batch_layout")) else "configuration"
+
+
+def _lock(folder: Path) -> Lock | None:
+    try:
+        return Run(folder).lock()
+    except UserError:
+        return None
+
+
+def _configured(folder: Path) -> dict[str, Any]:
+    """config.yaml, flat and without secrets; {} where there is none."""
+    try:
+        given = yaml.safe_load(Run(folder).config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return dict(flat(masked(given))) if isinstance(given, Mapping) else {}
+
+
+def _results(first: Job, second: Job) -> Iterator[tuple[str, str, str]]:
+    """Every figure, whether or not it differs; the change behind it in words."""
+    yield ("status", str(first.status), str(second.status))
+    for job, name in ((first, "A"), (second, "B")):
+        if job.error:
+            yield (f"{name} ended", job.error, "")
+    figures = (
+        ("held-out loss", first.held_out, second.held_out, metric),
+        ("steps", first.steps, second.steps, whole),
+        ("tokens/s", first.tokens_per_second, second.tokens_per_second, whole),
+        ("peak GB", first.peak_gb, second.peak_gb, short),
+        ("seconds", first.seconds, second.seconds, short),
+    )
+    for name, before, after, form in figures:
+        if before is not None or after is not None:
+            change = moved(before, after)
+            said = [ABSENT if value is None else form(value) for value in (before, after)]
+            yield (name, said[0], f"{said[1]}{f'  ({change})' if change else ''}")
+    asked = {sample.prompt: sample.after for sample in first.samples}
+    both = [sample for sample in second.samples if sample.prompt in asked]
+    if both:
+        alike = sum(sample.after == asked[sample.prompt] for sample in both)
+        yield ("answers alike", f"{alike} of {len(both)}", "")
+
+
+def _said(value: Any) -> str:
+    text = ABSENT if value is NOT_SET else str(masked(value))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _row(change: tuple[str, str, str]) -> str:
+    key, before, after = change
+    if not before:
+        return f"  {key}"
+    return f"  {key:<34} {before}" + (f" → {after}" if after else "")

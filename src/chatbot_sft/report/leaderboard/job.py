@@ -1,0 +1,216 @@
+"""One job of a comparison, as it stands on the disk now: finished, under way, or not even readable."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chatbot_sft.report.masking import masked
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import DamagedReport, Report, Sample, Status
+
+WAITING, UNREADABLE = "waiting", "unreadable"
+HELD_OUT = "training.eval_loss"  # the metric where none is named
+HOLDER = ".lock.json"  # in a directory that a process runs in, or ran in: see run_directory.py
+EVALUATIONS = "evaluations.jsonl"  # in the checkpoints: see train/evaluation.py
+UNREAD = 4096  # files whose content is kept until they change
+
+
+@dataclass(frozen=True)
+class Job:
+    """`settings` are the swept keys with their values as text, `value` is the metric, `curve` has step and
+    held-out loss of every evaluation.
+
+    Of a job that runs, `value` and `curve` are what is known so far.
+    """
+
+    number: int
+    name: str
+    folder: Path
+    settings: Mapping[str, str]
+    status: str
+    error: str = ""
+    value: float | None = None
+    report: Report | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def completed(self) -> bool:
+        return self.status == Status.COMPLETED
+
+    @property
+    def under_way(self) -> bool:
+        """Whether there may be more of it without anybody's doing."""
+        return self.status in (Status.RUNNING, WAITING)
+
+    @property
+    def held_out(self) -> float | None:
+        """The held-out loss, of a job without a report the last that was measured."""
+        training = self.report.training if self.report else None
+        if training and training.eval_loss is not None:
+            return training.eval_loss
+        return self.curve[-1][1] if self.curve else None
+
+    @property
+    def steps(self) -> int | None:
+        training = self.report.training if self.report else None
+        return training.steps if training else (self.curve[-1][0] if self.curve else None)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.report.training.tokens_per_second if self.report and self.report.training else None
+
+    @property
+    def peak_gb(self) -> float | None:
+        return self.report.memory.peak_gb if self.report and self.report.memory else None
+
+    @property
+    def seconds(self) -> float | None:
+        return self.report.training.seconds if self.report and self.report.training else None
+
+    @property
+    def samples(self) -> list[Sample]:
+        return self.report.samples if self.report else []
+
+
+def read(
+    number: int, name: str, folder: Path, settings: Mapping[str, str], metric: str, told: str = ""
+) -> Job:
+    """The job in `folder`, whatever is wrong with it. `told` is how it failed, where the sweep knows that."""
+    run = Run(folder)
+    values, report, fault = _reported(run.report_file)
+    running = _runs(run)
+    status, error = _status(run, report, fault, running, told)
+    if running:  # what an earlier start of it reported is not this one's
+        report = None
+    curve = _curve(report.evaluations) if report and report.evaluations else _curve_so_far(run)
+    value = number_at(values, metric) if report else None
+    if value is None and metric == HELD_OUT and curve and status != UNREADABLE:
+        value = curve[-1][1]
+    return Job(number, name, folder, settings, status, error, value, report, curve)
+
+
+def number_at(values: Mapping[str, Any], path: str) -> float | None:
+    """The number under a dotted name; None where there is none."""
+    found: Any = values
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    is_number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    return float(found) if is_number else None
+
+
+def numbers(values: Mapping[str, Any], before: str = "") -> list[str]:
+    """The dotted names of all numbers in a report."""
+    names = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            names += numbers(value, f"{before}{key}.")
+        elif number_at(values, key) is not None:
+            names.append(f"{before}{key}")
+    return names
+
+
+def reported(folder: Path) -> Mapping[str, Any]:
+    """report.json of a run, without secrets; {} where it cannot be read."""
+    return _reported(Run(folder).report_file)[0]
+
+
+def _reported(file: Path) -> tuple[Mapping[str, Any], Report | None, str]:
+    """(its values, the report, what is wrong with it)."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return {}, None, ""
+    return _parsed(file, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(UNREAD)
+def _parsed(file: Path, changed: int, size: int) -> tuple[Mapping[str, Any], Report | None, str]:
+    """Kept until the file changes: a page that is written again reads what is new alone."""
+    try:
+        values = masked(json.loads(file.read_text(encoding="utf-8")))
+        return values, Report.from_json(values), ""
+    except DamagedReport as error:
+        return {}, None, f"its {file.name} is damaged: {error}"
+    except (ValueError, RecursionError):
+        return {}, None, f"its {file.name} is cut short or no JSON"
+    except OSError as error:
+        return {}, None, f"its {file.name} cannot be read ({error.strerror})"
+
+
+def _status(run: Run, report: Report | None, fault: str, running: bool, told: str) -> tuple[str, str]:
+    """(status, error in one line)."""
+    if running:
+        return Status.RUNNING, ""
+    if told and (report is None or report.status != Status.COMPLETED):
+        return Status.FAILED, _one_line(told)
+    if fault:
+        return UNREADABLE, fault
+    if report:
+        return report.status, _one_line(report.error or "")
+    if any((run.folder / name).exists() for name in ("run.log", "checkpoints")):
+        return Status.INTERRUPTED, "ended without a report: its process was killed, or the report was removed"
+    return WAITING, ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(masked(text)).split())
+
+
+def _runs(run: Run) -> bool:
+    """Whether a process has taken the directory since its last report and is alive, as far as can be seen from
+    here: of another machine's process only that it has not reported yet.
+
+    Asks nothing of the lock itself: to try it would keep a worker that asks at that moment from the job.
+    """
+    holder = run.folder / HOLDER
+    try:
+        held = json.loads(holder.read_text(encoding="utf-8"))
+        since = holder.stat().st_mtime_ns
+        if run.report_file.exists() and run.report_file.stat().st_mtime_ns >= since:
+            return False
+        return bool(held["host"] != os.uname().nodename or _alive(int(held["pid"]), since / 1e9))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _alive(pid: int, since: float) -> bool:
+    """Whether there is that process, and was at that time: another one may have its number by now."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).create_time() <= since + 1)
+    except psutil.Error:
+        return False
+
+
+def _curve_so_far(run: Run) -> tuple[tuple[int, float], ...]:
+    """From the evaluations that a run writes down as it makes them; the last line may be half."""
+    file = run.checkpoints / EVALUATIONS
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return _curve(records)
+
+
+def _curve(records: list[Any]) -> tuple[tuple[int, float], ...]:
+    points: dict[int, float] = {}
+    for record in records:
+        if isinstance(record, Mapping) and isinstance(step := record.get("step"), int):
+            loss = number_at(record, "loss")
+            if loss is not None:
+                points[step] = loss
+    return tuple(sorted(points.items()))

@@ -1,0 +1,93 @@
+"""What jobs were asked to be: their swept overrides, or where their configurations differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chatbot_sft.report.leaderboard.rows import differing
+from chatbot_sft.report.masking import masked
+from chatbot_sft.run.directory import Run
+
+# They say where a run is, not what it was.
+PLACES = ("paths.", "hydra.", "sweep.", "run", "training.output_dir", "save.save_path")
+
+
+def of_overrides(overrides: Iterable[str]) -> dict[str, str]:
+    """`++lora.r=8` → {"lora.r": "8"}; without secrets."""
+    found = {}
+    for override in overrides:
+        key, _, value = str(override).partition("=")
+        name = key.lstrip("+~")
+        found[name] = str(masked({name: _unquoted(value)})[name])
+    return found
+
+
+def of_runs(folders: Sequence[Path], overrides_first: bool) -> list[dict[str, str]]:
+    """The settings in which the runs differ, by what all of them kept: overrides, or configurations."""
+    ways = (_typed, _configured) if overrides_first else (_configured, _typed)
+    for way in ways:
+        settings = [way(folder) for folder in folders]
+        known = [one for one in settings if one is not None]
+        if len(known) == len(folders) and (keys := differing(known)):
+            return [{key: one[key] for key in keys if key in one} for one in known]
+    return [{} for _ in folders]
+
+
+def _typed(folder: Path) -> dict[str, str] | None:
+    """By .hydra/overrides.yaml: what was on the command line."""
+    given = _yaml(folder / ".hydra" / "overrides.yaml")
+    if not isinstance(given, list):
+        return None
+    return _without_places(of_overrides(map(str, given)))
+
+
+def _configured(folder: Path) -> dict[str, str] | None:
+    """By config.yaml: all that it was composed of."""
+    given = _yaml(Run(folder).config_file)
+    return _without_places(flat(masked(given))) if isinstance(given, dict) else None
+
+
+def _without_places(settings: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in settings.items() if not _place(key)}
+
+
+def _place(key: str) -> bool:
+    return any(key == place or (place.endswith(".") and key.startswith(place)) for place in PLACES)
+
+
+def _yaml(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Nested keys as dotted ones, values as they are written on a command line."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{before}{key}.")
+        else:
+            written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            found[f"{before}{key}"] = written
+    return found
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
+
+
+def as_number(text: str | None) -> float | None:
+    """The number that a setting is; None for a word."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if abs(value) < float("inf") else None

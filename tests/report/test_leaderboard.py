@@ -1,0 +1,563 @@
+"""The comparison of a sweep's jobs: what is read, which rows it makes, and the page in a real browser."""
+
+import csv
+import html
+import importlib.util
+import io
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+from conftest import a_report, write_json
+from hypothesis import given
+from hypothesis import strategies as st
+from written_sweep import job, plausible, written
+
+from chatbot_sft.errors import UserError
+from chatbot_sft.report.leaderboard import board as boards
+from chatbot_sft.report.leaderboard import columns, files, importance, settings, terminal
+from chatbot_sft.report.leaderboard.answers import compared, questions
+from chatbot_sft.report.leaderboard.charts import charts
+from chatbot_sft.report.leaderboard.job import Job
+from chatbot_sft.report.leaderboard.page import page
+from chatbot_sft.report.leaderboard.rows import rows, undecided
+from chatbot_sft.report.plain import plain
+
+HOSTILE = """<script>document.title='owned'</script>"><img src=x onerror="document.title='owned'"></td></table><!-- $title %{x} \0 \u202e"""
+needs_plotly = pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="needs plotly")
+needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
+
+
+def point(*overrides, **parts):
+    return {"overrides": list(overrides), **parts}
+
+
+def seeds(rate, *losses):
+    return [
+        point(f"training.learning_rate={rate}", f"seed={seed}", loss=loss) for seed, loss in enumerate(losses)
+    ]
+
+
+# What is read
+
+
+def test_a_row_for_each_job_the_best_first_and_only_the_keys_that_differ(tmp_path):
+    jobs = [
+        point("lora.r=8", "++training.learning_rate=1e-4", "dataset.max_rows=100", loss=1.6),
+        point("lora.r=16", "training.learning_rate=1e-4", "dataset.max_rows=100", loss=1.5),
+        point(
+            "lora.r=32",
+            "training.learning_rate=1e-4",
+            "dataset.max_rows=100",
+            status="failed",
+            error="out of memory",
+        ),
+    ]
+    board = boards.of([written(tmp_path / "sweep", jobs)])
+    assert board.keys == ["lora.r"]
+    assert [row.best.number for row in board.rows] == [1, 0, 2]
+    assert [row.mean for row in board.rows] == [1.5, 1.6, None]
+    assert board.counts == "3 jobs: 2 completed, 1 failed"
+    assert board.rows[0].best.curve == ((0, 3.0), (10, 2.0), (20, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "error"),
+    [
+        ({"status": "waiting"}, "waiting", ""),
+        ({"status": "running", "losses": [3.0, 1.9]}, "running", ""),
+        ({"status": "pruned", "error": "pruned at step 60"}, "pruned", "pruned at step 60"),
+        ({"status": "interrupted", "error": "SIGTERM"}, "interrupted", "SIGTERM"),
+    ],
+)
+def test_what_a_job_is_now(given, status, error, tmp_path):
+    board = boards.of(
+        [written(tmp_path / "sweep", [point("lora.r=8", loss=1.5), point("lora.r=16", **given)])]
+    )
+    there = board.jobs[1]
+    assert (there.status, there.error) == (status, error)
+    if status == "running":  # the half line at the end of its evaluations is passed over
+        assert there.curve == ((0, 3.0), (10, 1.9))
+        assert (there.value, there.steps) == (1.9, 10)
+
+
+def test_a_job_whose_process_is_gone_does_not_run(tmp_path):
+    sweep = written(tmp_path / "sweep", [point("lora.r=8", status="running"), point("lora.r=16")])
+    holder = {"pid": 2**22 + 1, "host": os.uname().nodename}
+    write_json(sweep / "0" / ".lock.json", holder)
+    assert boards.of([sweep]).jobs[0].status == "interrupted"
+    write_json(
+        sweep / "0" / ".lock.json", {**holder, "host": "another"}
+    )  # of another machine nothing is known
+    assert boards.of([sweep]).jobs[0].status == "running"
+
+
+def test_a_job_that_was_started_again_runs_and_its_old_report_does_not_count(tmp_path):
+    sweep = written(
+        tmp_path / "sweep", [point("lora.r=8", status="failed", error="out of memory"), point("lora.r=16")]
+    )
+    holder = write_json(sweep / "0" / ".lock.json", {"pid": os.getpid(), "host": os.uname().nodename})
+    later = time.time() + 5
+    os.utime(holder, (later, later))
+    assert boards.of([sweep]).jobs[0].status == "running"
+    os.utime(sweep / "0" / "report.json", (later + 1, later + 1))
+    assert boards.of([sweep]).jobs[0].status == "failed"
+
+
+def test_a_job_that_failed_before_it_had_a_report(tmp_path):
+    sweep = written(tmp_path / "sweep", [point("lora.r=8", status="waiting"), point("lora.r=16")])
+    study = json.loads((sweep / "sweep.json").read_text())
+    write_json(sweep / "sweep.json", {**study, "errors": {"0": "lora.r=8: no\nsuch thing"}})
+    failed = boards.of([sweep]).jobs[0]
+    assert (failed.status, failed.error) == ("failed", "lora.r=8: no such thing")
+
+
+@pytest.mark.parametrize(
+    "cut", ["", "{", '{"status": "completed", "task": "tr', "[]", '{"status": "completed"}', "\xff"]
+)
+def test_a_report_that_is_cut_short_is_a_row_that_says_so(cut, tmp_path):
+    sweep = written(tmp_path / "sweep", [point("lora.r=8"), point("lora.r=16")])
+    (sweep / "0" / "report.json").write_text(cut, encoding="latin-1")
+    board = boards.of([sweep])
+    assert board.jobs[0].status == "unreadable"
+    assert "report.json" in board.jobs[0].error
+    files.write(board, sweep)
+    assert "unreadable" in "\n".join(terminal.lines(board))
+
+
+@pytest.mark.parametrize(
+    "cut", ["", '{"command": "x", "poi', "[]", '{"schema": 1, "points": [{}], "errors": {}}']
+)
+def test_without_a_sweep_json_that_can_be_read_the_jobs_are_the_folders(cut, tmp_path):
+    sweep = written(tmp_path / "sweep", [point("lora.r=8", loss=1.6), point("lora.r=16", loss=1.5)])
+    for number, rank in enumerate((8, 16)):
+        (sweep / str(number) / ".hydra").mkdir()
+        (sweep / str(number) / ".hydra" / "overrides.yaml").write_text(
+            f"- ++lora.r={rank}\n- dataset.max_rows=9\n"
+        )
+    (sweep / "sweep.json").write_text(cut)
+    board = boards.of([sweep])
+    assert [job.name for job in board.jobs] == ["job 0", "job 1"]
+    assert board.keys == ["lora.r"]
+    assert board.notes == ["sweep.json cannot be read: the jobs are those whose folders are here"]
+    (sweep / "sweep.json").unlink()
+    assert boards.of([sweep]).notes == []
+
+
+def test_several_runs_are_told_apart_by_their_configurations(tmp_path):
+    for name, rank in (("a", 8), ("b", 16), ("c", 16)):
+        job(tmp_path / name, loss=1 + rank / 100)
+        config = f"lora:\n  r: {rank}\n  modules: [x]\npaths:\n  output_dir: /{name}\nsave:\n  save_path: /{name}/model\n"
+        (tmp_path / name / "config.yaml").write_text(config)
+    board = boards.of([tmp_path / name for name in "abc"])
+    assert board.keys == ["lora.r"]
+    assert [row.name for row in board.rows] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "no such folder"),
+        (lambda folder: folder, "no sweep"),
+        (lambda folder: job(folder / "run"), "a run, not a sweep"),
+    ],
+)
+def test_what_is_no_sweep_is_one_line(make, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        boards.of([make(tmp_path)])
+
+
+def test_a_metric_that_no_job_reports_is_said_and_the_rest_is_shown(tmp_path):
+    sweep = written(tmp_path / "sweep", [point("lora.r=8"), point("lora.r=16")])
+    board = boards.of([sweep], "training.train_los")
+    assert (
+        board.fault == "training.train_los: no job reports such a number; did you mean training.train_loss?"
+    )
+    assert [row.best.number for row in board.rows] == [0, 1]
+    assert boards.of([sweep], "training.train_loss").fault == ""
+    assert boards.of([sweep], "memory.peak_gb", maximise=True).rows[0].mean == 7.2
+
+
+def test_before_a_job_has_finished_no_metric_is_no_fault(tmp_path):
+    sweep = written(
+        tmp_path / "sweep", [point("lora.r=8", status="waiting"), point("lora.r=16", status="running")]
+    )
+    assert boards.of([sweep], "training.train_loss").fault == ""
+
+
+def test_the_metric_and_its_direction_are_the_sweeps(tmp_path):
+    jobs = [
+        point("lora.r=8", loss=1.5, training={"tokens_per_second": 10}),
+        point("lora.r=16", loss=1.6, training={"tokens_per_second": 20}),
+    ]
+    sweep = written(tmp_path / "sweep", jobs, "training.tokens_per_second", "maximise")
+    board = boards.of([sweep])
+    assert [row.best.number for row in board.rows] == [1, 0]
+    assert columns.LOSS in columns.figures(board)
+    assert boards.of([sweep], maximise=False).rows[0].best.number == 0
+
+
+# Rows
+
+
+def test_seeds_are_one_row_with_mean_and_spread_and_say_what_they_cannot_tell(tmp_path):
+    jobs = [
+        *seeds("1e-4", 1.50, 1.54, 1.52),
+        *seeds("3e-4", 1.51, 1.55, 1.52),
+        *seeds("1e-3", 1.80, 1.82, 1.81),
+    ]
+    board = boards.of([written(tmp_path / "sweep", jobs)])
+    assert [len(row.jobs) for row in board.rows] == [3, 3, 3]
+    assert board.rows[0].mean == pytest.approx(1.52)
+    assert board.rows[0].spread == pytest.approx(0.02)
+    assert columns.value(board.rows[0]) == "1.5200 ± 0.0200"
+    (note,) = board.notes
+    assert note.startswith("job 0 and 2 more is first, but job 3 and 2 more cannot be told from it")
+    assert note in terminal.lines(board)
+    assert html.escape(note) in page(board)
+
+
+some_jobs = st.lists(
+    st.tuples(
+        st.sampled_from(["8", "16"]),
+        st.integers(0, 3),
+        st.none() | st.floats(-1e3, 1e3),
+        st.sampled_from(["completed", "failed", "pruned", "waiting"]),
+    ),
+    max_size=12,
+)
+
+
+@given(some_jobs, st.booleans(), st.booleans())
+def test_every_job_is_in_one_row_and_none_that_completed_beats_the_first(made, maximise, seeded):
+    jobs = [
+        Job(
+            at,
+            f"job {at}",
+            Path(),
+            {"lora.r": rank, **({"seed": str(seed)} if seeded else {})},
+            status,
+            value=value,
+        )
+        for at, (rank, seed, value, status) in enumerate(made)
+    ]
+    table = rows(jobs, maximise)
+    assert sorted(job.number for row in table for job in row.jobs) == list(range(len(jobs)))
+    assert len(table) == (len({job.settings["lora.r"] for job in jobs}) if seeded else len(jobs))
+    means = [row.mean for row in table if row.completed and row.mean is not None]
+    assert means == sorted(means, reverse=maximise)
+    for row in table:
+        values = [job.value for job in row.jobs if job.value is not None]
+        assert row.mean is None or min(values) - 1e-9 <= row.mean <= max(values) + 1e-9
+        assert not undecided(row, row) or row.spread > 0
+
+
+@given(st.text(alphabet="ab \n.,é😀", max_size=40), st.text(alphabet="ab \n.,é😀", max_size=40))
+def test_marks_leave_both_answers_whole(first, second):
+    pieces = compared(first, second)
+    assert "".join(text for kind, text in pieces if kind != "missing") == second
+    assert "".join(text for kind, text in pieces if kind != "added") == first
+
+
+def test_equal_answers_stand_together_behind_the_best_jobs(tmp_path):
+    def said(answer):
+        return [{"prompt": "Why?", "before": "no", "after": answer}]
+
+    jobs = [
+        point("lora.r=8", loss=1.6, samples=said("It is light.")),
+        point("lora.r=16", loss=1.5, samples=said("It is dark.")),
+        point("lora.r=32", loss=1.7, samples=said("It is light.")),
+    ]
+    board = boards.of([written(tmp_path / "sweep", jobs)])
+    (asked,) = questions([job for row in board.rows for job in row.jobs])
+    assert [[job.number for job in answer.jobs] for answer in asked.answers] == [[1], [0, 2]]
+    assert asked.answers[1].pieces == (
+        ("same", "It is "),
+        ("missing", "dark"),
+        ("added", "light"),
+        ("same", "."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["++lora.r=8", "model=llama3b"], {"lora.r": "8", "model": "llama3b"}),
+        (["training.optim='a b'", "~save"], {"training.optim": "a b", "save": ""}),
+        (["save.hub_token=abcdefgh1234"], {"save.hub_token": "***"}),
+    ],
+)
+def test_overrides_are_keys_and_values(overrides, expected):
+    assert settings.of_overrides(overrides) == expected
+
+
+@pytest.mark.parametrize(("losses", "expected"), [([3, 2, 1], "█▅▁"), ([1, 1], "▁▁"), ([1], ""), ([], "")])
+def test_a_curve_in_a_line_of_text(losses, expected):
+    assert columns.bars(list(enumerate(losses))) == expected
+
+
+# Files
+
+
+def test_the_csv_file_has_a_line_for_each_job(tmp_path):
+    sweep = plausible(tmp_path / "sweep", seeds=(0, 1))
+    files.write(boards.of([sweep]), sweep)
+    lines = list(csv.DictReader(io.StringIO((sweep / "leaderboard.csv").read_text())))
+    assert len(lines) == 12
+    assert list(lines[0]) == [
+        *("rank", "job", "training.learning_rate", "lora.r", "seed", "training.eval_loss", "mean", "spread"),
+        *("held_out_loss", "steps", "tokens_per_second", "peak_gb", "seconds", "status", "error", "folder"),
+    ]
+    assert lines[0]["rank"] == lines[1]["rank"] == "1"
+
+
+def test_nothing_that_a_run_says_is_more_than_text(tmp_path):
+    samples = [{"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}]
+    jobs = [
+        point(f"model.name={HOSTILE}", samples=samples),
+        point("model.name=x", status="failed", error=HOSTILE),
+    ]
+    board = boards.of([written(tmp_path / "sweep", jobs)])
+    text = page(board)
+    assert "<img" not in text.replace("</table><!--", "")
+    assert text.count("owned") > 5
+    assert text.count("<script>") == 1 + (importlib.util.find_spec("plotly") is not None)
+    for line in terminal.lines(board):
+        assert line == plain(line)
+
+
+def test_no_secret_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "sesame-open-1234")
+    error = "401 for sesame-open-1234"
+    jobs = [
+        point(
+            "save.hub_token=sesame-open-1234",
+            samples=[{"prompt": "p sesame-open-1234", "before": "", "after": "a"}],
+        ),
+        point("save.hub_token=other-12345678", status="failed", error=error),
+    ]
+    sweep = written(tmp_path / "sweep", jobs)
+    board = boards.of([sweep])
+    files.write(board, sweep)
+    told = "\n".join(terminal.lines(board))
+    for text in (told, *((sweep / f"leaderboard.{kind}").read_text() for kind in ("csv", "html"))):
+        assert "sesame" not in text
+        assert "other-12345678" not in text
+    assert "401 for ***" in told
+
+
+def test_the_page_refers_to_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("chatbot_sft.report.leaderboard.page.plotly", lambda: "")
+    text = page(boards.of([plausible(tmp_path / "sweep")]))
+    assert not re.findall(r"https?:|//[a-z]|\b(?:src|href)=|url\(|@import", text)
+    assert "default-src 'none'" in text
+    assert "The charts need the package plotly" in text
+    assert "There are no jobs yet." in page(boards.of([written(tmp_path / "empty", [])]))
+
+
+def test_a_page_that_is_written_again_reads_only_what_is_new(tmp_path, monkeypatch):
+    """100 jobs: this is done after every evaluation of a sweep."""
+    sweep = plausible(
+        tmp_path / "sweep", (3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3), (4, 8, 16, 32, 64, 128), (0, 1, 2)
+    )
+    files.write(boards.of([sweep]), sweep)
+    read = []
+    monkeypatch.setattr(
+        "chatbot_sft.report.leaderboard.job.masked", lambda value: read.append(value) or value
+    )
+    write_json(sweep / "7" / "report.json", a_report(evaluations=[{"step": 1, "loss": 1.0}]))
+    start = time.perf_counter()
+    files.write(boards.of([sweep]), sweep)
+    assert time.perf_counter() - start < 2
+    assert len([value for value in read if isinstance(value, dict)]) == 1
+
+
+# Charts
+
+
+@needs_plotly
+def test_plotly_takes_every_chart(tmp_path):
+    from plotly import graph_objects
+
+    drawn = charts(boards.of([plausible(tmp_path / "sweep", seeds=(0, 1))]))
+    assert [chart.id for chart in drawn if chart.data and chart.id != "importance"] == [
+        "curves",
+        "parallel",
+        "key0",
+        "key1",
+    ]
+    for chart in drawn:
+        graph_objects.Figure(chart.data, chart.layout)
+
+
+def test_a_pruned_curve_ends_where_the_job_ended_with_a_cross(tmp_path):
+    drawn = charts(boards.of([plausible(tmp_path / "sweep")]))[0]
+    pruned = drawn.data[drawn.jobs.index(4)]
+    assert pruned["x"][-1] == 50
+    assert pruned["marker"]["symbol"][-1] == "x"
+    assert "<b>job 4</b>" in pruned["hovertemplate"]
+
+
+@needs_optuna
+def test_the_importance_of_a_key_is_optunas(tmp_path, monkeypatch):
+    board = boards.of([plausible(tmp_path / "sweep", (1e-5, 1e-4, 3e-4, 1e-3), (4, 8, 16, 32, 64))])
+    shares, how = importance.importance(board.jobs, board.keys, board.maximise)
+    assert next(iter(shares)) == "training.learning_rate"
+    assert sum(shares.values()) == pytest.approx(1)
+    assert re.fullmatch(r"Optuna's .*, from 18 completed jobs", how)
+
+
+def test_without_optuna_a_line_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    board = boards.of([plausible(tmp_path / "sweep")])
+    assert importance.importance(board.jobs, board.keys, False) == (
+        {},
+        'The importance of each key needs Optuna and scikit-learn: pip install "chatbot-sft[sweep]"',
+    )
+
+
+# In a browser
+
+READER = """<body style="margin:0"><iframe width=WIDTH height=1600 style="border:0" src=leaderboard.html></iframe><pre></pre><script>
+const said = [], say = (...what) => said.push(what.join(' ')), wait = time => new Promise(done => setTimeout(done, time))
+document.querySelector('iframe').onload = async event => {
+  const page = event.target.contentDocument, view = event.target.contentWindow, all = what => [...page.querySelectorAll(what)]
+  const shown = () => all('tbody').filter(body => !body.hidden).map(body => body.dataset.jobs.split(' ')[0]).join(',')
+  const head = name => all('thead th').find(one => one.textContent.includes(name))
+  try { await STEPS } catch (error) { say(error) }
+  document.querySelector('pre').textContent = said.join('\\n')
+}
+</script>"""
+
+
+def read_in_browser(browse, sweep, steps, width=1200):
+    """What `steps` say, done on the page of `sweep` in a frame of that width."""
+    reader = READER.replace("WIDTH", str(width)).replace("STEPS", f"(async () => {{ {steps} }})()")
+    (sweep / "reader.html").write_text(reader)
+    document = browse(
+        sweep / "reader.html",
+        "",
+        "--dump-dom",
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=8000",
+    )
+    return html.unescape(re.search(r"<pre>(.*?)</pre>", document, re.DOTALL)[1]).splitlines()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = plausible(tmp_path_factory.mktemp("sweeps") / "sweep", seeds=(0, 1))
+    files.write(boards.of([folder]), folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_reader_sorts_filters_and_unfolds(sweep, browse):
+    steps = """
+      say(shown())
+      const rank = head('lora.'), button = rank.querySelector('button')
+      button.focus(); say(page.activeElement === button, button.tagName)
+      button.click(); say(rank.getAttribute('aria-sort'), shown().split(',').length, view.location.hash)
+      say(all('tbody').slice(0, 3).map(body => body.rows[0].cells[2].textContent).join(' '))
+      button.click(); say(rank.getAttribute('aria-sort'), all('tbody')[0].rows[0].cells[2].textContent)
+      button.click(); say(rank.getAttribute('aria-sort'), shown())
+      const box = page.querySelector('[type=search]')
+      box.value = 'memory'; box.dispatchEvent(new view.Event('input')); say(shown(), page.querySelector('output').textContent, view.location.hash)
+      box.value = 'nowhere'; box.dispatchEvent(new view.Event('input')); say(page.querySelector('.none').hidden)
+      box.value = ''; box.dispatchEvent(new view.Event('input'))
+      const fold = page.querySelector('tbody .fold'), part = page.querySelector('tbody .part')
+      fold.click(); say(fold.getAttribute('aria-expanded'), part.hidden, view.location.hash)
+      page.getElementById('unfold').click(); say(all('.part').some(row => row.hidden))
+      page.getElementById('unfold').click(); say(all('.part').some(row => row.hidden))
+      const reason = page.querySelector('tr:not(.part) summary.status'); reason.click()
+      say(reason.parentElement.open, reason.parentElement.textContent.includes('CUDA out of memory'))
+    """
+    board = boards.of([sweep])
+    order = ",".join(str(row.best.number) for row in board.rows)
+    failed = next(str(row.best.number) for row in board.rows if any(job.number == 11 for job in row.jobs))
+    best = board.rows[0].best.number
+    assert read_in_browser(browse, sweep, steps) == [
+        order,
+        "true BUTTON",
+        "ascending 6 #sort=2.1",
+        "8 8 8",
+        "descending 16",
+        f"none {order}",
+        f"{failed} 1 of 6 rows #q=memory",
+        "false",
+        f"true false #open={best}",
+        "false",
+        "true",
+        "true true",
+    ]
+
+
+@needs_plotly
+@pytest.mark.slow
+def test_a_reader_points_at_a_curve_and_filters_the_charts(sweep, browse):
+    steps = """
+      while (!page.documentElement.dataset.drawn) await wait(50)
+      say(page.documentElement.dataset.drawn > 3, all('.main-svg').length > 6)
+      const chart = page.getElementById('curves'), at = chart.data.length - 1, trace = chart.calcdata[at]
+      const axes = chart._fullLayout, area = chart.querySelector('.nsewdrag').getBoundingClientRect(), last = trace.length - 1
+      const where = { clientX: area.left + axes.xaxis.c2p(trace[last].x), clientY: area.top + axes.yaxis.c2p(trace[last].y), bubbles: true, view }
+      for (const kind of ['mouseover', 'mousemove']) { chart.querySelector('.nsewdrag').dispatchEvent(new view.MouseEvent(kind, where)); await wait(200) }
+      say(chart.querySelector('.hoverlayer').textContent)
+      say(all('tr.lit').map(row => row.dataset.job).join())
+      const box = page.querySelector('[type=search]')
+      box.value = 'memory'; box.dispatchEvent(new view.Event('input')); await wait(300)
+      say(chart.data.filter(one => one.visible).length, 'of', chart.data.length)
+    """
+    best = boards.of([sweep]).rows[0].best
+    drawn, hover, lit, visible = read_in_browser(browse, sweep, steps)
+    assert drawn == "true true"
+    assert hover.startswith(f"job {best.number}training.learning_rate=")
+    assert hover.endswith(f"step 200: {best.curve[-1][1]:.4f}")
+    assert lit == str(best.number)
+    assert visible == "1 of 11"  # its row has a pruned and a failed job, and the failed one has no curve
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1200])
+def test_nothing_sticks_out_of_a_narrow_screen(width, tmp_path, browse):
+    jobs = [
+        point(f"model.name={'x' * 80}", error="y" * 300, status="failed"),
+        point("model.name=b"),
+        point("model.name=c", loss=1.4),
+    ]
+    sweep = written(tmp_path / "sweep", jobs)
+    files.write(boards.of([sweep]), sweep)
+    steps = "await wait(1500); say(page.documentElement.scrollWidth <= WIDTH); say(all('.chart').every(one => one.scrollWidth <= Math.max(one.clientWidth, 330)))"
+    assert read_in_browser(browse, sweep, steps.replace("WIDTH", str(width)), width) == ["true", "true"]
+
+
+@pytest.mark.slow
+def test_the_page_is_light_or_dark_as_the_reader_likes(sweep, browse, tmp_path):
+    from matplotlib.image import imread
+
+    for name, scheme, fits in (("dark", 0, lambda mean: mean < 0.25), ("light", 1, lambda mean: mean > 0.8)):
+        picture = tmp_path / f"{name}.png"
+        arguments = (
+            f"--screenshot={picture}",
+            "--window-size=800,1600",
+            f"--blink-settings=preferredColorScheme={scheme}",
+        )
+        browse(sweep / "leaderboard.html", "", *arguments)
+        assert fits(imread(picture)[..., :3].mean()), name
+
+
+@pytest.mark.slow
+def test_hostile_text_runs_nothing_in_the_browser(tmp_path, browse):
+    samples = [{"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}]
+    jobs = [
+        point(f"model.name={HOSTILE}", samples=samples),
+        point("model.name=x", status="failed", error=HOSTILE),
+    ]
+    sweep = written(tmp_path / "sweep", jobs)
+    files.write(boards.of([sweep]), sweep)
+    assert read_in_browser(
+        browse, sweep, "await wait(1500); say(page.title.includes('owned'), all('img').length)"
+    ) == ["false 0"]
