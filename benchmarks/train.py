@@ -2,7 +2,7 @@
 chatbot_sft`.
 
     python benchmarks/train.py OUT --model NAME=FOLDER[,NAME=FOLDER…] [--bits 4,16] [--lengths short,long]
-    [--contenders abcdefg] [--gpus 1]
+    [--contenders abcdefg] [--gpus 1] [--steps N]
 
 (QUICK=1 takes two steps each, to try the script itself, on a CPU too.)
 
@@ -299,8 +299,11 @@ def main() -> None:
     parser.add_argument("--contenders", default="abcdef")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--first-gpu", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="of every contender, in place of STEPS")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # contender, bits, began
     options = parser.parse_args()
+    if options.steps:
+        STEPS.update(dict.fromkeys(STEPS, (options.steps, options.steps)))
     models = dict(item.split("=") for item in options.model.split(","))
     out: Path = options.out.resolve()
     data = {kind: str(out / f"{kind}.json") for kind in options.lengths.split(",")}
@@ -340,6 +343,7 @@ def main() -> None:
                 options.lengths,
             ]
             command += ["--child", contender, str(bits), str(started)]
+            command += ["--steps", str(options.steps)] if options.steps else []
             log = out / f"{name}-{bits}-{contender}.log"
             with log.open("w") as stream:
                 done = subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 import time
 import traceback
@@ -18,31 +17,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from chatbot_sft import command_line, completion, distributed, run_directory, text_files
+from chatbot_sft import command_line, completion, distributed, hydra_job, run_directory, text_files
 from chatbot_sft.config import Config, hydra_glue
 from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import UserError
+from chatbot_sft.hydra_job import SHOW_TRACEBACK
 from chatbot_sft.jobs import Job, finished, table
 from chatbot_sft.logs import MaskedStream
-from chatbot_sft.report.masking import mask_yaml
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.resources import conf_dir
 
 SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
-# Hydra's overrides that say where and how a command runs, not what: the repeated command has its own.
-OF_THE_START = (
-    "hydra.mode=",
-    "hydra.sweep.",
-    "hydra.output_subdir=",
-    "hydra/launcher",
-    "hydra/sweeper",
-    "hydra.launcher.",
-    "hydra.sweeper.",
-)
 JOBS: list[Job] = []  # of the sweep that this process runs
 MAIN: list[int] = []  # the process that runs `main`
-SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"
 ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
 
 
@@ -52,9 +40,8 @@ def entrypoint(config: DictConfig) -> float | None:
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         settle_job(config, job)
-    mask_hydra_files(job)
-    users = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
-    sys.path[:0] = users
+    hydra_job.mask_files(job)
+    sys.path[:0] = hydra_job.users_folders(job)
     if job.job.chdir:
         os.chdir(job.runtime.cwd)
         print(
@@ -63,16 +50,16 @@ def entrypoint(config: DictConfig) -> float | None:
             file=sys.stderr,
         )
     if job.mode == RunMode.MULTIRUN:
-        return _swept(config, job, users)
+        return _swept(config, job)
     try:
-        return _run(Config.from_mapping(config), job, users)
+        return _run(Config.from_mapping(config), job)
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise
         sys.exit(f"{ERROR}{one_line(error, in_run=True)}")
 
 
-def _run(settings: Config, job: HydraConf, users: list[str]) -> float | None:
+def _run(settings: Config, job: HydraConf) -> float | None:
     from chatbot_sft import pipeline
     from chatbot_sft.export import check_overrides
     from chatbot_sft.report.terminal import plan_summary, summary
@@ -80,7 +67,7 @@ def _run(settings: Config, job: HydraConf, users: list[str]) -> float | None:
     if settings.task == "export":
         check_overrides(job.overrides.task)
     named = hydra_glue.named(hydra_glue.written(job.overrides.task))
-    report = pipeline.run(settings, _command(job, users), _began(), named)
+    report = pipeline.run(settings, hydra_job.command(job), _began(), named)
     if not distributed.is_first():
         return None
     training = report.training
@@ -102,15 +89,15 @@ def _began() -> float:
     return time.time() if earlier else psutil.Process().create_time()
 
 
-def _swept(config: DictConfig, hydra_job: HydraConf, users: list[str]) -> float | None:
+def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
     """One job of a sweep. What an earlier start of it finished counts as done; an error is told at once."""
-    job = Job(hydra_job.job.num, list(hydra_job.overrides.task), Path(config.paths.output_dir))
+    job = Job(of_hydra.job.num, list(of_hydra.overrides.task), Path(config.paths.output_dir))
     earlier = [other.number for other in JOBS if other.folder == job.folder]
     JOBS.append(job)
     try:
         if earlier:
             raise UserError(
-                f"hydra.sweep.subdir={hydra_job.sweep.subdir}: the directory of job {earlier[0]};"
+                f"hydra.sweep.subdir={of_hydra.sweep.subdir}: the directory of job {earlier[0]};"
                 f" give each job its own, as {SUBDIR} does"
             )
         settings = Config.from_mapping(config)
@@ -119,7 +106,7 @@ def _swept(config: DictConfig, hydra_job: HydraConf, users: list[str]) -> float 
             job.eval_loss = report.training.eval_loss if report.training else None
             print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)
             return job.eval_loss
-        job.eval_loss = _run(settings, hydra_job, users)
+        job.eval_loss = _run(settings, of_hydra)
     except Exception as error:
         job.status, job.error = "failed", one_line(error, in_run=True)
         print(f"{ERROR}job {job.number}: {job.error} ({job.folder})", file=sys.stderr)
@@ -132,38 +119,11 @@ def _swept(config: DictConfig, hydra_job: HydraConf, users: list[str]) -> float 
     return job.eval_loss
 
 
-def _command(job: HydraConf, users: list[str]) -> str:
-    """The command line that does this run again, in the directory that was named for it."""
-    folders = (word for path in users for word in ("--config-dir", path))
-    hydras = [override for override in job.overrides.hydra if not override.startswith(OF_THE_START)]
-    if job.mode == RunMode.MULTIRUN:
-        hydras = [
-            *(override for override in hydras if not override.startswith("hydra.run.dir=")),
-            f"hydra.run.dir={job.runtime.output_dir}",
-        ]
-    return shlex.join(["python", "-m", "chatbot_sft", *folders, *map(_typed, job.overrides.task), *hydras])
-
-
-def _typed(override: str) -> str:
-    """`override` without the two plus signs that `command_line.opened` puts before it."""
-    bare = override.removeprefix("++")
-    return bare if bare != override and command_line.opened(bare) == override else override
-
-
 def settle_job(config: DictConfig, job: HydraConf) -> None:
     """Settle the values of a job, which the sweeper composed after every callback; in Hydra's file too."""
     hydra_glue.settle(config, hydra_glue.written(job.overrides.task))
     if job.output_subdir:
         OmegaConf.save(config, Path(job.runtime.output_dir, job.output_subdir, "config.yaml"))
-
-
-def mask_hydra_files(job: HydraConf) -> None:
-    """Take the secrets out of what Hydra wrote before this job: .hydra, and in a sweep multirun.yaml."""
-    files = list(Path(job.runtime.output_dir, job.output_subdir).glob("*.yaml")) if job.output_subdir else []
-    if job.mode == RunMode.MULTIRUN:
-        files += Path(job.sweep.dir).glob("multirun.yaml")
-    for file in files:
-        mask_yaml(file)
 
 
 def main() -> None:

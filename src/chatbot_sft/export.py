@@ -35,7 +35,7 @@ KEPT = (
     "evaluations",
     "samples",
 )  # of the earlier report, what is still true of the export
-OF_EXPORT = ("task", "run", "save", "paths", "hydra")  # what a task=export command may set
+OF_EXPORT = ("task", "run", "save", "paths", "hydra", "sweep")  # what a task=export command may set
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Job:
     status: str = "interrupted"  # until it has ended
     eval_loss: float | None = None
     error: str = ""
+    began: bool = False  # in this start
 
 
 def table(jobs: Sequence[Job]) -> Iterator[str]:

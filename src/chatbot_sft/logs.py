@@ -6,7 +6,8 @@ import contextlib
 import io
 import logging
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -36,19 +37,51 @@ def run_log(target: Path, first: bool = True) -> Iterator[None]:
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(Shown("%(message)s"))
     terminal.addFilter(lambda record: record.exc_info is None)
-    before = root.level
+    before, shown_before = root.level, warnings.showwarning
     root.setLevel(logging.INFO)
     root.addHandler(file)
     ours.addHandler(terminal)
-    logging.captureWarnings(True)
+    # Not logging.captureWarnings: that is one switch for the process, and two runs may take turns in it.
+    warnings.showwarning = _log_warning
     try:
         yield
     finally:
-        logging.captureWarnings(False)
+        warnings.showwarning = shown_before
         ours.removeHandler(terminal)
         root.removeHandler(file)
         root.setLevel(before)
         file.close()
+
+
+def kept() -> Callable[[], None]:
+    """Who gets log records and warnings now; returns what makes it so again."""
+    loggers = [logging.getLogger(), logging.getLogger("chatbot_sft")]
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
+    showing = warnings.showwarning
+
+    def again() -> None:
+        for logger, handlers, level in before:
+            for handler in [one for one in logger.handlers if one not in handlers]:
+                logger.removeHandler(handler)
+            for handler in handlers:
+                logger.addHandler(handler)
+            logger.setLevel(level)
+        warnings.showwarning = showing
+
+    return again
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    logging.getLogger("py.warnings").warning(
+        "%s", warnings.formatwarning(message, category, filename, lineno, line)
+    )
 
 
 class MaskedStream(io.TextIOBase):

@@ -8,11 +8,13 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 log = logging.getLogger(__name__)
 
-USER_SAYS_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+YES = ("1", "ON", "YES", "TRUE")
+USER_SAYS_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in YES
 
 
 def allow_network(allowed: bool) -> None:
@@ -26,6 +28,25 @@ def allow_network(allowed: bool) -> None:
         log.info("hub: no answer from %s; only what is in the local cache can be used", endpoint())
         offline = True
     os.environ["HF_HUB_OFFLINE"] = "1" if offline else "0"
+    _tell(offline)
+
+
+def kept() -> Callable[[], None]:
+    """Whether the network may be used now; returns what makes it so again."""
+    value = os.environ.get("HF_HUB_OFFLINE")
+
+    def again() -> None:
+        if value is None:
+            os.environ.pop("HF_HUB_OFFLINE", None)
+        else:
+            os.environ["HF_HUB_OFFLINE"] = value
+        _tell((value or "").upper() in YES)
+
+    return again
+
+
+def _tell(offline: bool) -> None:
+    """The libraries that have read it."""
     for name in ("huggingface_hub.constants", "datasets.config"):
         if name in sys.modules:
             vars(sys.modules[name])["HF_HUB_OFFLINE"] = offline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
 from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
+from chatbot_sft.process import in_turns
 from chatbot_sft.report import ending, loggers
 from chatbot_sft.report.data_summary import remarks
 from chatbot_sft.report.findings import show_findings
@@ -31,6 +32,7 @@ from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import Lock, decides
 from chatbot_sft.run.report import Report, Status, now
 from chatbot_sft.run.standing import Standing
+from chatbot_sft.run.turn import Pruned, Turn, to_the_end
 from chatbot_sft.run.versions import versions
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.run_directory import held
@@ -43,6 +45,7 @@ from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.outcome import refuse_ruined
 from chatbot_sft.train.resume import Origin
 from chatbot_sft.train.session import Session
+from chatbot_sft.warm import Loan, Warm
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +55,48 @@ def run(
     command: str = "",
     started: float | None = None,
     named: Collection[str] = (),
+    warm: Warm | None = None,
 ) -> Report:
     """Do the task that `config` says and return the report that stands in `<paths.output_dir>/report.json`.
 
     Once the directory is the run's own, it ends up with a report that says what happened, whatever that was.
     `started`, in seconds since the epoch, is when the user began to wait: now, where nothing is given.
-    `named` are the keys that they wrote on the command line.
+    `named` are the keys that they wrote on the command line, `warm` what the process's jobs share.
 
     Raises:
         UserError: something the user can mend. Every other exception passes through; KeyboardInterrupt too.
         Preempted: SIGTERM or SIGUSR1, exit code 143.
     """
+    return to_the_end(turns(config, command, started, named, warm, every=0))
+
+
+def turns(
+    config: Mapping[str, Any],
+    command: str = "",
+    started: float | None = None,
+    named: Collection[str] = (),
+    warm: Warm | None = None,
+    every: int | None = None,
+) -> Generator[Turn, None, Report]:
+    """`run`, which waits for its next turn after each evaluation, or after each `every` steps (0: never); the
+    process is meanwhile as if there were no such run.
+
+    `Pruned`, thrown into a run that waits, ends it: nothing is exported, and its report says so. Whatever else is
+    thrown passes through. Either way the same run goes on from there when it is started again.
+    """
+    loan = Loan(warm) if warm else None
+    run = _turns(config, command, started, named, loan, every)
+    return (yield from (in_turns(run, loan.kept) if loan else in_turns(run)))
+
+
+def _turns(
+    config: Mapping[str, Any],
+    command: str,
+    started: float | None,
+    named: Collection[str],
+    loan: Loan | None,
+    every: int | None,
+) -> Generator[Turn, None, Report]:
     wait = Wait(time.time() if started is None else started)
     memory.begin()
     settings = located(Config.from_mapping(config))
@@ -82,7 +116,7 @@ def run(
             if settings.task == "export":
                 save(earlier_saver(settings, report), report)
             else:
-                train(settings, report, open_loggers, wait, named)
+                yield from train(settings, report, open_loggers, wait, named, loan, every)
                 distributed.part()
             report.status = Status.COMPLETED
         except Preempted as error:
@@ -91,8 +125,11 @@ def run(
             ending.tell_saved(report)
             log.warning("%s", report.error)
             raise
+        except Pruned as why:
+            report.status, report.error = Status.PRUNED, str(why)
+            log.info("pruned: %s", why)
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
+            interrupted = isinstance(error, KeyboardInterrupt | GeneratorExit)
             report.status = Status.INTERRUPTED if interrupted else Status.FAILED
             report.error = ending.why(error)
             ending.tell_saved(report)
@@ -106,8 +143,14 @@ def run(
 
 
 def train(
-    settings: Config, report: Report, open_loggers: loggers.Loggers, wait: Wait, named: Collection[str]
-) -> None:
+    settings: Config,
+    report: Report,
+    open_loggers: loggers.Loggers,
+    wait: Wait,
+    named: Collection[str],
+    loan: Loan | None,
+    every: int | None,
+) -> Generator[Turn, None, None]:
     """data → model → train → save. Each stage's part of `report` is recorded as soon as it is known.
 
     `task=check` ends after the data, `task=plan` before the first step.
@@ -142,6 +185,7 @@ def train(
     wait.end("data")
     if settings.brought:
         log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
+    stages.model.loan = loan
     stages.model.load_engine()
     wait.end("imports")
     model = stages.model.load()
@@ -156,7 +200,7 @@ def train(
     if settings.task == "plan":
         report.record(plan=stage.plan(session))
         return
-    outcome = stage.train(session, report.record)
+    outcome = yield from stage.train(session, report.record, every)
     report.record(**vars(outcome))
 
     saver = saver_of(stages, session, prepared, report)

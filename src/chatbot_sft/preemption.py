@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, with which schedulers take a machine back: the run stops in good order, with 143."""
+"""SIGTERM, SIGUSR1 and SIGUSR2, with which schedulers take a machine back: the run stops in good order, with 143."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-EXIT_CODE = 128 + signal.SIGTERM  # for both: what a scheduler expects of a process that it asked to go
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last is submitit's
+EXIT_CODE = 128 + signal.SIGTERM  # for all: what a scheduler expects of a process that it asked to go
 SAME = 1.0  # seconds; `timeout` and others signal a process and then its whole group: one request
 
 
@@ -40,6 +40,12 @@ _state = _State()
 def requested() -> bool:
     """Whether a signal waits for the current optimizer step to end."""
     return _state.received is not None
+
+
+def ask(name: str) -> None:
+    """Ask the run under way to stop after its optimizer step, as the signal `name` would; any thread may."""
+    if _state.received is None:
+        _state.received, _state.at = name, time.monotonic()
 
 
 @contextlib.contextmanager
@@ -74,6 +80,20 @@ def handled() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _state.clear()  # what was asked of this run is asked of no later one
+
+
+def kept() -> Callable[[], None]:
+    """Who receives signals now, and what was asked of them; returns what makes it so again."""
+    state = replace(_state)
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS} if main else {}
+
+    def again() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        vars(_state).update(vars(state))
+
+    return again
 
 
 @contextlib.contextmanager

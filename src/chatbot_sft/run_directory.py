@@ -86,7 +86,15 @@ class ClaimDirectory(Callback):
         _refuse(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _claim(config.hydra.sweep)
+        choices = OmegaConf.select(config, "hydra.runtime.choices", default={})
+        if choices.get("hydra/sweeper") != "study":  # that claims its directory itself
+            claim_sweep(config)
+
+
+def claim_sweep(config: DictConfig) -> Path:
+    """The directory of a composed sweep, which no other process sweeps in now."""
+    _claim(config.hydra.sweep)
+    return Path(config.hydra.sweep.dir)
 
 
 def _claim(place: DictConfig) -> None:

@@ -38,6 +38,8 @@ from chatbot_sft.train.session import Session
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from chatbot_sft.warm import Loan
+
 log = logging.getLogger(__name__)
 
 __all__ = [
@@ -63,6 +65,7 @@ class ModelLoader:
         self.config = self.settings.to_dict()
         self.engine: Engine | None = None
         self.source = ""
+        self.loan: Loan | None = None  # where the jobs of a process share their base
 
     def check(self) -> None:
         """What can be said of the model without loading anything, see `load.check`."""
@@ -81,8 +84,7 @@ class ModelLoader:
     def load_base(self) -> Base:
         """The first half of `load_and_configure`."""
         self.check()
-        engine = self.load_engine()
-        return load_base(self.settings, self.source, engine, self.load_tokenizer())
+        return load_base(self.settings, self.source, self.load_engine(), self.load_tokenizer(), self.loan)
 
     def load(self) -> Trainable:
         """`load_and_configure` as a value."""

@@ -261,6 +261,11 @@ def _check_sweep(config: Config) -> None:
             f"sweep.pruner={sweep.pruner} needs evaluations during training: set training.eval_steps,"
             " for instance 0.1"
         )
+    if sweep.pruner == "hyperband" and config.training.max_steps is None:
+        raise UserError(
+            "sweep.pruner=hyperband shares out steps before any is taken, and training.num_train_epochs does not"
+            " say how many there are; set training.max_steps, or sweep.pruner=halving"
+        )
     if sweep.turn is not None and sweep.pruner is None:
         raise UserError(
             f"sweep.turn={sweep.turn} needs sweep.pruner: without one each job runs to its end at once"

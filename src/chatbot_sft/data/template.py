@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -43,6 +43,16 @@ _date: ContextVar[datetime | None] = ContextVar("date", default=None)
 def render_as_of(date: datetime) -> None:
     """From now on templates write `date` for today: that of a run's first start, for one resumed next day."""
     _date.set(date)
+
+
+def kept() -> Callable[[], None]:
+    """The date that templates write now; returns what makes it so again."""
+    date = _date.get()
+
+    def again() -> None:
+        _date.set(date)
+
+    return again
 
 
 def today() -> datetime:

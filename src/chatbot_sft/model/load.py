@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError, listed
@@ -24,6 +24,9 @@ from chatbot_sft.model_files import check_folder
 from chatbot_sft.report.masking import by_name
 from chatbot_sft.run import report
 from chatbot_sft.targets import locate
+
+if TYPE_CHECKING:
+    from chatbot_sft.warm import Loan
 
 log = logging.getLogger(__name__)
 
@@ -90,16 +93,23 @@ def check(settings: Config) -> None:
         check_folder(model.name, model.trust_remote_code)
 
 
-def load_base(settings: Config, source: str, engine: Engine, tokenizer: Any) -> Base:
-    """The model in `source`, with rows for the new tokens of `tokenizer`.
+def load_base(
+    settings: Config, source: str, engine: Engine, tokenizer: Any, loan: Loan | None = None
+) -> Base:
+    """The model in `source`, with rows for the new tokens of `tokenizer`; one that is there already, where `loan`
+    has it.
 
     Raises:
         UserError: it cannot be had, or its files do not have all of it.
     """
     new = settings.model.new_tokens
-    with quiet(progress=not is_local(source)), readable_errors(settings.model.name):
+
+    def load() -> Any:
         check_names_of_weights(settings, source)
-        model = engine.load(source, settings, weights_dtype(settings))
+        return engine.load(source, settings, weights_dtype(settings))
+
+    with quiet(progress=not is_local(source)), readable_errors(settings.model.name):
+        model = loan.base(settings, source, engine, load) if loan else load()
         ids = extend_embeddings(model, tokenizer, new) if new else ()
     return Base(source, engine, model, tokenizer, ids)
 

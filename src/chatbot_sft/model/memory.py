@@ -7,9 +7,11 @@ process was started, and `peak_since` says so.
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ class _Process:
 
     runs: int = 0
     anew: bool = False  # whether the kernel let the peak of the resident set begin with the present run
+    peak: int = 0  # bytes: the highest of the run's earlier turns
 
 
 _process = _Process()
@@ -63,14 +66,39 @@ _process = _Process()
 def begin() -> None:
     """A run begins: its peak is what is the highest from here on."""
     _process.runs += 1
+    _process.peak = 0
+    _process.anew = _peak_anew()
+
+
+def kept() -> Callable[[], None]:
+    """What was measured until now; returns what goes on from there, without the peaks in between."""
+    state = replace(_process, peak=max(_process.peak, _sizes()[1]))
+
+    def again() -> None:
+        vars(_process).update(vars(state))
+        _peak_anew()
+
+    return again
+
+
+def _peak_anew() -> bool:
+    """Let the peaks begin now; whether the kernel lets that of the resident set."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     try:
         RESET.write_text(RESIDENT_PEAK)
-        _process.anew = True
     except OSError:
-        _process.anew = False
+        return False
+    return True
+
+
+def release() -> None:
+    """Give back what nobody needs any more."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def measure(start_gb: float | None = None) -> MemoryStatistics:
@@ -78,14 +106,24 @@ def measure(start_gb: float | None = None) -> MemoryStatistics:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         device = torch.cuda.get_device_properties(torch.cuda.current_device())
-        current, peak = torch.cuda.memory_reserved(), torch.cuda.max_memory_reserved()
+        current, peak = _sizes()
         since = "run" if _process.runs else "process"
         return MemoryStatistics(
             device.name, _gb(device.total_memory), _gb(current), _gb(peak), start_gb, since
         )
     since = "run" if _process.anew or _process.runs == 1 else "process"
-    current, peak = _resident()
+    current, peak = _sizes()
     return MemoryStatistics("CPU", round(hardware.memory_gb(), 3), _gb(current), _gb(peak), start_gb, since)
+
+
+def _sizes() -> tuple[int, int]:
+    """(bytes now, bytes at the highest in the run's turns) of the GPU's memory, or of the resident set."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        current, peak = torch.cuda.memory_reserved(), torch.cuda.max_memory_reserved()
+    else:
+        current, peak = _resident()
+    return current, max(_process.peak, peak)
 
 
 def _resident() -> tuple[int, int]:

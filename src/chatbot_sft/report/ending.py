@@ -77,4 +77,6 @@ def why(error: BaseException) -> str:
     """What ended the run, in one line."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted from the keyboard"
+    if isinstance(error, GeneratorExit):
+        return "ended while it waited for its turn"
     return " ".join(str(error).split()) or type(error).__name__

@@ -42,6 +42,7 @@ MODULES = {
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "trackio": ("trackio",),
 }
+ALONE = frozenset({"wandb", "mlflow", "trackio"})  # with one open run in a process
 # Loggers that transformers knows besides: it opens them itself, with its own arguments, and they get neither
 # configuration nor report.
 OTHERS = {

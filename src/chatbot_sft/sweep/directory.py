@@ -6,10 +6,14 @@ folder of its own; what became of it is in that run's report. Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
@@ -46,6 +50,9 @@ class Study:
     points: list[Point] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     schema: int = SCHEMA
+    sampler: str | None = None  # who chose the points; None: they are all combinations
+    metrics: list[str] = field(default_factory=list)  # of two: both, and their directions
+    directions: list[str] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, values: Any) -> Study:
@@ -69,6 +76,12 @@ class Sweep:
     @property
     def study_file(self) -> Path:
         return self.folder / "sweep.json"
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it no other worker reads sweep.json to write it again."""
+        with FileLock(self.folder / ".sweep.lock"):
+            yield
 
     @property
     def journal_file(self) -> Path:

@@ -24,7 +24,7 @@ from yaml import YAMLError
 from chatbot_sft import text_files
 from chatbot_sft.config import aliases
 from chatbot_sft.config.reading import added
-from chatbot_sft.config.schema import SECTIONS, kind_of
+from chatbot_sft.config.schema import SECTIONS, Config, SweepConfig, kind_of
 from chatbot_sft.errors import UserError, listed, not_yaml
 
 OF_SWEEP = "sweep."
@@ -141,22 +141,28 @@ def space(
     return Space(list(fixed.values()), together, list(order))
 
 
+def settings(config: Any) -> SweepConfig:
+    """The section `sweep` of a composed sweep, checked, but for what asks something of the jobs."""
+    section = {key: value for key, value in _plain(config.sweep).items() if key not in ("pruner", "turn")}
+    return Config.from_mapping({"sweep": section}).sweep
+
+
 def of_config(config: Any, loader: ConfigLoader | None) -> Space:
     """The space of a composed sweep: Hydra's configuration and the section `sweep` in it."""
-    sampled = config.sweep.sampler is not None
+    sweep = settings(config)
     found = space(
         _plain(config.hydra.overrides.task),
         _plain(config.hydra.sweeper.get("params") or {}),
-        _plain(config.sweep.zip),
-        config.sweep.points,
+        sweep.zip,
+        sweep.points,
         loader,
     )
     for axis in found.axes:
-        if axis.quantity and not axis.values and not sampled:
+        if axis.quantity and not axis.values and sweep.sampler is None:
             raise UserError(_no_grid(axis))
-    if sampled and not found.axes:
+    if sweep.sampler and not found.axes:
         raise UserError(
-            f"sweep.sampler={config.sweep.sampler}: nothing to choose from; for instance"
+            f"sweep.sampler={sweep.sampler}: nothing to choose from; for instance"
             " 'training.learning_rate=tag(log, interval(1e-5, 1e-3))' lora.r=8,16,32"
         )
     return found
@@ -202,7 +208,7 @@ def _quantity(parsed: Override) -> Quantity | None:
             raise UserError(f"{parsed.input_line}: on a log scale both ends are above 0")
         return Quantity(low, high, log=log, whole=kind_of(bare(parsed.key_or_group)).startswith("int"))
     if isinstance(swept, RangeSweep):
-        numbers = [float(value) for value in parsed.sweep_iterator()]
+        numbers = [float(value) for value in parsed.sweep_string_iterator()]
         whole = all(number == int(number) for number in numbers) and isinstance(swept.start, int)
         if len(numbers) > 1:
             return Quantity(min(numbers), max(numbers), abs(float(swept.step)), whole=whole)
@@ -290,7 +296,7 @@ def _written(where: str, number: int, entry: Mapping[Any, Any], section: str = "
         if not section and key in SECTIONS and isinstance(value, dict):
             yield from _written(where, number, value, f"{key}.")
             continue
-        if key.startswith(OF_SWEEP) or key.startswith("hydra"):
+        if key.startswith((OF_SWEEP, "hydra.", "hydra/")):
             raise UserError(f"{where}, entry {number}: {key} says how the sweep is run; it has one value")
         yield written_out(added(key), value) if isinstance(value, str) else f"{added(key)}={_literal(value)}"
 

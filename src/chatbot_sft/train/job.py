@@ -68,7 +68,7 @@ class Job:
     pending: Any = 0.0  # the sum of the losses since the last log, a float32 tensor
     total: float = 0.0  # and of those before
     logged_until: int = 0
-    aside: Any = None  # its weights and random numbers while it is another job's turn
+    evaluated: float | None = None  # the last held-out loss of this turn
     started: float = 0.0  # the same moment by two clocks
     began: float = 0.0
 

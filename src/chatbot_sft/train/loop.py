@@ -2,7 +2,7 @@
 happens. Imported after the engine.
 
 A `Job` is one training: its rows, optimizer, schedule, evaluations, checkpoints. The model and what was
-captured of it are the `Step`'s, which the jobs take turns on, a step each; a plain run is a list of one job.
+captured of it are the `Step`'s. Between two steps it may wait for its next turn.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -19,41 +19,65 @@ from transformers.trainer_utils import TrainOutput, align_special_tokens, speed_
 
 from chatbot_sft import preemption
 from chatbot_sft.errors import UserError
+from chatbot_sft.run.turn import Turn
 from chatbot_sft.train import snapshot
 from chatbot_sft.train.evaluation import evaluate
 from chatbot_sft.train.figures import Figures
 from chatbot_sft.train.guard import Guard
 from chatbot_sft.train.job import Job, Taken
 from chatbot_sft.train.optimizer import after_evaluations, build_optimizer, build_schedule
-from chatbot_sft.train.randomness import random_state, undisturbed
+from chatbot_sft.train.randomness import undisturbed
 from chatbot_sft.train.step import Step
 
 
-def train(jobs: list[Job], step: Step, plan: Callable[[], None]) -> list[TrainOutput]:
-    """Train `jobs`, which all start from the weights that the model has, to their ends. `plan` chooses the
-    layout, once they are ready to begin.
+def train(
+    job: Job, step: Step, plan: Callable[[], None], every: int | None
+) -> Generator[Turn, None, TrainOutput]:
+    """Train `job` from the weights that the model has to its end. `plan` chooses the layout, once it is ready to
+    begin. It waits after each `every` steps; None: after each evaluation; 0: never.
 
     Raises:
         UserError: a loss diverged, memory ran out, or a checkpoint cannot be written.
     """
-    start = (step.weights(), random_state()) if len(jobs) > 1 else None
-    step.waits |= len(jobs) > 1  # another job's turn is not undone
-    for job in jobs:
-        job.aside = start
-        begin(job, step)
+    begin(job, step)
     plan()
-    for job in jobs:
-        open_books(job, step)
-    while going := [job for job in jobs if not job.ended]:
-        for job in going:
-            train_step(job, step)
-    return [end(job, step) for job in jobs]
+    open_books(job)
+    while not job.ended:
+        train_step(job, step)
+        if turn_ends(job, every):
+            yield from wait(job, step)
+    return end(job, step)
+
+
+def turn_ends(job: Job, every: int | None) -> bool:
+    """Whether this turn ends with the step that was just taken, maybe not yet written down."""
+    number = job.state.global_step + (job.taken is not None)
+    over = job.evaluated is not None if every is None else every > 0 and number % every == 0
+    return over and not job.ended
+
+
+def wait(job: Job, step: Step) -> Generator[Turn, None, None]:
+    """Until the next turn. A job that is ended while it waits leaves a checkpoint to go on from."""
+    if job.taken is not None:
+        close_books(job, step, job.taken)
+        if job.ended:
+            return
+    turn, job.evaluated = Turn(job.state.global_step, job.evaluated), None
+    waited_from = time.perf_counter()
+    try:
+        yield turn
+    except BaseException:
+        if not (job.guard and job.guard.doubts(turn.step)):
+            save(job, step)
+        raise
+    waited = time.perf_counter() - waited_from
+    job.started, job.began = job.started + waited, job.began + waited
+    job.progress.pause()
 
 
 def begin(job: Job, step: Step) -> None:
     """Make everything that the steps of `job` need, as it was at its checkpoint where it has one."""
     args = job.args
-    step.turn_to(job)
     align_special_tokens(step.model, job.tokenizer)
     lay_out(job)
     steps = job.state.max_steps
@@ -80,9 +104,8 @@ def lay_out(job: Job) -> None:
     )  # logging_steps, save_steps and eval_steps as whole numbers, of this command
 
 
-def open_books(job: Job, step: Step) -> None:
+def open_books(job: Job) -> None:
     """The training proper begins; the random numbers go on where the checkpoint left them."""
-    step.turn_to(job)
     job.started, job.began = time.perf_counter(), time.time()
     job.evaluations.begin(job.state)
     job.progress.begin(job.state)
@@ -98,7 +121,6 @@ def train_step(job: Job, step: Step) -> None:
     Python; at once where something is due after this step, and wherever else that gains nothing.
     """
     args, number = job.args, job.state.global_step + 1 + (job.taken is not None)
-    step.turn_to(job)
     if job.taken is None:
         announce(job)
 
@@ -189,7 +211,8 @@ def close_books(job: Job, step: Step, taken: Taken) -> None:
         and args.eval_delay <= number
         and (last or number % state.eval_steps == 0)
     ):
-        best = judge(job, held_out(job, step)["eval_loss"])
+        job.evaluated = held_out(job, step)["eval_loss"]
+        best = judge(job, job.evaluated)
     job.ended = last or bool(stop) or control.should_training_stop
     at_epochs = args.save_strategy == "epoch" and (job.ended or place + 1 == job.batches.per_epoch)
     at_steps = args.save_strategy == "steps" and (job.ended or number % state.save_steps == 0)
@@ -273,7 +296,6 @@ def write_log(job: Job, logs: dict[str, float]) -> None:
 def end(job: Job, step: Step) -> TrainOutput:
     """Sum up, and put the best weights back where training.load_best_model_at_end asks for them."""
     state = job.state
-    step.turn_to(job)
     step.gradients.whole()
     job.total += job.pending.item()
     loss = job.total / max(state.global_step, 1)

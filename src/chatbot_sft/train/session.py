@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,10 @@ from chatbot_sft.logs import quiet
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.engine import Engine, engine_of
 from chatbot_sft.places import check_export, check_run, targets
+from chatbot_sft.report import loggers
 from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.run.report import Rounding
+from chatbot_sft.run.turn import Turn, to_the_end
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import planning
 from chatbot_sft.train.arguments import sft_arguments
@@ -303,6 +305,20 @@ class Session:
             UserError: the loss diverged, memory ran out, or a checkpoint cannot be written.
             Preempted: a signal asked to stop; a checkpoint was saved.
         """
+        return to_the_end(self._train(every=0))
+
+    def turns(self, every: int | None) -> Generator[Turn, None, Any]:
+        """`train`, which waits as `loop.train` says; in one turn where a subclass has its own, in TRL's loop, and
+        with a logger that has one run a process.
+        """
+        if type(self).train is not Session.train:
+            return self.train()
+        if every != 0 and (alone := sorted(set(self.settings.training.loggers) & loggers.ALONE)):
+            log.info("turns: none, training.report_to=%s has one run a process", alone[0])
+            every = 0
+        return (yield from self._train(every))
+
+    def _train(self, every: int | None) -> Generator[Turn, None, Any]:
         from chatbot_sft.train import loop, trl
 
         self.job.origin = self.origin
@@ -310,7 +326,7 @@ class Session:
             settle(self.origin, self.settings)
         with quiet(), preemption.deferred():
             if self.loop == "native":
-                (self.output,) = loop.train([self.job], self.step, self.plan_layout)
+                self.output = yield from loop.train(self.job, self.step, self.plan_layout, every)
             else:
                 loop.lay_out(self.job)
                 self.plan_layout()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import MACHINE, Lock
 from chatbot_sft.run.report import Plan
+from chatbot_sft.run.turn import Turn
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import resume
 from chatbot_sft.train.layout import Layout
@@ -105,8 +107,8 @@ def plan(session: Session) -> Plan:
     return plan_of(session, start)
 
 
-def train(session: Session, record: Record) -> Outcome:
-    """Evaluate, train, evaluate again.
+def train(session: Session, record: Record, every: int | None) -> Generator[Turn, None, Outcome]:
+    """Evaluate, train in turns, evaluate again.
 
     Raises:
         UserError: the loss diverged, memory ran out, or a checkpoint cannot be written.
@@ -120,7 +122,7 @@ def train(session: Session, record: Record) -> Outcome:
         session.round_base()
         rows_loss = session.trained_rows_loss()
         session.wait.end("evaluation")
-        session.train()
+        yield from session.turns(every)
         return outcome(session, start, rows_loss, session.evaluate_trained())
     finally:
         record(evaluations=session.evaluations.records)

@@ -25,20 +25,17 @@ from chatbot_sft.train.layout import Layout, step_down, uncaptured
 from chatbot_sft.train.optimizer import by_element
 from chatbot_sft.train.packed import PackedPasses, uncompiled
 from chatbot_sft.train.packing import PackedShapes
-from chatbot_sft.train.randomness import random_state, use_random_state
 from chatbot_sft.train.rows import Row, StepRows, padded
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
     from chatbot_sft.model.engine import Engine
-    from chatbot_sft.train.job import Job
 
 log = logging.getLogger(__name__)
 
 
 class Step:
-    """What a process has once, whatever it trains: the model, its loss, the layout and what was captured for
-    it.
+    """What is trained, apart from how long: the model, its loss, the layout and what was captured for it.
 
     `layout` can change between any two steps. `args` are a transformers.TrainingArguments.
     """
@@ -58,7 +55,6 @@ class Step:
             )
         engine.prepare(model)
         self.precision = engine.compute_dtype(model, "bf16" if args.bf16 else "fp16" if args.fp16 else None)
-        self.job: Job | None = None  # whose weights the model has
         self.layout = Layout(settings.training.per_device_train_batch_size)
         self.captured: CapturedLayers | None = None
         self.packed: PackedPasses | None = None  # where a layout packs
@@ -80,27 +76,6 @@ class Step:
         self.waits = self.flat is None or self.scaler is not None or args.device.type != "cuda"
         if args.world_size > 1:
             self.gradients.share()
-
-    def turn_to(self, job: Job) -> None:
-        """Put the weights and random numbers of `job` in place of the last job's. They are copied: captured
-        layers know where weights lie.
-        """
-        if job is self.job:
-            return
-        self.gradients.whole()
-        if self.job is not None:
-            self.job.aside = self.weights(), random_state()
-        self.job = job
-        if job.aside is not None:
-            weights, numbers = job.aside
-            for parameter, kept in zip(self.trained, weights, strict=True):
-                parameter.data.copy_(kept)
-            use_random_state(numbers)
-
-    def weights(self) -> list[torch.Tensor]:
-        """A copy of what is trained."""
-        self.gradients.whole()
-        return [parameter.detach().clone() for parameter in self.trained]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """What the model computes in."""

@@ -1,0 +1,172 @@
+"""From a composed sweep to its jobs: every one of them is composed and checked before a folder is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from chatbot_sft import distributed, hydra_job, run_directory
+from chatbot_sft.config import SweepConfig, hydra_glue
+from chatbot_sft.errors import UserError
+from chatbot_sft.hydra_job import Job
+from chatbot_sft.report.masking import mask_yaml
+from chatbot_sft.report.plain import shown_line
+from chatbot_sft.run.report import Report, now
+from chatbot_sft.sweep import points, study
+from chatbot_sft.sweep.directory import Point, Study, Sweep
+from chatbot_sft.sweep.points import Space
+from chatbot_sft.sweep.sampling import Trials
+from chatbot_sft.sweep.study import State
+from chatbot_sft.sweep.worker import Worker
+
+
+@dataclass
+class Jobs:
+    """The jobs of a sweep: composed, and each in its place once its number is known."""
+
+    config: DictConfig  # the sweep's
+    space: Space
+    context: HydraContext
+    folder: Path
+    composed: dict[frozenset[str], DictConfig] = field(
+        default_factory=dict
+    )  # by what sweep.json has of a point
+
+    def compose(self, point: Sequence[str]) -> DictConfig:
+        """Raises UserError where the schema refuses it."""
+        key = frozenset(study.of_job(point))
+        if key not in self.composed:
+            self.composed[key] = hydra_glue.composed_job(self.config, self.space.job(point))
+        return self.composed[key]
+
+    def place(self, number: int, point: Sequence[str]) -> str:
+        """The folder of a new point, relative to the sweep's."""
+        job = Job.at(self.compose(point), self.folder, None, number)
+        return str(job.hydra.sweep.subdir)
+
+    def at(self, point: Point) -> Job:
+        return Job.at(self.compose(point.overrides), self.folder, point.folder, point.number, self.context)
+
+
+def sweep(config: DictConfig, context: HydraContext) -> None:
+    """Run the sweep that `config` is, or list it.
+
+    Raises:
+        UserError: what is refused before a folder is made; at the end, how many jobs failed.
+    """
+    refuse_launcher(config)
+    settings = replace(points.settings(config), pruner=config.sweep.pruner, turn=config.sweep.turn)
+    space = points.of_config(config, context.config_loader)
+    jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
+    checked = list(space.samples() if settings.sampler else space.points())
+    composed = [jobs.compose(point) for point in checked]
+    wanted = [] if settings.sampler else checked
+    if settings.dry_run:
+        for line in listing(jobs, settings, wanted):
+            print(shown_line(line))
+        return
+    trials = Trials.of(settings, space, int(composed[0].seed))
+    if trials and distributed.processes() > 1:
+        raise UserError("sweep.sampler and sweep.pruner: not in a sweep that torchrun has started")
+    sys.path[:0] = hydra_job.users_folders(config.hydra)
+    jobs.folder = run_directory.claim_sweep(config)
+    place = Sweep(jobs.folder)
+    found = study.joined(place, begun(jobs, settings), wanted, jobs.place)
+    for point in found.points:
+        study.state(place.run(point), jobs.at(point).settings)  # refuses what is another job's
+    if distributed.is_first():
+        write(place, found, config)
+    if config.hydra.job.chdir:
+        print(
+            f"hydra.job.chdir=true: paths stay those of {config.hydra.runtime.cwd};"
+            " what a run writes is in its directory anyway",
+            file=sys.stderr,
+        )
+    if trials:
+        trials.open(place)
+    Worker(place, found, settings, jobs.at, jobs.place, trials).run()
+
+
+def refuse_launcher(config: DictConfig) -> None:
+    """Raises UserError for one that would be passed by."""
+    launcher = config.hydra.runtime.choices["hydra/launcher"]
+    if launcher != "basic":
+        raise UserError(
+            f"hydra/launcher={launcher}: hydra/sweeper=study runs its jobs itself; add hydra/sweeper=basic"
+        )
+
+
+def begun(jobs: Jobs, settings: SweepConfig) -> Study:
+    """What this command says of the sweep; its points are not yet in it."""
+    return Study(
+        command=hydra_job.sweep_command(jobs.config.hydra, jobs.folder),
+        started=now(),
+        metric=settings.metrics[0],
+        direction=settings.directions[0],
+        overrides=study.of_job(jobs.space.fixed),
+        space=study.of_job(jobs.space.typed),
+        sampler=settings.sampler,
+        metrics=settings.metrics,
+        directions=settings.directions,
+    )
+
+
+def write(place: Sweep, found: Study, config: DictConfig) -> None:
+    """sweep.json, and multirun.yaml as Hydra's own sweeper writes it."""
+    with place.alone():
+        place.write_study(found)
+    file = place.folder / "multirun.yaml"
+    OmegaConf.save(config, file)
+    mask_yaml(file)
+
+
+# sweep.dry_run
+
+
+def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each job: what it changes, and what is there of it; how long the rest may take.
+
+    Raises:
+        UserError: the directory is another sweep's.
+    """
+    place = Sweep(jobs.folder)
+    found = study.joined(place, begun(jobs, settings), wanted, jobs.place)
+    lines, reports, left = [], [], 0
+    for point in found.points:
+        job, run = jobs.at(point), place.run(point)
+        there = study.state(run, job.settings)
+        report = run.report() if there == State.DONE else None
+        reports += [report] if report else []
+        waits = there == State.OPEN or (there == State.FAILED and settings.retry_failed)
+        left += waits or settings.revive == point.number
+        lines.append("  ".join([f"job {point.number}", *(["done"] if report else []), *point.overrides]))
+    total = f"{len(found.points)} jobs"
+    if settings.sampler:
+        left = (settings.trials or 0) - len(found.points) + left
+        among = "  ".join(jobs.space.typed)
+        total = f"{settings.trials or 'any number of'} jobs, which {settings.sampler} chooses from {among}"
+    return [*lines, f"{total}; {estimate(reports, left)}; nothing was trained (sweep.dry_run=true)"]
+
+
+def estimate(reports: Sequence[Report], left: int) -> str:
+    """How long `left` jobs may take, by those of this sweep that have ended."""
+    seconds = [
+        (datetime.fromisoformat(report.finished) - datetime.fromisoformat(report.started)).total_seconds()
+        for report in reports
+        if report.finished
+    ]
+    if not left:
+        return "none is left to run"
+    if not seconds:
+        return "no estimate of time before one of them has run (task=plan measures a step)"
+    mean = sum(seconds) / len(seconds)
+    return (
+        f"{left} to run, about {left * mean / 60:.1f} minutes by the {mean:.0f} s that each of {len(seconds)}"
+        " finished ones took"
+    )

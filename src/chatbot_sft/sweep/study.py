@@ -1,0 +1,166 @@
+"""The study of a sweep: which points it has, what became of each, and whether a command may go on with it.
+
+Imports no torch, no Hydra and no Optuna.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from chatbot_sft import start
+from chatbot_sft.config import Config
+from chatbot_sft.errors import UserError, did_you_mean, listed
+from chatbot_sft.jobs import finished
+from chatbot_sft.report.masking import masked
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import Report, Status, finite
+from chatbot_sft.sweep.directory import Point, Study, Sweep
+from chatbot_sft.sweep.points import OF_SWEEP, key_of
+
+OTHER = "Give what it had, or name another directory (hydra.sweep.dir=DIR)"
+
+
+class State(StrEnum):
+    """Of a job, before a start runs any."""
+
+    OPEN = "open"  # never run, or not to its end
+    DONE = "done"
+    FAILED = "failed"
+    PRUNED = "pruned"
+
+
+def of_job(overrides: Sequence[str]) -> list[str]:
+    """Those that say what the jobs are, not how the sweep is run; without secrets, as sweep.json has them."""
+    return [masked(word) for word in overrides if not word.startswith(OF_SWEEP)]
+
+
+def joined(
+    place: Sweep,
+    now: Study,
+    wanted: Sequence[Sequence[str]],
+    folder: Callable[[int, Sequence[str]], str],
+) -> Study:
+    """`now` with the points of an earlier start, which keep their numbers, and behind them those that are new.
+
+    `folder` gives a new point its own.
+
+    Raises:
+        UserError: the earlier start was of another sweep.
+    """
+    before = place.study()
+    points = list(before.points) if before else []
+    if before:
+        refuse_other(before, now, place)
+        now.errors, now.started = before.errors, before.started
+    known = {frozenset(point.overrides) for point in points}
+    asked = [of_job(point) for point in wanted]
+    if now.sampler is None and (gone := known - {frozenset(point) for point in asked}):
+        lost = [point for point in points if frozenset(point.overrides) in gone]
+        raise UserError(
+            f"{place.folder}: the sweep there has jobs that are none of this one:"
+            f" {listed([_named(point) for point in lost], 3)}. {OTHER}; points may be added"
+        )
+    number = max((point.number for point in points), default=-1)
+    for overrides, shown in zip(wanted, asked, strict=True):
+        if frozenset(shown) not in known:
+            number += 1
+            points.append(Point(number, shown, folder(number, overrides)))
+    now.points = points
+    return now
+
+
+def refuse_other(before: Study, now: Study, place: Sweep) -> None:
+    """Raises UserError where the sweep of `before` cannot be gone on with by the command of `now`."""
+    differences = [*_differences(before.overrides, now.overrides)]
+    if before.sampler or now.sampler:
+        differences += [
+            f"{name} {was or 'null'} → {now_is or 'null'}"
+            for name, was, now_is in (
+                ("sweep.sampler", before.sampler, now.sampler),
+                ("sweep.metric", ",".join(before.metrics), ",".join(now.metrics)),
+                ("sweep.direction", ",".join(before.directions), ",".join(now.directions)),
+            )
+            if was != now_is
+        ]
+        differences += _differences(before.space, now.space)
+    if differences:
+        raise UserError(
+            f"{place.folder}: the sweep there was begun with other settings: {'; '.join(differences)}. {OTHER}"
+        )
+
+
+def _differences(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """`lora.r=8 → lora.r=16`, for overrides that are not the same."""
+    was, is_now = ({key_of(word): word for word in words} for words in (before, now))
+    return [
+        *(f"{was[key]} → {is_now[key]}" for key in was if key in is_now and was[key] != is_now[key]),
+        *(f"{was[key]} is missing now" for key in was if key not in is_now),
+        *(f"{is_now[key]} was not there" for key in is_now if key not in was),
+    ]
+
+
+def _named(point: Point) -> str:
+    return f"job {point.number} ({' '.join(point.overrides) or 'one job alone'})"
+
+
+def state(run: Run, settings: Config) -> State:
+    """What stands of an earlier start in a job's directory.
+
+    Raises:
+        UserError: another configuration was trained to its end there, or report.json is none of a run.
+    """
+    report = run.report()
+    if report is None or report.task != "train" or settings.task != "train":
+        return State.OPEN
+    if finished(settings):
+        return State.DONE
+    if report.status == Status.COMPLETED:
+        start.refuse(settings)  # it may be asked for more steps
+    return {Status.FAILED: State.FAILED, Status.PRUNED: State.PRUNED}.get(report.status, State.OPEN)
+
+
+def record(sweep: Sweep, number: int, error: str | None) -> None:
+    """Put into sweep.json what a job failed with before it had a report; None: it has not."""
+    with sweep.alone():
+        study = sweep.study()
+        if study and study.errors.get(number) != error:
+            study.errors.pop(number, None)
+            if error:
+                study.errors[number] = error
+            sweep.write_study(study)
+
+
+# Metrics
+
+
+def value(report: Report, metric: str) -> float | None:
+    """The number that `metric` names in report.json; None where there is none."""
+    found: Any = finite(report.to_json())
+    for name in metric.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+
+
+def no_value(reports: Sequence[Report], metric: str) -> str | None:
+    """What to say where none of `reports` has the `metric`; None where one has it."""
+    if not reports or any(value(report, metric) is not None for report in reports):
+        return None
+    there = sorted({name for report in reports for name in numbers(report.to_json())})
+    hint = did_you_mean(metric, there) or f"; there are {listed(there)}"
+    if metric == "training.eval_loss":
+        hint = "; nothing is held out (dataset.eval_fraction, dataset.eval_data_path)"
+    return f"sweep.metric={metric}: no job reports it{hint}"
+
+
+def numbers(values: Mapping[str, Any], before: str = "") -> list[str]:
+    """The dotted names of all numbers in a report.json."""
+    found: list[str] = []
+    for name, item in values.items():
+        if isinstance(item, Mapping):
+            found += numbers(item, f"{before}{name}.")
+        elif isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item):
+            found.append(f"{before}{name}")
+    return found

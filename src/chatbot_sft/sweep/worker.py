@@ -1,0 +1,393 @@
+"""Takes free jobs of a study and runs them in this process: one after the other, or, with a pruner, in turns.
+
+A job is free where no process holds its directory (the operating system's lock on it is the claim) and its
+report does not say that it has ended. What became of it is that report; the errors of those that never had
+one are in sweep.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from chatbot_sft import compare, distributed, preemption
+from chatbot_sft.config import SweepConfig
+from chatbot_sft.config.hydra_errors import said
+from chatbot_sft.errors import UserError
+from chatbot_sft.export import check_overrides
+from chatbot_sft.hydra_job import SHOW_TRACEBACK, Job
+from chatbot_sft.jobs import Job as Entry
+from chatbot_sft.jobs import table
+from chatbot_sft.model import memory
+from chatbot_sft.preemption import Preempted
+from chatbot_sft.report.plain import shown, shown_line
+from chatbot_sft.run.report import Report, Status
+from chatbot_sft.run.turn import Pruned, Turn
+from chatbot_sft.run_directory import held
+from chatbot_sft.sweep import study
+from chatbot_sft.sweep.directory import Point, Study, Sweep
+from chatbot_sft.sweep.sampling import Trials
+from chatbot_sft.sweep.study import State
+from chatbot_sft.warm import Warm
+
+log = logging.getLogger(__name__)
+
+SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
+ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
+
+
+@dataclass
+class Taken:
+    """A job that this process has: its directory is held until `claim` is closed."""
+
+    entry: Entry
+    job: Job
+    claim: contextlib.ExitStack
+    turns: Generator[Turn, None, Report] | None = None  # where it takes turns with others
+
+
+@dataclass
+class Worker:
+    """Runs the jobs of `study`, and says at the end what became of each."""
+
+    place: Sweep
+    study: Study
+    settings: SweepConfig
+    at: Callable[[Point], Job]
+    new_folder: Callable[[int, Sequence[str]], str]
+    trials: Trials | None = None
+    entries: list[Entry] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)  # of jobs that are done
+    deadline: float | None = None
+    trained: int = 0  # jobs that this process has begun
+    warm: Warm = field(default_factory=Warm)  # what they share
+
+    def run(self) -> None:
+        """Run every job that is free.
+
+        Raises:
+            UserError: how many jobs have failed.
+            Preempted: a signal asked the sweep to stop.
+        """
+        try:
+            with preemption.handled(), self._timeout():
+                if self.settings.pruner:
+                    self._in_turns()
+                else:
+                    self._one_by_one()
+        except Preempted as stop:
+            if stop.signal != self._timeout_name:
+                raise
+        finally:
+            self._tell()
+        if failed := [entry for entry in self.entries if entry.status == "failed"]:
+            raise UserError(f"{len(failed)} of {len(self.entries)} jobs failed")
+
+    # Which job is next
+
+    def _points(self) -> Generator[Point, None, None]:
+        """Every point once, those that a sampler chooses as they are asked for."""
+        self._note_trials()
+        number = 0
+        while True:
+            if number == len(self.study.points):
+                if not (self.trials and self.trials.ask()):
+                    return
+                self._note_trials()
+            if self._over():
+                return
+            yield self.study.points[number]
+            number += 1
+
+    def _note_trials(self) -> None:
+        """Give every trial of a sampler that has no point its point."""
+        if self.trials is None or self.settings.sampler is None:
+            return
+        with self.place.alone():
+            for number, overrides in enumerate(self.trials.points()):
+                if number == len(self.study.points):
+                    point = Point(number, study.of_job(overrides), self._folder_of(number, overrides))
+                    self.study.points.append(point)
+            self.place.write_study(self.study)
+
+    def _folder_of(self, number: int, overrides: Sequence[str]) -> str:
+        """Its own number where the schema refuses the job, which has then no other name."""
+        try:
+            return self.new_folder(number, overrides)
+        except UserError:
+            return str(number)
+
+    def _over(self) -> bool:
+        """Whether no other job may begin."""
+        failed = sum(entry.status == "failed" and entry.began for entry in self.entries)
+        most = 0 if self.settings.fail_fast else self.settings.max_failures
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return late or (most is not None and failed > most)
+
+    # Running
+
+    def _one_by_one(self) -> None:
+        from chatbot_sft import pipeline
+
+        for point in self._points():
+            if taken := self._take(point):
+                job = taken.job
+                with taken.claim, self._recorded(taken), job.environment():
+                    began = self._began()
+                    report = pipeline.run(job.settings, job.command, began, job.named, self.warm)
+                    self._ended(taken, report)
+
+    def _take(self, point: Point) -> Taken | None:
+        """The job at `point`; None where there is nothing to run, or it cannot begin, which is recorded."""
+        folder = self.place.run(point).folder.absolute()
+        entry = Entry(point.number, point.overrides, folder)
+        self.entries.append(entry)
+        with contextlib.ExitStack() as claim:
+            try:
+                self._refuse_shared(entry, point)
+                job = self.at(point)
+                if self._stays(entry, job):
+                    return None
+                claim.enter_context(held(folder))
+                entry.began = True
+                if distributed.is_first():
+                    job.write_files()
+                if job.settings.task == "export":
+                    check_overrides(list(job.named))
+                job.begin()
+                return Taken(entry, job, claim.pop_all())
+            except Exception as error:
+                self._failed(entry, error)
+        return None
+
+    @contextlib.contextmanager
+    def _recorded(self, taken: Taken) -> Generator[None, None, None]:
+        """What a job fails with within it is recorded and told, and ends there."""
+        try:
+            yield
+        except Exception as error:
+            self._failed(taken.entry, error)
+            taken.job.end(error)
+
+    def _refuse_shared(self, entry: Entry, point: Point) -> None:
+        earlier = [
+            other.number for other in self.entries if other.folder == entry.folder and other is not entry
+        ]
+        if earlier:
+            raise UserError(
+                f"hydra.sweep.subdir={point.folder}: the directory of job {earlier[0]};"
+                f" give each job its own, as {SUBDIR} does"
+            )
+
+    def _stays(self, entry: Entry, job: Job) -> bool:
+        """Whether an earlier start has left what this job is; `entry` then says it."""
+        run = self.place.run(self._point(entry))
+        there, report = study.state(run, job.settings), run.peek()
+        if there == State.DONE and report:
+            entry.status = "done before"
+            entry.eval_loss = report.training.eval_loss if report.training else None
+            self._note(entry, report)
+            print(f"job {entry.number}: done before, {entry.folder}", file=sys.stderr)
+            return True
+        if there == State.PRUNED and self.settings.revive != entry.number:
+            entry.status = "pruned"
+            if self.trials and report:
+                self.trials.tell(entry.number, report, pruned=True)
+            return True
+        error = self.study.errors.get(entry.number)
+        if not self.settings.retry_failed and (there == State.FAILED or error):
+            entry.status = "failed"
+            entry.error = error or (report.error if report and report.error else "")
+            return True
+        return False
+
+    def _point(self, entry: Entry) -> Point:
+        return next(point for point in self.study.points if point.number == entry.number)
+
+    def _began(self) -> float:
+        """When the user began to wait, in seconds since the epoch: for a later job now.
+
+        For the first of a process that is the process's start: importing is part of what is waited for.
+        """
+        import psutil
+
+        self.trained += 1
+        return time.time() if self.trained > 1 else psutil.Process().create_time()
+
+    # What became of a job
+
+    def _ended(self, taken: Taken, report: Report) -> None:
+        """A run has come to its end, or was pruned."""
+        from chatbot_sft.report.terminal import plan_summary, summary
+
+        entry = taken.entry
+        entry.status = "pruned" if report.status == Status.PRUNED else "completed"
+        training = report.training
+        entry.eval_loss = training.eval_loss if training else None
+        taken.job.end(entry.eval_loss)
+        if not distributed.is_first():
+            return
+        if report.model and report.plan:
+            print(shown(plan_summary(report.model, report.plan)))
+        elif training and entry.status == "completed":
+            print(shown(summary(training, report.samples, report.save, str(entry.folder))))
+        study.record(self.place, entry.number, None)
+        self._note(entry, report)
+        self._page()
+
+    def _note(self, entry: Entry, report: Report) -> None:
+        """Tell the sampler, and remember whether there is anything to judge by."""
+        pruned = report.status == Status.PRUNED
+        if self.trials:
+            self.trials.tell(entry.number, report, pruned)
+        if not pruned:
+            self.reports.append(report)
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        """Record one line, and let go of the memory that the job had."""
+        entry.status, entry.error = "failed", shown_line(said(error, in_run=True))
+        print(f"{ERROR}job {entry.number}: {entry.error} ({entry.folder})", file=sys.stderr)
+        if os.environ.get(SHOW_TRACEBACK):
+            print(shown("".join(traceback.format_exception(error))), file=sys.stderr)
+        if distributed.is_first():
+            report = self.place.run(self._point(entry)).peek()
+            reported = report is not None and report.status == Status.FAILED
+            study.record(self.place, entry.number, None if reported else entry.error)
+            self._page()
+        let_go(error)
+
+    def _page(self) -> None:
+        """Write the leaderboard as it stands now."""
+        if distributed.is_first():
+            compare.write(self.place.folder)
+
+    # In turns
+
+    def _in_turns(self) -> None:
+        """All jobs that are free, a turn each until they end; those that a sampler chooses, one at a time."""
+        points = self._points()
+        live: list[Taken] = []
+        try:
+            while self._filled(live, points):
+                asked = [taken for taken in list(live) if self._turn(taken, live)]
+                for taken, reason in self._worst(asked):
+                    self._advance(taken, live, Pruned(reason))
+                if self.deadline is not None and time.monotonic() >= self.deadline:
+                    raise Preempted(self._timeout_name)
+        except (Preempted, KeyboardInterrupt) as stop:
+            end_all(live, stop)
+            raise
+
+    def _filled(self, live: list[Taken], points: Iterator[Point]) -> bool:
+        """Begin what may begin now; whether there is anything to go on with."""
+        from chatbot_sft import pipeline
+
+        while not (live and self.settings.sampler) and (point := next(points, None)):
+            if taken := self._take(point):
+                job = taken.job
+                taken.turns = pipeline.turns(
+                    job.settings, job.command, self._began(), job.named, self.warm, self.settings.turn
+                )
+                live.append(taken)
+        return bool(live)
+
+    def _turn(self, taken: Taken, live: list[Taken]) -> bool:
+        """A turn of a job; whether it may be judged now: it goes on, and has another held-out loss."""
+        turn = self._advance(taken, live)
+        if turn is None or turn.eval_loss is None or self.trials is None:
+            return False
+        self.trials.report(taken.entry.number, turn.step, turn.eval_loss)
+        self._page()
+        return taken.entry.number != self.settings.revive
+
+    def _worst(self, asked: Sequence[Taken]) -> Iterator[tuple[Taken, str]]:
+        """Those that the pruner ends, and why."""
+        from chatbot_sft.sweep import pruning
+
+        if not asked or self.trials is None or self.settings.pruner is None:
+            return
+        curves = self.trials.curves()
+        last = max(taken.job.settings.training.max_steps or 0 for taken in asked) or None
+        ended = pruning.worst(self.settings.pruner, curves, [taken.entry.number for taken in asked], last)
+        for taken in asked:
+            if taken.entry.number in ended:
+                step, loss = max(curves[taken.entry.number].items())
+                yield (
+                    taken,
+                    f"sweep.pruner={self.settings.pruner}: held-out loss {loss:.3f} at step {step}; others are"
+                    f" better (sweep.revive={taken.entry.number} goes on with it)",
+                )
+
+    def _advance(self, taken: Taken, live: list[Taken], thrown: Pruned | None = None) -> Turn | None:
+        """A turn of a job; None where it has ended."""
+        assert taken.turns is not None
+        with self._recorded(taken), taken.job.environment():
+            try:
+                return taken.turns.throw(thrown) if thrown else next(taken.turns)
+            except StopIteration as ended:
+                self._ended(taken, ended.value)
+        live.remove(taken)
+        taken.claim.close()
+        return None
+
+    # The end
+
+    @property
+    def _timeout_name(self) -> str:
+        return f"sweep.timeout={self.settings.timeout:g}" if self.settings.timeout else ""
+
+    @contextlib.contextmanager
+    def _timeout(self) -> Generator[None, None, None]:
+        """Within it the job under way is asked to stop when `sweep.timeout` is over."""
+        if self.settings.timeout is None:
+            yield
+            return
+        self.deadline = time.monotonic() + self.settings.timeout
+        timer = threading.Timer(self.settings.timeout, preemption.ask, [self._timeout_name])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _tell(self) -> None:
+        """A line a job; the errors have been told when they happened."""
+        if not distributed.is_first():
+            return
+        if text := self.settings.metrics and self._unjudged():
+            print(shown_line(text), file=sys.stderr)
+        if left := len(self.study.points) - len(self.entries):
+            again = shown_line(self.study.command)
+            print(f"{left} of {len(self.study.points)} jobs not begun; the same command goes on: {again}")
+        for line in table(sorted(self.entries, key=lambda entry: entry.number)):
+            print(shown_line(line))
+
+    def _unjudged(self) -> str:
+        """What to say where no job that trained has the metric."""
+        trained = [report for report in self.reports if report.task == "train"]
+        said_ = [study.no_value(trained, metric) for metric in self.settings.metrics]
+        return "; ".join(text for text in said_ if text)
+
+
+def end_all(live: Sequence[Taken], stop: Preempted | KeyboardInterrupt) -> None:
+    """End all that are under way in good order: `stop` has reached one of them."""
+    for taken in live:
+        again = Preempted(stop.signal) if isinstance(stop, Preempted) else KeyboardInterrupt()
+        with contextlib.suppress(Preempted, KeyboardInterrupt, StopIteration):
+            assert taken.turns is not None
+            taken.turns.throw(again)
+        taken.claim.close()
+
+
+def let_go(error: BaseException) -> None:
+    """Free what a failed job held: its frames keep the model alive."""
+    traceback.clear_frames(error.__traceback__)
+    memory.release()

@@ -1,0 +1,241 @@
+"""Jobs of one process: on one base, one after the other or in turns, each as if it were alone."""
+
+import itertools
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import warnings
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from conftest import composed
+
+from chatbot_sft import pipeline, preemption
+from chatbot_sft.config import Config
+from chatbot_sft.data import template
+from chatbot_sft.errors import UserError
+from chatbot_sft.preemption import Preempted
+from chatbot_sft.run import checkpoints
+from chatbot_sft.run.report import Status
+from chatbot_sft.run.turn import Pruned, Turn, to_the_end
+from chatbot_sft.warm import Warm, shared_key
+
+SHARED = [
+    "dataset.max_rows=20", "dataset.eval_fraction=0.2", "model.max_seq_length=128", "training.max_steps=5",
+    "training.eval_steps=2", "training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2",
+    "training.learning_rate=1e-2", "training.sample_max_new_tokens=2", "save=lora", "save.verify=false",
+]  # fmt: skip
+JOBS = {
+    "ranked": ["lora.r=4", "seed=1", "lora.use_rslora=true", "lora.lora_dropout=0.3"],
+    "dora": ["lora.r=8", "seed=2", "lora.use_dora=true", "lora.lora_dropout=0.1"],
+    "failing": ["lora.r=2", "seed=3", "training.learning_rate=1e30"],
+}
+
+
+def started(name, tiny, folder, warm, every, more=()):
+    config = composed(folder / name, *tiny, *SHARED, *JOBS[name], *more)
+    return pipeline.turns(config, warm=warm, every=every)
+
+
+def in_turns(runs):
+    """What each of `runs` (name → generator) came to, a report or an exception; they take turns."""
+    ends = {}
+    while going := [name for name in runs if name not in ends]:
+        for name in going:
+            try:
+                assert isinstance(next(runs[name]), Turn)
+            except StopIteration as end:
+                ends[name] = end.value
+            except UserError as error:
+                ends[name] = error
+    return ends
+
+
+def figures(folder):
+    """What there is to compare of the run in `folder`: losses, evaluations, why it failed, and its adapter."""
+    from safetensors.torch import load_file
+
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    evaluations = [{**record, "seconds": 0} for record in report["evaluations"]]
+    adapters = [load_file(file) for file in folder.glob("model/adapter_model.safetensors")]
+    error = str(report["error"]).replace(str(folder), "")
+    return report["status"], error, report["training"]["history"], evaluations, adapters
+
+
+def assert_same(found, expected):
+    import torch
+
+    assert found[:-1] == expected[:-1]
+    for adapter, other in zip(found[-1], expected[-1], strict=True):
+        assert adapter.keys() == other.keys()
+        assert all(torch.equal(adapter[name], other[name]) for name in adapter)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, tmp_path_factory):
+    """Each job with a model of its own."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in JOBS:
+        in_turns({name: started(name, tiny, folder, None, 0)})
+    found = {name: figures(folder / name) for name in JOBS}
+    assert [found[name][0] for name in JOBS] == ["completed", "completed", "failed"]
+    assert len(found["failing"][2]) >= 1  # it had begun
+    assert all(adapters for *_, adapters in (found["ranked"], found["dora"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def warm_jobs():
+    return Warm()
+
+
+@pytest.mark.parametrize("every", [0, 1, 2, None], ids=["one by one", "step", "two steps", "evaluation"])
+def test_a_job_is_the_same_to_the_bit_whoever_shares_its_process(every, alone, tiny, tiny_llama, tmp_path, warm_jobs):
+    """In all orders of three jobs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    for order in itertools.permutations(JOBS):
+        folder = tmp_path / "-".join(order)
+        in_turns({name: started(name, tiny, folder, warm_jobs, every) for name in order})
+        for name in order:
+            assert_same(figures(folder / name), alone[name])
+            log = (folder / name / "run.log").read_text(encoding="utf-8")
+            assert [other for other in JOBS if f"{folder / other}" in log] == [name]
+    base = warm_jobs.latest.model
+    as_published = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=next(base.parameters()).dtype)
+    expected = as_published.state_dict()
+    assert base.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in base.state_dict().items())
+    assert [type(part) for part in base.modules()] == [type(part) for part in as_published.modules()]
+
+
+def test_the_base_is_loaded_and_asked_once(tiny, tmp_path, monkeypatch):
+    from chatbot_sft.model import transformers_engine
+    from chatbot_sft.train import session
+
+    loaded, asked = [], []
+    load, answers = transformers_engine.load, session.sample_answers
+    monkeypatch.setattr(transformers_engine, "load", lambda *given: loaded.append(given) or load(*given))
+    monkeypatch.setattr(session, "sample_answers", lambda *given: asked.append(given[-1]) or answers(*given))
+    warm, two = Warm(), ["training.max_steps=2", "lora.lora_dropout=0"]
+    for number, more in enumerate(([], ["lora.r=2"], ["model.dtype=bfloat16"], ["lora.init_lora_weights=pissa"])):
+        to_the_end(started("ranked", tiny, tmp_path / str(number), warm, 0, [*two, *more]))
+    assert len(loaded) == 3
+    assert asked == [0, 2, 2, 0, 2, 0, 2]
+    assert warm.latest is None  # PiSSA's own base is nobody else's, and had the room
+
+
+def test_a_pruned_run_keeps_its_best_checkpoint_and_can_be_taken_up_again(alone, tiny, tmp_path, warm_jobs):
+    run = started("ranked", tiny, tmp_path, warm_jobs, None)
+    first = next(run)
+    assert first.step == 2
+    assert first.eval_loss == alone["ranked"][3][1]["loss"]
+    other = started("dora", tiny, tmp_path, warm_jobs, None)
+    next(other)
+    with pytest.raises(StopIteration) as end:
+        run.throw(Pruned("worse than the others"))
+    report = end.value.value
+    assert (report.status, report.error) == (Status.PRUNED, "worse than the others")
+    written = json.loads((tmp_path / "ranked" / "report.json").read_text(encoding="utf-8"))
+    assert (written["status"], written["evaluations"][-1]["step"]) == ("pruned", 2)
+    assert not (tmp_path / "ranked" / "model").exists()
+    folder = tmp_path / "ranked" / "checkpoints"
+    state = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert Path(state["best_model_checkpoint"]) == checkpoints.last_in(folder).folder
+    to_the_end(other)
+    assert_same(figures(tmp_path / "dora"), alone["dora"])
+    to_the_end(started("ranked", tiny, tmp_path, warm_jobs, None))
+    assert_same(figures(tmp_path / "ranked"), alone["ranked"])
+
+
+@pytest.mark.parametrize("end", [Preempted("SIGTERM"), KeyboardInterrupt(), GeneratorExit()], ids=lambda end: type(end).__name__)
+def test_a_run_that_is_ended_while_it_waits_goes_on_from_there(end, alone, tiny, tmp_path, warm_jobs):
+    run = started("dora", tiny, tmp_path, warm_jobs, 1)
+    assert [next(run).step for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(type(end)):
+        run.throw(end)
+    assert figures(tmp_path / "dora")[0] == "interrupted"
+    assert checkpoints.last_in(tmp_path / "dora" / "checkpoints").step == 3
+    to_the_end(started("dora", tiny, tmp_path, warm_jobs, 1))
+    assert_same(figures(tmp_path / "dora"), alone["dora"])
+
+
+def test_a_run_that_waits_leaves_nothing_in_the_process(tiny, tmp_path):
+    import torch
+
+    def process():
+        root, ours = logging.getLogger(), logging.getLogger("chatbot_sft")
+        return {
+            "streams": (sys.stdout, sys.stderr),
+            "log": (list(root.handlers), root.level, list(ours.handlers), warnings.showwarning),
+            "signals": [signal.getsignal(number) for number in preemption.SIGNALS],
+            "date": template._date.get(),
+            "random": (random.getstate(), torch.get_rng_state().tolist()),
+            "deterministic": (torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")),
+            "hub": os.environ.get("HF_HUB_OFFLINE"),
+        }  # fmt: skip
+
+    template.render_as_of(datetime(2020, 1, 1))
+    try:
+        before = process()
+        run = started("ranked", tiny, tmp_path, Warm(), 1, ["training.full_determinism=true"])
+        next(run)
+        assert process() == before
+        inside = {}
+        with pytest.MonkeyPatch.context() as patch:
+            from chatbot_sft.train import loop
+
+            train_step = loop.train_step
+            patch.setattr(loop, "train_step", lambda *given: inside.update(process()) or train_step(*given))
+            next(run)
+        assert [name for name in before if inside[name] == before[name]] == ["hub"]  # the tests' own: offline
+        run.close()
+        assert process() == before
+    finally:
+        template._date.set(None)
+
+
+def test_a_signal_in_a_turn_ends_that_run_in_it(tiny, tmp_path):
+    from chatbot_sft.train import loop
+
+    run = started("ranked", tiny, tmp_path, None, 1)
+    next(run)
+    with pytest.MonkeyPatch.context() as patch:
+        wait = loop.wait
+        patch.setattr(loop, "wait", lambda *given: os.kill(os.getpid(), signal.SIGTERM) or wait(*given))
+        with pytest.raises(Preempted):
+            next(run)
+    assert figures(tmp_path / "ranked")[0] == "interrupted"
+    assert not preemption.requested()
+
+
+CHANGES = [
+    {"lora": {"r": 0}},
+    {"lora": {"init_lora_weights": "pissa"}},
+    {"lora": {"init_lora_weights": "olora"}},
+    {"lora": {"init_lora_weights": "loftq"}},
+    {"lora": {"bias": "all"}},
+    {"lora": {"modules_to_save": ["lm_head"]}},
+    {"lora": {"_target_": "mine.add_adapter"}},
+    {"model": {"new_tokens": ["<|note|>"]}},
+    {"model": {"load_in_fp8": True}},
+    {"save": {"_target_": "mine.Saver"}},
+    {"training": {"shard": True}},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: str(next(iter(change.values()))))
+def test_what_changes_a_base_has_its_own(change):
+    plain = {"model": {"name": "smollm2", "load_in_4bit": False}}
+    settings = Config.from_mapping({**change, "model": {**plain["model"], **change.get("model", {})}})
+    assert shared_key(settings, "smollm2", None) is None
+
+
+def test_of_several_processes_each_has_its_own(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert shared_key(Config.from_mapping({"model": {"name": "smollm2"}}), "smollm2", None) is None
