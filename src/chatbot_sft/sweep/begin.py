@@ -60,7 +60,8 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     Raises:
         UserError: what is refused before a folder is made; at the end, how many jobs failed.
     """
-    refuse_launcher(config)
+    from chatbot_sft.sweep import launch
+
     settings = replace(points.settings(config), pruner=config.sweep.pruner, turn=config.sweep.turn)
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
@@ -75,13 +76,15 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     if trials and distributed.processes() > 1:
         raise UserError("sweep.sampler and sweep.pruner: not in a sweep that torchrun has started")
     sys.path[:0] = hydra_job.users_folders(config.hydra)
-    jobs.folder = run_directory.claim_sweep(config)
+    places = launch.wanted(settings, config.hydra.runtime.choices["hydra/launcher"])
+    jobs.folder = run_directory.join_sweep(config) if settings.worker else run_directory.claim_sweep(config)
     place = Sweep(jobs.folder)
-    found = study.joined(place, begun(jobs, settings), wanted, jobs.place)
-    for point in found.points:
-        study.state(place.run(point), jobs.at(point).settings)  # refuses what is another job's
-    if distributed.is_first():
-        write(place, found, config)
+    with place.alone():
+        found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
+        for point in found.points:
+            study.state(place.run(point), jobs.at(point).settings)  # refuses what is another job's
+        if distributed.is_first() and not (settings.worker and place.study()):
+            write(place, found, config)
     if config.hydra.job.chdir:
         print(
             f"hydra.job.chdir=true: paths stay those of {config.hydra.runtime.cwd};"
@@ -89,17 +92,11 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
             file=sys.stderr,
         )
     if trials:
-        trials.open(place)
+        trials.open(place, alone=not settings.worker)
+    if places:
+        launch.run(config, context, place, places)
+        return
     Worker(place, found, settings, jobs.at, jobs.place, trials).run()
-
-
-def refuse_launcher(config: DictConfig) -> None:
-    """Raises UserError for one that would be passed by."""
-    launcher = config.hydra.runtime.choices["hydra/launcher"]
-    if launcher != "basic":
-        raise UserError(
-            f"hydra/launcher={launcher}: hydra/sweeper=study runs its jobs itself; add hydra/sweeper=basic"
-        )
 
 
 def begun(jobs: Jobs, settings: SweepConfig) -> Study:
@@ -107,6 +104,7 @@ def begun(jobs: Jobs, settings: SweepConfig) -> Study:
     return Study(
         command=hydra_job.sweep_command(jobs.config.hydra, jobs.folder),
         started=now(),
+        begun=now(),
         metric=settings.metrics[0],
         direction=settings.directions[0],
         overrides=study.of_job(jobs.space.fixed),
@@ -118,9 +116,8 @@ def begun(jobs: Jobs, settings: SweepConfig) -> Study:
 
 
 def write(place: Sweep, found: Study, config: DictConfig) -> None:
-    """sweep.json, and multirun.yaml as Hydra's own sweeper writes it."""
-    with place.alone():
-        place.write_study(found)
+    """Within `place.alone()`: sweep.json, and multirun.yaml as Hydra's own sweeper writes it."""
+    place.write_study(found)
     file = place.folder / "multirun.yaml"
     OmegaConf.save(config, file)
     mask_yaml(file)

@@ -25,9 +25,9 @@ from chatbot_sft.report.leaderboard import board
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.terminal import COLOURS
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.report.words import duration
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Status
+from chatbot_sft.train.progress import duration
 
 TAIL = 1 << 14  # bytes of a run.log in which its last step is looked for
 # What train/progress.py writes: "… step 3/30  loss 2.310  1,200 tokens/s  0:12 left".

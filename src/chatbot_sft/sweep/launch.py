@@ -90,7 +90,7 @@ def run(config: DictConfig, context: HydraContext, place: Sweep, places: Sequenc
         Preempted: a signal asked the sweep to stop; KeyboardInterrupt: Ctrl-C.
     """
     launcher, settings = config.hydra.runtime.choices["hydra/launcher"], config.sweep
-    words = worker_process.command(place.folder)
+    words = worker_process.command(place.folder, len(places))
     with Display(place.folder, Console(stderr=True, highlight=False)) as display:
         if launcher == BASIC:
             workers: Workers | Launched = Workers(place, words, places, display)

@@ -20,10 +20,10 @@ JOINS = "sweep.worker=true"
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
-def command(folder: Path) -> list[str]:
-    """The command line of a worker of this process's sweep, which is in `folder`."""
-    place = written_out("hydra.sweep.dir", str(folder))
-    return [sys.executable, "-m", "chatbot_sft", *sys.argv[1:], JOINS, place]
+def command(folder: Path, workers: int) -> list[str]:
+    """The command line of each of the `workers` of this process's sweep, which is in `folder`."""
+    own = [JOINS, f"sweep.workers={workers}", written_out("hydra.sweep.dir", str(folder))]
+    return [sys.executable, "-m", "chatbot_sft", *sys.argv[1:], *own]
 
 
 def log_file(sweep: Path, number: int) -> Path:
