@@ -12,8 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import EXAMPLE, REPO, only_error
+from conftest import EXAMPLE, only_error
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -78,11 +77,11 @@ def test_without_a_gpu_workers_share_the_threads(monkeypatch):
             "sweep.workers=2 sweep.processes_per_job=2: 4 GPUs, and there are 3; ask for fewer",
         ),
         (
-            ["hydra/launcher=submitit_slurm", "sweep.workers=2"],
+            ["hydra/launcher=slurm", "sweep.workers=2"],
             "",
-            "hydra/launcher=submitit_slurm: not installed; pip install 'chatbot-sft[submitit]'",
+            "hydra/launcher=submitit_slurm: not installed; `pip install 'chatbot-sft[submitit]'`",
         ),
-        (["sweep.wait=false"], "", "sweep.wait=false: only with hydra/launcher=submitit_slurm; with basic"),
+        (["sweep.wait=false"], "", "sweep.wait=false: only with hydra/launcher=slurm; with basic"),
         (["sweep.worker=true"], "", "sweep.worker=true: name the sweep's directory, hydra.sweep.dir=DIR"),
     ],
 )
@@ -90,23 +89,6 @@ def test_workers_that_cannot_be_are_refused_before_a_folder_is_made(launch, tmp_
     process = launch("-m", *DATA, "lora.r=4,8", *words, env={"CUDA_VISIBLE_DEVICES": visible})
     assert only_error(process).startswith(line)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["submitit_slurm", "submitit_local"])
-def test_a_preset_has_keys_of_its_plugin_alone(name, monkeypatch):
-    if not BESIDE.is_dir():
-        pytest.skip("needs the launchers of `make setup`")
-    monkeypatch.syspath_prepend(str(BESIDE))
-    from hydra_plugins.hydra_submitit_launcher import config
-
-    theirs = OmegaConf.structured(
-        {"submitit_slurm": config.SlurmQueueConf, "submitit_local": config.LocalQueueConf}[name]
-    )
-    ours = yaml.safe_load((REPO / "conf" / "hydra" / "launcher" / f"{name}.yaml").read_text())
-    assert set(ours) <= set(theirs)
-    assert ours["_target_"] == theirs._target_
-    if name == "submitit_slurm":  # a key that is missing here could not be set on the command line
-        assert set(ours) == set(theirs)
 
 
 # Processes
@@ -358,7 +340,7 @@ def test_slurm_gets_an_array_of_workers_and_the_command_does_not_wait(launchers,
         (tools / name).chmod(0o755)
     process = run(
         tmp_path,
-        "-m", *DATA, "lora.r=4,8", "hydra/launcher=submitit_slurm", "sweep.workers=3", "sweep.wait=false",
+        "-m", *DATA, "lora.r=4,8", "hydra/launcher=slurm", "sweep.workers=3", "sweep.wait=false",
         "hydra.launcher.partition=gpu", "hydra.launcher.mem_gb=64", "hydra.launcher.timeout_min=600",
         "hydra.launcher.additional_parameters={mail-type: FAIL}", "hydra.sweep.dir=sweep",
         env={**launchers, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},

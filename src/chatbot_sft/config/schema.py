@@ -533,7 +533,7 @@ class SweepConfig:
     worker: bool = key(False, "this process takes jobs of the sweep in hydra.sweep.dir", decides=False)
     wait: bool = key(
         True,
-        "false: with hydra/launcher=submitit_slurm the command ends when its workers are submitted",
+        "false: with hydra/launcher=slurm the command ends when its workers are submitted",
         decides=False,
     )
     processes_per_job: int = key(

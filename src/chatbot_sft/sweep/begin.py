@@ -76,7 +76,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     if trials and distributed.processes() > 1:
         raise UserError("sweep.sampler and sweep.pruner: not in a sweep that torchrun has started")
     sys.path[:0] = hydra_job.users_folders(config.hydra)
-    places = launch.wanted(settings, config.hydra.runtime.choices["hydra/launcher"])
+    places = launch.wanted(settings, config.hydra)
     jobs.folder = run_directory.join_sweep(config) if settings.worker else run_directory.claim_sweep(config)
     place = Sweep(jobs.folder)
     with place.alone():

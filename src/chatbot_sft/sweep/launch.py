@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import shlex
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from hydra.conf import HydraConf
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
@@ -44,41 +44,50 @@ from chatbot_sft.sweep.directory import Point, Sweep
 from chatbot_sft.sweep.display import Display
 from chatbot_sft.sweep.job_of_launcher import work
 
-BASIC = "basic"  # of hydra/launcher: Hydra's own, in whose place this process works
-ON_THIS_MACHINE = ("joblib", "submitit_local")  # the others' jobs have their GPUs from a scheduler
-SLURM = "submitit_slurm"
+# Classes of launchers, whatever the option of hydra/launcher is called.
+BASIC = "BasicLauncher"  # Hydra's own, in whose place this process works
+SLURM = "SlurmLauncher"
+ON_THIS_MACHINE = (
+    BASIC,
+    "JoblibLauncher",
+    "LocalLauncher",
+)  # the others' jobs have their GPUs from a scheduler
 COMPARE = "python -m chatbot_sft.compare"
-EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", SLURM: "submitit"}
+GPUS = ("gpus_per_node", "gpus_per_task", "gres")  # keys with which SLURM is asked for one
 OFTEN = 1.0  # seconds between two looks at the jobs
 TRIES = 2  # processes that one job may take with it
 ENDED = (Status.COMPLETED, Status.PRUNED, Status.FAILED)
 
 
-def wanted(settings: SweepConfig, launcher: str) -> list[dict[str, str]]:
+def kind(hydra: HydraConf) -> str:
+    """The class of the launcher."""
+    return str(hydra.launcher["_target_"]).rpartition(".")[2]
+
+
+def wanted(settings: SweepConfig, hydra: HydraConf) -> list[dict[str, str]]:
     """What each worker is to have in its environment; empty where this process is the only one.
 
     Raises:
         UserError: such workers cannot be.
     """
+    launcher, option = kind(hydra), hydra.runtime.choices["hydra/launcher"]
     if settings.worker:
         return []
-    if settings.wait is False and launcher != SLURM:
+    if not settings.wait and launcher != SLURM:
         raise UserError(
-            f"sweep.wait=false: only with hydra/launcher={SLURM}; with {launcher} the workers end with this command"
+            f"sweep.wait=false: only with hydra/launcher=slurm; with {option} the workers end with this command"
         )
-    if launcher in EXTRAS and importlib.util.find_spec(EXTRAS[launcher]) is None:
-        raise UserError(
-            f"hydra/launcher={launcher}: not installed; pip install 'chatbot-sft[{EXTRAS[launcher]}]'"
-        )
-    if launcher not in (BASIC, *ON_THIS_MACHINE):
-        if settings.workers == "auto":
-            raise UserError(f"sweep.workers=auto: is for one machine; say how many jobs of {launcher} it is")
-        return [{}] * int(settings.workers)
-    places = cards.places(settings.workers, settings.processes_per_job)
-    if distributed.processes() > 1 and (launcher != BASIC or len(places) > 1):
+    if distributed.processes() > 1 and (launcher != BASIC or settings.workers != 1):
         raise UserError(
             "sweep.workers: not in a sweep that torchrun has started; see sweep.processes_per_job"
         )
+    if launcher not in ON_THIS_MACHINE:
+        if settings.workers == "auto":
+            raise UserError(
+                f"sweep.workers=auto: is for one machine; say how many jobs hydra/launcher={option} is"
+            )
+        return [{}] * int(settings.workers)
+    places = cards.places(settings.workers, settings.processes_per_job)
     return places if launcher != BASIC or len(places) > 1 else []
 
 
@@ -89,7 +98,7 @@ def run(config: DictConfig, context: HydraContext, place: Sweep, places: Sequenc
         UserError: how many jobs have failed, or were left.
         Preempted: a signal asked the sweep to stop; KeyboardInterrupt: Ctrl-C.
     """
-    launcher, settings = config.hydra.runtime.choices["hydra/launcher"], config.sweep
+    launcher, settings = kind(config.hydra), config.sweep
     words = worker_process.command(place.folder, len(places))
     with Display(place.folder, Console(stderr=True, highlight=False)) as display:
         if launcher == BASIC:
@@ -101,6 +110,7 @@ def run(config: DictConfig, context: HydraContext, place: Sweep, places: Sequenc
         print(
             f"the workers go on (squeue, scancel); {COMPARE} {shlex.quote(str(place.folder))} shows how far they are"
         )
+        _stop(asked)
         return
     conclude(place, settings, asked, workers.why)
 
@@ -110,15 +120,20 @@ def conclude(place: Sweep, settings: DictConfig, asked: Sequence[signal.Signals]
     compare.write(place.folder)
     found = board.of_sweep(place.folder)
     terminal.show(found, Console(highlight=False))
-    if asked:
-        if asked[0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Preempted(asked[0].name)
+    _stop(asked)
     if failed := sum(job.status == Status.FAILED for job in found.jobs):
         raise UserError(f"{failed} of {len(found.jobs)} jobs failed")
     left = [job.name for job in found.jobs if job.status not in ENDED]
     if left and settings.timeout is None:
         raise UserError(f"{listed(left, 3)}: not run to the end; {why or told(place)}")
+
+
+def _stop(asked: Sequence[signal.Signals]) -> None:
+    """End as one process does that these signals have come to."""
+    if asked and asked[0] == signal.SIGINT:
+        raise KeyboardInterrupt
+    if asked:
+        raise Preempted(asked[0].name)
 
 
 def told(place: Sweep) -> str:
@@ -226,7 +241,11 @@ class Launched:
     def run(self) -> list[signal.Signals]:
         """To their end; without sweep.wait until they are submitted. The signals that have come."""
         launcher = Plugins.instance().instantiate_launcher(self.context, self._task, self.config)
-        on_slurm = self.config.hydra.runtime.choices["hydra/launcher"] == SLURM
+        on_slurm = kind(self.config.hydra) == SLURM
+        if on_slurm and not any(self.config.hydra.launcher.get(name) for name in GPUS):
+            self.display.say(
+                "SLURM is asked for no GPU; hydra.launcher.gpus_per_node=1, or hydra/launcher=slurm, asks"
+            )
         before = len(self._submitted())
         future: Future[Sequence[JobReturn]] = Future()
         threading.Thread(target=_settle, args=(future, launcher.launch, self._jobs), daemon=True).start()
