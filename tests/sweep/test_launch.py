@@ -82,6 +82,11 @@ def test_without_a_gpu_workers_share_the_threads(monkeypatch):
             "hydra/launcher=submitit_slurm: not installed; `pip install 'chatbot-sft[submitit]'`",
         ),
         (["sweep.wait=false"], "", "sweep.wait=false: only with hydra/launcher=slurm; with basic"),
+        (
+            ["sweep.pruner=halving", "training.eval_steps=1", "sweep.processes_per_job=2"],
+            "",
+            "sweep.pruner=halving: not with sweep.processes_per_job=2, whose jobs take no turns",
+        ),
         (["sweep.worker=true"], "", "sweep.worker=true: name the sweep's directory, hydra.sweep.dir=DIR"),
     ],
 )

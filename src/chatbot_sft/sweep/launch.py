@@ -47,11 +47,7 @@ from chatbot_sft.sweep.job_of_launcher import work
 # Classes of launchers, whatever the option of hydra/launcher is called.
 BASIC = "BasicLauncher"  # Hydra's own, in whose place this process works
 SLURM = "SlurmLauncher"
-ON_THIS_MACHINE = (
-    BASIC,
-    "JoblibLauncher",
-    "LocalLauncher",
-)  # the others' jobs have their GPUs from a scheduler
+ON_THIS_MACHINE = (BASIC, "JoblibLauncher", "LocalLauncher")  # the others have their GPUs from a scheduler
 COMPARE = "python -m chatbot_sft.compare"
 GPUS = ("gpus_per_node", "gpus_per_task", "gres")  # keys with which SLURM is asked for one
 OFTEN = 1.0  # seconds between two looks at the jobs
@@ -80,6 +76,11 @@ def wanted(settings: SweepConfig, hydra: HydraConf) -> list[dict[str, str]]:
     if distributed.processes() > 1 and (launcher != BASIC or settings.workers != 1):
         raise UserError(
             "sweep.workers: not in a sweep that torchrun has started; see sweep.processes_per_job"
+        )
+    if settings.processes_per_job > 1 and settings.pruner:
+        raise UserError(
+            f"sweep.pruner={settings.pruner}: not with sweep.processes_per_job={settings.processes_per_job},"
+            " whose jobs take no turns; leave one of them out"
         )
     if launcher not in ON_THIS_MACHINE:
         if settings.workers == "auto":
