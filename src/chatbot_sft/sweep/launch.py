@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -37,8 +38,9 @@ from chatbot_sft.errors import UserError, listed
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard import board, terminal
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Status
-from chatbot_sft.run_directory import holder
+from chatbot_sft.run_directory import HOLDER
 from chatbot_sft.sweep import cards, study, worker_process
 from chatbot_sft.sweep.directory import Point, Sweep
 from chatbot_sft.sweep.display import Display
@@ -121,6 +123,8 @@ def conclude(place: Sweep, settings: DictConfig, asked: Sequence[signal.Signals]
     compare.write(place.folder)
     found = board.of_sweep(place.folder)
     terminal.show(found, Console(highlight=False))
+    if found.fault:
+        print(shown_line(found.fault), file=sys.stderr)
     _stop(asked)
     if failed := sum(job.status == Status.FAILED for job in found.jobs):
         raise UserError(f"{failed} of {len(found.jobs)} jobs failed")
@@ -205,21 +209,21 @@ class Workers:
         self._start(number)
 
     def _job_of(self, pid: int) -> Point | None:
-        """The one that the dead process `pid` had not ended."""
+        """The one that the dead process `pid` had not ended; None where several took turns in it."""
         found = self.place.study()
-        for point in found.points if found else []:
-            run = self.place.run(point)
-            report = run.peek()
-            if _held_by(run.folder, pid) and (report is None or report.status not in ENDED):
-                return point
-        return None
+        left = [point for point in found.points if _left_by(pid, self.place.run(point))] if found else []
+        return left[0] if len(left) == 1 else None
 
 
-def _held_by(folder: Path, pid: int) -> bool:
-    """Whether that process of this machine was the last to run in `folder`."""
+def _left_by(pid: int, run: Run) -> bool:
+    """Whether that process of this machine was the last in the directory of `run`, and has not reported since."""
+    file = run.folder / HOLDER
     try:
-        last = json.loads(holder(folder) or "{}")
-        return bool((last["pid"], last["host"]) == (pid, os.uname().nodename))
+        last = json.loads(file.read_text(encoding="utf-8"))
+        mine = (last["pid"], last["host"]) == (pid, os.uname().nodename)
+        return mine and not (
+            run.report_file.exists() and run.report_file.stat().st_mtime_ns > file.stat().st_mtime_ns
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -257,7 +261,7 @@ class Launched:
                 if not self.config.sweep.wait and len(self._submitted()) - before == len(self.places):
                     return asked
         if future.done() and (error := future.exception()):
-            if not self._submitted():
+            if on_slurm and len(self._submitted()) == before:
                 raise error
             self.why = said(error)
         return asked
