@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.conf import HydraConf
@@ -17,16 +17,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from chatbot_sft import command_line, completion, distributed, hydra_job, run_directory, text_files
+from chatbot_sft import command_line, completion, distributed, run_directory, text_files
 from chatbot_sft.config import Config, hydra_glue
 from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
-from chatbot_sft.errors import UserError
-from chatbot_sft.hydra_job import SHOW_TRACEBACK
-from chatbot_sft.jobs import Job, finished, table
+from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.logs import MaskedStream
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.resources import conf_dir
+
+if TYPE_CHECKING:
+    from chatbot_sft.jobs import Job
 
 SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
 JOBS: list[Job] = []  # of the sweep that this process runs
@@ -37,6 +38,8 @@ ERROR = "error: " if distributed.is_first() else f"error in process {distributed
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def entrypoint(config: DictConfig) -> float | None:
     """One job. Returns the held-out loss after training for sweepers, None where nothing is held out."""
+    from chatbot_sft import hydra_job
+
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
         settle_job(config, job)
@@ -60,7 +63,7 @@ def entrypoint(config: DictConfig) -> float | None:
 
 
 def _run(settings: Config, job: HydraConf) -> float | None:
-    from chatbot_sft import pipeline
+    from chatbot_sft import hydra_job, pipeline
     from chatbot_sft.export import check_overrides
     from chatbot_sft.report.terminal import plan_summary, summary
 
@@ -91,6 +94,8 @@ def _began() -> float:
 
 def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
     """One job of a sweep. What an earlier start of it finished counts as done; an error is told at once."""
+    from chatbot_sft.jobs import Job, finished
+
     job = Job(of_hydra.job.num, list(of_hydra.overrides.task), Path(config.paths.output_dir))
     earlier = [other.number for other in JOBS if other.folder == job.folder]
     JOBS.append(job)
@@ -203,5 +208,8 @@ def _failed(jobs: Sequence[Job]) -> str:
 
 def _tell_jobs() -> None:
     """A line a job, after a sweep; the errors have been told when they happened."""
-    for line in table(JOBS):
-        print(shown_line(line))
+    if JOBS:
+        from chatbot_sft.jobs import table
+
+        for line in table(JOBS):
+            print(shown_line(line))

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from yaml import MarkedYAMLError, YAMLError
 
+SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"  # a variable that `cli.main` sets for HYDRA_FULL_ERROR=1
+
 
 class UserError(Exception):
     """What is wrong, where (file, row or key) and what to do, in one line. Shown without a traceback."""

@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from chatbot_sft import command_line
 from chatbot_sft.config import Config, hydra_glue
+from chatbot_sft.config.schema import OF_SWEEP
 from chatbot_sft.report.masking import mask_yaml
-from chatbot_sft.sweep.points import OF_SWEEP
 
 # Hydra's overrides that say where and how a command runs, not what: the repeated command has its own.
 OF_THE_START = (
@@ -34,7 +34,6 @@ OF_THE_START = (
     "hydra.launcher.",
     "hydra.sweeper.",
 )
-SHOW_TRACEBACK = "CHATBOT_SFT_TRACEBACK"  # a variable that `cli.main` sets for HYDRA_FULL_ERROR=1
 SEARCH = "hparams_search"  # overlays that make a sweep of a command
 ONE_RUN = f"hydra.mode={RunMode.RUN.name}"
 

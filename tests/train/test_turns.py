@@ -94,7 +94,9 @@ def warm_jobs():
 
 
 @pytest.mark.parametrize("every", [0, 1, 2, None], ids=["one by one", "step", "two steps", "evaluation"])
-def test_a_job_is_the_same_to_the_bit_whoever_shares_its_process(every, alone, tiny, tiny_llama, tmp_path, warm_jobs):
+def test_a_job_is_the_same_to_the_bit_whoever_shares_its_process(
+    every, alone, tiny, tiny_llama, tmp_path, warm_jobs
+):
     """In all orders of three jobs."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -123,7 +125,9 @@ def test_the_base_is_loaded_and_asked_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(transformers_engine, "load", lambda *given: loaded.append(given) or load(*given))
     monkeypatch.setattr(session, "sample_answers", lambda *given: asked.append(given[-1]) or answers(*given))
     warm, two = Warm(), ["training.max_steps=2", "lora.lora_dropout=0"]
-    for number, more in enumerate(([], ["lora.r=2"], ["model.dtype=bfloat16"], ["lora.init_lora_weights=pissa"])):
+    for number, more in enumerate(
+        ([], ["lora.r=2"], ["model.dtype=bfloat16"], ["lora.init_lora_weights=pissa"])
+    ):
         to_the_end(started("ranked", tiny, tmp_path / str(number), warm, 0, [*two, *more]))
     assert len(loaded) == 3
     assert asked == [0, 2, 2, 0, 2, 0, 2]
@@ -153,7 +157,9 @@ def test_a_pruned_run_keeps_its_best_checkpoint_and_can_be_taken_up_again(alone,
     assert_same(figures(tmp_path / "ranked"), alone["ranked"])
 
 
-@pytest.mark.parametrize("end", [Preempted("SIGTERM"), KeyboardInterrupt(), GeneratorExit()], ids=lambda end: type(end).__name__)
+@pytest.mark.parametrize(
+    "end", [Preempted("SIGTERM"), KeyboardInterrupt(), GeneratorExit()], ids=lambda end: type(end).__name__
+)
 def test_a_run_that_is_ended_while_it_waits_goes_on_from_there(end, alone, tiny, tmp_path, warm_jobs):
     run = started("dora", tiny, tmp_path, warm_jobs, 1)
     assert [next(run).step for _ in range(3)] == [1, 2, 3]

@@ -30,9 +30,9 @@ from chatbot_sft.command_line import left_out
 from chatbot_sft.config import OVERLAYS, SECTIONS, Config, effects, precedence
 from chatbot_sft.config.containers import as_dict, as_strings
 from chatbot_sft.config.reading import added
+from chatbot_sft.config.schema import OF_SWEEP
 from chatbot_sft.errors import UserError
 from chatbot_sft.resources import PACKAGE, conf_dir, examples_dir
-from chatbot_sft.sweep import points
 
 OURS = "study"  # of hydra/sweeper
 
@@ -68,6 +68,8 @@ class CheckConfiguration(Callback):
             check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from chatbot_sft.sweep import points
+
         with refusing():
             if params := config.hydra.sweeper.get("params"):
                 config.hydra.sweeper.params = {added(key): value for key, value in params.items()}
@@ -86,7 +88,7 @@ class CheckConfiguration(Callback):
 def refuse_of_sweep(names: Collection[str], why: str) -> None:
     """Raises UserError where the user has named a key of `sweep`, and it does nothing."""
     for name in names:
-        if name.startswith(points.OF_SWEEP):
+        if name.startswith(OF_SWEEP):
             raise UserError(f"{name}: {why}")
 
 

@@ -648,6 +648,7 @@ class Config(Mapping[str, Any]):
 # ~/ in them is expanded.
 PATH_KEYS = (("training", "output_dir"), ("save", "save_path"), ("paths", "output_dir"))
 TOP = [f.name for f in fields(Config) if ABOUT in f.metadata]  # the keys beside the sections
+OF_SWEEP = "sweep."  # the beginning of keys that say how a sweep is run
 OVERLAYS = ("experiment", "hparams_search", "debug")  # groups of conf/ whose options reach into every section
 # Name → dataclass.
 SECTIONS: dict[str, type] = {

@@ -24,10 +24,8 @@ from yaml import YAMLError
 from chatbot_sft import text_files
 from chatbot_sft.config import aliases
 from chatbot_sft.config.reading import added
-from chatbot_sft.config.schema import SECTIONS, Config, SweepConfig, kind_of
+from chatbot_sft.config.schema import OF_SWEEP, SECTIONS, Config, SweepConfig, kind_of
 from chatbot_sft.errors import UserError, listed, not_yaml
-
-OF_SWEEP = "sweep."
 
 
 @dataclass(frozen=True)

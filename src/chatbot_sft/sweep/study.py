@@ -12,13 +12,14 @@ from typing import Any
 
 from chatbot_sft import start
 from chatbot_sft.config import Config
+from chatbot_sft.config.schema import OF_SWEEP
 from chatbot_sft.errors import UserError, did_you_mean, listed
 from chatbot_sft.jobs import finished
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, Status, finite
 from chatbot_sft.sweep.directory import Point, Study, Sweep
-from chatbot_sft.sweep.points import OF_SWEEP, key_of
+from chatbot_sft.sweep.points import key_of
 
 OTHER = "Give what it had, or name another directory (hydra.sweep.dir=DIR)"
 

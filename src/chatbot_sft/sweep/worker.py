@@ -22,9 +22,9 @@ from pathlib import Path
 from chatbot_sft import compare, distributed, preemption
 from chatbot_sft.config import SweepConfig
 from chatbot_sft.config.hydra_errors import said
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.export import check_overrides
-from chatbot_sft.hydra_job import SHOW_TRACEBACK, Job
+from chatbot_sft.hydra_job import Job
 from chatbot_sft.jobs import Job as Entry
 from chatbot_sft.jobs import table
 from chatbot_sft.model import memory
@@ -84,6 +84,7 @@ class Worker:
                     self._in_turns()
                 else:
                     self._one_by_one()
+            self._compare()
         except Preempted as stop:
             if stop.signal != self._timeout_name:
                 raise
@@ -428,13 +429,19 @@ class Worker:
         """A line a job; the errors have been told when they happened."""
         if not distributed.is_first():
             return
-        if text := self.settings.metrics and self._unjudged():
+        if text := self._unjudged():
             print(shown_line(text), file=sys.stderr)
         if not self.settings.worker and (left := len(self.study.points) - len(self.entries)):
             again = shown_line(self.study.command)
             print(f"{left} of {len(self.study.points)} jobs not begun; the same command goes on: {again}")
         for line in table(sorted(self.entries, key=lambda entry: entry.number)):
             print(shown_line(line))
+
+    def _compare(self) -> None:
+        """The table of those that trained, where there are several to compare."""
+        if distributed.is_first() and sum(report.task == "train" for report in self.reports) > 1:
+            for line in compare.table(self.place.folder):
+                print(line)
 
     def _unjudged(self) -> str:
         """What to say where no job that trained has the metric."""

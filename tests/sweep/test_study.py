@@ -1,0 +1,499 @@
+"""The study and its worker, without a model: what goes on, what is refused, what is told."""
+
+import json
+import os
+import signal
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from conftest import TRAINING, a_report, only_error, write_json
+from omegaconf import OmegaConf
+
+from chatbot_sft import UserError, pipeline, preemption
+from chatbot_sft.config import Config
+from chatbot_sft.preemption import Preempted
+from chatbot_sft.run.report import Report, Status, Training
+from chatbot_sft.run.turn import Pruned, Turn
+from chatbot_sft.sweep import pruning, study
+from chatbot_sft.sweep.directory import Point, Study, Sweep
+from chatbot_sft.sweep.points import space
+from chatbot_sft.sweep.sampling import DAMAGED, Trials
+from chatbot_sft.sweep.worker import Worker
+
+GRID = ["training.learning_rate=1e-4,1e-3", "lora.r=8,16"]
+
+
+def begun(fixed=("seed=1",), words=GRID, **parts):
+    return Study(
+        "", "2026-11-29T20:00:00+00:00", "training.eval_loss", "minimise", list(fixed), list(words), **parts
+    )
+
+
+def joined(place, words=GRID, fixed=("seed=1",), **parts):
+    found = study.joined(
+        place, begun(fixed, words, **parts), list(space(words).points()), lambda number, _: str(number)
+    )
+    place.write_study(found)
+    return found
+
+
+# Going on
+
+
+def test_points_may_be_added_and_those_that_were_there_keep_their_numbers(tmp_path):
+    place = Sweep(tmp_path)
+    first = joined(place)
+    grown = joined(place, ["training.learning_rate=1e-5,1e-4,1e-3", "lora.r=8,16"])
+    assert grown.points[:4] == first.points
+    assert [(point.number, point.folder, point.overrides[0]) for point in grown.points[4:]] == [
+        (4, "4", "training.learning_rate=1e-05"),
+        (5, "5", "training.learning_rate=1e-05"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fixed": ("seed=2",)}, "begun with other settings: seed=1 → seed=2. Give what it had"),
+        ({"fixed": ()}, "seed=1 is missing now"),
+        ({"fixed": ("seed=1", "lora.lora_alpha=8")}, "lora.lora_alpha=8 was not there"),
+        ({"words": ["training.learning_rate=1e-4,1e-3", "lora.r=8,4"]}, "has jobs that are none of this one: job 1 (training.learning_rate=0.0001 lora.r=16)"),
+        ({"sampler": "tpe"}, "sweep.sampler null → tpe"),
+    ],
+)  # fmt: skip
+def test_another_sweep_in_the_directory_is_refused_with_the_difference(tmp_path, change, message):
+    joined(Sweep(tmp_path))
+    before = (tmp_path / "sweep.json").read_bytes()
+    with pytest.raises(UserError) as error:
+        joined(Sweep(tmp_path), **change)
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path}: ")
+    assert (tmp_path / "sweep.json").read_bytes() == before
+
+
+def test_how_a_sweep_is_run_is_no_difference():
+    words = ["seed=1", "sweep.retry_failed=false", "dataset.data_path=https://me:pass-word@host/a.json"]
+    assert study.of_job(words) == ["seed=1", "dataset.data_path=https://***@host/a.json"]
+
+
+@pytest.mark.parametrize("text", ['{"schema": 1, "points"', "[]", '{"schema": 1}'])
+def test_a_sweep_json_that_cannot_be_read_is_one_line(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep\.json: cannot be read .*; name another directory"):
+        joined(Sweep(tmp_path))
+
+
+# The metric
+
+
+def test_a_metric_is_any_number_of_the_report():
+    report = Report.from_json(a_report())
+    assert study.value(report, "training.eval_loss") == 1.5
+    assert study.value(report, "training.steps") == 4
+    for name in ("training.nothing", "status", "training", "training.best_step", "save.method"):
+        assert study.value(report, name) is None, name
+    assert study.no_value([report], "training.eval_loss") is None
+    assert study.no_value([report], "training.token_per_second") == (
+        "sweep.metric=training.token_per_second: no job reports it; did you mean training.tokens_per_second?"
+    )
+    nothing = replace(report, training=Training(**{**TRAINING, "eval_loss": None}))
+    assert "nothing is held out" in study.no_value([nothing], "training.eval_loss")
+
+
+# The worker
+
+
+class Jobs:
+    """Stands in for the pipeline: `does` maps a job's number to what its run does."""
+
+    def __init__(self, folder, monkeypatch, count=4, trials=None, **settings):
+        self.place = Sweep(folder)
+        points = [Point(number, [f"seed={number}"], str(number)) for number in range(count)]
+        self.study = begun(points=points)
+        self.place.write_study(self.study)
+        self.settings = Config.from_mapping(
+            {"sweep": settings, "training": {"eval_steps": 1, "max_steps": 8}}
+        ).sweep
+        self.trials, self.does, self.ran = trials, {}, []
+        monkeypatch.setattr(pipeline, "run", self.run)
+        monkeypatch.setattr(pipeline, "turns", self.turns)
+
+    def at(self, point):
+        folder = self.place.run(point).folder
+        settings = Config.from_mapping(
+            {"seed": point.number, "paths": {"output_dir": str(folder)}, "training": {"max_steps": 8}}
+        )
+        nothing = lambda *_: None  # noqa: E731
+        return SimpleNamespace(
+            settings=settings, command="", named={}, environment=nullcontext, begin=nothing, end=nothing, write_files=nothing
+        )  # fmt: skip
+
+    def leave(self, number, status, loss=2.0, **parts):
+        """What a run leaves in its directory."""
+        settings = self.at(self.study.points[number]).settings
+        run = self.place.run(self.study.points[number])
+        run.folder.mkdir(exist_ok=True)
+        report = Report.from_json(
+            a_report(status=status, training={**TRAINING, "eval_loss": loss}, seed=number, **parts)
+        )
+        run.write_report(report)
+        run.write_config(settings.to_dict())
+        return report
+
+    def run(self, settings, command, began, named, warm):
+        self.ran.append(settings.seed)
+        does = self.does.get(settings.seed)
+        if does:
+            does()
+        return self.leave(settings.seed, "completed", loss=float(settings.seed))
+
+    def turns(self, settings, command, began, named, warm, every):
+        """Eight evaluations; a job's loss is the worse the higher its number is."""
+        self.ran.append(settings.seed)
+        try:
+            for step in range(1, 9):
+                yield Turn(step, 2 + 0.1 * settings.seed - 0.01 * step)
+                if does := self.does.get(settings.seed):
+                    does()
+                self.ran.append(settings.seed)
+        except Pruned as reason:
+            return self.leave(settings.seed, "pruned", error=str(reason))
+        except Preempted:
+            self.leave(settings.seed, "interrupted")
+            raise
+        return self.leave(settings.seed, "completed", loss=float(settings.seed))
+
+    def work(self, **settings):
+        if self.trials:
+            self.trials.open(self.place)
+        worker = Worker(
+            self.place,
+            self.place.study(),
+            replace(self.settings, **settings),
+            self.at,
+            lambda n, _: str(n),
+            self.trials,
+        )
+        self.ran.clear()
+        try:
+            worker.run()
+        finally:
+            self.statuses = [entry.status for entry in sorted(worker.entries, key=lambda entry: entry.number)]
+
+
+@pytest.fixture
+def fails():
+    def raising():
+        raise RuntimeError("out of memory")
+
+    return raising
+
+
+def test_a_failing_job_stops_nobody_and_runs_again(tmp_path, monkeypatch, capsys, fails):
+    jobs = Jobs(tmp_path, monkeypatch)
+    jobs.does[1] = fails
+    with pytest.raises(UserError, match=r"^1 of 4 jobs failed$"):
+        jobs.work()
+    assert jobs.ran == [0, 1, 2, 3]
+    assert jobs.statuses == ["completed", "failed", "completed", "completed"]
+    assert "error: job 1: RuntimeError: out of memory" in capsys.readouterr().err
+    assert "out of memory" in jobs.place.study().errors[1]
+    with pytest.raises(UserError, match=r"^1 of 4 jobs failed$"):
+        jobs.work(retry_failed=False)
+    assert jobs.ran == []
+    del jobs.does[1]
+    jobs.work()
+    assert jobs.ran == [1]
+    assert jobs.statuses == ["done before", "completed", "done before", "done before"]
+    assert not jobs.place.study().errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "ran"), [({"fail_fast": True}, [0]), ({"max_failures": 1}, [0, 1]), ({"timeout": 1e-9}, [])]
+)
+def test_no_job_begins_after_that(tmp_path, monkeypatch, capsys, fails, settings, ran):
+    jobs = Jobs(tmp_path, monkeypatch, **settings)
+    jobs.does = dict.fromkeys(range(4), fails)
+    with pytest.raises(UserError) if ran else nullcontext():
+        jobs.work()
+    assert jobs.ran == ran
+    assert f"{4 - len(ran)} of 4 jobs not begun; the same command goes on" in capsys.readouterr().out
+
+
+def test_the_job_under_way_is_asked_to_stop_when_the_time_is_over(tmp_path, monkeypatch):
+    jobs = Jobs(tmp_path, monkeypatch, timeout=0.2)
+
+    def long():
+        with preemption.handled(), preemption.deferred():
+            while not preemption.requested():
+                pass
+
+    jobs.does[1] = long
+    jobs.work()
+    assert jobs.statuses == ["completed", "interrupted"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_ends_the_sweep_in_good_order(tmp_path, monkeypatch, capsys, number):
+    jobs = Jobs(tmp_path, monkeypatch)
+    jobs.does[1] = lambda: os.kill(os.getpid(), number)
+    with pytest.raises(Preempted):
+        jobs.work()
+    assert jobs.statuses == ["completed", "interrupted"]
+    assert "job 1  interrupted" in capsys.readouterr().out
+
+
+def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, capsys):
+    from filelock import FileLock
+
+    jobs = Jobs(tmp_path, monkeypatch)
+    (tmp_path / "2").mkdir()
+    with FileLock(tmp_path / "2" / ".lock"), pytest.raises(UserError, match="1 of 4"):
+        jobs.work()
+    assert jobs.ran == [0, 1, 3]
+    assert "job 2: " in (said := capsys.readouterr().err) and "is running in it" in said
+
+
+def test_a_metric_that_no_job_reports_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    Jobs(tmp_path, monkeypatch, metric="training.eval_los").work()
+    told = [line for line in capsys.readouterr().err.splitlines() if "sweep.metric" in line]
+    assert told == ["sweep.metric=training.eval_los: no job reports it; did you mean training.eval_loss?"]
+
+
+@pytest.mark.parametrize("left", ["{", '{"status": "comp', None])
+def test_jobs_half_deleted_or_cut_are_run_again(tmp_path, monkeypatch, left):
+    jobs = Jobs(tmp_path, monkeypatch)
+    jobs.work()
+    file = tmp_path / "2" / "report.json"
+    if left is None:
+        file.unlink()
+    else:
+        file.write_text(left)
+    jobs.work()
+    assert jobs.ran == [2]
+
+
+# A pruner
+
+
+def pruned(tmp_path, monkeypatch, **settings):
+    settings = {"pruner": "halving", **settings}
+    jobs = Jobs(tmp_path, monkeypatch)
+    jobs.settings = replace(jobs.settings, **settings)
+    jobs.trials = Trials.of(jobs.settings, space(["seed=0,1,2,3"]), 1)
+    return jobs
+
+
+def test_all_curves_grow_together_and_the_worst_end_first(tmp_path, monkeypatch):
+    jobs = pruned(tmp_path, monkeypatch)
+    jobs.work()
+    assert jobs.ran[:4] == [0, 1, 2, 3]
+    assert jobs.statuses == ["completed", "pruned", "pruned", "pruned"]
+    assert [jobs.ran.count(number) for number in range(4)] == [9, 2, 1, 1]
+    assert (
+        "others are better (sweep.revive=3 goes on with it)"
+        in jobs.place.run(Point(3, [], "3")).report().error
+    )
+    jobs.work()
+    assert jobs.ran == []
+    jobs.work(revive=3)
+    assert set(jobs.ran) == {3}
+    assert jobs.statuses == ["done before", "pruned", "pruned", "completed"]
+
+
+def test_a_signal_reaches_every_job_that_waits(tmp_path, monkeypatch):
+    jobs = pruned(tmp_path, monkeypatch, pruner="median")
+    jobs.does[1] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Preempted):
+        jobs.work()
+    reports = [jobs.place.run(point).report() for point in jobs.study.points]
+    assert [report.status for report in reports] == [Status.INTERRUPTED] * 4
+    assert not any((tmp_path / f"{number}" / "leaderboard.html").exists() for number in range(4))
+    jobs.does.clear()
+    jobs.work()
+    assert "completed" in jobs.statuses
+
+
+def test_a_failing_job_ends_no_other_turn(tmp_path, monkeypatch, fails):
+    jobs = pruned(tmp_path, monkeypatch, pruner="patient")
+    jobs.does[0] = fails
+    with pytest.raises(UserError, match=r"^1 of 4 jobs failed$"):
+        jobs.work()
+    assert jobs.statuses == ["failed", "completed", "completed", "completed"]
+
+
+def curves(steps, jobs=6):
+    return {job: {step: 2 + 0.1 * job - 0.001 * step for step in steps} for job in range(jobs)}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "ended"),
+    [
+        ("median", (10,), []),
+        ("median", (10, 20), [3, 4, 5]),
+        ("halving", (10,), [3, 4, 5]),
+        ("patient", (10, 20), []),
+    ],
+)
+def test_each_is_judged_as_if_it_had_come_last(name, steps, ended):
+    for order in (range(6), reversed(range(6))):
+        assert sorted(pruning.worst(name, curves(steps), list(order), 80)) == ended
+
+
+def test_hyperband_spares_jobs_of_its_other_brackets_for_longer():
+    assert set(pruning.worst("hyperband", curves((10,)), range(6), 80)) < {1, 2, 3, 4, 5}
+
+
+def test_a_job_alone_is_not_judged():
+    assert pruning.worst("halving", curves((10, 20), jobs=1), [0], 80) == []
+    assert pruning.worst("halving", {0: {10: 2.0}, 1: {}}, [0, 1], 80) == []
+
+
+# A sampler
+
+CHOICES = ["training.learning_rate=tag(log, interval(1e-5,1e-3))", "lora.r=interval(8,64)", "seed=1,2,3"]
+
+
+def sampled(folder, trials=6, sampler="tpe"):
+    folder.mkdir(exist_ok=True)
+    settings = Config.from_mapping({"sweep": {"sampler": sampler, "trials": trials}}).sweep
+    found = Trials.of(settings, space(CHOICES), 1)
+    if not Sweep(folder).study_file.exists():
+        Sweep(folder).write_study(begun(words=CHOICES, sampler=sampler))
+    found.open(Sweep(folder))
+    return found
+
+
+def told(trials, count=99):
+    """Ask for points and tell a loss for each; the points."""
+    while len(trials.study.trials) < count and trials.ask():
+        number = len(trials.study.trials) - 1
+        report = Report.from_json(a_report(training={**TRAINING, "eval_loss": 1 + number / 10}))
+        trials.tell(number, report)
+    return list(trials.points())
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsgaii"])
+def test_a_sampled_sweep_is_repeatable_and_a_killed_one_goes_on_as_it_would_have(tmp_path, sampler):
+    whole = told(sampled(tmp_path / "whole", sampler=sampler))
+    assert len(whole) == 6
+    assert len({tuple(point) for point in whole}) == 6
+    for count in (2, 3, 6):
+        told(sampled(tmp_path / "killed", sampler=sampler), count)
+    assert list(sampled(tmp_path / "killed", sampler=sampler).points()) == whole
+    for point in whole:
+        Config.from_mapping(OmegaConf.from_dotlist(point))
+
+
+def test_a_journal_cut_in_a_line_goes_on_and_a_damaged_one_is_made_again(tmp_path, caplog):
+    whole = told(sampled(tmp_path))
+    place = Sweep(tmp_path)
+    points = [Point(number, point, str(number)) for number, point in enumerate(whole)]
+    place.write_study(begun(words=CHOICES, sampler="tpe", points=points))
+    journal = place.journal_file
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    assert list(sampled(tmp_path).points()) == whole
+    journal.write_bytes(b"not a journal\n" + journal.read_bytes()[200:])
+    assert list(sampled(tmp_path).points()) == whole
+    assert (tmp_path / DAMAGED).exists()
+    assert "study.log was damaged" in caplog.text
+    journal.unlink()
+    assert list(sampled(tmp_path).points()) == whole
+
+
+def test_what_is_not_installed_is_one_line(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for settings, message in (
+        (
+            {"sampler": "tpe", "trials": 1},
+            "sweep.sampler=tpe: needs optuna; pip install 'chatbot-sft[sweep]'",
+        ),
+        ({"pruner": "median"}, "sweep.pruner=median: needs optuna; pip install 'chatbot-sft[sweep]'"),
+    ):
+        config = Config.from_mapping({"sweep": settings, "training": {"eval_steps": 1}})
+        with pytest.raises(UserError) as error:
+            Trials.of(config.sweep, space(CHOICES), 1)
+        assert str(error.value) == message
+    assert Trials.of(Config().sweep, space(GRID), 1) is None
+
+
+# Command lines that train nothing
+
+
+def test_a_dry_run_lists_the_jobs_and_makes_no_folder(launch, tmp_path):
+    process = launch("-m", "hparams_search=rate_rank", "sweep.dry_run=true", "hydra.sweep.dir=sweep")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert lines[0] == "job 0  training.learning_rate=0.0001  lora.r=8"
+    assert lines[3] == "job 3  training.learning_rate=0.0003  lora.r=32"
+    assert lines[-1].startswith("8 jobs; no estimate of time before one of them has run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["rate_rank", "seeds", "tpe"])
+def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
+    process = launch(f"hparams_search={name}", "sweep.dry_run=true")
+    assert process.returncode == 0, process.stderr
+    assert "nothing was trained" in process.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "lora.r=8,16,0,32", "lora.bias=none"], "model.load_in_4bit=true with lora.r=0: 4-bit weights"),
+        (["-m", "lora.r=8,16", "lora.lora_alpha=1,2,3", "sweep.zip=[lora.r,lora.lora_alpha]"], "sweep.zip: lists of different lengths (lora.r has 2, lora.lora_alpha has 3)"),
+        (["-m", "training.learning_rate=interval(1e-5,1e-3)"], "an interval has no combinations to run; add sweep.sampler=tpe sweep.trials=20, or name values: training.learning_rate=1e-05,0.0001,0.001"),
+        (["-m", "lora.r=interval(8,70000)", "sweep.sampler=tpe", "sweep.trials=2"], "lora.r=70000: must be at most 65,536"),
+        (["-m", "seed=1", "sweep.sampler=tpe", "sweep.trials=2"], "sweep.sampler=tpe: nothing to choose from"),
+        (["-m", "seed=1,2", "sweep.sampler=tpes", "sweep.trials=2"], "sweep.sampler=tpes: not one of random, tpe, cmaes, nsgaii; did you mean tpe?"),
+        (["-m", "seed=1,2", "sweep.points=absent.yaml"], "sweep.points=absent.yaml: No such file or directory"),
+        (["-m", "seed=1,2", "sweep.pruner=median"], "sweep.pruner=median needs evaluations during training"),
+        (["-m", "seed=1,2", "sweep.workers=2"], "sweep.workers: several workers are not there yet"),
+        (["-m", "seed=1,2", "hydra/sweeper=basic", "sweep.fail_fast=true"], "sweep.fail_fast: is of hydra/sweeper=study, and this is basic"),
+        (["seed=1", "sweep.fail_fast=true"], "sweep.fail_fast: is of a sweep, and this is one run; add -m"),
+    ],
+)  # fmt: skip
+def test_what_is_no_sweep_is_refused_before_a_folder_is_made(launch, tmp_path, words, message):
+    assert message in only_error(launch(*words))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_checks_by_each_sweeper(launch, tmp_path, data_file):
+    for sweeper in ("study", "basic"):
+        process = launch(
+            "-m", "task=check", f"dataset.data_path={data_file}", "seed=1,2", f"hydra/sweeper={sweeper}"
+        )
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.count("  completed  ") == 2
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    from conftest import conversations
+
+    return write_json(tmp_path / "my.json", conversations(8))
+
+
+def test_a_job_has_the_files_that_hydra_writes_and_a_command_that_is_one_run(launch, tmp_path, data_file):
+    words = (
+        "task=check",
+        f"dataset.data_path={data_file}",
+        "hydra.sweep.dir=sweep",
+        "hydra.job.env_set.A_WORD=b",
+    )
+    process = launch("hparams_search=seeds", *words)
+    assert process.returncode == 0, process.stderr
+    job = tmp_path / "sweep" / "1"
+    assert (tmp_path / "sweep" / "multirun.yaml").is_file()
+    assert OmegaConf.load(job / ".hydra" / "config.yaml").seed == 2
+    assert OmegaConf.load(job / ".hydra" / "hydra.yaml").hydra.job.num == 1
+    assert "seed=2" in OmegaConf.load(job / ".hydra" / "overrides.yaml")
+    command = json.loads((job / "report.json").read_text())["command"]
+    assert command.endswith(f"hydra.mode=RUN hydra.run.dir={job}")
+    assert "seed=2" in command
