@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -79,10 +80,12 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     places = launch.wanted(settings, config.hydra)
     jobs.folder = run_directory.join_sweep(config) if settings.worker else run_directory.claim_sweep(config)
     place = Sweep(jobs.folder)
-    with place.alone():
+    with place.alone() if distributed.is_first() else contextlib.nullcontext():
         found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
         for point in found.points:
             study.state(place.run(point), jobs.at(point).settings)  # refuses what is another job's
+        if settings.retry_failed and not settings.worker:
+            found.errors.clear()
         if distributed.is_first() and not (settings.worker and place.study()):
             write(place, found, config)
     if config.hydra.job.chdir:
