@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLE, only_error
+from conftest import EXAMPLE, conversations, only_error, write_json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -240,15 +240,11 @@ def results(sweep):
 
 
 @pytest.fixture(scope="module")
-def jobs(tiny):
-    """A sweep of three short jobs."""
-    own = [
-        "dataset.max_rows=16",
-        "training.max_steps=12",
-        "training.save_steps=2",
-        "training.sample_max_new_tokens=0",
-    ]
-    return ["-m", *tiny, *own, "save=none", "seed=1,2,3"]
+def jobs(tiny, tmp_path_factory):
+    """A sweep of three jobs, of short conversations, so that what takes time is the start of a process."""
+    data = write_json(tmp_path_factory.mktemp("data") / "chats.json", conversations(12))
+    own = [f"dataset.data_path={data}", "training.max_steps=10", "training.save_steps=2"]
+    return ["-m", *tiny, *own, "training.sample_max_new_tokens=0", "save=none", "seed=1,2,3"]
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +279,7 @@ def test_a_worker_that_is_killed_loses_nothing(jobs, undisturbed, tmp_path):
     assert reports(sweep)[0]["training"]["resumed_from"] >= 2
     pids = {json.loads((sweep / name / ".lock.json").read_text())["pid"] for name in "012"}
     assert len(pids) > 1
-    assert re.search(r"^job 1  completed  step 12  loss ", err, re.MULTILINE), err
+    assert re.search(r"^job 1  completed  step 10  loss ", err, re.MULTILINE), err
     assert "3 jobs: 3 completed" in out
 
 
