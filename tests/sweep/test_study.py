@@ -446,7 +446,7 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-m", "lora.r=8,16,0,32", "lora.bias=none"], "model.load_in_4bit=true with lora.r=0: 4-bit weights"),
+        (["-m", "lora.r=8,16,0,32", "model.load_in_4bit=true"], "model.load_in_4bit=true with lora.r=0: 4-bit weights"),
         (["-m", "lora.r=8,16", "lora.lora_alpha=1,2,3", "sweep.zip=[lora.r,lora.lora_alpha]"], "sweep.zip: lists of different lengths (lora.r has 2, lora.lora_alpha has 3)"),
         (["-m", "training.learning_rate=interval(1e-5,1e-3)"], "an interval has no combinations to run; add sweep.sampler=tpe sweep.trials=20, or name values: training.learning_rate=1e-05,0.0001,0.001"),
         (["-m", "lora.r=interval(8,70000)", "sweep.sampler=tpe", "sweep.trials=2"], "lora.r=70000: must be at most 65,536"),
@@ -484,7 +484,7 @@ def test_a_job_has_the_files_that_hydra_writes_and_a_command_that_is_one_run(lau
         "task=check",
         f"dataset.data_path={data_file}",
         "hydra.sweep.dir=sweep",
-        "hydra.job.env_set.A_WORD=b",
+        "+hydra.job.env_set.A_WORD=b",
     )
     process = launch("hparams_search=seeds", *words)
     assert process.returncode == 0, process.stderr

@@ -26,7 +26,7 @@ def results(folder):
             point.overrides,
             report.status,
             [(entry["step"], entry["loss"]) for entry in report.history],
-            report.training.eval_loss,
+            report.training and report.training.eval_loss,
         )
         for number, (point, report) in reports.items()
     }

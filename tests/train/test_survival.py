@@ -176,7 +176,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(forked, settings
     assert "resumed | from step 6 at" in (folder / "report.md").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(number, forked, settings, whole, tmp_path):
     folder = tmp_path / "preempted"
     config = settings(folder)

@@ -79,7 +79,10 @@ class Trials:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        directions = ["maximize" if one == "maximise" else "minimize" for one in self.settings.directions]
+        kinds = optuna.study.StudyDirection
+        directions = [
+            kinds.MAXIMIZE if one == "maximise" else kinds.MINIMIZE for one in self.settings.directions
+        ]
         self.storage = JournalStorage(JournalFileBackend(str(place.journal_file)))
         return optuna.create_study(
             storage=self.storage, study_name=NAME, directions=directions, load_if_exists=True
