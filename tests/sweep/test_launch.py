@@ -233,8 +233,13 @@ def reports(sweep):
 
 
 def results(sweep):
+    """What every job came to, but for its times."""
     return {
-        number: (report["status"], report["training"]["history"], report["evaluations"])
+        number: (
+            report["status"],
+            report["training"]["history"],
+            [(evaluation["step"], evaluation["loss"]) for evaluation in report["evaluations"]],
+        )
         for number, report in reports(sweep).items()
     }
 
