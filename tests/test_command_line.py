@@ -258,7 +258,7 @@ def test_words_as_hydra_takes_them(typed, taken):
         (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: not installed; `pip install hydra-optuna-sweeper`"),
         (
             ["hydra/launcher=joblib"],
-            "hydra/launcher=joblib: not installed; `pip install hydra-joblib-launcher`",
+            "hydra/launcher=joblib: not installed; `pip install 'chatbot-sft[joblib]'`",
         ),
         (["--config-dir", "absent"], "--config-dir: "),
         (["-cn", "typo"], "--config-name typo: there is no typo.yaml"),

@@ -42,6 +42,8 @@ HYDRA = {
     "run_directory.py",  # a callback
     "hydra_job.py",
     "sweep/begin.py",
+    "sweep/job_of_launcher.py",
+    "sweep/launch.py",
     "sweep/points.py",
 }
 PRIVATE = {  # Hydra's flags have no public name

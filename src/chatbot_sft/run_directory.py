@@ -40,6 +40,11 @@ BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user 
 LONGEST = 160  # characters of a command that are kept
 OF_A_START = {LOCK, HOLDER, ".hydra", "multirun.yaml"}  # what a run or a sweep has written before it begins
 
+
+class Held(UserError):
+    """Another process runs in the directory."""
+
+
 _held: list[BaseFileLock] = []  # for as long as this process lives
 
 
@@ -95,6 +100,20 @@ def claim_sweep(config: DictConfig) -> Path:
     """The directory of a composed sweep, which no other process sweeps in now."""
     _claim(config.hydra.sweep)
     return Path(config.hydra.sweep.dir)
+
+
+def join_sweep(config: DictConfig) -> Path:
+    """The directory of a composed sweep that this process joins, whoever else is in it.
+
+    Raises:
+        UserError: it has no name, or cannot be made.
+    """
+    template = as_dict(config.hydra.sweep, resolve=False)["dir"]
+    if any(part in template for part in BY_TIME):
+        raise UserError("sweep.worker=true: name the sweep's directory, hydra.sweep.dir=DIR")
+    folder = Path(config.hydra.sweep.dir)
+    _make(folder, exist_ok=True)
+    return folder
 
 
 def _claim(place: DictConfig) -> None:
@@ -164,7 +183,8 @@ def held(folder: Path) -> Iterator[None]:
     """Within it, no other process runs in `folder`; in a process that is not its run's first, nothing.
 
     Raises:
-        UserError: one does; or `folder` cannot be made.
+        Held: one does.
+        UserError: `folder` cannot be made.
     """
     if not distributed.is_first():
         yield
@@ -184,7 +204,7 @@ def _lock(folder: Path) -> BaseFileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
+        raise Held(
             f"{folder}: {_holder(folder)} is running in it; wait for its end,"
             " or name another directory (hydra.run.dir=DIR)"
         ) from None

@@ -454,7 +454,6 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "seed=1,2", "sweep.sampler=tpes", "sweep.trials=2"], "sweep.sampler=tpes: not one of random, tpe, cmaes, nsgaii; did you mean tpe?"),
         (["-m", "seed=1,2", "sweep.points=absent.yaml"], "sweep.points=absent.yaml: No such file or directory"),
         (["-m", "seed=1,2", "sweep.pruner=median"], "sweep.pruner=median needs evaluations during training"),
-        (["-m", "seed=1,2", "sweep.workers=2"], "sweep.workers: several workers are not there yet"),
         (["-m", "seed=1,2", "hydra/sweeper=basic", "sweep.fail_fast=true"], "sweep.fail_fast: is of hydra/sweeper=study, and this is basic"),
         (["seed=1", "sweep.fail_fast=true"], "sweep.fail_fast: is of a sweep, and this is one run; add -m"),
     ],

@@ -21,10 +21,8 @@ from chatbot_sft.errors import UserError, did_you_mean, listed, not_yaml, questi
 # Options of Hydra that are packages of their own.
 PLUGINS = {
     "optuna": "hydra-optuna-sweeper", "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper",
-    "joblib": "hydra-joblib-launcher",
-    "submitit_slurm": "hydra-submitit-launcher", "submitit_local": "hydra-submitit-launcher",
-    "slurm": "hydra-submitit-launcher",
-    "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher", "ray_aws": "hydra-ray-launcher",
+    "joblib": "'chatbot-sft[joblib]'",
+    "submitit_slurm": "'chatbot-sft[submitit]'", "submitit_local": "'chatbot-sft[submitit]'",
     "rq": "hydra-rq-launcher",
     "colorlog": "hydra-colorlog",
 }  # fmt: skip
@@ -35,13 +33,18 @@ def no_such_option(error: MissingConfigException) -> UserError:
     missing = error.missing_cfg_file or ""
     group, _, option = missing.partition("/") if not missing.startswith("hydra/") else missing.rpartition("/")
     options = error.options or []
+    if group.startswith("hydra/") and option in PLUGINS:
+        return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
     if not group or not options:
         return UserError(
             f"--config-name {missing}: there is no {missing}.yaml in conf/ or in --config-dir;"
             " options of your own are overlays: --config-dir DIR experiment=NAME"
         )
-    if group.startswith("hydra/") and option in PLUGINS:
-        return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
+    if group == "hydra/launcher" and option.startswith("ray"):
+        return UserError(
+            f"{group}={option}: hydra-ray-launcher needs an older cloudpickle; have Ray start"
+            " `… -m … sweep.worker=true hydra.sweep.dir=DIR` as often as there are to be workers (docs/cluster.md)"
+        )
     choices = f"there are {listed(options)}"
     if group in OVERLAYS and option.endswith(command_line.YAML):
         return UserError(f"{group}={option}: no such option ({choices}); {command_line.overlay(option)}")

@@ -531,6 +531,11 @@ class SweepConfig:
     dry_run: bool = key(False, "list the jobs and how long they may take; train nothing", decides=False)
     workers: Any = key(1, "processes that take jobs; auto: one for each GPU", decides=False)
     worker: bool = key(False, "this process takes jobs of the sweep in hydra.sweep.dir", decides=False)
+    wait: bool = key(
+        True,
+        "false: with hydra/launcher=slurm the command ends when its workers are submitted",
+        decides=False,
+    )
     processes_per_job: int = key(
         1, "processes that train one job together, a GPU each", bound=Bound(1, 10**6), decides=False
     )

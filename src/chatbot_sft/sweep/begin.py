@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -60,8 +61,9 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     Raises:
         UserError: what is refused before a folder is made; at the end, how many jobs failed.
     """
+    from chatbot_sft.sweep import launch
+
     settings = replace(points.settings(config), pruner=config.sweep.pruner, turn=config.sweep.turn)
-    refuse_launcher(config, settings)
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
@@ -75,13 +77,17 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     if trials and distributed.processes() > 1:
         raise UserError("sweep.sampler and sweep.pruner: not in a sweep that torchrun has started")
     sys.path[:0] = hydra_job.users_folders(config.hydra)
-    jobs.folder = run_directory.claim_sweep(config)
+    places = launch.wanted(settings, config.hydra)
+    jobs.folder = run_directory.join_sweep(config) if settings.worker else run_directory.claim_sweep(config)
     place = Sweep(jobs.folder)
-    found = study.joined(place, begun(jobs, settings), wanted, jobs.place)
-    for point in found.points:
-        study.state(place.run(point), jobs.at(point).settings)  # refuses what is another job's
-    if distributed.is_first():
-        write(place, found, config)
+    with place.alone() if distributed.is_first() else contextlib.nullcontext():
+        found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
+        for point in found.points:
+            study.state(place.run(point), jobs.at(point).settings)  # refuses what is another job's
+        if settings.retry_failed and not settings.worker:
+            found.errors.clear()
+        if distributed.is_first() and not (settings.worker and place.study()):
+            write(place, found, config)
     if config.hydra.job.chdir:
         print(
             f"hydra.job.chdir=true: paths stay those of {config.hydra.runtime.cwd};"
@@ -89,24 +95,11 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
             file=sys.stderr,
         )
     if trials:
-        trials.open(place)
+        trials.open(place, alone=not settings.worker)
+    if places:
+        launch.run(config, context, place, places)
+        return
     Worker(place, found, settings, jobs.at, jobs.place, trials).run()
-
-
-def refuse_launcher(config: DictConfig, settings: SweepConfig) -> None:
-    """Raises UserError for what would be passed by."""
-    for name, asked in (
-        ("workers", settings.workers != 1),
-        ("worker", settings.worker),
-        ("processes_per_job", settings.processes_per_job != 1),
-    ):
-        if asked:
-            raise UserError(f"sweep.{name}: several workers are not there yet; leave it out")
-    launcher = config.hydra.runtime.choices["hydra/launcher"]
-    if launcher != "basic":
-        raise UserError(
-            f"hydra/launcher={launcher}: hydra/sweeper=study runs its jobs itself; add hydra/sweeper=basic"
-        )
 
 
 def begun(jobs: Jobs, settings: SweepConfig) -> Study:
@@ -114,6 +107,7 @@ def begun(jobs: Jobs, settings: SweepConfig) -> Study:
     return Study(
         command=hydra_job.sweep_command(jobs.config.hydra, jobs.folder),
         started=now(),
+        begun=now(),
         metric=settings.metrics[0],
         direction=settings.directions[0],
         overrides=study.of_job(jobs.space.fixed),
@@ -125,9 +119,8 @@ def begun(jobs: Jobs, settings: SweepConfig) -> Study:
 
 
 def write(place: Sweep, found: Study, config: DictConfig) -> None:
-    """sweep.json, and multirun.yaml as Hydra's own sweeper writes it."""
-    with place.alone():
-        place.write_study(found)
+    """Within `place.alone()`: sweep.json, and multirun.yaml as Hydra's own sweeper writes it."""
+    place.write_study(found)
     file = place.folder / "multirun.yaml"
     OmegaConf.save(config, file)
     mask_yaml(file)

@@ -50,6 +50,9 @@ class Study:
     points: list[Point] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     schema: int = SCHEMA
+    begun: str = (
+        ""  # when the start began that its workers belong to; what failed since then is not tried again
+    )
     sampler: str | None = None  # who chose the points; None: they are all combinations
     metrics: list[str] = field(default_factory=list)  # of two: both, and their directions
     directions: list[str] = field(default_factory=list)

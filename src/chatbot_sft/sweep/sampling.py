@@ -55,11 +55,16 @@ class Trials:
             check_installed("sweep.sampler=cmaes", "cmaes", "pip install cmaes")
         return cls(settings, space, seed) if settings.sampler or settings.pruner else None
 
-    def open(self, place: Sweep) -> None:
-        """Open the journal. One that was cut or damaged is made again from what the jobs have left."""
+    def open(self, place: Sweep, alone: bool = True) -> None:
+        """Open the journal. One that was cut or damaged is made again from what the jobs have left, if no other
+        process is writing it.
+        """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if not alone:
+            self.study = self._opened(place)
+            return
         cut_line(place)
         try:
             self.study = self._opened(place)

@@ -43,10 +43,11 @@ def joined(
     now: Study,
     wanted: Sequence[Sequence[str]],
     folder: Callable[[int, Sequence[str]], str],
+    joins: bool = False,
 ) -> Study:
     """`now` with the points of an earlier start, which keep their numbers, and behind them those that are new.
 
-    `folder` gives a new point its own.
+    `folder` gives a new point its own. A worker `joins` a start that others have begun.
 
     Raises:
         UserError: the earlier start was of another sweep.
@@ -56,6 +57,7 @@ def joined(
     if before:
         refuse_other(before, now, place)
         now.errors, now.started = before.errors, before.started
+        now.begun = before.begun if joins else now.begun
     known = {frozenset(point.overrides) for point in points}
     asked = [of_job(point) for point in wanted]
     if now.sampler is None and (gone := known - {frozenset(point) for point in asked}):

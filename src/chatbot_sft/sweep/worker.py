@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from chatbot_sft import compare, distributed, preemption
 from chatbot_sft.config import SweepConfig
@@ -30,8 +32,8 @@ from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.run.report import Report, Status
 from chatbot_sft.run.turn import Pruned, Turn
-from chatbot_sft.run_directory import held
-from chatbot_sft.sweep import study
+from chatbot_sft.run_directory import Held, held
+from chatbot_sft.sweep import study, torchrun
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.sampling import Trials
 from chatbot_sft.sweep.study import State
@@ -96,22 +98,49 @@ class Worker:
     def _points(self) -> Generator[Point, None, None]:
         """Every point once, those that a sampler chooses as they are asked for."""
         self._note_trials()
+        if self.settings.worker:
+            yield from self._free()
+            return
         number = 0
         while True:
-            if number == len(self.study.points):
-                if not (self.trials and self.trials.ask()):
-                    return
-                self._note_trials()
+            if number == len(self.study.points) and not self._ask():
+                return
             if self._over():
                 return
             yield self.study.points[number]
             number += 1
+
+    def _free(self) -> Generator[Point, None, None]:
+        """For one of several workers: points that no other has taken. After each job it begins at the first
+        again: one of a worker that was killed is free.
+        """
+        while not self._over():
+            known = {entry.number for entry in self.entries}
+            for point in (point for point in self.study.points if point.number not in known):
+                yield point
+                if self.entries and self.entries[-1].number == point.number and self.entries[-1].began:
+                    break
+            else:
+                if not self._ask():
+                    return
+            self.study = self.place.study() or self.study
+
+    def _ask(self) -> bool:
+        """Whether a sampler has chosen one more point."""
+        if self.trials is None:
+            return False
+        with self.place.alone():
+            more = self.trials.ask()
+        if more:
+            self._note_trials()
+        return more
 
     def _note_trials(self) -> None:
         """Give every trial of a sampler that has no point its point."""
         if self.trials is None or self.settings.sampler is None:
             return
         with self.place.alone():
+            self.study = self.place.study() or self.study
             for number, overrides in enumerate(self.trials.points()):
                 if number == len(self.study.points):
                     point = Point(number, study.of_job(overrides), self._folder_of(number, overrides))
@@ -127,7 +156,8 @@ class Worker:
 
     def _over(self) -> bool:
         """Whether no other job may begin."""
-        failed = sum(entry.status == "failed" and entry.began for entry in self.entries)
+        others = self.settings.worker  # those of other workers count too
+        failed = sum(entry.status == "failed" and (entry.began or others) for entry in self.entries)
         most = 0 if self.settings.fail_fast else self.settings.max_failures
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return late or (most is not None and failed > most)
@@ -142,7 +172,10 @@ class Worker:
                 job = taken.job
                 with taken.claim, self._recorded(taken), job.environment():
                     began = self._began()
-                    report = pipeline.run(job.settings, job.command, began, job.named, self.warm)
+                    if (processes := self.settings.processes_per_job) > 1:
+                        report = torchrun.run(job, processes)
+                    else:
+                        report = pipeline.run(job.settings, job.command, began, job.named, self.warm)
                     self._ended(taken, report)
 
     def _take(self, point: Point) -> Taken | None:
@@ -156,7 +189,9 @@ class Worker:
                 job = self.at(point)
                 if self._stays(entry, job):
                     return None
-                claim.enter_context(held(folder))
+                claim.enter_context(self._claimed(folder))
+                if self.settings.worker and self._stays(entry, job):  # another has just ended it
+                    return None
                 entry.began = True
                 if distributed.is_first():
                     job.write_files()
@@ -164,9 +199,31 @@ class Worker:
                     check_overrides(list(job.named))
                 job.begin()
                 return Taken(entry, job, claim.pop_all())
+            except Held as error:
+                if self.settings.worker:
+                    self.entries.remove(entry)
+                else:
+                    self._failed(entry, error)
             except Exception as error:
                 self._failed(entry, error)
         return None
+
+    @contextlib.contextmanager
+    def _claimed(self, folder: Path) -> Generator[None, None, None]:
+        """Within it the job in `folder` is this worker's. Where processes of its own run it, they hold its
+        directory, and this worker one in it.
+
+        Raises:
+            Held: it is another's.
+        """
+        if self.settings.processes_per_job == 1:
+            with held(folder):
+                yield
+            return
+        with held(folder / ".job"):
+            with held(folder):
+                pass
+            yield
 
     @contextlib.contextmanager
     def _recorded(self, taken: Taken) -> Generator[None, None, None]:
@@ -203,7 +260,9 @@ class Worker:
                 self.trials.tell(entry.number, report, pruned=True)
             return True
         error = self.study.errors.get(entry.number)
-        if not self.settings.retry_failed and (there == State.FAILED or error):
+        in_this_start = self.settings.worker and (error or (report and report.started >= self.study.begun))
+        again = self.settings.retry_failed and not in_this_start
+        if not again and (there == State.FAILED or error):
             entry.status = "failed"
             entry.error = error or (report.error if report and report.error else "")
             return True
@@ -290,7 +349,8 @@ class Worker:
         """Begin what may begin now; whether there is anything to go on with."""
         from chatbot_sft import pipeline
 
-        while not (live and self.settings.sampler) and (point := next(points, None)):
+        most = 1 if self.settings.sampler else self._share
+        while len(live) < most and (point := next(points, None)):
             if taken := self._take(point):
                 job = taken.job
                 taken.turns = pipeline.turns(
@@ -298,6 +358,12 @@ class Worker:
                 )
                 live.append(taken)
         return bool(live)
+
+    @property
+    def _share(self) -> int:
+        """How many jobs take turns in this process: with other workers not all of them."""
+        workers = self.settings.workers if self.settings.worker else 1
+        return math.ceil(len(self.study.points) / workers) if isinstance(workers, int) else 1
 
     def _turn(self, taken: Taken, live: list[Taken]) -> bool:
         """A turn of a job; whether it may be judged now: it goes on, and has another held-out loss."""
@@ -365,7 +431,7 @@ class Worker:
             return
         if text := self._unjudged():
             print(shown_line(text), file=sys.stderr)
-        if left := len(self.study.points) - len(self.entries):
+        if not self.settings.worker and (left := len(self.study.points) - len(self.entries)):
             again = shown_line(self.study.command)
             print(f"{left} of {len(self.study.points)} jobs not begun; the same command goes on: {again}")
         for line in table(sorted(self.entries, key=lambda entry: entry.number)):
