@@ -593,12 +593,14 @@ def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny):
     sweep = ("-m", *tiny, "training.max_steps=1", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep")
     first = launch(*sweep)
     assert first.returncode == 0, first.stderr
-    losses = [line.split("  ")[2] for line in first.stdout.splitlines() if line.startswith("job ")]
+    losses = [report_of(tmp_path / "sweep" / job)["training"]["eval_loss"] for job in "01"]
     shutil.rmtree(tmp_path / "sweep" / "1")
     again = launch(*sweep)
     assert again.returncode == 0, again.stderr
-    lines = [line.split("  ")[:3] for line in again.stdout.splitlines() if line.startswith("job ")]
-    assert lines == [["job 0", "done before", losses[0]], ["job 1", "completed", losses[1]]]
+    assert "job 0: done before" in again.stderr
+    assert "job 1: done before" not in again.stderr
+    assert [report_of(tmp_path / "sweep" / job)["training"]["eval_loss"] for job in "01"] == losses
+    assert again.stdout.splitlines()[-2:] == ["2 jobs: 2 completed", "page  sweep/leaderboard.html"]
     # Another space in the same directory is no repetition: nothing is taken for what it is not.
     other = launch(*(f"{word},8" if word.startswith("lora.r=") else word for word in sweep), "seed=1")
     assert "sweep: the sweep there was begun with other settings: seed=1 was not there. Give" in only_error(

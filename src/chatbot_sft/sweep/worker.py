@@ -78,18 +78,19 @@ class Worker:
             UserError: how many jobs have failed.
             Preempted: a signal asked the sweep to stop.
         """
+        ended = False
         try:
             with preemption.handled(), self._timeout():
                 if self.settings.pruner:
                     self._in_turns()
                 else:
                     self._one_by_one()
-            self._compare()
+            ended = True
         except Preempted as stop:
             if stop.signal != self._timeout_name:
                 raise
         finally:
-            self._tell()
+            self._tell(ended)
         if failed := [entry for entry in self.entries if entry.status == "failed"]:
             raise UserError(f"{len(failed)} of {len(self.entries)} jobs failed")
 
@@ -425,8 +426,10 @@ class Worker:
         finally:
             timer.cancel()
 
-    def _tell(self) -> None:
-        """A line a job; the errors have been told when they happened."""
+    def _tell(self, ended: bool) -> None:
+        """The table of those that trained, where the sweep has ended and there are several to compare; else a line a
+        job. The errors have been told when they happened.
+        """
         if not distributed.is_first():
             return
         if text := self._unjudged():
@@ -434,14 +437,12 @@ class Worker:
         if not self.settings.worker and (left := len(self.study.points) - len(self.entries)):
             again = shown_line(self.study.command)
             print(f"{left} of {len(self.study.points)} jobs not begun; the same command goes on: {again}")
-        for line in table(sorted(self.entries, key=lambda entry: entry.number)):
+        if ended and sum(report.task == "train" for report in self.reports) > 1:
+            lines = [*compare.table(self.place.folder), f"page  {self.place.leaderboard_file}"]
+        else:
+            lines = list(table(sorted(self.entries, key=lambda entry: entry.number)))
+        for line in lines:
             print(shown_line(line))
-
-    def _compare(self) -> None:
-        """The table of those that trained, where there are several to compare."""
-        if distributed.is_first() and sum(report.task == "train" for report in self.reports) > 1:
-            for line in compare.table(self.place.folder):
-                print(line)
 
     def _unjudged(self) -> str:
         """What to say where no job that trained has the metric."""
