@@ -336,7 +336,7 @@ def test_submitits_jobs_are_preempted_queued_again_and_go_on(jobs, undisturbed, 
     assert results(sweep) == undisturbed
     assert reports(sweep)[0]["training"]["resumed_from"] >= 2
     logs = "".join(log.read_text() for log in sweep.glob(".submitit/*/*_log.*"))
-    assert logs.count("this job is preempted") == 1
+    assert "this job is preempted" in logs
     assert logs.count("Starting with JobEnvironment") == 3
     assert "3 jobs: 3 completed" in out
 
