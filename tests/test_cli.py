@@ -24,9 +24,9 @@ from chatbot_sft.resources import conf_dir
     ],
 )
 def test_the_repeated_command_has_no_pluses_that_nobody_has_to_type(override, typed):
-    from chatbot_sft import cli
+    from chatbot_sft import hydra_job
 
-    assert cli._typed(override) == typed
+    assert hydra_job.typed(override) == typed
 
 
 def test_help_says_what_there_is(launch, tmp_path):
