@@ -140,8 +140,10 @@ def train(
     resume.refuse_changes(origin, lock.decides, whole=True)
 
     wait.end("data")
-    if settings.brought:
-        log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
+    if from_model := settings.brought["model"]:
+        log.info("model: %s brings %s", settings.model.name, ", ".join(from_model))
+    if from_data := settings.brought["dataset"]:
+        log.info("data: %s brings %s", Path(settings.dataset.data_path).name, ", ".join(from_data))
     stages.model.load_engine()
     wait.end("imports")
     model = stages.model.load()
