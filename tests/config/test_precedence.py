@@ -25,7 +25,7 @@ def composed(tmp_path_factory):
         "training/bare": "_target_: chatbot_sft.train.SFTTrainerWrapper\nmax_steps: 7\n",
         "training/epochs": "defaults: [default]\nnum_train_epochs: 2\n",
         "lora/mine": "defaults: [default]\ntarget_modules: [q_proj]\n",
-        "dataset/mine": "defaults: [default]\ndata_path: mine.json\nbrings: {only_for: null, max_steps: 9}\n",
+        "dataset/mine": "defaults: [default]\ndata_path: mine.json\nbrings: {max_steps: 9}\n",
         "model/mine": "defaults: [local]\nname: org/mine\nbrings: {learning_rate: 3.0e-3}\n",
         "experiment/named": "# @package _global_\nmodel: {name: org/other}\n",
         "experiment/long": "# @package _global_\ntraining: {num_train_epochs: 3}\n",
