@@ -74,7 +74,7 @@ def test_the_readmes_sft_yaml_is_read_and_its_script_names_what_is_there(tmp_pat
 
 
 def test_the_defaults_of_python_and_of_the_command_differ_where_the_readme_says(launch):
-    """Without a run directory, and without what a model's option brings."""
+    """Without a run directory, and without what the options of model and data bring."""
     from omegaconf import OmegaConf
 
     from chatbot_sft.config import SECTIONS, Config
@@ -87,5 +87,11 @@ def test_the_defaults_of_python_and_of_the_command_differ_where_the_readme_says(
     }
     assert differ == {
         *("training.output_dir", "save.save_path", "dataset.data_path", "dataset.format"),
-        *("model.brings", "model.load_in_4bit", "training.max_steps", "training.learning_rate"),
+        *(
+            "model.brings",
+            "dataset.brings",
+            "model.load_in_4bit",
+            "training.max_steps",
+            "training.learning_rate",
+        ),
     }

@@ -415,10 +415,7 @@ def test_a_wheel_works_from_anywhere(tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
-    assert (
-        str(tmp_path / "site" / "chatbot_sft" / "examples" / "thinking_teacher_conversations.json")
-        in shown.stdout
-    )
-    assert (
-        tmp_path / "site" / "chatbot_sft" / "examples" / "thinking_teacher_conversations.json"
-    ).read_bytes() == EXAMPLE.read_bytes()
+    examples = tmp_path / "site" / "chatbot_sft" / "examples"
+    assert f"data_path: {examples / 'white_crane.jsonl'}\n" in shown.stdout
+    for name in ("white_crane.jsonl", "white_crane_golden.jsonl", EXAMPLE.name):
+        assert (examples / name).read_bytes() == (EXAMPLE.parent / name).read_bytes()

@@ -183,8 +183,10 @@ def train(
     resume.refuse_changes(origin, lock.decides, whole=True)
 
     wait.end("data")
-    if settings.brought:
-        log.info("model: %s brings %s", settings.model.name, ", ".join(settings.brought))
+    if from_model := settings.brought["model"]:
+        log.info("model: %s brings %s", settings.model.name, ", ".join(from_model))
+    if from_data := settings.brought["dataset"]:
+        log.info("data: %s brings %s", Path(settings.dataset.data_path).name, ", ".join(from_data))
     stages.model.loan = loan
     stages.model.load_engine()
     wait.end("imports")

@@ -1,4 +1,4 @@
-"""Which setting counts: the user's word, then what the model's option brings, then the default."""
+"""Which setting counts: the user's word, then what the options of data and model bring, then the default."""
 
 import pytest
 import yaml
@@ -8,8 +8,9 @@ from chatbot_sft import ConfigLoader, UserError
 from chatbot_sft.config import BringsConfig, Config
 from chatbot_sft.resources import conf_dir
 
-BROUGHT = {"training.max_steps": 24, "training.learning_rate": 2e-3, "model.load_in_4bit": False}
-USUAL = {"training.max_steps": 30, "training.learning_rate": 2e-4, "model.load_in_4bit": True}
+EXAMPLES = 100  # steps that the default data brings
+BROUGHT = {"training.max_steps": EXAMPLES, "training.learning_rate": 2e-3, "model.load_in_4bit": False}
+USUAL = {"training.max_steps": EXAMPLES, "training.learning_rate": 2e-4, "model.load_in_4bit": True}
 EVERY_PROJECTION = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -24,6 +25,7 @@ def composed(tmp_path_factory):
         "training/bare": "_target_: chatbot_sft.train.SFTTrainerWrapper\nmax_steps: 7\n",
         "training/epochs": "defaults: [default]\nnum_train_epochs: 2\n",
         "lora/mine": "defaults: [default]\ntarget_modules: [q_proj]\n",
+        "dataset/mine": "defaults: [default]\ndata_path: mine.json\nbrings: {max_steps: 9}\n",
         "model/mine": "defaults: [local]\nname: org/mine\nbrings: {learning_rate: 3.0e-3}\n",
         "experiment/named": "# @package _global_\nmodel: {name: org/other}\n",
         "experiment/long": "# @package _global_\ntraining: {num_train_epochs: 3}\n",
@@ -63,14 +65,14 @@ def composed(tmp_path_factory):
             {"training.max_steps": 9, "training.learning_rate": 1e-5},
         ),
         (["training=bare"], {"training.max_steps": 7}),
-        (["experiment=rate"], {"training.max_steps": 24, "training.learning_rate": 1e-6}),
+        (["experiment=rate"], {"training.max_steps": EXAMPLES, "training.learning_rate": 1e-6}),
         (
             ["training.learning_rate=2.0e-4"],
             {"training.learning_rate": 2e-4},
         ),  # the default's own value, said by the user
         (
             ["lora=none"],
-            {"training.max_steps": 24, "training.learning_rate": 2e-4, "model.load_in_4bit": False},
+            {"training.max_steps": EXAMPLES, "training.learning_rate": 2e-4, "model.load_in_4bit": False},
         ),
         (["lora.r=0"], {"training.learning_rate": 2e-4}),
         (["lora=none", "training.learning_rate=5e-5"], {"training.learning_rate": 5e-5}),
@@ -79,7 +81,24 @@ def composed(tmp_path_factory):
         (["model=phi4_mini", "lora=mine"], {"lora.target_modules": ["q_proj"]}),
         (["model=phi4_mini", "lora.target_modules=[q_proj]"], {"lora.target_modules": ["q_proj"]}),
         (["model=llama3b"], {"lora.target_modules": EVERY_PROJECTION}),
-        (["model=mine"], {"training.max_steps": 30, "training.learning_rate": 3e-3}),
+        (["model=mine"], {"training.max_steps": EXAMPLES, "training.learning_rate": 3e-3}),
+        # what the data brings is for that data alone; on data of one's own the model's word counts
+        (["dataset.data_path=mine.json"], {**BROUGHT, "training.max_steps": 24}),
+        (["model=llama3b", "dataset.data_path=mine.json"], {**USUAL, "training.max_steps": 30}),
+        (
+            ["model=mine", "dataset.data_path=a.json"],
+            {"training.max_steps": 30, "training.learning_rate": 3e-3},
+        ),
+        (["dataset.sources=[{data_path: a.json}]"], {"training.max_steps": 24}),
+        (["dataset=thinking_teacher"], {"training.max_steps": 24}),
+        (["dataset=thinking_teacher", "model=llama3b"], {**USUAL, "training.max_steps": 30}),
+        (["dataset=mine"], {"training.max_steps": 9, "training.learning_rate": 2e-3}),
+        (["dataset=mine", "training=slow"], {"training.max_steps": 7}),
+        (["experiment=company"], {**USUAL, "training.max_steps": None, "training.num_train_epochs": 3}),
+        (
+            ["experiment=company", "dataset=mine"],
+            {"dataset.data_path": "mine.json", "training.max_steps": None},
+        ),
         # two lengths: a default gives way, the command line beats a file
         (["training.num_train_epochs=3"], {"training.max_steps": None, "training.num_train_epochs": 3}),
         (["training=epochs"], {"training.max_steps": None, "training.num_train_epochs": 2}),
@@ -100,7 +119,7 @@ def composed(tmp_path_factory):
             ["training.max_steps=null", "training.num_train_epochs=1"],
             {"training.max_steps": None, "training.num_train_epochs": 1},
         ),
-        (["training.num_train_epochs=null"], {"training.max_steps": 24}),
+        (["training.num_train_epochs=null"], {"training.max_steps": EXAMPLES}),
         (["training.warmup_ratio=0.1"], {"training.warmup_steps": None, "training.warmup_ratio": 0.1}),
         (["training.warmup_steps=0.1"], {"training.warmup_steps": 0.1}),
     ],
@@ -153,6 +172,11 @@ def test_what_the_user_names_wins(composed, overrides, expected):
             ),
         ),
         (["++model.brings.learning_rate=fast"], "model.brings.learning_rate='fast': "),
+        (
+            ["++dataset.brings.max_step=3"],
+            "dataset.brings.max_step: a dataset's option may bring max_steps, only_for; did you mean max_steps?",
+        ),
+        (["++dataset.brings.max_steps=many"], "dataset.brings.max_steps='many': "),
     ],
 )
 def test_two_words_of_the_users_are_refused(composed, overrides, message):
@@ -222,31 +246,38 @@ def test_the_python_interface_follows_the_same_rules(tmp_path):
     assert (merged["training"]["max_steps"], merged["training"]["num_train_epochs"]) == (5, None)
     brings = {"max_steps": 5, "learning_rate": 1e-3}
     config = Config.from_mapping({"model": {"name": "a/b", "brings": brings}, "training": {"max_steps": 6}})
-    assert (config.training.max_steps, config.training.learning_rate, config.brought) == (
+    assert (config.training.max_steps, config.training.learning_rate, config.brought["model"]) == (
         6,
         1e-3,
         ["learning_rate=0.001"],
     )
-    assert Config.from_mapping({"model": {"brings": {**brings, "only_for": "a/b"}}}).brought == []
+    assert Config.from_mapping({"model": {"brings": {**brings, "only_for": "a/b"}}}).brought["model"] == []
+    both = {"model": {"brings": brings}, "dataset": {"brings": {"max_steps": 9}}}
+    config = Config.from_mapping(both)
+    assert config.training.max_steps == 9
+    assert config.brought == {"model": ["learning_rate=0.001"], "dataset": ["max_steps=9"]}
 
 
 def test_what_a_model_brings_is_said_in_the_run(launch, tiny, tmp_path):
     given = [word for word in tiny if not word.startswith("training.max_steps")]
     process = launch(
         *given,
-        "+model.brings={max_steps: 2, learning_rate: 1e-3}",
+        "+model.brings={load_in_4bit: false, max_steps: 3, learning_rate: 1e-3}",
+        "dataset.brings={only_for: null, max_steps: 2}",
         "training.learning_rate=1e-4",
         "save=none",
     )
     assert process.returncode == 0, process.stderr
     name = next(word for word in tiny if word.startswith("model.name=")).removeprefix("model.name=")
-    assert f"model: {name} brings max_steps=2\n" in process.stderr
+    assert f"model: {name} brings load_in_4bit=False\n" in process.stderr
+    assert "data: thinking_teacher_conversations.json brings max_steps=2\n" in process.stderr
     assert report_of(tmp_path)["training"]["steps"] == 2
 
 
 def test_shown_plainly(launch):
     shown = yaml.safe_load(launch("--cfg", "job").stdout)
-    assert shown["training"]["max_steps"] == 24
+    assert shown["training"]["max_steps"] == EXAMPLES
+    assert shown["dataset"]["brings"] == {"max_steps": EXAMPLES}
     assert shown["model"]["brings"] == {"load_in_4bit": False, "max_steps": 24, "learning_rate": 2e-3}
     assert only_error(launch("training.max_steps=3", "training.num_train_epochs=2")).startswith(
         "training.max_steps=3 and training.num_train_epochs=2"

@@ -3,6 +3,7 @@ formatting function.
 """
 
 import json
+import re
 import sys
 from collections import Counter
 
@@ -44,6 +45,40 @@ def test_the_example_data_is_as_its_readme_says():
     )
     texts = [m["content"] for row in rows for m in row["messages"] if m["role"] != "system"]
     assert len(set(texts)) == len(texts)
+
+
+def json_lines(name):
+    return [json.loads(line) for line in (EXAMPLE.parent / name).read_text(encoding="utf-8").splitlines()]
+
+
+def shingles(text):
+    """Runs of four letters, spaces among them."""
+    plain = re.sub(r"[^\w ]", "", text.lower())
+    return {plain[at : at + 4] for at in range(len(plain) - 3)}
+
+
+def test_the_quick_start_data_is_as_its_readme_says():
+    rows = [row["messages"] for row in json_lines("white_crane.jsonl")]
+    assert len(rows) == 296
+    asked = [[m["content"] for m in row if m["role"] == "user"] for row in rows]
+    assert [len(questions) for questions in asked].count(2) == 16
+    assert sum(row[0]["role"] == "system" for row in rows) == 25
+    questions = [question for row in asked for question in row]
+    assert len(set(map(str.lower, questions))) == len(questions)
+
+
+def test_the_golden_questions_are_not_in_the_training_data_and_can_be_answered_from_it():
+    rows, golden = json_lines("white_crane.jsonl"), json_lines("white_crane_golden.jsonl")
+    assert len(golden) == len({case["id"] for case in golden}) == 40
+    said = [m["content"] for row in rows for m in row["messages"]]
+    trained = [shingles(text) for text in said]
+    for case in golden:
+        assert case["tags"]
+        (question,) = (m["content"] for m in case["messages"])
+        own = shingles(question)
+        assert max(len(own & other) / len(own | other) for other in trained) < 0.6, question
+        facts = [[fact] if isinstance(fact, str) else fact for fact in case["contains"]]
+        assert any(all(any(form in text for form in forms) for forms in facts) for text in said), case["id"]
 
 
 def test_thinking_is_kept_or_dropped(tmp_path, tokenizer):

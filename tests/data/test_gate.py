@@ -433,7 +433,8 @@ def test_what_becomes_of_a_system_prompt(smollm2, source, fact):
 
 @pytest.mark.slow
 def test_the_check_task_reports_and_stops(launch, tmp_path):
-    process = launch("task=check", "hydra.run.dir=run")
+    check = ("task=check", "dataset=thinking_teacher")
+    process = launch(*check, "hydra.run.dir=run")
     assert process.returncode == 0, process.stderr
     assert "conversations  244: 220 trained, 24 held out" in process.stdout
     assert "63% of them trained" in process.stdout
@@ -447,7 +448,7 @@ def test_the_check_task_reports_and_stops(launch, tmp_path):
     page = (tmp_path / "run" / "data_preview.html").read_text(encoding="utf-8")
     assert page.count("<mark>") >= 40
     assert page.count('title="measured on, not trained on"') > 0
-    again = launch("task=check", "hydra.run.dir=again")
+    again = launch(*check, "hydra.run.dir=again")
     assert json.loads((tmp_path / "again" / "data_report.json").read_text())["cached"] is True
     assert again.stdout.replace("again/", "run/") == process.stdout
     write_json(tmp_path / "mine.json", conversations(20, history=[]) + conversations(1, history="x"))

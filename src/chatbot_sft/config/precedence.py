@@ -1,4 +1,5 @@
-"""Which of two settings counts: what the user names; then what the model's option brings; then the default.
+"""Which of two settings counts: what the user names; then what the option of the data brings; then that of the
+model; then the default.
 
 In `conf/`, a default that gives way is written `${default:…}`: any plain value put in its place wins, by
 Hydra's own rules.
@@ -18,18 +19,8 @@ RIVALS = {"max_steps": "num_train_epochs", "warmup_steps": "warmup_ratio"}
 # What a model brings for an adapter says nothing about training every weight.
 OF_LORA = ("learning_rate", "target_modules")
 GIVES_WAY = "${default:"
-
-
-def brought(name: Any, brings: Mapping[str, Any] | None, lora_rank: Any) -> dict[str, Any]:
-    """Key → value of what the model's option sets in place of defaults, as `config.BringsConfig` has them."""
-    given = dict(brings or {})
-    if given.pop("only_for", None) not in (None, name):
-        return {}
-    return {
-        key: value
-        for key, value in given.items()
-        if value is not None and not (lora_rank == 0 and key in OF_LORA)
-    }
+# The sections whose options may bring something, each with its key that `only_for` is a value of.
+BRINGING = {"model": "name", "dataset": "data_path"}
 
 
 def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfig) -> Any:
@@ -37,15 +28,34 @@ def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfi
     key = _node_._key()
     if key in RIVALS and _parent_.get(RIVALS[key]) is not None:
         return None
-    return _brought_in(_root_).get(key, value)
+    return all_brought(_root_).get(key, value)
 
 
-def _brought_in(config: DictConfig) -> dict[str, Any]:
-    return brought(
-        name=OmegaConf.select(config, "model.name"),
-        brings=OmegaConf.select(config, "model.brings"),
-        lora_rank=OmegaConf.select(config, "lora.r"),
-    )
+def brought_by(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Key → value of what the option of a `section`, model or dataset, sets in place of defaults, as
+    `config.BRINGS` has them; nothing where it is meant for another name than this `config` has.
+    """
+    given = _mapping(config, section)
+    brings = dict(given.get("brings") or {})
+    only_for = brings.pop("only_for", None)
+    name = None if given.get("sources") else given.get(BRINGING[section])  # a mixture has no data_path
+    if only_for not in (None, name):
+        return {}
+    full = _mapping(config, "lora").get("r") == 0
+    return {
+        key: value for key, value in brings.items() if value is not None and not (full and key in OF_LORA)
+    }
+
+
+def all_brought(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of model and data bring: what an amount of data needs counts over what a model does."""
+    return {**brought_by("model", config), **brought_by("dataset", config)}
+
+
+def _mapping(config: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """A section as it is given; empty where it is no section."""
+    given = config.get(section)
+    return given if isinstance(given, Mapping) else {}
 
 
 def ended_by(training: Mapping[str, Any]) -> list[str]:
@@ -55,11 +65,14 @@ def ended_by(training: Mapping[str, Any]) -> list[str]:
 
 
 def settle(config: DictConfig) -> None:
-    """Replace every `${default:…}` by what it comes to, and `model.brings` by what of it counts."""
+    """Replace every `${default:…}` by what it comes to, and what an option `brings` by what of it counts."""
+    for name, key in BRINGING.items():
+        OmegaConf.select(config, f"{name}.{key}")  # what is wrong with it is said of this key
     for section in config.values():
         if isinstance(section, DictConfig):
             for key, written in as_dict(section, resolve=False).items():
                 if str(written).startswith(GIVES_WAY):
                     section[key] = section[key]
-    if OmegaConf.select(config, "model.brings"):
-        config.model.brings = _brought_in(config)
+    for name in BRINGING:
+        if OmegaConf.select(config, f"{name}.brings"):
+            config[name].brings = brought_by(name, config)

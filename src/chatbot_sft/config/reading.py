@@ -14,14 +14,14 @@ from omegaconf.errors import OmegaConfBaseException
 from chatbot_sft.config import aliases, sft_arguments
 from chatbot_sft.config.checks import check_values
 from chatbot_sft.config.containers import as_dict
-from chatbot_sft.config.precedence import brought, ended_by
+from chatbot_sft.config.precedence import all_brought, ended_by
 from chatbot_sft.config.schema import (
+    BRINGS,
     OUR_PACKAGE,
     OVERLAYS,
     PATH_KEYS,
     SECTIONS,
     TOP,
-    BringsConfig,
     Config,
     SourceConfig,
     kind_of,
@@ -96,23 +96,21 @@ def _check_unknown(section: str, target: str, unknown: Mapping[str, Any]) -> Non
 
 
 def _brought(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What `model.brings` of this configuration comes to, checked."""
-    model, lora = _mapping(plain, "model"), _mapping(plain, "lora")
-    given = model.get("brings") or {}
-    known = {f.name for f in fields(BringsConfig)}
-    for key in given:
-        if key not in known:
-            choices = ", ".join(sorted(known))
-            raise UserError(
-                f"model.brings.{key}: a model's option may bring {choices}{did_you_mean(key, known)}"
-            )
-    return brought(model.get("name"), _typed("model.brings", BringsConfig, dict(given)), lora.get("r"))
-
-
-def _mapping(plain: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A section as it is given; empty where it is no section."""
-    section = plain.get(name)
-    return section if isinstance(section, Mapping) else {}
+    """What the options of this configuration bring, checked."""
+    checked = dict(plain)
+    for name, what in BRINGS.items():
+        section = plain.get(name)
+        if not isinstance(section, Mapping) or not section.get("brings"):
+            continue
+        known = {f.name for f in fields(what)}
+        for key in section["brings"]:
+            if key not in known:
+                choices = ", ".join(sorted(known))
+                raise UserError(
+                    f"{name}.brings.{key}: a {name}'s option may bring {choices}{did_you_mean(key, known)}"
+                )
+        checked[name] = {**section, "brings": _typed(f"{name}.brings", what, dict(section["brings"]))}
+    return all_brought(checked)
 
 
 def known_override(key: str) -> bool:

@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig
 
 from chatbot_sft.config import sft_arguments
 from chatbot_sft.config.key import ABOUT, Bound, Key, described, key, one_of
-from chatbot_sft.config.precedence import brought
+from chatbot_sft.config.precedence import BRINGING, brought_by
 from chatbot_sft.errors import UserError
 
 OUR_PACKAGE = "chatbot_sft."
@@ -72,6 +72,17 @@ class BringsConfig:
     max_steps: int | None = None
     learning_rate: float | None = None
     target_modules: Any = None
+
+
+@dataclass
+class DataBringsConfig:
+    """What an option of `conf/dataset` sets in place of defaults; see `precedence`."""
+
+    only_for: str | None = None  # the dataset.data_path that it is meant for; null: whatever the data
+    max_steps: int | None = None
+
+
+BRINGS: dict[str, type] = {"model": BringsConfig, "dataset": DataBringsConfig}
 
 
 @dataclass
@@ -251,6 +262,10 @@ class DatasetConfig(Section):
     )
     chat_template_kwargs: dict[str, Any] = key(
         {}, "given to the chat template: {enable_thinking: false}", through=ROWS
+    )
+    # A DataBringsConfig.
+    brings: dict[str, Any] = key(
+        {}, "what this data needs in place of the default training.max_steps: {max_steps: 200}", decides=False
     )
 
     @property
@@ -624,20 +639,24 @@ class Config(Mapping[str, Any]):
         return isinstance(init, str) and (init in ("olora", "loftq") or init.startswith("pissa"))
 
     @property
-    def brought(self) -> list[str]:
-        """What the model's option brought and nobody changed, as "key=value"."""
-        defaults = brought(self.model.name, self.model.brings, self.lora.r)
+    def brought(self) -> dict[str, list[str]]:
+        """What the options of the model and of the data brought and nobody changed: section → "key=value"s."""
+        plain = asdict(self)
         used = {
             name: getattr(section, name)
             for section in (self.model, self.lora, self.training)
             for name in names(type(section))
-            if name in defaults
         }
-        return [
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in defaults.items()
-            if used[key] == value
-        ]
+        found = {}
+        for section in BRINGING:
+            counts = {
+                key: value for key, value in brought_by(section, plain).items() if used.get(key) == value
+            }
+            found[section] = [
+                f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in counts.items()
+            ]
+        return found
 
     @property
     def effective_batch_size(self) -> int:
