@@ -15,6 +15,7 @@ from yaml import YAMLError
 from chatbot_sft import places
 from chatbot_sft.config import Config, effects
 from chatbot_sft.errors import UserError
+from chatbot_sft.evaluation import task as evaluation
 from chatbot_sft.export import check_overrides
 from chatbot_sft.model.base import located
 from chatbot_sft.report.masking import referring
@@ -26,11 +27,13 @@ from chatbot_sft.train import resume
 
 def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Raises UserError where the run directory, or a place beside it, is none for this run; or `overrides`
-    are none of an export.
+    are none of an export or an evaluation.
     """
     settings = located(Config.from_mapping(config))
     if settings.task == "export":
         check_overrides(list(overrides))
+    if settings.task == "evaluate":
+        evaluation.refuse(settings, overrides)
     places.check_run(settings)
     refuse_written_over(settings)
     refuse_taken(settings)
@@ -92,7 +95,7 @@ def other_export(run: Run, config: Mapping[str, Any]) -> str:
         or not isinstance(config.get("save"), Mapping)
     ):
         return ""
-    aside, now = dict.fromkeys(("save", "paths")), referring(dict(config))
+    aside, now = dict.fromkeys(("save", "paths", "evaluation")), referring(dict(config))
     if before | aside != now | aside:
         return ""
     changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}
