@@ -48,13 +48,13 @@ def contestants(settings: Config) -> Iterator[Contestant]:
     file = find(settings.run) if settings.run else None
     base = file if file and file.has_base else None
     title = "after" if base or against else "model"
-    yield _on_disk(title, file, settings) if file else _remote(title, against, settings)
+    yield _on_disk(title, str(settings.run), file, settings) if file else _remote(title, against, settings)
     if base:
         yield _base_of(base, settings)
     elif file:
         log.info("before: what %s was trained on is not written in it, so that is not asked", file.path)
     if against:
-        yield _on_disk("earlier", against, settings)
+        yield _on_disk("earlier", str(asked.against), against, settings)
 
 
 def free_memory() -> None:
@@ -65,10 +65,11 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _on_disk(title: str, file: ModelOnDisk, settings: Config) -> Contestant:
+def _on_disk(title: str, named: str, file: ModelOnDisk, settings: Config) -> Contestant:
+    kind = f" ({file.kind})" if Path(named).is_dir() else ""
     return Contestant(
         title,
-        str(file.path),
+        f"{named}{kind}",
         _files(file.path),
         functools.partial(_local, file.open, settings),
         lambda asked: _system_of(file, asked),
