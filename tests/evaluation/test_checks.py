@@ -120,25 +120,24 @@ def test_json_is_found_bare_and_in_a_fence(value):
     assert json_in(text) == json_in(f"```json\n{text}\n```") == value
 
 
-class TestJsonSchema:
-    schema = {
-        "type": "object",
-        "required": ["day"],
-        "properties": {"day": {"enum": ["Mon", "Tue"]}},
-        "additionalProperties": False,
-    }
+DAY = {
+    "type": "object",
+    "required": ["day"],
+    "properties": {"day": {"enum": ["Mon", "Tue"]}},
+    "additionalProperties": False,
+}
 
+
+class TestJsonSchema:
     @pytest.fixture(autouse=True)
     def installed(self):
         pytest.importorskip("jsonschema")
 
     def test_answers(self):
-        assert fault("json_schema", self.schema, '```json\n{"day": "Tue"}\n```') == ""
-        assert (
-            fault("json_schema", self.schema, '{"day": "Sun"}') == "$.day: 'Sun' is not one of ['Mon', 'Tue']"
-        )
-        assert fault("json_schema", self.schema, 'Sure! {"day": "Tue"}').startswith("is not JSON")
-        assert fault("json_schema", self.schema, "[" * 100_000).startswith("is not JSON")
+        assert fault("json_schema", DAY, '```json\n{"day": "Tue"}\n```') == ""
+        assert fault("json_schema", DAY, '{"day": "Sun"}') == "$.day: 'Sun' is not one of ['Mon', 'Tue']"
+        assert fault("json_schema", DAY, 'Sure! {"day": "Tue"}').startswith("is not JSON")
+        assert fault("json_schema", DAY, "[" * 100_000).startswith("is not JSON")
 
     @pytest.mark.parametrize(
         ("schema", "message"),

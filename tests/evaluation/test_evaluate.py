@@ -22,7 +22,7 @@ def golden(tmp_path_factory):
 
 def test_a_run_beside_its_base_and_an_earlier_run(launch, tiny, golden, tmp_path):
     run, evaluation = tmp_path / "run", tmp_path / "evaluation"
-    trained = launch(*tiny, "save=lora", "dataset.system_prompt=Be Mai.", f"hydra.run.dir={run}")
+    trained = launch(*tiny, "save=lora", f"hydra.run.dir={run}")
     assert trained.returncode == 0, trained.stderr
     command = [
         "task=evaluate", f"run={run}", f"evaluation.golden={golden}", "evaluation.max_new_tokens=6", "evaluation.batch_size=3",
@@ -36,7 +36,9 @@ def test_a_run_beside_its_base_and_an_earlier_run(launch, tiny, golden, tmp_path
     ]
     found = json.loads((evaluation / "evaluation.json").read_text())
     assert [model["title"] for model in found["models"]] == ["before", "earlier", "after"]
-    assert {model["system_prompt"] for model in found["models"]} == {"Be Mai."}
+    assert {model["system_prompt"] for model in found["models"]} == {
+        "Bạn là Mai, trợ lý của Bia Hạc Trắng."
+    }  # as trained
     for case in found["cases"]:  # the run against itself: greedy answers are the same
         assert case["answers"]["earlier"] == case["answers"]["after"]
     assert len((evaluation / "answers.jsonl").read_text().splitlines()) == 12  # the same model, asked once

@@ -93,12 +93,12 @@ def test_the_model_is_one_that_the_server_has(server):
         UserError, match=r"^evaluation.model=lama-3: http.* has no such model; did you mean llama-3\?"
     ):
         client(server, model="lama-3").choose()
-    with pytest.raises(UserError, match="it has 2 models; name one: evaluation.model=qwen:latest, llama-3"):
+    with pytest.raises(UserError, match=r"it has 2 models; name one: evaluation.model=qwen:latest, llama-3"):
         client(server, model=None).choose()
     server.models = None  # not every server has a list
     assert client(server, model="any").choose() == "any"
     with pytest.raises(
-        UserError, match="it does not say which models it has; name one: evaluation.model=NAME"
+        UserError, match=r"it does not say which models it has; name one: evaluation.model=NAME"
     ):
         client(server, model=None).choose()
     server.models = b"<html>It works!"
@@ -116,7 +116,7 @@ def test_a_key_comes_from_the_environment_and_is_not_said(server, monkeypatch):
     assert "abcdefgh" not in str(caught.value) + repr(asking)
     assert "Authorization" not in client(server).client.headers
     with pytest.raises(
-        UserError, match="evaluation.api_key_variable: the environment has no variable of that name"
+        UserError, match=r"evaluation.api_key_variable: the environment has no variable of that name"
     ):
         client(server, variable="NO_SUCH_KEY")
 
@@ -286,8 +286,12 @@ def test_the_key_is_in_no_file(server, tmp_path, monkeypatch):
             "training.max_steps: task=evaluate trains nothing",
         ),
         (
-            ["evaluation.golden=golden.jsonl", "evaluation.api_key_variable=NO_SUCH_KEY"],
-            "evaluation.api_key_variable: the environment has no variable",
+            [
+                "evaluation.golden=golden.jsonl",
+                "evaluation.judge_url=http://localhost/v1",
+                "evaluation.judge_api_key_variable=NO_SUCH_KEY",
+            ],
+            "evaluation.judge_api_key_variable: the environment has no variable",
         ),
     ],
 )
