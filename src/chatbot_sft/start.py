@@ -34,6 +34,8 @@ def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
         check_overrides(list(overrides))
     if settings.task == "evaluate":
         evaluation.refuse(settings, overrides)
+    if settings.training.golden_steps is not None:
+        evaluation.read_golden(settings)
     places.check_run(settings)
     refuse_written_over(settings)
     refuse_taken(settings)

@@ -22,8 +22,17 @@ def golden(tmp_path_factory):
 
 def test_a_run_beside_its_base_and_an_earlier_run(launch, tiny, golden, tmp_path):
     run, evaluation = tmp_path / "run", tmp_path / "evaluation"
-    trained = launch(*tiny, "save=lora", f"hydra.run.dir={run}")
+    asking = [f"evaluation.golden={golden}", "training.golden_steps=1", "evaluation.max_new_tokens=6"]
+    trained = launch(*tiny, "save=lora", *asking, f"hydra.run.dir={run}")
     assert trained.returncode == 0, trained.stderr
+    report = json.loads((run / "report.json").read_text())
+    assert report["evaluation"]["steps"] == [{"step": step, "passed": 5 / 6} for step in (0, 1, 2)]
+    assert (report["evaluation"]["before"], report["evaluation"]["passed"]) == (5 / 6, 5 / 6)
+    assert "| passed at step | 0: 83.3%, 1: 83.3%, 2: 83.3% |" in (run / "report.md").read_text()
+    unasked = launch(*tiny, "save=none", f"hydra.run.dir={tmp_path / 'unasked'}")
+    assert unasked.returncode == 0, unasked.stderr
+    other = json.loads((tmp_path / "unasked" / "report.json").read_text())
+    assert other["training"]["history"] == report["training"]["history"]  # as if nothing had been asked
     command = [
         "task=evaluate", f"run={run}", f"evaluation.golden={golden}", "evaluation.max_new_tokens=6", "evaluation.batch_size=3",
     ]  # fmt: skip

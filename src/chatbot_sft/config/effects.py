@@ -68,6 +68,7 @@ REFUSED: tuple[Needs, ...] = (
         lambda c: c.training.sample_max_new_tokens > 0,
         "training.sample_max_new_tokens above 0",
     ),
+    ("training.golden_steps", lambda c: c.evaluation.golden is not None, "evaluation.golden"),
     *(
         (f"evaluation.{key}", lambda c: c.task == "evaluate", "task=evaluate")
         for key in ("against", "minimum", "url", "judge_url")

@@ -365,6 +365,12 @@ class TrainingConfig(Section):
         bound=Bound(None, STEPS),
         decides=False,
     )
+    golden_steps: int | None = key(
+        None,
+        "optimizer steps between evaluations of evaluation.golden, before and after training too; null: none",
+        bound=Bound(1, STEPS),
+        decides=False,
+    )
     per_device_eval_batch_size: int | None = key(
         None, "null: as in training", bound=Bound(1, 10**6), decides=False
     )

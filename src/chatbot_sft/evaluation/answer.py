@@ -47,6 +47,13 @@ class Prompt:
     messages: Sequence[Message]
 
 
+class Keeping(Protocol):
+    """Where answers are kept: `Kept`, or nowhere."""
+
+    def get(self, prompt: Prompt) -> Answer | None: ...
+    def put(self, prompt: Prompt, answer: Answer) -> None: ...
+
+
 class Kept:
     """Answers in a file, a line each as soon as it is there. `identity` says who answers, and how."""
 
@@ -84,7 +91,7 @@ def _lines(file: Path) -> Iterator[tuple[str, Answer]]:
 class Asked(Protocol):
     """Who answers: `Local` and `Remote` are the two."""
 
-    def answers(self, prompts: Sequence[Prompt], kept: Kept, told: Callable[[int], Any]) -> list[Answer]:
+    def answers(self, prompts: Sequence[Prompt], kept: Keeping, told: Callable[[int], Any]) -> list[Answer]:
         """One for each of `prompts`; `told` hears how many more there are, each time.
 
         Raises:
@@ -104,7 +111,7 @@ class Local:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
 
-    def answers(self, prompts: Sequence[Prompt], kept: Kept, told: Callable[[int], Any]) -> list[Answer]:
+    def answers(self, prompts: Sequence[Prompt], kept: Keeping, told: Callable[[int], Any]) -> list[Answer]:
         ids = [self._ids(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda place: -len(ids[place]))
         found: dict[int, Answer] = {}
@@ -145,7 +152,7 @@ class Remote:
         self.max_new_tokens = max_new_tokens
         self.at_once = at_once
 
-    def answers(self, prompts: Sequence[Prompt], kept: Kept, told: Callable[[int], Any]) -> list[Answer]:
+    def answers(self, prompts: Sequence[Prompt], kept: Keeping, told: Callable[[int], Any]) -> list[Answer]:
         found = {place: kept.get(prompt) for place, prompt in enumerate(prompts)}
         missing = [place for place, answer in found.items() if answer is None]
         told(len(prompts) - len(missing))
@@ -163,7 +170,7 @@ class Remote:
             pool.shutdown(wait=False, cancel_futures=True)
         return [answer for answer in found.values() if answer]
 
-    def _ask(self, prompt: Prompt, kept: Kept) -> Answer:
+    def _ask(self, prompt: Prompt, kept: Keeping) -> Answer:
         try:
             answer = self.server.answer(prompt.messages, self.max_new_tokens)
         except UserError as error:

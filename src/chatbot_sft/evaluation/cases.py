@@ -68,6 +68,13 @@ def read(file: Path) -> list[Case]:
     return cases
 
 
+def opened(case: Case, system_prompt: str | None) -> list[Message]:
+    """The messages of a case, behind `system_prompt` where it has none of its own."""
+    if system_prompt is None or case.messages[0]["role"] == "system":
+        return case.messages
+    return [{"role": "system", "content": system_prompt}, *case.messages]
+
+
 def _rows(file: Path, name: str) -> Iterator[Row]:
     with streams.opened(file) as members:
         for member, stream in members:

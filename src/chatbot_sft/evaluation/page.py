@@ -147,8 +147,9 @@ def _answer(column: Column, graded: Graded) -> str:
     judge = graded.verdict.reason if graded.verdict and graded.verdict.passed else ""
     judge = f"<li class=yes><b>judge</b> {said(judge)}</li>" if judge else ""
     said_of = f"<ul>{faults}{untold}{judge}</ul>" if faults or untold or judge else ""
+    head = f"{said(column.title)}: {WORDS[graded.passed]}<s>{_length(graded)}</s>"
     return (
-        f"<section class={_class(graded.passed)}><h3>{said(column.title)}<s>{_length(graded)}</s></h3>"
+        f"<section class={_class(graded.passed)}><h3>{head}</h3>"
         f"<p>{said(graded.answer.text) or '<s>nothing</s>'}</p>{said_of}</section>"
     )
 

@@ -47,7 +47,7 @@ def refuse(settings: Config, overrides: Sequence[str] = ()) -> None:
     if distributed.processes() > 1:
         raise UserError("task=evaluate runs in one process; start it without torchrun")
     asked = settings.evaluation
-    golden.read(_golden(settings))
+    read_golden(settings)
     check_variable("evaluation.api_key_variable", asked.api_key_variable)
     check_variable("evaluation.judge_api_key_variable", asked.judge_api_key_variable)
 
@@ -60,7 +60,7 @@ def evaluate(settings: Config, report: Report) -> None:
     """
     run, asked = Run.of(settings), settings.evaluation
     report.run = settings.run or asked.url
-    cases = golden.read(_golden(settings))
+    cases = read_golden(settings)
     if run.evaluation_file.exists():  # that one was finished: a new one asks again
         run.answers_file.unlink(missing_ok=True)
         run.evaluation_file.unlink()
@@ -83,6 +83,11 @@ def evaluate(settings: Config, report: Report) -> None:
     _refuse_below(asked.minimum, evaluation)
 
 
+def read_golden(settings: Config) -> list[Case]:
+    """Raises UserError where evaluation.golden is no golden file."""
+    return golden.read(_golden(settings))
+
+
 def _golden(settings: Config) -> Path:
     return Path(str(settings.evaluation.golden))  # given, as config/checks.py has seen to
 
@@ -98,13 +103,7 @@ def _column(
     title, asked, run = contestant.title, contestant.open(), Run.of(settings)
     if settings.evaluation.system_prompt is None:
         system = contestant.trained_system(asked) or system
-    opening = [{"role": "system", "content": system}] if system else []
-    prompts = [
-        Prompt(
-            case.row, case.messages if case.messages[0]["role"] == "system" else [*opening, *case.messages]
-        )
-        for case in cases
-    ]
+    prompts = [Prompt(case.row, golden.opened(case, system)) for case in cases]
     how = [contestant.identity, settings.evaluation.max_new_tokens, settings.evaluation.batch_size]
     begun = time.perf_counter()
     with tqdm(

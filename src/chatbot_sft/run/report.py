@@ -125,7 +125,7 @@ class Plan:
 
 @dataclass
 class Evaluation:
-    """What `task=evaluate` found: how many of the `cases` of a golden file passed, and by how much that is more.
+    """What `task=evaluate` or training.golden_steps found: how many of the `cases` of a golden file passed.
 
     `passed` is a share of all cases, as evaluation.minimum has it, `before` that of the base model, `earlier` that
     of evaluation.against. `unjudged` are cases whose answer nothing says right or wrong of. `page` is for people.
@@ -136,10 +136,11 @@ class Evaluation:
     cases: int
     passed: float
     unjudged: int
-    page: str
+    page: str | None = None
     before: float | None = None
     earlier: float | None = None
     comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `before` and `earlier`
+    steps: list[dict[str, Any]] = field(default_factory=list)  # of a training: step and passed
 
 
 @dataclass
