@@ -487,7 +487,7 @@ class EvaluationConfig:
     )
     max_new_tokens: int = key(256, "of an answer", bound=Bound(1, 2**24), decides=False)
     batch_size: int = key(
-        16, "answers at a time; of a server, requests at a time", bound=Bound(1, 1_024), decides=False
+        32, "answers at a time; of a server, requests at a time", bound=Bound(1, 1_024), decides=False
     )
     system_prompt: str | None = key(
         None, "for cases without one; null: the one that the model was trained with", decides=False
