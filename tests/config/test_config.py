@@ -112,7 +112,10 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
                 " mean merged_16bit?"
             ),
         ),
-        ({"task": "trian"}, "task=trian: not one of train, check, plan, export, evaluate; did you mean train?"),
+        (
+            {"task": "trian"},
+            "task=trian: not one of train, check, plan, export, evaluate; did you mean train?",
+        ),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
         ({"training": {"bf16": True}}, "training.bf16: set model.dtype"),

@@ -10,6 +10,7 @@ from faulty_server import FaultyServer
 from chatbot_sft import UserError
 from chatbot_sft.config import Config
 from chatbot_sft.evaluation import judge
+from chatbot_sft.evaluation.at_once import all_of
 from chatbot_sft.evaluation.server import Server
 from chatbot_sft.run.directory import Run
 
@@ -119,6 +120,22 @@ def test_a_key_comes_from_the_environment_and_is_not_said(server, monkeypatch):
         UserError, match=r"evaluation.api_key_variable: the environment has no variable of that name"
     ):
         client(server, variable="NO_SUCH_KEY")
+
+
+def test_the_first_error_stops_the_rest():
+    done = []
+
+    def work(number):
+        if number == 3:
+            raise UserError("no")
+        done.append(number)
+        return 2 * number
+
+    assert all_of(work, [0, 1, 2], 2) == [0, 2, 4]
+    assert all_of(work, [], 2) == []
+    with pytest.raises(UserError, match="no"):
+        all_of(work, range(3, 100), 1)
+    assert done == [0, 1, 2]
 
 
 # The judge

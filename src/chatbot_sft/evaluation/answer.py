@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chatbot_sft.data.messages import Message
 from chatbot_sft.errors import UserError
+from chatbot_sft.evaluation.at_once import all_of
 from chatbot_sft.report.masking import masked
 
 if TYPE_CHECKING:
@@ -79,11 +80,11 @@ class Kept:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Answer]]:
-    """What `file` holds; a last line that was cut off as the process died is left out."""
+    """What `file` holds, but for lines that are no whole answer: the process may have died as it wrote."""
     if not file.is_file():
         return
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             values = json.loads(line)
             yield values.pop("key"), Answer(**values)
 
@@ -153,22 +154,14 @@ class Remote:
         self.at_once = at_once
 
     def answers(self, prompts: Sequence[Prompt], kept: Keeping, told: Callable[[int], Any]) -> list[Answer]:
-        found = {place: kept.get(prompt) for place, prompt in enumerate(prompts)}
-        missing = [place for place, answer in found.items() if answer is None]
+        missing = [prompt for prompt in prompts if kept.get(prompt) is None]
         told(len(prompts) - len(missing))
-        pool = ThreadPoolExecutor(self.at_once)
         try:
-            asked = {pool.submit(self._ask, prompts[place], kept): place for place in missing}
-            for future in as_completed(asked):
-                found[asked[future]] = future.result()
-                told(1)
+            all_of(lambda prompt: self._ask(prompt, kept), missing, self.at_once, told)
         except UserError as error:
-            pool.shutdown(cancel_futures=True)  # those on their way may still be answered, and kept
             count = sum(kept.get(prompt) is not None for prompt in prompts)
             raise UserError(f"{error}; {count} of {len(prompts)} answers are kept") from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        return [answer for answer in found.values() if answer]
+        return [answer for prompt in prompts if (answer := kept.get(prompt))]
 
     def _ask(self, prompt: Prompt, kept: Keeping) -> Answer:
         try:

@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import cases as golden
 from chatbot_sft.evaluation import judge
 from chatbot_sft.evaluation.answer import Answer, Kept, Prompt
+from chatbot_sft.evaluation.at_once import all_of
 from chatbot_sft.evaluation.cases import Case
 from chatbot_sft.evaluation.checks import Judge
 from chatbot_sft.evaluation.contestants import Contestant, contestants, free_memory
@@ -130,12 +130,11 @@ def _column(
 def _graded(
     cases: Sequence[Case], answers: Sequence[Answer], judging: Judging | None, at_once: int
 ) -> list[Graded]:
-    """With a judge, so many at a time: that is a server too."""
-    with ThreadPoolExecutor(at_once if judging else 1) as pool:
-        try:
-            return list(pool.map(lambda case, answer: graded(case, answer, judging), cases, answers))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    """With a judge so many at a time: that is a server, too."""
+    pairs = list(zip(cases, answers, strict=True))
+    if judging is None:
+        return [graded(case, answer) for case, answer in pairs]
+    return all_of(lambda pair: graded(*pair, judging), pairs, at_once)
 
 
 def _judging(settings: Config, cases: Sequence[Case]) -> Judging | None:
