@@ -15,7 +15,6 @@ from chatbot_sft.config import Config, effects
 from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.data.prepare import PreparedData, not_prepared
 from chatbot_sft.data.template import render_as_of
-from chatbot_sft.evaluation import task as evaluation
 from chatbot_sft.export import earlier_saver
 from chatbot_sft.logs import run_log
 from chatbot_sft.model import embedded, hardware, memory
@@ -86,7 +85,9 @@ def run(
             if settings.task == "export":
                 save(earlier_saver(settings, report), report)
             elif settings.task == "evaluate":
-                evaluation.evaluate(settings, report)
+                from chatbot_sft.evaluation.task import evaluate
+
+                evaluate(settings, report)
             else:
                 train(settings, report, open_loggers, wait, named)
                 distributed.part()

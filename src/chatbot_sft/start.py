@@ -15,7 +15,6 @@ from yaml import YAMLError
 from chatbot_sft import places
 from chatbot_sft.config import Config, effects
 from chatbot_sft.errors import UserError
-from chatbot_sft.evaluation import task as evaluation
 from chatbot_sft.export import check_overrides
 from chatbot_sft.model.base import located
 from chatbot_sft.report.masking import referring
@@ -32,10 +31,10 @@ def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     settings = located(Config.from_mapping(config))
     if settings.task == "export":
         check_overrides(list(overrides))
-    if settings.task == "evaluate":
+    if settings.task == "evaluate" or settings.training.golden_steps is not None:
+        from chatbot_sft.evaluation import task as evaluation  # nothing that every start has to wait for
+
         evaluation.refuse(settings, overrides)
-    if settings.training.golden_steps is not None:
-        evaluation.read_golden(settings)
     places.check_run(settings)
     refuse_written_over(settings)
     refuse_taken(settings)

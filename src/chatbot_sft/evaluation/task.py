@@ -38,6 +38,9 @@ OF_EVALUATION = ("task", "run", "evaluation", "paths", "hydra")  # what a task=e
 
 def refuse(settings: Config, overrides: Sequence[str] = ()) -> None:
     """Raises UserError where the command, the golden file or the environment is none to begin with."""
+    golden.read(_golden(settings))
+    if settings.task != "evaluate":  # training.golden_steps
+        return
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key.partition(".")[0].partition("/")[0] not in OF_EVALUATION:
@@ -46,10 +49,8 @@ def refuse(settings: Config, overrides: Sequence[str] = ()) -> None:
             )
     if distributed.processes() > 1:
         raise UserError("task=evaluate runs in one process; start it without torchrun")
-    asked = settings.evaluation
-    read_golden(settings)
-    check_variable("evaluation.api_key_variable", asked.api_key_variable)
-    check_variable("evaluation.judge_api_key_variable", asked.judge_api_key_variable)
+    check_variable("evaluation.api_key_variable", settings.evaluation.api_key_variable)
+    check_variable("evaluation.judge_api_key_variable", settings.evaluation.judge_api_key_variable)
 
 
 def evaluate(settings: Config, report: Report) -> None:
@@ -60,7 +61,7 @@ def evaluate(settings: Config, report: Report) -> None:
     """
     run, asked = Run.of(settings), settings.evaluation
     report.run = settings.run or asked.url
-    cases = read_golden(settings)
+    cases = golden.read(_golden(settings))
     if run.evaluation_file.exists():  # that one was finished: a new one asks again
         run.answers_file.unlink(missing_ok=True)
         run.evaluation_file.unlink()
@@ -81,11 +82,6 @@ def evaluate(settings: Config, report: Report) -> None:
     print(shown(table(evaluation)))
     print(shown(f"page    {run.evaluation_page}"))
     _refuse_below(asked.minimum, evaluation)
-
-
-def read_golden(settings: Config) -> list[Case]:
-    """Raises UserError where evaluation.golden is no golden file."""
-    return golden.read(_golden(settings))
 
 
 def _golden(settings: Config) -> Path:
