@@ -33,6 +33,7 @@ RULES = {
         {},
     ),
     "inference": (("chatbot_sft.train", "chatbot_sft.save"), {}),
+    "evaluation": (("chatbot_sft.train", "chatbot_sft.save"), {}),
 }
 HYDRA = {
     "cli.py",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chatbot_sft import bounds, distributed, places, preemption, start
 from chatbot_sft.config import Config, effects
@@ -46,6 +46,9 @@ from chatbot_sft.train.outcome import refuse_ruined
 from chatbot_sft.train.resume import Origin
 from chatbot_sft.train.session import Session
 from chatbot_sft.warm import Loan, Warm
+
+if TYPE_CHECKING:
+    from chatbot_sft.train.golden import Golden
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +118,10 @@ def _turns(
         try:
             if settings.task == "export":
                 save(earlier_saver(settings, report), report)
+            elif settings.task == "evaluate":
+                from chatbot_sft.evaluation.task import evaluate
+
+                evaluate(settings, report)
             else:
                 yield from train(settings, report, open_loggers, wait, named, loan, every)
                 distributed.part()
@@ -203,8 +210,9 @@ def train(
     if settings.task == "plan":
         report.record(plan=stage.plan(session))
         return
+    asked = golden_answers(session, prepared)
     outcome = yield from stage.train(session, report.record, every)
-    report.record(**vars(outcome))
+    report.record(**vars(outcome), evaluation=asked.summary() if asked else None)
 
     saver = saver_of(stages, session, prepared, report)
     for warning in outcome.training.warnings:
@@ -269,6 +277,17 @@ def locked(settings: Config, prepared: PreparedData, origin: Origin) -> Lock:
         device=hardware.device(),
         processes=processes,
     )
+
+
+def golden_answers(session: Session, prepared: PreparedData) -> Golden | None:
+    """What asks them as it trains, where training.golden_steps says so."""
+    if session.settings.training.golden_steps is None:
+        return None
+    from chatbot_sft.train.golden import Golden  # imports transformers
+
+    golden = Golden(session, prepared.system_prompt)
+    session.job.add_callback(golden)
+    return golden
 
 
 def saver_of(stages: Stages, session: Session, prepared: PreparedData, report: Report) -> ModelSaver:

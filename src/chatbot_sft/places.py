@@ -223,6 +223,17 @@ def _read(settings: Config) -> Iterator[tuple[str, Path]]:
         yield f"model.name={name}", Path(name).expanduser().resolve()
     if settings.model.adapter:
         yield f"model.adapter={settings.model.adapter}", Path(settings.model.adapter).expanduser().resolve()
+    if settings.task == "evaluate":
+        evaluation = settings.evaluation
+        named = {
+            "run": settings.run,
+            "evaluation.against": evaluation.against,
+            "evaluation.golden": evaluation.golden,
+        }
+        for key, named_path in named.items():
+            if named_path:
+                yield f"{key}={named_path}", Path(named_path).expanduser().resolve()
+        return
     dataset = settings.dataset
     for path in (dataset.eval_data_path, *(source.data_path for source in dataset.mixture)):
         if path and not is_hub_id(path):

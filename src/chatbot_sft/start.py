@@ -26,11 +26,15 @@ from chatbot_sft.train import resume
 
 def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Raises UserError where the run directory, or a place beside it, is none for this run; or `overrides`
-    are none of an export.
+    are none of an export or an evaluation.
     """
     settings = located(Config.from_mapping(config))
     if settings.task == "export":
         check_overrides(list(overrides))
+    if settings.task == "evaluate" or settings.training.golden_steps is not None:
+        from chatbot_sft.evaluation import task as evaluation  # nothing that every start has to wait for
+
+        evaluation.refuse(settings, overrides)
     places.check_run(settings)
     refuse_written_over(settings)
     refuse_taken(settings)
@@ -92,7 +96,7 @@ def other_export(run: Run, config: Mapping[str, Any]) -> str:
         or not isinstance(config.get("save"), Mapping)
     ):
         return ""
-    aside, now = dict.fromkeys(("save", "paths", "sweep")), referring(dict(config))
+    aside, now = dict.fromkeys(("save", "paths", "sweep", "evaluation")), referring(dict(config))
     if before | aside != now | aside:
         return ""
     changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}

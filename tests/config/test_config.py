@@ -150,7 +150,10 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
                 " mean merged_16bit?"
             ),
         ),
-        ({"task": "trian"}, "task=trian: not one of train, check, plan, export; did you mean train?"),
+        (
+            {"task": "trian"},
+            "task=trian: not one of train, check, plan, export, evaluate; did you mean train?",
+        ),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
         ({"training": {"bf16": True}}, "training.bf16: set model.dtype"),
@@ -195,7 +198,26 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             {"save": {"method": "none", "push_to_hub": True}},
             "save.push_to_hub=true with save.method=none: there is nothing to upload",
         ),
-        ({"task": "export"}, "task=export needs run=DIR, the directory of a run, and run= needs task=export"),
+        ({"task": "export"}, "task=export needs run=DIR, the directory of a run"),
+        ({"run": "x"}, "run=x: needs task=export or task=evaluate"),
+        ({"task": "evaluate", "run": "x"}, "task=evaluate needs evaluation.golden=FILE"),
+        ({"task": "evaluate", "evaluation": {"golden": "g"}}, "task=evaluate needs one of run=PATH"),
+        (
+            {"task": "evaluate", "run": "x", "evaluation": {"golden": "g", "url": "http://a/v1"}},
+            "task=evaluate needs one of run=PATH",
+        ),
+        ({"evaluation": {"url": "localhost:8000"}}, "evaluation.url=localhost:8000: not an address such as"),
+        (
+            {"evaluation": {"judge_url": "http://a:x/v1"}},
+            "evaluation.judge_url=http://a:x/v1: not an address",
+        ),
+        ({"evaluation": {"url": "http://me:secret@a/v1"}}, "evaluation.url: an address alone, without user"),
+        ({"evaluation": {"url": "http://a/v1?key=1"}}, "evaluation.url: an address alone"),
+        (
+            {"evaluation": {"api_key_variable": "sk-abcdef"}},
+            "evaluation.api_key_variable: the name of an environment variable that holds the key, never the key",
+        ),
+        ({"evaluation": {"minimum": 1.5}}, "evaluation.minimum=1.5: must be at most 1"),
         (
             {"task": "export", "run": "x", "save": {"method": "none"}},
             "task=export with save.method=none: nothing to do; for instance save=gguf",

@@ -623,7 +623,7 @@ def test_an_earlier_run_is_exported_and_a_failed_export_does_not_lose_the_others
     [
         (
             ["task=export", "save=gguf"],
-            "task=export needs run=DIR, the directory of a run, and run= needs task=export",
+            "task=export needs run=DIR, the directory of a run",
         ),
         (
             ["task=export", "run=nowhere", "save=gguf"],

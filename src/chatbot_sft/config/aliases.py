@@ -252,7 +252,7 @@ SECTIONS = {
     "scheduler": "training",
     "model_args": "model", "base_model": "model", "peft": "lora", "peft_config": "lora",
     "lora_config": "lora", "adapter": "lora", "qlora": "lora",
-    "output": "save", "export": "save", "saving": "save",
+    "output": "save", "export": "save", "saving": "save", "golden": "evaluation",
 }  # fmt: skip
 
 # Ours, for values of other tools.
@@ -263,7 +263,7 @@ VALUES: dict[str, dict[str, str]] = {
     "sweep.pruner": {"asha": "halving", "sha": "halving", "successivehalving": "halving", "none": "null",
     "patience": "patient"},
     "task": {"sft": "train", "finetune": "train", "fit": "train", "validate": "check", "preview": "check",
-    "merge": "export", "save": "export"},
+    "merge": "export", "save": "export", "eval": "evaluate", "test": "evaluate", "benchmark": "evaluate"},
     "model.engine": {"hf": "transformers", "huggingface": "transformers", "trl": "transformers",
     "peft": "transformers"},
     "model.dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32",

@@ -9,6 +9,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from chatbot_sft import optimization
 from chatbot_sft.config import sft_arguments
@@ -49,6 +50,7 @@ def check_values(config: Config) -> None:
     check_lora(config)
     config.training.loggers  # noqa: B018 (raises for a name that is no logger)
     check_save(config)
+    check_task(config)
     _check_names_of_transformers(config.training)
     optimization.check_arguments(config)
     _check_steps(config.training)
@@ -164,10 +166,58 @@ def check_save(config: Config) -> None:
             )
     if save.push_to_hub and not methods:
         raise UserError("save.push_to_hub=true with save.method=none: there is nothing to upload")
-    if (config.task == "export") != (config.run is not None):
-        raise UserError("task=export needs run=DIR, the directory of a run, and run= needs task=export")
     if config.task == "export" and not methods:
         raise UserError("task=export with save.method=none: nothing to do; for instance save=gguf")
+
+
+def check_task(config: Config) -> None:
+    """The part of `check_values` about what each task is done to."""
+    evaluation = config.evaluation
+    if config.task == "export" and config.run is None:
+        raise UserError("task=export needs run=DIR, the directory of a run")
+    if config.run is not None and config.task not in ("export", "evaluate"):
+        raise UserError(f"run={config.run}: needs task=export or task=evaluate")
+    if config.task == "evaluate":
+        if evaluation.golden is None:
+            raise UserError("task=evaluate needs evaluation.golden=FILE, the cases, one JSON object a line")
+        if (config.run is None) == (evaluation.url is None):
+            raise UserError(
+                "task=evaluate needs one of run=PATH (a run, an export, an adapter or a .gguf file) and"
+                " evaluation.url=http://HOST:PORT/v1 (a server)"
+            )
+    for name in ("url", "judge_url"):
+        _check_url(f"evaluation.{name}", getattr(evaluation, name))
+    for name in ("api_key_variable", "judge_api_key_variable"):
+        _check_variable(f"evaluation.{name}", getattr(evaluation, name))
+
+
+def _check_url(key: str, url: str | None) -> None:
+    """The address of a server, without a secret in it: it is in every file of a run."""
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{key}={url.rpartition('@')[2]}: not an address such as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UserError(
+            f"{key}: an address alone, without user, password or what follows a `?`; a key stands in an"
+            f" environment variable that {key.removesuffix('url')}api_key_variable names"
+        )
+
+
+def _check_variable(key: str, name: str | None) -> None:
+    """A name, which says that a secret is held: by that the secret is kept out of files. Never repeated: it may
+    be the key itself.
+    """
+    if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*_(?:KEY|TOKEN|SECRET)", name):
+        raise UserError(
+            f"{key}: the name of an environment variable that holds the key, never the key itself; it ends in"
+            " _KEY, _TOKEN or _SECRET: OPENAI_API_KEY"
+        )
 
 
 def check_lora(config: Config) -> None:

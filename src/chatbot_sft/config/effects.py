@@ -68,6 +68,19 @@ REFUSED: tuple[Needs, ...] = (
         lambda c: c.training.sample_max_new_tokens > 0,
         "training.sample_max_new_tokens above 0",
     ),
+    ("training.golden_steps", lambda c: c.evaluation.golden is not None, "evaluation.golden"),
+    *(
+        (f"evaluation.{key}", lambda c: c.task == "evaluate", "task=evaluate")
+        for key in ("against", "minimum", "url", "judge_url")
+    ),
+    *(
+        (f"evaluation.{key}", lambda c: c.evaluation.url is not None, "evaluation.url")
+        for key in ("model", "api_key_variable")
+    ),
+    *(
+        (f"evaluation.{key}", lambda c: c.evaluation.judge_url is not None, "evaluation.judge_url")
+        for key in ("judge_model", "judge_api_key_variable")
+    ),
     *(
         (
             f"training.trackio_{key}_id",

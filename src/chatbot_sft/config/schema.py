@@ -383,6 +383,12 @@ class TrainingConfig(Section):
         bound=Bound(None, STEPS),
         decides=False,
     )
+    golden_steps: int | None = key(
+        None,
+        "optimizer steps between evaluations of evaluation.golden, before and after training too; null: none",
+        bound=Bound(1, STEPS),
+        decides=False,
+    )
     per_device_eval_batch_size: int | None = key(
         None, "null: as in training", bound=Bound(1, 10**6), decides=False
     )
@@ -567,6 +573,53 @@ class SweepConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    golden: str | None = key(
+        None, 'the cases: JSONL of {"messages": […], "contains": "Tuesday"}', decides=False
+    )
+    against: str | None = key(None, "an earlier run, export or .gguf file, asked the same", decides=False)
+    minimum: float | None = key(
+        None, "0.9: the command fails where fewer of the cases pass", bound=Bound(0, 1), decides=False
+    )
+    max_new_tokens: int = key(256, "of an answer", bound=Bound(1, 2**24), decides=False)
+    batch_size: int = key(
+        32, "answers at a time; of a server, requests at a time", bound=Bound(1, 1_024), decides=False
+    )
+    system_prompt: str | None = key(
+        None, "for cases without one; null: the one that the model was trained with", decides=False
+    )
+    url: str | None = key(
+        None, "an OpenAI-compatible server in place of run=: http://localhost:8000/v1", decides=False
+    )
+    model: str | None = key(
+        None, "its name on the server; null: the only one that the server has", decides=False
+    )
+    api_key_variable: str | None = key(
+        None, "the environment variable that holds the server's key; null: none is sent", decides=False
+    )
+    timeout: float = key(
+        120, "seconds for one answer of a server", bound=Bound(0, 86_400, above=True), decides=False
+    )
+    retries: int = key(
+        3,
+        "of a request that got no answer, or that the server was too busy for",
+        bound=Bound(0, 100),
+        decides=False,
+    )
+    judge_url: str | None = key(
+        None,
+        "an OpenAI-compatible server whose model judges the cases with a rubric; null: nothing is judged",
+        decides=False,
+    )
+    judge_model: str | None = key(
+        None, "its name there; null: the only one that the server has", decides=False
+    )
+    judge_api_key_variable: str | None = key(
+        None, "the environment variable that holds the judge's key; null: none is sent", decides=False
+    )
+
+
+@dataclass
 class Config(Mapping[str, Any]):
     """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and their fit.
 
@@ -576,11 +629,16 @@ class Config(Mapping[str, Any]):
     task: str = key(
         "train",
         "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export:"
-        " save an earlier run",
-        choices=("train", "check", "plan", "export"),
+        " save an earlier run; evaluate: put questions of your own to a model",
+        choices=("train", "check", "plan", "export", "evaluate"),
         decides=False,
     )
-    run: str | None = key(None, "of task=export: the directory of the run that is exported", decides=False)
+    run: str | None = key(
+        None,
+        "of task=export: the directory of the run that is exported; of task=evaluate: that, an export, an"
+        " adapter or a .gguf file",
+        decides=False,
+    )
     # The bound is NumPy's largest seed.
     seed: int = key(
         3407, "of the split, the order, the adapter's beginning and dropout", bound=Bound(0, 2**32 - 1)
@@ -592,6 +650,7 @@ class Config(Mapping[str, Any]):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     # Keys of `training` that TRL's SFTConfig takes as they are.
     sft_arguments: dict[str, Any] = field(default_factory=dict)
 

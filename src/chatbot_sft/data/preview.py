@@ -7,10 +7,7 @@ preview.js.
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
-import html
 import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
-from chatbot_sft.report.masking import masked
+from chatbot_sft.report.hypertext import escaped, hash_of, said
 
 HIDDEN = -1  # in place of the id of a token that is a part of a secret
 
@@ -67,11 +64,11 @@ def page(title: str, facts: Sequence[tuple[str, str]], rows: Sequence[PreviewRow
     script = "\n" + _part("js")
     return Template(_part("html")).substitute(
         # Only this very script may run: not one from the data, were it ever to get past the escaping.
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=hash_of(script),
         style=_part("css"),
         script=script,
-        title=_said(title),
-        facts="".join(f"<div><dt>{_said(name)}</dt><dd>{_said(value)}</dd></div>" for name, value in facts),
+        title=said(title),
+        facts="".join(f"<div><dt>{said(name)}</dt><dd>{said(value)}</dd></div>" for name, value in facts),
         filters=f"<fieldset><legend>only</legend>{''.join(filters)}</fieldset>" if filters else "",
         count=len(rows),
         rows="\n".join(map(_row, rows)),
@@ -105,10 +102,10 @@ def _row(row: PreviewRow) -> str:
     badges = ["<b>cut</b>"] if row.truncated else []
     if row.held_out:
         badges.append('<b title="measured on, not trained on">held out</b>')
-    problems = "".join(f"<li>{_said(problem)}</li>" for problem in row.problems)
+    problems = "".join(f"<li>{said(problem)}</li>" for problem in row.problems)
     parts = (
         f'<article data-is="{" ".join(_kinds(row))}">',
-        f"<header><h2>{_said(row.file)}: <b>row {row.row}</b></h2>",
+        f"<header><h2>{said(row.file)}: <b>row {row.row}</b></h2>",
         f"<div>{size}, {trained:,} trained{''.join(badges)}</div></header>",
         f"<ul>{problems}</ul>" if problems else "",
         _bar(row.tokens, missing),
@@ -155,22 +152,8 @@ def _kind(token: PreviewToken) -> tuple[bool, bool]:
 
 def _piece(group: Sequence[PreviewToken]) -> str:
     # There are thousands of these, hence elements and attributes as short as they can be.
-    token, text = group[0], _escape(group[0].text)
+    token, text = group[0], escaped(group[0].text)
     ids = token.id if len(group) == 1 else f'"{" ".join(str(part.id) for part in group)}"'
     if token.trained:
         text = text.replace("\n", "<u></u>\n")  # a trained line break can be seen
     return f"<i{' class=s' if token.special else ''} title={ids}>{text}</i>"
-
-
-# What a browser would drop, or what would turn the text after it around, is shown as a sign of its own.
-_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-_VISIBLE = {code: f"[U+{code:04X}]" for code in _CONTROLS if chr(code) not in "\t\n"}
-
-
-def _escape(text: str) -> str:
-    return html.escape(text.translate(_VISIBLE))
-
-
-def _said(text: str) -> str:
-    """What stands around the conversations, without secrets."""
-    return _escape(masked(text))

@@ -36,6 +36,9 @@ class ChatModel(Protocol):
         it comes. Temperature 0 is greedy.
         """
 
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """The greedy answers to several prompts, as `answer` has each; at a time where the library can do that."""
+
     def text(self, ids: Sequence[int]) -> str:
         """What a person reads: without special tokens, and without the letter that a cut left half."""
 

@@ -134,6 +134,10 @@ class GGUFModel:
             new = [token]
         return answer
 
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """One after the other: with the same beginning, that is computed once."""
+        return [self.answer(prompt, max_new_tokens) for prompt in prompts]
+
     def text(self, ids: Sequence[int]) -> str:
         """Without special tokens, and without the letter that a cut left half."""
         return self._vocabulary.detokenize(list(ids)).rstrip("\ufffd").strip()

@@ -14,7 +14,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.inference import room_for_answer
 from chatbot_sft.model import embedded
 from chatbot_sft.model.base import moved, named
-from chatbot_sft.model.generate import as_text, generate, generation_stops, rendered
+from chatbot_sft.model.generate import as_text, generate, generate_batch, generation_stops, rendered
 from chatbot_sft.model.hub import is_local, readable_errors
 from chatbot_sft.model.quantization import nf4
 from chatbot_sft.network import allow_network
@@ -130,6 +130,21 @@ class HFModel:
         streamer = _Streamer(on_token) if on_token else None
         pad = self.tokenizer.pad_token_id
         return generate(self.model, prompt_ids, most, self.stop_ids, pad, temperature, streamer)
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy, in one batch; a prompt that leaves less room in the context than that is answered alone.
+
+        Raises:
+            UserError: a prompt fills the context.
+        """
+        room = [room_for_answer(self.name, self.context, prompt) for prompt in prompts]
+        together = [prompt for prompt, most in zip(prompts, room, strict=True) if most >= max_new_tokens]
+        pad = self.tokenizer.pad_token_id
+        said = iter(generate_batch(self.model, together, max_new_tokens, self.stop_ids, pad))
+        return [
+            next(said) if most >= max_new_tokens else self.answer(prompt, most)
+            for prompt, most in zip(prompts, room, strict=True)
+        ]
 
     def text(self, ids: Sequence[int]) -> str:
         """Without special tokens, and without the letter that a cut left half."""

@@ -29,6 +29,11 @@ class ModelOnDisk:
     base: str | None = None
     system_prompt: str | None = None  # that most of the training data had
 
+    @property
+    def has_base(self) -> bool:
+        """Whether it is known what it was trained on."""
+        return self.kind == "adapter" or self.base is not None
+
     def open(self) -> HFModel | GGUFModel:
         """Load it (seconds).
 

@@ -68,6 +68,8 @@ def stopped(error: Preempted, settings: Config, save: SaveResult | None, command
         there = ", ".join(f"{export.method} in {export.path}" for export in save.kept) if save else ""
         left = f"saved: {there}" if there else "no export was finished"
         left += "; the same command makes what is missing"
+    elif settings.task == "evaluate":
+        left = "what was answered is kept; the same command asks for the rest"
     else:
         left = "nothing was trained; the same command begins anew"
     return f"{error.signal}: {left}{again}"

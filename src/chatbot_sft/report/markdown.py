@@ -21,6 +21,7 @@ TITLES = {
     "check": "Data check",
     "plan": "Training plan",
     "export": "Export of an earlier run",
+    "evaluate": "Evaluation",
 }
 
 
@@ -117,6 +118,18 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append(("checked", f"{bad}; {linked}" if linked else bad))
         if data.not_read:
             rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
+    if found := report.evaluation:
+        if not model:
+            rows.append(("model", inline(found.model)))
+        rows.append(("golden file", f"{inline(found.golden)}: {found.cases:,} cases"))
+        shares = (("before", found.before), ("earlier", found.earlier), ("after", found.passed))
+        known = [f"{name} {passed:.1%}" for name, passed in shares if passed is not None]
+        rows.append(("golden cases passed", ", ".join(known)))
+        if found.steps:
+            by_step = [f"{one['step']:,}: {one['passed']:.1%}" for one in found.steps]
+            rows.append(("passed at step", ", ".join(by_step)))
+        if found.page:
+            rows.append(("case by case", f"[evaluation.html]({urllib.parse.quote(found.page)})"))
     if report.plan:
         parts = ", ".join(f"{name} {size:.2f}" for name, size in report.plan.memory_gb.items())
         rows.append(("memory (GB)", f"{parts}; {report.plan.device} has {report.plan.device_gb:.1f}"))

@@ -31,6 +31,9 @@ FILES = (
     "data_preview.html",
     "loss.png",
     "lock.json",
+    "evaluation.json",
+    "evaluation.html",
+    "answers.jsonl",
 )
 
 
@@ -85,6 +88,21 @@ class Run:
     def lock_file(self) -> Path:
         """What decides the result, see `run.lock`."""
         return self.folder / "lock.json"
+
+    @property
+    def evaluation_file(self) -> Path:
+        """What `task=evaluate` found, case by case."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def evaluation_page(self) -> Path:
+        """The same for people."""
+        return self.folder / "evaluation.html"
+
+    @property
+    def answers_file(self) -> Path:
+        """Every answer of an evaluation as soon as it was there."""
+        return self.folder / "answers.jsonl"
 
     @property
     def logs(self) -> Path:

@@ -124,6 +124,26 @@ class Plan:
 
 
 @dataclass
+class Evaluation:
+    """What `task=evaluate` or training.golden_steps found: how many of the `cases` of a golden file passed.
+
+    `passed` is a share of all cases, as evaluation.minimum has it, `before` that of the base model, `earlier` that
+    of evaluation.against. `unjudged` are cases whose answer nothing says right or wrong of. `page` is for people.
+    """
+
+    golden: str
+    model: str
+    cases: int
+    passed: float
+    unjudged: int
+    page: str | None = None
+    before: float | None = None
+    earlier: float | None = None
+    comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `before` and `earlier`
+    steps: list[dict[str, Any]] = field(default_factory=list)  # of a training: step and passed
+
+
+@dataclass
 class Sample:
     """One question of the data, answered before and after training."""
 
@@ -219,7 +239,9 @@ class Report:
     error: str | None = None
     started: str = field(default_factory=lambda: now())
     finished: str | None = None
-    run: str | None = None  # task=export: the directory of the run that trained
+    run: str | None = (
+        None  # task=export: the directory of the run that trained; task=evaluate: what was asked
+    )
     settings: dict[str, Any] = field(default_factory=dict)  # what was set, as it ran
     model: Model | None = None
     dataset: DatasetStatistics | None = None
@@ -228,6 +250,7 @@ class Report:
     training: Training | None = None
     memory: Memory | None = None
     plan: Plan | None = None
+    evaluation: Evaluation | None = None
     # Step, loss, perplexity, token_accuracy, seconds, samples.
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -273,7 +296,7 @@ class Report:
         known["history"] = values["training"].get("history")
         training = {key: value for key, value in values["training"].items() if key != "history"}
         parts = {**values, "training": training}
-        known |= {name: _part(name, part, parts[name]) for name, part in PARTS.items()}
+        known |= {name: _part(name, part, parts.get(name, {})) for name, part in PARTS.items()}
         known["samples"] = [_part("samples", Sample, sample) for sample in values["samples"]]
         if known["training"] is not None and known["training"].rounding is not None:
             known["training"].rounding = _part("training.rounding", Rounding, known["training"].rounding)
@@ -290,6 +313,7 @@ PARTS: dict[str, type] = {
     "training": Training,
     "memory": Memory,
     "plan": Plan,
+    "evaluation": Evaluation,
     "save": SaveResult,
 }
 KINDS: dict[str, type] = {

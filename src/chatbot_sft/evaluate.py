@@ -1,0 +1,62 @@
+"""`python -m chatbot_sft.evaluate --export inspect FILE`: the cases of a golden file for an evaluation framework.
+
+Benchmarks and agents are their work; golden answers are `python -m chatbot_sft task=evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from chatbot_sft.errors import UserError
+from chatbot_sft.evaluation import cases, inspect_dataset
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"error: {message}; --help lists the arguments")
+
+
+def main() -> None:
+    """Write the dataset to the terminal, or to `--output`. What goes wrong is a line on stderr."""
+    parser = Parser(
+        prog="python -m chatbot_sft.evaluate",
+        description="Write the cases of a golden file for another evaluation framework; to put them to a model:"
+        " python -m chatbot_sft task=evaluate run=RUN evaluation.golden=FILE",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="the golden file")
+    parser.add_argument("--export", choices=["inspect"], required=True, help="a JSON dataset of Inspect")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="where it goes; the terminal, where none is named"
+    )
+    arguments = parser.parse_args()
+    try:
+        text = inspect_dataset.as_text(cases.read(arguments.file))
+        if arguments.output is None:
+            sys.stdout.write(text)
+        else:
+            write(arguments.output, text)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        from chatbot_sft.cli import one_line
+
+        sys.exit(f"error: {one_line(error)}")
+
+
+def write(file: Path, text: str) -> None:
+    """Raises UserError where there is a file already, or none can be written."""
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UserError(f"{file}: is there already; name another file") from None
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""An OpenAI-compatible server: its models, and one answer at a time, within a time and with bounded retries.
+
+The key comes from the environment and goes into one header, nowhere else. A redirect is not followed: the key
+would go along.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from chatbot_sft.data.messages import Message
+from chatbot_sft.errors import UserError, did_you_mean, listed
+from chatbot_sft.evaluation.answer import Answer
+from chatbot_sft.report.masking import masked
+
+if TYPE_CHECKING:
+    import httpx
+
+log = logging.getLogger(__name__)
+
+LARGEST = 64 << 20  # bytes of one reply
+LONGEST_WAIT = 30.0  # seconds between two tries, whatever the server asks for
+CONNECT = 10.0  # seconds
+BUSY = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another try
+
+
+class Failed(Exception):
+    """A try that came to nothing, and may come to something the next time, after `wait` seconds at the least."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass
+class Server:
+    """The server at `url`, which ends in /v1 as a rule. `key` (as evaluation.url) is what messages name it by,
+    `variable` that of the environment with its API key, `model` what it is to answer with: None is the only
+    one that it has, which `choose` finds.
+    """
+
+    url: str
+    model: str | None = None
+    variable: str | None = None
+    timeout: float = 120.0
+    retries: int = 3
+    key: str = "evaluation.url"
+    pause: float = 0.5  # seconds before the second try, twice that before the third
+    client: httpx.Client = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        import httpx
+
+        self.url = self.url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+        self.client = httpx.Client(
+            headers=_headers(self.key, self.variable),
+            timeout=httpx.Timeout(self.timeout, connect=min(CONNECT, self.timeout)),
+            limits=httpx.Limits(max_connections=None),
+        )
+
+    @property
+    def where(self) -> str:
+        return f"{self.key}={self.url}"
+
+    def close(self) -> None:
+        self.client.close()
+
+    def choose(self) -> str:
+        """The model that answers; asks the server which it has.
+
+        Raises:
+            UserError: the server does not answer, does not have the model, or has several to choose from.
+        """
+        key = self.key.replace("url", "model")
+        there = self.models()
+        if self.model is None:
+            if not there:
+                raise UserError(f"{self.where}: it does not say which models it has; name one: {key}=NAME")
+            if len(there) > 1:
+                raise UserError(f"{self.where}: it has {len(there)} models; name one: {key}={listed(there)}")
+            self.model = there[0]
+        # Ollama calls its llama3 llama3:latest.
+        elif there and self.model not in there and f"{self.model}:latest" not in there:
+            hint = did_you_mean(self.model, there) or f"; it has {listed(there)}"
+            raise UserError(f"{key}={self.model}: {self.url} has no such model{hint}")
+        return self.model
+
+    def models(self) -> list[str]:
+        """Their names; empty where the server has no such list."""
+        found = self._asked("GET", "models", None, absent=True)
+        data = found.get("data")
+        return [one["id"] for one in data or [] if isinstance(one, dict) and isinstance(one.get("id"), str)]
+
+    def answer(self, messages: Sequence[Message], max_new_tokens: int) -> Answer:
+        """The greedy answer to `messages`.
+
+        Raises:
+            UserError: there is none after all retries, or the server refuses.
+        """
+        body = {
+            "model": self.model,
+            "messages": list(messages),
+            "temperature": 0,
+            "max_tokens": max_new_tokens,
+            "stream": False,
+        }
+        reply = self._asked("POST", "chat/completions", body)
+        try:
+            choice = reply["choices"][0]
+            text = choice["message"].get("content") or ""
+            finish = choice.get("finish_reason")
+            count = (reply.get("usage") or {}).get("completion_tokens")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            text = None
+        if not isinstance(text, str):
+            raise UserError(f"{self.where}: the reply holds no answer (choices[0].message.content)")
+        tokens = count if isinstance(count, int) and not isinstance(count, bool) else None
+        ended = {"stop": True, "length": False}.get(finish) if isinstance(finish, str) else None
+        return Answer(text.strip(), tokens, ended)
+
+    def _asked(self, method: str, path: str, body: Any, absent: bool = False) -> dict[str, Any]:
+        """The JSON object that the server replies with; {} for what it does not have and that may be `absent`."""
+        for count in range(self.retries + 1):
+            try:
+                return self._once(method, path, body, absent)
+            except Failed as failed:
+                if count == self.retries:
+                    tries = f", {count + 1} times" if count else ""
+                    raise UserError(f"{self.where}: {failed}{tries}") from None
+                time.sleep(min(LONGEST_WAIT, max(failed.wait, self.pause * 2**count)))
+        raise AssertionError("unreachable")
+
+    def _once(self, method: str, path: str, body: Any, absent: bool) -> dict[str, Any]:
+        import httpx
+
+        try:
+            with self.client.stream(method, f"{self.url}/{path}", json=body) as response:
+                content = self._read(response)
+        except httpx.ConnectTimeout:
+            raise Failed("no server answers") from None
+        except httpx.TimeoutException:
+            raise Failed(self._too_slow) from None
+        except httpx.ConnectError as error:
+            raise Failed(f"no server answers ({error})") from None
+        except httpx.TransportError as error:  # the connection ended within the reply
+            raise Failed(f"the reply broke off ({error})") from None
+        return self._judged(response, content, absent)
+
+    @property
+    def _too_slow(self) -> str:
+        return f"no whole reply within {self.timeout:g} s (evaluation.timeout)"
+
+    def _read(self, response: httpx.Response) -> bytes:
+        """All of it: httpx's own time-out is one between two bytes."""
+        latest = time.monotonic() + self.timeout
+        content = bytearray()
+        for part in response.iter_bytes():
+            content += part
+            if time.monotonic() > latest:
+                raise Failed(self._too_slow)
+            if len(content) > LARGEST:
+                raise UserError(f"{self.where}: a reply of more than {LARGEST >> 20} MB")
+        return bytes(content)
+
+    def _judged(self, response: httpx.Response, content: bytes, absent: bool) -> dict[str, Any]:
+        status = response.status_code
+        said = _said(content)
+        if status in BUSY:
+            raise Failed(f"answers {status}{said}", _retry_after(response.headers))
+        if absent and status in (404, 405, 501):
+            return {}
+        if response.is_redirect:
+            raise UserError(
+                f"{self.where}: it sends on to {response.headers.get('location')}; name that address, with its /v1"
+            )
+        if status in (401, 403):
+            hint = (
+                "its key is refused" if "authorization" in self.client.headers else "it wants a key"
+            ) + f": {self.key.replace('url', 'api_key_variable')}=NAME of the environment variable"
+            raise UserError(f"{self.where}: answers {status}, {hint}{said}")
+        if status == 404 and not said:
+            raise UserError(f"{self.where}: answers 404; does the address end in /v1?")
+        if status >= 400:
+            raise UserError(f"{self.where}: answers {status}{said}")
+        try:
+            reply = json.loads(content)
+        except (ValueError, RecursionError):
+            if content.lstrip()[:1] == b"<":
+                raise UserError(
+                    f"{self.where}: answers with a web page; does the address end in /v1?"
+                ) from None
+            raise Failed(f"the reply is no JSON ({content[:60].decode(errors='replace')!r})") from None
+        if not isinstance(reply, dict):
+            raise UserError(f"{self.where}: the reply is no JSON object; is the server OpenAI-compatible?")
+        if reply.get("error"):
+            raise UserError(f"{self.where}: answers with an error{said}")
+        return reply
+
+
+def check_variable(key: str, name: str | None) -> None:
+    """Raises UserError where the environment variable that `key` names is not set. Its name is not repeated: it
+    may be a key, pasted to the wrong place.
+    """
+    if name and not os.environ.get(name, "").strip():
+        raise UserError(f"{key}: the environment has no variable of that name; export it first")
+
+
+def _headers(key: str, variable: str | None) -> dict[str, str]:
+    name = key.replace("url", "api_key_variable")
+    check_variable(name, variable)
+    if not variable:
+        return {}
+    value = os.environ[variable].strip()
+    if not value.isascii() or not value.isprintable():
+        raise UserError(f"{name}: what the variable holds is no key: it has other than ASCII characters")
+    return {"Authorization": f"Bearer {value}"}
+
+
+def _said(content: bytes) -> str:
+    """What the body of an error says, shortened and without secrets; nothing for a web page."""
+    try:
+        reply = json.loads(content)
+    except (ValueError, RecursionError):
+        return ""
+    error = reply.get("error", reply) if isinstance(reply, dict) else reply
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail")
+    text = " ".join(str(error).split()) if isinstance(error, str) else ""
+    return f": {masked(text)[:200]}" if text else ""
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    try:
+        return max(0.0, float(headers.get("retry-after", "0")))
+    except ValueError:  # a date
+        return 0.0

@@ -1,0 +1,125 @@
+"""A small OpenAI-compatible server on this machine, with faults to plant."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class FaultyServer:
+    """`url` is its address. `answer(messages)` makes the text; `faults` are taken one by one before that, each a
+    name below; `always` is the fault of every request for an answer. `requests` are the bodies, `headers` of each.
+    """
+
+    def __init__(self):
+        self.answer = lambda messages: f"echo: {messages[-1]['content']}"
+        self.faults, self.always, self.models = [], None, ["mai"]
+        self.requests, self.headers, self.paths = [], [], Counter()
+        self.usage = True
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                outer.paths[self.path] += 1
+                outer.headers.append(dict(self.headers))
+                if outer.models is None:
+                    self.reply(404, b"")
+                elif isinstance(outer.models, bytes):
+                    self.reply(200, outer.models, "text/html")
+                else:
+                    self.reply(200, {"object": "list", "data": [{"id": name} for name in outer.models]})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer._lock:
+                    outer.paths[self.path] += 1
+                    outer.requests.append(body)
+                    outer.headers.append(dict(self.headers))
+                    fault = outer.faults.pop(0) if outer.faults else outer.always
+                if fault:
+                    with contextlib.suppress(OSError):
+                        getattr(self, fault)()
+                    return
+                text = outer.answer(body["messages"])
+                usage = {"completion_tokens": len(text.split())}
+                choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+                self.reply(200, {"choices": [choice], **({"usage": usage} if outer.usage else {})})
+
+            def reply(self, status, body, kind="application/json", **headers):
+                content = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in {
+                    "Content-Type": kind,
+                    "Content-Length": str(len(content)),
+                    **headers,
+                }.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            # faults
+
+            def busy(self):
+                self.reply(503, {"error": {"message": "loading model"}}, **{"Retry-After": "0"})
+
+            def error(self):
+                self.reply(400, {"error": {"message": "context length exceeded"}})
+
+            def wants_key(self):
+                self.reply(401, {"error": {"message": "no key"}})
+
+            def error_in_200(self):
+                self.reply(200, {"error": "out of memory"})
+
+            def html(self):
+                self.reply(200, b"<!doctype html><h1>It works!</h1>", "text/html")
+
+            def nothing(self):
+                self.reply(200, {"choices": []})
+
+            def half(self):
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b'{"choices": [{"message"')
+                self.wfile.flush()
+                self.close_connection = True
+
+            def events(self):
+                self.reply(200, b'data: {"choices": [{"delta": {"content": "ni', "text/event-stream")
+
+            def slow(self):
+                time.sleep(1.5)
+
+            def drip(self):
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                for _ in range(30):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.1)
+
+            def hang_up(self):
+                self.close_connection = True
+
+            def elsewhere(self):
+                self.reply(302, b"", Location="http://example.com/v1")
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
