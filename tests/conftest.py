@@ -142,7 +142,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browse(tmp_path_factory):
     """`browse(path, "#q=beer")` is the document after its scripts ran, as text; further arguments go to the
     browser. What it says on its console fails the test.
@@ -229,37 +229,6 @@ def tiny(tiny_llama):
         "training.sample_max_new_tokens=4",
         "save.verify=false",
     ]
-
-
-@pytest.fixture(scope="session")
-def browse(tmp_path_factory):
-    """`browse(path, "#q=beer")` is the document after its scripts ran, as text; further arguments go to the
-    browser.
-    """
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not browser:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium on PATH")
-    profile = tmp_path_factory.mktemp("profile")
-
-    def run(path, fragment="", *arguments):
-        command = [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--user-data-dir={profile}",
-            "--virtual-time-budget=2000",
-        ]
-        process = subprocess.run(
-            [*command, *(arguments or ["--dump-dom"]), path.as_uri() + fragment],
-            capture_output=True,
-            timeout=60,
-        )
-        assert process.returncode == 0, process.stderr.decode(errors="replace")
-        return process.stdout.decode()
-
-    return run
 
 
 def conversations(count: int, **extra) -> list[dict]:
