@@ -223,7 +223,7 @@ def test_no_job_begins_after_that(tmp_path, monkeypatch, capsys, fails, settings
 
 
 def test_the_job_under_way_is_asked_to_stop_when_the_time_is_over(tmp_path, monkeypatch):
-    jobs = Jobs(tmp_path, monkeypatch, timeout=0.2)
+    jobs = Jobs(tmp_path, monkeypatch, timeout=1)
 
     def long():
         with preemption.handled(), preemption.deferred():

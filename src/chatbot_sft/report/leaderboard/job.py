@@ -154,7 +154,7 @@ def _status(run: Run, report: Report | None, fault: str, running: bool, told: st
         return UNREADABLE, fault
     if report:
         return report.status, _one_line(report.error or "")
-    if any((run.folder / name).exists() for name in ("run.log", "checkpoints")):
+    if run.log_file.exists() or run.checkpoints.exists():
         return Status.INTERRUPTED, "ended without a report: its process was killed, or the report was removed"
     return WAITING, ""
 
