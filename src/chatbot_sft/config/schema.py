@@ -700,16 +700,21 @@ class Config(Mapping[str, Any]):
     @property
     def brought(self) -> dict[str, list[str]]:
         """What the options of the model and of the data brought and nobody changed: section → "key=value"s."""
-        plain = asdict(self)
+        model, dataset = self.model, self.dataset
+        sections = {
+            "model": {"name": model.name, "brings": model.brings},
+            "dataset": {"data_path": dataset.data_path, "sources": dataset.sources, "brings": dataset.brings},
+            "lora": {"r": self.lora.r},
+        }
         used = {
             name: getattr(section, name)
-            for section in (self.model, self.lora, self.training)
+            for section in (model, self.lora, self.training)
             for name in names(type(section))
         }
         found = {}
         for section in BRINGING:
             counts = {
-                key: value for key, value in brought_by(section, plain).items() if used.get(key) == value
+                key: value for key, value in brought_by(section, sections).items() if used.get(key) == value
             }
             found[section] = [
                 f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
