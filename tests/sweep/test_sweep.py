@@ -4,11 +4,19 @@ import json
 import shutil
 
 import pytest
+from conftest import conversations, write_json
 
 from chatbot_sft.run.report import Status
 from chatbot_sft.sweep.directory import Sweep
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny, tmp_path_factory):
+    """On a few short conversations: what takes time is the start of a job."""
+    file = write_json(tmp_path_factory.mktemp("data") / "chats.json", conversations(12))
+    return [*tiny, f"dataset.data_path={file}"]
 
 
 def command(tiny, folder, *words):
@@ -33,7 +41,7 @@ def results(folder):
 
 
 def test_a_sweep_killed_three_times_comes_to_what_an_undisturbed_one_does(warm, tiny, tmp_path):
-    words = ("training.max_steps=4", "training.save_steps=1", "lora.r=2,4,8")
+    words = ("training.max_steps=4", "training.save_steps=1", "lora.r=2,4,8", "seed=1,2")
     whole = warm.run(command(tiny, "whole", *words), tmp_path)
     assert whole.returncode == 0, whole.stderr
     for seen in ("step 2/4", "step 3/4", "step 4/4"):
