@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -20,6 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from chatbot_sft.arguments import Parser, fail
 from chatbot_sft.data.messages import Message
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.inference.opening import find
@@ -48,16 +49,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        from chatbot_sft.cli import one_line
-
-        sys.exit(f"error: {one_line(error)}")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message}; --help lists the arguments")
+        fail(error)
 
 
 def parse() -> argparse.Namespace:

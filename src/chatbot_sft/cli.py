@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from chatbot_sft import command_line, completion, distributed, run_directory, te
 from chatbot_sft.config import Config, hydra_glue
 from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
-from chatbot_sft.errors import SHOW_TRACEBACK, UserError
+from chatbot_sft.errors import SHOW_TRACEBACK
 from chatbot_sft.logs import MaskedStream
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.resources import conf_dir
@@ -29,10 +28,8 @@ from chatbot_sft.resources import conf_dir
 if TYPE_CHECKING:
     from chatbot_sft.jobs import Job
 
-SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
 JOBS: list[Job] = []  # of the sweep that this process runs
 MAIN: list[int] = []  # the process that runs `main`
-ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -47,11 +44,7 @@ def entrypoint(config: DictConfig) -> float | None:
     sys.path[:0] = hydra_job.users_folders(job)
     if job.job.chdir:
         os.chdir(job.runtime.cwd)
-        print(
-            f"hydra.job.chdir=true: paths stay those of {job.runtime.cwd};"
-            " what a run writes is in its directory anyway",
-            file=sys.stderr,
-        )
+        hydra_job.tell_chdir(job)
     if job.mode == RunMode.MULTIRUN:
         return _swept(config, job)
     try:
@@ -59,13 +52,13 @@ def entrypoint(config: DictConfig) -> float | None:
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise
-        sys.exit(f"{ERROR}{one_line(error, in_run=True)}")
+        sys.exit(f"{distributed.error_prefix()}{one_line(error, in_run=True)}")
 
 
 def _run(settings: Config, job: HydraConf) -> float | None:
     from chatbot_sft import hydra_job, pipeline
     from chatbot_sft.export import check_overrides
-    from chatbot_sft.report.terminal import plan_summary, summary
+    from chatbot_sft.report.terminal import ending
 
     if settings.task == "export":
         check_overrides(job.overrides.task)
@@ -73,38 +66,26 @@ def _run(settings: Config, job: HydraConf) -> float | None:
     report = pipeline.run(settings, hydra_job.command(job), _began(), named)
     if not distributed.is_first():
         return None
-    training = report.training
-    if report.model and report.plan:
-        print(shown(plan_summary(report.model, report.plan)))
-    elif training:
-        print(shown(summary(training, report.samples, report.save, settings.paths.output_dir)))
-    return training.eval_loss if training else None
+    if text := ending(report, settings.paths.output_dir):
+        print(shown(text))
+    return report.training.eval_loss if report.training else None
 
 
 def _began() -> float:
-    """When the user began to wait, in seconds since the epoch: for a later job of a sweep now.
+    """When the user began to wait for this job, in seconds since the epoch."""
+    from chatbot_sft.jobs import waited_since
 
-    For the first run of a process that is the process's start: importing is part of what is waited for.
-    """
-    import psutil
-
-    earlier = any(job.status in ("completed", "failed") for job in JOBS)
-    return time.time() if earlier else psutil.Process().create_time()
+    return waited_since(first=not any(job.status in ("completed", "failed") for job in JOBS))
 
 
 def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
     """One job of a sweep. What an earlier start of it finished counts as done; an error is told at once."""
-    from chatbot_sft.jobs import Job, finished
+    from chatbot_sft.jobs import Job, finished, refuse_shared
 
     job = Job(of_hydra.job.num, list(of_hydra.overrides.task), Path(config.paths.output_dir))
-    earlier = [other.number for other in JOBS if other.folder == job.folder]
     JOBS.append(job)
     try:
-        if earlier:
-            raise UserError(
-                f"hydra.sweep.subdir={of_hydra.sweep.subdir}: the directory of job {earlier[0]};"
-                f" give each job its own, as {SUBDIR} does"
-            )
+        refuse_shared(job, JOBS, of_hydra.sweep.subdir)
         settings = Config.from_mapping(config)
         if report := finished(settings):
             job.status = "done before"
@@ -114,7 +95,7 @@ def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
         job.eval_loss = _run(settings, of_hydra)
     except Exception as error:
         job.status, job.error = "failed", one_line(error, in_run=True)
-        print(f"{ERROR}job {job.number}: {job.error} ({job.folder})", file=sys.stderr)
+        print(f"{distributed.error_prefix()}job {job.number}: {job.error} ({job.folder})", file=sys.stderr)
         if os.environ.get(SHOW_TRACEBACK) or os.getpid() not in MAIN:
             # Where a launcher runs jobs in other processes, only the exception comes back.
             raise
@@ -199,7 +180,7 @@ def _fail(error: Exception) -> NoReturn:
     if os.environ.get(SHOW_TRACEBACK):
         sys.exit(shown("".join(traceback.format_exception(error))))
     failed = [job for job in JOBS if job.status == "failed"]
-    sys.exit(_failed(failed) if failed else f"{ERROR}{one_line(error)}")
+    sys.exit(_failed(failed) if failed else f"{distributed.error_prefix()}{one_line(error)}")
 
 
 def _failed(jobs: Sequence[Job]) -> str:

@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
+from chatbot_sft.arguments import Parser, fail
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.leaderboard import board as boards
 from chatbot_sft.report.leaderboard import differences, files, promotion, terminal
@@ -57,14 +57,7 @@ def main() -> None:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        sys.exit(f"error: {shown_line(str(error))}")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {shown_line(message)}; --help lists the arguments")
+        fail(error)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -39,6 +39,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def error_prefix() -> str:
+    """Before an error of this process, for a person."""
+    return "error: " if is_first() else f"error in process {rank()}: "
+
+
 def gathered(value: T) -> list[T]:
     """The `value` of every process, by its rank: what they agree on has to be the same in each. All of them
     have to call it.

@@ -5,19 +5,12 @@ Benchmarks and agents are their work; golden answers are `python -m chatbot_sft 
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from chatbot_sft.arguments import Parser, fail
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import cases, inspect_dataset
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message}; --help lists the arguments")
 
 
 def main() -> None:
@@ -40,11 +33,7 @@ def main() -> None:
         else:
             write(arguments.output, text)
     except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        from chatbot_sft.cli import one_line
-
-        sys.exit(f"error: {one_line(error)}")
+        fail(error)
 
 
 def write(file: Path, text: str) -> None:

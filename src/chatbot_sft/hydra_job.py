@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,15 @@ def typed(override: str) -> str:
     """`override` without the two plus signs that `command_line.opened` puts before it."""
     bare = override.removeprefix("++")
     return bare if bare != override and command_line.opened(bare) == override else override
+
+
+def tell_chdir(job: HydraConf) -> None:
+    """What hydra.job.chdir=true does here: nothing."""
+    print(
+        f"hydra.job.chdir=true: paths stay those of {job.runtime.cwd};"
+        " what a run writes is in its directory anyway",
+        file=sys.stderr,
+    )
 
 
 def mask_files(job: HydraConf) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft.errors import UserError
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, Status
 
@@ -22,6 +24,26 @@ class Job:
     eval_loss: float | None = None
     error: str = ""
     began: bool = False  # in this start
+
+
+def refuse_shared(job: Job, others: Iterable[Job], subdir: str) -> None:
+    """Raises UserError where one of `others` has the directory of `job`, by hydra.sweep.subdir=`subdir`."""
+    earlier = [other.number for other in others if other.folder == job.folder and other is not job]
+    if earlier:
+        raise UserError(
+            f"hydra.sweep.subdir={subdir}: the directory of job {earlier[0]};"
+            " give each job its own, as hydra.sweep.subdir='${hydra.job.num}' does"
+        )
+
+
+def waited_since(first: bool) -> float:
+    """When the user began to wait, in seconds since the epoch: for a later job of a process now.
+
+    For the `first` that is the process's start: importing is part of what is waited for.
+    """
+    import psutil
+
+    return psutil.Process().create_time() if first else time.time()
 
 
 def table(jobs: Sequence[Job]) -> Iterator[str]:

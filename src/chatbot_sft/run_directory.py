@@ -28,6 +28,7 @@ from chatbot_sft.config.containers import as_dict
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.run.directory import HOLDER
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 
 LOCK = ".lock"  # the operating system's, so it goes with its process
-HOLDER = ".lock.json"  # says whose it is
 BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user typed
 LONGEST = 160  # characters of a command that are kept
 OF_A_START = {LOCK, HOLDER, ".hydra", "multirun.yaml"}  # what a run or a sweep has written before it begins
@@ -162,8 +162,7 @@ def _refuse(config: DictConfig) -> None:
 
 def _exit(error: UserError) -> None:
     """Hydra turns a callback's exceptions into warnings, but for this one."""
-    before = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
-    sys.exit(f"{before}{shown_line(str(error))}")
+    sys.exit(f"{distributed.error_prefix()}{shown_line(str(error))}")
 
 
 def _new(folder: Path) -> Path:

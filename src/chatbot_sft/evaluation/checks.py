@@ -51,8 +51,8 @@ class Check(Protocol):
 
 
 @dataclass(frozen=True)
-class Exact:
-    """The whole answer is one of these texts, but for white space around and between words."""
+class Texts:
+    """What is looked for: a text, or a list of them."""
 
     texts: tuple[str, ...]
     case_sensitive: bool
@@ -60,6 +60,10 @@ class Exact:
     @classmethod
     def read(cls, value: Any, case_sensitive: bool) -> Self:
         return cls(tuple(_texts(value)), case_sensitive)
+
+
+class Exact(Texts):
+    """The whole answer is one of these texts, but for white space around and between words."""
 
     def fault(self, answer: Answer) -> str:
         said = folded(answer.spoken, self.case_sensitive)
@@ -92,16 +96,8 @@ class Contains:
         return f"lacks {', '.join(missing)}" if missing else ""
 
 
-@dataclass(frozen=True)
-class NotContains:
+class NotContains(Texts):
     """None of these texts is in the answer."""
-
-    texts: tuple[str, ...]
-    case_sensitive: bool
-
-    @classmethod
-    def read(cls, value: Any, case_sensitive: bool) -> Self:
-        return cls(tuple(_texts(value)), case_sensitive)
 
     def fault(self, answer: Answer) -> str:
         said = folded(answer.spoken, self.case_sensitive)

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.words import moved, number
-from chatbot_sft.run.report import Model, Plan, Sample, SaveResult, Training
+from chatbot_sft.run.report import Model, Plan, Report, Sample, SaveResult, Training
+
+
+def ending(report: Report, folder: str) -> str | None:
+    """What is shown of a run in `folder` that has ended; None where it neither trained nor planned."""
+    if report.model and report.plan:
+        return plan_summary(report.model, report.plan)
+    if report.training:
+        return summary(report.training, report.samples, report.save, folder)
+    return None
 
 
 def plan_summary(model: Model, plan: Plan) -> str:

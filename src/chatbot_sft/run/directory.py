@@ -21,6 +21,8 @@ from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import DamagedReport, Report, write_json
 
 REPORT, CONFIG = "report.json", "config.yaml"
+HOLDER = ".lock.json"  # whose process runs in it, or ran there last: see run_directory.py
+EVALUATIONS = "evaluations.jsonl"  # in the checkpoints, a line as soon as an evaluation was made
 FILES = (
     REPORT,
     "report.md",

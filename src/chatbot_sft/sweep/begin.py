@@ -89,11 +89,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
         if distributed.is_first() and not (settings.worker and place.study()):
             write(place, found, config)
     if config.hydra.job.chdir:
-        print(
-            f"hydra.job.chdir=true: paths stay those of {config.hydra.runtime.cwd};"
-            " what a run writes is in its directory anyway",
-            file=sys.stderr,
-        )
+        hydra_job.tell_chdir(config.hydra)
     if trials:
         trials.open(place, alone=not settings.worker)
     if places:

@@ -38,9 +38,8 @@ from chatbot_sft.errors import UserError, listed
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard import board, terminal
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.directory import Run
+from chatbot_sft.run.directory import HOLDER, Run
 from chatbot_sft.run.report import Status
-from chatbot_sft.run_directory import HOLDER
 from chatbot_sft.sweep import cards, study, worker_process
 from chatbot_sft.sweep.directory import Point, Sweep
 from chatbot_sft.sweep.display import Display

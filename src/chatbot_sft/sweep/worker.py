@@ -26,7 +26,7 @@ from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.export import check_overrides
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.jobs import Job as Entry
-from chatbot_sft.jobs import table
+from chatbot_sft.jobs import refuse_shared, table, waited_since
 from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.plain import shown, shown_line
@@ -40,9 +40,6 @@ from chatbot_sft.sweep.study import State
 from chatbot_sft.warm import Warm
 
 log = logging.getLogger(__name__)
-
-SUBDIR = "hydra.sweep.subdir='${hydra.job.num}'"
-ERROR = "error: " if distributed.is_first() else f"error in process {distributed.rank()}: "
 
 
 @dataclass
@@ -186,7 +183,7 @@ class Worker:
         self.entries.append(entry)
         with contextlib.ExitStack() as claim:
             try:
-                self._refuse_shared(entry, point)
+                refuse_shared(entry, self.entries, point.folder)
                 job = self.at(point)
                 if self._stays(entry, job):
                     return None
@@ -235,16 +232,6 @@ class Worker:
             self._failed(taken.entry, error)
             taken.job.end(error)
 
-    def _refuse_shared(self, entry: Entry, point: Point) -> None:
-        earlier = [
-            other.number for other in self.entries if other.folder == entry.folder and other is not entry
-        ]
-        if earlier:
-            raise UserError(
-                f"hydra.sweep.subdir={point.folder}: the directory of job {earlier[0]};"
-                f" give each job its own, as {SUBDIR} does"
-            )
-
     def _stays(self, entry: Entry, job: Job) -> bool:
         """Whether an earlier start has left what this job is; `entry` then says it."""
         run = self.place.run(self._point(entry))
@@ -273,20 +260,15 @@ class Worker:
         return next(point for point in self.study.points if point.number == entry.number)
 
     def _began(self) -> float:
-        """When the user began to wait, in seconds since the epoch: for a later job now.
-
-        For the first of a process that is the process's start: importing is part of what is waited for.
-        """
-        import psutil
-
+        """When the user began to wait for the next job."""
         self.trained += 1
-        return time.time() if self.trained > 1 else psutil.Process().create_time()
+        return waited_since(first=self.trained == 1)
 
     # What became of a job
 
     def _ended(self, taken: Taken, report: Report) -> None:
         """A run has come to its end, or was pruned."""
-        from chatbot_sft.report.terminal import plan_summary, summary
+        from chatbot_sft.report.terminal import ending
 
         entry = taken.entry
         entry.status = "pruned" if report.status == Status.PRUNED else "completed"
@@ -295,10 +277,8 @@ class Worker:
         taken.job.end(entry.eval_loss)
         if not distributed.is_first():
             return
-        if report.model and report.plan:
-            print(shown(plan_summary(report.model, report.plan)))
-        elif training and entry.status == "completed":
-            print(shown(summary(training, report.samples, report.save, str(entry.folder))))
+        if entry.status == "completed" and (text := ending(report, str(entry.folder))):
+            print(shown(text))
         study.record(self.place, entry.number, None)
         self._note(entry, report)
         self._page()
@@ -314,7 +294,9 @@ class Worker:
     def _failed(self, entry: Entry, error: Exception) -> None:
         """Record one line, and let go of the memory that the job had."""
         entry.status, entry.error = "failed", shown_line(said(error, in_run=True))
-        print(f"{ERROR}job {entry.number}: {entry.error} ({entry.folder})", file=sys.stderr)
+        print(
+            f"{distributed.error_prefix()}job {entry.number}: {entry.error} ({entry.folder})", file=sys.stderr
+        )
         if os.environ.get(SHOW_TRACEBACK):
             print(shown("".join(traceback.format_exception(error))), file=sys.stderr)
         if distributed.is_first():

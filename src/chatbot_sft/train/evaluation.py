@@ -23,6 +23,7 @@ from transformers.trainer_utils import speed_metrics
 from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.model.sharding import sharded
 from chatbot_sft.report.masking import masked
+from chatbot_sft.run.directory import EVALUATIONS
 from chatbot_sft.run.report import finite
 from chatbot_sft.train.batches import PackedDataset, row_counts
 from chatbot_sft.train.randomness import undisturbed
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far an evaluation is
 CHUNK = 1024  # positions whose logits exist at one time
-FILE = "evaluations.jsonl"
 FIGURES = ("loss", "perplexity", "token_accuracy")  # of a record; None where nothing is held out
 
 
@@ -188,7 +188,7 @@ class Evaluations:
     def __init__(self, folder: Path, sample: Callable[[], list[dict[str, str]]]) -> None:
         self.records: list[dict[str, Any]] = []
         self.reloaded: int | None = None  # the step whose weights were loaded back after training
-        self._file = folder / FILE
+        self._file = folder / EVALUATIONS
         self._sample = sample
 
     def begin(self, state: Any) -> None:
@@ -275,7 +275,7 @@ class Evaluations:
         """The file as `records` is now, without what an earlier run left in the folder."""
         if self.records or self._file.exists():
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._file.with_name(f".{FILE}")
+            temporary = self._file.with_name(f".{EVALUATIONS}")
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
             temporary.replace(self._file)
 

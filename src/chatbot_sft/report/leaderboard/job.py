@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from chatbot_sft.report.masking import masked
-from chatbot_sft.run.directory import Run
+from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
 from chatbot_sft.run.report import DamagedReport, Report, Sample, Status
 
 WAITING, UNREADABLE = "waiting", "unreadable"
 HELD_OUT = "training.eval_loss"  # the metric where none is named
-HOLDER = ".lock.json"  # in a directory that a process runs in, or ran in: see run_directory.py
-EVALUATIONS = "evaluations.jsonl"  # in the checkpoints: see train/evaluation.py
 UNREAD = 4096  # files whose content is kept until they change
 
 

@@ -7,9 +7,7 @@ can run in it.
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 import html
 import importlib
 import importlib.resources
@@ -18,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from string import Template
 
+from chatbot_sft.report.hypertext import hash_of
 from chatbot_sft.report.leaderboard import columns
 from chatbot_sft.report.leaderboard.answers import Answer, Question, questions
 from chatbot_sft.report.leaderboard.board import Board
@@ -78,7 +77,8 @@ def _part(kind: str) -> str:
 
 @functools.lru_cache(4)
 def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    """Remembered: Plotly's has millions of characters."""
+    return f"'sha256-{hash_of(script)}'"
 
 
 def said(text: str) -> str:
