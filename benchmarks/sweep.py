@@ -80,11 +80,9 @@ def ours(options: argparse.Namespace, part: str, gpu: int) -> float:
 
 def best(folder: Path) -> str:
     """The winner of a sweep, and the steps that all its jobs took together."""
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/report.json")]
-    steps = sum(report["training"]["steps"] for report in reports if report["training"])
     with (folder / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
-        first = next(csv.DictReader(file))
-    return f"{json.dumps(first)}, {steps} steps in all"
+        rows = list(csv.DictReader(file))
+    return f"{json.dumps(rows[0])}, {sum(int(row['steps'] or 0) for row in rows)} steps in all"
 
 
 def main() -> None:
@@ -125,8 +123,8 @@ def main() -> None:
     scripts = "".join(part for part in options.parts if part in "ab")
     commands = "".join(part for part in options.parts if part not in "ab")
     with ThreadPoolExecutor(options.gpus) as pool:
-        pool.submit(run, commands, 0)
-        pool.submit(run, scripts, options.gpus - 1)
+        for running in [pool.submit(run, commands, 0), pool.submit(run, scripts, options.gpus - 1)]:
+            running.result()
     print("| | s | × sweep | × sweep, pruned |\n|---|--:|--:|--:|")
     for part, name in NAMES.items():
         if part in seconds:
