@@ -191,9 +191,9 @@ def _flip(file):
 
 
 def test_a_failed_build_leaves_nothing(tmp_path, chat, own_cache):
-    file = tmp_path / "data.jsonl"
-    file.write_text("\n".join(json.dumps(row) for row in conversations(700)) + '\n{"mess')
-    with pytest.raises(UserError, match="line 701 is not JSON"):
+    file = tmp_path / "data.json"
+    file.write_text("[" + ",\n".join(json.dumps(row) for row in conversations(700)) + ',\n{"mess')
+    with pytest.raises(UserError, match="row 701 is not JSON"):
         loader(file).check(chat)
     assert [entry for entry in (own_cache / "data").iterdir() if entry.is_dir()] == []
 
