@@ -7,14 +7,15 @@ import subprocess
 import sys
 
 import pytest
-from conftest import EXAMPLE, conversations, report_of, write_json
+from conftest import conversations, report_of, write_json
 
 
-def command_line(model) -> list[str]:
+def command_line(model, folder) -> list[str]:
     """A short training, evaluated on the way."""
+    data = write_json(folder / "chats.json", conversations(10))
     return [
         "-m", "chatbot_sft", "model=local", f"model.name={model}", "model.load_in_4bit=false", "model.engine=transformers",
-        "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=10", "training.max_steps=3", "training.warmup_steps=0",
+        "model.dtype=float32", f"dataset.data_path={data}", "training.max_steps=3", "training.warmup_steps=0",
         "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
     ]  # fmt: skip
 
@@ -33,7 +34,7 @@ def runs(tmp_path_factory, warm, tiny_llama):
     Nine conversations are trained: the second step has one of them, and nothing for the second process.
     """
     folder = tmp_path_factory.mktemp("processes")
-    common = command_line(tiny_llama)
+    common = command_line(tiny_llama, folder)
     for name in ("one", "two"):
         (folder / name).mkdir()
     alone = warm.run([*common, "training.gradient_accumulation_steps=4"], folder / "one")
@@ -94,7 +95,19 @@ def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
     assert err.count("run: ") == 1
 
 
-def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, tiny_llama, tmp_path):
+def together(warm, arguments, folder):
+    """Two forked processes that find each other as torchrun's do; what the first of them came to."""
+    meeting = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    places = [{**meeting, "RANK": rank, "LOCAL_RANK": rank} for rank in range(2)]
+    started = [
+        warm.start(arguments, folder, {name: str(value) for name, value in place.items()}) for place in places
+    ]
+    first, second = (process.finish(300) for process in started)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    return first
+
+
+def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, warm, tiny_llama, tmp_path):
     """Every pass of the model is one of both processes: in evaluations, sample answers and verification too."""
     whole = [
         "training.gradient_accumulation_steps=2",
@@ -102,11 +115,7 @@ def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, tiny_llama, tmp_pat
         "training.batch_layout=auto",
         "save=merged_16bit",
     ]
-    process = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command_line(tiny_llama), *whole],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+    process = together(warm, [*command_line(tiny_llama, tmp_path), *whole], tmp_path)
     one, sharded = report_of(runs[0]), report_of(tmp_path)
     for a, b in zip(one["evaluations"], sharded["evaluations"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
@@ -133,8 +142,7 @@ def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
 
 
-@pytest.mark.slow
-def test_processes_sum_their_gradients_and_agree(tmp_path):
+def test_processes_sum_their_gradients_and_agree(warm, tmp_path):
     """Also where the optimizer sees one vector, and where a parameter has no gradient; the first process's
     weights become everyone's.
     """
@@ -209,16 +217,7 @@ except UserError as error:
     assert "process 1 has another seed than process 0: 2, not 1" in str(error)
 distributed.part()
 """)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
-    process = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr
+    together(warm, [tmp_path / "run.py"], tmp_path)
 
 
 TWO = """
@@ -279,10 +278,13 @@ if trainer.args.process_index == 0:
 model = trainer = dataset = None
 distributed.part()
 """
-LAUNCHERS = {
-    "transformers": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--main_process_port=0"],
-    "unsloth": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-}  # fmt: skip
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes=2",
+    "--mixed_precision=no",
+    "--main_process_port=0",
+]
 VARIANTS = {
     "transformers": ["plain", "packed", "sharded", "packed and sharded", "fails"],
     "unsloth": ["plain"],
@@ -314,19 +316,15 @@ def by_hand(request, tiny_llama, tmp_path_factory):
             "gradient_accumulation_steps": 4 // processes,
             "output_dir": str(folder / f"checkpoints-{processes}"),
         }
+        given = [json.dumps(config), *(VARIANTS[engine] if processes == 2 else ["plain"])]
         if processes == 1:
-            process = warm.run([folder / "run.py", json.dumps(config), "plain"], folder)
+            process = warm.run([folder / "run.py", *given], folder)
+        elif engine == "unsloth":
+            process = together(warm, [folder / "run.py", *given], folder)
         else:
-            command = [
-                sys.executable,
-                "-m",
-                *LAUNCHERS[engine],
-                "run.py",
-                json.dumps(config),
-                *VARIANTS[engine],
-            ]
             process = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                [sys.executable, "-m", *ACCELERATE, "run.py", *given],
+                cwd=folder, capture_output=True, text=True, timeout=300,
             )  # fmt: skip
         assert process.returncode == 0, process.stderr
         printed.append(json.loads(process.stdout.splitlines()[-1]))
