@@ -7,8 +7,8 @@ starts it, it listens in `folder`, and ends with the last of them.
 cwd=cwd)` is, in a process that the warm one forks: with an exit code, a standard output and error, signals
 and an end of its own. Nothing of torch is used before the fork. What a library reads as it is imported
 (HF_HOME, RANK) it has read already, so a test of such a variable, or of the imports themselves, starts a
-process of its own. So does no verification of an export within: it is a fork too (tests of several processes
-have the real one).
+process of its own. So does no verification of an export within: it is a fork too (the cold run of test_train.py has
+the real one).
 """
 
 import gc

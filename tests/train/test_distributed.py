@@ -1,7 +1,6 @@
 """One run in two processes: the losses of one, one run directory, one log, one report."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -25,11 +24,25 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def together(warm, arguments, folder, local=2, each=({}, {})):
+    """Two forked processes that find each other as torchrun's do, on one machine or on two; `each`: what more
+    is in the environment of one.
+    """
+    meeting = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    meeting |= {"LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": 2 // local}
+    started = []
+    for rank, more in enumerate(each):
+        place = {**meeting, "RANK": rank, "LOCAL_RANK": rank % local, **more}
+        started.append(warm.start(arguments, folder, {name: str(value) for name, value in place.items()}))
+    ended = [process.finish(300) for process in started]
+    assert [process.returncode for process in ended] == [0, 0], [process.stderr for process in ended]
+    return ended
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, warm, tiny_llama):
+def runs(tmp_path_factory, warm, cache, tiny_llama):
     """(folder of one process, folder of two, output of two, their errors): the same effective batch of 8,
-    evaluated on the way, float32. The two are nodes that meet by torchrun's own rendezvous, and whose caches are
-    on disks of their own.
+    evaluated on the way, float32. The two are nodes whose caches are on disks of their own.
 
     Nine conversations are trained: the second step has one of them, and nothing for the second process.
     """
@@ -39,34 +52,10 @@ def runs(tmp_path_factory, warm, tiny_llama):
         (folder / name).mkdir()
     alone = warm.run([*common, "training.gradient_accumulation_steps=4"], folder / "one")
     assert alone.returncode == 0, alone.stderr
-    meeting = [
-        "--nnodes=2",
-        "--nproc-per-node=1",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=localhost:{free_port()}",
-    ]
-    node = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *meeting,
-        *common,
-        "training.gradient_accumulation_steps=2",
-    ]
-    nodes = [
-        subprocess.Popen(
-            [*node, "hydra.run.dir=outputs/two/nodes"],
-            cwd=folder / "two",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CHATBOT_SFT_CACHE": str(cache)},
-        )
-        for cache in (os.environ["CHATBOT_SFT_CACHE"], folder / "another disk")
-    ]
-    printed = [process.communicate(timeout=300) for process in nodes]
-    assert [process.returncode for process in nodes] == [0, 0], printed
-    out, err = map("".join, zip(*printed, strict=True))
+    given = [*common, "training.gradient_accumulation_steps=2", "hydra.run.dir=outputs/two/nodes"]
+    caches = [{"CHATBOT_SFT_CACHE": str(place)} for place in (cache, folder / "another disk")]
+    nodes = together(warm, given, folder / "two", local=1, each=caches)
+    out, err = (getattr(nodes[0], name) + getattr(nodes[1], name) for name in ("stdout", "stderr"))
     return folder / "one", folder / "two", out, err
 
 
@@ -95,18 +84,6 @@ def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
     assert err.count("run: ") == 1
 
 
-def together(warm, arguments, folder):
-    """Two forked processes that find each other as torchrun's do; what the first of them came to."""
-    meeting = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
-    places = [{**meeting, "RANK": rank, "LOCAL_RANK": rank} for rank in range(2)]
-    started = [
-        warm.start(arguments, folder, {name: str(value) for name, value in place.items()}) for place in places
-    ]
-    first, second = (process.finish(300) for process in started)
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    return first
-
-
 def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, warm, tiny_llama, tmp_path):
     """Every pass of the model is one of both processes: in evaluations, sample answers and verification too."""
     whole = [
@@ -115,7 +92,7 @@ def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, warm, tiny_llama, t
         "training.batch_layout=auto",
         "save=merged_16bit",
     ]
-    process = together(warm, [*command_line(tiny_llama, tmp_path), *whole], tmp_path)
+    process, _ = together(warm, [*command_line(tiny_llama, tmp_path), *whole], tmp_path)
     one, sharded = report_of(runs[0]), report_of(tmp_path)
     for a, b in zip(one["evaluations"], sharded["evaluations"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
@@ -320,7 +297,7 @@ def by_hand(request, tiny_llama, tmp_path_factory):
         if processes == 1:
             process = warm.run([folder / "run.py", *given], folder)
         elif engine == "unsloth":
-            process = together(warm, [folder / "run.py", *given], folder)
+            process, _ = together(warm, [folder / "run.py", *given], folder)
         else:
             process = subprocess.run(
                 [sys.executable, "-m", *ACCELERATE, "run.py", *given],
