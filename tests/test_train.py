@@ -99,7 +99,7 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
     assert [line.split()[0] for line in last] == ["run", "loss", "answer", "saved"]
     assert re.search(r"held out \d\.\d\d|held out \d+\.\d\d → ", last[1])
     assert "before: “" in last[2]
-    allowed = r"(run|hub|engine|model|data|training|optimizer|layout|step|verified|saved)[: ]"
+    allowed = r"(run|hub|engine|model|data|training|optimizer|layout|step|save|verified|saved)[: ]"
     assert all(re.match(allowed, line) for line in process.stderr.splitlines()), process.stderr
 
 
