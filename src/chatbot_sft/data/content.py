@@ -65,8 +65,8 @@ class Found:
         """The training rows that are left out, in order."""
         import numpy as np
 
-        told = [self.drops[kind] for kind in self.kinds if self.policies[kind] == "drop"]
-        return np.unique(np.array(sum(told, []), np.int64))
+        told = [row for kind in self.kinds if self.policies[kind] == "drop" for row in self.drops[kind]]
+        return np.unique(np.array(told, np.int64))
 
     def refusal(self, left: int) -> str | None:
         """Why the run must not go on, in one line, with so many training rows left; None where it may."""
@@ -115,10 +115,7 @@ def look(settings: Config, entry: store.Entry, chosen: Split) -> Found:
     without = _cannot_look(policies, wanted, len(chosen.once) + len(chosen.held_out))
     wanted = [kind for kind in wanted if kind not in without]
     search = Search(entry, chosen, dataset.near_duplicate_threshold, golden)
-    if entry.scratch:
-        found = search.look(wanted)
-    else:
-        found = _cached(search, wanted)
+    found = search.look(wanted) if entry.scratch else _cached(search, wanted)
     for kind, tally in found.kinds.items():
         if policies[kind] == "drop":
             tally["left_out"] = len(found.drops[kind])
@@ -131,7 +128,7 @@ def _cannot_look(policies: Mapping[str, str], wanted: Sequence[str], rows: int) 
     Raises:
         UserError: one of them decides whether or what is trained.
     """
-    without = {}
+    without: dict[str, str] = {}
     if not near.enough(rows):
         why = f"near-duplicates among over {near.FEW:,} rows need datasketch"
         without |= {kind: why for kind in (NEAR, HELD_OUT) if kind in wanted}

@@ -28,20 +28,11 @@ TIME = re.compile(r"\b(\d{1,2})(?:[:.h](\d\d))?\s*(?:([ap])\.?m\b\.?)", re.IGNOR
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 NAME = re.compile(r"(?<![.!?:\n•*\-\"“(] )(?<!^)\b[^\W\d_a-z]\w+")  # but for those that begin with ê or đ
 WORD = re.compile(r"[^\W\d_]+(?:['’]t)?")
-SMALL = [
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]  # "one" is a pronoun too
-SPELT = {word: str(number) for number, word in enumerate(SMALL, 2)}
+# "one" is a pronoun too.
+SPELT = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12",
+}  # fmt: skip
 DAYS = re.compile(
     r"\b(?:mon|tues|wednes|thurs|fri|satur|sun)days?\b"
     r"|\b(?:january|february|april|june|july|august|september|october|november|december)\b"

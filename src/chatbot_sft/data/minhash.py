@@ -88,10 +88,10 @@ def proposed_of_few(sets: Sequence[np.ndarray], own: int, threshold: float) -> n
     begins = np.cumsum(sizes) - sizes
     rank = np.arange(len(owners)) - begins[owners]
     rare = rank <= sizes[owners] - np.ceil(threshold * sizes[owners] - 1e-9)
-    pairs = [*_in_buckets(members[order][rare], owners[rare], own), np.empty((0, 2), np.int64)]
-    codes = np.unique(np.concatenate(pairs) @ [len(sets), 1])
+    found = [*_in_buckets(members[order][rare], owners[rare], own), np.empty((0, 2), np.int64)]
+    codes, shared = np.unique(np.concatenate(found) @ [len(sets), 1], return_counts=True)
     pairs = np.stack(np.divmod(codes, max(len(sets), 1)), 1)
-    return pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
+    return pairs[np.lexsort((pairs[:, 0], -shared, pairs[:, 1]))]
 
 
 def bands(threshold: float) -> tuple[int, int]:
