@@ -101,7 +101,7 @@ def compare(rows: list[tuple[str, str]], planted: dict[int, tuple[int, str]]) ->
     )
     reported = found.inside.keys() | {other for _, other in found.across}
     for way in dict.fromkeys(way for _, way in planted.values()):
-        of_it = [row for row, (_, kind) in planted.items() if kind == way]
+        of_it = [row for row, (first, kind) in planted.items() if kind == way and first < held]
         true = [row for row in of_it if alike(rows[row], rows[planted[row][0]])]
         hit = sum(row in reported for row in true)
         print(f"{way:<18} {len(of_it):6,} planted, {len(true):6,} alike, {hit:6,} of these found")

@@ -129,7 +129,9 @@ class Facts:
         words = WORD.findall(small)
         names = {match[0].casefold(): match[0] for match in NAME.finditer(text) if match[0][0].isupper()}
         days = {match[0].removesuffix("s"): match[0] for match in DAYS.finditer(small)}
-        names = {name: shown for name, shown in names.items() if name not in days and name not in SPELT}
+        names = {
+            name: shown for name, shown in names.items() if not DAYS.fullmatch(name) and name not in SPELT
+        }
         yes, no = YES.match(small), NO.match(small)
         return cls(
             _numbers(small),
