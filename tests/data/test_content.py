@@ -16,7 +16,7 @@ from chatbot_sft.data.contradictions import Facts
 from chatbot_sft.data.languages import other_language
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.report.data_summary import facts
-from chatbot_sft.report.found import sentences
+from chatbot_sft.report.found import sentences, worth_a_line
 
 ASKED = "When does the taproom open on Sundays, please tell me?"
 SAID = "The taproom opens at ten on Sundays, and the kitchen opens an hour later."
@@ -102,6 +102,13 @@ def test_what_is_planted_is_noted_left_out_or_refused(gate, kind):
     with pytest.raises(UserError, match=rf"row {named[0]}: .*{kind}: {len(named)} of .*dataset.{key}=drop"):
         gate(rows, **{key: "error"})
     assert gate(rows, **{key: "off"}).statistics.found == {}
+
+
+def test_a_run_speaks_of_refusals_only_where_they_are_many():
+    few, many = ({content.REFUSAL: {"count": count, "of": 100, "rows": [{"row": 7}]}} for count in (9, 10))
+    assert worth_a_line(few) == []
+    assert worth_a_line(many) == ["refusal: 10 of 100, 10% (rows 7 and 9 more)"]
+    assert len(worth_a_line({content.REFUSAL: {**few[content.REFUSAL], "left_out": 9}})) == 1
 
 
 def test_a_held_out_row_that_is_nearly_trained_on_falsifies_the_loss(gate):

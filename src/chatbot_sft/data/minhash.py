@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from chatbot_sft.data.shingles import distinct
 from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ PERMUTATIONS = 64
 RECALL = 0.99  # of pairs that are just alike enough: so many share a band
 MARGIN = 0.15  # by which an estimate from so many permutations may be too low: three standard deviations
 # With so many of its bucket is each compared, and with the first: templates make buckets of thousands.
-NEIGHBOURS = 32
+NEIGHBOURS = 16
 PIECE = 4_096  # hashes that go through the permutations at once
 PAIRS = 1 << 15  # pairs whose signatures are compared at once
 
@@ -68,7 +69,7 @@ def proposed(sketches: np.ndarray, own: int, threshold: float) -> np.ndarray:
         for pairs in _in_buckets(keys, everyone, own):
             codes = pairs[_estimates(pairs, sketches) >= threshold - MARGIN] @ [len(sketches), 1]
             likely.append(codes)
-        found = np.unique(np.concatenate(likely))
+        found = distinct(np.concatenate(likely))
     pairs = np.stack(np.divmod(found, max(len(sketches), 1)), 1)
     return pairs[np.lexsort((pairs[:, 0], -_estimates(pairs, sketches), pairs[:, 1]))]
 

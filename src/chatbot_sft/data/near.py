@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from chatbot_sft.data import minhash
-from chatbot_sft.data.shingles import digest, in_common, normalised, shingles
+from chatbot_sft.data.shingles import digest, distinct, in_common, normalised, shingles
 
 if TYPE_CHECKING:
     import numpy as np
 
 ANSWERS = 0.5
 FEW = 1_000  # rows that are compared without datasketch
-TRIES = 8  # of the pairs proposed for a row, the likeliest first, that are compared
-KEPT = 512  # rows whose shingles are kept for the next comparison
+TRIES = 4  # of the pairs proposed for a row, the likeliest first, that are compared
+KEPT = 1_024  # rows whose shingles are kept for the next comparison: 160 MB where all are as long as may be
 
 
 class Said(NamedTuple):
@@ -60,7 +60,7 @@ def find(rows: Sequence[int], held_out: Sequence[int], read: Read, threshold: fl
     ours, theirs = Group(), Group()
     new = map(shingles, itertools.chain(ours.new(rows, read), theirs.new(held_out, read)))
     if len(rows) + len(held_out) <= FEW:
-        sets = [_unique(one) for one in new]
+        sets = [distinct(one) for one in new]
         pairs = minhash.proposed_of_few(sets, len(ours.members), threshold)
     else:
         pairs = minhash.proposed(minhash.signatures(new), len(ours.members), threshold)
@@ -128,24 +128,27 @@ class Comparison:
 
 def _sets(read: Read, row: int) -> tuple[np.ndarray, np.ndarray]:
     said = read(row)
-    return _unique(shingles(normalised(said.whole))), _unique(shingles(normalised(said.answers)))
-
-
-def _unique(hashes: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    return np.unique(hashes)
+    return distinct(shingles(normalised(said.whole))), distinct(shingles(normalised(said.answers)))
 
 
 def _inside(rows: Sequence[int], pairs: np.ndarray, alike: Callable[[int, int], bool]) -> dict[int, int]:
     """Row → the one it is nearly the same as, which is kept: so no kept row is like another kept one."""
     found: dict[int, int] = {}
-    for later, of_it in itertools.groupby(pairs.tolist(), lambda pair: pair[1]):
-        kept = (rows[earlier] for earlier, _ in of_it if rows[earlier] not in found)
-        first = next((one for one in itertools.islice(kept, TRIES) if alike(one, rows[later])), None)
+    for places in _groups(pairs):
+        row = rows[places[0, 1]]
+        kept = (rows[earlier] for earlier in places[:, 0] if rows[earlier] not in found)
+        first = next((one for one in itertools.islice(kept, TRIES) if alike(one, row)), None)
         if first is not None:
-            found[rows[later]] = first
+            found[row] = first
     return found
+
+
+def _groups(pairs: np.ndarray) -> Iterator[np.ndarray]:
+    """The pairs of each later one."""
+    import numpy as np
+
+    edges = np.flatnonzero(np.diff(pairs[:, 1], prepend=-1, append=-1))
+    return (pairs[begin:end] for begin, end in itertools.pairwise(edges.tolist()))
 
 
 def _some(pairs: np.ndarray) -> list[list[int]]:
@@ -193,14 +196,14 @@ def asked(
     numbers = list(questions)
     if not numbers:
         return {}
-    like = Likeness([_unique(shingles(normalised(questions[number]))) for number in numbers])
+    like = Likeness([distinct(shingles(normalised(questions[number]))) for number in numbers])
     found: dict[int, list[int]] = {}
     seen: dict[int, list[int]] = {}
     for row in rows:
         for plain in {normalised(text): None for text in read(row)}:
             name = digest(plain)
             if name not in seen:
-                seen[name] = like.to(_unique(shingles(plain)), threshold)
+                seen[name] = like.to(distinct(shingles(plain)), threshold)
             for place in seen[name]:
                 of_it = found.setdefault(numbers[place], [])
                 if row not in of_it[-1:]:

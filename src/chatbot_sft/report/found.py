@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chatbot_sft.data.content import REFUSAL
+
 SHOWN = 5  # rows that are named
+MANY = 0.1  # share of the rows from which a run speaks of refusals: most data mean some
 
 
 def sentences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One for each kind: how many of how many, the first rows, and what became of them."""
     return [f"{kind}: {_counted(tally)} ({_rows(tally)}){_left_out(tally)}" for kind, tally in found.items()]
+
+
+def worth_a_line(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Those that a run says before it trains."""
+    return sentences(
+        {
+            kind: tally
+            for kind, tally in found.items()
+            if kind != REFUSAL or "left_out" in tally or tally["count"] >= MANY * tally["of"]
+        }
+    )
 
 
 def share(tally: Mapping[str, Any]) -> str:
