@@ -40,6 +40,8 @@ OTHER_LOGGERS = (
 SAMPLERS = ("random", "tpe", "cmaes", "nsgaii")
 PRUNERS = ("hyperband", "halving", "median", "patient")
 DIRECTIONS = ("minimise", "maximise")
+# What becomes of rows in which the gate finds what is no fault of the row alone.
+FOUND = ("off", "note", "error", "drop")
 
 STEPS = 10**9
 SHARE = Bound(0, 1, below=True)
@@ -259,6 +261,42 @@ class DatasetConfig(Section):
         "millions of characters that one row of a file may have: a longer one is a file gone wrong",
         bound=Bound(0, 10**6, above=True),
         through=ROWS,
+    )
+    on_near_duplicate: str = key(
+        "note",
+        "training rows that say nearly the same as an earlier one; drop leaves them out; many rows need an extra:"
+        " pip install 'chatbot-sft[data]'",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_contamination: str = key(
+        "note",
+        "held-out rows and evaluation.golden questions that are nearly in the training rows;"
+        " drop leaves the training rows out",
+        choices=FOUND,
+        through=ROWS,
+    )
+    near_duplicate_threshold: float = key(
+        0.8,
+        "share of runs of five characters that two rows have in common to be nearly the same (Jaccard)",
+        bound=Bound(0.5, 1),
+        through=ROWS,
+    )
+    on_contradiction: str = key(
+        "note",
+        "answers to the same question that say another number, name, day, or yes and no; drop leaves all of"
+        " them out",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_language_mismatch: str = key(
+        "note",
+        "answers in another language than their question; an extra: pip install 'chatbot-sft[data]'",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_refusal: str = key(
+        "note", "answers that decline, or say that they do not know", choices=FOUND, through=ROWS
     )
     chat_template_kwargs: dict[str, Any] = key(
         {}, "given to the chat template: {enable_thinking: false}", through=ROWS
