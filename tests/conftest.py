@@ -198,14 +198,16 @@ def tiny_llama(smollm2, tmp_path_factory):
     return random_llama(tmp_path_factory.mktemp("models") / "tiny-llama", smollm2, 32)
 
 
-def random_llama(folder: Path, tokenizer: Path, width: int) -> Path:
-    """bitsandbytes wants a `width` of 64 and more."""
+def random_llama(folder: Path, tokenizer: Path, width: int, spread: float = 0.02) -> Path:
+    """bitsandbytes wants a `width` of 64 and more; with a `spread` of 0.3 the model is sure of what it says, and an
+    adapter can change that.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=49152, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=spread, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
