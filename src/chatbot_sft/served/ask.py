@@ -87,7 +87,7 @@ class Asking:
             except Refused as refused:
                 if self._settled or not self._wish_less():
                     raise
-                log.info("asked again with less: %s", refused)
+                log.debug("asked again with less: %s", refused)
                 continue
             self._settled = True
             return _reply(found, self._prompt_ids(found, messages))
@@ -162,7 +162,7 @@ def _without_penalties(asking: Asking, messages: Sequence[Message], most: int) -
         try:
             return asking.ask(messages, most, **neutral)
         except Refused as refused:
-            log.info("asked again otherwise: %s", refused)
+            log.debug("asked again otherwise: %s", refused)
     return None
 
 
@@ -210,7 +210,7 @@ def _at(place: Mapping[str, Any]) -> list[Likely]:
     entries = [entry for entry in top if isinstance(entry, dict)] if isinstance(top, list) else []
     found = [
         Likely(_id(entry), str(entry.get("token", "")), float(entry["logprob"]))
-        for entry in entries or [place]
+        for entry in entries or [dict(place)]
         if isinstance(entry.get("logprob"), (int, float))
     ]
     return sorted(found, key=lambda likely: -likely.logprob)

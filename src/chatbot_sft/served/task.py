@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ from chatbot_sft.run.directory import Run, trains_nothing
 from chatbot_sft.run.report import Report, write_json
 from chatbot_sft.save.verify.kept import TrainedAnswers
 from chatbot_sft.served.ask import Observed, observe
-from chatbot_sft.served.judge import Judgement, format_of, judge
+from chatbot_sft.served.finding import Judgement, format_of
+from chatbot_sft.served.judge import judge
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +104,11 @@ def find(named: str) -> Run:
 
 def table(name: str, url: str, found: Judgement) -> list[str]:
     """What was found, check by check, and a line for each finding."""
-    wrong = {finding.check for finding in found.deciding}
+    marks = dict.fromkeys(found.open, "–") | {finding.check: "✗" for finding in found.deciding}
     width = max(map(len, found.rows), default=0)
-    lines = [f"{shown_line(name)} at {url}, judged as {found.served_as}"]
+    lines = [f"{shown_line(name)} at {url}, judged as {found.served.kind}"]
     lines += [
-        f"  {'✗' if check in wrong else '✓'} {check:<{width}}  {shown_line(said)}"
+        f"  {marks.get(check, '✓')} {check:<{width}}  {shown_line(said)}"
         for check, said in found.rows.items()
     ]
     lines += [
@@ -139,7 +139,7 @@ def _as_json(settings: Config, url: str, name: str, found: Judgement, observed: 
         "run": settings.run,
         "url": url,
         "model": name,
-        "served_as": found.served_as,
+        "served_as": found.served.kind,
         "passed": not found.deciding,
         "checks": found.rows,
         "numbers": found.numbers,

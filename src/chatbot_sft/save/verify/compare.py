@@ -271,7 +271,7 @@ def _greedy(reference: Reference, export: Observation) -> tuple[float, int, list
     return trained_noise, agreed, strayed, wrong
 
 
-def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Where `a` and `b` first differ; the length of the shorter where one begins with the other."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
