@@ -122,6 +122,24 @@ def launch(request, tmp_path):
 
 
 @pytest.fixture
+def stand_in(monkeypatch):
+    """`stand_in("vllm")` is a server of that kind, of tests/served, which ends with the test."""
+    from stand_in import StandIn
+
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    made = []
+
+    def make(kind):
+        made.append(StandIn(kind))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """`small_disk("1m")` is the folder of a file system of that size; the test is skipped where none may be
     mounted.

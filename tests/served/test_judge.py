@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from stand_in import BOS, END, SAID, SYSTEM, StandIn, ids, kept, messages_of, rendered
+from stand_in import BOS, END, SAID, SYSTEM, ids, kept, messages_of, rendered
 
 from chatbot_sft import UserError
 from chatbot_sft.evaluation.server import Server
@@ -18,21 +18,6 @@ from chatbot_sft.served.judge import judge
 KINDS = ["vllm", "llama.cpp", "ollama", "transformers", "bare"]
 TOLD = ["vllm", "llama.cpp", "ollama", "transformers"]
 Q8 = Format("q8_0", KL_BOUNDS["q8_0"], 1.0)
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    made = []
-
-    def make(kind):
-        made.append(StandIn(kind))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.close()
 
 
 def judged(server, trained=None, served=Q8, others=()):

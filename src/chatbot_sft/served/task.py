@@ -54,7 +54,7 @@ def verify(settings: Config, report: Report) -> None:
     report.run = str(run.folder)
     server = Server(str(asked.url), asked.model, asked.api_key_variable, asked.timeout, asked.retries)
     name = server.choose()
-    others = [other for other in server.models() if other != name]
+    others = [other for other in server.models() if other not in (name, f"{name}:latest")]
     log.info("asking %s at %s what %s was asked", name, server.url, run.folder)
     with tqdm(
         total=len(kept.prompts), desc="verify", unit="prompt", file=sys.__stderr__, disable=None, leave=False
