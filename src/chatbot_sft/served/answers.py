@@ -157,7 +157,7 @@ def _cause(
         return (
             "A repetition penalty of the server's own",
             "without one the answers agree: start vLLM with --generation-config vllm, put PARAMETER repeat_penalty 1"
-            " into Ollama's Modelfile, or send repetition_penalty=1 with each request",
+            " into Ollama's Modelfile, start llama.cpp with --repeat-penalty 1",
         )
     if all(one.as_base for one in compared if one.place is not None):
         also = f" (it also has {', '.join(others[:5])})" if others else ""

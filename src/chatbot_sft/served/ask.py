@@ -50,6 +50,7 @@ class Reply:
     finish: str | None = None
     prompt_count: int | None = None
     prompt_ids: list[int] | None = None
+    prompt_text: str | None = None
     ids: list[int] | None = None
     likely: list[list[Likely]] = field(default_factory=list)  # at each place, the likeliest first
 
@@ -90,7 +91,7 @@ class Asking:
                 log.debug("asked again with less: %s", refused)
                 continue
             self._settled = True
-            return _reply(found, self._prompt_ids(found, messages))
+            return _reply(found, *self._prompt(found, messages))
 
     def _wish_less(self) -> bool:
         """False where there is nothing left to leave out."""
@@ -102,30 +103,33 @@ class Asking:
             return False
         return True
 
-    def _prompt_ids(self, reply: Mapping[str, Any], messages: Sequence[Message]) -> list[int] | None:
-        """From the reply, else in the first of the ways that this server has."""
+    def _prompt(
+        self, reply: Mapping[str, Any], messages: Sequence[Message]
+    ) -> tuple[list[int] | None, str | None]:
+        """Its ids and text: from the reply, else in the first of the ways that this server has."""
         if (told := _ids(reply.get("prompt_token_ids"))) is not None:
-            return told
+            return told, None
         while self._ways:
-            if ids := self._ways[0](messages):
-                return ids
+            ids, text = self._ways[0](messages)
+            if ids:
+                return ids, text
             del self._ways[0]
-        return None
+        return None, None
 
-    def _by_messages(self, messages: Sequence[Message]) -> list[int] | None:
+    def _by_messages(self, messages: Sequence[Message]) -> tuple[list[int] | None, None]:
         """vLLM's /tokenize."""
         body = {"model": self.server.model, "messages": list(messages), "add_generation_prompt": True}
-        return _ids(self.server.offered("tokenize", {**body, **self._always}).get("tokens"))
+        return _ids(self.server.offered("tokenize", {**body, **self._always}).get("tokens")), None
 
-    def _by_template(self, messages: Sequence[Message]) -> list[int] | None:
+    def _by_template(self, messages: Sequence[Message]) -> tuple[list[int] | None, str | None]:
         """llama.cpp's /apply-template, and its /tokenize as its own chat takes it."""
         text = self.server.offered("apply-template", {"messages": list(messages), **self._always}).get(
             "prompt"
         )
         if not isinstance(text, str):
-            return None
+            return None, None
         body = {"content": text, "add_special": True, "parse_special": True}
-        return _ids(self.server.offered("tokenize", body).get("tokens"))
+        return _ids(self.server.offered("tokenize", body).get("tokens")), text
 
 
 def observe(server: Server, kept: TrainedAnswers, told: Callable[[int], Any]) -> Observed:
@@ -166,7 +170,7 @@ def _without_penalties(asking: Asking, messages: Sequence[Message], most: int) -
     return None
 
 
-def _reply(reply: Mapping[str, Any], prompt_ids: list[int] | None) -> Reply:
+def _reply(reply: Mapping[str, Any], prompt_ids: list[int] | None, prompt_text: str | None) -> Reply:
     choice = reply["choices"][0]
     message, usage = choice["message"], reply.get("usage")
     thinking = message.get("reasoning_content") or message.get("reasoning")
@@ -179,6 +183,7 @@ def _reply(reply: Mapping[str, Any], prompt_ids: list[int] | None) -> Reply:
         finish if isinstance(finish, str) else None,
         count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else None,
         prompt_ids,
+        prompt_text,
         _ids(choice.get("token_ids")) or _said(choice.get("logprobs")),
         likely,
     )

@@ -134,18 +134,22 @@ def _cause_of_prompts(
     if all(ids[:2] == [bos, bos] for _, ids in told) and begun:
         return DOUBLE
     shared = [len(set(prompt.ids) & set(ids)) / len(set(prompt.ids)) for prompt, ids in told]
+    if len({tuple(ids) for _, ids in told}) < len({tuple(prompt.ids) for prompt, _ in told}):
+        return TEMPLATE  # one that does not write the messages
     if max(shared) < SHARED:
         return TOKENIZER
     control = set(kept.control) - {bos}
-    if not any(control & set(ids) for _, ids in told) and any(
-        control & set(prompt.ids) for prompt, _ in told
-    ):
-        return NO_TEMPLATE
-    return TEMPLATE
+    lost = all(
+        control & set(prompt.ids) and not control & set(ids) and len(ids) < len(prompt.ids)
+        for prompt, ids in told
+    )
+    return NO_TEMPLATE if lost else TEMPLATE
 
 
 def _all_cut(differing: Sequence[tuple[Prompt, Reply]]) -> bool:
-    """Prompts of several lengths have become one, shorter than any."""
+    """Prompts of several lengths have become one, shorter than any; where ids are told, theirs."""
+    if any(not set(reply.prompt_ids or []) <= set(prompt.ids) for prompt, reply in differing):
+        return False
     lengths = {len(prompt.ids) for prompt, _ in differing}
     counts = {reply.prompt_count or 0 for _, reply in differing}
     return len(lengths) > 1 and len(counts) == 1 and max(counts) < min(lengths)
@@ -159,6 +163,9 @@ def _differing(kept: TrainedAnswers, number: int, prompt: Prompt, reply: Reply) 
         "".join(kept.tokens.get(token, f"[{token}]") for token in ids[first : first + 6])
         for ids in (prompt.ids, reply.prompt_ids)
     )
+    before = "".join(kept.tokens[token] for token in prompt.ids[:first])
+    if reply.prompt_text and reply.prompt_text.startswith(before):
+        there = reply.prompt_text[len(before) :][:40]
     return f"prompt {number + 1} differs from token {first + 1} on: {wanted!r} in training, {there!r} on the server"
 
 
