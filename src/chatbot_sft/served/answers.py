@@ -156,8 +156,8 @@ def _cause(
     if all(plain[one.number - 1].agreed > one.agreed for one in wrong):
         return (
             "A repetition penalty of the server's own",
-            "without one the answers agree: start vLLM with --generation-config vllm, put PARAMETER repeat_penalty 1"
-            " into Ollama's Modelfile, start llama.cpp with --repeat-penalty 1",
+            "without one the answers agree: vLLM --override-generation-config '{\"repetition_penalty\": 1}',"
+            " llama.cpp --repeat-penalty 1, PARAMETER repeat_penalty 1 in Ollama's Modelfile",
         )
     if all(one.as_base for one in compared if one.place is not None):
         also = f" (it also has {', '.join(others[:5])})" if others else ""

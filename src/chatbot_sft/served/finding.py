@@ -41,7 +41,8 @@ def format_of(
     kind = given or next(named, exported[-1] if exported else "merged_16bit")
     measured = checks.get(kind, {}).get("noise", _noise(kind))
     noise = max(ARITHMETIC, measured, _noise(ROUNDED) if over_4_bits else 0.0)
-    return Format(kind, KL_BOUNDS[kind] + (OVER_4_BITS if over_4_bits else 0), noise)
+    bound = max(KL_BOUNDS[kind], KL_BOUNDS["bf16"])  # a server may compute in 16 bits whatever it serves
+    return Format(kind, bound + (OVER_4_BITS if over_4_bits else 0), noise)
 
 
 def _longest_first() -> list[str]:
