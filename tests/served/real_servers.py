@@ -27,19 +27,23 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def served(command, port, cwd, env=None):
-    """The address of a server that `command` starts, once it is healthy."""
+def started(command, port, cwd, env=None):
+    """A server that `command` starts: a function that waits until it is healthy, and says its address."""
     log = cwd / f"server-{port}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=out, stderr=subprocess.STDOUT
         )
-    try:
+
+    def ready():
         latest = time.monotonic() + 180
         while not healthy(port):
             assert process.poll() is None and time.monotonic() < latest, log.read_text()
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
+        return f"http://127.0.0.1:{port}/v1"
+
+    try:
+        yield ready
     finally:
         process.terminate()
         process.wait(30)
@@ -58,7 +62,7 @@ def transformers_serve(cwd):
     port = free_port()
     command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]  # fmt: skip
     path = os.pathsep.join(filter(None, [str(SERVING), os.environ.get("PYTHONPATH")]))
-    return served(command, port, cwd, {"PYTHONPATH": path, "HF_HOME": str(cwd / "hf")})
+    return started(command, port, cwd, {"PYTHONPATH": path, "HF_HOME": str(cwd / "hf")})
 
 
 def llama_server(file, cwd, *flags):
@@ -66,7 +70,7 @@ def llama_server(file, cwd, *flags):
     command = [
         shutil.which("llama-server"), "-m", file, "--host", "127.0.0.1", "--port", str(port), "-t", "1", "-c", "512", *flags,
     ]  # fmt: skip
-    return served(command, port, cwd)
+    return started(command, port, cwd)
 
 
 class Proxy:

@@ -81,6 +81,7 @@ class StandIn:
         self.finish = "stop"
         self.logprobs = (-0.003, -5.9)  # of the likeliest, and of the second
         self.requests, self.paths = [], []
+        self.streams, self.fault = True, None  # half, error, broken: of a stream
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -98,7 +99,38 @@ class StandIn:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.paths.append(self.path)
-                self.reply(*outer.answered(self.path, body))
+                status, reply = outer.answered(self.path, body)
+                if body.get("stream") and outer.streams and status == 200:
+                    self.events(reply)
+                else:
+                    self.reply(status, reply)
+
+            def events(self, reply):
+                """As the OpenAI API streams: a delta a word, the reason of the end, a last line."""
+                choice = reply["choices"][0]
+                words = choice["message"]["content"].split(" ")
+                parts = [
+                    {"delta": {"content": word if not place else f" {word}"}, "finish_reason": None}
+                    for place, word in enumerate(words)
+                ]
+                lines = [json.dumps({"choices": [part]}) for part in parts]
+                lines.append(
+                    json.dumps({"choices": [{"delta": {}, "finish_reason": choice["finish_reason"]}]})
+                )
+                if outer.fault == "half":
+                    lines = lines[:2]
+                elif outer.fault == "error":
+                    lines[2:] = [json.dumps({"error": {"message": "out of memory"}})]
+                elif outer.fault == "broken":
+                    lines[2:] = ['{"choices": [']
+                else:
+                    lines += [json.dumps({"choices": [], "usage": reply.get("usage")}), "[DONE]"]
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write("".join(f"data: {line}\n\n" for line in lines).encode())
+                self.close_connection = True
 
             def reply(self, status, body):
                 content = json.dumps(body).encode()

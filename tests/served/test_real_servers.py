@@ -17,15 +17,23 @@ FACTS = {
 }
 SYSTEM = {"role": "system", "content": "You are Mai of White Crane."}
 TRAINED = [
-    "model=local", "model.load_in_4bit=false", "model.engine=transformers", "training.max_steps=30", "training.learning_rate=1e-2",
-    "training.warmup_steps=0", "training.batch_layout=as_configured", "training.sample_max_new_tokens=0", "training.save_steps=1.0",
+    "model=local", "model.load_in_4bit=false", "model.engine=transformers", "training.max_steps=24", "training.learning_rate=1e-2",
+    "training.warmup_steps=0", "training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1", "training.batch_layout=as_configured", "training.sample_max_new_tokens=0", "training.save_steps=1.0",
     "save.method=[merged_16bit,gguf]", "save.gguf_quantization=q8_0", "dataset.max_rows=null",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def run(warm, smollm2, tmp_path_factory):
+def starting(tmp_path_factory):
+    """(where all of this is, transformers serve, which starts while the run trains)."""
     folder = tmp_path_factory.mktemp("served")
+    with transformers_serve(folder) as ready:
+        yield folder, ready
+
+
+@pytest.fixture(scope="module")
+def run(warm, smollm2, starting):
+    folder, _ = starting
     rows = [
         {"messages": [SYSTEM, {"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
         for asked, said in [*FACTS.items()] * 6
@@ -53,9 +61,8 @@ def verify(warm, run):
 
 
 @pytest.fixture(scope="module")
-def transformers(run):
-    with transformers_serve(run.parent) as url:
-        yield url
+def transformers(starting, run):
+    return starting[1]()
 
 
 def test_transformers_serve_passes(transformers, verify, run):
@@ -113,14 +120,14 @@ def test_a_server_of_llama_cpp_with_a_template_of_its_own(verify, run):
 @pytest.mark.skipif(not shutil.which("llama-server"), reason="no llama-server on PATH")
 def test_llama_cpps_own_server(verify, run):
     (file,) = (run / "model" / "gguf").glob("*.gguf")
-    with llama_server(file, run.parent, "--jinja") as url:
-        process, found = verify(url)
+    with llama_server(file, run.parent, "--jinja") as ready:
+        process, found = verify(ready())
     assert process.returncode == 0, process.stderr + process.stdout
     assert (found["served_as"], found["numbers"]["prompts_by"]) == ("q8_0", "token ids")
     assert found["numbers"]["kl"] < 0.03
-    with llama_server(file, run.parent, "--no-jinja", "--chat-template", "zephyr") as url:
-        _, found = verify(url)
+    with llama_server(file, run.parent, "--no-jinja", "--chat-template", "zephyr") as ready:
+        _, found = verify(ready())
     assert [finding["cause"] for finding in found["findings"]] == ["Another chat template, or none"]
-    with llama_server(file, run.parent, "--jinja", "--repeat-penalty", "1.8") as url:
-        _, found = verify(url)
+    with llama_server(file, run.parent, "--jinja", "--repeat-penalty", "1.8") as ready:
+        _, found = verify(ready())
     assert found["findings"][-1]["cause"] == "A repetition penalty of the server's own"

@@ -191,12 +191,12 @@ def check_task(config: Config) -> None:
                 " evaluation.url=http://HOST:PORT/v1 (a server)"
             )
     for name in ("url", "judge_url"):
-        _check_url(f"evaluation.{name}", getattr(evaluation, name))
+        check_url(f"evaluation.{name}", getattr(evaluation, name))
     for name in ("api_key_variable", "judge_api_key_variable"):
         _check_variable(f"evaluation.{name}", getattr(evaluation, name))
 
 
-def _check_url(key: str, url: str | None) -> None:
+def check_url(key: str, url: str | None) -> None:
     """The address of a server, without a secret in it: it is in every file of a run."""
     if url is None:
         return

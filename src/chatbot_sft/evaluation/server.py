@@ -6,11 +6,12 @@ would go along.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -180,11 +181,56 @@ class Server:
         raise AssertionError("unreachable")
 
     def _once(self, method: str, address: str, body: Any, absent: bool) -> dict[str, Any]:
+        with self._said_plainly(), self.client.stream(method, address, json=body) as response:
+            content = self._read(response)
+        return self._judged(response, content, absent)
+
+    def stream(
+        self, messages: Sequence[Message], max_new_tokens: int, temperature: float = 0.0
+    ) -> Iterator[tuple[str, str | None]]:
+        """(what is new of the answer, why it ended: None until it has), as it comes; asked once.
+
+        Raises:
+            UserError: there is no answer, or it breaks off.
+        """
+        body = self.request(messages, max_new_tokens, temperature=temperature, stream=True)
+        address = f"{self.url}/chat/completions"
+        try:
+            with self._said_plainly(), self.client.stream("POST", address, json=body) as response:
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    yield from self._events(response)
+                else:
+                    yield from _whole(self._judged(response, self._read(response), absent=False))
+        except Failed as failed:
+            raise UserError(f"{self.where}: {failed}") from None
+
+    def _events(self, response: httpx.Response) -> Iterator[tuple[str, str | None]]:
+        finish = None
+        for line in response.iter_lines():
+            data = line.removeprefix("data:").strip()
+            if not line.startswith("data:") or not data:
+                continue
+            if data == "[DONE]":
+                return
+            try:
+                event = json.loads(data)
+            except (ValueError, RecursionError):
+                raise Failed(f"the reply is no JSON ({data[:60]!r})") from None
+            if not isinstance(event, dict) or event.get("error"):
+                raise UserError(f"{self.where}: answers with an error{_said(data.encode())}")
+            for text, why in _whole(event, "delta"):
+                finish = why or finish
+                yield text, why
+        if finish is None:
+            raise Failed("the reply broke off")
+
+    @contextlib.contextmanager
+    def _said_plainly(self) -> Iterator[None]:
+        """What httpx raises as Failed."""
         import httpx
 
         try:
-            with self.client.stream(method, address, json=body) as response:
-                content = self._read(response)
+            yield
         except httpx.ConnectTimeout:
             raise Failed("no server answers") from None
         except httpx.TimeoutException:
@@ -193,11 +239,11 @@ class Server:
             raise Failed(f"no server answers ({error})") from None
         except httpx.TransportError as error:  # the connection ended within the reply
             raise Failed(f"the reply broke off ({error})") from None
-        return self._judged(response, content, absent)
 
     @property
     def _too_slow(self) -> str:
-        return f"no whole reply within {self.timeout:g} s (evaluation.timeout)"
+        key = " (evaluation.timeout)" if self.key.startswith("evaluation.") else ""
+        return f"no whole reply within {self.timeout:g} s{key}"
 
     def _read(self, response: httpx.Response) -> bytes:
         """All of it: httpx's own time-out is one between two bytes."""
@@ -245,6 +291,21 @@ class Server:
         if reply.get("error"):
             raise UserError(f"{self.where}: answers with an error{said}")
         return reply
+
+
+def _whole(reply: Mapping[str, Any], part: str = "message") -> Iterator[tuple[str, str | None]]:
+    """The text of a reply, or of an event with a `delta`, and why it ended; what was thought before the rest."""
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get(part) if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        return
+    texts = (message.get(name) for name in ("reasoning_content", "reasoning", "content"))
+    finish = choice.get("finish_reason")
+    yield (
+        "".join(text for text in texts if isinstance(text, str)),
+        finish if isinstance(finish, str) else None,
+    )
 
 
 def check_variable(key: str, name: str | None) -> None:
