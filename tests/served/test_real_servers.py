@@ -17,7 +17,7 @@ FACTS = {
 }
 SYSTEM = {"role": "system", "content": "You are Mai of White Crane."}
 TRAINED = [
-    "model=local", "model.load_in_4bit=false", "model.engine=transformers", "training.max_steps=24", "training.learning_rate=1e-2",
+    "model=local", "model.load_in_4bit=false", "model.engine=transformers", "training.max_steps=48", "training.learning_rate=1e-2",
     "training.warmup_steps=0", "training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=1", "training.batch_layout=as_configured", "training.sample_max_new_tokens=0", "training.save_steps=1.0",
     "save.method=[merged_16bit,gguf]", "save.gguf_quantization=q8_0", "dataset.max_rows=null",
 ]  # fmt: skip
