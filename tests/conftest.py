@@ -159,6 +159,24 @@ def launch(request, tmp_path):
 
 
 @pytest.fixture
+def stand_in(monkeypatch):
+    """`stand_in("vllm")` is a server of that kind, of tests/served, which ends with the test."""
+    from stand_in import StandIn
+
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    made = []
+
+    def make(kind):
+        made.append(StandIn(kind))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """`small_disk("1m")` is the folder of a file system of that size; the test is skipped where none may be
     mounted.
@@ -244,14 +262,18 @@ def tiny_llama(smollm2, tmp_path_factory):
     return random_llama(folder / "tiny-llama", tokenizer, 32, vocabulary=2000)
 
 
-def random_llama(folder: Path, tokenizer: Path, width: int, vocabulary: int = 49152) -> Path:
-    """bitsandbytes wants a `width` of 64 and more."""
+def random_llama(
+    folder: Path, tokenizer: Path, width: int, vocabulary: int = 49152, spread: float = 0.02
+) -> Path:
+    """bitsandbytes wants a `width` of 64 and more; with a `spread` of 0.3 the model is sure of what it says, and an
+    adapter can change that.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=spread, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)

@@ -123,6 +123,10 @@ def _turns(
                 from chatbot_sft.evaluation.task import evaluate
 
                 evaluate(settings, report)
+            elif settings.task == "verify":
+                from chatbot_sft.served.task import verify
+
+                verify(settings, report)
             else:
                 yield from train(settings, report, open_loggers, wait, named, loan, every)
                 distributed.part()

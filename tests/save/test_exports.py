@@ -727,6 +727,16 @@ def test_what_a_model_card_shows_runs_in_its_folder(method, warm, trained, tmp_p
     assert f"fingerprint `{saver.report.dataset.fingerprint[:16]}`" in card
     assert (tmp_path / "out" / "loss.png").is_file()
     blocks = dict(re.findall(r"```(\w+)\n(.*?)```", card, re.DOTALL))
+    served = {
+        "lora": "--lora-modules chatbot=.",
+        "merged_16bit": "transformers serve .",
+        "gguf": "llama-server -m",
+    }
+    assert served[method] in blocks["sh"]
+    verified = re.findall(
+        r"^python -m chatbot_sft task=verify run=RUN url=http://localhost:\d+/v1", blocks["sh"], re.MULTILINE
+    )
+    assert len(verified) == (1 if method == "lora" else 2)
     if method != "gguf":
         process = warm.run(["-c", blocks["python"]], tmp_path / "out")
         assert process.returncode == 0, process.stderr

@@ -32,6 +32,8 @@ QUANTIZATIONS = (
     "q4_0", "iq4_xs", "iq4_nl",
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 )  # fmt: skip
+# As what a server may have a model: those of save/verify/compare.py that have a bound.
+FORMATS_SERVED = (*(method for method in METHODS if method != "gguf"), *QUANTIZATIONS)
 # Ours, each with an extra of its name; and those that transformers opens by itself.
 LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 OTHER_LOGGERS = (
@@ -630,10 +632,22 @@ class EvaluationConfig:
         None, "for cases without one; null: the one that the model was trained with", decides=False
     )
     url: str | None = key(
-        None, "an OpenAI-compatible server in place of run=: http://localhost:8000/v1", decides=False
+        None,
+        "an OpenAI-compatible server, of task=evaluate in place of run=: http://localhost:8000/v1; url= for short",
+        decides=False,
     )
     model: str | None = key(
-        None, "its name on the server; null: the only one that the server has", decides=False
+        None,
+        "its name on the server; null: the only one that the server has; with task=verify or task=evaluate model="
+        " for short",
+        decides=False,
+    )
+    format: str | None = key(
+        None,
+        "of task=verify: as what the model is served, q8_0 or merged_16bit, say; null: told from its name, else from"
+        " what the run exported",
+        choices=FORMATS_SERVED,
+        decides=False,
     )
     api_key_variable: str | None = key(
         None, "the environment variable that holds the server's key; null: none is sent", decides=False
@@ -670,14 +684,15 @@ class Config(Mapping[str, Any]):
     task: str = key(
         "train",
         "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export:"
-        " save an earlier run; evaluate: put questions of your own to a model",
-        choices=("train", "check", "plan", "export", "evaluate"),
+        " save an earlier run; evaluate: put questions of your own to a model; verify: does a running server say what"
+        " was trained",
+        choices=("train", "check", "plan", "export", "evaluate", "verify"),
         decides=False,
     )
     run: str | None = key(
         None,
         "of task=export: the directory of the run that is exported; of task=evaluate: that, an export, an"
-        " adapter or a .gguf file",
+        " adapter or a .gguf file; of task=verify: the run that a server is held against",
         decides=False,
     )
     # The bound is NumPy's largest seed.

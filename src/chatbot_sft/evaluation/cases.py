@@ -34,6 +34,7 @@ class Case:
     checks: dict[str, Check]
     expected: dict[str, Any]  # what the file says of the checks
     tags: list[str] = field(default_factory=list)
+    case_sensitive: bool = False
 
     @property
     def question(self) -> str:
@@ -116,7 +117,7 @@ def _case(row: Row) -> Case:
     if not expected:
         raise BadCase(f"no check; what is expected of the answer? One of {listed(CHECKS, 20)}")
     checks = {name: _check(name, value, sensitive) for name, value in expected.items()}
-    return Case(_id(row), row.number, _messages(values), checks, expected, _tags(values))
+    return Case(_id(row), row.number, _messages(values), checks, expected, _tags(values), sensitive)
 
 
 def _check(name: str, value: Any, case_sensitive: bool) -> Check:

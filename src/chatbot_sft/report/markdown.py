@@ -23,6 +23,7 @@ TITLES = {
     "plan": "Training plan",
     "export": "Export of an earlier run",
     "evaluate": "Evaluation",
+    "verify": "Verification of a server",
 }
 
 

@@ -242,7 +242,7 @@ class Report:
     started: str = field(default_factory=lambda: now())
     finished: str | None = None
     run: str | None = (
-        None  # task=export: the directory of the run that trained; task=evaluate: what was asked
+        None  # task=export: the directory of the run that trained; task=evaluate, task=verify: what was asked
     )
     settings: dict[str, Any] = field(default_factory=dict)  # what was set, as it ran
     model: Model | None = None
