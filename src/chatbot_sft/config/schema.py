@@ -22,7 +22,10 @@ from chatbot_sft.config.precedence import BRINGING, brought_by
 from chatbot_sft.errors import UserError
 
 OUR_PACKAGE = "chatbot_sft."
-FORMATS = ("auto", "json", "messages", "sharegpt", "alpaca", "prompt_completion", "text")
+FORMATS = (
+    "auto", "json", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference",
+    "unpaired_preference", "thumbs",
+)  # fmt: skip
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR = "all-linear"
 METHODS = ("lora", "merged_16bit", "merged_4bit", "gguf")
