@@ -72,9 +72,7 @@ def conversations(
         check_used(source.data_path, name, named, reading)
         check_fits(source.data_path, name, reading, objective)
     about |= {"format": name or "the formatting function's own", "rows": 0}
-    if others := {
-        ours: theirs for ours, theirs in reading.columns.items() if columns.get(ours, ours) != theirs
-    }:
+    if others := {ours: theirs for ours, theirs in reading.columns.items() if columns.get(ours) != theirs}:
         about["columns"] = others
     made = _made(itertools.chain(begin, rows), name, reading, unit, own_text, uses, about, not_read)
     yield from paired(made) if unit == PAIRS else made

@@ -76,7 +76,9 @@ def judged_format(rows: Sequence[Row], reading: Reading, unit: str) -> tuple[str
         if found is None and unit != CONVERSATIONS:
             found = _labelled(row.values, reading)
         if found:
-            return found[0], with_system(found[1], row.values)
+            name, columns = found
+            said = {ours: its for ours, its in columns.items() if ours != its or ours in reading.columns}
+            return name, with_system(said, row.values)
         if format_of(row.values, reading):
             break
     for row in rows:
