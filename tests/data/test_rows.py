@@ -544,19 +544,10 @@ def test_a_prompt_of_messages_is_not_trained_whatever_its_marks():
     assert read({"prompt": given, "completion": "d"}).trained == [True, False, True, True]
 
 
-def test_preference_data_is_called_so():
-    with pytest.raises(UserError) as caught:
-        read({"prompt": "hi", "chosen": "hello", "rejected": "no"})
-    assert (
-        str(caught.value)
-        == "data.json: row 1 is preference data (chosen and rejected, for DPO); to learn the chosen answers"
-        " alone, say dataset.columns.prompt=prompt dataset.columns.completion=chosen"
-    )
+def test_the_chosen_answers_can_be_learned_alone():
     assert (
         read({"prompt": "hi", "chosen": "hello", "rejected": "no"}, {"completion": "chosen"}).messages == SAID
     )
-    with pytest.raises(UserError, match=r"say dataset\.message_field=chosen$"):
-        read({"chosen": SAID, "rejected": SAID})
     assert read({"chosen": SAID, "rejected": SAID}, {"messages": "chosen"}).unread == ["rejected"]
     assert (
         "label is false" in refused({"prompt": "hi", "completion": "no", "label": False}).detail

@@ -10,10 +10,9 @@ from typing import Any
 from chatbot_sft.config import DatasetConfig, SourceConfig
 from chatbot_sft.data import unread
 from chatbot_sft.data.encode import Refused, in_batches
-from chatbot_sft.data.formats import Reading, check_columns, check_used, detect, to_conversation
+from chatbot_sft.data.formats import JUDGED, Reading, check_columns, check_used, detect, to_conversation
 from chatbot_sft.data.messages import ROLES, BadRow, Conversation
 from chatbot_sft.data.preferences import (
-    JUDGED,
     NO_THUMB,
     PAIRS,
     UNITS,
@@ -70,7 +69,7 @@ def conversations(
             reading = replace(reading, columns=told)
     if name and not own_text:
         check_used(source.data_path, name, named, reading)
-        check_fits(source.data_path, name, reading, objective)
+        check_fits(source.data_path, name, begin, reading, objective)
     about |= {"format": name or "the formatting function's own", "rows": 0}
     if others := {ours: theirs for ours, theirs in reading.columns.items() if columns.get(ours) != theirs}:
         about["columns"] = others

@@ -87,7 +87,8 @@ def prompt_completion(values: Mapping[str, Any], reading: Reading) -> Turns:
     if label is False or label in ("false", "False"):
         raise BadRow(
             "preference data",
-            "label is false: this completion was marked as one not to give (KTO's data); leave such rows out",
+            "label is false: this completion was marked as one not to give (KTO's data); objective=kto"
+            " learns from both kinds, or leave such rows out",
         )
     prompt, completion = reading.of(values, "prompt"), reading.of(values, "completion")
     if not isinstance(prompt, list):
@@ -131,7 +132,7 @@ def _history(column: str, pairs: Any) -> list[Message]:
 class Format:
     """`needs` are the fields a row must have, `optional` those that are read as well, `keys` a message's."""
 
-    turns: Callable[[Mapping[str, Any], Reading], Turns] | None  # None: the row is no conversation
+    turns: Callable[[Mapping[str, Any], Reading], Turns] | None  # None: the row has no turns
     needs: tuple[str, ...]
     optional: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()  # of the role and of the content, where `dataset.columns` may name them
@@ -148,13 +149,16 @@ FORMATS = {
     "alpaca": Format(alpaca, ("instruction", "output"), ("input", "history", *ABOUT)),
     "prompt_completion": Format(prompt_completion, ("prompt", "completion"), ABOUT),
     "text": Format(None, ("text",)),
-    # Answers with a judgement: `judged` reads them.
+}
+# Answers with a judgement, which `preferences` reads.
+JUDGED = {
     "preference": Format(None, ("chosen", "rejected"), ("prompt", "input", *ABOUT), ("role", "content")),
     "unpaired_preference": Format(None, ("completion", "label"), ("prompt", *ABOUT), ("role", "content")),
     "thumbs": Format(None, ("messages",), ABOUT, ("role", "content", "feedback")),
 }
-FIELDS = sorted({name for form in FORMATS.values() for name in form.fields})
-KEYS = {name for form in FORMATS.values() for name in form.keys}
+EVERY = {**FORMATS, **JUDGED}
+FIELDS = sorted({name for form in EVERY.values() for name in form.fields})
+KEYS = {name for form in EVERY.values() for name in form.keys}
 # Two columns that can only be a question and its answer, by the names that tables give them.
 QUESTIONS_AND_ANSWERS = (
     ("question", "answer"), ("question", "response"), ("q", "a"), ("query", "response"), ("query",
@@ -223,7 +227,7 @@ def conversation(
 
 def columns_read(format_name: str, reading: Reading) -> frozenset[str]:
     """The file's columns that this format makes something of."""
-    form = FORMATS[format_name]
+    form = EVERY[format_name]
     return frozenset(reading.name(name) for name in (*form.needs, *form.optional))
 
 
@@ -305,8 +309,8 @@ def format_of(values: Mapping[str, Any], reading: Reading) -> str | None:
     talk = reading.of(values, "conversations")
     if isinstance(talk, list) or first_turn(talk):
         return "sharegpt"
-    for name in ("alpaca", "prompt_completion", "text"):
-        if all(reading.of(values, needed) is not None for needed in FORMATS[name].needs):
+    for name in ("alpaca", "prompt_completion", "text", "preference"):
+        if all(reading.of(values, needed) is not None for needed in EVERY[name].needs):
             return name
     return None
 
@@ -392,14 +396,6 @@ def with_system(columns: Columns, values: Mapping[str, Any]) -> Columns:
 def _unrecognised(row: Row, reading: Reading) -> str:
     """Why `row` is of no format: the real cause where it can be told."""
     values = row.values
-    if {"chosen", "rejected"} <= set(values):
-        first = first_turn(values["chosen"])
-        as_pair = "dataset.columns.prompt=prompt dataset.columns.completion=chosen"
-        options = "dataset.message_field=chosen" if first else as_pair
-        return (
-            f"{row.where} is preference data (chosen and rejected, for DPO);"
-            f" to learn the chosen answers alone, say {options}"
-        )
     if values and all(isinstance(value, dict) for value in values.values()):
         return (
             f"{row.where} is an object keyed by {listed(values, 3)};"
@@ -456,7 +452,7 @@ def check_used(source: str, format_name: str, columns: Columns, reading: Reading
     Raises:
         UserError: it is not; names what the format reads.
     """
-    read, fields = columns_read(format_name, reading), FORMATS[format_name].fields
+    read, fields = columns_read(format_name, reading), EVERY[format_name].fields
     own_keys = {"messages": "dataset.message_field", "text": "dataset.text_field"}
     for name, column in columns.items():
         if name not in fields if name in KEYS else column not in read:

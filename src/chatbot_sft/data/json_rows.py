@@ -20,6 +20,7 @@ from chatbot_sft.errors import UserError, listed
 # An object that has one of them is a row.
 ROW_COLUMNS = {
     "messages", "conversations", "instruction", "output", "prompt", "completion", "text", "chosen", "rejected",
+    "preferred_output",
 }  # fmt: skip
 NO_NUMBER = (
     "not a number",

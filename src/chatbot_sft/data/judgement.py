@@ -116,7 +116,8 @@ def note_opposites(objective: str, table: pyarrow.Table, chosen: Split) -> None:
     said, opposite = numbers(table, "said"), numbers(table, "opposite")
     rows = np.union1d(chosen.once, chosen.held_out).astype(np.int64)
     first = {int(hashed): row for row, hashed in zip(rows[::-1].tolist(), said[rows[::-1]], strict=True)}
-    later = np.array([row for row in rows.tolist() if first.get(int(opposite[row]), row) < row], np.int64)
+    once = sorted(first.values())  # a duplicate is said to be one already
+    later = np.array([row for row in once if first.get(int(opposite[row]), row) < row], np.int64)
     kind = SWAPPED if UNITS[objective] == PAIRS else BOTH
     says = "the other way round" if kind == SWAPPED else "of the other kind"
     note_repeats(chosen.notes, kind, table, opposite, rows, later, f"{says} in", said)

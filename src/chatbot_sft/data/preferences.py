@@ -14,6 +14,7 @@ from typing import Any
 
 from chatbot_sft.data.encode import Refused, dialogue_hash, text_hash
 from chatbot_sft.data.formats import (
+    JUDGED,
     MIXED_FORMATS,
     QUESTIONS_AND_ANSWERS,
     Columns,
@@ -43,9 +44,9 @@ from chatbot_sft.errors import UserError
 # What one row of the training data is, by the objective's name.
 CONVERSATIONS, PAIRS, ANSWERS = "conversations", "pairs", "answers"
 UNITS = {"sft": CONVERSATIONS, "dpo": PAIRS, "orpo": PAIRS, "kto": ANSWERS}
+ASKING = ("system", "user", "tool")  # roles that a conversation begins with, and no answer
 CHOSEN, REJECTED, DESIRABLE, UNDESIRABLE = "chosen", "rejected", "desirable", "undesirable"
-JUDGED = ("preference", "unpaired_preference", "thumbs")  # formats that this module reads
-NO_COUNTERPART = "no answer to pair it with: left out"
+NO_COUNTERPART = "without another to pair with: left out"
 NO_THUMB = "no thumb: left out"
 PROMPTS_DIFFER = "prompts differ"
 IDENTICAL = "identical pair"
@@ -88,8 +89,8 @@ def judged_format(rows: Sequence[Row], reading: Reading, unit: str) -> tuple[str
     return None
 
 
-def check_fits(source: str, format_name: str, reading: Reading, objective: str) -> None:
-    """Rows of this format are what the objective learns from.
+def check_fits(source: str, format_name: str, rows: Sequence[Row], reading: Reading, objective: str) -> None:
+    """The rows, of this format, are what the objective learns from.
 
     Raises:
         UserError: they are not; says which objective the rows fit.
@@ -108,10 +109,12 @@ def check_fits(source: str, format_name: str, reading: Reading, objective: str) 
         return
     if format_name == "preference":
         chosen = reading.name(CHOSEN)
+        as_pair = f"dataset.columns.prompt={reading.name('prompt')} dataset.columns.completion={chosen}"
+        talk = any(first_turn(row.values.get(chosen)) for row in rows)
+        options = f"dataset.message_field={chosen}" if talk else as_pair
         raise UserError(
             f"{source}: these rows are chosen/rejected pairs: objective=dpo or orpo; to learn the chosen answers"
-            f" alone, dataset.message_field={chosen} where they are messages, dataset.columns.prompt="
-            f"{reading.name('prompt')} dataset.columns.completion={chosen} where they are texts"
+            f" alone, say {options}"
         )
     what = "conversations with thumbs" if format_name == "thumbs" else "answers with a label"
     plain = "messages" if format_name == "thumbs" else "prompt_completion"
@@ -161,9 +164,8 @@ def paired(items: Iterator[Conversation | Refused]) -> Iterator[Conversation | R
         worse.dialogue = better.dialogue
         better.part, worse.part = CHOSEN, REJECTED
         yield from (better, worse)
-    for same in waiting.values():
-        for item in same:
-            yield Refused(item.file, item.row, NO_COUNTERPART, "", fault=False)
+    left = sorted((item.file, item.row) for same in waiting.values() for item in same)
+    yield from (Refused(file, row, NO_COUNTERPART, "", fault=False) for file, row in left)
 
 
 def _preference(row: Row, reading: Reading) -> list[Conversation]:
@@ -188,7 +190,7 @@ def _preference(row: Row, reading: Reading) -> list[Conversation]:
         name: [turn_of("assistant", answer)] if isinstance(answer, str) else answer
         for name, answer in parts.items()
     }
-    whole = [name for name in turns if _role(turns[name][0], reading) != "assistant"]
+    whole = [name for name in turns if _role(turns[name][0], reading) in ASKING]
     if len(whole) == 1 or (not whole and prompt is None):
         detail = "there is no prompt" if prompt is None else f"{whole[0]} has messages before its answer"
         raise BadRow(PROMPTS_DIFFER, f"{detail}, and the two have no beginning in common")
@@ -224,7 +226,7 @@ def _unpaired_preference(row: Row, reading: Reading) -> list[Conversation]:
     prompt = _prompt(values, reading)
     answer = _turns(reading.name("completion"), completion, reading)
     answer = [turn_of("assistant", answer)] if isinstance(answer, str) else answer
-    whole = _role(answer[0], reading) != "assistant"
+    whole = _role(answer[0], reading) in ASKING
     if prompt is None and not whole:
         raise BadRow(
             "no prompt", f"no {reading.name('prompt')}, and the answer does not begin with a question"

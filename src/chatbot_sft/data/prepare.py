@@ -137,19 +137,12 @@ class PreparedData:
         formats = ", ".join(dict.fromkeys(source["format"] for source in self.findings["sources"]))
         kinds = Findings(self.findings["problems"]).counts()
         return (
-            f"{s.path} ({formats}): {self._rows()}, {s.rows_held_out:,} held out; {s.tokens:,}"
+            f"{s.path} ({formats}): {s.size}, {s.rows_held_out:,} held out; {s.tokens:,}"
             f" tokens, {round(100 * s.trainable_tokens / s.tokens)}% of them trained, longest {s.max_length:,}"
             + (f"; {s.bad_rows:,} bad rows ({kinds})" if s.bad_rows else "")
             + (f"; {s.truncated_rows:,} cut at {limit} tokens" if s.truncated_rows else "")
             + (f"; {s.dropped_rows:,} left out for their length" if s.dropped_rows else "")
         )
-
-    def _rows(self) -> str:
-        """How many there are, as what the objective takes: from a log of conversations may come any number."""
-        s, unit = self.statistics, self.findings["unit"]
-        if unit == CONVERSATIONS:
-            return f"{s.rows:,} conversations"
-        return f"{s.rows_used + s.rows_held_out:,} {unit} of {s.rows:,} rows"
 
     def _dataset(self, rows: np.ndarray) -> Dataset:
         from datasets import Dataset
@@ -203,7 +196,6 @@ def prepare(
         "status": "refused" if error else "passed",
         "error": error,
         "objective": settings.objective.name,
-        "unit": judged.unit,
         "judgement": {**asdict(judged), "remark": judged.remark} if judged.kinds else None,
         "sources": about["sources"],
         **asdict(statistics),
@@ -250,6 +242,7 @@ def _counted(
         not_read=about["not_read"],
         rows_used=len(training),
         rows_held_out=len(chosen.held_out),
+        unit=UNITS[settings.objective.name],
         duplicates=chosen.duplicates,
         leaked_rows=chosen.leaked,
         tokens=int(tokens[training].sum()),
