@@ -5,7 +5,7 @@ trained, and what is wrong with them is said by row.
 import json
 
 import pytest
-from conftest import write_json
+from conftest import EXAMPLE, write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -430,6 +430,24 @@ def test_the_cache_keeps_rows_of_each_kind_apart(read):
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize(
+    ("file", "objective", "rows"),
+    [("pairs", "orpo", 60), ("pairs", "kto", 120), ("thumbs", "kto", 120), ("thumbs", "dpo", 24)],
+)
+def test_the_sample_data_is_read(file, objective, rows, chat):
+    path = EXAMPLE.with_name(f"white_crane_{file}.jsonl")
+    loader = DatasetLoader(
+        {"model": {"name": "smollm2"}, "objective": {"name": objective}, "dataset": {"data_path": str(path)}}
+    )
+    report = loader.check(chat)
+    assert (report["rows_used"] + report["rows_held_out"], report["bad_rows"], report["problems"]) == (
+        rows,
+        0,
+        {},
+    )
+    assert not [line for line in remarks(report) if "longer" in line]
 
 
 @pytest.mark.slow

@@ -335,7 +335,7 @@ def detect(rows: Sequence[Row], reading: Reading) -> tuple[str, Columns]:
     """
     for row in rows:
         detected = _crossed(row.values, reading)
-        if detected is None and (name := format_of(row.values, reading)):
+        if detected is None and (name := format_of(row.values, reading)) in FORMATS:
             detected = name, reading.columns
         if detected := detected or _paired(row, reading):
             name, columns = detected

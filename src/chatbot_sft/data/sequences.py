@@ -48,6 +48,8 @@ def _of(parts: Sequence[EncodedRow]) -> EncodedRow:
     for part in parts:
         trained += [(at + begin, at + end) for begin, end in part.trained]
         at += len(part.input_ids)
+    if not all(part.trained for part in parts):
+        trained = []  # nothing to compare with: not even with dataset.on_bad_row=warn
     several, first = len(parts) > 1, parts[0]
     notes = list(dict.fromkeys(chain.from_iterable(part.notes for part in parts)))
     return EncodedRow(
