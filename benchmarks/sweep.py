@@ -1,6 +1,6 @@
 """Eight configurations, learning rate × rank: one sweep beside eight runs of raw scripts, and eight cold runs.
 
-    python benchmarks/sweep.py OUT --model FOLDER [--bits 4] [--steps 200] [--parts abcdp] [--gpus 1]
+    python benchmarks/sweep.py OUT --model FOLDER [--bits 4] [--steps 200] [--parts abcdp]
 
 (a) a raw Unsloth notebook script, (b) the same hand-tuned: benchmarks/train.py, one whole run of each, times eight
 (c) python -m chatbot_sft for one of the eight, from a process of its own, times eight
@@ -8,8 +8,8 @@
 (p) the same with sweep.pruner=halving
 
 All train on the same short conversations, for the same number of steps; times are those of whole commands, imports,
-loading and compiling in them. With --gpus 2 the scripts run on the second card meanwhile. QUICK=1 takes a few
-steps, to try the script itself, on a CPU too.
+loading and compiling in them. --parts pdb,ac: a and c on the second card meanwhile. QUICK=1 takes a few steps, to
+try the script itself, on a CPU too.
 """
 
 from __future__ import annotations
@@ -80,11 +80,9 @@ def ours(options: argparse.Namespace, part: str, gpu: int) -> float:
 
 def best(folder: Path) -> str:
     """The winner of a sweep, and the steps that all its jobs took together."""
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/report.json")]
-    steps = sum(report["training"]["steps"] for report in reports if report["training"])
     with (folder / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
-        first = next(csv.DictReader(file))
-    return f"{json.dumps(first)}, {steps} steps in all"
+        rows = list(csv.DictReader(file))
+    return f"{json.dumps(rows[0])}, {sum(int(row['steps'] or 0) for row in rows)} steps in all"
 
 
 def main() -> None:
@@ -96,7 +94,6 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--parts", default="abcdp")
-    parser.add_argument("--gpus", type=int, default=1)
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -122,11 +119,10 @@ def main() -> None:
             if part in "dp":
                 print(best(options.out / part), flush=True)
 
-    scripts = "".join(part for part in options.parts if part in "ab")
-    commands = "".join(part for part in options.parts if part not in "ab")
-    with ThreadPoolExecutor(options.gpus) as pool:
-        pool.submit(run, commands, 0)
-        pool.submit(run, scripts, options.gpus - 1)
+    cards = options.parts.split(",")
+    with ThreadPoolExecutor(len(cards)) as pool:
+        for running in [pool.submit(run, parts, gpu) for gpu, parts in enumerate(cards)]:
+            running.result()
     print("| | s | × sweep | × sweep, pruned |\n|---|--:|--:|--:|")
     for part, name in NAMES.items():
         if part in seconds:

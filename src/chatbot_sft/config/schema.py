@@ -395,7 +395,10 @@ class TrainingConfig(Section):
         decides=False,
     )
     per_device_eval_batch_size: int | None = key(
-        None, "null: as in training", bound=Bound(1, 10**6), decides=False
+        None,
+        "null: as in training, on a GPU as many as are 8,192 tokens",
+        bound=Bound(1, 10**6),
+        decides=False,
     )
     early_stopping_patience: int | None = key(
         None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chatbot_sft.model import memory
 from chatbot_sft.model.sharding import bytes_here
 from chatbot_sft.train.batches import PackedDataset
-from chatbot_sft.train.evaluation import longest_first, score_batch
+from chatbot_sft.train.evaluation import batches_of, score_batch
 from chatbot_sft.train.randomness import undisturbed
 from chatbot_sft.train.tuning import Trial
 
@@ -55,7 +55,7 @@ def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> d
 
 
 def _evaluate_longest(step: Step, dataset: Dataset) -> None:
-    rows = PackedDataset(dataset)[longest_first(dataset, step.args.per_device_eval_batch_size)[0]]
+    rows = PackedDataset(dataset)[batches_of(dataset, step.settings, step.args)[0]]
     step.model.eval()
     score_batch(step.model, rows, step.pad, step.args.device, step.autocast)
     step.use_layout(step.layout)

@@ -32,10 +32,14 @@ from chatbot_sft.train.rows import Row, padded
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from chatbot_sft.config import Config
+
 log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far an evaluation is
 CHUNK = 1024  # positions whose logits exist at one time
+# Tokens of a batch on a GPU, padding among them, where nobody asked for a size: two rows at a time keep it waiting.
+TOKENS = 8192
 FIGURES = ("loss", "perplexity", "token_accuracy")  # of a record; None where nothing is held out
 
 
@@ -107,23 +111,23 @@ class Part:
 def evaluate(
     model: Any,
     dataset: Dataset,
-    batch_size: int,
+    batches: list[list[int]],
     pad_token_id: int,
     args: Any,
     autocast: Callable[[], Any],
     step: int,
     which: str = "held-out",
 ) -> dict[str, float]:
-    """What `model` makes of the conversations in `dataset`, however they fall into batches and processes.
+    """What `model` makes of the conversations in `dataset`, however they fall into `batches` and processes.
 
-    `args` are a TrainingArguments; `which` ones they are is said where they take long.
+    `batches` are those of `batches_of`, `args` a TrainingArguments; `which` ones they are is said where they
+    take long.
 
     eval_loss (nats per trained token), eval_perplexity, eval_token_accuracy (share of the trained tokens that
     are the likeliest one), and times.
     """
     start = time.time()
     with undisturbed():
-        batches = longest_first(dataset, batch_size)
         starts = range(0, len(batches), args.world_size)
         rounds = [batches[start : start + args.world_size] for start in starts]  # a batch for each process
         rows, part = PackedDataset(dataset), Part(f"step {step}: {which} conversations, batches", len(rounds))
@@ -160,11 +164,21 @@ def _passes(rounds: list[list[list[int]]], dataset: Dataset) -> list[int]:
     ]
 
 
-def longest_first(dataset: Dataset, batch_size: int) -> list[list[int]]:
-    """Row numbers by batch. Rows of a length share a batch, and what does not fit into memory fails at once."""
+def batches_of(dataset: Dataset, settings: Config, args: Any) -> list[list[int]]:
+    """Row numbers by batch: `training.per_device_eval_batch_size` of them, on a GPU else as many as are `TOKENS`.
+
+    Rows of a length share a batch, and what does not fit into memory fails at once.
+    """
     lengths, _ = row_counts(dataset)
+    rows = args.per_device_eval_batch_size
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    by_tokens = settings.training.per_device_eval_batch_size is None and args.device.type == "cuda"
+    batches, start = [], 0
+    while start < len(order):
+        size = max(rows, TOKENS // lengths[order[start]]) if by_tokens else rows
+        batches.append(order[start : start + size])
+        start += size
+    return batches
 
 
 def score_batch(

@@ -21,7 +21,7 @@ from chatbot_sft import preemption
 from chatbot_sft.errors import UserError
 from chatbot_sft.run.turn import Turn
 from chatbot_sft.train import snapshot
-from chatbot_sft.train.evaluation import evaluate
+from chatbot_sft.train.evaluation import batches_of, evaluate
 from chatbot_sft.train.figures import Figures
 from chatbot_sft.train.guard import Guard
 from chatbot_sft.train.job import Job, Taken
@@ -233,7 +233,7 @@ def held_out(job: Job, step: Step) -> dict[str, float]:
         metrics = evaluate(
             step.model,
             job.eval_dataset,
-            job.args.per_device_eval_batch_size,
+            batches_of(job.eval_dataset, job.settings, job.args),
             step.pad,
             job.args,
             step.autocast,

@@ -257,17 +257,17 @@ class Session:
         """Mean loss per trained token of the first conversations that are trained, in nats; None where others
         are held out to judge by.
         """
-        from chatbot_sft.train.evaluation import evaluate
+        from chatbot_sft.train.evaluation import batches_of, evaluate
 
         if self.eval_dataset is not None:
             return None
         rows = self.job.dataset.select(range(min(len(self.job.dataset), JUDGED)))
-        step, batch_size = self.step, self.args.per_device_eval_batch_size
+        step = self.step
         with quiet(), step.inference():
             return evaluate(
                 self.model,
                 rows,
-                batch_size,
+                batches_of(rows, self.settings, self.args),
                 step.pad,
                 self.args,
                 step.autocast,

@@ -26,7 +26,7 @@ from chatbot_sft import preemption
 from chatbot_sft.report.masking import masked_arguments
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train import resume, snapshot
-from chatbot_sft.train.evaluation import evaluate
+from chatbot_sft.train.evaluation import batches_of, evaluate
 from chatbot_sft.train.guard import Diverged, Guard
 from chatbot_sft.train.job import Job
 from chatbot_sft.train.layout import Layout
@@ -154,7 +154,7 @@ class Companion(TrainerCallback):
         metrics = evaluate(
             job.model,
             job.eval_dataset,
-            job.args.per_device_eval_batch_size,
+            batches_of(job.eval_dataset, job.settings, job.args),
             step.pad,
             job.args,
             step.autocast,
