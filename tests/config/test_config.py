@@ -152,7 +152,7 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ),
         (
             {"task": "trian"},
-            "task=trian: not one of train, check, plan, export, evaluate; did you mean train?",
+            "task=trian: not one of train, check, plan, export, evaluate, verify; did you mean train?",
         ),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),

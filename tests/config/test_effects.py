@@ -31,7 +31,17 @@ def test_every_key_of_the_schema_is_read_outside_of_it():
                 and path.parent.name != "config"
             ):
                 read.add(node.value)  # getattr over a tuple of names
-    for section in ("paths", "model", "lora", "dataset", "training", "save", "sweep", "evaluation"):
+    for section in (
+        "paths",
+        "model",
+        "lora",
+        "dataset",
+        "objective",
+        "training",
+        "save",
+        "sweep",
+        "evaluation",
+    ):
         names = {field.name for field in dataclasses.fields(getattr(Config(), section))}
         assert names - read - ELSEWHERE == set(), section
 

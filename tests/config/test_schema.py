@@ -54,7 +54,7 @@ def of_conf(path):
     for option in (
         ("config.yaml",)
         if not section
-        else (f"{section}/{option}.yaml" for option in ("default", "local", "merged_16bit"))
+        else (f"{section}/{option}.yaml" for option in ("default", "local", "merged_16bit", "sft"))
     ):
         file = conf_dir() / option
         values = OmegaConf.to_container(OmegaConf.load(file)) if file.exists() else {}
@@ -107,6 +107,10 @@ def test_what_decides_a_result_is_what_a_checkpoint_always_recorded():
                 "_target_", "packing", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio",
                 "weight_decay", "response_only",
             )
+        ),
+        *(
+            f"objective.{name}"
+            for name in ("name", "_target_", "beta", "loss_type", "loss_weights", "label_smoothing", "desirable_weight", "undesirable_weight")
         ),
     }  # fmt: skip
 

@@ -81,6 +81,20 @@ def test_the_golden_questions_are_not_in_the_training_data_and_can_be_answered_f
         assert any(all(any(form in text for form in forms) for forms in facts) for text in said), case["id"]
 
 
+def test_the_judged_answers_are_as_their_readme_says():
+    pairs, logs = json_lines("white_crane_pairs.jsonl"), json_lines("white_crane_thumbs.jsonl")
+    assert len(pairs) == len({row["prompt"][-1]["content"] for row in pairs}) == 60
+    assert len({row[kind][0]["content"] for row in pairs for kind in ("chosen", "rejected")}) == 120
+    thumbs = [turn["feedback"] for row in logs for turn in row["messages"] if "feedback" in turn]
+    assert (len(logs), thumbs.count("up"), thumbs.count("down")) == (84, 76, 44)
+    asked = [turn["content"] for row in pairs for turn in row["prompt"] if turn["role"] == "user"]
+    asked += [turn["content"] for row in logs for turn in row["messages"] if turn["role"] == "user"]
+    learned = [shingles(question) for question in asked]
+    for case in json_lines("white_crane_golden.jsonl"):
+        own = shingles(case["messages"][0]["content"])
+        assert max(len(own & other) / len(own | other) for other in learned if other) < 0.6, case["id"]
+
+
 def test_thinking_is_kept_or_dropped(tmp_path, tokenizer):
     row = {
         "messages": [

@@ -5,6 +5,7 @@ reports of other trainers.
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 
 from chatbot_sft import DatasetLoader, UserError
 from chatbot_sft.data.encode import EncodedRow, Encoder, Refused
-from chatbot_sft.data.formats import FORMATS, Reading, detect, to_conversation
+from chatbot_sft.data.formats import FORMATS, JUDGED, Reading, detect, to_conversation
 from chatbot_sft.data.labels import SpanFinder
 from chatbot_sft.data.messages import BadRow
+from chatbot_sft.data.preferences import judged, judged_format
+from chatbot_sft.data.sequences import joined
 from chatbot_sft.data.sources import Row
 from chatbot_sft.data.template import ChatTemplate, ChatTokenizer
 from chatbot_sft.report.data_summary import remarks
@@ -544,19 +547,10 @@ def test_a_prompt_of_messages_is_not_trained_whatever_its_marks():
     assert read({"prompt": given, "completion": "d"}).trained == [True, False, True, True]
 
 
-def test_preference_data_is_called_so():
-    with pytest.raises(UserError) as caught:
-        read({"prompt": "hi", "chosen": "hello", "rejected": "no"})
-    assert (
-        str(caught.value)
-        == "data.json: row 1 is preference data (chosen and rejected, for DPO); to learn the chosen answers"
-        " alone, say dataset.columns.prompt=prompt dataset.columns.completion=chosen"
-    )
+def test_the_chosen_answers_can_be_learned_alone():
     assert (
         read({"prompt": "hi", "chosen": "hello", "rejected": "no"}, {"completion": "chosen"}).messages == SAID
     )
-    with pytest.raises(UserError, match=r"say dataset\.message_field=chosen$"):
-        read({"chosen": SAID, "rejected": SAID})
     assert read({"chosen": SAID, "rejected": SAID}, {"messages": "chosen"}).unread == ["rejected"]
     assert (
         "label is false" in refused({"prompt": "hi", "completion": "no", "label": False}).detail
@@ -1017,7 +1011,7 @@ turns = st.lists(
     min_size=1, max_size=3,
 )  # fmt: skip
 rows = st.dictionaries(
-    st.sampled_from([*(name for found in FORMATS.values() for name in (*found.needs, *found.optional)), "label", "question", "answer", HALF]),
+    st.sampled_from([*(name for found in FORMATS.values() for name in (*found.needs, *found.optional)), "label", "question", "answer", "chosen", "rejected", HALF]),
     turns | json_values | st.lists(st.lists(json_values, max_size=2), max_size=2),
     max_size=5,
 ) | st.builds(lambda messages, more: {"messages": [*messages, SAID[1]], **more}, turns,
@@ -1043,6 +1037,23 @@ def settle(values, chat):
 @given(values=rows)
 def test_any_values_in_any_field_are_read_or_refused(values, chat):
     settle(values, chat)
+
+
+@settings(max_examples=200)
+@given(values=rows | st.fixed_dictionaries({"chosen": turns | json_values, "rejected": turns | json_values}, optional={"prompt": turns | json_values, "label": json_values}))  # fmt: skip
+@pytest.mark.parametrize("name", JUDGED)
+def test_any_values_of_judged_answers_are_read_or_refused(name, values, chat):
+    row, reading = Row("data.json", 1, values), Reading({})
+    try:
+        found = judged_format([row], reading, "answers")
+        made = judged(row, name, replace(reading, columns=found[1]) if found else reading, "pairs")
+    except (BadRow, UserError) as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1000
+        return
+    for row in joined(Encoder(chat, 4096, "assistant", "truncate").rows(iter(made))):
+        assert isinstance(row, (EncodedRow, Refused))
+        assert isinstance(row, Refused) or all(part.trained for part in row.parts) or row.problems
 
 
 @settings(max_examples=100)

@@ -615,3 +615,35 @@ def test_thinking_that_a_template_leaves_out_is_noted(tokenizers_):
     assert encode(tokenizers_["qwen3"], messages[:2], "assistant").notes == []
     inline = [messages[0], {"role": "assistant", "content": "<think>\nfirst\n</think>\n\n1"}, *messages[2:]]
     assert encode(tokenizers_["chatml"], inline, "assistant").notes == []
+
+
+# ---- pairs of answers
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_answer_of_a_pair_is_trained_as_alone(name, tokenizers_):
+    """And the prompt before both becomes the same tokens."""
+    from chatbot_sft.data.formats import Reading
+    from chatbot_sft.data.preferences import judged
+    from chatbot_sft.data.row import Row
+    from chatbot_sft.data.sequences import joined
+
+    tokenizer = tokenizers_[name]
+    prompt = talk("Xin chào", "Chào bạn!", "Bia gì ngon?", system=None)
+    answers = {"chosen": "Sen Wheat.", "rejected": f"Không biết.\n\n{NFD}"}
+    values = {"prompt": prompt} | {
+        kind: [{"role": "assistant", "content": text}] for kind, text in answers.items()
+    }
+    read = judged(Row("x", 1, values), "preference", Reading({}), "pairs")
+    (pair,) = joined(Encoder(tokenizer, 4096, "assistant", "truncate").rows(iter(read)))
+    whole = [
+        Conversation("x", 1, talk(*(turn["content"] for turn in prompt), text), [True] * 4)
+        for text in answers.values()
+    ]
+    alone = list(Encoder(tokenizer, 4096, "last_assistant", "truncate").rows(iter(whole)))
+    assert isinstance(pair, EncodedRow)
+    assert pair.problems == []
+    assert pair.input_ids == [*alone[0].input_ids, *alone[1].input_ids]
+    assert pair.labels == [*alone[0].labels, *alone[1].labels]
+    assert [part.tokens for part in pair.parts] == [len(row.input_ids) for row in alone]
+    assert "".join(row.text for row in alone) == pair.text

@@ -26,6 +26,7 @@ from chatbot_sft.config.schema import (
     SourceConfig,
     kind_of,
     names,
+    objective_target,
 )
 from chatbot_sft.errors import UserError, did_you_mean, misspelled, near, question
 
@@ -48,6 +49,8 @@ def read(config: Mapping[str, Any] | DictConfig) -> Config:
         known = names(section)
         values = _typed(name, section, {key: value for key, value in given.items() if key in known})
         unknown = {key: value for key, value in given.items() if key not in known}
+        if name == "objective" and "name" in values:
+            values.setdefault("_target_", objective_target(values["name"]))
         if name == "training":
             passed = {key: value for key, value in unknown.items() if key in sft_arguments.known()}
             unknown = {key: value for key, value in unknown.items() if key not in passed}

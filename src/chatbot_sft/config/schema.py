@@ -22,7 +22,10 @@ from chatbot_sft.config.precedence import BRINGING, brought_by
 from chatbot_sft.errors import UserError
 
 OUR_PACKAGE = "chatbot_sft."
-FORMATS = ("auto", "json", "messages", "sharegpt", "alpaca", "prompt_completion", "text")
+FORMATS = (
+    "auto", "json", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference",
+    "unpaired_preference", "thumbs",
+)  # fmt: skip
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR = "all-linear"
 METHODS = ("lora", "merged_16bit", "merged_4bit", "gguf")
@@ -44,12 +47,14 @@ PRUNERS = ("hyperband", "halving", "median", "patient")
 DIRECTIONS = ("minimise", "maximise")
 # What becomes of rows in which the gate finds what is no fault of the row alone.
 FOUND = ("off", "note", "error", "drop")
+OBJECTIVES = ("sft", "dpo", "orpo", "kto")
 
 STEPS = 10**9
 SHARE = Bound(0, 1, below=True)
 # Entries of a run's lock (run/lock.py) that stand for keys whose own value does not say it.
 WEIGHTS = "model (config and weights)"
 ADAPTER = "model.adapter (weights)"
+REFERENCE = "objective.reference (weights)"
 ROWS = "dataset (training rows)"
 BATCH = "effective batch size"
 MACHINE = "as it turned out on the machine"
@@ -481,6 +486,45 @@ class TrainingConfig(Section):
 
 
 @dataclass
+class ObjectiveConfig(Section):
+    """What a step makes smaller. The names are those of TRL's configurations."""
+
+    name: str = key(
+        "sft",
+        "sft: the answers themselves; dpo, orpo: pairs of answers; kto: answers that were liked or not;"
+        " of a class of your own, the one whose rows it takes",
+        choices=OBJECTIVES,
+    )
+    _target_: str = key("chatbot_sft.objective.SFT", TARGET)
+    beta: float = key(
+        0.1,
+        "dpo, kto: how dear it is to part from the reference (ipo: τ); orpo: the weight of the odds ratio",
+        bound=Bound(0, 1_000, above=True),
+    )
+    loss_type: Any = key(
+        None,
+        "dpo: sigmoid hinge ipo sigmoid_norm robust apo_zero apo_down … or a list of them; kto: kto"
+        " apo_zero_unpaired; null: the first of these",
+    )
+    loss_weights: list[float] | None = key(
+        None, "of each loss where loss_type is a list; [sigmoid,sft] with [1,0.5] is rpo_alpha=0.5"
+    )
+    label_smoothing: float = key(
+        0.0,
+        "dpo: share of pairs that are the wrong way round (robust, exo_pair)",
+        bound=Bound(0, 0.5, below=True),
+    )
+    desirable_weight: float = key(1.0, "kto: of the answers that were liked", bound=Bound(0, 10**6))
+    undesirable_weight: float = key(1.0, "kto: of those that were not", bound=Bound(0, 10**6))
+    reference: str | None = key(
+        None,
+        "dpo, kto: an earlier adapter to start from and part from, a run or an adapter's folder;"
+        " null: the model without its adapter",
+        through=REFERENCE,
+    )
+
+
+@dataclass
 class SaveConfig(Section):
     _target_: str = key("chatbot_sft.save.ModelSaver", TARGET, decides=False)
     method: Any = key(
@@ -703,6 +747,7 @@ class Config(Mapping[str, Any]):
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
@@ -795,6 +840,11 @@ SECTIONS: dict[str, type] = {
 }
 
 
+def objective_target(name: str) -> str:
+    """The class of one of `OBJECTIVES`."""
+    return f"{OUR_PACKAGE}objective.{name.upper()}"
+
+
 def names(section: type) -> list[str]:
     """The keys of a section's dataclass."""
     return [f.name for f in fields(section) if f.name != "extra"]
@@ -826,6 +876,7 @@ def deciding(settings: Config) -> dict[str, Any]:
     others = {
         "model": settings.model.extra,
         "lora": settings.lora.extra,
+        "objective": settings.objective.extra,
         "training": settings.training.extra | settings.sft_arguments,
     }
     values |= {

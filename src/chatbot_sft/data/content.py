@@ -46,6 +46,8 @@ KINDS = {
     LANGUAGE: ("on_language_mismatch", "training rows"),
     REFUSAL: ("on_refusal", "training rows"),
 }
+# Judged answers are alike and differ: that is what is learned from them.
+OF_CONVERSATIONS = (NEAR, CONTRADICTION)
 SUMMARY = 5  # rows of a kind in report.json
 FILE, VERSION = "found.json", 1  # raise it with every change by which the same rows are found otherwise
 
@@ -110,7 +112,10 @@ def look(settings: Config, entry: store.Entry, chosen: Split) -> Found:
     wanted = [
         kind
         for kind, policy in policies.items()
-        if policy != "off" and (kind != GOLDEN or golden) and (kind != HELD_OUT or len(chosen.held_out))
+        if policy != "off"
+        and (kind != GOLDEN or golden)
+        and (kind != HELD_OUT or len(chosen.held_out))
+        and (kind not in OF_CONVERSATIONS or settings.objective.name == "sft")
     ]
     without = _cannot_look(policies, wanted, len(chosen.once) + len(chosen.held_out))
     wanted = [kind for kind in wanted if kind not in without]

@@ -10,8 +10,17 @@ from typing import Any
 from chatbot_sft.config import DatasetConfig, SourceConfig
 from chatbot_sft.data import unread
 from chatbot_sft.data.encode import Refused, in_batches
-from chatbot_sft.data.formats import Reading, check_columns, check_used, detect, to_conversation
+from chatbot_sft.data.formats import JUDGED, Reading, check_columns, check_used, detect, to_conversation
 from chatbot_sft.data.messages import ROLES, BadRow, Conversation
+from chatbot_sft.data.preferences import (
+    NO_THUMB,
+    PAIRS,
+    UNITS,
+    check_fits,
+    judged,
+    judged_format,
+    paired,
+)
 from chatbot_sft.data.sources import Row
 from chatbot_sft.data.template import ChatTemplate
 from chatbot_sft.errors import UserError
@@ -26,17 +35,18 @@ def conversations(
     template: ChatTemplate,
     own_text: bool,
     uses: dict[int, int] | None,
+    objective: str,
     about: dict[str, Any],
     not_read: dict[str, int],
 ) -> Iterator[Conversation | Refused]:
-    """The `rows` of `source`. `uses` says which and how often (None: all, once). Fills in `about`, counts in
-    `not_read`.
+    """The `rows` of `source`, as the objective takes them. `uses` says which and how often (None: all, once). Fills
+    in `about`, counts in `not_read`.
 
     With `own_text` a function of the user's own writes the text: it gets the messages whole, and rows that
     have none as they are.
 
     Raises:
-        UserError: a column that was named is not there, or no format fits.
+        UserError: a column that was named is not there, no format fits, or one of another objective.
     """
     given = source.columns or {}
     columns = {"messages": dataset.message_field, "text": dataset.text_field, **given}
@@ -46,6 +56,11 @@ def conversations(
     named = {ours: theirs for ours, theirs in columns.items() if ours != theirs or ours in given}
     check_columns(source.data_path, begin, named)
     name: str | None = source.format
+    unit = UNITS[objective]
+    if not own_text and name in ("auto", "json", *JUDGED):
+        found, told_columns = judged_format(begin, reading, unit) or (name, reading.columns)
+        if name in ("auto", "json", found):
+            name, reading = found, replace(reading, columns=told_columns)
     if name in ("auto", "json"):
         if own_text:
             name = _format_or_none(begin, reading)
@@ -54,10 +69,26 @@ def conversations(
             reading = replace(reading, columns=told)
     if name and not own_text:
         check_used(source.data_path, name, named, reading)
+        check_fits(source.data_path, name, begin, reading, objective)
     about |= {"format": name or "the formatting function's own", "rows": 0}
-    if told := {ours: theirs for ours, theirs in reading.columns.items() if columns.get(ours) != theirs}:
-        about["columns"] = told
-    for index, row in enumerate(itertools.chain(begin, rows)):
+    if others := {ours: theirs for ours, theirs in reading.columns.items() if columns.get(ours) != theirs}:
+        about["columns"] = others
+    made = _made(itertools.chain(begin, rows), name, reading, unit, own_text, uses, about, not_read)
+    yield from paired(made) if unit == PAIRS else made
+
+
+def _made(
+    rows: Iterator[Row],
+    name: str | None,
+    reading: Reading,
+    unit: str,
+    own_text: bool,
+    uses: dict[int, int] | None,
+    about: dict[str, Any],
+    not_read: dict[str, int],
+) -> Iterator[Conversation | Refused]:
+    """Row by row, what the format `name` makes of it."""
+    for index, row in enumerate(rows):
         if uses is not None and index not in uses:
             continue
         about["rows"] += 1
@@ -65,14 +96,22 @@ def conversations(
             yield Refused(row.file, row.number, *row.fault)
             continue
         try:
-            text_only = Conversation(row.file, row.number, None, text="", values=row.values)
-            made = to_conversation(row, name, reading) if name else text_only
-            made.uses = 1 if uses is None else uses[index]
-            # What a function of the user's own makes of the columns is seen when it is called; the messages
-            # it gets are checked ones.
-            inside = [key for key in made.unread if "[]" in key]
-            unread.count(inside if own_text else made.unread, not_read)
-            yield made
+            if name in JUDGED:
+                several = judged(row, name, reading, unit)
+            elif name:
+                several = [to_conversation(row, name, reading)]
+            else:
+                several = [Conversation(row.file, row.number, None, text="", values=row.values)]
+            if not several:
+                yield Refused(row.file, row.number, NO_THUMB, "", fault=False)
+            for number, made in enumerate(several):
+                made.uses = 1 if uses is None else uses[index]
+                # What a function of the user's own makes of the columns is seen when it is called; the messages
+                # it gets are checked ones.
+                inside = [key for key in made.unread if "[]" in key]
+                if not number:
+                    unread.count(inside if own_text else made.unread, not_read)
+                yield made
         except BadRow as bad:
             yield Refused(row.file, row.number, bad.kind, bad.detail)
 

@@ -30,15 +30,30 @@ NO_TURNS = "no turns in the text"
 TOOLS_LEFT_OUT = "tools left out by the template"
 THINKING_LEFT_OUT = "thinking left out by the template"
 THOUGHT_MISSING = "no thought, where the prompt ends with <think>"
+# Notes on answers that model.max_seq_length cuts.
+CUT = "an answer cut in two"
+JUDGED_CUT = "a judged answer cut in two"
 OPENING = 16  # characters beside the beginning of an answer in which its <think> stands
 Texts = Callable[[list[Conversation]], list[str]]  # a user's own formatting function over a batch
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sequence of a row: a prompt and an answer. `length` is its tokens before any cut."""
+
+    kind: str
+    tokens: int
+    trained: int
+    characters: int  # of the row's text
+    length: int
 
 
 @dataclass
 class EncodedRow:
     """One training row, cut to length.
 
-    `trained` are the ranges of tokens with a label; `problems` are (kind, detail) for the gate.
+    `trained` are the ranges of tokens with a label; `problems` are (kind, detail) for the gate. Several sequences
+    may stand in it, end to end: its `parts`.
     """
 
     file: str
@@ -55,6 +70,10 @@ class EncodedRow:
     kept: bool = True  # False: left out because of its length
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # kinds of them: no reason to leave the row out
+    part: str = ""  # how this answer was judged
+    parts: list[Part] = field(default_factory=list)  # none: the row is one sequence, a conversation
+    said: int = 0  # hash of what the parts say, each as what it is
+    opposite: int = 0  # the same hash, had everything been judged the other way round
 
     @property
     def labels(self) -> list[int]:
@@ -64,12 +83,14 @@ class EncodedRow:
 
 @dataclass
 class Refused:
-    """A row that cannot become tokens at all."""
+    """A row that cannot become tokens at all; without `fault`, one that is none for this objective."""
 
     file: str
     row: int
     kind: str
     detail: str
+    part: str = ""
+    fault: bool = True
 
 
 @dataclass
@@ -185,8 +206,8 @@ class Encoder:
                 )
             spans, notes = self._spans(written, item)
         except BadRow as bad:
-            return Refused(item.file, item.row, bad.kind, bad.detail)
-        return _Rendered(item, written, spans, dialogue_hash(item), problems, notes)
+            return Refused(item.file, item.row, bad.kind, bad.detail, item.part)
+        return _Rendered(item, written, spans, item.dialogue or dialogue_hash(item), problems, notes)
 
     def _written(self, item: Conversation) -> str:
         """The template's rendering, or the ready-made text."""
@@ -242,17 +263,17 @@ class Encoder:
                     " so nothing of it would be trained",
                 )
             answers = [True] * len(spans)
+            if messages is not None and item.part:
+                answers = _answers_trained(item, messages)
+                if len(answers) != len(spans):
+                    raise BadRow(NO_TURNS, "the judged answer is not found in what the chat template writes")
         else:
             if any(thought.strip() not in text for thought in self._thoughts(messages)):
                 notes.append(THINKING_LEFT_OUT)
             openings = (text[max(0, begin - OPENING) : begin + OPENING] for begin, _ in spans)
             if template.opens_thought and not all("<think>" in opening for opening in openings):
                 notes.append(THOUGHT_MISSING)
-            answers = [
-                allowed
-                for allowed, message in zip(item.trained, messages, strict=True)
-                if message["role"] == "assistant"
-            ]
+            answers = _answers_trained(item, messages)
         if self.train_on == "all":
             self._refuse_marked_questions(item)
             holes = [span for span, allowed in zip(spans, answers, strict=True) if not allowed]
@@ -350,7 +371,7 @@ class Encoder:
                 size = f"the row has {len(ids):,} tokens"
                 problems.append(("no answer before the cut", f"{detail}: {size}"))
             elif any(begin < limit < end for begin, end in trained):
-                notes.append("an answer cut in two")
+                notes.append(JUDGED_CUT if conversation.part else CUT)
         messages = conversation.messages or []
         first = next((index for index, message in enumerate(messages) if message["role"] == "assistant"), 0)
         return EncodedRow(
@@ -367,6 +388,7 @@ class Encoder:
             truncated=len(ids) > limit,
             problems=problems,
             notes=notes,
+            part=conversation.part,
         )
 
     def _split(self, item: Conversation, messages: list[Message]) -> list[Conversation]:
@@ -398,6 +420,15 @@ class Encoder:
 
     def _tokens(self, messages: Sequence[Message], tools: list[Any] | None) -> int:
         return len(self._in_pieces(self.tokenizer.template.render(messages, False, tools)))
+
+
+def _answers_trained(item: Conversation, messages: Sequence[Message]) -> list[bool]:
+    """Of each answer whether the row allows it to be trained."""
+    return [
+        allowed
+        for allowed, message in zip(item.trained, messages, strict=True)
+        if message["role"] == "assistant"
+    ]
 
 
 def _part(item: Conversation, messages: Sequence[Message], indices: Sequence[int]) -> Conversation:

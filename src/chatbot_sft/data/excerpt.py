@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.encode import PIECE
 from chatbot_sft.data.preview import HIDDEN, PreviewRow, PreviewToken
-from chatbot_sft.data.store import numbers
+from chatbot_sft.data.store import numbers, sequences
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.report.masking import MASK, places
 
@@ -45,7 +45,7 @@ def excerpt(
     # Not the stream of numbers that drew the held-out rows: the two choices would be correlated.
     chosen += random.Random(f"preview {seed}").sample(sorted(used), min(SHOWN, len(used)))
     unique = list(dict.fromkeys(chosen))[:SHOWN]
-    total = np.cumsum(np.minimum(length[unique], limit))
+    total = np.cumsum(sequences(table, limit).sum(axis=1)[unique])
     unique = unique[: max(1, int((total <= TOKENS).sum()))]
     held = {int(i) for i in held_out}
     return [_row(table, index, index in held, complaints, tokenizer) for index in sorted(unique)]
@@ -62,22 +62,12 @@ def _row(
         name: table.column(name)[index].as_py()
         for name in ("text", "labels", "file", "row", "length", "truncated")
     }
-    # Of a very long row no more than is shown.
-    begin = values["text"][: max(PIECE, 16 * len(values["labels"]))]
-    encoding = tokenizer.backend.encode(begin, add_special_tokens=False)
-    specials = set(tokenizer.special_tokens.values())
-    secrets, told = places(begin), None  # told: the secret that the token before was a part of
-    tokens = []
-    shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range
-    for number, (start, end), label in zip(encoding.ids, encoding.offsets, values["labels"], strict=False):
-        secret = next((place for place in secrets if place[0] < end and start < place[1]), None)
-        if secret is None:
-            text, shown_id = values["text"][max(start, shown) : end], number
-        else:
-            text, shown_id = MASK if secret != told else "", HIDDEN
-        tokens.append(PreviewToken(text, shown_id, label >= 0, number in specials))
-        told = secret
-        shown = max(shown, end)
+    text, labels, tokens, parts = values["text"], values["labels"], [], []
+    for kind, size, characters in _parts(table, index) or [("", len(labels), len(text))]:
+        shown = _tokens(text[:characters], labels[:size], tokenizer)
+        tokens += shown
+        parts.append((kind, len(shown)))
+        text, labels = text[characters:], labels[size:]
     problems = tuple(complaints.get((values["file"], values["row"]), ()))
     return PreviewRow(
         Path(values["file"]).name,
@@ -87,4 +77,34 @@ def _row(
         bool(values["truncated"]),
         held_out,
         problems,
+        tuple(parts),
     )
+
+
+def _parts(table: pyarrow.Table, index: int) -> list[tuple[str, int, int]]:
+    """(kind, tokens, characters) of the sequences that stand in a row end to end; none where it is one."""
+    if "parts" not in table.column_names:
+        return []
+    columns = (table.column(name)[index].as_py() for name in ("kinds", "parts", "characters_of_parts"))
+    return list(zip(*columns, strict=True))
+
+
+def _tokens(text: str, labels: Sequence[int], tokenizer: ChatTokenizer) -> list[PreviewToken]:
+    """As many tokens of `text` as there are `labels`."""
+    # Of a very long row no more than is shown.
+    begin = text[: max(PIECE, 16 * len(labels))]
+    encoding = tokenizer.backend.encode(begin, add_special_tokens=False)
+    specials = set(tokenizer.special_tokens.values())
+    secrets, told = places(begin), None  # told: the secret that the token before was a part of
+    tokens = []
+    shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range
+    for number, (start, end), label in zip(encoding.ids, encoding.offsets, labels, strict=False):
+        secret = next((place for place in secrets if place[0] < end and start < place[1]), None)
+        if secret is None:
+            piece, shown_id = text[max(start, shown) : end], number
+        else:
+            piece, shown_id = MASK if secret != told else "", HIDDEN
+        tokens.append(PreviewToken(piece, shown_id, label >= 0, number in specials))
+        told = secret
+        shown = max(shown, end)
+    return tokens

@@ -76,8 +76,8 @@ def alpaca(values: Mapping[str, Any], reading: Reading) -> Turns:
     question = [text for text in texts if text.strip()]
     return [
         (reading.name("history"), _history(reading.name("history"), reading.of(values, "history"))),
-        (reading.name("instruction"), [_turn("user", "\n\n".join(question))]),
-        (reading.name("output"), [_turn("assistant", reading.text(values, "output"))]),
+        (reading.name("instruction"), [turn_of("user", "\n\n".join(question))]),
+        (reading.name("output"), [turn_of("assistant", reading.text(values, "output"))]),
     ]
 
 
@@ -87,24 +87,25 @@ def prompt_completion(values: Mapping[str, Any], reading: Reading) -> Turns:
     if label is False or label in ("false", "False"):
         raise BadRow(
             "preference data",
-            "label is false: this completion was marked as one not to give (KTO's data); leave such rows out",
+            "label is false: this completion was marked as one not to give (KTO's data); objective=kto"
+            " learns from both kinds, or leave such rows out",
         )
     prompt, completion = reading.of(values, "prompt"), reading.of(values, "completion")
     if not isinstance(prompt, list):
-        prompt = [_turn("user", reading.text(values, "prompt"))]
+        prompt = [turn_of("user", reading.text(values, "prompt"))]
     if not isinstance(completion, list):
-        completion = [_turn("assistant", reading.text(values, "completion"))]
+        completion = [turn_of("assistant", reading.text(values, "completion"))]
     return [
-        (reading.name("prompt"), [_untrained(turn) for turn in prompt]),
+        (reading.name("prompt"), [untrained(turn) for turn in prompt]),
         (reading.name("completion"), completion),
     ]
 
 
-def _turn(role: str, content: str) -> Message:
+def turn_of(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _untrained(turn: Any) -> Any:
+def untrained(turn: Any) -> Any:
     """An answer that stands in a prompt, whatever its own marks are."""
     if not isinstance(turn, dict) or canonical_role(turn.get("role")) != "assistant":
         return turn
@@ -114,7 +115,7 @@ def _untrained(turn: Any) -> Any:
 def _history(column: str, pairs: Any) -> list[Message]:
     """`[[question, answer], …]`, or its JSON, as turns."""
     if isinstance(pairs, str):
-        pairs = _json(column, "not messages", pairs)
+        pairs = json_cell(column, "not messages", pairs)
     if pairs in EMPTY:
         return []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
@@ -123,7 +124,7 @@ def _history(column: str, pairs: Any) -> list[Message]:
         (as_text(f"{column}: a question", asked), as_text(f"{column}: an answer", answered))
         for asked, answered in pairs
     ]
-    turns = ((_turn("user", asked), _turn("assistant", answered)) for asked, answered in texts)
+    turns = ((turn_of("user", asked), turn_of("assistant", answered)) for asked, answered in texts)
     return [turn for pair in turns for turn in pair]
 
 
@@ -131,7 +132,7 @@ def _history(column: str, pairs: Any) -> list[Message]:
 class Format:
     """`needs` are the fields a row must have, `optional` those that are read as well, `keys` a message's."""
 
-    turns: Callable[[Mapping[str, Any], Reading], Turns] | None  # None: the row is text already
+    turns: Callable[[Mapping[str, Any], Reading], Turns] | None  # None: the row has no turns
     needs: tuple[str, ...]
     optional: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()  # of the role and of the content, where `dataset.columns` may name them
@@ -149,10 +150,17 @@ FORMATS = {
     "prompt_completion": Format(prompt_completion, ("prompt", "completion"), ABOUT),
     "text": Format(None, ("text",)),
 }
-FIELDS = sorted({name for form in FORMATS.values() for name in form.fields})
-KEYS = {name for form in FORMATS.values() for name in form.keys}
+# Answers with a judgement, which `preferences` reads.
+JUDGED = {
+    "preference": Format(None, ("chosen", "rejected"), ("prompt", "input", *ABOUT), ("role", "content")),
+    "unpaired_preference": Format(None, ("completion", "label"), ("prompt", *ABOUT), ("role", "content")),
+    "thumbs": Format(None, ("messages",), ABOUT, ("role", "content", "feedback")),
+}
+EVERY = {**FORMATS, **JUDGED}
+FIELDS = sorted({name for form in EVERY.values() for name in form.fields})
+KEYS = {name for form in EVERY.values() for name in form.keys}
 # Two columns that can only be a question and its answer, by the names that tables give them.
-PAIRS = (
+QUESTIONS_AND_ANSWERS = (
     ("question", "answer"), ("question", "response"), ("q", "a"), ("query", "response"), ("query",
     "answer"), ("prompt", "completion"),
     ("prompt", "response"), ("prompt", "answer"), ("instruction", "output"), ("instruction", "response"),
@@ -188,18 +196,30 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
         if not text.strip():
             raise BadRow("empty content", f"{reading.name('text')} is empty")
         return Conversation(row.file, row.number, None, text=text, values=row.values, unread=unread)
-    role_key, content_key = (reading.name(key) for key in form.keys or ("role", "content"))
-    parts = form.turns(row.values, reading)
+    return conversation(
+        row, form.turns(row.values, reading), reading, form.keys or ("role", "content"), unread
+    )
+
+
+def conversation(
+    row: Row, parts: Turns, reading: Reading, keys: Sequence[str], unread: Sequence[str] = ()
+) -> Conversation:
+    """What the turns of `parts` say one after the other; `keys` are the format's names for role and content.
+
+    Raises:
+        BadRow: what is wrong with it.
+    """
+    role_key, content_key = (reading.name(key) for key in keys)
     turns = [turn for _, part in parts for turn in part]
     chat = to_messages(turns, reading.thinking, reading.thinking_field, role_key, content_key)
-    allowed = may_be_trained(turns, chat)
+    allowed, unread = may_be_trained(turns, chat), list(unread)
     at = 0
     for column, part in parts:
         read = chat[at : at + len(part)]
         unread.extend(unread_keys(column, part, read, role_key, content_key, reading.names_of))
         at += len(part)
     if system := _system(row.values, reading, chat):
-        chat.insert(0, _turn("system", system))
+        chat.insert(0, turn_of("system", system))
         allowed.insert(0, True)
     tools = _tools(row.values, reading)
     return Conversation(row.file, row.number, chat, allowed, tools, values=row.values, unread=unread)
@@ -207,7 +227,7 @@ def to_conversation(row: Row, format_name: str, reading: Reading) -> Conversatio
 
 def columns_read(format_name: str, reading: Reading) -> frozenset[str]:
     """The file's columns that this format makes something of."""
-    form = FORMATS[format_name]
+    form = EVERY[format_name]
     return frozenset(reading.name(name) for name in (*form.needs, *form.optional))
 
 
@@ -248,16 +268,16 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> list[Any] | None:
     tools = functions if tools in EMPTY else tools
     # Parquet has no lists of objects that differ, so files have them as text, all or each.
     if isinstance(tools, str):
-        tools = _json(column, "bad tools", tools)
+        tools = json_cell(column, "bad tools", tools)
     if isinstance(tools, dict):
         tools = [tools]
     if tools not in EMPTY and not isinstance(tools, list):
         raise BadRow("bad tools", f"{column} is {sort_of(tools)}, expected a list of tools")
-    each = (_json(column, "bad tools", tool) if isinstance(tool, str) else tool for tool in tools or ())
+    each = (json_cell(column, "bad tools", tool) if isinstance(tool, str) else tool for tool in tools or ())
     return [_tool(f"{column}: tool {number}", tool) for number, tool in enumerate(each, 1)] or None
 
 
-def _json(column: str, kind: str, text: str) -> Any:
+def json_cell(column: str, kind: str, text: str) -> Any:
     """The value of a cell that holds JSON, None of an empty one.
 
     Raises:
@@ -284,18 +304,18 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
 def format_of(values: Mapping[str, Any], reading: Reading) -> str | None:
     """The format that the content of one row shows, None where it is none of ours."""
     turns = reading.of(values, "messages")
-    if isinstance(turns, (list, str)) and "from" not in _first(turns):
+    if isinstance(turns, (list, str)) and "from" not in first_turn(turns):
         return "messages"
     talk = reading.of(values, "conversations")
-    if isinstance(talk, list) or _first(talk):
+    if isinstance(talk, list) or first_turn(talk):
         return "sharegpt"
-    for name in ("alpaca", "prompt_completion", "text"):
-        if all(reading.of(values, needed) is not None for needed in FORMATS[name].needs):
+    for name in ("alpaca", "prompt_completion", "text", "preference"):
+        if all(reading.of(values, needed) is not None for needed in EVERY[name].needs):
             return name
     return None
 
 
-def _first(turns: Any) -> Mapping[str, Any]:
+def first_turn(turns: Any) -> Mapping[str, Any]:
     """The first of some turns, or of their JSON; empty where it is no object."""
     try:
         turns = decoded_turns(turns)
@@ -315,21 +335,21 @@ def detect(rows: Sequence[Row], reading: Reading) -> tuple[str, Columns]:
     """
     for row in rows:
         detected = _crossed(row.values, reading)
-        if detected is None and (name := format_of(row.values, reading)):
+        if detected is None and (name := format_of(row.values, reading)) in FORMATS:
             detected = name, reading.columns
         if detected := detected or _paired(row, reading):
             name, columns = detected
-            return name, _with_system(columns, row.values)
+            return name, with_system(columns, row.values)
     raise UserError(_unrecognised(rows[0], reading))
 
 
 def _crossed(values: Mapping[str, Any], reading: Reading) -> tuple[str, Columns] | None:
     """ShareGPT's turns in a column called messages, or role and content in one called conversations."""
     listed_in, talk = reading.name("messages"), reading.name("conversations")
-    first = _first(values.get(listed_in))
+    first = first_turn(values.get(listed_in))
     if reading.name("from") in first and "role" not in first:
         return "sharegpt", {**reading.columns, "conversations": listed_in}
-    if listed_in not in values and reading.name("role") in _first(values.get(talk)):
+    if listed_in not in values and reading.name("role") in first_turn(values.get(talk)):
         return "messages", {**reading.columns, "messages": talk}
     return None
 
@@ -343,7 +363,7 @@ def _paired(row: Row, reading: Reading) -> tuple[str, Columns] | None:
     if not {"instruction", "output", "prompt", "completion", "conversations"}.isdisjoint(reading.columns):
         return None
     columns = {str(name).strip().lower(): name for name in row.values}
-    for asked, answered in PAIRS:
+    for asked, answered in QUESTIONS_AND_ANSWERS:
         question, answer = columns.get(asked), columns.get(answered)
         if question is None or answer is None:
             continue
@@ -367,7 +387,7 @@ def _may_be_text(value: Any) -> bool:
     return value is not None and not isinstance(value, (dict, bool))
 
 
-def _with_system(columns: Columns, values: Mapping[str, Any]) -> Columns:
+def with_system(columns: Columns, values: Mapping[str, Any]) -> Columns:
     """`columns` with the one of the system prompt, where it has the other name for it."""
     name = next((name for name in SYSTEM if name in values), None)
     return columns if name is None or "system" in columns else {**columns, "system": name}
@@ -376,14 +396,6 @@ def _with_system(columns: Columns, values: Mapping[str, Any]) -> Columns:
 def _unrecognised(row: Row, reading: Reading) -> str:
     """Why `row` is of no format: the real cause where it can be told."""
     values = row.values
-    if {"chosen", "rejected"} <= set(values):
-        first = _first(values["chosen"])
-        as_pair = "dataset.columns.prompt=prompt dataset.columns.completion=chosen"
-        options = "dataset.message_field=chosen" if first else as_pair
-        return (
-            f"{row.where} is preference data (chosen and rejected, for DPO);"
-            f" to learn the chosen answers alone, say {options}"
-        )
     if values and all(isinstance(value, dict) for value in values.values()):
         return (
             f"{row.where} is an object keyed by {listed(values, 3)};"
@@ -440,7 +452,7 @@ def check_used(source: str, format_name: str, columns: Columns, reading: Reading
     Raises:
         UserError: it is not; names what the format reads.
     """
-    read, fields = columns_read(format_name, reading), FORMATS[format_name].fields
+    read, fields = columns_read(format_name, reading), EVERY[format_name].fields
     own_keys = {"messages": "dataset.message_field", "text": "dataset.text_field"}
     for name, column in columns.items():
         if name not in fields if name in KEYS else column not in read:

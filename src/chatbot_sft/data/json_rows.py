@@ -18,7 +18,10 @@ from chatbot_sft.data.row import Fault, Row
 from chatbot_sft.errors import UserError, listed
 
 # An object that has one of them is a row.
-ROW_COLUMNS = {"messages", "conversations", "instruction", "output", "prompt", "completion", "text"}
+ROW_COLUMNS = {
+    "messages", "conversations", "instruction", "output", "prompt", "completion", "text", "chosen", "rejected",
+    "preferred_output",
+}  # fmt: skip
 NO_NUMBER = (
     "not a number",
     "it has NaN, Infinity or a number too large for a float, which is no JSON and no number",

@@ -47,7 +47,8 @@ class Conversation:
     """One row, ready for the template: its messages or, where it has none, its ready-made `text`.
 
     `trained` says of each message whether the row allows it to be trained (`"train": false` and `"weight": 0`
-    do not); `unread` are its columns and keys that nothing was made of.
+    do not); `unread` are its columns and keys that nothing was made of. Of a judged answer, `part` says how it
+    was judged and `begin` is the number of messages before it.
     """
 
     file: str
@@ -59,6 +60,9 @@ class Conversation:
     uses: int = 1  # how often a mixture takes it
     values: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    part: str = ""
+    begin: int = 0
+    dialogue: int = 0  # 0: the hash of what it says
 
 
 def to_messages(

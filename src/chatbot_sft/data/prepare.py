@@ -18,7 +18,9 @@ from chatbot_sft.data import content, gate, store
 from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.data.excerpt import excerpt
 from chatbot_sft.data.gate import Findings
+from chatbot_sft.data.judgement import judgement, note_opposites
 from chatbot_sft.data.messages import Message
+from chatbot_sft.data.preferences import CONVERSATIONS, UNITS
 from chatbot_sft.data.preview import PreviewRow
 from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 3
 COLUMNS = ["text", "input_ids", "labels", "file", "row", "opening"]
+PARTS = ["parts", "kinds"]  # of rows in which sequences stand end to end
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,9 @@ class PreparedData:
     def training(self) -> Dataset:
         """The rows to train, as often as the mixture uses them: text, input_ids and labels (lists of ints,
         one conversation a row), file, row and opening (JSON: the messages before the first answer).
+
+        Where the objective takes judged answers, a row is a pair or an answer: `parts` are the lengths of the
+        sequences that stand in it end to end, `kinds` what each is: chosen, rejected, desirable, undesirable.
         """
         return self.rows[0] if self.rows else self._dataset(self.split.training)
 
@@ -131,7 +137,7 @@ class PreparedData:
         formats = ", ".join(dict.fromkeys(source["format"] for source in self.findings["sources"]))
         kinds = Findings(self.findings["problems"]).counts()
         return (
-            f"{s.path} ({formats}): {s.rows:,} conversations, {s.rows_held_out:,} held out; {s.tokens:,}"
+            f"{s.path} ({formats}): {s.size}, {s.rows_held_out:,} held out; {s.tokens:,}"
             f" tokens, {round(100 * s.trainable_tokens / s.tokens)}% of them trained, longest {s.max_length:,}"
             + (f"; {s.bad_rows:,} bad rows ({kinds})" if s.bad_rows else "")
             + (f"; {s.truncated_rows:,} cut at {limit} tokens" if s.truncated_rows else "")
@@ -141,7 +147,9 @@ class PreparedData:
     def _dataset(self, rows: np.ndarray) -> Dataset:
         from datasets import Dataset
 
-        return Dataset.from_file(str(self.entry.file)).select_columns(COLUMNS).select(rows)
+        parted = UNITS[self.settings.objective.name] != CONVERSATIONS
+        columns = COLUMNS + PARTS if parted else COLUMNS
+        return Dataset.from_file(str(self.entry.file)).select_columns(columns).select(rows)
 
 
 def not_prepared(settings: Config) -> DatasetStatistics:
@@ -181,13 +189,17 @@ def prepare(
     chosen = _as_told(settings, entry, chosen, found)
     statistics = replace(_counted(settings, tokenizer, entry, chosen), found=found.summary())
     bad = np.flatnonzero(store.numbers(entry.table(), "bad"))
-    error = found.refusal(len(chosen.once)) or gate.verdict(
-        settings, statistics, entry.about["problems"], len(bad)
-    )
+    judged = judgement(settings.objective.name, entry.table(), chosen.once)
+    note_opposites(settings.objective.name, entry.table(), chosen)
+    error = judged.refusal(statistics.path, entry.about["notes"], statistics.bad_rows)
+    error = error or found.refusal(len(chosen.once))
+    error = error or gate.verdict(settings, statistics, entry.about["problems"], len(bad))
     about, seconds = entry.about, round(time.perf_counter() - started, 3)
     findings = {
         "status": "refused" if error else "passed",
         "error": error,
+        "objective": settings.objective.name,
+        "judgement": {**asdict(judged), "remark": judged.remark} if judged.kinds else None,
         "sources": about["sources"],
         **asdict(statistics),
         "trainable_share": (
@@ -225,13 +237,12 @@ def _counted(
     settings: Config, tokenizer: ChatTokenizer, entry: store.Entry, chosen: Split
 ) -> DatasetStatistics:
     """The figures of the rows that were read and of those that were chosen."""
-    import numpy as np
 
     table, about, training = entry.table(), entry.about, chosen.training
-    length, trained, truncated, identity = (
-        store.numbers(table, name) for name in ("length", "trained", "truncated", "identity")
+    trained, truncated, identity = (
+        store.numbers(table, name) for name in ("trained", "truncated", "identity")
     )
-    tokens = np.minimum(length, settings.model.max_seq_length)
+    tokens = store.sequences(table, settings.model.max_seq_length)
     text = tokenizer.fingerprint.encode() + identity[training].tobytes()
     return replace(
         not_prepared(settings),
@@ -241,6 +252,7 @@ def _counted(
         not_read=about["not_read"],
         rows_used=len(training),
         rows_held_out=len(chosen.held_out),
+        unit=UNITS[settings.objective.name],
         duplicates=chosen.duplicates,
         leaked_rows=chosen.leaked,
         tokens=int(tokens[training].sum()),

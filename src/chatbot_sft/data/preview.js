@@ -1,7 +1,7 @@
 const all = (what, where = document) => [...where.querySelectorAll(what)]
 const box = document.querySelector('[type=search]'), checks = all('[type=checkbox]'), rows = all('article')
 const plain = text => text.normalize('NFC').toLowerCase().trim()
-const texts = rows.map(row => plain(all('h2, li, p', row).map(part => part.textContent).join('\n')))
+const texts = rows.map(row => plain(all('h2, h3, li, p', row).map(part => part.textContent).join('\n')))
 const show = () => {
   const word = plain(box.value), only = checks.filter(check => check.checked).map(check => '[data-is~=' + check.value + ']').join('')
   rows.forEach((row, n) => { row.hidden = !texts[n].includes(word) || !row.matches('article' + only) })

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -35,7 +35,10 @@ class PreviewToken:
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One conversation. `length` is its tokens before any cut, `tokens` what is left of them."""
+    """One conversation. `length` is its tokens before any cut, `tokens` what is left of them.
+
+    Of judged answers, `parts` says what the sequences in it are and how many of the tokens each has.
+    """
 
     file: str
     row: int
@@ -44,6 +47,7 @@ class PreviewRow:
     truncated: bool
     held_out: bool
     problems: tuple[str, ...]
+    parts: tuple[tuple[str, int], ...] = ()
 
 
 def write_preview(
@@ -108,12 +112,23 @@ def _row(row: PreviewRow) -> str:
         f"<header><h2>{said(row.file)}: <b>row {row.row}</b></h2>",
         f"<div>{size}, {trained:,} trained{''.join(badges)}</div></header>",
         f"<ul>{problems}</ul>" if problems else "",
-        _bar(row.tokens, missing),
-        f"<p>{_text(row.tokens)}</p>",
+        *_sequences(row, missing),
         f"<footer>cut here, {_tokens(missing)} left out</footer>" if missing else "",
         "</article>",
     )
     return "".join(parts)
+
+
+def _sequences(row: PreviewRow, missing: int) -> Iterator[str]:
+    """The tokens, each sequence of a pair under its name."""
+    begin, parts = 0, row.parts or (("", len(row.tokens)),)
+    for number, (kind, size) in enumerate(parts, 1):
+        tokens = row.tokens[begin : begin + size]
+        begin += size
+        if kind:
+            yield f"<h3 class={kind}>{kind}</h3>"
+        yield _bar(tokens, missing if number == len(parts) else 0)
+        yield f"<p>{_text(tokens)}</p>"
 
 
 def _tokens(number: int) -> str:

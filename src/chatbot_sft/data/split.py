@@ -60,17 +60,18 @@ def split(
         once, held_out = np.flatnonzero(usable & ~marked), np.flatnonzero(usable & marked)
         if keep_leaks:
             leaks = np.isin(dialogue[once], dialogue[held_out])
-            _note_repeats(notes, "not trained: held out", table, dialogue, held_out, once[leaks])
+            note_repeats(notes, "not trained: held out", table, dialogue, held_out, once[leaks])
             once = once[~leaks]
         leaks = np.isin(dialogue[held_out], dialogue[once])
         leaked = int(leaks.sum())
-        _note_repeats(notes, "not held out: trained on", table, dialogue, once, held_out[leaks])
+        same = "the same prompt as" if "parts" in table.column_names else "the same as"
+        note_repeats(notes, "not held out: trained on", table, dialogue, once, held_out[leaks], same)
         held_out = held_out[~leaks]
     else:
         once, held_out = _drawn(np.flatnonzero(usable), dialogue, eval_fraction, seed)
     _, first = np.unique(identity[once], return_index=True)
     repeated = np.delete(once, first)
-    _note_repeats(notes, "exact duplicate", table, identity, once[np.sort(first)], repeated)
+    note_repeats(notes, "exact duplicate", table, identity, once[np.sort(first)], repeated)
     return Split(np.repeat(once, uses[once]), once, held_out, len(repeated), leaked, notes)
 
 
@@ -92,26 +93,28 @@ def _drawn(rows: np.ndarray, dialogue: np.ndarray, share: float, seed: int) -> t
     return rows[~apart], rows[apart]
 
 
-def _note_repeats(
+def note_repeats(
     notes: Findings,
     kind: str,
     table: pyarrow.Table,
     hashes: np.ndarray,
     originals: np.ndarray,
     repeats: np.ndarray,
+    says: str = "the same as",
+    hashes_of_originals: np.ndarray | None = None,
 ) -> None:
     """Name the first of `repeats`, each with the one of `originals` that has its hash; count all."""
     import numpy as np
 
     if not len(repeats):
         return
-    named = repeats[:LISTED]
-    origin = {int(hashes[index]): index for index in originals[np.isin(hashes[originals], hashes[named])]}
+    named, known = repeats[:LISTED], hashes if hashes_of_originals is None else hashes_of_originals
+    origin = {int(known[index]): index for index in originals[np.isin(known[originals], hashes[named])][::-1]}
 
     def where(index: int) -> tuple[str, int]:
         return table.column("file")[int(index)].as_py(), table.column("row")[int(index)].as_py()
 
     for index in named:
         file, row = where(origin[int(hashes[index])])
-        notes.add(kind, *where(index), f"the same as row {row} of {file}")
+        notes.add(kind, *where(index), f"{says} row {row} of {file}")
     notes.kinds[kind]["count"] = len(repeats)

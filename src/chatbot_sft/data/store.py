@@ -51,6 +51,23 @@ def numbers(table: pyarrow.Table, name: str) -> np.ndarray:
     return np.from_dlpack(table.column(name).combine_chunks())
 
 
+def flat(table: pyarrow.Table, name: str) -> np.ndarray:
+    """A column of lists of numbers, shape (rows, length of each), which all have."""
+    import numpy as np
+
+    chunks = [np.from_dlpack(chunk.values) for chunk in table.column(name).chunks]
+    return np.concatenate(chunks).reshape(len(table), -1) if chunks else np.zeros((0, 1), np.int32)
+
+
+def sequences(table: pyarrow.Table, limit: int) -> np.ndarray:
+    """The tokens of each sequence as it is trained, cut at `limit`, shape (rows, sequences in a row)."""
+    import numpy as np
+
+    if "parts" in table.column_names:
+        return flat(table, "parts")
+    return np.minimum(numbers(table, "length"), limit)[:, None]
+
+
 def open_or_build(key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
     """The entry of `key`; where there is no whole one, `build(rows_file)` makes it and returns its `about`."""
 
@@ -62,10 +79,21 @@ def open_or_build(key: str, build: Callable[[Path], dict[str, Any]]) -> Entry:
     return Entry(folder / ROWS, json.loads((folder / ABOUT).read_text(encoding="utf-8")), reused)
 
 
-def schema() -> pyarrow.Schema:
-    """One row per conversation (or piece of one); `input_ids` and `labels` have one entry a token."""
+def schema(parted: bool) -> pyarrow.Schema:
+    """One row per conversation (or piece of one); `input_ids` and `labels` have one entry a token. Where rows are
+    `parted`, several sequences stand end to end in each.
+    """
     import pyarrow as pa
 
+    of_parts: dict[str, pyarrow.DataType] = {
+        "parts": pa.large_list(pa.int32()),  # tokens of each
+        "kinds": pa.large_list(pa.large_string()),
+        "trained_of_parts": pa.large_list(pa.int32()),
+        "characters_of_parts": pa.large_list(pa.int32()),
+        # Hash of what the parts say, each as what it is, and of the same the other way round.
+        "said": pa.uint64(),
+        "opposite": pa.uint64(),
+    }
     return pa.schema(
         {
             "text": pa.large_string(),
@@ -84,18 +112,20 @@ def schema() -> pyarrow.Schema:
             # Hash of the text, its length and what is trained of it: equal for exact duplicates.
             "identity": pa.uint64(),
             "dialogue": pa.uint64(),  # hash of what is said, whatever the system prompt, case and white space
+            **(of_parts if parted else {}),
         }
     )
 
 
-def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, bool]]) -> None:
+def write_rows(file: Path, rows: Iterator[tuple[EncodedRow, bool]], parted: bool = False) -> None:
     """Write (row, held out) as they come; at most `BATCH` rows are in memory, fewer where they are long."""
     import pyarrow as pa
 
-    layout = schema()
+    layout = schema(parted)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, layout) as writer:
         for batch in in_batches(rows, BATCH, lambda item: len(item[0].text)):
-            writer.write_batch(pa.record_batch(_columns(batch), schema=layout))
+            columns = _columns(batch) + (_columns_of_parts([row for row, _ in batch]) if parted else [])
+            writer.write_batch(pa.record_batch(columns, schema=layout))
 
 
 def _columns(batch: Sequence[tuple[EncodedRow, bool]]) -> list[pyarrow.Array]:
@@ -130,6 +160,27 @@ def _columns(batch: Sequence[tuple[EncodedRow, bool]]) -> list[pyarrow.Array]:
     ]
 
 
+def _columns_of_parts(rows: Sequence[EncodedRow]) -> list[pyarrow.Array]:
+    """The columns of a parted `schema` beside these."""
+    import numpy as np
+    import pyarrow as pa
+
+    parts = [part for row in rows for part in row.parts]
+    begins = np.cumsum([0, *(len(row.parts) for row in rows)], dtype=np.int64)
+
+    def numbers(values: list[int]) -> pyarrow.Array:
+        return _lists(begins, np.array(values, np.int32))
+
+    return [
+        numbers([part.tokens for part in parts]),
+        _lists_of(begins, _strings([part.kind for part in parts])),
+        numbers([part.trained for part in parts]),
+        numbers([part.characters for part in parts]),
+        _numbers([row.said for row in rows], pa.uint64()),
+        _numbers([row.opposite for row in rows], pa.uint64()),
+    ]
+
+
 # Arrow arrays from their buffers: `pyarrow.array` would import pandas, which takes longer than the gate.
 
 
@@ -155,7 +206,11 @@ def _strings(values: Sequence[str]) -> pyarrow.Array:
 def _lists(begins: np.ndarray, values: np.ndarray) -> pyarrow.Array:
     import pyarrow as pa
 
-    inner = pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
-    return pa.Array.from_buffers(
-        pa.large_list(pa.int32()), len(begins) - 1, [None, pa.py_buffer(begins)], children=[inner]
-    )
+    return _lists_of(begins, pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)]))
+
+
+def _lists_of(begins: np.ndarray, values: pyarrow.Array) -> pyarrow.Array:
+    import pyarrow as pa
+
+    kind = pa.large_list(values.type)
+    return pa.Array.from_buffers(kind, len(begins) - 1, [None, pa.py_buffer(begins)], children=[values])

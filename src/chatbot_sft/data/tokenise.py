@@ -25,9 +25,12 @@ from chatbot_sft.data.files import TRAIN
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import Conversation
 from chatbot_sft.data.mixture import chosen_rows, wanted_rows
+from chatbot_sft.data.preferences import CONVERSATIONS, UNITS
+from chatbot_sft.data.sequences import joined
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.data.user_text import UserText
 from chatbot_sft.data_names import is_hub_id
+from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import by_name
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ def tokenised(
     Raises:
         UserError: a source that cannot be read, or a row that is too long where that is an error.
     """
+    _check_options(settings, user_text)
     build = functools.partial(_build, settings, corpus, tokenizer, user_text)
     dataset = asdict(settings.dataset)
     if user_text or by_name(dataset) != dataset:
@@ -60,8 +64,31 @@ def tokenised(
     return entry
 
 
+def _check_options(settings: Config, user_text: UserText | None) -> None:
+    """Raises UserError where an option is about conversations, and the rows are judged answers."""
+    objective, dataset = settings.objective.name, settings.dataset
+    if UNITS[objective] == CONVERSATIONS:
+        return
+    if user_text:
+        raise UserError(
+            f"{user_text.name} writes conversations: objective=sft; objective={objective} takes none"
+        )
+    if dataset.train_on == "all" or not settings.training.response_only:
+        key = "dataset.train_on=all" if dataset.train_on == "all" else "training.response_only=false"
+        raise UserError(f"{key}: objective={objective} compares answers; their prompts are not trained")
+    if dataset.overflow == "split":
+        raise UserError(
+            f"dataset.overflow=split cuts conversations at turns; an answer has none (objective={objective}):"
+            " truncate, drop or error"
+        )
+
+
 def trained_part(settings: Config) -> str:
-    """`dataset.train_on`; `training.response_only=false`, as Unsloth's scripts have it, is `all`."""
+    """`dataset.train_on`; `training.response_only=false`, as Unsloth's scripts have it, is `all`. Of judged answers
+    it is always the answer.
+    """
+    if UNITS[settings.objective.name] != CONVERSATIONS:
+        return "assistant"
     return settings.dataset.train_on if settings.training.response_only else "all"
 
 
@@ -81,6 +108,9 @@ def _key(settings: Config, corpus: Corpus, tokenizer: ChatTokenizer) -> str:
         if dataset.max_rows or any(source.weight or source.count for source in dataset.mixture)
         else None
     )
+    # Rows of conversations keep the keys that they had before there were others.
+    if UNITS[settings.objective.name] != CONVERSATIONS:
+        options["rows"] = UNITS[settings.objective.name]
     rest = [options, settings.model.max_seq_length, len(corpus.held_out), dataset.max_row_mb, chosen]
     parts = [
         *(
@@ -99,7 +129,6 @@ class Tally:
     """What is counted while the rows go by."""
 
     sources: list[dict[str, Any]] = field(default_factory=list)
-    rows: int = 0
     bad_rows: int = 0
     dropped_rows: int = 0
     given: int = 0  # rows that dataset.system_prompt stands in
@@ -120,7 +149,9 @@ class Tally:
         last = None
         for row in encoded:
             here = (row.file, row.row)
-            self.rows += here != last
+            if isinstance(row, Refused) and not row.fault:
+                self.notes.add(row.kind, row.file, row.row)
+                continue
             faults = [(row.kind, row.detail)] if isinstance(row, Refused) else row.problems
             self.bad_rows += bool(faults) and here != last
             last = here
@@ -130,7 +161,7 @@ class Tally:
                 continue
             for kind in row.notes:
                 self.notes.add(kind, row.file, row.row)
-            self.lengths.append(row.length)
+            self.lengths += [part.length for part in row.parts] or [row.length]
             if not row.kept:
                 self.dropped_rows += 1
             elif row.trained:
@@ -142,7 +173,7 @@ def _build(
 ) -> dict[str, Any]:
     """Stream every source through the encoder into `file`; returns what was counted on the way."""
     dataset, limit = settings.dataset, settings.model.max_seq_length
-    tally = Tally()
+    objective, tally = settings.objective.name, Tally()
     texts = None
     if user_text:
         columns = dataset.message_field
@@ -161,19 +192,19 @@ def _build(
                 about |= {"taken": sum(uses.values()), "available": available}
             read, own_text = corpus.rows(source), user_text is not None
             made = conversations(
-                read, source, dataset, tokenizer.template, own_text, uses, about, tally.not_read
+                read, source, dataset, tokenizer.template, own_text, uses, objective, about, tally.not_read
             )
             if dataset.system_prompt:
                 made = tally.asked(made, dataset.system_prompt)
-            for row in tally.kept(encoder.rows(made)):
+            for row in tally.kept(joined(encoder.rows(made))):
                 yield row, held_out
 
     with _no_garbage_collection():
-        store.write_rows(file, rows())
+        store.write_rows(file, rows(), parted=UNITS[objective] != CONVERSATIONS)
     import numpy as np
 
     return {
-        "rows": tally.rows,
+        "rows": sum(source["rows"] for source in tally.sources),
         "bad_rows": tally.bad_rows,
         "dropped_rows": tally.dropped_rows,
         "not_read": unread.ordered(tally.not_read),

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chatbot_sft.data.encode import THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
+from chatbot_sft.data.encode import JUDGED_CUT, THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
+from chatbot_sft.data.judgement import BOTH, SWAPPED
+from chatbot_sft.data.preferences import NO_COUNTERPART, NO_THUMB
 from chatbot_sft.report.found import share
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import shown_line
@@ -18,6 +20,10 @@ SAID = {
     THOUGHT_MISSING: (
         "a trained model will be asked to go on inside a thought, and has learned to answer without one"
     ),
+    JUDGED_CUT: "a part of it is compared, and its end is not learned; raise model.max_seq_length",
+    SWAPPED: "of two pairs that contradict each other, one is the wrong way round",
+    BOTH: "the same answer to the same question",
+    NO_THUMB: None,
 }
 SHOWN = 5  # rows that are named in a line
 MOST = 0.5  # share of the rows from which any other note is said in the run
@@ -67,9 +73,10 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     split = f"{report['rows_used']:,} trained, {report['rows_held_out']:,} held out"
     bad = f", {report['bad_rows']:,} bad{_used(report['bad_rows_used'])}" if report["bad_rows"] else ""
-    rows = [
+    unit, rows = report["unit"], f"{report['rows']:,}"
+    table = [
         ("data", sources),
-        ("conversations", f"{report['rows']:,}: {split}{bad}"),
+        (unit, f"{rows}: {split}{bad}" if unit == "conversations" else f"{split}, of {rows} rows{bad}"),
         ("tokens", f"{report['tokens']:,}, {100 * report['trainable_share']:.0f}% of them trained"),
         (
             "length",
@@ -78,7 +85,7 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "training",
-            f"{training['steps']:,} steps of {training['effective_batch_size']} conversations:"
+            f"{training['steps']:,} steps of {training['effective_batch_size']} {unit}:"
             f" {training['epochs']:g} epochs",
         ),
         (
@@ -90,8 +97,10 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     schedule = [training["warning"]] if training["warning"] else []
+    if judged := report["judgement"]:
+        table.insert(2, ("judged", _judged(judged)))
     missing = [f"not looked for: {why}: pip install 'chatbot-sft[data]'" for why in report["not_looked_for"]]
-    return rows + [("note", text) for text in (*remarks(report), *missing, *schedule)]
+    return table + [("note", text) for text in (*remarks(report), *missing, *schedule)]
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
@@ -101,9 +110,13 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     for kind, note in report["notes"].items():
         if kind in report["found"]:
             continue
-        if kind in SAID or note["count"] > MOST * report["rows"]:
-            meaning = f": {SAID[kind]}" if kind in SAID else ""
+        if kind == NO_COUNTERPART:
+            lines.append(f"{note['count']:,} answers {kind}; objective=kto learns from single answers")
+        elif kind in SAID or note["count"] > MOST * report["rows"]:
+            meaning = f": {SAID[kind]}" if SAID.get(kind) else ""
             lines.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{meaning}")
+    if report["judgement"] and report["judgement"]["remark"]:
+        lines.append(report["judgement"]["remark"])
     if report["system_prompts_given"] == 0:
         lines.append("dataset.system_prompt does nothing here: no row is without a system prompt of its own")
     if report["none_held_out"]:
@@ -121,6 +134,13 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
             " dataset.chat_template_kwargs={date_string: …} fixes it"
         )
     return lines
+
+
+def _judged(judged: Mapping[str, Any]) -> str:
+    """How many answers of each kind, and how long they are."""
+    kinds = (f"{count:,} {kind}" for kind, count in judged["kinds"].items())
+    lengths = " to ".join(f"{length:,}" for length in judged["lengths"].values())
+    return f"{', '.join(kinds)}; an answer's median length {lengths} tokens"
 
 
 def _used(bad: Mapping[str, Any]) -> str:

@@ -110,7 +110,7 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append(("system prompt", inline(data.system_prompt)))
     if data and data.tokens:
         split = f"{data.rows_used:,} trained, {data.rows_held_out:,} held out"
-        rows.append(("data", f"{inline(data.path)}: {data.rows:,} conversations, {split}"))
+        rows.append(("data", f"{inline(data.path)}: {data.size}, {split}"))
         share = f"{100 * data.trainable_tokens / data.tokens:.0f}% of them trained"
         rows.append(
             ("tokens", f"{data.tokens:,}, {share}; longest {data.max_length:,}, {data.truncated_rows:,} cut")

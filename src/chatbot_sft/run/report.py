@@ -163,6 +163,7 @@ class DatasetStatistics:
     rows: int = 0  # read
     rows_used: int = 0  # trained on in one epoch
     rows_held_out: int = 0
+    unit: str = "conversations"  # what a row is that is trained on: of judged answers, pairs or answers
     bad_rows: int = 0
     duplicates: int = 0  # rows whose text another row has too
     leaked_rows: int = 0  # held-out rows that are in the training data as well, and so were taken out
@@ -178,6 +179,13 @@ class DatasetStatistics:
     # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order.
     fingerprint: str = ""
     system_prompt: str | None = None  # what most conversations begin with, where the model was loaded
+
+    @property
+    def size(self) -> str:
+        """How many there are. A row of a file may have any number of judged answers."""
+        if self.unit == "conversations":
+            return f"{self.rows:,} conversations"
+        return f"{self.rows_used + self.rows_held_out:,} {self.unit} of {self.rows:,} rows"
 
 
 @dataclass
