@@ -260,6 +260,28 @@ class DatasetConfig(Section):
         bound=Bound(0, 10**6, above=True),
         through=ROWS,
     )
+    personal_data: str = key(
+        "note",
+        "e-mail addresses, phone numbers, cards, IBANs, national numbers, secrets; note: counted, and masked in"
+        " what a run shows; redact: trained as [EMAIL], [PHONE], …",
+        choices=("off", "note", "error", "drop", "redact"),
+        through=ROWS,
+    )
+    personal_data_allowed: list[str] = key(
+        [], "what is no personal data: your own hotline, or @example.com for all its addresses", through=ROWS
+    )
+    phone_regions: list[str] | None = key(
+        None,
+        "countries whose national form of phone numbers is found beside the international one: [VN, US];"
+        " null: told from the writing",
+        through=ROWS,
+    )
+    national_numbers: list[str] | None = key(
+        None,
+        "countries whose national numbers are found: [PL, NL]; null: those that cannot be mistaken for other"
+        " numbers, or behind a word that says so",
+        through=ROWS,
+    )
     chat_template_kwargs: dict[str, Any] = key(
         {}, "given to the chat template: {enable_thinking: false}", through=ROWS
     )

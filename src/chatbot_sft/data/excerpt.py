@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.encode import PIECE
+from chatbot_sft.data.personal.detector import Detector
 from chatbot_sft.data.preview import HIDDEN, PreviewRow, PreviewToken
 from chatbot_sft.data.store import numbers
 from chatbot_sft.data.template import ChatTokenizer
@@ -29,6 +30,7 @@ def excerpt(
     tokenizer: ChatTokenizer,
     limit: int,
     seed: int,
+    detector: Detector | None,
 ) -> list[PreviewRow]:
     """At most `SHOWN` rows of `table` and `TOKENS` tokens (rows are cut at `limit`), in the file's order."""
     import numpy as np
@@ -48,7 +50,7 @@ def excerpt(
     total = np.cumsum(np.minimum(length[unique], limit))
     unique = unique[: max(1, int((total <= TOKENS).sum()))]
     held = {int(i) for i in held_out}
-    return [_row(table, index, index in held, complaints, tokenizer) for index in sorted(unique)]
+    return [_row(table, index, index in held, complaints, tokenizer, detector) for index in sorted(unique)]
 
 
 def _row(
@@ -57,6 +59,7 @@ def _row(
     held_out: bool,
     complaints: Mapping[tuple[str, int], Sequence[str]],
     tokenizer: ChatTokenizer,
+    detector: Detector | None,
 ) -> PreviewRow:
     values = {
         name: table.column(name)[index].as_py()
@@ -66,7 +69,7 @@ def _row(
     begin = values["text"][: max(PIECE, 16 * len(values["labels"]))]
     encoding = tokenizer.backend.encode(begin, add_special_tokens=False)
     specials = set(tokenizer.special_tokens.values())
-    secrets, told = places(begin), None  # told: the secret that the token before was a part of
+    secrets, told = hidden(begin, detector), None  # told: the one that the token before was a part of
     tokens = []
     shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range
     for number, (start, end), label in zip(encoding.ids, encoding.offsets, values["labels"], strict=False):
@@ -74,7 +77,7 @@ def _row(
         if secret is None:
             text, shown_id = values["text"][max(start, shown) : end], number
         else:
-            text, shown_id = MASK if secret != told else "", HIDDEN
+            text, shown_id = secret[2] if secret != told else "", HIDDEN
         tokens.append(PreviewToken(text, shown_id, label >= 0, number in specials))
         told = secret
         shown = max(shown, end)
@@ -88,3 +91,12 @@ def _row(
         held_out,
         problems,
     )
+
+
+def hidden(text: str, detector: Detector | None) -> list[tuple[int, int, str]]:
+    """(begin, end, what stands there instead) of the environment's secrets, and of personal data."""
+    found = detector.find(text) if detector else []
+    return [
+        *((begin, end, MASK) for begin, end in places(text)),
+        *((one.begin, one.end, one.placeholder) for one in found),
+    ]

@@ -19,6 +19,9 @@ from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.data.excerpt import excerpt
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import Message
+from chatbot_sft.data.personal.detector import Detector
+from chatbot_sft.data.personal.nested import placeholders, texts
+from chatbot_sft.data.personal.rows import refusal as personal_refusal
 from chatbot_sft.data.preview import PreviewRow
 from chatbot_sft.data.split import Split, split
 from chatbot_sft.data.template import ChatTokenizer
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SAMPLES = 3
+LOOKED_AT = 64  # rows from which those are taken that files show
 COLUMNS = ["text", "input_ids", "labels", "file", "row", "opening"]
 
 
@@ -105,7 +109,34 @@ class PreparedData:
             return [[{"role": "user", "content": prompt}] for prompt in prompts]
         column = self.entry.table().column("opening")
         openings = (json.loads(column[int(row)].as_py()) for row in self.split.held_out)
-        return list(itertools.islice((opening for opening in openings if opening), SAMPLES))
+        return list(itertools.islice((self.shown(opening) for opening in openings if opening), SAMPLES))
+
+    def shown(self, opening: list[Message]) -> list[Message]:
+        """The messages before an answer as they may stand in files: with placeholders for personal data. The
+        system prompt that most conversations have is as it is: the model is asked behind it.
+        """
+        detector = Detector.of(self.settings.dataset)
+        if detector is None:
+            return opening
+        written = "\n".join(texts(opening))
+        return [
+            message
+            if message["role"] == "system" and message["content"] == self.system_prompt
+            else placeholders(detector, message, written)[0]
+            for message in opening
+        ]
+
+    def to_show(self) -> Dataset:
+        """Rows whose tokens may stand in files: of the first held-out ones, of those that are trained on where
+        there are none, all without personal data or, where each has some, all.
+        """
+        if self.rows:
+            return self.rows[0] if self.rows[1] is None else self.rows[1]
+        rows = self.split.held_out if len(self.split.held_out) else self.split.training
+        rows, column = rows[:LOOKED_AT], self.entry.table().column("text")
+        detector = Detector.of(self.settings.dataset)
+        clean = [row for row in rows if not (detector and detector.find(column[int(row)].as_py()))]
+        return self._dataset(clean or rows)
 
     def questions(self) -> list[list[Message]]:
         """`sample_prompts` as the model is trained to be asked, behind its system prompt; none where
@@ -123,7 +154,8 @@ class PreparedData:
         """Some dozens of the rows, token by token, for `preview.write_preview`."""
         limit, problems = self.settings.model.max_seq_length, self.entry.about["problems"]
         used, held_out, seed = self.split.once, self.split.held_out, self.settings.seed
-        return excerpt(self.entry.table(), used, held_out, problems, self.tokenizer, limit, seed)
+        detector = Detector.of(self.settings.dataset)
+        return excerpt(self.entry.table(), used, held_out, problems, self.tokenizer, limit, seed, detector)
 
     def __str__(self) -> str:
         """In one line."""
@@ -138,7 +170,7 @@ class PreparedData:
             + (f"; {s.dropped_rows:,} left out for their length" if s.dropped_rows else "")
         )
 
-    def _dataset(self, rows: np.ndarray) -> Dataset:
+    def _dataset(self, rows: np.ndarray | list[int]) -> Dataset:
         from datasets import Dataset
 
         return Dataset.from_file(str(self.entry.file)).select_columns(COLUMNS).select(rows)
@@ -179,8 +211,11 @@ def prepare(
     chosen = _split(settings, corpus, entry)
     statistics = _counted(settings, tokenizer, entry, chosen)
     bad = np.flatnonzero(store.numbers(entry.table(), "bad"))
-    error = gate.verdict(settings, statistics, entry.about["problems"], len(bad))
-    about, seconds = entry.about, round(time.perf_counter() - started, 3)
+    about, policy = entry.about, settings.dataset.personal_data
+    error = personal_refusal(policy, statistics, about["personal_data"]) or gate.verdict(
+        settings, statistics, about["problems"], len(bad)
+    )
+    seconds = round(time.perf_counter() - started, 3)
     findings = {
         "status": "refused" if error else "passed",
         "error": error,
@@ -191,6 +226,7 @@ def prepare(
         ),
         "problems": about["problems"],
         "notes": {**about["notes"], **chosen.notes.kinds},
+        "personal_data": about["personal_data"] and {"policy": policy, **about["personal_data"]},
         "lengths": about["lengths"],
         "template": about["template"],
         "system_prompts_given": about["system_prompts_given"],
@@ -228,6 +264,8 @@ def _counted(
         bad_rows=about["bad_rows"],
         dropped_rows=about["dropped_rows"],
         not_read=about["not_read"],
+        personal_rows=(about["personal_data"] or {"rows": 0})["rows"],
+        personal_data=(about["personal_data"] or {"values": {}})["values"],
         rows_used=len(training),
         rows_held_out=len(chosen.held_out),
         duplicates=chosen.duplicates,

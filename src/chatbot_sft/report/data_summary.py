@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from chatbot_sft.data.encode import THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
+from chatbot_sft.data.personal.detector import EXTRA, KINDS
+from chatbot_sft.data.personal.rows import counted
+from chatbot_sft.errors import listed
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import shown_line
 
@@ -37,6 +40,8 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
     console.print(table)
     rows = [(kind, tally, "red") for kind, tally in report["problems"].items()]
     rows += [(kind, tally, "yellow") for kind, tally in report["notes"].items()]
+    if personal := report["personal_data"]:
+        rows += [(kind, tally, "yellow") for kind, tally in personal["kinds"].items()]
     if rows:
         files_named = {row["file"] for _, tally, _ in rows for row in tally["rows"]}
         one_file = len(report["sources"]) == 1 and len(files_named) == 1
@@ -87,6 +92,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             + ("; thoughts are left out" if template["leaves_thoughts_out"] else ""),
         ),
     ]
+    if (personal := report["personal_data"]) and not personal["rows"]:
+        rows.append(("personal data", personal_data(personal, report["rows"])))
     schedule = [training["warning"]] if training["warning"] else []
     return rows + [("note", text) for text in (*remarks(report), *schedule)]
 
@@ -99,6 +106,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         if kind in SAID or note["count"] > MOST * report["rows"]:
             meaning = f": {SAID[kind]}" if kind in SAID else ""
             lines.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{meaning}")
+    if (personal := report["personal_data"]) and personal["rows"]:
+        lines.append(f"personal data: {personal_data(personal, report['rows'])}")
     if report["system_prompts_given"] == 0:
         lines.append("dataset.system_prompt does nothing here: no row is without a system prompt of its own")
     if report["none_held_out"]:
@@ -116,6 +125,23 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
             " dataset.chat_template_kwargs={date_string: …} fixes it"
         )
     return lines
+
+
+def personal_data(found: Mapping[str, Any], rows: int) -> str:
+    """How much of it there is, and what becomes of it."""
+    if len(found["looked_for"]) < len(KINDS):
+        looked = f"; looked for {listed(found['looked_for'])} alone; for all: {EXTRA}"
+    else:
+        looked = ""
+    if not found["rows"]:
+        return f"none found{looked}"
+    becomes = {
+        "note": "they are trained on; dataset.personal_data=redact trains on placeholders",
+        "error": "refused, as dataset.personal_data=error says",
+        "drop": "these rows are left out",
+        "redact": "they are trained as placeholders",
+    }[found["policy"]]
+    return f"{counted(found)} in {found['rows']:,} of {rows:,} rows: {becomes}{looked}"
 
 
 def _used(bad: Mapping[str, Any]) -> str:

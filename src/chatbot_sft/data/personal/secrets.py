@@ -1,0 +1,55 @@
+"""Secrets in a text: tokens and keys by their shape, and what stands behind a word like password."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from chatbot_sft.report.token_shapes import HINTS, TOKEN
+
+Span = tuple[int, int]
+_VALUE = r"[^\s'\"`<>()\[\]{}$*,;|\\]"
+# user and password in an address; what a request's header says.
+ADDRESS = re.compile(
+    r"(?<=://)(?:[^/\s@:'\"<>{}\[\]$]{1,64}:(?!\d+[/\s]))(?P<value>[^\s'\"@/<>{}\[\]$*]{3,128})(?=@)"
+)
+BEARER = re.compile(r"\bBearer (?P<value>(?=[\w.~+/=-]*\d)[\w.~+/=-]{20,})")
+ASSIGNED = re.compile(
+    r"(?:passw(?:or)?d|passphrase|pwd|secret|api[_ -]?key|(?:access|secret|private|account)[_ -]?key"
+    r"|(?:auth|access|refresh|bearer|api)[_ -]?token|token|mật khẩu|mot de passe|contraseña|passwort|kennwort)"
+    rf"['\"`]?\s?(?:=>|:=|[:=])\s?['\"`]?(?P<value>{_VALUE}{{6,128}})(?!\()",
+    re.IGNORECASE,
+)
+ASSIGNED_HINTS = (
+    "assw", "ASSW", "assphrase", "ASSPHRASE", "pwd", "PWD", "ecret", "ECRET", "key", "Key", "KEY", "oken", "OKEN",
+    "ật khẩu", "mot de passe", "ontraseña", "ennwort",
+)  # fmt: skip
+EXAMPLE = re.compile(
+    r"your|example|placeholder|change_?me|x{4}|\.{3}|password|secret|environ|process\.", re.IGNORECASE
+)
+
+
+def may_hold_secrets(text: str) -> bool:
+    """False where certainly none is in it; quick."""
+    hints = (*HINTS, *ASSIGNED_HINTS, "Bearer ")
+    return any(hint in text for hint in hints) or ("://" in text and "@" in text)
+
+
+def secrets(text: str) -> Iterator[Span]:
+    """Where they are, without what names them."""
+    if any(hint in text for hint in HINTS):
+        yield from (match.span() for match in TOKEN.finditer(text))
+    if "://" in text and "@" in text:
+        yield from (match.span("value") for match in ADDRESS.finditer(text) if _real(match["value"]))
+    if "Bearer " in text:
+        yield from (match.span("value") for match in BEARER.finditer(text))
+    if any(hint in text for hint in ASSIGNED_HINTS):
+        for match in ASSIGNED.finditer(text):
+            value = match["value"].rstrip(".!?:")
+            if len(value) >= 6 and re.search(r"\d", value) and _real(value):
+                yield match.start("value"), match.start("value") + len(value)
+
+
+def _real(value: str) -> bool:
+    """No word that stands for a password in examples."""
+    return value not in ("pass", "pwd") and not EXAMPLE.search(value)
