@@ -11,12 +11,17 @@ WORDS = {
         r"\bcard|\bvisa\b|mastercard|\bamex\b|credit|debit|\bthẻ\b|karte|\bcarte\b|tarjeta|cartão|carta di credito"
         r"|カード|카드"
     ),
-    "phone": (
-        r"phone|\btel\b|mobile|\bcell\b|\bcall|\bfax\b|whatsapp|zalo|viber|\bsms\b|text me|reach (?:me|us|him|her)"
-        r"|điện thoại|\bđt\b|\bsđt\b|\bsdt\b|\bgọi\b|liên hệ|di động|số máy|liên lạc"
-        r"|telefon|\bhandy|rufen|téléphone|portable|appelez|teléfono|móvil|celular|llám|telefone|\bligue|cellulare"
-        r"|電話|携帯|전화|휴대폰|โทร"
-    ),
+    "phone": r"\btel\b|\bfax\b|whatsapp|viber|\bsms\b|portable",
+    "phone_en": r"phone|mobile|\bcell\b|\bcall|text me|reach (?:me|us|him|her)",
+    "phone_vi": r"điện thoại|\bđt\b|\bsđt\b|\bsdt\b|\bgọi\b|liên hệ|di động|số máy|liên lạc|zalo",
+    "phone_de": r"telefon|\bhandy|\bruf\b|anrufen|mobilnummer",
+    "phone_fr": r"téléphone|appelez|appelle",
+    "phone_es": r"teléfono|móvil|celular|llám",
+    "phone_pt": r"telefone|\bligue|telemóvel",
+    "phone_it": r"cellulare|chiama",
+    "phone_ja": r"電話|携帯",
+    "phone_ko": r"전화|휴대폰",
+    "phone_th": r"โทร",
     "id": (
         r"national (?:id|number|insurance)|identity|\bid (?:card|number|no)\b|social security|\bssn\b|tax id"
         r"|tax number|\btin\b|\bsin\b|\bnhs\b|\btfn\b|passport|\bcccd\b|căn cước|\bcmnd\b|chứng minh|định danh"
@@ -30,6 +35,20 @@ WORDS = {
         r"|\bbuild|account|đơn hàng|hóa đơn|hoá đơn|\bmã\b|vận đơn|số lô|sê-?ri|số khung|tài khoản|bestell|rechnung"
         r"|commande|facture|pedido|factura|注文|주문"
     ),
+}
+# Where the language of the word is spoken.
+REGIONS = {
+    "phone": ("US", "GB", "VN", "DE", "FR"),
+    "phone_en": ("US", "GB", "AU", "IN", "IE", "NZ", "ZA", "SG"),
+    "phone_vi": ("VN",),
+    "phone_de": ("DE", "AT", "CH"),
+    "phone_fr": ("FR", "BE", "CH"),
+    "phone_es": ("ES", "MX", "AR", "CO", "CL", "PE"),
+    "phone_pt": ("BR", "PT"),
+    "phone_it": ("IT",),
+    "phone_ja": ("JP",),
+    "phone_ko": ("KR",),
+    "phone_th": ("TH",),
 }
 _WORD = re.compile("|".join(f"(?P<{name}>{words})" for name, words in WORDS.items()), re.IGNORECASE)
 # An amount, a share or a measure ends so, an amount or the number of a ticket begins so.

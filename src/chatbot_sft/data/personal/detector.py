@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,8 +33,9 @@ NEED_THEM = (PHONE, CARD, IBAN, ID)
 VERSION = 1  # raise it with every change of what is found: cached rows are then made anew
 
 ADDRESS = re.compile(
-    r"[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.){1,8}(?P<top>[^\W\d_]{2,24})(?![\w-])(?!:[\w/])"
+    r"\w(?:[\w.+%'-]{0,62}[\w+-])?@(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.){1,8}(?P<top>[^\W\d_]{2,24})(?![\w-])(?!:[\w/])"
 )
+NOWHERE = ("example", "invalid", "test", "localhost", "local")  # reserved: no mail reaches anybody there
 # icon@2x.png is a file.
 FILES = (
     "png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "pdf", "zip", "gz", "tar", "css", "js", "ts", "json", "py",
@@ -169,7 +170,7 @@ def addresses(text: str) -> Iterator[tuple[int, int]]:
     """E-mail addresses."""
     if "@" in text:
         for match in ADDRESS.finditer(text):
-            if match["top"].lower() not in FILES:
+            if match["top"].lower() not in (*FILES, *NOWHERE):
                 yield match.span()
 
 
@@ -179,7 +180,7 @@ def missing() -> list[str]:
 
 
 def _in_runs(
-    text: str, look: Callable[[str, tuple[int, int]], Iterator[tuple[int, int]]]
+    text: str, look: Callable[[str, tuple[int, int]], Iterable[tuple[int, int]]]
 ) -> Iterator[tuple[int, int]]:
     if DIGITS.search(text):
         for run in runs(text):

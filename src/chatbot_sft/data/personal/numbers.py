@@ -83,7 +83,7 @@ NATIONAL = (
     National("TR", "tr.tckimlik", r"[0-9]{11}", False),
     National("US", "us.ssn", r"[0-9]{3}-[0-9]{2}-[0-9]{4}", True),
     # CCCD: province, century and sex, year of birth; it has no check digit.
-    National("VN", "", r"0(?:[0-8][0-9]|9[0-6])[0-3][0-9]{2} ?[0-9]{3} ?[0-9]{3}", False),
+    National("VN", "", r"0(?:[0-8][0-9]|9[0-6]) ?[0-3][0-9]{2} ?[0-9]{3} ?[0-9]{3}", False),
     National("ZA", "za.idnr", r"[0-9]{13}", False),
 )
 COUNTRIES = tuple(dict.fromkeys(one.country for one in NATIONAL))
@@ -133,7 +133,8 @@ def ibans(text: str, run: Span) -> Iterator[Span]:
 
         begin, end = match.span()
         while end - begin >= 15:
-            if iban.is_valid(_SEPARATORS.sub("", text[begin:end])):
+            # Without the banks of a country: those that stdnum knows are not all.
+            if iban.is_valid(_SEPARATORS.sub("", text[begin:end]), check_country=False):
                 yield begin, end
                 break
             end = begin + len(
@@ -141,8 +142,11 @@ def ibans(text: str, run: Span) -> Iterator[Span]:
             )
 
 
-def nationals(text: str, run: Span, countries: Collection[str] | None) -> Iterator[Span]:
-    """National numbers of `countries`; None: of all, where their shape or a word before them says what they are."""
+def nationals(text: str, run: Span, countries: Collection[str] | None) -> list[Span]:
+    """National numbers of `countries`; None: of all, where their shape or a word before them says what they are. The
+    longest come first: one may end as another does.
+    """
+    found = []
     for national, shape in _SHAPES:
         if countries is not None and national.country not in countries:
             continue
@@ -153,7 +157,8 @@ def nationals(text: str, run: Span, countries: Collection[str] | None) -> Iterat
                 continue
             named = countries is not None and bool(national.module)
             if (national.alone or named or word == "id") and _checks(national.module, text[begin:end]):
-                yield begin, end
+                found.append((begin, end))
+    return sorted(found, key=lambda span: span[0] - span[1])
 
 
 def _checks(module: str, number: str) -> bool:

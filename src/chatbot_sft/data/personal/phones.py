@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from chatbot_sft.data.personal.context import an_amount, meant
+from chatbot_sft.data.personal.context import REGIONS, an_amount, meant
 
 Span = tuple[int, int]
 _GAP = r"[ .\-/()\u00a0\u2009\u202f\u2010\u2011\u2013]"
@@ -15,6 +15,7 @@ INTERNATIONAL = re.compile(rf"\+ ?\(?[1-9](?:{_GAP}{{0,3}}[0-9]){{6,14}}(?![0-9]
 NATIONAL = re.compile(
     rf"(?<![0-9A-Za-z_+])(?<![0-9][.,:])\(?[0-9](?:{_GAP}{{0,2}}[0-9]){{6,24}}(?![0-9A-Za-z_])(?![.,:][0-9])"
 )
+_BETWEEN = " .-/()\u00a0\u2009\u202f\u2010\u2011\u2013"
 GROUP = re.compile(r"\(?[0-9]+\)?")
 # A region's own form, where a text is written so that nobody else's is meant.
 WRITTEN = (
@@ -38,53 +39,55 @@ _THOUSANDS = re.compile(r"[1-9][0-9]{0,2}(?P<gap>[ .\u00a0\u202f])[0-9]{3}(?:(?P
 
 
 def phones(text: str, written: str, regions: Sequence[str] | None) -> Iterator[Span]:
-    """Those of a person: not the free and the charged numbers that companies have. `regions` are those whose
-    national form is found too; None: the one that the writing of `written` shows, and North America's where it is
-    in its usual groups.
+    """Those of a person: not the free and the charged numbers that companies have.
+
+    `regions` are those whose national form is found too. None: of the country that the writing of `written` shows, of
+    those where a word for phones before the number is spoken, and North America's in its usual groups.
     """
     if "+" in text:
         for match in INTERNATIONAL.finditer(text):
             if span := _international(text, *match.span()):
                 yield span
+    told: tuple[str, ...] = ()
     if regions is None:
-        regions = [region for shown, region in WRITTEN if shown.search(written)][:1]
+        told = tuple(region for shown, region in WRITTEN if shown.search(written))[:1]
         for match in NORTH_AMERICAN.finditer(text):
-            if (
-                _belongs(match.group(), "US")
-                and not an_amount(text, *match.span())
-                and meant(text, match.start()) != "other"
-            ):
+            sure = not an_amount(text, *match.span()) and meant(text, match.start()) != "other"
+            if sure and _belongs(match.group(), "US"):
                 yield match.span()
-    if regions:
-        blank = NO_PHONE.sub(lambda found: "x" * len(found.group()), text)
-        for match in NATIONAL.finditer(blank):
-            yield from _national(text, *match.span(), regions)
+    blank = NO_PHONE.sub(lambda found: "x" * len(found.group()), text)
+    for match in NATIONAL.finditer(blank):
+        yield from _national(text, *match.span(), regions, told)
 
 
 def _international(text: str, begin: int, end: int) -> Span | None:
-    """The longest number that text[begin:end] begins with."""
-    while end - begin > 7:
-        if not an_amount(text, begin, end) and _belongs(text[begin:end], None):
-            return begin, end
-        end = begin + len(
-            text[begin:end].rstrip("0123456789").rstrip(" .-/()\u00a0\u2009\u202f\u2010\u2011\u2013")
-        )
+    """The longest number that text[begin:end] begins with; else the longest that is as long as those of its country:
+    plans change.
+    """
+    if meant(text, begin) == "other":
+        return None
+    ends = [end]
+    while shorter := text[begin : ends[-1]].rstrip("0123456789").rstrip(_BETWEEN).lstrip("+"):
+        ends.append(begin + 1 + len(shorter))
+    ends = [end for end in ends if not an_amount(text, begin, end)]
+    for exists in (_belongs, _is_possible):
+        found = next((end for end in ends if exists(text[begin:end], None)), None)
+        if found:
+            return begin, found
     return None
 
 
-def _national(text: str, begin: int, end: int, regions: Sequence[str]) -> Iterator[Span]:
+def _national(
+    text: str, begin: int, end: int, regions: Sequence[str] | None, told: Sequence[str]
+) -> Iterator[Span]:
     """The numbers in text[begin:end], which may hold others before and behind them."""
     groups = [group.span() for group in GROUP.finditer(text, begin, end)]
     first = 0
     while first < len(groups):
-        last = next(
-            (
-                last
-                for last in range(len(groups), first, -1)
-                if any(_is_number(text, groups[first:last], region) for region in regions)
-            ),
-            None,
-        )
+        word = meant(text, groups[first][0])
+        here = regions if regions is not None else (*told, *REGIONS.get(word or "", ()))
+        ends = range(len(groups), first, -1)
+        last = next((last for last in ends if _is_number(text, groups[first:last], word, here)), None)
         if last is None:
             first += 1
             continue
@@ -92,24 +95,26 @@ def _national(text: str, begin: int, end: int, regions: Sequence[str]) -> Iterat
         first = last
 
 
-def _is_number(text: str, groups: Sequence[Span], region: str) -> bool:
+def _is_number(text: str, groups: Sequence[Span], word: str | None, regions: Sequence[str]) -> bool:
     begin, end = groups[0][0], groups[-1][1]
     number = text[begin:end]
-    if not 8 <= sum(map(str.isdigit, number)) <= 13 or an_amount(text, begin, end):
+    if word == "other" or not 8 <= sum(map(str.isdigit, number)) <= 14 or an_amount(text, begin, end):
         return False
-    word = meant(text, begin)
-    if word == "other" or not (word == "phone" or _formatted(number, len(groups), region)):
-        return False
-    return _belongs(number, region)
+    return any(
+        _formatted(number, len(groups), region, word in REGIONS) and _belongs(number, region)
+        for region in regions
+    )
 
 
-def _formatted(number: str, groups: int, region: str) -> bool:
-    """Whether it is written as phone numbers are: with the 0 before the area or, where there is none, in groups."""
+def _formatted(number: str, groups: int, region: str, behind_a_word: bool) -> bool:
+    """Whether it is written as phone numbers are: with the 0 before the area or, where there is none, in groups or
+    behind a word for phones.
+    """
     import phonenumbers
 
     if phonenumbers.ndd_prefix_for_region(region, True) == "0":
         return number.lstrip("(").startswith("0")
-    return groups > 1 and not _THOUSANDS.fullmatch(number)
+    return behind_a_word or (groups > 1 and not _THOUSANDS.fullmatch(number))
 
 
 def _belongs(number: str, region: str | None) -> bool:
@@ -122,3 +127,16 @@ def _belongs(number: str, region: str | None) -> bool:
     kinds = phonenumbers.PhoneNumberType
     companies = (kinds.TOLL_FREE, kinds.PREMIUM_RATE, kinds.SHARED_COST, kinds.UAN)
     return phonenumbers.is_valid_number(parsed) and phonenumbers.number_type(parsed) not in companies
+
+
+def _is_possible(number: str, region: str | None) -> bool:
+    """Whether it is as long as the numbers of its country, with ten digits at least."""
+    import phonenumbers
+
+    if sum(map(str.isdigit, number)) < 10:
+        return False
+    try:
+        reason = phonenumbers.is_possible_number_with_reason(phonenumbers.parse(number, region))
+    except phonenumbers.NumberParseException:
+        return False
+    return reason == phonenumbers.ValidationResult.IS_POSSIBLE

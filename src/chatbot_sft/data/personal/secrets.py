@@ -20,6 +20,11 @@ ASSIGNED = re.compile(
     rf"['\"`]?\s?(?:=>|:=|[:=])\s?['\"`]?(?P<value>{_VALUE}{{6,128}})(?!\()",
     re.IGNORECASE,
 )
+SPOKEN = re.compile(
+    r"(?:password|passphrase|passcode|mật khẩu|mot de passe|contraseña|passwort|kennwort)(?: của \w+)?"
+    rf" (?:is|was|là|ist|lautet|est|es) ['\"“]?(?P<value>(?=\S*[A-Za-z]){_VALUE}{{6,128}})",
+    re.IGNORECASE,
+)
 ASSIGNED_HINTS = (
     "assw", "ASSW", "assphrase", "ASSPHRASE", "pwd", "PWD", "ecret", "ECRET", "key", "Key", "KEY", "oken", "OKEN",
     "ật khẩu", "mot de passe", "ontraseña", "ennwort",
@@ -44,8 +49,9 @@ def secrets(text: str) -> Iterator[Span]:
     if "Bearer " in text:
         yield from (match.span("value") for match in BEARER.finditer(text))
     if any(hint in text for hint in ASSIGNED_HINTS):
-        for match in ASSIGNED.finditer(text):
-            value = match["value"].rstrip(".!?:")
+        for match in (*ASSIGNED.finditer(text), *SPOKEN.finditer(text)):
+            quoted = text[match.end("value") :][:1] in ("'", '"', "`")
+            value = match["value"] if quoted else match["value"].rstrip(".!?:")
             if len(value) >= 6 and re.search(r"\d", value) and _real(value):
                 yield match.start("value"), match.start("value") + len(value)
 
