@@ -106,7 +106,10 @@ NOTHING = (
 )  # fmt: skip
 # As people write: two numbers side by side, a date before a number, JSON, separators of all sorts.
 MIXED = [
-    Line("Fax: +49\u00a030\u00a023125\u2011789, Tel. +49 30 23125-790", (("PHONE", "+49\u00a030\u00a023125\u2011789"), ("PHONE", "+49 30 23125-790"))),
+    Line(
+        "Fax: +49\u00a030\u00a023125\u2011789, Tel. +49 30 23125-790",
+        (("PHONE", "+49\u00a030\u00a023125\u2011789"), ("PHONE", "+49 30 23125-790")),
+    ),
     Line("Ngày 02/11/2024 0912 345 678 gọi lại", (("PHONE", "0912 345 678"),)),
     Line("Anh Nam 0903123456 - 0903123457", (("PHONE", "0903123456"), ("PHONE", "0903123457"))),
     Line("Đặt 3 thùng, giá 1.250.000đ, gọi 0981.222.333", (("PHONE", "0981.222.333"),)),
@@ -128,7 +131,10 @@ MIXED = [
 
 def lines() -> list[Line]:
     made = [Line(EMAIL_LINES[i % 6].format(value), (("EMAIL", value),)) for i, value in enumerate(EMAILS * 2)]
-    made += [Line(AROUND[tongue][i % len(AROUND[tongue])].format(value), (("PHONE", value),)) for i, (tongue, value) in enumerate(PHONES)]
+    made += [
+        Line(AROUND[tongue][i % len(AROUND[tongue])].format(value), (("PHONE", value),))
+        for i, (tongue, value) in enumerate(PHONES)
+    ]
     made += [Line(CARD_LINES[i % 6].format(value), (("CARD", value),)) for i, value in enumerate(CARDS)]
     made += [Line("card number: 4222222222222", (("CARD", "4222222222222"),))]
     made += [Line(IBAN_LINES[i % 5].format(value), (("IBAN", value),)) for i, value in enumerate(IBANS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 REACH = 40  # characters before a number in which a word tells what it is
@@ -60,7 +61,12 @@ _SIGN = re.compile(r"[$€£¥₫#]\s?$")
 
 def meant(text: str, begin: int) -> str | None:
     """Which of `WORDS` stands nearest before `begin`, in the same line; None for none."""
-    before = text[max(0, begin - REACH) : begin].rpartition("\n")[2]
+    return _last(text[max(0, begin - REACH) : begin].rpartition("\n")[2])
+
+
+@functools.lru_cache(4096)
+def _last(before: str) -> str | None:
+    """The last of `WORDS`; each place is asked for every kind of number."""
     found = None
     for match in _WORD.finditer(before):
         found = match.lastgroup

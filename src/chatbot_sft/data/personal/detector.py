@@ -6,11 +6,11 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from chatbot_sft.data.personal.numbers import COUNTRIES, cards, ibans, nationals, runs
+from chatbot_sft.data.personal.numbers import COUNTRIES, Span, cards, ibans, nationals, runs
 from chatbot_sft.data.personal.phones import phones
 from chatbot_sft.data.personal.secrets import may_hold_secrets, secrets
 from chatbot_sft.errors import UserError, did_you_mean, listed
@@ -41,6 +41,7 @@ FILES = (
     "png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "pdf", "zip", "gz", "tar", "css", "js", "ts", "json", "py",
     "md", "txt", "html", "xml", "yaml", "yml",
 )  # fmt: skip
+SHORTEST = 6  # characters of anything that is looked for
 DIGITS = re.compile(r"[0-9](?:[^0-9A-Za-z\n]{0,3}[0-9A-Z]){5}|[A-Z][0-9]{2}")
 
 
@@ -117,6 +118,8 @@ class Detector:
 
     def may_find(self, text: str) -> bool:
         """False where certainly nothing is in it; quick."""
+        if len(text) < SHORTEST:
+            return False
         return "@" in text or may_hold_secrets(text) or (self.complete and bool(DIGITS.search(text)))
 
     def find(self, text: str, written: str | None = None) -> list[Finding]:
@@ -124,11 +127,11 @@ class Detector:
         nothing is given) may tell the country of its phone numbers.
         """
         found: list[Finding] = []
-        for kind, look in self._looks(text if written is None else written):
-            for begin, end in look(text):
-                apart = all(end <= other.begin or other.end <= begin for other in found)
-                if apart and not self._is_allowed(text[begin:end]):
-                    found.append(Finding(kind, begin, end))
+        for kind, (begin, end) in self._all(text, text if written is None else written):
+            # The first that finds a place has it.
+            apart = all(end <= other.begin or other.end <= begin for other in found)
+            if apart and not self._is_allowed(text[begin:end]):
+                found.append(Finding(kind, begin, end))
         return sorted(found, key=lambda finding: finding.begin)
 
     def redact(self, text: str, written: str | None = None) -> tuple[str, list[str]]:
@@ -146,16 +149,26 @@ class Detector:
         """`redact`'s text alone."""
         return self.redact(text, written)[0]
 
-    def _looks(self, written: str) -> Iterator[tuple[str, Callable[[str], Iterator[tuple[int, int]]]]]:
-        """The first that finds a place has it."""
-        yield SECRET, secrets
-        yield EMAIL, addresses
-        if not self.complete:
+    def _all(self, text: str, written: str) -> Iterator[tuple[str, Span]]:
+        """What any of them finds, the surest first."""
+        for span in secrets(text):
+            yield SECRET, span
+        for span in addresses(text):
+            yield EMAIL, span
+        if not self.complete or not DIGITS.search(text):
             return
-        yield IBAN, lambda text: _in_runs(text, ibans)
-        yield CARD, lambda text: _in_runs(text, cards)
-        yield ID, lambda text: _in_runs(text, lambda text, run: nationals(text, run, self.countries))
-        yield PHONE, lambda text: phones(text, written, self.regions) if DIGITS.search(text) else iter(())
+        where = list(runs(text))
+        for run in where:
+            for span in ibans(text, run):
+                yield IBAN, span
+        for run in where:
+            for span in cards(text, run):
+                yield CARD, span
+        for run in where:
+            for span in nationals(text, run, self.countries):
+                yield ID, span
+        for span in phones(text, written, self.regions):
+            yield PHONE, span
 
     def _is_allowed(self, value: str) -> bool:
         return any(
@@ -166,7 +179,7 @@ class Detector:
         )
 
 
-def addresses(text: str) -> Iterator[tuple[int, int]]:
+def addresses(text: str) -> Iterator[Span]:
     """E-mail addresses."""
     if "@" in text:
         for match in ADDRESS.finditer(text):
@@ -177,14 +190,6 @@ def addresses(text: str) -> Iterator[tuple[int, int]]:
 def missing() -> list[str]:
     """The packages that are not installed."""
     return [package for module, package in LIBRARIES.items() if importlib.util.find_spec(module) is None]
-
-
-def _in_runs(
-    text: str, look: Callable[[str, tuple[int, int]], Iterable[tuple[int, int]]]
-) -> Iterator[tuple[int, int]]:
-    if DIGITS.search(text):
-        for run in runs(text):
-            yield from look(text, run)
 
 
 def _bare(value: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from chatbot_sft.data.personal.detector import Detector
@@ -16,27 +16,31 @@ def placeholders(detector: Detector, value: Any, written: str) -> tuple[Any, Cou
     found: Counter[str] = Counter()
 
     def clean(value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return {clean(name): item if name in NOT_SAID else clean(item) for name, item in value.items()}
         if isinstance(value, list):
             return [clean(item) for item in value]
         if not isinstance(value, str | int) or isinstance(value, bool):
             return value
         text, kinds = detector.redact(str(value), written)
+        if not kinds:
+            return value
         found.update(kinds)
-        return text if kinds else value
+        return text
 
     return clean(value), found
 
 
 def texts(value: Any) -> Iterator[str]:
     """All that is written in it."""
-    if isinstance(value, Mapping):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
         for name, item in value.items():
             yield str(name)
             yield from texts(item)
     elif isinstance(value, list):
         for item in value:
             yield from texts(item)
-    elif isinstance(value, str | int) and not isinstance(value, bool):
+    elif isinstance(value, int):
         yield str(value)

@@ -130,13 +130,14 @@ def _belongs(number: str, region: str | None) -> bool:
 
 
 def _is_possible(number: str, region: str | None) -> bool:
-    """Whether it is as long as the numbers of its country, with ten digits at least."""
+    """Whether it is as long as the numbers of its country, with ten digits at least, and is none of a company's."""
     import phonenumbers
 
     if sum(map(str.isdigit, number)) < 10:
         return False
     try:
-        reason = phonenumbers.is_possible_number_with_reason(phonenumbers.parse(number, region))
+        parsed = phonenumbers.parse(number, region)
     except phonenumbers.NumberParseException:
         return False
-    return reason == phonenumbers.ValidationResult.IS_POSSIBLE
+    reason = phonenumbers.is_possible_number_with_reason(parsed)
+    return reason == phonenumbers.ValidationResult.IS_POSSIBLE and not phonenumbers.is_valid_number(parsed)

@@ -34,26 +34,35 @@ EXAMPLE = re.compile(
 )
 
 
+_ALL_HINTS = (*HINTS, *ASSIGNED_HINTS, "Bearer ")
+
+
 def may_hold_secrets(text: str) -> bool:
     """False where certainly none is in it; quick."""
-    hints = (*HINTS, *ASSIGNED_HINTS, "Bearer ")
-    return any(hint in text for hint in hints) or ("://" in text and "@" in text)
+    return _has(text, _ALL_HINTS) or ("://" in text and "@" in text)
 
 
 def secrets(text: str) -> Iterator[Span]:
     """Where they are, without what names them."""
-    if any(hint in text for hint in HINTS):
+    if _has(text, HINTS):
         yield from (match.span() for match in TOKEN.finditer(text))
     if "://" in text and "@" in text:
         yield from (match.span("value") for match in ADDRESS.finditer(text) if _real(match["value"]))
     if "Bearer " in text:
         yield from (match.span("value") for match in BEARER.finditer(text))
-    if any(hint in text for hint in ASSIGNED_HINTS):
+    if _has(text, ASSIGNED_HINTS):
         for match in (*ASSIGNED.finditer(text), *SPOKEN.finditer(text)):
             quoted = text[match.end("value") :][:1] in ("'", '"', "`")
             value = match["value"] if quoted else match["value"].rstrip(".!?:")
             if len(value) >= 6 and re.search(r"\d", value) and _real(value):
                 yield match.start("value"), match.start("value") + len(value)
+
+
+def _has(text: str, hints: tuple[str, ...]) -> bool:
+    for hint in hints:  # noqa: SIM110 (any() takes twice the time, of every text)
+        if hint in text:
+            return True
+    return False
 
 
 def _real(value: str) -> bool:
