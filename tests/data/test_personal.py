@@ -328,7 +328,11 @@ def test_without_the_libraries_what_needs_none_is_found_and_more_is_not_promised
         ({"national_numbers": ["pl"]}, "dataset.national_numbers: pl: not one of AU, .*; did you mean PL"),
         (
             {"phone_regions": ["vn"]},
-            "dataset.phone_regions: vn: no two letters of a country.*; did you mean VN",
+            "dataset.phone_regions: vn: not one of .*; did you mean VN",
+        ),
+        (
+            {"national_numbers": [False]},
+            'dataset.national_numbers: a YAML file reads NO as false; write "NO"',
         ),
     ],
 )

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -88,21 +88,11 @@ class Detector:
                 f"dataset.personal_data={policy} finds phone numbers, cards, IBANs and national numbers with"
                 f" {' and '.join(missing())}: {EXTRA}; or set dataset.personal_data=note or off"
             )
-        for country in self.countries or ():
-            if country not in COUNTRIES:
-                hint = did_you_mean(country.upper(), COUNTRIES)
-                raise UserError(
-                    f"dataset.national_numbers: {country}: not one of {listed(COUNTRIES, len(COUNTRIES))}{hint}"
-                )
+        _known("national_numbers", self.countries, COUNTRIES)
         if self.regions and self.complete:
             import phonenumbers
 
-            for region in self.regions:
-                if region not in phonenumbers.SUPPORTED_REGIONS:
-                    hint = did_you_mean(region.upper(), sorted(phonenumbers.SUPPORTED_REGIONS))
-                    raise UserError(
-                        f"dataset.phone_regions: {region}: no two letters of a country, such as VN{hint}"
-                    )
+            _known("phone_regions", self.regions, sorted(phonenumbers.SUPPORTED_REGIONS))
         return self
 
     @property
@@ -185,6 +175,17 @@ def addresses(text: str) -> Iterator[Span]:
         for match in ADDRESS.finditer(text):
             if match["top"].lower() not in (*FILES, *NOWHERE):
                 yield match.span()
+
+
+def _known(key: str, given: tuple[str, ...] | None, known: Sequence[str]) -> None:
+    """Raises UserError where one of the countries `given` is none of those `known`."""
+    for country in given or ():
+        if country == "False":
+            raise UserError(f'dataset.{key}: a YAML file reads NO as false; write "NO"')
+        if country not in known:
+            raise UserError(
+                f"dataset.{key}: {country}: not one of {listed(known)}{did_you_mean(country.upper(), known)}"
+            )
 
 
 def missing() -> list[str]:
