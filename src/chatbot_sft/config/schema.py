@@ -248,18 +248,6 @@ class DatasetConfig(Section):
         choices=("truncate", "drop", "error", "split"),
         through=ROWS,
     )
-    on_bad_row: str = key(
-        "auto",
-        "auto: error where over 1% of the rows are bad, drop below that",
-        choices=("auto", "error", "drop", "warn"),
-        through=ROWS,
-    )
-    max_row_mb: float = key(
-        10.0,
-        "millions of characters that one row of a file may have: a longer one is a file gone wrong",
-        bound=Bound(0, 10**6, above=True),
-        through=ROWS,
-    )
     personal_data: str = key(
         "note",
         "e-mail addresses, phone numbers, cards, IBANs, national numbers, secrets; note: counted, and masked in"
@@ -280,6 +268,18 @@ class DatasetConfig(Section):
         None,
         "countries whose national numbers are found: [PL, NL]; null: those that cannot be mistaken for other"
         " numbers, or behind a word that says so",
+        through=ROWS,
+    )
+    on_bad_row: str = key(
+        "auto",
+        "auto: error where over 1% of the rows are bad, drop below that",
+        choices=("auto", "error", "drop", "warn"),
+        through=ROWS,
+    )
+    max_row_mb: float = key(
+        10.0,
+        "millions of characters that one row of a file may have: a longer one is a file gone wrong",
+        bound=Bound(0, 10**6, above=True),
         through=ROWS,
     )
     chat_template_kwargs: dict[str, Any] = key(

@@ -91,9 +91,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             + ("; the prompt ends with <think>" if template["opens_thought"] else "")
             + ("; thoughts are left out" if template["leaves_thoughts_out"] else ""),
         ),
+        *_nothing_personal(report),
     ]
-    if (personal := report["personal_data"]) and not personal["rows"]:
-        rows.append(("personal data", personal_data(personal, report["rows"])))
     schedule = [training["warning"]] if training["warning"] else []
     return rows + [("note", text) for text in (*remarks(report), *schedule)]
 
@@ -106,8 +105,6 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         if kind in SAID or note["count"] > MOST * report["rows"]:
             meaning = f": {SAID[kind]}" if kind in SAID else ""
             lines.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{meaning}")
-    if (personal := report["personal_data"]) and personal["rows"]:
-        lines.append(f"personal data: {personal_data(personal, report['rows'])}")
     if report["system_prompts_given"] == 0:
         lines.append("dataset.system_prompt does nothing here: no row is without a system prompt of its own")
     if report["none_held_out"]:
@@ -124,7 +121,19 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
             "the chat template writes today's date into every prompt;"
             " dataset.chat_template_kwargs={date_string: …} fixes it"
         )
+    if (personal := report["personal_data"]) and personal["rows"]:
+        lines.append(f"personal data: {personal_data(personal, report['rows'])}")
     return lines
+
+
+def _nothing_personal(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """That nothing was found, where it was looked for; what was found is a remark."""
+    personal = report["personal_data"]
+    return (
+        [("personal data", personal_data(personal, report["rows"]))]
+        if personal and not personal["rows"]
+        else []
+    )
 
 
 def personal_data(found: Mapping[str, Any], rows: int) -> str:

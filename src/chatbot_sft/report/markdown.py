@@ -116,11 +116,11 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         bad = f"{data.bad_rows:,} bad, {data.duplicates:,} exact duplicates"
         linked = ", ".join(f"[{label}]({address})" for label, address in links.items())
         rows.append(("checked", f"{bad}; {linked}" if linked else bad))
+        if data.not_read:
+            rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
         if data.personal_rows:
             kinds = ", ".join(f"{kind} ({count:,})" for kind, count in data.personal_data.items())
             rows.append(("personal data", f"{kinds} in {data.personal_rows:,} of {data.rows:,} rows"))
-        if data.not_read:
-            rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
     if found := report.evaluation:
         if not model:
             rows.append(("model", inline(found.model)))

@@ -171,10 +171,10 @@ class DatasetStatistics:
     max_length: int = 0
     truncated_rows: int = 0
     dropped_rows: int = 0  # left out for their length, as dataset.overflow=drop says
-    # Columns and keys that nothing was made of: in how many rows.
-    not_read: dict[str, int] = field(default_factory=dict)
     personal_rows: int = 0  # in which dataset.personal_data found something
     personal_data: dict[str, int] = field(default_factory=dict)  # values of each kind
+    # Columns and keys that nothing was made of: in how many rows.
+    not_read: dict[str, int] = field(default_factory=dict)
     # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order.
     fingerprint: str = ""
     system_prompt: str | None = None  # what most conversations begin with, where the model was loaded
