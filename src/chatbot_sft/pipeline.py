@@ -27,6 +27,7 @@ from chatbot_sft.process import in_turns
 from chatbot_sft.report import ending, loggers
 from chatbot_sft.report.data_summary import remarks
 from chatbot_sft.report.findings import show_findings
+from chatbot_sft.report.found import worth_a_line
 from chatbot_sft.report.secrets_trained import check_secrets
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import Lock, decides
@@ -122,6 +123,10 @@ def _turns(
                 from chatbot_sft.evaluation.task import evaluate
 
                 evaluate(settings, report)
+            elif settings.task == "verify":
+                from chatbot_sft.served.task import verify
+
+                verify(settings, report)
             else:
                 yield from train(settings, report, open_loggers, wait, named, loan, every)
                 distributed.part()
@@ -181,7 +186,7 @@ def train(
     prepared.refuse_bad()
     if settings.task == "check":  # the table has said all of it
         return
-    for remark in remarks(prepared.findings):
+    for remark in (*remarks(prepared.findings), *worth_a_line(prepared.statistics.found)):
         log.warning("data: %s", remark)
     if warning := prepared.findings["training"]["warning"]:
         log.warning("training: %s", warning)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import only_error
+from conftest import EXAMPLE, only_error
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,7 @@ def golden(tmp_path_factory):
 def test_a_run_beside_its_base_and_an_earlier_run(launch, tiny, golden, tmp_path):
     run, evaluation = tmp_path / "run", tmp_path / "evaluation"
     asking = [f"evaluation.golden={golden}", "training.golden_steps=1", "evaluation.max_new_tokens=6"]
+    tiny = [*tiny, f"dataset.data_path={EXAMPLE}", "dataset.max_rows=12"]  # with a system prompt
     trained = launch(*tiny, "save=lora", *asking, f"hydra.run.dir={run}")
     assert trained.returncode == 0, trained.stderr
     report = json.loads((run / "report.json").read_text())

@@ -324,7 +324,7 @@ def test_a_worker_that_is_killed_loses_nothing(jobs, undisturbed, tmp_path):
 def test_submitits_jobs_are_preempted_queued_again_and_go_on(jobs, undisturbed, launchers, tmp_path):
     sweep = tmp_path / "sweep"
     process = subprocess.Popen(
-        command(*jobs, "sweep.workers=2", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"),
+        command(*jobs, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"),
         cwd=tmp_path, env={**os.environ, **launchers}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until((sweep / "0" / "checkpoints" / "checkpoint-2").exists, process)
@@ -337,7 +337,7 @@ def test_submitits_jobs_are_preempted_queued_again_and_go_on(jobs, undisturbed, 
     assert reports(sweep)[0]["training"]["resumed_from"] >= 2
     logs = "".join(log.read_text() for log in sweep.glob(".submitit/*/*_log.*"))
     assert "this job is preempted" in logs
-    assert logs.count("Starting with JobEnvironment") == 3
+    assert logs.count("Starting with JobEnvironment") == 2
     assert "3 jobs: 3 completed" in out
 
 

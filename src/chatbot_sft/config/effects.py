@@ -71,8 +71,10 @@ REFUSED: tuple[Needs, ...] = (
     ("training.golden_steps", lambda c: c.evaluation.golden is not None, "evaluation.golden"),
     *(
         (f"evaluation.{key}", lambda c: c.task == "evaluate", "task=evaluate")
-        for key in ("against", "minimum", "url", "judge_url")
+        for key in ("against", "minimum", "judge_url")
     ),
+    ("evaluation.url", lambda c: c.task in ("evaluate", "verify"), "task=evaluate or task=verify"),
+    ("evaluation.format", lambda c: c.task == "verify", "task=verify"),
     *(
         (f"evaluation.{key}", lambda c: c.evaluation.url is not None, "evaluation.url")
         for key in ("model", "api_key_variable")

@@ -32,6 +32,8 @@ QUANTIZATIONS = (
     "q4_0", "iq4_xs", "iq4_nl",
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 )  # fmt: skip
+# As what a server may have a model: those of save/verify/compare.py that have a bound.
+FORMATS_SERVED = (*(method for method in METHODS if method != "gguf"), *QUANTIZATIONS)
 # Ours, each with an extra of its name; and those that transformers opens by itself.
 LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 OTHER_LOGGERS = (
@@ -40,6 +42,8 @@ OTHER_LOGGERS = (
 SAMPLERS = ("random", "tpe", "cmaes", "nsgaii")
 PRUNERS = ("hyperband", "halving", "median", "patient")
 DIRECTIONS = ("minimise", "maximise")
+# What becomes of rows in which the gate finds what is no fault of the row alone.
+FOUND = ("off", "note", "error", "drop")
 
 STEPS = 10**9
 SHARE = Bound(0, 1, below=True)
@@ -281,6 +285,42 @@ class DatasetConfig(Section):
         "millions of characters that one row of a file may have: a longer one is a file gone wrong",
         bound=Bound(0, 10**6, above=True),
         through=ROWS,
+    )
+    on_near_duplicate: str = key(
+        "note",
+        "training rows that say nearly the same as an earlier one; drop leaves them out; many rows need an extra:"
+        " pip install 'chatbot-sft[data]'",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_contamination: str = key(
+        "note",
+        "held-out rows and evaluation.golden questions that are nearly in the training rows;"
+        " drop leaves the training rows out",
+        choices=FOUND,
+        through=ROWS,
+    )
+    near_duplicate_threshold: float = key(
+        0.8,
+        "share of runs of five characters that two rows have in common to be nearly the same (Jaccard)",
+        bound=Bound(0.5, 1),
+        through=ROWS,
+    )
+    on_contradiction: str = key(
+        "note",
+        "answers to the same question that say another number, name, day, or yes and no; drop leaves all of"
+        " them out",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_language_mismatch: str = key(
+        "note",
+        "answers in another language than their question; an extra: pip install 'chatbot-sft[data]'",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_refusal: str = key(
+        "note", "answers that decline, or say that they do not know", choices=FOUND, through=ROWS
     )
     chat_template_kwargs: dict[str, Any] = key(
         {}, "given to the chat template: {enable_thinking: false}", through=ROWS
@@ -614,10 +654,22 @@ class EvaluationConfig:
         None, "for cases without one; null: the one that the model was trained with", decides=False
     )
     url: str | None = key(
-        None, "an OpenAI-compatible server in place of run=: http://localhost:8000/v1", decides=False
+        None,
+        "an OpenAI-compatible server, of task=evaluate in place of run=: http://localhost:8000/v1; url= for short",
+        decides=False,
     )
     model: str | None = key(
-        None, "its name on the server; null: the only one that the server has", decides=False
+        None,
+        "its name on the server; null: the only one that the server has; with task=verify or task=evaluate model="
+        " for short",
+        decides=False,
+    )
+    format: str | None = key(
+        None,
+        "of task=verify: as what the model is served, q8_0 or merged_16bit, say; null: told from its name, else from"
+        " what the run exported",
+        choices=FORMATS_SERVED,
+        decides=False,
     )
     api_key_variable: str | None = key(
         None, "the environment variable that holds the server's key; null: none is sent", decides=False
@@ -654,14 +706,15 @@ class Config(Mapping[str, Any]):
     task: str = key(
         "train",
         "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export:"
-        " save an earlier run; evaluate: put questions of your own to a model",
-        choices=("train", "check", "plan", "export", "evaluate"),
+        " save an earlier run; evaluate: put questions of your own to a model; verify: does a running server say what"
+        " was trained",
+        choices=("train", "check", "plan", "export", "evaluate", "verify"),
         decides=False,
     )
     run: str | None = key(
         None,
         "of task=export: the directory of the run that is exported; of task=evaluate: that, an export, an"
-        " adapter or a .gguf file",
+        " adapter or a .gguf file; of task=verify: the run that a server is held against",
         decides=False,
     )
     # The bound is NumPy's largest seed.

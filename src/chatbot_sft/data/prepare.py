@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
-from chatbot_sft.data import gate, store
+from chatbot_sft.data import content, gate, store
 from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.data.excerpt import excerpt
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import Message
 from chatbot_sft.data.personal.detector import Detector
-from chatbot_sft.data.personal.nested import placeholders, texts
+from chatbot_sft.data.personal.nested import placeholders, texts, without_values
 from chatbot_sft.data.personal.rows import refusal as personal_refusal
 from chatbot_sft.data.preview import PreviewRow
 from chatbot_sft.data.split import Split, split
@@ -209,11 +209,18 @@ def prepare(
         corpus.note_files()
     entry = tokenised(settings, corpus, tokenizer, user_text)
     chosen = _split(settings, corpus, entry)
-    statistics = _counted(settings, tokenizer, entry, chosen)
+    detector = Detector.of(settings.dataset)
+    found = content.look(settings, entry, chosen)
+    chosen = _as_told(settings, entry, chosen, found)
+    statistics = replace(
+        _counted(settings, tokenizer, entry, chosen), found=without_values(detector, found.summary())
+    )
     bad = np.flatnonzero(store.numbers(entry.table(), "bad"))
     about, policy = entry.about, settings.dataset.personal_data
-    error = personal_refusal(policy, statistics, about["personal_data"]) or gate.verdict(
-        settings, statistics, about["problems"], len(bad)
+    error = (
+        personal_refusal(policy, statistics, about["personal_data"])
+        or found.refusal(len(chosen.once))
+        or gate.verdict(settings, statistics, about["problems"], len(bad))
     )
     seconds = round(time.perf_counter() - started, 3)
     findings = {
@@ -225,7 +232,8 @@ def prepare(
             round(statistics.trainable_tokens / statistics.tokens, 4) if statistics.tokens else 0
         ),
         "problems": about["problems"],
-        "notes": {**about["notes"], **chosen.notes.kinds},
+        "notes": without_values(detector, {**about["notes"], **chosen.notes.kinds, **found.kinds}),
+        "not_looked_for": found.not_looked_for,
         "personal_data": about["personal_data"] and {"policy": policy, **about["personal_data"]},
         "lengths": about["lengths"],
         "template": about["template"],
@@ -241,9 +249,15 @@ def prepare(
 
 def _split(settings: Config, corpus: Corpus, entry: store.Entry) -> Split:
     dataset, given = settings.dataset, bool(corpus.held_out)
-    keep_bad = dataset.on_bad_row == "warn"
-    chosen = split(entry.table(), dataset.eval_fraction, given, keep_bad, settings.seed)
-    return replace(chosen, held_out=chosen.once) if dataset.eval_on_training else chosen
+    keep_bad, keep_leaks = dataset.on_bad_row == "warn", dataset.on_contamination == "drop"
+    return split(entry.table(), dataset.eval_fraction, given, keep_bad, settings.seed, keep_leaks)
+
+
+def _as_told(settings: Config, entry: store.Entry, chosen: Split, found: content.Found) -> Split:
+    """`chosen` without what the configuration leaves out for what was `found`."""
+    if len(dropped := found.dropped()):
+        chosen = chosen.without(entry.table(), dropped)
+    return replace(chosen, held_out=chosen.once) if settings.dataset.eval_on_training else chosen
 
 
 def _counted(

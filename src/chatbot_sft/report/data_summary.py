@@ -10,6 +10,7 @@ from chatbot_sft.data.encode import THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LE
 from chatbot_sft.data.personal.detector import EXTRA, KINDS
 from chatbot_sft.data.personal.rows import counted
 from chatbot_sft.errors import listed
+from chatbot_sft.report.found import share
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import shown_line
 
@@ -54,7 +55,8 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
             detail = f": {first['detail']}" if "detail" in first else ""
             where = f"row {first['row']}" if one_file else f"{Path(first['file']).name} row {first['row']}"
             place = Text(shown_line(where + detail))
-            problems.add_row(Text(kind, style=colour), f"{tally['count']:,}", place)
+            shown = f"{kind}, left out of training" if tally.get("left_out") else kind
+            problems.add_row(Text(shown, style=colour), share(tally), place)
         console.print()
         console.print(problems)
     console.print()
@@ -94,7 +96,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         *_nothing_personal(report),
     ]
     schedule = [training["warning"]] if training["warning"] else []
-    return rows + [("note", text) for text in (*remarks(report), *schedule)]
+    missing = [f"not looked for: {why}: pip install 'chatbot-sft[data]'" for why in report["not_looked_for"]]
+    return rows + [("note", text) for text in (*remarks(report), *missing, *schedule)]
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
@@ -102,6 +105,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     template = report["template"]
     lines = [f"not read: {sentence(report['not_read'])}"] if report["not_read"] else []
     for kind, note in report["notes"].items():
+        if kind in report["found"]:
+            continue
         if kind in SAID or note["count"] > MOST * report["rows"]:
             meaning = f": {SAID[kind]}" if kind in SAID else ""
             lines.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{meaning}")

@@ -29,6 +29,7 @@ FILES = (
     "run.log",
     CONFIG,
     "evidence.json",
+    "trained_answers.json",
     "data_report.json",
     "data_preview.html",
     "loss.png",
@@ -36,6 +37,7 @@ FILES = (
     "evaluation.json",
     "evaluation.html",
     "answers.jsonl",
+    "verify.json",
 )
 
 
@@ -77,6 +79,16 @@ class Run:
     def evidence_file(self) -> Path:
         """What exports are held against."""
         return self.folder / "evidence.json"
+
+    @property
+    def trained_answers_file(self) -> Path:
+        """What servers are held against; there once an export was verified."""
+        return self.folder / "trained_answers.json"
+
+    @property
+    def verify_file(self) -> Path:
+        """What `task=verify` found."""
+        return self.folder / "verify.json"
 
     @property
     def data_report_file(self) -> Path:

@@ -175,6 +175,8 @@ class DatasetStatistics:
     personal_data: dict[str, int] = field(default_factory=dict)  # values of each kind
     # Columns and keys that nothing was made of: in how many rows.
     not_read: dict[str, int] = field(default_factory=dict)
+    # Near-duplicates and the like (data/content.py): how many "of" how many, the first rows, what became of them.
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
     # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order.
     fingerprint: str = ""
     system_prompt: str | None = None  # what most conversations begin with, where the model was loaded
@@ -242,7 +244,7 @@ class Report:
     started: str = field(default_factory=lambda: now())
     finished: str | None = None
     run: str | None = (
-        None  # task=export: the directory of the run that trained; task=evaluate: what was asked
+        None  # task=export: the directory of the run that trained; task=evaluate, task=verify: what was asked
     )
     settings: dict[str, Any] = field(default_factory=dict)  # what was set, as it ran
     model: Model | None = None

@@ -44,3 +44,8 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(item)
     elif isinstance(value, int):
         yield str(value)
+
+
+def without_values(detector: Detector | None, findings: dict[str, Any]) -> dict[str, Any]:
+    """`findings` of other checks, which may name what rows say, with placeholders."""
+    return placeholders(detector, findings, "")[0] if detector else findings
