@@ -222,6 +222,8 @@ def prepare(
         or found.refusal(len(chosen.once))
         or gate.verdict(settings, statistics, about["problems"], len(bad))
     )
+    if error and detector:
+        error = detector.clean(error)
     seconds = round(time.perf_counter() - started, 3)
     findings = {
         "status": "refused" if error else "passed",
