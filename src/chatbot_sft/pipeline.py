@@ -300,7 +300,8 @@ def saver_of(stages: Stages, session: Session, prepared: PreparedData, report: R
     written by the first process.
     """
     settings, model, tokenizer = session.settings, session.model, session.tokenizer
-    evidence, run = gather(prepared.training, prepared.held_out, tokenizer), Run.of(settings)
+    evidence = gather(prepared.training, prepared.to_show(), tokenizer, prepared.shown)
+    run = Run.of(settings)
     if distributed.is_first():
         evidence.write(run.evidence_file)
         run.write_config(settings.to_dict())

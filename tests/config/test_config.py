@@ -199,7 +199,7 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             "save.push_to_hub=true with save.method=none: there is nothing to upload",
         ),
         ({"task": "export"}, "task=export needs run=DIR, the directory of a run"),
-        ({"run": "x"}, "run=x: needs task=export or task=evaluate"),
+        ({"run": "x"}, "run=x: needs task=export, task=evaluate or task=verify"),
         ({"task": "evaluate", "run": "x"}, "task=evaluate needs evaluation.golden=FILE"),
         ({"task": "evaluate", "evaluation": {"golden": "g"}}, "task=evaluate needs one of run=PATH"),
         (

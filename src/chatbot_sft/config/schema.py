@@ -257,6 +257,28 @@ class DatasetConfig(Section):
         choices=("truncate", "drop", "error", "split"),
         through=ROWS,
     )
+    personal_data: str = key(
+        "note",
+        "e-mail addresses, phone numbers, cards, IBANs, national numbers, secrets; note: counted, and masked in"
+        " what a run shows; redact: trained as [EMAIL], [PHONE], …",
+        choices=("off", "note", "error", "drop", "redact"),
+        through=ROWS,
+    )
+    personal_data_allowed: list[str] = key(
+        [], "what is no personal data: your own hotline, or @example.com for all its addresses", through=ROWS
+    )
+    phone_regions: list[str] | None = key(
+        None,
+        "countries whose national form of phone numbers is found beside the international one: [VN, US];"
+        " null: told from the writing",
+        through=ROWS,
+    )
+    national_numbers: list[str] | None = key(
+        None,
+        "countries whose national numbers are found: [PL, NL]; null: those that cannot be mistaken for other"
+        " numbers, or behind a word that says so",
+        through=ROWS,
+    )
     on_bad_row: str = key(
         "auto",
         "auto: error where over 1% of the rows are bad, drop below that",

@@ -122,6 +122,9 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
             rows.append(("found in the data", "; ".join(sentences(data.found)).replace("|", "\\|")))
         if data.not_read:
             rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
+        if data.personal_rows:
+            kinds = ", ".join(f"{kind} ({count:,})" for kind, count in data.personal_data.items())
+            rows.append(("personal data", f"{kinds} in {data.personal_rows:,} of {data.rows:,} rows"))
     if found := report.evaluation:
         if not model:
             rows.append(("model", inline(found.model)))

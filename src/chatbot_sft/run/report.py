@@ -172,6 +172,8 @@ class DatasetStatistics:
     max_length: int = 0
     truncated_rows: int = 0
     dropped_rows: int = 0  # left out for their length, as dataset.overflow=drop says
+    personal_rows: int = 0  # in which dataset.personal_data found something
+    personal_data: dict[str, int] = field(default_factory=dict)  # values of each kind
     # Columns and keys that nothing was made of: in how many rows.
     not_read: dict[str, int] = field(default_factory=dict)
     # Near-duplicates and the like (data/content.py): how many "of" how many, the first rows, what became of them.
