@@ -76,7 +76,7 @@ def numbers(made, kind):
 # Kind: rows, what is named, what of nine others and these is left with drop, key.
 PLANTED = {
     content.NEAR: (NEAR, [11], 10, "on_near_duplicate"),
-    content.CONTRADICTION: (CONTRADICTING, [11, 10], 9, "on_contradiction"),
+    content.CONTRADICTION: (CONTRADICTING, [10, 11], 9, "on_contradiction"),
     content.LANGUAGE: ([FOREIGN], [10], 9, "on_language_mismatch"),
     content.REFUSAL: ([REFUSING], [10], 9, "on_refusal"),
 }
@@ -96,7 +96,7 @@ def test_what_is_planted_is_noted_left_out_or_refused(gate, kind):
 
     dropped = gate(rows, **{key: "drop"})
     assert dropped.statistics.rows_used == left
-    assert f"; {len(rows) - left} training rows left out" in sentences(dropped.statistics.found)[0]
+    assert f"; {len(rows) - left} training row" in sentences(dropped.statistics.found)[0]
     assert dropped.statistics.fingerprint != noted.statistics.fingerprint
 
     with pytest.raises(UserError, match=rf"row {named[0]}: .*{kind}: {len(named)} of .*dataset.{key}=drop"):
@@ -115,7 +115,8 @@ def test_a_held_out_row_that_is_nearly_trained_on_falsifies_the_loss(gate):
     rows = [*conversations(9), NEAR[0]]
     noted = gate(rows, [NEAR[1], REFUSING])
     assert numbers(noted, content.HELD_OUT) == [1]
-    assert noted.statistics.found[content.HELD_OUT]["of"] == 2
+    (said,) = (text for text in sentences(noted.statistics.found) if text.startswith(content.HELD_OUT))
+    assert said == f"{content.HELD_OUT}: 1 of 2, 50% (row 1 of held.json)"
     dropped = gate(rows, [NEAR[1], REFUSING], on_contamination="drop")
     assert (dropped.statistics.rows_used, dropped.statistics.rows_held_out) == (9, 2)
     with pytest.raises(

@@ -203,6 +203,7 @@ class Search:
         of = {"training rows": len(self._once), "held-out rows": len(self.chosen.held_out)}
         for kind, tally in found.findings.kinds.items():
             tally.setdefault("of", of.get(KINDS[kind][1]))
+            tally["rows"].sort(key=lambda place: (place["file"], place["row"]))
         return Found(found.findings.kinds, found.drops)
 
     @functools.cached_property
@@ -231,7 +232,6 @@ class Search:
             found.findings.add(GOLDEN, str(self.golden), number, f"asked in {rows.shown(others[0])}")
         if tally := found.findings.kinds.get(GOLDEN):
             tally["of"] = len(asked)
-            tally["rows"].sort(key=lambda place: place["row"])
 
 
 class Rows:

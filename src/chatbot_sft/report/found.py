@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from chatbot_sft.data.content import REFUSAL
+from chatbot_sft.data.content import GOLDEN, HELD_OUT, REFUSAL
 
 SHOWN = 5  # rows that are named
 MANY = 0.1  # share of the rows from which a run speaks of refusals: most data mean some
@@ -13,7 +14,9 @@ MANY = 0.1  # share of the rows from which a run speaks of refusals: most data m
 
 def sentences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One for each kind: how many of how many, the first rows, and what became of them."""
-    return [f"{kind}: {_counted(tally)} ({_rows(tally)}){_left_out(tally)}" for kind, tally in found.items()]
+    return [
+        f"{kind}: {_counted(tally)} ({_rows(kind, tally)}){_left_out(tally)}" for kind, tally in found.items()
+    ]
 
 
 def worth_a_line(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -42,11 +45,13 @@ def _percent(tally: Mapping[str, Any]) -> str:
     return f"{percent:.0f}%" if percent >= 1 else f"{percent:.2g}%"
 
 
-def _rows(tally: Mapping[str, Any]) -> str:
+def _rows(kind: str, tally: Mapping[str, Any]) -> str:
     named = [str(row["row"]) for row in tally["rows"][:SHOWN]]
     more = tally["count"] - len(named)
-    return f"row{'s' if tally['count'] > 1 else ''} {', '.join(named)}{f' and {more:,} more' if more else ''}"
+    rows = f"row{'s' if tally['count'] > 1 else ''} {', '.join(named)}{f' and {more:,} more' if more else ''}"
+    return f"{rows} of {Path(tally['rows'][0]['file']).name}" if kind in (HELD_OUT, GOLDEN) else rows
 
 
 def _left_out(tally: Mapping[str, Any]) -> str:
-    return f"; {tally['left_out']:,} training rows left out" if tally.get("left_out") else ""
+    left_out = tally.get("left_out")
+    return f"; {left_out:,} training row{'s' if left_out > 1 else ''} left out" if left_out else ""
