@@ -152,7 +152,7 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ),
         (
             {"task": "trian"},
-            "task=trian: not one of train, check, plan, export, evaluate; did you mean train?",
+            "task=trian: not one of train, check, plan, export, evaluate, verify; did you mean train?",
         ),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
@@ -199,7 +199,9 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             "save.push_to_hub=true with save.method=none: there is nothing to upload",
         ),
         ({"task": "export"}, "task=export needs run=DIR, the directory of a run"),
-        ({"run": "x"}, "run=x: needs task=export or task=evaluate"),
+        ({"run": "x"}, "run=x: needs task=export, task=evaluate or task=verify"),
+        ({"task": "verify", "run": "x"}, "task=verify needs both run=DIR, the directory of a run, and url="),
+        ({"task": "verify", "evaluation": {"url": "http://a/v1"}}, "task=verify needs both run=DIR"),
         ({"task": "evaluate", "run": "x"}, "task=evaluate needs evaluation.golden=FILE"),
         ({"task": "evaluate", "evaluation": {"golden": "g"}}, "task=evaluate needs one of run=PATH"),
         (
