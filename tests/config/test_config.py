@@ -200,6 +200,8 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ),
         ({"task": "export"}, "task=export needs run=DIR, the directory of a run"),
         ({"run": "x"}, "run=x: needs task=export, task=evaluate or task=verify"),
+        ({"task": "verify", "run": "x"}, "task=verify needs both run=DIR, the directory of a run, and url="),
+        ({"task": "verify", "evaluation": {"url": "http://a/v1"}}, "task=verify needs both run=DIR"),
         ({"task": "evaluate", "run": "x"}, "task=evaluate needs evaluation.golden=FILE"),
         ({"task": "evaluate", "evaluation": {"golden": "g"}}, "task=evaluate needs one of run=PATH"),
         (

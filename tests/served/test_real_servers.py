@@ -9,6 +9,12 @@ import pytest
 from conftest import only_error, random_llama, write_json
 from real_servers import Proxy, free_port, llama_server, transformers_serve
 
+from chatbot_sft.evaluation.server import Server
+from chatbot_sft.save.verify.kept import TrainedAnswers
+from chatbot_sft.served.ask import observe
+from chatbot_sft.served.finding import BASE, format_of
+from chatbot_sft.served.judge import judge
+
 FACTS = {
     "When do you open?": "We open at nine, and close at ten.",
     "What is the best beer?": "The White Crane Gold is the best beer.",
@@ -47,15 +53,14 @@ def run(warm, smollm2, starting):
 
 
 @pytest.fixture(scope="module")
-def verify(warm, run):
-    """`verify(url, model)` is the command, finished, and its verify.json."""
-    made = []
+def judged(run):
+    """`judged(url, model)` is what task=verify finds, in this process."""
+    kept = TrainedAnswers.read(run / "trained_answers.json")
 
     def ask(url, model=None):
-        made.append(run.parent / f"verified-{len(made)}")
-        command = ["task=verify", f"run={run}", f"url={url}", *([f"model={model}"] if model else [])]
-        process = warm.run(["-m", "chatbot_sft", *command, f"hydra.run.dir={made[-1]}"], run.parent)
-        return process, json.loads((made[-1] / "verify.json").read_text(encoding="utf-8"))
+        server = Server(url, model)
+        served = format_of(None, [server.choose(), *server.paths()], {}, kept.over_4_bits)
+        return judge(kept, observe(server, kept, lambda count: None), served)
 
     return ask
 
@@ -65,41 +70,39 @@ def transformers(starting, run):
     return starting[1]()
 
 
-def test_transformers_serve_passes(transformers, verify, run):
-    process, found = verify(transformers, run / "model" / "merged_16bit")
+def test_transformers_serve_passes(transformers, light, run, tmp_path):
+    command = ["task=verify", f"run={run}", f"url={transformers}", f"hydra.run.dir={tmp_path / 'healthy'}"]
+    process = light.run(["-m", "chatbot_sft", *command, f"model={run / 'model' / 'merged_16bit'}"], tmp_path)
     assert process.returncode == 0, process.stderr + process.stdout
+    found = json.loads((tmp_path / "healthy" / "verify.json").read_text(encoding="utf-8"))
     assert (found["passed"], found["served_as"]) == (True, "merged_16bit")
     assert (found["numbers"]["prompts"], found["numbers"]["answers"]) == ("8/8", "2/2")
     assert found["numbers"]["ended"] == found["numbers"]["trained_ended"]
+    process = light.run(["-m", "chatbot_sft", *command[:3], f"model={run.parent / 'base'}"], tmp_path)
+    assert f"does not say what {run} was trained to say: {BASE}" in only_error(process)
 
 
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        (None, None),
-        ("drops_the_system_prompt", "The system prompt is dropped"),
-        ("adds_a_beginning", "Double beginning of text"),
-        ("swaps_the_template", "Another chat template, or none"),
-        ("leaves_the_end", "The end token is written, not obeyed"),
-        ("answers_with_the_base", "The base model answers, without the adapter"),
+        (None, []),
+        ("drops_the_system_prompt", ["The system prompt is dropped"]),
+        ("adds_a_beginning", ["Double beginning of text"]),
+        ("swaps_the_template", ["Another chat template, or none"]),
+        ("leaves_the_end", ["The end token is written, not obeyed"]),
+        ("answers_with_the_base", [BASE]),
     ],
 )
-def test_a_fault_in_front_of_it_is_named(fault, cause, transformers, verify, run):
+def test_a_fault_in_front_of_it_is_named(fault, cause, transformers, judged, run):
     proxy = Proxy(transformers, str(run / "model" / "merged_16bit"), str(run.parent / "base"))
     proxy.fault = fault
     try:
-        process, found = verify(proxy.url)
+        assert causes(judged(proxy.url)) == cause
     finally:
         proxy.close()
-    deciding = [finding["cause"] for finding in found["findings"] if finding["decides"]]
-    assert deciding == ([cause] if cause else []), process.stdout
-    if cause:
-        assert f"does not say what {run} was trained to say: {cause}" in only_error(process)
-    else:
-        assert process.returncode == 0
 
 
-def test_a_server_of_llama_cpp_with_a_template_of_its_own(verify, run):
+def test_a_server_of_llama_cpp_with_a_template_of_its_own(judged, run):
     """cyllama's writes System:, User:, Assistant:, whatever the file says."""
     from cyllama.llama.server.python import PythonServer, ServerConfig
 
@@ -108,26 +111,24 @@ def test_a_server_of_llama_cpp_with_a_template_of_its_own(verify, run):
     server = PythonServer(ServerConfig(str(file), port=port, n_ctx=512, model_alias=file.name))
     assert server.start()
     try:
-        process, found = verify(f"http://127.0.0.1:{port}/v1")
+        found = judged(f"http://127.0.0.1:{port}/v1")
     finally:
         server.stop()
-    assert process.returncode == 1
-    deciding = [finding["cause"] for finding in found["findings"] if finding["decides"]]
-    assert (found["served_as"], deciding) == ("q8_0", ["Another chat template, or none"])
+    assert (found.served.kind, causes(found)) == ("q8_0", ["Another chat template, or none"])
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("llama-server"), reason="no llama-server on PATH")
-def test_llama_cpps_own_server(verify, run):
+def test_llama_cpps_own_server(judged, run):
     (file,) = (run / "model" / "gguf").glob("*.gguf")
     with llama_server(file, run.parent, "--jinja") as ready:
-        process, found = verify(ready())
-    assert process.returncode == 0, process.stderr + process.stdout
-    assert (found["served_as"], found["numbers"]["prompts_by"]) == ("q8_0", "token ids")
-    assert found["numbers"]["kl"] < 0.03
+        found = judged(ready())
+    assert (causes(found), found.served.kind, found.numbers["prompts_by"]) == ([], "q8_0", "token ids")
+    assert found.numbers["kl"] < 0.03
     with llama_server(file, run.parent, "--no-jinja", "--chat-template", "zephyr") as ready:
-        _, found = verify(ready())
-    assert [finding["cause"] for finding in found["findings"]] == ["Another chat template, or none"]
+        assert causes(judged(ready())) == ["Another chat template, or none"]
     with llama_server(file, run.parent, "--jinja", "--repeat-penalty", "1.8") as ready:
-        _, found = verify(ready())
-    assert found["findings"][-1]["cause"] == "A repetition penalty of the server's own"
+        assert causes(judged(ready())) == ["A repetition penalty of the server's own"]
+
+
+def causes(found):
+    return [finding.cause for finding in found.deciding]
