@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from chatbot_sft import distributed, hydra_job, run_directory
 from chatbot_sft.config import SweepConfig, hydra_glue
@@ -18,9 +19,10 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.report.masking import mask_yaml
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.report import Report, now
+from chatbot_sft.run.report import Report, Status, now
 from chatbot_sft.sweep import points, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
+from chatbot_sft.sweep.display import Display
 from chatbot_sft.sweep.points import Space
 from chatbot_sft.sweep.sampling import Trials
 from chatbot_sft.sweep.study import State
@@ -95,7 +97,17 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     if places:
         launch.run(config, context, place, places)
         return
-    Worker(place, found, settings, jobs.at, jobs.place, trials).run()
+    trains = all(job.task == "train" for job in composed)
+    shows = trains and distributed.is_first() and not settings.worker
+    Worker(place, found, settings, jobs.at, jobs.place, trials, shown_in(place) if shows else None).run()
+
+
+def shown_in(place: Sweep) -> Display:
+    """What shows the jobs that this process trains; those that fail, and one that is stopped, it tells itself."""
+    # This stream, and not what takes its place while libraries are kept quiet.
+    return Display(
+        place.folder, Console(file=sys.stderr, highlight=False), told=[Status.FAILED, Status.INTERRUPTED]
+    )
 
 
 def begun(jobs: Jobs, settings: SweepConfig) -> Study:

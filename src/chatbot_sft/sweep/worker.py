@@ -35,6 +35,7 @@ from chatbot_sft.run.turn import Pruned, Turn
 from chatbot_sft.run_directory import Held, held
 from chatbot_sft.sweep import study, torchrun
 from chatbot_sft.sweep.directory import Point, Study, Sweep
+from chatbot_sft.sweep.display import Display
 from chatbot_sft.sweep.sampling import Trials
 from chatbot_sft.sweep.study import State
 from chatbot_sft.warm import Warm
@@ -62,6 +63,7 @@ class Worker:
     at: Callable[[Point], Job]
     new_folder: Callable[[int, Sequence[str]], str]
     trials: Trials | None = None
+    display: Display | None = None  # of all jobs, where no other process has one
     entries: list[Entry] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)  # of jobs that are done
     deadline: float | None = None
@@ -77,7 +79,8 @@ class Worker:
         """
         ended = False
         try:
-            with preemption.handled(), self._timeout():
+            watched = self.display.by_itself() if self.display else contextlib.nullcontext()
+            with preemption.handled(), watched, self._timeout():
                 if self.settings.pruner:
                     self._in_turns()
                 else:
@@ -277,7 +280,7 @@ class Worker:
         taken.job.end(entry.eval_loss)
         if not distributed.is_first():
             return
-        if entry.status == "completed" and (text := ending(report, str(entry.folder))):
+        if entry.status == "completed" and not self.display and (text := ending(report, str(entry.folder))):
             print(shown(text))
         study.record(self.place, entry.number, None)
         self._note(entry, report)
@@ -307,8 +310,8 @@ class Worker:
         let_go(error)
 
     def _page(self) -> None:
-        """Write the leaderboard as it stands now."""
-        if distributed.is_first():
+        """Write the leaderboard as it stands now, where no display does."""
+        if distributed.is_first() and not self.display:
             compare.write(self.place.folder)
 
     # In turns
