@@ -122,11 +122,11 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ({"trainig": {}}, "trainig: no such key; did you mean training?"),
         (
             {"model": {"load_in_4bit": "maybe"}},
-            "model.load_in_4bit='maybe': Value 'maybe' is not a valid bool (type str)",
+            "model.load_in_4bit='maybe': expected true or false",
         ),
         (
             {"lora": {"r": "many"}},
-            "lora.r='many': Value 'many' of type 'str' could not be converted to Integer",
+            "lora.r='many': expected a whole number",
         ),
         ({"lora": {"r": -1}}, "lora.r=-1: must be at least 0"),
         ({"lora": {"lora_dropout": 1.0}}, "lora.lora_dropout=1.0: must be at least 0 and below 1"),

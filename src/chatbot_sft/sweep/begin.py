@@ -69,7 +69,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
-    composed = [jobs.compose(point) for point in checked]
+    composed = hydra_glue.composed_jobs(checked, jobs.compose, numbered=not settings.sampler)
     wanted = [] if settings.sampler else checked
     if settings.dry_run:
         for line in listing(jobs, settings, wanted):
