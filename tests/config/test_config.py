@@ -108,6 +108,14 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             {"sweep": {"metric": ["a", "b"], "direction": ["minimise"]}},
             "sweep.direction=['minimise']: 1 directions for 2 metrics",
         ),
+        (
+            {"sweep": {"metric": "evaluation.passed"}},
+            "sweep.metric=evaluation.passed: no job would ask them; set training.golden_steps, for instance 10, and evaluation.golden=FILE",
+        ),
+        (
+            {"sweep": {"metric": "evaluation.passed", "pruner": "median"}, "training": {"eval_steps": 1}},
+            "sweep.metric=evaluation.passed: no job would ask them",
+        ),
         ({"sweep": {"metric": ["a", "b"]}}, "sweep.metric: two metrics need sweep.sampler=nsgaii"),
         (
             {"sweep": {"metric": ["a", "b"], "pruner": "median"}, "training": {"eval_steps": 1}},

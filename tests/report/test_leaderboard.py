@@ -198,6 +198,10 @@ def test_the_metric_and_its_direction_are_the_sweeps(tmp_path):
     assert [row.best.number for row in board.rows] == [1, 0]
     assert columns.LOSS in columns.figures(board)
     assert boards.of([sweep], maximise=False).rows[0].best.number == 0
+    # Of another metric than the sweep's: that metric's own.
+    other = written(tmp_path / "other", jobs)
+    assert boards.of([other]).rows[0].best.number == 0
+    assert boards.of([other], "training.tokens_per_second").rows[0].best.number == 1
 
 
 # Rows

@@ -154,7 +154,7 @@ class Jobs:
         self.ran.append(settings.seed)
         try:
             for step in range(1, 9):
-                yield Turn(step, 2 + 0.1 * settings.seed - 0.01 * step)
+                yield Turn(step, 2 + 0.1 * settings.seed - 0.01 * step, passed=0.1 * settings.seed)
                 if does := self.does.get(settings.seed):
                     does()
                 self.ran.append(settings.seed)
@@ -301,6 +301,35 @@ def test_all_curves_grow_together_and_the_worst_end_first(tmp_path, monkeypatch)
     jobs.work(revive=3)
     assert set(jobs.ran) == {3}
     assert jobs.statuses == ["done before", "pruned", "pruned", "completed"]
+
+
+def test_golden_answers_are_judged_by_where_they_are_the_metric(tmp_path, monkeypatch):
+    """The more pass the better: the other way round than the held-out losses of these jobs."""
+    jobs = pruned(tmp_path, monkeypatch, metric="evaluation.passed")
+    jobs.work()
+    assert jobs.statuses == ["pruned", "pruned", "pruned", "completed"]
+    assert (
+        jobs.place.run(Point(0, [], "0"))
+        .report()
+        .error.startswith("sweep.pruner=halving: evaluation.passed 0.000 at step 1; others are better")
+    )
+
+
+def test_a_metric_knows_which_way_it_is_better():
+    for metric, ways in (
+        ("training.eval_loss", ["minimise"]),
+        ("evaluation.passed", ["maximise"]),
+        (["training.eval_loss", "evaluation.passed"], ["minimise", "maximise"]),
+    ):
+        sweep = Config.from_mapping(
+            {
+                "sweep": {"metric": metric, "sampler": "nsgaii", "trials": 2},
+                "training": {"golden_steps": 1},
+                "evaluation": {"golden": "cases.jsonl"},
+            }
+        ).sweep
+        assert sweep.directions == ways
+        assert replace(sweep, direction="minimise").directions == ["minimise"] * len(ways)
 
 
 def test_a_signal_reaches_every_job_that_waits(tmp_path, monkeypatch):

@@ -537,6 +537,15 @@ class SaveConfig(Section):
         return list(dict.fromkeys(name.lower() for name in names))
 
 
+PASSED = "evaluation.passed"  # a metric: the share of golden cases, where training.golden_steps asks them
+MORE_IS_BETTER = (PASSED, "training.eval_token_accuracy", "training.tokens_per_second")
+
+
+def direction_of(metric: str) -> str:
+    """Which way a number of report.json is better, where nobody says."""
+    return "maximise" if metric in MORE_IS_BETTER else "minimise"
+
+
 @dataclass
 class SweepConfig:
     """Of `-m`: how its jobs are chosen and judged. Nothing here decides what any one of them trains."""
@@ -546,7 +555,11 @@ class SweepConfig:
         "what jobs are judged by: a number of report.json, or a list of two for sweep.sampler=nsgaii",
         decides=False,
     )
-    direction: Any = key("minimise", "minimise | maximise, or a list: one for each metric", decides=False)
+    direction: Any = key(
+        None,
+        "minimise | maximise, or a list: one for each metric; null: as the metric is meant",
+        decides=False,
+    )
     zip: list[str] = key(
         [],
         "keys whose lists go hand in hand, not every value with every other: [lora.r,lora.lora_alpha]",
@@ -611,8 +624,15 @@ class SweepConfig:
 
     @property
     def directions(self) -> list[str]:
-        """`direction` as a list, one for each metric where one word is given for all."""
-        return self.direction if isinstance(self.direction, list) else [self.direction] * len(self.metrics)
+        """`direction` as a list, one for each metric where one word, or none, is given for all."""
+        if isinstance(self.direction, list):
+            return self.direction
+        return [self.direction or direction_of(metric) for metric in self.metrics]
+
+    @property
+    def judged_by_answers(self) -> bool:
+        """Whether a pruner has golden answers to judge by, and not the held-out loss."""
+        return self.metrics == [PASSED]
 
 
 @dataclass

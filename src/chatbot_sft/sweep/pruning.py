@@ -1,4 +1,4 @@
-"""Which of the jobs under way end now: one of Optuna's pruners judges their held-out losses.
+"""Which of the jobs under way end now: one of Optuna's pruners judges their held-out losses, or golden answers.
 
 Optuna's pruners are made for trials that come one after another: what they say of a trial depends on those
 that were asked about before it. Jobs that take turns grow together, so each is judged as if it had come last:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-Curves = Mapping[int, Mapping[int, float]]  # job → step → held-out loss
+Curves = Mapping[int, Mapping[int, float]]  # job → step → what it is judged by
 
 HALVING, BRACKETS = 2, 3  # of so many jobs one goes on, at each rung
 NAME = "judged"  # Hyperband chooses a job's bracket by it, and by the job's number
@@ -23,12 +23,17 @@ FEWEST = 2  # others with a loss at the step: fewer have no median to speak of
 PATIENCE = 2  # evaluations without a better loss, before the median counts
 
 
-def worst(name: str, curves: Curves, asked: Collection[int], last: int | None) -> list[int]:
+def worst(
+    name: str, curves: Curves, asked: Collection[int], last: int | None, maximise: bool = False
+) -> list[int]:
     """Those of `asked` that the pruner `name` ends by the `curves` of all; `last` is the last step of a run."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    known = {job: curve for job, curve in curves.items() if curve}
+    sign = -1 if maximise else 1
+    known = {
+        job: {step: sign * value for step, value in curve.items()} for job, curve in curves.items() if curve
+    }
     judged = [job for job in asked if job in known]
     if len(known) < 2 or not judged:
         return []

@@ -143,14 +143,14 @@ class Trials:
         key = self.storage.get_trial_id_from_study_id_trial_number(study, number)
         return optuna.trial.Trial(self.study, key)
 
-    def report(self, number: int, step: int, loss: float) -> None:
+    def report(self, number: int, step: int, judged_by: float) -> None:
         """A point of a job's curve; one that is there already stays."""
         trial = self.study.trials[number]
         if step not in trial.intermediate_values and not trial.state.is_finished():
-            self._trial(number).report(loss, step)
+            self._trial(number).report(judged_by, step)
 
     def curves(self) -> dict[int, dict[int, float]]:
-        """Job → step → held-out loss."""
+        """Job → step → what it is judged by."""
         return {trial.number: trial.intermediate_values for trial in self.study.trials}
 
     def tell(self, number: int, report: Report, pruned: bool = False) -> None:

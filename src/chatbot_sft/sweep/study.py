@@ -78,7 +78,9 @@ def joined(
 def refuse_other(before: Study, now: Study, place: Sweep) -> None:
     """Raises UserError where the sweep of `before` cannot be gone on with by the command of `now`."""
     differences = [*_differences(before.overrides, now.overrides)]
-    if before.sampler or now.sampler:
+    if (
+        before.sampler or now.sampler or place.journal_file.exists()
+    ):  # what is in the journal is of one metric
         differences += [
             f"{name} {was or 'null'} → {now_is or 'null'}"
             for name, was, now_is in (
@@ -88,6 +90,7 @@ def refuse_other(before: Study, now: Study, place: Sweep) -> None:
             )
             if was != now_is
         ]
+    if before.sampler or now.sampler:
         differences += _differences(before.space, now.space)
     if differences:
         raise UserError(

@@ -22,6 +22,7 @@ from pathlib import Path
 from chatbot_sft import compare, distributed, preemption
 from chatbot_sft.config import SweepConfig
 from chatbot_sft.config.hydra_errors import said
+from chatbot_sft.config.schema import PASSED
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.export import check_overrides
 from chatbot_sft.hydra_job import Job
@@ -354,9 +355,12 @@ class Worker:
     def _turn(self, taken: Taken, live: list[Taken]) -> bool:
         """A turn of a job; whether it may be judged now: it goes on, and has another held-out loss."""
         turn = self._advance(taken, live)
-        if turn is None or turn.eval_loss is None or self.trials is None:
+        if turn is None or self.trials is None:
             return False
-        self.trials.report(taken.entry.number, turn.step, turn.eval_loss)
+        value = turn.passed if self.settings.judged_by_answers else turn.eval_loss
+        if value is None:
+            return False
+        self.trials.report(taken.entry.number, turn.step, value)
         self._page()
         return taken.entry.number != self.settings.revive
 
@@ -368,13 +372,16 @@ class Worker:
             return
         curves = self.trials.curves()
         last = max(taken.job.settings.training.max_steps or 0 for taken in asked) or None
-        ended = pruning.worst(self.settings.pruner, curves, [taken.entry.number for taken in asked], last)
+        numbers, answers = [taken.entry.number for taken in asked], self.settings.judged_by_answers
+        maximise = answers and self.settings.directions == ["maximise"]
+        ended = pruning.worst(self.settings.pruner, curves, numbers, last, maximise)
         for taken in asked:
             if taken.entry.number in ended:
-                step, loss = max(curves[taken.entry.number].items())
+                step, value = max(curves[taken.entry.number].items())
+                what = PASSED if answers else "held-out loss"
                 yield (
                     taken,
-                    f"sweep.pruner={self.settings.pruner}: held-out loss {loss:.3f} at step {step}; others are"
+                    f"sweep.pruner={self.settings.pruner}: {what} {value:.3f} at step {step}; others are"
                     f" better (sweep.revive={taken.entry.number} goes on with it)",
                 )
 
