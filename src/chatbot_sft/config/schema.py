@@ -47,6 +47,7 @@ FOUND = ("off", "note", "error", "drop")
 
 STEPS = 10**9
 SHARE = Bound(0, 1, below=True)
+SEED = Bound(0, 2**32 - 1)  # NumPy's largest
 # Entries of a run's lock (run/lock.py) that stand for keys whose own value does not say it.
 WEIGHTS = "model (config and weights)"
 ADAPTER = "model.adapter (weights)"
@@ -233,6 +234,12 @@ class DatasetConfig(Section):
     )
     max_rows: int | None = key(
         None, "at most so many rows, drawn with the seed", bound=Bound(1, STEPS), through=ROWS
+    )
+    split_seed: int | None = key(
+        None,
+        "which rows are chosen and which held out, whatever the seed; null: the seed",
+        bound=SEED,
+        through=ROWS,
     )
     shuffle: bool = key(True, "false: the file's order, and its first max_rows")
     system_prompt: str | None = key(None, "for conversations without one", through=ROWS)
@@ -715,10 +722,7 @@ class Config(Mapping[str, Any]):
         " adapter or a .gguf file; of task=verify: the run that a server is held against",
         decides=False,
     )
-    # The bound is NumPy's largest seed.
-    seed: int = key(
-        3407, "of the split, the order, the adapter's beginning and dropout", bound=Bound(0, 2**32 - 1)
-    )
+    seed: int = key(3407, "of the split, the order, the adapter's beginning and dropout", bound=SEED)
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -762,6 +766,12 @@ class Config(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.to_dict())
+
+    @property
+    def rows_seed(self) -> int:
+        """Which rows are chosen and held out."""
+        given = self.dataset.split_seed
+        return self.seed if given is None else given
 
     @property
     def full_finetuning(self) -> bool:

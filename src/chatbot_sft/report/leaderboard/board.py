@@ -152,7 +152,7 @@ def _board(
     ]
     table = rows(jobs, maximise)
     fault = _no_metric(metric, jobs)
-    said = [*notes, *_spread(table), *([fault] if fault else [])]
+    said = [*notes, *_spread(table), *_other_rows(metric, jobs), *([fault] if fault else [])]
     return Board(title, metric, maximise, keys, table, command, said, fault)
 
 
@@ -166,6 +166,17 @@ def _spread(table: Sequence[Row]) -> list[str]:
     return [
         f"{table[0].name} is first, but {others} cannot be told from it: the difference is smaller than the"
         f" spread over seeds (up to {spread:.2g})"
+    ]
+
+
+def _other_rows(metric: str, jobs: Sequence[Job]) -> list[str]:
+    """Where the losses are of other conversations in some jobs than in others."""
+    held_out = {job.held_out_rows for job in jobs} - {""}
+    if len(held_out) < 2 or not metric.startswith("training.eval_"):
+        return []
+    return [
+        "not all jobs hold out the same conversations: a part of what their held-out losses differ by is that;"
+        " dataset.split_seed or dataset.eval_data_path keeps them the same"
     ]
 
 
