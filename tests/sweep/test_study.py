@@ -19,7 +19,9 @@ from chatbot_sft.run.turn import Pruned, Turn
 from chatbot_sft.sweep import pruning, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import space
+from chatbot_sft.sweep.queue import Queue
 from chatbot_sft.sweep.sampling import DAMAGED, Trials
+from chatbot_sft.sweep.turns import InTurns
 from chatbot_sft.sweep.worker import Worker
 
 GRID = ["training.learning_rate=1e-4,1e-3", "lora.r=8,16"]
@@ -168,14 +170,9 @@ class Jobs:
     def work(self, **settings):
         if self.trials:
             self.trials.open(self.place)
-        worker = Worker(
-            self.place,
-            self.place.study(),
-            replace(self.settings, **settings),
-            self.at,
-            lambda n, _: str(n),
-            self.trials,
-        )
+        settings = replace(self.settings, **settings)
+        queue = Queue(self.place, self.place.study(), settings, lambda number, _: str(number), self.trials)
+        worker = (InTurns if settings.pruner else Worker)(queue, self.at)
         self.ran.clear()
         try:
             worker.run()
@@ -525,3 +522,22 @@ def test_a_job_has_the_files_that_hydra_writes_and_a_command_that_is_one_run(lau
     command = json.loads((job / "report.json").read_text())["command"]
     assert command.endswith(f"hydra.mode=RUN hydra.run.dir={job}")
     assert "seed=2" in command
+
+
+def test_what_a_sweep_asks_of_its_jobs_is_asked_of_each(launch, tmp_path):
+    """Not of the sweep, whose own part is read alone."""
+    cases = write_json(
+        tmp_path / "cases.jsonl", {"messages": [{"role": "user", "content": "Hi"}], "contains": "a"}
+    )
+    asks = [
+        f"evaluation.golden={cases}",
+        "training.golden_steps=1",
+        "sweep.metric=evaluation.passed",
+        "sweep.pruner=halving",
+    ]
+    process = launch("-m", *asks, "lora.r=8,16", "sweep.dry_run=true")
+    assert process.returncode == 0, process.stderr
+    refused = launch("-m", *asks, "training.golden_steps=1,null", "lora.r=8", "sweep.dry_run=true")
+    assert only_error(refused).startswith(
+        "job 1 (training.golden_steps=null): sweep.metric=evaluation.passed: no job"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -24,8 +24,10 @@ from chatbot_sft.sweep import points, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.display import Display
 from chatbot_sft.sweep.points import Space
+from chatbot_sft.sweep.queue import Queue
 from chatbot_sft.sweep.sampling import Trials
 from chatbot_sft.sweep.study import State
+from chatbot_sft.sweep.turns import InTurns
 from chatbot_sft.sweep.worker import Worker
 
 
@@ -65,7 +67,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     """
     from chatbot_sft.sweep import launch
 
-    settings = replace(points.settings(config), pruner=config.sweep.pruner, turn=config.sweep.turn)
+    settings = points.settings(config)
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
@@ -99,7 +101,9 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
         return
     trains = all(job.task == "train" for job in composed)
     shows = trains and distributed.is_first() and not settings.worker
-    Worker(place, found, settings, jobs.at, jobs.place, trials, shown_in(place) if shows else None).run()
+    queue = Queue(place, found, settings, jobs.place, trials)
+    worker = InTurns if settings.pruner else Worker
+    worker(queue, jobs.at, shown_in(place) if shows else None).run()
 
 
 def shown_in(place: Sweep) -> Display:
