@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -134,14 +136,14 @@ class Jobs:
 
     def leave(self, number, status, loss=2.0, **parts):
         """What a run leaves in its directory."""
-        settings = self.at(self.study.points[number]).settings
-        run = self.place.run(self.study.points[number])
+        point = Point(number, [], str(number))
+        settings, run = self.at(point).settings, self.place.run(point)
         run.folder.mkdir(exist_ok=True)
         report = Report.from_json(
             a_report(status=status, training={**TRAINING, "eval_loss": loss}, seed=number, **parts)
         )
-        run.write_report(report)
         run.write_config(settings.to_dict())
+        run.write_report(report)
         return report
 
     def run(self, settings, command, began, named, warm):
@@ -446,6 +448,64 @@ def test_what_is_not_installed_is_one_line(monkeypatch):
             Trials.of(config.sweep, space(CHOICES), 1)
         assert str(error.value) == message
     assert Trials.of(Config().sweep, space(GRID), 1) is None
+
+
+def test_cmaes_needs_a_package_of_its_own(monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cmaes" else found(name))
+    settings = Config.from_mapping({"sweep": {"sampler": "cmaes", "trials": 1}}).sweep
+    with pytest.raises(UserError, match=r"^sweep\.sampler=cmaes: needs cmaes; pip install cmaes$"):
+        Trials.of(settings, space(CHOICES), 1)
+
+
+# Several workers: here threads, with all that they share in the sweep's directory
+
+
+def at_once(jobs, words, **settings):
+    """Two workers to their ends."""
+    settings = replace(jobs.settings, worker=True, workers=2, **settings)
+
+    def work(ready):
+        trials = Trials.of(settings, space(words), 1)
+        ready.wait()
+        trials.open(jobs.place, alone=False)
+        queue = Queue(jobs.place, jobs.place.study(), settings, lambda number, _: str(number), trials)
+        (InTurns if settings.pruner else Worker)(queue, jobs.at).run()
+
+    ready = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for worker in [pool.submit(work, ready) for _ in range(2)]:
+            worker.result(60)
+    return [jobs.place.run(point).report() for point in jobs.place.study().points]
+
+
+def test_two_workers_prune_one_study(tmp_path, monkeypatch):
+    jobs = Jobs(tmp_path, monkeypatch, count=6)
+    reports = at_once(jobs, ["seed=0,1,2,3,4,5"], pruner="halving")
+    statuses = [report.status for report in reports]
+    assert statuses[0] == Status.COMPLETED  # the best
+    assert statuses[5] == Status.PRUNED
+    assert set(statuses) == {Status.COMPLETED, Status.PRUNED}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "metric"),
+    [("tpe", "training.eval_loss"), ("nsgaii", ["training.eval_loss", "training.tokens_per_second"])],
+)
+def test_two_workers_ask_one_sampler(tmp_path, monkeypatch, sampler, metric):
+    """Each point is chosen once and run once, and there are as many as were asked for."""
+    jobs = Jobs(tmp_path, monkeypatch, count=0)
+    settings = {"sampler": sampler, "metric": metric, "trials": 7}
+    reports = at_once(jobs, CHOICES, **settings)
+    assert sorted(jobs.ran) == list(range(7))
+    assert [report.status for report in reports] == [Status.COMPLETED] * 7
+    trials = Trials.of(replace(jobs.settings, **settings), space(CHOICES), 1)
+    trials.open(jobs.place, alone=False)
+    told = [trial.values for trial in trials.study.trials]
+    assert [values[0] for values in told] == list(range(7))
+    assert {len(values) for values in told} == {len(metric) if isinstance(metric, list) else 1}
 
 
 # Command lines that train nothing

@@ -181,7 +181,7 @@ def table(lines: Sequence[Line], most: int) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
     for title in ("job", "status", "step", "loss", "held out", "left", ""):
         right = title in ("step", "loss", "held out", "left")
-        drawn.add_column(title, justify="right" if right else "left", no_wrap=bool(title))
+        drawn.add_column(title, justify="right" if right else "left", no_wrap=True)
     for line in sorted(shown, key=lines.index):
         status = Text(line.status, style=COLOURS.get(line.status, ""))
         more = "  ".join(part for part in (line.settings, line.error) if part)

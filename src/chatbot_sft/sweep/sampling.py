@@ -63,7 +63,9 @@ class Trials:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if not alone:
-            self.study = self._opened(place)
+            with place.alone():  # the first worker may be the first to open it
+                self.study = self._opened(place)
+                self._restore(place)
             return
         cut_line(place)
         try:
