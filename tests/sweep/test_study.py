@@ -362,6 +362,8 @@ def curves(steps, jobs=6):
         ("median", (10,), []),
         ("median", (10, 20), [3, 4, 5]),
         ("halving", (10,), [3, 4, 5]),
+        ("halving", (10, 20, 40), []),  # half of the run: the last ones go to its end
+        ("median", (10, 20, 40), [3, 4, 5]),
         ("patient", (10, 20), []),
     ],
 )

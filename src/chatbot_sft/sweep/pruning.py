@@ -7,6 +7,7 @@ with the curves of all the others before it. Nothing is kept between two judgeme
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 Curves = Mapping[int, Mapping[int, float]]  # job → step → what it is judged by
 
 HALVING, BRACKETS = 2, 3  # of so many jobs one goes on, at each rung
+# Halving spares what has come to half of a run: to end one of the last two saves little, and it may be the
+# winner, as the order of close ones still changes while the learning rate falls.
+SPARED = 0.5
 NAME = "judged"  # Hyperband chooses a job's bracket by it, and by the job's number
 FEWEST = 2  # others with a loss at the step: fewer have no median to speak of
 PATIENCE = 2  # evaluations without a better loss, before the median counts
@@ -34,7 +38,8 @@ def worst(
     known = {
         job: {step: sign * value for step, value in curve.items()} for job, curve in curves.items() if curve
     }
-    judged = [job for job in asked if job in known]
+    until = SPARED * last if last and name == "halving" else math.inf
+    judged = [job for job in asked if job in known and max(known[job]) < until]
     if len(known) < 2 or not judged:
         return []
     first = min(min(curve) for curve in known.values())

@@ -62,6 +62,7 @@ class Trials:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.place = place
         if not alone:
             with place.alone():  # the first worker may be the first to open it
                 self.study = self._opened(place)
@@ -161,10 +162,11 @@ class Trials:
 
         values = [value(report, metric) for metric in self.settings.metrics]
         told = [one for one in values if one is not None]
-        if pruned and self.study.trials[number].intermediate_values:
-            self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
-        elif len(told) == len(values):
-            self.study.tell(number, told, skip_if_finished=True)
+        with self.place.alone():  # another worker may be telling it too
+            if pruned and self.study.trials[number].intermediate_values:
+                self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+            elif len(told) == len(values):
+                self.study.tell(number, told, skip_if_finished=True)
 
 
 def cut_line(place: Sweep) -> None:

@@ -58,6 +58,7 @@ class InTurns(Worker):
         turn = self._advance(taken, live)
         if turn is None or self.trials is None:
             return False
+        taken.steps = turn.steps
         value = turn.passed if self.settings.judged_by_answers else turn.eval_loss
         if value is None:
             return False
@@ -72,7 +73,7 @@ class InTurns(Worker):
         if not asked or self.trials is None or self.settings.pruner is None:
             return
         curves = self.trials.curves()
-        last = max(taken.job.settings.training.max_steps or 0 for taken in asked) or None
+        last = max(taken.steps or 0 for taken in asked) or None
         numbers, answers = [taken.entry.number for taken in asked], self.settings.judged_by_answers
         maximise = answers and self.settings.directions == ["maximise"]
         ended = pruning.worst(self.settings.pruner, curves, numbers, last, maximise)

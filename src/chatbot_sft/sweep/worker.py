@@ -49,6 +49,7 @@ class Taken:
     job: Job
     claim: contextlib.ExitStack
     turns: Generator[Turn, None, Report] | None = None  # where it takes turns with others
+    steps: int | None = None  # that it has, once it has taken one
 
 
 @dataclass

@@ -63,7 +63,7 @@ def wait(job: Job, step: Step) -> Generator[Turn, None, None]:
         close_books(job, step, job.taken)
         if job.ended:
             return
-    turn = Turn(job.state.global_step, job.evaluated, job.passed)
+    turn = Turn(job.state.global_step, job.evaluated, job.passed, job.state.max_steps)
     job.evaluated = job.passed = None
     waited_from = time.perf_counter()
     try:
