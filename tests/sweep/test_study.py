@@ -452,14 +452,19 @@ def test_what_is_not_installed_is_one_line(monkeypatch):
     assert Trials.of(Config().sweep, space(GRID), 1) is None
 
 
-def test_cmaes_needs_a_package_of_its_own(monkeypatch):
+def test_cmaes_needs_a_package_of_its_own_and_numbers(monkeypatch, caplog):
     import importlib.util
 
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cmaes" else found(name))
+    missing = {"cmaes"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else name)
     settings = Config.from_mapping({"sweep": {"sampler": "cmaes", "trials": 1}}).sweep
     with pytest.raises(UserError, match=r"^sweep\.sampler=cmaes: needs cmaes; pip install cmaes$"):
         Trials.of(settings, space(CHOICES), 1)
+    missing.clear()
+    assert Trials.of(settings, space(CHOICES), 1)
+    assert caplog.messages == [
+        "sweep: cmaes chooses numbers of intervals and ranges; drawn at random: seed=1,2,3"
+    ]
 
 
 # Several workers: here threads, with all that they share in the sweep's directory

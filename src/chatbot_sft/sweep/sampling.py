@@ -7,10 +7,11 @@ imported where one is asked for, and no earlier.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,11 @@ class Trials:
                 check_installed(f"sweep.{name}={asked}")
         if settings.sampler == "cmaes":
             check_installed("sweep.sampler=cmaes", "cmaes", "pip install cmaes")
+            if lists := [axis.typed for axis in space.axes if axis.quantity is None]:
+                log.warning(
+                    "sweep: cmaes chooses numbers of intervals and ranges; drawn at random: %s",
+                    "  ".join(lists),
+                )
         return cls(settings, space, seed) if settings.sampler or settings.pruner else None
 
     def open(self, place: Sweep, alone: bool = True) -> None:
@@ -184,9 +190,9 @@ def cut_line(place: Sweep) -> None:
 def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     from optuna import samplers
 
-    kinds = {
-        "random": samplers.RandomSampler, "tpe": samplers.TPESampler, "cmaes": samplers.CmaEsSampler,
-        "nsgaii": samplers.NSGAIISampler,
+    kinds: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+        "random": samplers.RandomSampler, "tpe": samplers.TPESampler, "nsgaii": samplers.NSGAIISampler,
+        "cmaes": functools.partial(samplers.CmaEsSampler, warn_independent_sampling=False),  # said once, above
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a part of one is experimental
