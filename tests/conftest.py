@@ -301,6 +301,20 @@ def tiny(tiny_llama, tmp_path_factory):
     ]
 
 
+@pytest.fixture
+def two_jobs(tmp_path):
+    """The directory of a sweep of two jobs, neither of which has been run."""
+    from chatbot_sft.sweep.directory import Point, Study, Sweep
+
+    place = Sweep(tmp_path / "sweep")
+    place.folder.mkdir()
+    points = [Point(number, [f"lora.r={4 + number}"], str(number)) for number in range(2)]
+    for point in points:
+        place.run(point).folder.mkdir()
+    place.write_study(Study("python -m chatbot_sft", "", "training.eval_loss", "minimise", [], [], points))
+    return place
+
+
 def conversations(count: int, **extra) -> list[dict]:
     return [
         {

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -95,8 +96,11 @@ class Started:
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
         """Until it has said so."""
+        self.wait_until(lambda: text in self.said(), seconds)
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 120) -> None:
         limit = time.monotonic() + seconds
-        while text not in self.said():
+        while not happened():
             assert time.monotonic() < limit, self.said()
             time.sleep(0.01)
 

@@ -216,8 +216,11 @@ def train(
         report.record(plan=stage.plan(session))
         return
     asked = golden_answers(session, prepared)
-    outcome = yield from stage.train(session, report.record, every)
-    report.record(**vars(outcome), evaluation=asked.summary() if asked else None)
+    try:
+        outcome = yield from stage.train(session, report.record, every)
+        report.record(**vars(outcome))
+    finally:
+        report.record(evaluation=asked.summary() if asked else None)
 
     saver = saver_of(stages, session, prepared, report)
     for warning in outcome.training.warnings:

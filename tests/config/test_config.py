@@ -108,6 +108,14 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             {"sweep": {"metric": ["a", "b"], "direction": ["minimise"]}},
             "sweep.direction=['minimise']: 1 directions for 2 metrics",
         ),
+        (
+            {"sweep": {"metric": "evaluation.passed"}},
+            "sweep.metric=evaluation.passed: no job would ask them; set training.golden_steps, for instance 10, and evaluation.golden=FILE",
+        ),
+        (
+            {"sweep": {"metric": "evaluation.passed", "pruner": "median"}, "training": {"eval_steps": 1}},
+            "sweep.metric=evaluation.passed: no job would ask them",
+        ),
         ({"sweep": {"metric": ["a", "b"]}}, "sweep.metric: two metrics need sweep.sampler=nsgaii"),
         (
             {"sweep": {"metric": ["a", "b"], "pruner": "median"}, "training": {"eval_steps": 1}},
@@ -122,11 +130,11 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ({"trainig": {}}, "trainig: no such key; did you mean training?"),
         (
             {"model": {"load_in_4bit": "maybe"}},
-            "model.load_in_4bit='maybe': Value 'maybe' is not a valid bool (type str)",
+            "model.load_in_4bit='maybe': expected true or false",
         ),
         (
             {"lora": {"r": "many"}},
-            "lora.r='many': Value 'many' of type 'str' could not be converted to Integer",
+            "lora.r='many': expected a whole number",
         ),
         ({"lora": {"r": -1}}, "lora.r=-1: must be at least 0"),
         ({"lora": {"lora_dropout": 1.0}}, "lora.lora_dropout=1.0: must be at least 0 and below 1"),

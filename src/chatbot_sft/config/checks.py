@@ -20,6 +20,7 @@ from chatbot_sft.config.schema import (
     DIRECTIONS,
     FORMATS,
     OUR_PACKAGE,
+    PASSED,
     SOURCE_BOUNDS,
     Config,
     DatasetConfig,
@@ -311,7 +312,13 @@ def _check_sweep(config: Config) -> None:
                 else f"sweep.sampler={sweep.sampler} chooses the points itself; leave one of the two out"
             )
             raise UserError(f"sweep.{name}={value}: {why}")
-    if sweep.pruner and config.training.eval_steps is None:
+    asked = config.training.golden_steps is not None
+    if config.task == "train" and PASSED in sweep.metrics and not asked:
+        raise UserError(
+            f"sweep.metric={PASSED}: no job would ask them; set training.golden_steps, for instance 10,"
+            " and evaluation.golden=FILE"
+        )
+    if sweep.pruner and not sweep.judged_by_answers and config.training.eval_steps is None:
         raise UserError(
             f"sweep.pruner={sweep.pruner} needs evaluations during training: set training.eval_steps,"
             " for instance 0.1"

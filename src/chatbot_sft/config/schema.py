@@ -51,6 +51,7 @@ OBJECTIVES = ("sft", "dpo", "orpo", "kto")
 
 STEPS = 10**9
 SHARE = Bound(0, 1, below=True)
+SEED = Bound(0, 2**32 - 1)  # NumPy's largest
 # Entries of a run's lock (run/lock.py) that stand for keys whose own value does not say it.
 WEIGHTS = "model (config and weights)"
 ADAPTER = "model.adapter (weights)"
@@ -238,6 +239,12 @@ class DatasetConfig(Section):
     )
     max_rows: int | None = key(
         None, "at most so many rows, drawn with the seed", bound=Bound(1, STEPS), through=ROWS
+    )
+    split_seed: int | None = key(
+        None,
+        "which rows are chosen and which held out, whatever the seed; null: the seed",
+        bound=SEED,
+        through=ROWS,
     )
     shuffle: bool = key(True, "false: the file's order, and its first max_rows")
     system_prompt: str | None = key(None, "for conversations without one", through=ROWS)
@@ -603,6 +610,15 @@ class SaveConfig(Section):
         return list(dict.fromkeys(name.lower() for name in names))
 
 
+PASSED = "evaluation.passed"  # a metric: the share of golden cases, where training.golden_steps asks them
+MORE_IS_BETTER = (PASSED, "training.eval_token_accuracy", "training.tokens_per_second")
+
+
+def direction_of(metric: str) -> str:
+    """Which way a number of report.json is better, where nobody says."""
+    return "maximise" if metric in MORE_IS_BETTER else "minimise"
+
+
 @dataclass
 class SweepConfig:
     """Of `-m`: how its jobs are chosen and judged. Nothing here decides what any one of them trains."""
@@ -612,7 +628,11 @@ class SweepConfig:
         "what jobs are judged by: a number of report.json, or a list of two for sweep.sampler=nsgaii",
         decides=False,
     )
-    direction: Any = key("minimise", "minimise | maximise, or a list: one for each metric", decides=False)
+    direction: Any = key(
+        None,
+        "minimise | maximise, or a list: one for each metric; null: as the metric is meant",
+        decides=False,
+    )
     zip: list[str] = key(
         [],
         "keys whose lists go hand in hand, not every value with every other: [lora.r,lora.lora_alpha]",
@@ -677,8 +697,15 @@ class SweepConfig:
 
     @property
     def directions(self) -> list[str]:
-        """`direction` as a list, one for each metric where one word is given for all."""
-        return self.direction if isinstance(self.direction, list) else [self.direction] * len(self.metrics)
+        """`direction` as a list, one for each metric where one word, or none, is given for all."""
+        if isinstance(self.direction, list):
+            return self.direction
+        return [self.direction or direction_of(metric) for metric in self.metrics]
+
+    @property
+    def judged_by_answers(self) -> bool:
+        """Whether a pruner has golden answers to judge by, and not the held-out loss."""
+        return self.metrics == [PASSED]
 
 
 @dataclass
@@ -761,10 +788,7 @@ class Config(Mapping[str, Any]):
         " adapter or a .gguf file; of task=verify: the run that a server is held against",
         decides=False,
     )
-    # The bound is NumPy's largest seed.
-    seed: int = key(
-        3407, "of the split, the order, the adapter's beginning and dropout", bound=Bound(0, 2**32 - 1)
-    )
+    seed: int = key(3407, "of the split, the order, the adapter's beginning and dropout", bound=SEED)
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -809,6 +833,12 @@ class Config(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.to_dict())
+
+    @property
+    def rows_seed(self) -> int:
+        """Which rows are chosen and held out."""
+        given = self.dataset.split_seed
+        return self.seed if given is None else given
 
     @property
     def full_finetuning(self) -> bool:

@@ -265,7 +265,7 @@ def prepare(
 def _split(settings: Config, corpus: Corpus, entry: store.Entry) -> Split:
     dataset, given = settings.dataset, bool(corpus.held_out)
     keep_bad, keep_leaks = dataset.on_bad_row == "warn", dataset.on_contamination == "drop"
-    return split(entry.table(), dataset.eval_fraction, given, keep_bad, settings.seed, keep_leaks)
+    return split(entry.table(), dataset.eval_fraction, given, keep_bad, settings.rows_seed, keep_leaks)
 
 
 def _as_told(settings: Config, entry: store.Entry, chosen: Split, found: content.Found) -> Split:
@@ -304,6 +304,7 @@ def _counted(
         max_length=int(tokens[training].max(initial=0)),
         truncated_rows=int(truncated[chosen.once].sum()),
         fingerprint=hashlib.sha256(text).hexdigest(),
+        held_out_fingerprint=hashlib.sha256(np.sort(identity[chosen.held_out]).tobytes()).hexdigest(),
     )
 
 

@@ -110,7 +110,7 @@ def _key(settings: Config, corpus: Corpus, tokenizer: ChatTokenizer, detector: D
         policy = dataset.personal_data if dataset.personal_data in ("drop", "redact") else "note"
         options["personal_data"] = f"{policy} {detector.signature}"
     chosen = (
-        settings.seed
+        settings.rows_seed
         if dataset.max_rows or any(source.weight or source.count for source in dataset.mixture)
         else None
     )
@@ -262,7 +262,7 @@ def _limits(settings: Config, corpus: Corpus) -> Limits | None:
     available = [sum(1 for _ in corpus.rows(source)) for source in mixture]
     wanted = wanted_rows(available, mixture, dataset.max_rows)
     uses = [
-        chosen_rows(rows, number, dataset.shuffle, settings.seed + i)
+        chosen_rows(rows, number, dataset.shuffle, settings.rows_seed + i)
         for i, (rows, number) in enumerate(zip(available, wanted, strict=True))
     ]
     return Limits(available, uses)

@@ -22,6 +22,7 @@ from chatbot_sft.run.report import DamagedReport, Report, write_json
 
 REPORT, CONFIG = "report.json", "config.yaml"
 HOLDER = ".lock.json"  # whose process runs in it, or ran there last: see run_directory.py
+PROGRESS = ".progress.json"  # how far its training is, or was there last
 EVALUATIONS = "evaluations.jsonl"  # in the checkpoints, a line as soon as an evaluation was made
 FILES = (
     REPORT,
@@ -69,6 +70,11 @@ class Run:
     @property
     def log_file(self) -> Path:
         return self.folder / "run.log"
+
+    @property
+    def progress_file(self) -> Path:
+        """How far its training is, for whoever watches; written anew about once a second."""
+        return self.folder / PROGRESS
 
     @property
     def config_file(self) -> Path:

@@ -180,6 +180,7 @@ class DatasetStatistics:
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order.
     fingerprint: str = ""
+    held_out_fingerprint: str = ""  # SHA-256 of those that are held out, in any order
     system_prompt: str | None = None  # what most conversations begin with, where the model was loaded
 
     @property
