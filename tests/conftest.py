@@ -4,12 +4,14 @@ the real SmolLM2.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -24,6 +26,8 @@ settings.register_profile("chatbot_sft", deadline=None)
 settings.load_profile("chatbot_sft")
 # Two workers on two cores: a thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A freed tensor's memory is kept for the next one: page faults were a third of a run's time.
+os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
 # Nothing a test does may reach the network; read at import by huggingface_hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("HF_TOKEN", None)
@@ -46,6 +50,28 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
         elif item.get_closest_marker("slow") is None:
             item.add_marker("fast")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = dealt(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
+def dealt(items, workers):
+    """Each worker begins with one part of the list, and what is left of the other's it takes from the end: so
+    every part has files of slow tests, and then fast ones, which alone are left for that.
+    """
+    slow, fast = {}, []
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow.setdefault(item.path, []).append(item)
+        else:
+            fast.append(item)
+    parts = [[] for _ in range(workers)]
+    for tests in slow.values():
+        min(parts, key=len).extend(tests)
+    for part in parts[:-1]:
+        count = max(0, len(items) // workers - len(part))
+        part += fast[:count]
+        del fast[:count]
+    return [*itertools.chain(*parts), *fast]
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +99,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def warm(cache):
     """`warm.run(["-m", "chatbot_sft", …], cwd)`: see warm.py."""
-    warm = Warm("transformers")
+    warm = Warm("transformers", cache.parent)
     yield warm
     warm.close()
 
@@ -81,17 +107,28 @@ def warm(cache):
 @pytest.fixture(scope="session")
 def light(cache):
     """The same without torch."""
-    warm = Warm("none")
+    warm = Warm("none", cache.parent)
     yield warm
     warm.close()
 
 
 @pytest.fixture(scope="session")
-def warm_unsloth(cache):
-    """The same with Unsloth, which has to be imported before the others."""
-    warm = Warm("unsloth")
+def warm_unsloth(cache, warm):
+    """The same with Unsloth, which has to be imported before the others. What it exports is read in a fork of
+    `warm`.
+    """
+    warm = Warm("unsloth", cache.parent)
     yield warm
     warm.close()
+
+
+@pytest.fixture
+def warm_probe(warm, monkeypatch):
+    """An export that a test makes in this process is read by a fork of a warm one, not by one that imports
+    torch anew.
+    """
+    forked = SimpleNamespace(run=lambda command, env, **_: warm.run(command[1:], Path.cwd(), env))
+    monkeypatch.setattr("chatbot_sft.save.verify.probe.subprocess", forked)
 
 
 @pytest.fixture
@@ -119,6 +156,24 @@ def launch(request, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """`stand_in("vllm")` is a server of that kind, of tests/served, which ends with the test."""
+    from stand_in import StandIn
+
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    made = []
+
+    def make(kind):
+        made.append(StandIn(kind))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
 
 
 @pytest.fixture
@@ -192,20 +247,33 @@ def tokenizer(smollm2):
 
 @pytest.fixture(scope="session")
 def tiny_llama(smollm2, tmp_path_factory):
-    """A Llama of random weights with SmolLM2's tokenizer: two small layers, for tests about everything but
-    the answers.
+    """A Llama of random weights with the first tokens of SmolLM2's tokenizer: two small layers, for tests
+    about everything but the answers.
     """
-    return random_llama(tmp_path_factory.mktemp("models") / "tiny-llama", smollm2, 32)
+    from replicas import small_vocabulary
+
+    folder = tmp_path_factory.mktemp("models")
+    whole = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    write_json(tokenizer / "tokenizer.json", small_vocabulary(whole))
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(smollm2 / name, tokenizer)
+    return random_llama(folder / "tiny-llama", tokenizer, 32, vocabulary=2000)
 
 
-def random_llama(folder: Path, tokenizer: Path, width: int) -> Path:
-    """bitsandbytes wants a `width` of 64 and more."""
+def random_llama(
+    folder: Path, tokenizer: Path, width: int, vocabulary: int = 49152, spread: float = 0.02
+) -> Path:
+    """bitsandbytes wants a `width` of 64 and more; with a `spread` of 0.3 the model is sure of what it says, and an
+    adapter can change that.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=spread, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
@@ -215,20 +283,36 @@ def random_llama(folder: Path, tokenizer: Path, width: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_llama):
-    """Arguments of a run that takes seconds: the tiny model, the plain engine, two steps."""
+def tiny(tiny_llama, tmp_path_factory):
+    """Arguments of a run that takes two seconds: the tiny model, the plain engine, two steps, conversations
+    of a few words.
+    """
+    data = write_json(tmp_path_factory.mktemp("data") / "chats.json", conversations(60))
     return [
         "model=local",
         f"model.name={tiny_llama}",
         "model.load_in_4bit=false",
         "model.engine=transformers",
-        f"dataset.data_path={EXAMPLE}",
-        "dataset.max_rows=60",
+        f"dataset.data_path={data}",
         "training.max_steps=2",
         "training.batch_layout=as_configured",
         "training.sample_max_new_tokens=4",
         "save.verify=false",
     ]
+
+
+@pytest.fixture
+def two_jobs(tmp_path):
+    """The directory of a sweep of two jobs, neither of which has been run."""
+    from chatbot_sft.sweep.directory import Point, Study, Sweep
+
+    place = Sweep(tmp_path / "sweep")
+    place.folder.mkdir()
+    points = [Point(number, [f"lora.r={4 + number}"], str(number)) for number in range(2)]
+    for point in points:
+        place.run(point).folder.mkdir()
+    place.write_study(Study("python -m chatbot_sft", "", "training.eval_loss", "minimise", [], [], points))
+    return place
 
 
 def conversations(count: int, **extra) -> list[dict]:

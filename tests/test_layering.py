@@ -32,8 +32,9 @@ RULES = {
         ("chatbot_sft.save",),
         {},
     ),
-    "inference": (("chatbot_sft.train", "chatbot_sft.save"), {}),
-    "evaluation": (("chatbot_sft.train", "chatbot_sft.save"), {}),
+    "inference": (("chatbot_sft.train", "chatbot_sft.save", "chatbot_sft.served"), {}),
+    "evaluation": (("chatbot_sft.train", "chatbot_sft.save", "chatbot_sft.served"), {}),
+    "served": (("chatbot_sft.train", "chatbot_sft.model"), {}),
 }
 HYDRA = {
     "cli.py",

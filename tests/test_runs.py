@@ -626,12 +626,16 @@ def test_a_glob_over_options_is_a_sweep(launch, data, swept, jobs):
 def test_an_interrupted_sweep_does_not_begin_the_next_job(warm, tmp_path, tiny):
     sweep = [*tiny, "training.max_steps=2000", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep"]
     started = warm.start(["-m", "chatbot_sft", "-m", *sweep], tmp_path)
-    started.wait_for("\nstep 1/")
+    started.wait_for("\njob 0  running  step ")
     started.send_signal(signal.SIGINT)
     run = started.finish(120)
     assert run.returncode == 130, run.stderr
     assert not (tmp_path / "sweep" / "1").exists()
     assert run.stdout.splitlines()[-1].startswith("job 0  interrupted")
+    last = json.loads((tmp_path / "sweep" / "0" / "report.json").read_text())["training"]["history"][-1][
+        "step"
+    ]
+    assert (tmp_path / "sweep" / "0" / "checkpoints" / f"checkpoint-{last}").is_dir()  # nothing is lost
     assert "Traceback" not in run.stderr
 
 

@@ -1,9 +1,5 @@
 """Every Python snippet of the original training module's document runs; only the import line is ours."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from conftest import EXAMPLE, SEED, random_llama
 
@@ -147,8 +143,7 @@ def test_the_seeds_snippets_run_in_order(engine, request, smollm2, tmp_path):
     assert (tmp_path / "checkpoints" / "model.gguf").read_bytes()[:4] == b"GGUF"
 
 
-@pytest.mark.slow
-def test_the_embedded_model_has_its_name_in_a_seed_yaml_too(tmp_path):
+def test_the_embedded_model_has_its_name_in_a_seed_yaml_too(warm_unsloth, tmp_path):
     """Four bits, as the seed's YAML asks: on the CPU, with the real model and the real Unsloth."""
     (tmp_path / "sft.yaml").write_text("model:\n  name: smollm2\n")
     program = (
@@ -157,13 +152,6 @@ def test_the_embedded_model_has_its_name_in_a_seed_yaml_too(tmp_path):
         "from chatbot_sft.model.load import count_parameters\n"
         "print('parameters', *count_parameters(model), tokenizer.eos_token)\n"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ},
-    )
+    process = warm_unsloth.run(["-c", program], tmp_path)
     assert process.returncode == 0, process.stderr
     assert "parameters 4884480 139399488 <|im_end|>" in process.stdout

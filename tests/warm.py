@@ -1,12 +1,14 @@
 """Python processes without the ten seconds in which each imports torch, transformers and TRL.
 
-`Warm("transformers")` starts a process that imports what a run needs; `Warm("none")` what a command needs
-that trains nothing.
+`Warm("transformers", folder)` is a process that imports what a run needs; `Warm("none", folder)` what a
+command needs that trains nothing. The workers of a test session have one of each: the first that wants it
+starts it, it listens in `folder`, and ends with the last of them.
 `warm.run(["-m", "chatbot_sft", …], cwd)` is what `subprocess.run([sys.executable, "-m", "chatbot_sft", …],
 cwd=cwd)` is, in a process that the warm one forks: with an exit code, a standard output and error, signals
 and an end of its own. Nothing of torch is used before the fork. What a library reads as it is imported
 (HF_HOME, RANK) it has read already, so a test of such a variable, or of the imports themselves, starts a
-process of its own.
+process of its own. So does no verification of an export within: it is a fork too (the cold run of test_train.py has
+the real one).
 """
 
 import gc
@@ -15,6 +17,7 @@ import json
 import logging
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -22,7 +25,10 @@ import sys
 import tempfile
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 LIGHT = ("chatbot_sft.cli", "chatbot_sft.pipeline")  # none of them imports torch
 MODULES = (
@@ -33,25 +39,40 @@ MODULES = (
 
 
 class Warm:
-    def __init__(self, engine: str):
-        self.control, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, __file__, engine, str(theirs.fileno())]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-            )
+    def __init__(self, engine: str, folder: Path):
+        address = folder / f"{engine}.sock"
+        with FileLock(f"{address}.lock"):
+            try:
+                self.control = connected(address)
+            except OSError:  # nobody listens, or not any more
+                address.unlink(missing_ok=True)
+                with socket.socket(socket.AF_UNIX) as listener:
+                    listener.bind(str(address))
+                    listener.listen()
+                    command = [sys.executable, __file__, engine, str(listener.fileno())]
+                    self.process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        pass_fds=[listener.fileno()],
+                    )
+                self.control = connected(address)
 
     def start(self, arguments, cwd, env=None) -> "Started":
-        return Started(
-            self.control, [str(argument) for argument in arguments], cwd, {**os.environ, **(env or {})}
-        )
+        arguments = [str(argument) for argument in arguments]
+        return Started(self.control, arguments, cwd, {**os.environ, **(env or {})})
 
     def run(self, arguments, cwd, env=None, timeout=600) -> subprocess.CompletedProcess:
         return self.start(arguments, cwd, env).finish(timeout)
 
     def close(self):
         self.control.close()
-        self.process.wait(timeout=60)
+
+
+def connected(address: Path) -> socket.socket:
+    control = socket.socket(socket.AF_UNIX)
+    control.connect(str(address))
+    return control
 
 
 class Started:
@@ -75,8 +96,11 @@ class Started:
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
         """Until it has said so."""
+        self.wait_until(lambda: text in self.said(), seconds)
+
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 120) -> None:
         limit = time.monotonic() + seconds
-        while text not in self.said():
+        while not happened():
             assert time.monotonic() < limit, self.said()
             time.sleep(0.01)
 
@@ -117,26 +141,38 @@ def prepare(engine: str) -> None:
     gc.freeze()  # no child collects what it was born with: it would copy every page of it
 
 
-def serve(control: socket.socket) -> dict:
+def serve(listener: socket.socket) -> dict:
     """Returns in each forked process, with what is asked of it."""
-    waiting = set()
+    waiting, workers = set(), []
     while True:
-        word, files, _, _ = socket.recv_fds(control, 1, 4)
-        if not word:
+        for ready in select.select([listener, *workers], [], [])[0]:
+            if ready is listener:
+                workers.append(listener.accept()[0])
+                continue
+            word, files, _, _ = socket.recv_fds(ready, 1, 4)
+            if not word:
+                workers.remove(ready)
+                ready.close()
+                continue
+            waiter = os.fork()
+            if waiter == 0:
+                for other in (listener, *workers):
+                    other.close()
+                return asked(*files)
+            waiting.add(waiter)
+            waiting -= {waiter for waiter in waiting if os.waitpid(waiter, os.WNOHANG)[0]}
+            for file in files:
+                os.close(file)
+        if not workers:
             for waiter in waiting:
                 os.waitpid(waiter, 0)
             sys.exit()
-        waiter = os.fork()
-        if waiter == 0:
-            break
-        waiting.add(waiter)
-        waiting -= {waiter for waiter in waiting if os.waitpid(waiter, os.WNOHANG)[0]}
-        for file in files:
-            os.close(file)
-    order, out, err, reply = files
-    control.close()
+
+
+def asked(order: int, out: int, err: int, reply: int) -> dict:
+    """What is asked, in a child of this process, which waits for it and says how it ended."""
     child = os.fork()
-    if child:  # waits, and says how it ended
+    if child:
         os.write(reply, f"{child}\n".encode())
         os.write(reply, f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
         os._exit(0)
@@ -144,9 +180,20 @@ def serve(control: socket.socket) -> dict:
     os.dup2(out, 1)
     os.dup2(err, 2)
     asked = json.loads(Path(f"/proc/self/fd/{order}").read_text(encoding="utf-8"))
-    for file in files:
+    for file in (order, out, err, reply):
         os.close(file)
     return asked
+
+
+def probe_in_a_fork(address: Path) -> None:
+    """Of the process that listens there."""
+    from chatbot_sft.save.verify import probe
+
+    def run(command, env, **_):
+        with connected(address) as control:
+            return Started(control, command[1:], Path.cwd(), env).finish()
+
+    probe.subprocess = types.SimpleNamespace(run=run)
 
 
 def become(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
@@ -169,4 +216,9 @@ def become(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     prepare(sys.argv[1])
-    become(**serve(socket.socket(fileno=int(sys.argv[2]))))
+    listener = socket.socket(fileno=int(sys.argv[2]))
+    address = Path(listener.getsockname()).with_name("transformers.sock")
+    order = serve(listener)
+    if sys.argv[1] != "none":
+        probe_in_a_fork(address)
+    become(**order)

@@ -24,8 +24,9 @@ from chatbot_sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Tokenised rows, converted models, measured layouts, what PyTorch and Unsloth compiled, what a judge found.
-PARTS = ("data", "models", "layouts", "compiled", "unsloth_compiled", "verdicts")
+# Tokenised rows, what was found in them, converted models, measured layouts, what PyTorch and Unsloth compiled,
+# what a judge found.
+PARTS = ("data", "findings", "models", "layouts", "compiled", "unsloth_compiled", "verdicts")
 VARIABLE = "CHATBOT_SFT_CACHE"
 SPARE = "CHATBOT_SFT_SPARE_CACHE"  # set by the process that made one, for those it starts
 CHECKSUMS = "checksums.json"

@@ -1,4 +1,4 @@
-"""`python -m chatbot_sft.chat PATH`: talk with a run, an export or a GGUF file, or with two side by side."""
+"""`python -m chatbot_sft.chat PATH`: talk with a run, an export, a GGUF file or a server, or with two of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -27,6 +27,7 @@ from chatbot_sft.inference.opening import find
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.engine import prepare_environment
 from chatbot_sft.report.plain import plain, plain_line, shown, shown_line
+from chatbot_sft.served.chat_model import ServedModel, grouped, is_word
 
 if TYPE_CHECKING:
     from chatbot_sft.inference import ChatModel
@@ -58,11 +59,12 @@ def parse() -> argparse.Namespace:
         description="Talk with a model in the terminal, or with two side by side.",
     )
     parser.add_argument(
-        "path",
+        "paths",
         metavar="PATH",
-        help="a run directory, an export, a checkpoint or a .gguf file; smollm2: the embedded model",
+        nargs="+",
+        help="a run directory, an export, a checkpoint or a .gguf file; smollm2: the embedded model; url=http://HOST:PORT/v1"
+        " [model=NAME] [api_key_variable=NAME]: a server; a second one stands beside it",
     )
-    parser.add_argument("second", metavar="PATH2", nargs="?", help="another one, beside the first")
     parser.add_argument("--prompt", metavar="TEXT", help="print the answer to TEXT and nothing else")
     parser.add_argument(
         "--system", metavar="TEXT", help="the system message; without it, the one the model was trained with"
@@ -92,8 +94,16 @@ def parse() -> argparse.Namespace:
         "--before", action="store_true", help="first the model that PATH was trained on, beside it"
     )
     arguments = parser.parse_args()
-    if arguments.before and arguments.second:
+    try:
+        arguments.paths = grouped(arguments.paths)
+    except UserError as error:
+        parser.error(str(error))
+    if len(arguments.paths) > 2:
+        parser.error(f"{arguments.paths[2][0]}: two models stand side by side, not more")
+    if arguments.before and len(arguments.paths) > 1:
         parser.error("--before takes one PATH: its base is the other")
+    if arguments.before and is_word(arguments.paths[0][0]):
+        parser.error("--before: what a server's model was trained on is not known; name the run")
     if arguments.prompt is not None and not arguments.prompt.strip():
         parser.error("--prompt: empty")
     return arguments
@@ -130,7 +140,12 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if terminal:
         for speaker in speakers:
-            chat.note(f"{speaker.title}: {speaker.model.name}, {speaker.model.context:,} tokens of context")
+            of_context = (
+                ""
+                if isinstance(speaker.model, ServedModel)
+                else f", {speaker.model.context:,} tokens of context"
+            )
+            chat.note(f"{speaker.title}: {speaker.model.name}{of_context}")
         if told:
             chat.note(told)
         chat.note("/help lists the commands; exit, quit or Ctrl-D ends")
@@ -142,7 +157,7 @@ class Speaker:
     """A model and its own side of the conversation: questions and answers by turns."""
 
     title: str
-    model: ChatModel
+    model: ChatModel | ServedModel
     turns: list[Message] = field(default_factory=list)
     trained_system: str = ""  # the system prompt of its training data
     # The system messages that its answers were given under, each once.
@@ -150,21 +165,24 @@ class Speaker:
 
 
 def open_speakers(arguments: argparse.Namespace) -> list[Speaker]:
-    paths = [path for path in (arguments.path, arguments.second) if path]
-    files = [find(path) for path in paths]  # all of them before the first is loaded
+    # All of them are found before the first is loaded.
+    found = [ServedModel.open(words) if is_word(words[0]) else find(words[0]) for words in arguments.paths]
     with quiet():
-        if arguments.before:
-            before, after = files[0].open_base(), files[0].open()
-            system = trained_system(files[0], after)  # for both: they are asked the same
+        if arguments.before and not isinstance(found[0], ServedModel):
+            before, after = found[0].open_base(), found[0].open()
+            system = trained_system(found[0], after)  # for both: they are asked the same
             return [
                 Speaker("before", before, trained_system=system),
                 Speaker("after", after, trained_system=system),
             ]
-        models = [file.open() for file in files]
-        return [
-            Speaker(title, model, trained_system=trained_system(file, model))
-            for title, file, model in zip(paths, files, models, strict=True)
-        ]
+        return [speaker(words[0], one) for words, one in zip(arguments.paths, found, strict=True)]
+
+
+def speaker(title: str, found: ModelOnDisk | ServedModel) -> Speaker:
+    if isinstance(found, ServedModel):
+        return Speaker(found.server.url, found)
+    model = found.open()
+    return Speaker(title, model, trained_system=trained_system(found, model))
 
 
 def trained_system(file: ModelOnDisk, model: ChatModel) -> str:
@@ -292,8 +310,13 @@ class Chat:
                 self.note(f"({speaker.title}: {remarks})" if several else f"({remarks})")
         print()
 
-    def answer(self, model: ChatModel, prompt: Sequence[int], show: Callable[[str], None]) -> tuple[str, str]:
+    def answer(
+        self, model: ChatModel | ServedModel, prompt: Sequence[Any], show: Callable[[str], None]
+    ) -> tuple[str, str]:
         """(answer, what ended it, unless the model itself); `show` is told the text as it grows."""
+        if isinstance(model, ServedModel):
+            with unseen_keys():
+                return model.say(prompt, self.max_new_tokens, self.temperature, show)
         said: list[int] = []
 
         def hear(token: int) -> None:
@@ -314,13 +337,14 @@ class Chat:
         )
         return model.text(said), f"cut off after {len(said)} tokens: {limit}"
 
-    def printed(self, model: ChatModel, prompt: Sequence[int]) -> tuple[str, str]:
+    def printed(self, model: ChatModel | ServedModel, prompt: Sequence[Any]) -> tuple[str, str]:
         """`answer`, on lines of its own."""
-        answer = self.answer(model, prompt, Printer(sys.stdout))
-        print()
-        return answer
+        try:
+            return self.answer(model, prompt, Printer(sys.stdout))
+        finally:
+            print()
 
-    def in_columns(self, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str]]:
+    def in_columns(self, prompts: Sequence[Sequence[Any]]) -> list[tuple[str, str]]:
         """`answer` of each model, one after the other, in columns side by side."""
         columns = Columns([speaker.title for speaker in self.speakers])
         answers = []
@@ -362,10 +386,10 @@ def user(text: str) -> Message:
 
 
 def fitting(
-    model: ChatModel, opening: list[Message], turns: list[Message], max_new_tokens: int
-) -> tuple[list[Message], list[int]]:
-    """(turns, their prompt's token ids): the newest of `turns` that leave room in the model's context for an
-    answer, the last at least.
+    model: ChatModel | ServedModel, opening: list[Message], turns: list[Message], max_new_tokens: int
+) -> tuple[list[Message], list[Any]]:
+    """(turns, their prompt's token ids, or its messages for a server): the newest of `turns` that leave room in
+    the model's context for an answer, the last at least.
 
     An answer may have `max_new_tokens`, but no more than half of the context.
 

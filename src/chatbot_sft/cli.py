@@ -152,6 +152,7 @@ def main() -> None:
 
 def start(words: list[str]) -> None:
     """What the words of a command line ask for."""
+    words = command_line.of_a_server(words)
     given = command_line.check(words)
     if given.config_dir:
         text_files.check_options(Path(given.config_dir))

@@ -29,7 +29,7 @@ FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
     "--experimental-rerun",
 )  # fmt: skip
-TASKS = ("train", "check", "plan", "export", "evaluate")
+TASKS = ("train", "check", "plan", "export", "evaluate", "verify")
 PROGRAMS = ("chat", "doctor")  # of this package, beside the launcher
 YAML = (".yaml", ".yml")
 OF_A_FILE = ("config", "config_file", "yaml")  # flags of other tools that name a file of settings
@@ -41,6 +41,13 @@ def version() -> str:
     """`chatbot_sft 0.1.0 (Python 3.11.7, Hydra 1.3.8)`; `python -m chatbot_sft.doctor` says the rest."""
     own = importlib.metadata.version("chatbot-sft")
     return f"chatbot_sft {own} (Python {platform.python_version()}, Hydra {hydra_version})"
+
+
+def of_a_server(words: Sequence[str]) -> list[str]:
+    """`url=` and `model=` written out, where the task puts questions to a server: there is no other model."""
+    if not {"task=evaluate", "task=verify"} & set(words):
+        return list(words)
+    return [re.sub(r"^(url|model)=", r"evaluation.\1=", word) for word in words]
 
 
 def check(words: Sequence[str]) -> Namespace:

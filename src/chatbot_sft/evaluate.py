@@ -1,4 +1,5 @@
-"""`python -m chatbot_sft.evaluate --export inspect FILE`: the cases of a golden file for an evaluation framework.
+"""`python -m chatbot_sft.evaluate --export inspect FILE`, or `lm-eval`: the cases of a golden file for an evaluation
+framework.
 
 Benchmarks and agents are their work; golden answers are `python -m chatbot_sft task=evaluate`.
 """
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from chatbot_sft.arguments import Parser, fail
 from chatbot_sft.errors import UserError
-from chatbot_sft.evaluation import cases, inspect_dataset
+from chatbot_sft.evaluation import cases, inspect_dataset, lm_eval_task
+from chatbot_sft.report.plain import shown_line
 
 
 def main() -> None:
@@ -21,13 +23,28 @@ def main() -> None:
         " python -m chatbot_sft task=evaluate run=RUN evaluation.golden=FILE",
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the golden file")
-    parser.add_argument("--export", choices=["inspect"], required=True, help="a JSON dataset of Inspect")
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="where it goes; the terminal, where none is named"
+        "--export",
+        choices=["inspect", "lm-eval"],
+        required=True,
+        help="a JSON dataset of Inspect, or a task of the lm-evaluation-harness",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="where it goes, a folder for lm-eval; the terminal, where none is named",
     )
     arguments = parser.parse_args()
+    if arguments.export == "lm-eval" and arguments.output is None:
+        parser.error("--export lm-eval writes several files: name a new folder with --output")
     try:
-        text = inspect_dataset.as_text(cases.read(arguments.file))
+        read = cases.read(arguments.file)
+        if arguments.export == "lm-eval":
+            for line in lm_eval_task.write(read, arguments.output):
+                print(shown_line(f"left out: {line}"), file=sys.stderr)
+            return
+        text = inspect_dataset.as_text(read)
         if arguments.output is None:
             sys.stdout.write(text)
         else:

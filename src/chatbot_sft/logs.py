@@ -15,6 +15,37 @@ from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import plain_line, shown, uncoloured
 
 THIRD_PARTY = logging.getLogger("third_party")
+_displayed: set[str] | None = None  # where one display shows all runs: the warnings that were told
+
+
+@contextlib.contextmanager
+def one_display() -> Iterator[None]:
+    """Within it one display shows how far all runs of this process are: they draw no bars, and tell nothing but
+    warnings, each once. Their run.log keeps all of it.
+    """
+    global _displayed
+    before, _displayed = _displayed, set()
+    try:
+        yield
+    finally:
+        _displayed = before
+
+
+def displayed() -> bool:
+    """Whether a display of all runs shows how far each is."""
+    return _displayed is not None
+
+
+def _told(record: logging.LogRecord) -> bool:
+    """Whether a line of ours goes to the terminal."""
+    if record.exc_info is not None:
+        return False
+    if _displayed is None:
+        return True
+    if record.levelno < logging.WARNING or (text := record.getMessage()) in _displayed:
+        return False
+    _displayed.add(text)
+    return True
 
 
 @contextlib.contextmanager
@@ -36,7 +67,7 @@ def run_log(target: Path, first: bool = True) -> Iterator[None]:
     file.setFormatter(Shown("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(Shown("%(message)s"))
-    terminal.addFilter(lambda record: record.exc_info is None)
+    terminal.addFilter(_told)
     before, shown_before = root.level, warnings.showwarning
     root.setLevel(logging.INFO)
     root.addHandler(file)
@@ -121,7 +152,7 @@ def quiet(*, progress: bool = False) -> Iterator[None]:
     """Send what libraries print to run.log. `progress=True` leaves stderr alone, for download bars."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(_LogWriter()))
-        if not progress:
+        if not progress or displayed():
             stack.enter_context(contextlib.redirect_stderr(_LogWriter()))
         yield
 

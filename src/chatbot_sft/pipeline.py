@@ -27,6 +27,7 @@ from chatbot_sft.process import in_turns
 from chatbot_sft.report import ending, loggers
 from chatbot_sft.report.data_summary import remarks
 from chatbot_sft.report.findings import show_findings
+from chatbot_sft.report.found import worth_a_line
 from chatbot_sft.report.secrets_trained import check_secrets
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import Lock, decides
@@ -122,6 +123,10 @@ def _turns(
                 from chatbot_sft.evaluation.task import evaluate
 
                 evaluate(settings, report)
+            elif settings.task == "verify":
+                from chatbot_sft.served.task import verify
+
+                verify(settings, report)
             else:
                 yield from train(settings, report, open_loggers, wait, named, loan, every)
                 distributed.part()
@@ -181,7 +186,7 @@ def train(
     prepared.refuse_bad()
     if settings.task == "check":  # the table has said all of it
         return
-    for remark in remarks(prepared.findings):
+    for remark in (*remarks(prepared.findings), *worth_a_line(prepared.statistics.found)):
         log.warning("data: %s", remark)
     if warning := prepared.findings["training"]["warning"]:
         log.warning("training: %s", warning)
@@ -211,8 +216,11 @@ def train(
         report.record(plan=stage.plan(session))
         return
     asked = golden_answers(session, prepared)
-    outcome = yield from stage.train(session, report.record, every)
-    report.record(**vars(outcome), evaluation=asked.summary() if asked else None)
+    try:
+        outcome = yield from stage.train(session, report.record, every)
+        report.record(**vars(outcome))
+    finally:
+        report.record(evaluation=asked.summary() if asked else None)
 
     saver = saver_of(stages, session, prepared, report)
     for warning in outcome.training.warnings:
@@ -295,7 +303,8 @@ def saver_of(stages: Stages, session: Session, prepared: PreparedData, report: R
     written by the first process.
     """
     settings, model, tokenizer = session.settings, session.model, session.tokenizer
-    evidence, run = gather(prepared.training, prepared.held_out, tokenizer), Run.of(settings)
+    evidence = gather(prepared.training, prepared.to_show(), tokenizer, prepared.shown)
+    run = Run.of(settings)
     if distributed.is_first():
         evidence.write(run.evidence_file)
         run.write_config(settings.to_dict())

@@ -223,7 +223,7 @@ def _read(settings: Config) -> Iterator[tuple[str, Path]]:
         yield f"model.name={name}", Path(name).expanduser().resolve()
     if settings.model.adapter:
         yield f"model.adapter={settings.model.adapter}", Path(settings.model.adapter).expanduser().resolve()
-    if settings.task == "evaluate":
+    if settings.task in ("evaluate", "verify"):
         evaluation = settings.evaluation
         named = {
             "run": settings.run,

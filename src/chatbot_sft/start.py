@@ -26,7 +26,7 @@ from chatbot_sft.train import resume
 
 def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Raises UserError where the run directory, or a place beside it, is none for this run; or `overrides`
-    are none of an export or an evaluation.
+    are none of an export, an evaluation or a verification.
     """
     settings = located(Config.from_mapping(config))
     if settings.task == "export":
@@ -35,6 +35,10 @@ def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
         from chatbot_sft.evaluation import task as evaluation  # nothing that every start has to wait for
 
         evaluation.refuse(settings, overrides)
+    if settings.task == "verify":
+        from chatbot_sft.served import task as verification
+
+        verification.refuse(settings, overrides)
     places.check_run(settings)
     refuse_written_over(settings)
     refuse_taken(settings)

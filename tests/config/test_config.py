@@ -108,6 +108,14 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             {"sweep": {"metric": ["a", "b"], "direction": ["minimise"]}},
             "sweep.direction=['minimise']: 1 directions for 2 metrics",
         ),
+        (
+            {"sweep": {"metric": "evaluation.passed"}},
+            "sweep.metric=evaluation.passed: no job would ask them; set training.golden_steps, for instance 10, and evaluation.golden=FILE",
+        ),
+        (
+            {"sweep": {"metric": "evaluation.passed", "pruner": "median"}, "training": {"eval_steps": 1}},
+            "sweep.metric=evaluation.passed: no job would ask them",
+        ),
         ({"sweep": {"metric": ["a", "b"]}}, "sweep.metric: two metrics need sweep.sampler=nsgaii"),
         (
             {"sweep": {"metric": ["a", "b"], "pruner": "median"}, "training": {"eval_steps": 1}},
@@ -122,11 +130,11 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ({"trainig": {}}, "trainig: no such key; did you mean training?"),
         (
             {"model": {"load_in_4bit": "maybe"}},
-            "model.load_in_4bit='maybe': Value 'maybe' is not a valid bool (type str)",
+            "model.load_in_4bit='maybe': expected true or false",
         ),
         (
             {"lora": {"r": "many"}},
-            "lora.r='many': Value 'many' of type 'str' could not be converted to Integer",
+            "lora.r='many': expected a whole number",
         ),
         ({"lora": {"r": -1}}, "lora.r=-1: must be at least 0"),
         ({"lora": {"lora_dropout": 1.0}}, "lora.lora_dropout=1.0: must be at least 0 and below 1"),
@@ -152,7 +160,7 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ),
         (
             {"task": "trian"},
-            "task=trian: not one of train, check, plan, export, evaluate; did you mean train?",
+            "task=trian: not one of train, check, plan, export, evaluate, verify; did you mean train?",
         ),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
@@ -199,7 +207,9 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             "save.push_to_hub=true with save.method=none: there is nothing to upload",
         ),
         ({"task": "export"}, "task=export needs run=DIR, the directory of a run"),
-        ({"run": "x"}, "run=x: needs task=export or task=evaluate"),
+        ({"run": "x"}, "run=x: needs task=export, task=evaluate or task=verify"),
+        ({"task": "verify", "run": "x"}, "task=verify needs both run=DIR, the directory of a run, and url="),
+        ({"task": "verify", "evaluation": {"url": "http://a/v1"}}, "task=verify needs both run=DIR"),
         ({"task": "evaluate", "run": "x"}, "task=evaluate needs evaluation.golden=FILE"),
         ({"task": "evaluate", "evaluation": {"golden": "g"}}, "task=evaluate needs one of run=PATH"),
         (

@@ -218,7 +218,7 @@ def test_refused_on_the_command_line(launch, tiny, tmp_path):
     assert only_error(launch("save.gguf_quantization=q8_0")).startswith(
         "save.gguf_quantization=q8_0 has no effect here: it needs save.method=gguf"
     )
-    short = ["dataset.max_rows=16", "training.max_steps=1", "training.sample_max_new_tokens=0"]
+    short = ["training.max_steps=1", "training.sample_max_new_tokens=0"]
     process = launch(*tiny, "save=none", "save.hub_model_id=a/b", *short)
     assert process.returncode == 0, process.stderr
     assert "settings: no effect here: save.hub_model_id=a/b (needs save.push_to_hub=true)\n" in process.stderr

@@ -270,7 +270,7 @@ def test_what_a_model_brings_is_said_in_the_run(launch, tiny, tmp_path):
     assert process.returncode == 0, process.stderr
     name = next(word for word in tiny if word.startswith("model.name=")).removeprefix("model.name=")
     assert f"model: {name} brings load_in_4bit=False\n" in process.stderr
-    assert "data: thinking_teacher_conversations.json brings max_steps=2\n" in process.stderr
+    assert "data: chats.json brings max_steps=2\n" in process.stderr
     assert report_of(tmp_path)["training"]["steps"] == 2
 
 

@@ -37,6 +37,18 @@ def test_refused_data_is_a_value_with_all_that_was_found(tmp_path, chat):
     assert str(refused.value) == prepared.refusal
 
 
+def test_a_seed_of_their_own_keeps_the_held_out_rows(tmp_path, chat):
+    """And which rows are chosen at all, whatever the seed is."""
+    file = write_json(tmp_path / "data.json", conversations(40))
+
+    def held_out(seed, **dataset):
+        config = settings(file, max_rows=30, eval_fraction=0.2, **dataset).to_dict()
+        return prepare(Config.from_mapping({**config, "seed": seed}), chat).statistics.held_out_fingerprint
+
+    assert held_out(1) != held_out(2)
+    assert held_out(1, split_seed=7) == held_out(2, split_seed=7) == held_out(7)
+
+
 def test_it_is_made_once_and_again_for_another_tokenizer_alone(tmp_path, smollm2, chat, caplog):
     file = write_json(tmp_path / "data.json", conversations(9))
     first = prepare(settings(file), chat)

@@ -1071,7 +1071,6 @@ def test_a_file_with_a_value_that_python_cannot_hold_is_refused_by_row(tmp_path,
     bad = f'{{"messages": {json.dumps(SAID)}, "x": {value}}}'
     for name, text, where in (
         ("data.json", f"[{good},\n{bad}]", "row 2"),
-        ("data.jsonl", f"{good}\n{bad}\n", "line 2"),
         ("first.jsonl", f"{bad}\n{good}\n", "line 1"),
     ):
         (tmp_path / name).write_text(text)

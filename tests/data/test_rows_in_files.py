@@ -98,9 +98,7 @@ def test_a_decompression_bomb_is_refused_within_little_memory(tmp_path, name):
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' * 100_000, "nested too deeply"),
         ('[{"a": 1}, {"a": ' + "[" * 5000 + "]" * 5000 + "}]", "row 2 is nested too deeply to be read"),
-        ('{"a": 1}\n{"a": ' + "[" * 5000 + "]" * 5000 + "}", "line 2 is nested too deeply to be read"),
         ('[{"a": 1}, {"a": ' + "7" * 5000 + "}]", "row 2 has a number of over 4,300 digits"),
-        ('{"a": 1}\n{"a": -' + "7" * 5000 + "}", "line 2 has a number of over 4,300 digits"),
     ],
 )
 def test_what_the_decoder_cannot_take_is_named_by_row(tmp_path, content, message):
@@ -202,7 +200,6 @@ def test_jsonl_that_was_joined_from_files_is_read(tmp_path):
     [
         ("output,instruction,output\na,b,c\n", "the header has 'output' twice; rename one of them"),
         ("a, a \nb,c\n", "the header has 'a' twice"),
-        ("a,b,,\nc,d,e,\n", "row 1 (line 2) has text in a column that the header gives no name"),
         (
             'a,b\n"' + "x\n" * 600_000,
             (

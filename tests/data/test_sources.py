@@ -49,9 +49,10 @@ ROW = '{"messages": [{"role": "assistant", "content": "a"}]}'
         ),
         ("42", "row 1 is a number, expected an object"),
         ('["a"]', "row 1 is a text"),
-        (ROW + '\n{"mess', "line 2 is not JSON: Unterminated string starting at character 2"),
-        ("\n\n" + ROW + "\n\n{]", "line 5 is not JSON"),
-        (ROW + "\n" + '{"a": "b\x00c"}', "line 2 is not JSON: Invalid control character at"),
+        (
+            ROW + '\n{"mess\n',
+            "line 2 is not JSON: Unterminated string starting at character 2, and the last one; is the file cut short?",
+        ),
     ],
 )
 def test_a_broken_json_file_is_refused(tmp_path, content, message):
@@ -66,7 +67,6 @@ def test_a_broken_json_file_is_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("instruction,output\na,b,c\n", "row 1 (line 2) has 3 fields, the header has 2"),
         ('instruction,output\n"a,b\n', "row 1 (line 2) is not CSV: unexpected end of data"),
         ('instruction,output\na,b\n"x"y,z\n', "row 2 (line 3) is not CSV"),
         ("instruction,output\n", "no conversations in it"),

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import only_error
+from conftest import EXAMPLE, only_error
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +21,18 @@ def golden(tmp_path_factory):
 
 
 def test_a_run_beside_its_base_and_an_earlier_run(launch, tiny, golden, tmp_path):
-    run, evaluation = tmp_path / "run", tmp_path / "evaluation"
+    run, evaluation = tmp_path / "sweep" / "0", tmp_path / "evaluation"
     asking = [f"evaluation.golden={golden}", "training.golden_steps=1", "evaluation.max_new_tokens=6"]
-    trained = launch(*tiny, "save=lora", *asking, f"hydra.run.dir={run}")
+    tiny = [*tiny, f"dataset.data_path={EXAMPLE}", "dataset.max_rows=12"]  # with a system prompt
+    swept = ["lora.r=16,2", "sweep.metric=evaluation.passed", f"hydra.sweep.dir={run.parent}"]
+    trained = launch("-m", *tiny, "save=lora", *asking, *swept)
     assert trained.returncode == 0, trained.stderr
     report = json.loads((run / "report.json").read_text())
     assert report["evaluation"]["steps"] == [{"step": step, "passed": 5 / 6} for step in (0, 1, 2)]
     assert (report["evaluation"]["before"], report["evaluation"]["passed"]) == (5 / 6, 5 / 6)
+    assert "evaluation.passed" in trained.stdout and "0.8333" in trained.stdout  # the sweep's table
+    study = json.loads((run.parent / "sweep.json").read_text())
+    assert (study["metric"], study["direction"]) == ("evaluation.passed", "maximise")
     assert "| passed at step | 0: 83.3%, 1: 83.3%, 2: 83.3% |" in (run / "report.md").read_text()
     unasked = launch(*tiny, "save=none", f"hydra.run.dir={tmp_path / 'unasked'}")
     assert unasked.returncode == 0, unasked.stderr

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,22 @@ def machine() -> dict[str, str]:
     }
 
 
-def measured(engine: str, folder: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The figures of every case, trained in `folder` by a process of its own.
+def python(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def measured(
+    engine: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    run: Callable[[Sequence[str], Path], subprocess.CompletedProcess[str]] = python,
+) -> dict[str, Any]:
+    """The figures of every case, trained in `folder` by a process of its own, which `run` starts.
 
     Raises:
         RuntimeError: a case failed; what it printed last.
     """
-    command = [sys.executable, str(HERE / "measure.py"), engine, str(folder), *overrides]
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    process = run([str(HERE / "measure.py"), engine, str(folder), *overrides], folder)
     if process.returncode != 0:
         raise RuntimeError(f"{engine}: {process.stderr[-3000:]}")
     return json.loads((folder / "measured.json").read_text(encoding="utf-8"))

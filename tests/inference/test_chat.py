@@ -16,7 +16,7 @@ import termios
 import time
 
 import pytest
-from conftest import only_error
+from conftest import EXAMPLE, only_error
 from rich.console import Console
 from test_inference import QUESTION, write_gguf
 
@@ -157,7 +157,8 @@ def test_a_gguf_file_alone_is_asked_as_it_was_trained(tmp_path, monkeypatch):
 
 def test_a_run_before_and_after(launch, warm, tiny, tmp_path):
     """A run as it saved its adapter, its base beside it, and what is left when the export is gone."""
-    made = launch(*tiny, "save=lora", "save.verify=false", "hydra.run.dir=run")
+    data = f"dataset.data_path={EXAMPLE}"  # with a system prompt
+    made = launch(*tiny, data, "dataset.max_rows=12", "save=lora", "save.verify=false", "hydra.run.dir=run")
     assert made.returncode == 0, made.stderr
     run = tmp_path / "run"
     assert (find(run).kind, find(run).path) == ("adapter", run / "model")

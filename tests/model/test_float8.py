@@ -86,7 +86,9 @@ def test_the_frozen_layers_of_the_decoder_alone_are_rounded(tiny_llama):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_a_run_says_what_its_rounded_base_lost_and_exports_into_16_bits(tmp_path, tiny, monkeypatch):
+def test_a_run_says_what_its_rounded_base_lost_and_exports_into_16_bits(
+    tmp_path, tiny, monkeypatch, warm_probe
+):
     from chatbot_sft import pipeline
     from chatbot_sft.model import quantization
     from chatbot_sft.run.report import Report

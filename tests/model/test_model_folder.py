@@ -220,12 +220,12 @@ TOKENIZER_FAULTS = {
         "eos_token <|nowhere|> is not a token",
     ),
     "an end without a row": (
-        lambda f: add_token(f, 49_152),
-        "eos_token <|far|> is token 49152, and config.json has a vocab_size of 49152",
+        lambda f: add_token(f, 2000),
+        "eos_token <|far|> is token 2000, and config.json has a vocab_size of 2000",
     ),
     "a stop without a row": (
-        lambda f: write_json(f / "generation_config.json", {"eos_token_id": [2, 49152]}),
-        "eos_token_id 49152 is no token",
+        lambda f: write_json(f / "generation_config.json", {"eos_token_id": [2, 2000]}),
+        "eos_token_id 2000 is no token",
     ),
     "a stop that is text": (
         lambda f: write_json(f / "generation_config.json", {"eos_token_id": "2"}),
@@ -251,13 +251,13 @@ def test_an_added_token_beyond_the_rows_is_no_other_models_tokenizer(folder):
     from chatbot_sft.model import ModelLoader
 
     about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    about["added_tokens"].append({**about["added_tokens"][0], "id": 49152, "content": "<image>"})
+    about["added_tokens"].append({**about["added_tokens"][0], "id": 2000, "content": "<image>"})
     write_json(folder / "tokenizer.json", about)
     assert (
         ModelLoader({"model": {"name": str(folder), "load_in_4bit": False}})
         .chat_tokenizer()
         .backend.token_to_id("<image>")
-        == 49152
+        == 2000
     )
 
 

@@ -198,6 +198,21 @@ def test_the_metric_and_its_direction_are_the_sweeps(tmp_path):
     assert [row.best.number for row in board.rows] == [1, 0]
     assert columns.LOSS in columns.figures(board)
     assert boards.of([sweep], maximise=False).rows[0].best.number == 0
+    # Of another metric than the sweep's: that metric's own.
+    other = written(tmp_path / "other", jobs)
+    assert boards.of([other]).rows[0].best.number == 0
+    assert boards.of([other], "training.tokens_per_second").rows[0].best.number == 1
+
+
+def test_held_out_losses_of_other_conversations_are_said_to_be_that(tmp_path):
+    jobs = [
+        point(f"seed={number}", dataset={"path": "a.json", "held_out_fingerprint": rows})
+        for number, rows in enumerate(("one", "one", "another"))
+    ]
+    (note,) = boards.of([written(tmp_path / "sweep", jobs)]).notes
+    assert note.startswith("not all jobs hold out the same conversations: ") and "dataset.split_seed" in note
+    assert boards.of([tmp_path / "sweep"], "training.tokens_per_second").notes == []
+    assert boards.of([written(tmp_path / "same", jobs[:2])]).notes == []
 
 
 # Rows

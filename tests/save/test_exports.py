@@ -10,7 +10,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import replicas
@@ -48,14 +47,9 @@ def tokenizer_folders(smollm2, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(autouse=True)
-def warm_probe(request, monkeypatch):
-    """An export that a test makes in this process is read by a fork of a warm one, not by one that imports
-    torch anew; those of the command line are.
-    """
+def warm_probe_where_trained(request):
     if "trained" in request.fixturenames:
-        warm = request.getfixturevalue("warm")
-        forked = SimpleNamespace(run=lambda command, env, **_: warm.run(command[1:], Path.cwd(), env))
-        monkeypatch.setattr("chatbot_sft.save.verify.probe.subprocess", forked)
+        request.getfixturevalue("warm_probe")
 
 
 @pytest.fixture(scope="session")
@@ -488,7 +482,7 @@ def test_a_full_fine_tune_is_exported_from_memory(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_base_that_is_there_in_4_bits_alone_is_dequantised(tokenizer_folders, tmp_path):
+def test_a_base_that_is_there_in_4_bits_alone_is_dequantised(tokenizer_folders, tmp_path, warm_probe):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -532,12 +526,13 @@ def test_a_base_that_is_there_in_4_bits_alone_is_dequantised(tokenizer_folders, 
     assert "quantization_config" not in config
 
 
-def test_the_trained_model_is_asked_as_an_export_and_left_as_it_was(tiny_llama, tokenizer):
+def test_the_trained_model_is_asked_as_an_export_and_left_as_it_was(tiny_llama):
     import torch
     from accelerate import Accelerator
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32),
         LoraConfig(task_type="CAUSAL_LM"),
@@ -732,6 +727,16 @@ def test_what_a_model_card_shows_runs_in_its_folder(method, warm, trained, tmp_p
     assert f"fingerprint `{saver.report.dataset.fingerprint[:16]}`" in card
     assert (tmp_path / "out" / "loss.png").is_file()
     blocks = dict(re.findall(r"```(\w+)\n(.*?)```", card, re.DOTALL))
+    served = {
+        "lora": "--lora-modules chatbot=.",
+        "merged_16bit": "transformers serve .",
+        "gguf": "llama-server -m",
+    }
+    assert served[method] in blocks["sh"]
+    verified = re.findall(
+        r"^python -m chatbot_sft task=verify run=RUN url=http://localhost:\d+/v1", blocks["sh"], re.MULTILINE
+    )
+    assert len(verified) == (1 if method == "lora" else 2)
     if method != "gguf":
         process = warm.run(["-c", blocks["python"]], tmp_path / "out")
         assert process.returncode == 0, process.stderr

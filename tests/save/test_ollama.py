@@ -409,6 +409,12 @@ def test_without_a_template_a_system_prompt_may_be_one_that_no_modelfile_holds(o
     assert (said["System"], said["Stops"]) == ("", None)
 
 
+def test_no_repetition_is_punished():
+    """Ollama's default of 1.1 would give other answers than those that were trained, at temperature 0 too."""
+    made = modelfile(["m.gguf"], ChatTemplate(NUMBERED), ["</s>"], None)
+    assert made.text.endswith('PARAMETER stop "</s>"\nPARAMETER repeat_penalty 1\n')
+
+
 # ---- any texts
 
 TRIPLE = '"""'

@@ -12,15 +12,14 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLE, a_report, conversations, only_error, write_json
+from conftest import EXAMPLE, conversations, only_error, write_json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from chatbot_sft import UserError
 from chatbot_sft.sweep import cards, job_of_launcher
-from chatbot_sft.sweep.directory import Point, Study, Sweep
-from chatbot_sft.sweep.display import Display, Line, table
+from chatbot_sft.sweep.display import Display
 from chatbot_sft.sweep.launch import Workers
 
 BESIDE = Path(sys.prefix, "launchers")  # where `make setup` puts them: Hydra imports what is installed
@@ -99,28 +98,16 @@ def test_workers_that_cannot_be_are_refused_before_a_folder_is_made(launch, tmp_
 # Processes
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    """The directory of a sweep of two jobs, neither of which has been run."""
-    place = Sweep(tmp_path / "sweep")
-    place.folder.mkdir()
-    points = [Point(number, [f"lora.r={4 + number}"], str(number)) for number in range(2)]
-    for point in points:
-        place.run(point).folder.mkdir()
-    place.write_study(Study("python -m chatbot_sft", "", "training.eval_loss", "minimise", [], [], points))
-    return place
-
-
 def workers(place, script, count=1):
     console = Console(file=StringIO())
     words = [sys.executable, "-c", script, str(place.folder)]
     return Workers(place, words, [{"PLACE": str(n)} for n in range(count)], Display(place.folder, console))
 
 
-def test_a_job_whose_processes_are_killed_twice_has_failed(sweep):
+def test_a_job_whose_processes_are_killed_twice_has_failed(two_jobs):
     """And the worker is started again for the others."""
     killed = workers(
-        sweep,
+        two_jobs,
         """if True:
         import json, os, pathlib, signal, sys
         sweep = pathlib.Path(sys.argv[1])
@@ -132,17 +119,17 @@ def test_a_job_whose_processes_are_killed_twice_has_failed(sweep):
         """,
     )
     assert killed.run() == []
-    assert sweep.study().errors == {1: "its process was killed (SIGKILL), 2 times; is memory short?"}
+    assert two_jobs.study().errors == {1: "its process was killed (SIGKILL), 2 times; is memory short?"}
     assert killed.deaths == {1: 2}
     said = killed.display.console.file.getvalue()
     assert said.count("worker 0 was killed (SIGKILL), with job 1") == 2
-    assert (sweep.folder / ".workers" / "0.log").read_text() == "went on in 0\n"
+    assert (two_jobs.folder / ".workers" / "0.log").read_text() == "went on in 0\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_asks_the_workers_to_stop_with_a_checkpoint(sweep, number):
+def test_a_signal_asks_the_workers_to_stop_with_a_checkpoint(two_jobs, number):
     stopped = workers(
-        sweep,
+        two_jobs,
         """if True:
         import os, pathlib, signal, sys
         mine = pathlib.Path(sys.argv[1], os.environ["PLACE"] + ".stopped")
@@ -154,13 +141,13 @@ def test_a_signal_asks_the_workers_to_stop_with_a_checkpoint(sweep, number):
     )
 
     def send():
-        while len(list(sweep.folder.glob("*.ready"))) < 2:
+        while len(list(two_jobs.folder.glob("*.ready"))) < 2:
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
     assert stopped.run() == [number]
-    assert sorted(path.name for path in sweep.folder.glob("*.stopped")) == ["0.stopped", "1.stopped"]
+    assert sorted(path.name for path in two_jobs.folder.glob("*.stopped")) == ["0.stopped", "1.stopped"]
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR2, True), (signal.SIGTERM, False)])
@@ -199,38 +186,6 @@ def test_a_preempted_job_of_submitit_is_requeued_when_its_worker_has_stopped(
             signal.signal(name, handler)
     assert stopped.exists()
     assert told == ([True] if requeued else [])
-
-
-# The display
-
-
-def test_a_display_has_a_line_for_each_change_of_a_job(sweep):
-    lines = StringIO()
-    log = sweep.run(Point(1, [], "1")).log_file
-    (log.parent / ".lock.json").write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
-    said = "2026-11-29 21:55:33,123 INFO chatbot_sft.train.progress: step {}/30  loss 2.3{}0  1,200 tokens/s  0:12 left\n"
-    with Display(sweep.folder, Console(file=lines)) as display:
-        assert lines.getvalue() == ""  # nothing has happened in this start
-        log.write_text(said.format(3, 1))
-        display.update()
-        display.update()
-        log.write_text(said.format(3, 1) + "a line of a library\n" + said.format(6, 0))
-        display.update()
-        write_json(sweep.run(Point(0, [], "0")).report_file, a_report(status="failed", error="no more power"))
-    assert lines.getvalue().splitlines() == [
-        "job 1  running  step 3/30  loss 2.310  lora.r=5  0:00 left",
-        "job 1  running  step 6/30  loss 2.300  lora.r=5  0:00 left",
-        "job 0  failed  step 4  loss 2.000  held out 1.500  lora.r=4  no more power",
-    ]
-
-
-def test_of_more_jobs_than_lines_those_that_run_are_shown():
-    lines = [Line(f"job {number}", "running" if number > 97 else "waiting") for number in range(100)]
-    console = Console(file=StringIO(), width=80)
-    console.print(table(lines, 3))
-    shown = console.file.getvalue()
-    assert re.findall(r"job \d+", shown) == ["job 0", "job 98", "job 99"]
-    assert "of 98 waiting, 2 running" in shown
 
 
 # The whole of it
@@ -324,7 +279,7 @@ def test_a_worker_that_is_killed_loses_nothing(jobs, undisturbed, tmp_path):
 def test_submitits_jobs_are_preempted_queued_again_and_go_on(jobs, undisturbed, launchers, tmp_path):
     sweep = tmp_path / "sweep"
     process = subprocess.Popen(
-        command(*jobs, "sweep.workers=2", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"),
+        command(*jobs, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"),
         cwd=tmp_path, env={**os.environ, **launchers}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     until((sweep / "0" / "checkpoints" / "checkpoint-2").exists, process)
@@ -337,7 +292,7 @@ def test_submitits_jobs_are_preempted_queued_again_and_go_on(jobs, undisturbed, 
     assert reports(sweep)[0]["training"]["resumed_from"] >= 2
     logs = "".join(log.read_text() for log in sweep.glob(".submitit/*/*_log.*"))
     assert "this job is preempted" in logs
-    assert logs.count("Starting with JobEnvironment") == 3
+    assert logs.count("Starting with JobEnvironment") == 2
     assert "3 jobs: 3 completed" in out
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,7 +21,9 @@ from chatbot_sft.run.turn import Pruned, Turn
 from chatbot_sft.sweep import pruning, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import space
+from chatbot_sft.sweep.queue import Queue
 from chatbot_sft.sweep.sampling import DAMAGED, Trials
+from chatbot_sft.sweep.turns import InTurns
 from chatbot_sft.sweep.worker import Worker
 
 GRID = ["training.learning_rate=1e-4,1e-3", "lora.r=8,16"]
@@ -132,14 +136,14 @@ class Jobs:
 
     def leave(self, number, status, loss=2.0, **parts):
         """What a run leaves in its directory."""
-        settings = self.at(self.study.points[number]).settings
-        run = self.place.run(self.study.points[number])
+        point = Point(number, [], str(number))
+        settings, run = self.at(point).settings, self.place.run(point)
         run.folder.mkdir(exist_ok=True)
         report = Report.from_json(
             a_report(status=status, training={**TRAINING, "eval_loss": loss}, seed=number, **parts)
         )
-        run.write_report(report)
         run.write_config(settings.to_dict())
+        run.write_report(report)
         return report
 
     def run(self, settings, command, began, named, warm):
@@ -154,7 +158,7 @@ class Jobs:
         self.ran.append(settings.seed)
         try:
             for step in range(1, 9):
-                yield Turn(step, 2 + 0.1 * settings.seed - 0.01 * step)
+                yield Turn(step, 2 + 0.1 * settings.seed - 0.01 * step, passed=0.1 * settings.seed)
                 if does := self.does.get(settings.seed):
                     does()
                 self.ran.append(settings.seed)
@@ -168,14 +172,9 @@ class Jobs:
     def work(self, **settings):
         if self.trials:
             self.trials.open(self.place)
-        worker = Worker(
-            self.place,
-            self.place.study(),
-            replace(self.settings, **settings),
-            self.at,
-            lambda n, _: str(n),
-            self.trials,
-        )
+        settings = replace(self.settings, **settings)
+        queue = Queue(self.place, self.place.study(), settings, lambda number, _: str(number), self.trials)
+        worker = (InTurns if settings.pruner else Worker)(queue, self.at)
         self.ran.clear()
         try:
             worker.run()
@@ -303,6 +302,35 @@ def test_all_curves_grow_together_and_the_worst_end_first(tmp_path, monkeypatch)
     assert jobs.statuses == ["done before", "pruned", "pruned", "completed"]
 
 
+def test_golden_answers_are_judged_by_where_they_are_the_metric(tmp_path, monkeypatch):
+    """The more pass the better: the other way round than the held-out losses of these jobs."""
+    jobs = pruned(tmp_path, monkeypatch, metric="evaluation.passed")
+    jobs.work()
+    assert jobs.statuses == ["pruned", "pruned", "pruned", "completed"]
+    assert (
+        jobs.place.run(Point(0, [], "0"))
+        .report()
+        .error.startswith("sweep.pruner=halving: evaluation.passed 0.000 at step 1; others are better")
+    )
+
+
+def test_a_metric_knows_which_way_it_is_better():
+    for metric, ways in (
+        ("training.eval_loss", ["minimise"]),
+        ("evaluation.passed", ["maximise"]),
+        (["training.eval_loss", "evaluation.passed"], ["minimise", "maximise"]),
+    ):
+        sweep = Config.from_mapping(
+            {
+                "sweep": {"metric": metric, "sampler": "nsgaii", "trials": 2},
+                "training": {"golden_steps": 1},
+                "evaluation": {"golden": "cases.jsonl"},
+            }
+        ).sweep
+        assert sweep.directions == ways
+        assert replace(sweep, direction="minimise").directions == ["minimise"] * len(ways)
+
+
 def test_a_signal_reaches_every_job_that_waits(tmp_path, monkeypatch):
     jobs = pruned(tmp_path, monkeypatch, pruner="median")
     jobs.does[1] = lambda: os.kill(os.getpid(), signal.SIGTERM)
@@ -334,6 +362,8 @@ def curves(steps, jobs=6):
         ("median", (10,), []),
         ("median", (10, 20), [3, 4, 5]),
         ("halving", (10,), [3, 4, 5]),
+        ("halving", (10, 20, 40), []),  # half of the run: the last ones go to its end
+        ("median", (10, 20, 40), [3, 4, 5]),
         ("patient", (10, 20), []),
     ],
 )
@@ -422,6 +452,69 @@ def test_what_is_not_installed_is_one_line(monkeypatch):
     assert Trials.of(Config().sweep, space(GRID), 1) is None
 
 
+def test_cmaes_needs_a_package_of_its_own_and_numbers(monkeypatch, caplog):
+    import importlib.util
+
+    missing = {"cmaes"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else name)
+    settings = Config.from_mapping({"sweep": {"sampler": "cmaes", "trials": 1}}).sweep
+    with pytest.raises(UserError, match=r"^sweep\.sampler=cmaes: needs cmaes; pip install cmaes$"):
+        Trials.of(settings, space(CHOICES), 1)
+    missing.clear()
+    assert Trials.of(settings, space(CHOICES), 1)
+    assert caplog.messages == [
+        "sweep: cmaes chooses numbers of intervals and ranges; drawn at random: seed=1,2,3"
+    ]
+
+
+# Several workers: here threads, with all that they share in the sweep's directory
+
+
+def at_once(jobs, words, **settings):
+    """Two workers to their ends."""
+    settings = replace(jobs.settings, worker=True, workers=2, **settings)
+
+    def work(ready):
+        trials = Trials.of(settings, space(words), 1)
+        ready.wait()
+        trials.open(jobs.place, alone=False)
+        queue = Queue(jobs.place, jobs.place.study(), settings, lambda number, _: str(number), trials)
+        (InTurns if settings.pruner else Worker)(queue, jobs.at).run()
+
+    ready = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for worker in [pool.submit(work, ready) for _ in range(2)]:
+            worker.result(60)
+    return [jobs.place.run(point).report() for point in jobs.place.study().points]
+
+
+def test_two_workers_prune_one_study(tmp_path, monkeypatch):
+    jobs = Jobs(tmp_path, monkeypatch, count=6)
+    reports = at_once(jobs, ["seed=0,1,2,3,4,5"], pruner="halving")
+    statuses = [report.status for report in reports]
+    assert statuses[0] == Status.COMPLETED  # the best
+    assert statuses[5] == Status.PRUNED
+    assert set(statuses) == {Status.COMPLETED, Status.PRUNED}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "metric"),
+    [("tpe", "training.eval_loss"), ("nsgaii", ["training.eval_loss", "training.tokens_per_second"])],
+)
+def test_two_workers_ask_one_sampler(tmp_path, monkeypatch, sampler, metric):
+    """Each point is chosen once and run once, and there are as many as were asked for."""
+    jobs = Jobs(tmp_path, monkeypatch, count=0)
+    settings = {"sampler": sampler, "metric": metric, "trials": 7}
+    reports = at_once(jobs, CHOICES, **settings)
+    assert sorted(jobs.ran) == list(range(7))
+    assert [report.status for report in reports] == [Status.COMPLETED] * 7
+    trials = Trials.of(replace(jobs.settings, **settings), space(CHOICES), 1)
+    trials.open(jobs.place, alone=False)
+    told = [trial.values for trial in trials.study.trials]
+    assert [values[0] for values in told] == list(range(7))
+    assert {len(values) for values in told} == {len(metric) if isinstance(metric, list) else 1}
+
+
 # Command lines that train nothing
 
 
@@ -496,3 +589,22 @@ def test_a_job_has_the_files_that_hydra_writes_and_a_command_that_is_one_run(lau
     command = json.loads((job / "report.json").read_text())["command"]
     assert command.endswith(f"hydra.mode=RUN hydra.run.dir={job}")
     assert "seed=2" in command
+
+
+def test_what_a_sweep_asks_of_its_jobs_is_asked_of_each(launch, tmp_path):
+    """Not of the sweep, whose own part is read alone."""
+    cases = write_json(
+        tmp_path / "cases.jsonl", {"messages": [{"role": "user", "content": "Hi"}], "contains": "a"}
+    )
+    asks = [
+        f"evaluation.golden={cases}",
+        "training.golden_steps=1",
+        "sweep.metric=evaluation.passed",
+        "sweep.pruner=halving",
+    ]
+    process = launch("-m", *asks, "lora.r=8,16", "sweep.dry_run=true")
+    assert process.returncode == 0, process.stderr
+    refused = launch("-m", *asks, "training.golden_steps=1,null", "lora.r=8", "sweep.dry_run=true")
+    assert only_error(refused).startswith(
+        "job 1 (training.golden_steps=null): sweep.metric=evaluation.passed: no job"
+    )

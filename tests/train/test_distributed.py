@@ -1,20 +1,20 @@
 """One run in two processes: the losses of one, one run directory, one log, one report."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 
 import pytest
-from conftest import EXAMPLE, conversations, report_of, write_json
+from conftest import conversations, report_of, write_json
 
 
-def command_line(model) -> list[str]:
+def command_line(model, folder) -> list[str]:
     """A short training, evaluated on the way."""
+    data = write_json(folder / "chats.json", conversations(10))
     return [
         "-m", "chatbot_sft", "model=local", f"model.name={model}", "model.load_in_4bit=false", "model.engine=transformers",
-        "model.dtype=float32", f"dataset.data_path={EXAMPLE}", "dataset.max_rows=10", "training.max_steps=3", "training.warmup_steps=0",
+        "model.dtype=float32", f"dataset.data_path={data}", "training.max_steps=3", "training.warmup_steps=0",
         "training.eval_steps=2", "training.batch_layout=as_configured", "training.sample_max_new_tokens=4", "save=lora",
     ]  # fmt: skip
 
@@ -24,48 +24,38 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def together(warm, arguments, folder, local=2, each=({}, {})):
+    """Two forked processes that find each other as torchrun's do, on one machine or on two; `each`: what more
+    is in the environment of one.
+    """
+    meeting = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
+    meeting |= {"LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": 2 // local}
+    started = []
+    for rank, more in enumerate(each):
+        place = {**meeting, "RANK": rank, "LOCAL_RANK": rank % local, **more}
+        started.append(warm.start(arguments, folder, {name: str(value) for name, value in place.items()}))
+    ended = [process.finish(300) for process in started]
+    assert [process.returncode for process in ended] == [0, 0], [process.stderr for process in ended]
+    return ended
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, warm, tiny_llama):
+def runs(tmp_path_factory, warm, cache, tiny_llama):
     """(folder of one process, folder of two, output of two, their errors): the same effective batch of 8,
-    evaluated on the way, float32. The two are nodes that meet by torchrun's own rendezvous, and whose caches are
-    on disks of their own.
+    evaluated on the way, float32. The two are nodes whose caches are on disks of their own.
 
     Nine conversations are trained: the second step has one of them, and nothing for the second process.
     """
     folder = tmp_path_factory.mktemp("processes")
-    common = command_line(tiny_llama)
+    common = command_line(tiny_llama, folder)
     for name in ("one", "two"):
         (folder / name).mkdir()
     alone = warm.run([*common, "training.gradient_accumulation_steps=4"], folder / "one")
     assert alone.returncode == 0, alone.stderr
-    meeting = [
-        "--nnodes=2",
-        "--nproc-per-node=1",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=localhost:{free_port()}",
-    ]
-    node = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *meeting,
-        *common,
-        "training.gradient_accumulation_steps=2",
-    ]
-    nodes = [
-        subprocess.Popen(
-            [*node, "hydra.run.dir=outputs/two/nodes"],
-            cwd=folder / "two",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CHATBOT_SFT_CACHE": str(cache)},
-        )
-        for cache in (os.environ["CHATBOT_SFT_CACHE"], folder / "another disk")
-    ]
-    printed = [process.communicate(timeout=300) for process in nodes]
-    assert [process.returncode for process in nodes] == [0, 0], printed
-    out, err = map("".join, zip(*printed, strict=True))
+    given = [*common, "training.gradient_accumulation_steps=2", "hydra.run.dir=outputs/two/nodes"]
+    caches = [{"CHATBOT_SFT_CACHE": str(place)} for place in (cache, folder / "another disk")]
+    nodes = together(warm, given, folder / "two", local=1, each=caches)
+    out, err = (getattr(nodes[0], name) + getattr(nodes[1], name) for name in ("stdout", "stderr"))
     return folder / "one", folder / "two", out, err
 
 
@@ -94,7 +84,7 @@ def test_two_processes_leave_one_directory_one_log_and_one_report(runs):
     assert err.count("run: ") == 1
 
 
-def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, tiny_llama, tmp_path):
+def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, warm, tiny_llama, tmp_path):
     """Every pass of the model is one of both processes: in evaluations, sample answers and verification too."""
     whole = [
         "training.gradient_accumulation_steps=2",
@@ -102,11 +92,7 @@ def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, tiny_llama, tmp_pat
         "training.batch_layout=auto",
         "save=merged_16bit",
     ]
-    process = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command_line(tiny_llama), *whole],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+    process, _ = together(warm, [*command_line(tiny_llama, tmp_path), *whole], tmp_path)
     one, sharded = report_of(runs[0]), report_of(tmp_path)
     for a, b in zip(one["evaluations"], sharded["evaluations"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
@@ -133,8 +119,7 @@ def test_an_error_of_every_process_is_said_once_as_such(launch, tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/report.json"))) == 1
 
 
-@pytest.mark.slow
-def test_processes_sum_their_gradients_and_agree(tmp_path):
+def test_processes_sum_their_gradients_and_agree(warm, tmp_path):
     """Also where the optimizer sees one vector, and where a parameter has no gradient; the first process's
     weights become everyone's.
     """
@@ -209,16 +194,7 @@ except UserError as error:
     assert "process 1 has another seed than process 0: 2, not 1" in str(error)
 distributed.part()
 """)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
-    process = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr
+    together(warm, [tmp_path / "run.py"], tmp_path)
 
 
 TWO = """
@@ -279,10 +255,13 @@ if trainer.args.process_index == 0:
 model = trainer = dataset = None
 distributed.part()
 """
-LAUNCHERS = {
-    "transformers": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--main_process_port=0"],
-    "unsloth": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-}  # fmt: skip
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes=2",
+    "--mixed_precision=no",
+    "--main_process_port=0",
+]
 VARIANTS = {
     "transformers": ["plain", "packed", "sharded", "packed and sharded", "fails"],
     "unsloth": ["plain"],
@@ -314,19 +293,15 @@ def by_hand(request, tiny_llama, tmp_path_factory):
             "gradient_accumulation_steps": 4 // processes,
             "output_dir": str(folder / f"checkpoints-{processes}"),
         }
+        given = [json.dumps(config), *(VARIANTS[engine] if processes == 2 else ["plain"])]
         if processes == 1:
-            process = warm.run([folder / "run.py", json.dumps(config), "plain"], folder)
+            process = warm.run([folder / "run.py", *given], folder)
+        elif engine == "unsloth":
+            process, _ = together(warm, [folder / "run.py", *given], folder)
         else:
-            command = [
-                sys.executable,
-                "-m",
-                *LAUNCHERS[engine],
-                "run.py",
-                json.dumps(config),
-                *VARIANTS[engine],
-            ]
             process = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                [sys.executable, "-m", *ACCELERATE, "run.py", *given],
+                cwd=folder, capture_output=True, text=True, timeout=300,
             )  # fmt: skip
         assert process.returncode == 0, process.stderr
         printed.append(json.loads(process.stdout.splitlines()[-1]))

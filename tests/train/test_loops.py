@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLE, only_error, report_of
+from conftest import conversations, only_error, report_of, write_json
 
 from chatbot_sft.config import Config
 from chatbot_sft.config.sft_arguments import enum_values
@@ -23,6 +23,11 @@ def build(tiny_llama, tmp_path_factory):
     """
     from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper
 
+    rows = conversations(14)
+    for number, row in enumerate(rows):  # of different lengths: there is padding, and packing
+        row["messages"][1]["content"] += " dài" * (3 * number % 7)
+    data = write_json(tmp_path_factory.mktemp("data") / "chats.json", rows)
+
     def made(lora=None, origin=None, model=None, **training):
         plain = {
             "name": str(tiny_llama),
@@ -33,7 +38,7 @@ def build(tiny_llama, tmp_path_factory):
         }
         config = {
             "model": {**plain, **(model or {})},
-            "dataset": {"data_path": str(EXAMPLE), "max_rows": 14, "eval_fraction": 0.2},
+            "dataset": {"data_path": str(data), "eval_fraction": 0.2},
             "lora": lora or {},
             "training": {
                 "output_dir": str(tmp_path_factory.mktemp("loops")), "max_steps": 4, "learning_rate": 1e-2, "warmup_steps": 1,

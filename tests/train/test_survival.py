@@ -223,7 +223,7 @@ def test_sigterm_ends_a_whole_sweep(warm, tiny, tmp_path):
         "hydra.sweep.dir=sweep",
     ]
     started = warm.start(sweep, tmp_path)
-    started.wait_for("\nstep 1/")
+    started.wait_for("\njob 0  running  step ")
     started.send_signal(signal.SIGTERM)
     process = started.finish(60)
     stderr = process.stderr
@@ -369,7 +369,7 @@ def test_a_flipped_byte_is_found_and_the_run_ends_as_if_it_never_was(forked, set
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(forked, settings, tmp_path, small_disk):
-    small = small_disk("6m")
+    small = small_disk("600k")
     folder = tmp_path / "run"
     assert forked.run(settings(folder, output_dir=str(small / "checkpoints"))) == 2, log_of(folder)
     error = report(folder)["error"]
@@ -434,7 +434,7 @@ def broken_model(tiny_llama, tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     with torch.no_grad():
         model.lm_head.weight.normal_(std=0.02)
-        for token in tokenizer(" zebra")["input_ids"]:
+        for token in tokenizer(" water")["input_ids"]:
             model.model.embed_tokens.weight[token] = float("nan")
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -460,8 +460,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_rows(forked, setti
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * (1 + n % 3)}]}
         for n in range(25)
     ]
-    rows[16]["messages"][0]["content"] = "a zebra"
-    data = write_json(tmp_path / "zebra.json", rows)
+    rows[16]["messages"][0]["content"] = "a water"
+    data = write_json(tmp_path / "water.json", rows)
     folder = tmp_path / "nan"
     config = settings(folder, max_steps=7, save_steps=1)
     config["model"]["name"] = str(broken_model)

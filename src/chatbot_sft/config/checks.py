@@ -20,6 +20,7 @@ from chatbot_sft.config.schema import (
     DIRECTIONS,
     FORMATS,
     OUR_PACKAGE,
+    PASSED,
     SOURCE_BOUNDS,
     Config,
     DatasetConfig,
@@ -175,8 +176,13 @@ def check_task(config: Config) -> None:
     evaluation = config.evaluation
     if config.task == "export" and config.run is None:
         raise UserError("task=export needs run=DIR, the directory of a run")
-    if config.run is not None and config.task not in ("export", "evaluate"):
-        raise UserError(f"run={config.run}: needs task=export or task=evaluate")
+    if config.run is not None and config.task not in ("export", "evaluate", "verify"):
+        raise UserError(f"run={config.run}: needs task=export, task=evaluate or task=verify")
+    if config.task == "verify" and (config.run is None or evaluation.url is None):
+        raise UserError(
+            "task=verify needs both run=DIR, the directory of a run, and url=http://HOST:PORT/v1, a server that has"
+            " its model"
+        )
     if config.task == "evaluate":
         if evaluation.golden is None:
             raise UserError("task=evaluate needs evaluation.golden=FILE, the cases, one JSON object a line")
@@ -186,12 +192,12 @@ def check_task(config: Config) -> None:
                 " evaluation.url=http://HOST:PORT/v1 (a server)"
             )
     for name in ("url", "judge_url"):
-        _check_url(f"evaluation.{name}", getattr(evaluation, name))
+        check_url(f"evaluation.{name}", getattr(evaluation, name))
     for name in ("api_key_variable", "judge_api_key_variable"):
         _check_variable(f"evaluation.{name}", getattr(evaluation, name))
 
 
-def _check_url(key: str, url: str | None) -> None:
+def check_url(key: str, url: str | None) -> None:
     """The address of a server, without a secret in it: it is in every file of a run."""
     if url is None:
         return
@@ -306,7 +312,13 @@ def _check_sweep(config: Config) -> None:
                 else f"sweep.sampler={sweep.sampler} chooses the points itself; leave one of the two out"
             )
             raise UserError(f"sweep.{name}={value}: {why}")
-    if sweep.pruner and config.training.eval_steps is None:
+    asked = config.training.golden_steps is not None
+    if config.task == "train" and PASSED in sweep.metrics and not asked:
+        raise UserError(
+            f"sweep.metric={PASSED}: no job would ask them; set training.golden_steps, for instance 10,"
+            " and evaluation.golden=FILE"
+        )
+    if sweep.pruner and not sweep.judged_by_answers and config.training.eval_steps is None:
         raise UserError(
             f"sweep.pruner={sweep.pruner} needs evaluations during training: set training.eval_steps,"
             " for instance 0.1"

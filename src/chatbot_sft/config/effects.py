@@ -39,6 +39,12 @@ def _evaluates(config: Config) -> bool:
     return bool(dataset.eval_fraction or dataset.eval_data_path or dataset.eval_on_training)
 
 
+def _draws(config: Config) -> bool:
+    dataset = config.dataset
+    chooses = dataset.max_rows or any(source.weight or source.count for source in dataset.mixture)
+    return bool(chooses or (dataset.eval_fraction and dataset.eval_data_path is None))
+
+
 REFUSED: tuple[Needs, ...] = (
     ("model.revision", _hub_model, "a hub id in model.name: a folder has no revisions"),
     ("dataset.split", _hub_data, "a dataset of the hub: a file is read whole; name the file of that split"),
@@ -71,8 +77,10 @@ REFUSED: tuple[Needs, ...] = (
     ("training.golden_steps", lambda c: c.evaluation.golden is not None, "evaluation.golden"),
     *(
         (f"evaluation.{key}", lambda c: c.task == "evaluate", "task=evaluate")
-        for key in ("against", "minimum", "url", "judge_url")
+        for key in ("against", "minimum", "judge_url")
     ),
+    ("evaluation.url", lambda c: c.task in ("evaluate", "verify"), "task=evaluate or task=verify"),
+    ("evaluation.format", lambda c: c.task == "verify", "task=verify"),
     *(
         (f"evaluation.{key}", lambda c: c.evaluation.url is not None, "evaluation.url")
         for key in ("model", "api_key_variable")
@@ -108,6 +116,7 @@ SAID: tuple[Needs, ...] = (
             "init_lora_weights",
         )
     ),
+    ("dataset.split_seed", _draws, "rows that are drawn: dataset.eval_fraction, dataset.max_rows, a mixture"),
     ("dataset.eval_fraction", lambda c: c.dataset.eval_data_path is None, "no dataset.eval_data_path"),
     ("training.per_device_eval_batch_size", _evaluates, "held-out conversations"),
     ("training.memory_margin", lambda c: c.training.batch_layout == "auto", "training.batch_layout=auto"),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,20 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import SearchPathException
+from hydra.errors import HydraException, SearchPathException
 from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from chatbot_sft import distributed
 from chatbot_sft.command_line import left_out
 from chatbot_sft.config import OVERLAYS, SECTIONS, Config, effects, precedence
 from chatbot_sft.config.containers import as_dict, as_strings
+from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.config.reading import added
 from chatbot_sft.config.schema import OF_SWEEP
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.resources import PACKAGE, conf_dir, examples_dir
 
 OURS = "study"  # of hydra/sweeper
@@ -81,8 +84,9 @@ class CheckConfiguration(Callback):
             found = points.space(
                 written(config.hydra.overrides.task), params if sweeper == "basic" else None, loader=loader()
             )
-            for point in found.points() if sweeper == "basic" else found.samples():
-                composed_job(config, found.job(point))
+            numbered = sweeper == "basic"
+            asked = list(found.points() if numbered else found.samples())
+            composed_jobs(asked, lambda point: composed_job(config, found.job(point)), numbered)
 
 
 def refuse_of_sweep(names: Collection[str], why: str) -> None:
@@ -107,6 +111,37 @@ def composed_job(sweep: DictConfig, overrides: Sequence[str]) -> DictConfig:
     settle(config, overrides)
     check(config)
     return config
+
+
+def composed_jobs(
+    points: Sequence[Sequence[str]], composed: Callable[[Sequence[str]], DictConfig], numbered: bool
+) -> list[DictConfig]:
+    """All of them, by `composed`; `numbered` where they are the jobs, and do not only stand for them.
+
+    Raises:
+        UserError: which of them is refused, and why; where all are, why alone.
+    """
+    found: list[DictConfig] = []
+    for number, point in enumerate(points):
+        if refusal := _refusal(point, composed, found):
+            if number == 0 < len(points) - 1 and refusal == _refusal(points[-1], composed, []):
+                raise UserError(refusal)
+            own = " ".join(word.lstrip("+") for word in point)
+            raise UserError(f"{f'job {number} ({own})' if numbered else own}: {refusal}" if own else refusal)
+    return found
+
+
+def _refusal(
+    point: Sequence[str], composed: Callable[[Sequence[str]], DictConfig], found: list[DictConfig]
+) -> str | None:
+    """Why the job at `point` cannot be; else it is among those `found`."""
+    try:
+        found.append(composed(point))
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        return said(error)
+    return None
 
 
 def written(overrides: Sequence[str]) -> list[str]:

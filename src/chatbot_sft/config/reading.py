@@ -243,6 +243,10 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
                     f"{where}: a list is not read; name a folder or a glob,"
                     f" or write dataset.sources=[{files}]"
                 ) from None
+            kind, _, optional = kinds[key].partition(" ")
+            if kind in _EXPECTED:
+                or_null = ", or null" if optional else ""
+                raise UserError(f"{where}={value!r}: expected {_EXPECTED[kind]}{or_null}") from None
             raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}{hint}") from None
     plain = as_dict(typed, resolve=False)
     return {key: plain[key] for key in values}
@@ -269,4 +273,5 @@ def _check_kind(where: str, kind: str, value: Any) -> None:
         raise UserError(f"{where}={value}: expected names and values; write {example}'{where}={{{inner}}}'")
 
 
+_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 _READ_AS = {bool: "yes or no", int: "a number", float: "a number"}

@@ -35,6 +35,8 @@ QUANTIZATIONS = (
     "q4_0", "iq4_xs", "iq4_nl",
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 )  # fmt: skip
+# As what a server may have a model: those of save/verify/compare.py that have a bound.
+FORMATS_SERVED = (*(method for method in METHODS if method != "gguf"), *QUANTIZATIONS)
 # Ours, each with an extra of its name; and those that transformers opens by itself.
 LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 OTHER_LOGGERS = (
@@ -43,10 +45,13 @@ OTHER_LOGGERS = (
 SAMPLERS = ("random", "tpe", "cmaes", "nsgaii")
 PRUNERS = ("hyperband", "halving", "median", "patient")
 DIRECTIONS = ("minimise", "maximise")
+# What becomes of rows in which the gate finds what is no fault of the row alone.
+FOUND = ("off", "note", "error", "drop")
 OBJECTIVES = ("sft", "dpo", "orpo", "kto")
 
 STEPS = 10**9
 SHARE = Bound(0, 1, below=True)
+SEED = Bound(0, 2**32 - 1)  # NumPy's largest
 # Entries of a run's lock (run/lock.py) that stand for keys whose own value does not say it.
 WEIGHTS = "model (config and weights)"
 ADAPTER = "model.adapter (weights)"
@@ -235,6 +240,12 @@ class DatasetConfig(Section):
     max_rows: int | None = key(
         None, "at most so many rows, drawn with the seed", bound=Bound(1, STEPS), through=ROWS
     )
+    split_seed: int | None = key(
+        None,
+        "which rows are chosen and which held out, whatever the seed; null: the seed",
+        bound=SEED,
+        through=ROWS,
+    )
     shuffle: bool = key(True, "false: the file's order, and its first max_rows")
     system_prompt: str | None = key(None, "for conversations without one", through=ROWS)
     thinking: str = key(
@@ -253,6 +264,28 @@ class DatasetConfig(Section):
         choices=("truncate", "drop", "error", "split"),
         through=ROWS,
     )
+    personal_data: str = key(
+        "note",
+        "e-mail addresses, phone numbers, cards, IBANs, national numbers, secrets; note: counted, and masked in"
+        " what a run shows; redact: trained as [EMAIL], [PHONE], …",
+        choices=("off", "note", "error", "drop", "redact"),
+        through=ROWS,
+    )
+    personal_data_allowed: list[str] = key(
+        [], "what is no personal data: your own hotline, or @example.com for all its addresses", through=ROWS
+    )
+    phone_regions: list[str] | None = key(
+        None,
+        "countries whose national form of phone numbers is found beside the international one: [VN, US];"
+        " null: told from the writing",
+        through=ROWS,
+    )
+    national_numbers: list[str] | None = key(
+        None,
+        "countries whose national numbers are found: [PL, NL]; null: those that cannot be mistaken for other"
+        " numbers, or behind a word that says so",
+        through=ROWS,
+    )
     on_bad_row: str = key(
         "auto",
         "auto: error where over 1% of the rows are bad, drop below that",
@@ -264,6 +297,42 @@ class DatasetConfig(Section):
         "millions of characters that one row of a file may have: a longer one is a file gone wrong",
         bound=Bound(0, 10**6, above=True),
         through=ROWS,
+    )
+    on_near_duplicate: str = key(
+        "note",
+        "training rows that say nearly the same as an earlier one; drop leaves them out; many rows need an extra:"
+        " pip install 'chatbot-sft[data]'",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_contamination: str = key(
+        "note",
+        "held-out rows and evaluation.golden questions that are nearly in the training rows;"
+        " drop leaves the training rows out",
+        choices=FOUND,
+        through=ROWS,
+    )
+    near_duplicate_threshold: float = key(
+        0.8,
+        "share of runs of five characters that two rows have in common to be nearly the same (Jaccard)",
+        bound=Bound(0.5, 1),
+        through=ROWS,
+    )
+    on_contradiction: str = key(
+        "note",
+        "answers to the same question that say another number, name, day, or yes and no; drop leaves all of"
+        " them out",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_language_mismatch: str = key(
+        "note",
+        "answers in another language than their question; an extra: pip install 'chatbot-sft[data]'",
+        choices=FOUND,
+        through=ROWS,
+    )
+    on_refusal: str = key(
+        "note", "answers that decline, or say that they do not know", choices=FOUND, through=ROWS
     )
     chat_template_kwargs: dict[str, Any] = key(
         {}, "given to the chat template: {enable_thinking: false}", through=ROWS
@@ -541,6 +610,15 @@ class SaveConfig(Section):
         return list(dict.fromkeys(name.lower() for name in names))
 
 
+PASSED = "evaluation.passed"  # a metric: the share of golden cases, where training.golden_steps asks them
+MORE_IS_BETTER = (PASSED, "training.eval_token_accuracy", "training.tokens_per_second")
+
+
+def direction_of(metric: str) -> str:
+    """Which way a number of report.json is better, where nobody says."""
+    return "maximise" if metric in MORE_IS_BETTER else "minimise"
+
+
 @dataclass
 class SweepConfig:
     """Of `-m`: how its jobs are chosen and judged. Nothing here decides what any one of them trains."""
@@ -550,7 +628,11 @@ class SweepConfig:
         "what jobs are judged by: a number of report.json, or a list of two for sweep.sampler=nsgaii",
         decides=False,
     )
-    direction: Any = key("minimise", "minimise | maximise, or a list: one for each metric", decides=False)
+    direction: Any = key(
+        None,
+        "minimise | maximise, or a list: one for each metric; null: as the metric is meant",
+        decides=False,
+    )
     zip: list[str] = key(
         [],
         "keys whose lists go hand in hand, not every value with every other: [lora.r,lora.lora_alpha]",
@@ -615,8 +697,15 @@ class SweepConfig:
 
     @property
     def directions(self) -> list[str]:
-        """`direction` as a list, one for each metric where one word is given for all."""
-        return self.direction if isinstance(self.direction, list) else [self.direction] * len(self.metrics)
+        """`direction` as a list, one for each metric where one word, or none, is given for all."""
+        if isinstance(self.direction, list):
+            return self.direction
+        return [self.direction or direction_of(metric) for metric in self.metrics]
+
+    @property
+    def judged_by_answers(self) -> bool:
+        """Whether a pruner has golden answers to judge by, and not the held-out loss."""
+        return self.metrics == [PASSED]
 
 
 @dataclass
@@ -636,10 +725,22 @@ class EvaluationConfig:
         None, "for cases without one; null: the one that the model was trained with", decides=False
     )
     url: str | None = key(
-        None, "an OpenAI-compatible server in place of run=: http://localhost:8000/v1", decides=False
+        None,
+        "an OpenAI-compatible server, of task=evaluate in place of run=: http://localhost:8000/v1; url= for short",
+        decides=False,
     )
     model: str | None = key(
-        None, "its name on the server; null: the only one that the server has", decides=False
+        None,
+        "its name on the server; null: the only one that the server has; with task=verify or task=evaluate model="
+        " for short",
+        decides=False,
+    )
+    format: str | None = key(
+        None,
+        "of task=verify: as what the model is served, q8_0 or merged_16bit, say; null: told from its name, else from"
+        " what the run exported",
+        choices=FORMATS_SERVED,
+        decides=False,
     )
     api_key_variable: str | None = key(
         None, "the environment variable that holds the server's key; null: none is sent", decides=False
@@ -676,20 +777,18 @@ class Config(Mapping[str, Any]):
     task: str = key(
         "train",
         "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export:"
-        " save an earlier run; evaluate: put questions of your own to a model",
-        choices=("train", "check", "plan", "export", "evaluate"),
+        " save an earlier run; evaluate: put questions of your own to a model; verify: does a running server say what"
+        " was trained",
+        choices=("train", "check", "plan", "export", "evaluate", "verify"),
         decides=False,
     )
     run: str | None = key(
         None,
         "of task=export: the directory of the run that is exported; of task=evaluate: that, an export, an"
-        " adapter or a .gguf file",
+        " adapter or a .gguf file; of task=verify: the run that a server is held against",
         decides=False,
     )
-    # The bound is NumPy's largest seed.
-    seed: int = key(
-        3407, "of the split, the order, the adapter's beginning and dropout", bound=Bound(0, 2**32 - 1)
-    )
+    seed: int = key(3407, "of the split, the order, the adapter's beginning and dropout", bound=SEED)
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -734,6 +833,12 @@ class Config(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.to_dict())
+
+    @property
+    def rows_seed(self) -> int:
+        """Which rows are chosen and held out."""
+        given = self.dataset.split_seed
+        return self.seed if given is None else given
 
     @property
     def full_finetuning(self) -> bool:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from chatbot_sft.data import streams
-from chatbot_sft.data.row import Row
+from chatbot_sft.data.row import Fault, Row
 from chatbot_sft.errors import UserError, listed
 
 
@@ -50,16 +50,9 @@ def rows(name: str, stream: streams.ByteStream, longest: int) -> Iterator[Row]:
             size = 0
             if not fields:
                 continue
-            if len(fields) != len(names):
-                raise UserError(
-                    f"{name}: row {number} (line {reader.line_num}) has {len(fields)} fields, the header has"
-                    f' {len(names)}: text with commas or line breaks has to stand in "quotes"'
-                )
-            if any(field.strip() for field, column in zip(fields, names, strict=True) if column is None):
-                raise UserError(
-                    f"{name}: row {number} (line {reader.line_num}) has text in a column"
-                    " that the header gives no name"
-                )
+            if fault := _fault(fields, names, reader.line_num):
+                yield Row(name, number, {}, fault)
+                continue
             named = zip(names, fields, strict=True)
             yield Row(name, number, {column: field for column, field in named if column is not None})
     except streams.RowTooLong:
@@ -72,6 +65,16 @@ def rows(name: str, stream: streams.ByteStream, longest: int) -> Iterator[Row]:
         raise UserError(
             f"{name}: row {number + 1} (line {reader.line_num if reader else 1}) is not CSV: {error}"
         ) from None
+
+
+def _fault(fields: list[str], names: list[str | None], line: int) -> Fault | None:
+    """Why `fields`, which end in `line`, are no row of these columns."""
+    if len(fields) != len(names):
+        detail = f"{len(fields)} fields, the header has {len(names)}: text with commas or line breaks has to"
+        return "fields beside the header", f'line {line} has {detail} stand in "quotes"'
+    if any(field.strip() for field, column in zip(fields, names, strict=True) if column is None):
+        return "fields beside the header", f"line {line} has text in a column that the header gives no name"
+    return None
 
 
 def _delimiter(name: str, header: str) -> str:

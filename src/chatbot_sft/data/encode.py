@@ -62,6 +62,7 @@ class EncodedRow:
     input_ids: list[int]
     trained: list[Span]
     opening: list[Message] = field(default_factory=list)  # the messages before the first answer
+    messages: list[Message] = field(default_factory=list)  # all of them; none of ready-made text
     uses: int = 1
     dialogue: int = 0  # see `dialogue_hash`; the pieces of a split conversation share it
     length: int = 0  # tokens before any cut
@@ -220,7 +221,7 @@ class Encoder:
         if item.messages is None:
             return [("invalid unicode", "the text has a NUL character")] if "\0" in item.text else []
         whole = "\n".join(
-            message["content"] if len(message) == 2 else _said(message) for message in item.messages
+            message["content"] if len(message) == 2 else all_said(message) for message in item.messages
         )
         if item.tools:
             whole += f"\n{_json('the tools', item.tools)}"
@@ -235,7 +236,7 @@ class Encoder:
             places = (
                 f"message {number} ({message['role']})"
                 for number, message in enumerate(item.messages, 1)
-                if control in _said(message)
+                if control in all_said(message)
             )
             where = next(places, "a tool's definition")
             detail = f"{where} contains {control}, which is a control token of this model"
@@ -380,6 +381,7 @@ class Encoder:
             ids[:limit],
             [(begin, min(end, limit)) for begin, end in trained if begin < limit],
             opening=messages[:first],
+            messages=messages,
             uses=conversation.uses,
             dialogue=item.dialogue,
             length=len(ids),
@@ -467,7 +469,7 @@ def _characters(item: Conversation | Refused) -> int:
     return sum(len(message["content"]) for message in item.messages)
 
 
-def _said(message: Message) -> str:
+def all_said(message: Message) -> str:
     """All that a message has for the template to write, its reasoning and calls too."""
     calls = [_json("the arguments of a call", message["tool_calls"])] if "tool_calls" in message else []
     texts = [value for key, value in message.items() if isinstance(value, str) and key != "role"]

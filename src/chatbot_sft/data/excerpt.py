@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.encode import PIECE
+from chatbot_sft.data.personal.detector import Detector
 from chatbot_sft.data.preview import HIDDEN, PreviewRow, PreviewToken
 from chatbot_sft.data.store import numbers, sequences
 from chatbot_sft.data.template import ChatTokenizer
@@ -29,6 +30,7 @@ def excerpt(
     tokenizer: ChatTokenizer,
     limit: int,
     seed: int,
+    detector: Detector | None,
 ) -> list[PreviewRow]:
     """At most `SHOWN` rows of `table` and `TOKENS` tokens (rows are cut at `limit`), in the file's order."""
     import numpy as np
@@ -48,7 +50,7 @@ def excerpt(
     total = np.cumsum(sequences(table, limit).sum(axis=1)[unique])
     unique = unique[: max(1, int((total <= TOKENS).sum()))]
     held = {int(i) for i in held_out}
-    return [_row(table, index, index in held, complaints, tokenizer) for index in sorted(unique)]
+    return [_row(table, index, index in held, complaints, tokenizer, detector) for index in sorted(unique)]
 
 
 def _row(
@@ -57,6 +59,7 @@ def _row(
     held_out: bool,
     complaints: Mapping[tuple[str, int], Sequence[str]],
     tokenizer: ChatTokenizer,
+    detector: Detector | None,
 ) -> PreviewRow:
     values = {
         name: table.column(name)[index].as_py()
@@ -64,7 +67,7 @@ def _row(
     }
     text, labels, tokens, parts = values["text"], values["labels"], [], []
     for kind, size, characters in _parts(table, index) or [("", len(labels), len(text))]:
-        shown = _tokens(text[:characters], labels[:size], tokenizer)
+        shown = _tokens(text[:characters], labels[:size], tokenizer, detector)
         tokens += shown
         parts.append((kind, len(shown)))
         text, labels = text[characters:], labels[size:]
@@ -89,13 +92,15 @@ def _parts(table: pyarrow.Table, index: int) -> list[tuple[str, int, int]]:
     return list(zip(*columns, strict=True))
 
 
-def _tokens(text: str, labels: Sequence[int], tokenizer: ChatTokenizer) -> list[PreviewToken]:
+def _tokens(
+    text: str, labels: Sequence[int], tokenizer: ChatTokenizer, detector: Detector | None
+) -> list[PreviewToken]:
     """As many tokens of `text` as there are `labels`."""
     # Of a very long row no more than is shown.
     begin = text[: max(PIECE, 16 * len(labels))]
     encoding = tokenizer.backend.encode(begin, add_special_tokens=False)
     specials = set(tokenizer.special_tokens.values())
-    secrets, told = places(begin), None  # told: the secret that the token before was a part of
+    secrets, told = hidden(begin, detector), None  # told: the secret that the token before was a part of
     tokens = []
     shown = 0  # characters that an earlier token has shown: the tokens of one character all have its range
     for number, (start, end), label in zip(encoding.ids, encoding.offsets, labels, strict=False):
@@ -103,8 +108,17 @@ def _tokens(text: str, labels: Sequence[int], tokenizer: ChatTokenizer) -> list[
         if secret is None:
             piece, shown_id = text[max(start, shown) : end], number
         else:
-            piece, shown_id = MASK if secret != told else "", HIDDEN
+            piece, shown_id = secret[2] if secret != told else "", HIDDEN
         tokens.append(PreviewToken(piece, shown_id, label >= 0, number in specials))
         told = secret
         shown = max(shown, end)
     return tokens
+
+
+def hidden(text: str, detector: Detector | None) -> list[tuple[int, int, str]]:
+    """(begin, end, what stands there instead) of the environment's secrets, and of personal data."""
+    found = detector.find(text) if detector else []
+    return [
+        *((begin, end, MASK) for begin, end in places(text)),
+        *((one.begin, one.end, one.placeholder) for one in found),
+    ]

@@ -162,13 +162,18 @@ def _lines(name: str, pieces: Iterator[str], first: int, longest: int) -> Iterat
 
 
 def _decoded_lines(name: str, lines: Iterator[str], first: int, longest: int) -> Iterator[Row]:
+    """A line that is not JSON is a bad row between others; at the end it says that the file is cut short."""
     decoder = Decoder()
     number = first - 1
+    broken: Row | None = None
     try:
         for number, whole in enumerate(lines, first):
             line = whole.strip("\ufeff \t\r\n")  # a byte order mark stands inside where files were joined
             if not line:
                 continue
+            if broken:
+                yield broken
+                broken = None
             try:
                 value, end, fault = decoder.value(line)
                 if end < len(line):
@@ -176,14 +181,19 @@ def _decoded_lines(name: str, lines: Iterator[str], first: int, longest: int) ->
             except json.JSONDecodeError as error:
                 if number == first:
                     raise _no_jsonl(name, line, lines, error, longest) from None
-                reason = f"{error.msg.removesuffix(' at')} at character {error.colno}"
-                raise UserError(f"{name}: line {number} is not JSON: {reason}") from None
+                reason = f"not JSON: {error.msg.removesuffix(' at')} at character {error.colno}"
+                broken = Row(name, number, {}, ("not JSON", f"the line is {reason}"))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{name}: line {number} {_beyond(error)}") from None
-            yield Row(name, number, _object(name, f"row {number}", value), fault)
+                if number == first:
+                    raise UserError(f"{name}: line {number} {_beyond(error)}") from None
+                yield Row(name, number, {}, ("not JSON", f"the line {_beyond(error)}"))
+            else:
+                yield Row(name, number, _object(name, f"row {number}", value), fault)
     except streams.RowTooLong:
         hint = "; is it all of the data in one object?" if number < first else ""
         raise _too_long(name, f"line {number + 1}", longest, hint) from None
+    if broken:
+        raise UserError(f"{name}: line {broken.number} is {reason}, and the last one; is the file cut short?")
 
 
 def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, longest: int) -> UserError:

@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
-from chatbot_sft.data import gate, store
+from chatbot_sft.data import content, gate, store
 from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.data.excerpt import excerpt
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.judgement import judgement, note_opposites
 from chatbot_sft.data.messages import Message
+from chatbot_sft.data.personal.detector import Detector
+from chatbot_sft.data.personal.nested import placeholders, texts, without_values
+from chatbot_sft.data.personal.rows import refusal as personal_refusal
 from chatbot_sft.data.preferences import CONVERSATIONS, UNITS
 from chatbot_sft.data.preview import PreviewRow
 from chatbot_sft.data.split import Split, split
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SAMPLES = 3
+LOOKED_AT = 64  # rows from which those are taken that files show
 COLUMNS = ["text", "input_ids", "labels", "file", "row", "opening"]
 PARTS = ["parts", "kinds"]  # of rows in which sequences stand end to end
 
@@ -111,7 +115,34 @@ class PreparedData:
             return [[{"role": "user", "content": prompt}] for prompt in prompts]
         column = self.entry.table().column("opening")
         openings = (json.loads(column[int(row)].as_py()) for row in self.split.held_out)
-        return list(itertools.islice((opening for opening in openings if opening), SAMPLES))
+        return list(itertools.islice((self.shown(opening) for opening in openings if opening), SAMPLES))
+
+    def shown(self, opening: list[Message]) -> list[Message]:
+        """The messages before an answer as they may stand in files: with placeholders for personal data. The
+        system prompt that most conversations have is as it is: the model is asked behind it.
+        """
+        detector = Detector.of(self.settings.dataset)
+        if detector is None:
+            return opening
+        written = "\n".join(texts(opening))
+        return [
+            message
+            if message["role"] == "system" and message["content"] == self.system_prompt
+            else placeholders(detector, message, written)[0]
+            for message in opening
+        ]
+
+    def to_show(self) -> Dataset:
+        """Rows whose tokens may stand in files: of the first held-out ones, of those that are trained on where
+        there are none, all without personal data or, where each has some, all.
+        """
+        if self.rows:
+            return self.rows[0] if self.rows[1] is None else self.rows[1]
+        rows = self.split.held_out if len(self.split.held_out) else self.split.training
+        rows, column = rows[:LOOKED_AT], self.entry.table().column("text")
+        detector = Detector.of(self.settings.dataset)
+        clean = [row for row in rows if not (detector and detector.find(column[int(row)].as_py()))]
+        return self._dataset(clean or rows)
 
     def questions(self) -> list[list[Message]]:
         """`sample_prompts` as the model is trained to be asked, behind its system prompt; none where
@@ -129,7 +160,8 @@ class PreparedData:
         """Some dozens of the rows, token by token, for `preview.write_preview`."""
         limit, problems = self.settings.model.max_seq_length, self.entry.about["problems"]
         used, held_out, seed = self.split.once, self.split.held_out, self.settings.seed
-        return excerpt(self.entry.table(), used, held_out, problems, self.tokenizer, limit, seed)
+        detector = Detector.of(self.settings.dataset)
+        return excerpt(self.entry.table(), used, held_out, problems, self.tokenizer, limit, seed, detector)
 
     def __str__(self) -> str:
         """In one line."""
@@ -144,7 +176,7 @@ class PreparedData:
             + (f"; {s.dropped_rows:,} left out for their length" if s.dropped_rows else "")
         )
 
-    def _dataset(self, rows: np.ndarray) -> Dataset:
+    def _dataset(self, rows: np.ndarray | list[int]) -> Dataset:
         from datasets import Dataset
 
         parted = UNITS[self.settings.objective.name] != CONVERSATIONS
@@ -185,13 +217,25 @@ def prepare(
         corpus.note_files()
     entry = tokenised(settings, corpus, tokenizer, user_text)
     chosen = _split(settings, corpus, entry)
-    statistics = _counted(settings, tokenizer, entry, chosen)
+    detector = Detector.of(settings.dataset)
+    found = content.look(settings, entry, chosen)
+    chosen = _as_told(settings, entry, chosen, found)
+    statistics = replace(
+        _counted(settings, tokenizer, entry, chosen), found=without_values(detector, found.summary())
+    )
     bad = np.flatnonzero(store.numbers(entry.table(), "bad"))
     judged = judgement(settings.objective.name, entry.table(), chosen.once)
     note_opposites(settings.objective.name, entry.table(), chosen)
-    error = judged.refusal(statistics.path, entry.about["notes"], statistics.bad_rows)
-    error = error or gate.verdict(settings, statistics, entry.about["problems"], len(bad))
-    about, seconds = entry.about, round(time.perf_counter() - started, 3)
+    about, policy = entry.about, settings.dataset.personal_data
+    error = (
+        personal_refusal(policy, statistics, about["personal_data"])
+        or judged.refusal(statistics.path, about["notes"], statistics.bad_rows)
+        or found.refusal(len(chosen.once))
+        or gate.verdict(settings, statistics, about["problems"], len(bad))
+    )
+    if error and detector:
+        error = detector.clean(error)
+    seconds = round(time.perf_counter() - started, 3)
     findings = {
         "status": "refused" if error else "passed",
         "error": error,
@@ -203,7 +247,9 @@ def prepare(
             round(statistics.trainable_tokens / statistics.tokens, 4) if statistics.tokens else 0
         ),
         "problems": about["problems"],
-        "notes": {**about["notes"], **chosen.notes.kinds},
+        "notes": without_values(detector, {**about["notes"], **chosen.notes.kinds, **found.kinds}),
+        "not_looked_for": found.not_looked_for,
+        "personal_data": about["personal_data"] and {"policy": policy, **about["personal_data"]},
         "lengths": about["lengths"],
         "template": about["template"],
         "system_prompts_given": about["system_prompts_given"],
@@ -218,9 +264,15 @@ def prepare(
 
 def _split(settings: Config, corpus: Corpus, entry: store.Entry) -> Split:
     dataset, given = settings.dataset, bool(corpus.held_out)
-    keep_bad = dataset.on_bad_row == "warn"
-    chosen = split(entry.table(), dataset.eval_fraction, given, keep_bad, settings.seed)
-    return replace(chosen, held_out=chosen.once) if dataset.eval_on_training else chosen
+    keep_bad, keep_leaks = dataset.on_bad_row == "warn", dataset.on_contamination == "drop"
+    return split(entry.table(), dataset.eval_fraction, given, keep_bad, settings.rows_seed, keep_leaks)
+
+
+def _as_told(settings: Config, entry: store.Entry, chosen: Split, found: content.Found) -> Split:
+    """`chosen` without what the configuration leaves out for what was `found`."""
+    if len(dropped := found.dropped()):
+        chosen = chosen.without(entry.table(), dropped)
+    return replace(chosen, held_out=chosen.once) if settings.dataset.eval_on_training else chosen
 
 
 def _counted(
@@ -240,6 +292,8 @@ def _counted(
         bad_rows=about["bad_rows"],
         dropped_rows=about["dropped_rows"],
         not_read=about["not_read"],
+        personal_rows=(about["personal_data"] or {"rows": 0})["rows"],
+        personal_data=(about["personal_data"] or {"values": {}})["values"],
         rows_used=len(training),
         rows_held_out=len(chosen.held_out),
         unit=UNITS[settings.objective.name],
@@ -250,6 +304,7 @@ def _counted(
         max_length=int(tokens[training].max(initial=0)),
         truncated_rows=int(truncated[chosen.once].sum()),
         fingerprint=hashlib.sha256(text).hexdigest(),
+        held_out_fingerprint=hashlib.sha256(np.sort(identity[chosen.held_out]).tobytes()).hexdigest(),
     )
 
 

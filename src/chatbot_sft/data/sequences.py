@@ -59,6 +59,7 @@ def _of(parts: Sequence[EncodedRow]) -> EncodedRow:
         list(chain.from_iterable(part.input_ids for part in parts)),
         trained,
         opening=first.opening,
+        messages=first.messages,
         uses=first.uses,
         dialogue=first.dialogue,
         length=sum(part.length for part in parts),

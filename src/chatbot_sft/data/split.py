@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chatbot_sft.data.gate import LISTED, Findings
@@ -28,9 +28,28 @@ class Split:
     leaked: int
     notes: Findings
 
+    def without(self, table: pyarrow.Table, rows: np.ndarray) -> Split:
+        """The same without these training rows."""
+        import numpy as np
 
-def split(table: pyarrow.Table, eval_fraction: float, given: bool, keep_bad: bool, seed: int) -> Split:
-    """Hold out `eval_fraction` of the rows or, where some were `given` for that, those not trained on."""
+        once = self.once[~np.isin(self.once, rows)]
+        repeated = len(once) - len(np.unique(numbers(table, "identity")[once]))
+        training = self.training[~np.isin(self.training, rows)]
+        return replace(self, training=training, once=once, duplicates=repeated)
+
+
+def split(
+    table: pyarrow.Table,
+    eval_fraction: float,
+    given: bool,
+    keep_bad: bool,
+    seed: int,
+    keep_leaks: bool = False,
+) -> Split:
+    """Hold out `eval_fraction` of the rows or, where some were `given` for that, those not trained on.
+
+    With `keep_leaks` those `given` are held out all the same: what says the same is taken out of training.
+    """
     import numpy as np
 
     uses, identity, dialogue = (numbers(table, name) for name in ("uses", "identity", "dialogue"))
@@ -39,6 +58,10 @@ def split(table: pyarrow.Table, eval_fraction: float, given: bool, keep_bad: boo
     notes, leaked = Findings(), 0
     if given:
         once, held_out = np.flatnonzero(usable & ~marked), np.flatnonzero(usable & marked)
+        if keep_leaks:
+            leaks = np.isin(dialogue[once], dialogue[held_out])
+            note_repeats(notes, "not trained: held out", table, dialogue, held_out, once[leaks])
+            once = once[~leaks]
         leaks = np.isin(dialogue[held_out], dialogue[once])
         leaked = int(leaks.sum())
         same = "the same prompt as" if "parts" in table.column_names else "the same as"

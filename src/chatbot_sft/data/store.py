@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROWS, ABOUT = "rows.arrow", "about.json"
 # Raise it with every change by which the same data, tokenizer and options become another entry: all are then
 # made anew.
-VERSION = 2
+VERSION = 4
 BATCH = 256  # rows per record batch
 
 
@@ -100,6 +100,7 @@ def schema(parted: bool) -> pyarrow.Schema:
             "input_ids": pa.large_list(pa.int32()),
             "labels": pa.large_list(pa.int32()),
             "opening": pa.large_string(),  # JSON: the messages before the first answer
+            "messages": pa.large_string(),  # JSON: all of them
             "file": pa.large_string(),
             "row": pa.int64(),
             "length": pa.int32(),  # tokens before any cut
@@ -145,6 +146,7 @@ def _columns(batch: Sequence[tuple[EncodedRow, bool]]) -> list[pyarrow.Array]:
         _lists(begins, ids),
         _lists(begins, labels),
         _strings([json.dumps(row.opening, ensure_ascii=False) for row in rows]),
+        _strings([json.dumps(row.messages, ensure_ascii=False) for row in rows]),
         _strings([row.file for row in rows]),
         _numbers([row.row for row in rows], pa.int64()),
         _numbers([row.length for row in rows], pa.int32()),

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from chatbot_sft.data.files import TRAIN
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import Conversation
 from chatbot_sft.data.mixture import chosen_rows, wanted_rows
+from chatbot_sft.data.personal.detector import Detector
+from chatbot_sft.data.personal.rows import Look
 from chatbot_sft.data.preferences import CONVERSATIONS, UNITS
 from chatbot_sft.data.sequences import joined
 from chatbot_sft.data.template import ChatTokenizer
@@ -48,14 +50,15 @@ def tokenised(
         UserError: a source that cannot be read, or a row that is too long where that is an error.
     """
     _check_options(settings, user_text)
-    build = functools.partial(_build, settings, corpus, tokenizer, user_text)
+    detector = Detector.of(settings.dataset)
+    build = functools.partial(_build, settings, corpus, tokenizer, user_text, detector)
     dataset = asdict(settings.dataset)
     if user_text or by_name(dataset) != dataset:
         scratch = tempfile.TemporaryDirectory(prefix="chatbot_sft_rows_")
         file = Path(scratch.name, store.ROWS)
         entry = store.Entry(file, build(file), reused=False, scratch=scratch)
     else:
-        entry = store.open_or_build(_key(settings, corpus, tokenizer), build)
+        entry = store.open_or_build(_key(settings, corpus, tokenizer, detector), build)
     for source in entry.about["sources"]:
         if "available" in source:
             log.info(
@@ -92,7 +95,7 @@ def trained_part(settings: Config) -> str:
     return settings.dataset.train_on if settings.training.response_only else "all"
 
 
-def _key(settings: Config, corpus: Corpus, tokenizer: ChatTokenizer) -> str:
+def _key(settings: Config, corpus: Corpus, tokenizer: ChatTokenizer, detector: Detector | None) -> str:
     """Everything that decides what the rows are: the data's content, the tokenizer, the options,
     `store.VERSION`.
     """
@@ -103,8 +106,11 @@ def _key(settings: Config, corpus: Corpus, tokenizer: ChatTokenizer) -> str:
         for name in ("thinking", "overflow", "system_prompt", "max_rows", "shuffle")
     }
     options |= {name: getattr(dataset, name) for name in ("message_field", "text_field")}
+    if detector:
+        policy = dataset.personal_data if dataset.personal_data in ("drop", "redact") else "note"
+        options["personal_data"] = f"{policy} {detector.signature}"
     chosen = (
-        settings.seed
+        settings.rows_seed
         if dataset.max_rows or any(source.weight or source.count for source in dataset.mixture)
         else None
     )
@@ -136,6 +142,7 @@ class Tally:
     problems: Findings = field(default_factory=Findings)
     notes: Findings = field(default_factory=Findings)
     not_read: dict[str, int] = field(default_factory=dict)
+    clean: Callable[[str], str] = str  # what is said of a row, without personal data
 
     def asked(self, made: Iterator[Conversation | Refused], prompt: str) -> Iterator[Conversation | Refused]:
         """Pass them on, and count those that have `prompt` for their system prompt."""
@@ -156,7 +163,7 @@ class Tally:
             self.bad_rows += bool(faults) and here != last
             last = here
             for kind, detail in faults:
-                self.problems.add(kind, row.file, row.row, detail)
+                self.problems.add(kind, row.file, row.row, self.clean(detail))
             if isinstance(row, Refused):
                 continue
             for kind in row.notes:
@@ -169,11 +176,19 @@ class Tally:
 
 
 def _build(
-    settings: Config, corpus: Corpus, tokenizer: ChatTokenizer, user_text: UserText | None, file: Path
+    settings: Config,
+    corpus: Corpus,
+    tokenizer: ChatTokenizer,
+    user_text: UserText | None,
+    detector: Detector | None,
+    file: Path,
 ) -> dict[str, Any]:
     """Stream every source through the encoder into `file`; returns what was counted on the way."""
     dataset, limit = settings.dataset, settings.model.max_seq_length
     objective, tally = settings.objective.name, Tally()
+    look = Look(detector, dataset.personal_data, user_text is not None) if detector else None
+    if detector:
+        tally.clean = detector.clean
     texts = None
     if user_text:
         columns = dataset.message_field
@@ -196,6 +211,8 @@ def _build(
             )
             if dataset.system_prompt:
                 made = tally.asked(made, dataset.system_prompt)
+            if look:
+                made = look.at(made)
             for row in tally.kept(joined(encoder.rows(made))):
                 yield row, held_out
 
@@ -211,6 +228,7 @@ def _build(
         "sources": tally.sources,
         "problems": tally.problems.kinds,
         "notes": tally.notes.kinds,
+        "personal_data": look.about() if look else None,
         "lengths": gate.lengths(np.array(tally.lengths), limit),
         "template": gate.template_facts(tokenizer, encoder, dataset.system_prompt),
         "system_prompts_given": tally.given if dataset.system_prompt else None,
@@ -244,7 +262,7 @@ def _limits(settings: Config, corpus: Corpus) -> Limits | None:
     available = [sum(1 for _ in corpus.rows(source)) for source in mixture]
     wanted = wanted_rows(available, mixture, dataset.max_rows)
     uses = [
-        chosen_rows(rows, number, dataset.shuffle, settings.seed + i)
+        chosen_rows(rows, number, dataset.shuffle, settings.rows_seed + i)
         for i, (rows, number) in enumerate(zip(available, wanted, strict=True))
     ]
     return Limits(available, uses)

@@ -34,6 +34,7 @@ class Case:
     checks: dict[str, Check]
     expected: dict[str, Any]  # what the file says of the checks
     tags: list[str] = field(default_factory=list)
+    case_sensitive: bool = False
 
     @property
     def question(self) -> str:
@@ -46,12 +47,10 @@ def read(file: Path) -> list[Case]:
     Raises:
         UserError: it cannot be read, has no case, or bad ones: the first three are named, each by its row.
     """
-    name = str(file)
-    if not file.expanduser().is_file():
-        raise UserError(f"evaluation.golden={file}: no such file")
     cases: list[Case] = []
     bad: list[str] = []
-    for row in _rows(file.expanduser(), name):
+    name = str(file)
+    for row in _rows(file, name):
         try:
             cases.append(_case(row))
         except (BadCase, BadCheck, BadRow) as error:
@@ -68,6 +67,21 @@ def read(file: Path) -> list[Case]:
     return cases
 
 
+def questions(file: Path) -> dict[int, list[Message]]:
+    """The messages of each row. The checks are not looked at: they may need what is not installed here.
+
+    Raises:
+        UserError: it cannot be read, or has a row without a question.
+    """
+    asked = {}
+    for row in _rows(file, str(file)):
+        try:
+            asked[row.number] = _messages(row.values)
+        except (BadCase, BadRow) as error:
+            raise UserError(f"{file}: row {row.number}: {error}") from None
+    return asked
+
+
 def opened(case: Case, system_prompt: str | None) -> list[Message]:
     """The messages of a case, behind `system_prompt` where it has none of its own."""
     if system_prompt is None or case.messages[0]["role"] == "system":
@@ -76,7 +90,9 @@ def opened(case: Case, system_prompt: str | None) -> list[Message]:
 
 
 def _rows(file: Path, name: str) -> Iterator[Row]:
-    with streams.opened(file) as members:
+    if not file.expanduser().is_file():
+        raise UserError(f"evaluation.golden={file}: no such file")
+    with streams.opened(file.expanduser()) as members:
         for member, stream in members:
             kind, whole = streams.kind(member, stream)
             if kind != "json":
@@ -101,7 +117,7 @@ def _case(row: Row) -> Case:
     if not expected:
         raise BadCase(f"no check; what is expected of the answer? One of {listed(CHECKS, 20)}")
     checks = {name: _check(name, value, sensitive) for name, value in expected.items()}
-    return Case(_id(row), row.number, _messages(values), checks, expected, _tags(values))
+    return Case(_id(row), row.number, _messages(values), checks, expected, _tags(values), sensitive)
 
 
 def _check(name: str, value: Any, case_sensitive: bool) -> Check:

@@ -152,11 +152,10 @@ class Refuses:
         return cls(_yes_or_no(value))
 
     def fault(self, answer: Answer) -> str:
-        said = unicodedata.normalize("NFC", answer.spoken)[:REFUSED_WITHIN].replace("’", "'")
-        found = REFUSALS.search(said)
+        found = refusal_in(answer.spoken)
         if bool(found) == self.wanted:
             return ""
-        return f"refuses ({quoted(found[0])})" if found else "does not refuse"
+        return f"refuses ({quoted(found)})" if found else "does not refuse"
 
 
 @dataclass(frozen=True)
@@ -340,6 +339,14 @@ CHECKS: dict[str, type[Check]] = {
     "json_schema": JsonSchema, "number": Number, "reference": Reference, "max_tokens": MaxTokens, "ends": Ends,
     "language": Language, "judge": Judge,
 }  # fmt: skip
+
+
+def refusal_in(answer: str) -> str:
+    """The words with which an answer declines, empty where it does not."""
+    found = REFUSALS.search(
+        unicodedata.normalize("NFC", answer[: 2 * REFUSED_WITHIN])[:REFUSED_WITHIN].replace("’", "'")
+    )
+    return found[0] if found else ""
 
 
 def folded(text: str, case_sensitive: bool = False) -> str:

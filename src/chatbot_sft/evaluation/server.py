@@ -6,11 +6,12 @@ would go along.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 LARGEST = 64 << 20  # bytes of one reply
 LONGEST_WAIT = 30.0  # seconds between two tries, whatever the server asks for
 CONNECT = 10.0  # seconds
+ABSENT = (404, 405, 500, 501)  # of what not every server has; 500: transformers serve without a hub cache
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)  # worth another try
 
 
@@ -36,6 +38,10 @@ class Failed(Exception):
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
+
+
+class Refused(UserError):
+    """The server does not take what the request has in it (400, 422); another one it may take."""
 
 
 @dataclass
@@ -87,9 +93,21 @@ class Server:
             self.model = there[0]
         # Ollama calls its llama3 llama3:latest.
         elif there and self.model not in there and f"{self.model}:latest" not in there:
-            hint = did_you_mean(self.model, there) or f"; it has {listed(there)}"
-            raise UserError(f"{key}={self.model}: {self.url} has no such model{hint}")
+            hint = did_you_mean(self.model, there)
+            # transformers serve lists the hub's cache, and not the folder that it serves.
+            if hint or "/" not in self.model:
+                hint = hint or f"; it has {listed(there)}"
+                raise UserError(f"{key}={self.model}: {self.url} has no such model{hint}")
         return self.model
+
+    def paths(self) -> list[str]:
+        """Where the model lies, where the server says so: vLLM beside its name, llama.cpp in /props."""
+        data = self._asked("GET", "models", None, absent=True).get("data")
+        roots = [
+            one.get("root") for one in data or [] if isinstance(one, dict) and one.get("id") == self.model
+        ]
+        path = self.offered("props").get("model_path")
+        return [place for place in (*roots, path) if isinstance(place, str)]
 
     def models(self) -> list[str]:
         """Their names; empty where the server has no such list."""
@@ -103,32 +121,58 @@ class Server:
         Raises:
             UserError: there is none after all retries, or the server refuses.
         """
-        body = {
+        reply = self.completion(messages, max_new_tokens)
+        choice = reply["choices"][0]
+        finish = choice.get("finish_reason")
+        usage = reply.get("usage")
+        count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        tokens = count if isinstance(count, int) and not isinstance(count, bool) else None
+        ended = {"stop": True, "length": False}.get(finish) if isinstance(finish, str) else None
+        return Answer((choice["message"].get("content") or "").strip(), tokens, ended)
+
+    def completion(self, messages: Sequence[Message], max_new_tokens: int, **more: Any) -> dict[str, Any]:
+        """The whole reply to a request for a greedy answer, with one in it; `more` is put into the request.
+
+        Raises:
+            UserError: there is none after all retries, or the server refuses.
+        """
+        reply = self._asked("POST", "chat/completions", self.request(messages, max_new_tokens, **more))
+        try:
+            text = reply["choices"][0]["message"].get("content") or ""
+        except (KeyError, IndexError, TypeError, AttributeError):
+            text = None
+        if not isinstance(text, str):
+            raise UserError(f"{self.where}: the reply holds no answer (choices[0].message.content)")
+        return reply
+
+    def request(self, messages: Sequence[Message], max_new_tokens: int, **more: Any) -> dict[str, Any]:
+        """The body of a request for a greedy answer."""
+        return {
             "model": self.model,
             "messages": list(messages),
             "temperature": 0,
             "max_tokens": max_new_tokens,
             "stream": False,
+            **more,
         }
-        reply = self._asked("POST", "chat/completions", body)
-        try:
-            choice = reply["choices"][0]
-            text = choice["message"].get("content") or ""
-            finish = choice.get("finish_reason")
-            count = (reply.get("usage") or {}).get("completion_tokens")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            text = None
-        if not isinstance(text, str):
-            raise UserError(f"{self.where}: the reply holds no answer (choices[0].message.content)")
-        tokens = count if isinstance(count, int) and not isinstance(count, bool) else None
-        ended = {"stop": True, "length": False}.get(finish) if isinstance(finish, str) else None
-        return Answer(text.strip(), tokens, ended)
 
-    def _asked(self, method: str, path: str, body: Any, absent: bool = False) -> dict[str, Any]:
+    def offered(self, path: str, body: Any = None) -> dict[str, Any]:
+        """The reply of a way that only some servers have, beside /v1; {} where this one does not."""
+        method = "GET" if body is None else "POST"
+        beside = self.url.removesuffix("/v1")
+        try:
+            return self._asked(method, path, body, absent=True, root=beside)
+        except UserError as error:
+            log.info("%s/%s: not offered: %s", beside, path, error)
+            return {}
+
+    def _asked(
+        self, method: str, path: str, body: Any, absent: bool = False, root: str | None = None
+    ) -> dict[str, Any]:
         """The JSON object that the server replies with; {} for what it does not have and that may be `absent`."""
         for count in range(self.retries + 1):
             try:
-                return self._once(method, path, body, absent)
+                return self._once(method, f"{self.url if root is None else root}/{path}", body, absent)
             except Failed as failed:
                 if count == self.retries:
                     tries = f", {count + 1} times" if count else ""
@@ -136,12 +180,57 @@ class Server:
                 time.sleep(min(LONGEST_WAIT, max(failed.wait, self.pause * 2**count)))
         raise AssertionError("unreachable")
 
-    def _once(self, method: str, path: str, body: Any, absent: bool) -> dict[str, Any]:
+    def _once(self, method: str, address: str, body: Any, absent: bool) -> dict[str, Any]:
+        with self._said_plainly(), self.client.stream(method, address, json=body) as response:
+            content = self._read(response)
+        return self._judged(response, content, absent)
+
+    def stream(
+        self, messages: Sequence[Message], max_new_tokens: int, temperature: float = 0.0
+    ) -> Iterator[tuple[str, str | None]]:
+        """(what is new of the answer, why it ended: None until it has), as it comes; asked once.
+
+        Raises:
+            UserError: there is no answer, or it breaks off.
+        """
+        body = self.request(messages, max_new_tokens, temperature=temperature, stream=True)
+        address = f"{self.url}/chat/completions"
+        try:
+            with self._said_plainly(), self.client.stream("POST", address, json=body) as response:
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    yield from self._events(response)
+                else:
+                    yield from _whole(self._judged(response, self._read(response), absent=False))
+        except Failed as failed:
+            raise UserError(f"{self.where}: {failed}") from None
+
+    def _events(self, response: httpx.Response) -> Iterator[tuple[str, str | None]]:
+        finish = None
+        for line in response.iter_lines():
+            data = line.removeprefix("data:").strip()
+            if not line.startswith("data:") or not data:
+                continue
+            if data == "[DONE]":
+                return
+            try:
+                event = json.loads(data)
+            except (ValueError, RecursionError):
+                raise Failed(f"the reply is no JSON ({data[:60]!r})") from None
+            if not isinstance(event, dict) or event.get("error"):
+                raise UserError(f"{self.where}: answers with an error{_said(data.encode())}")
+            for text, why in _whole(event, "delta"):
+                finish = why or finish
+                yield text, why
+        if finish is None:
+            raise Failed("the reply broke off")
+
+    @contextlib.contextmanager
+    def _said_plainly(self) -> Iterator[None]:
+        """What httpx raises as Failed."""
         import httpx
 
         try:
-            with self.client.stream(method, f"{self.url}/{path}", json=body) as response:
-                content = self._read(response)
+            yield
         except httpx.ConnectTimeout:
             raise Failed("no server answers") from None
         except httpx.TimeoutException:
@@ -150,11 +239,11 @@ class Server:
             raise Failed(f"no server answers ({error})") from None
         except httpx.TransportError as error:  # the connection ended within the reply
             raise Failed(f"the reply broke off ({error})") from None
-        return self._judged(response, content, absent)
 
     @property
     def _too_slow(self) -> str:
-        return f"no whole reply within {self.timeout:g} s (evaluation.timeout)"
+        key = " (evaluation.timeout)" if self.key.startswith("evaluation.") else ""
+        return f"no whole reply within {self.timeout:g} s{key}"
 
     def _read(self, response: httpx.Response) -> bytes:
         """All of it: httpx's own time-out is one between two bytes."""
@@ -171,10 +260,10 @@ class Server:
     def _judged(self, response: httpx.Response, content: bytes, absent: bool) -> dict[str, Any]:
         status = response.status_code
         said = _said(content)
+        if absent and status in ABSENT:
+            return {}
         if status in BUSY:
             raise Failed(f"answers {status}{said}", _retry_after(response.headers))
-        if absent and status in (404, 405, 501):
-            return {}
         if response.is_redirect:
             raise UserError(
                 f"{self.where}: it sends on to {response.headers.get('location')}; name that address, with its /v1"
@@ -187,7 +276,8 @@ class Server:
         if status == 404 and not said:
             raise UserError(f"{self.where}: answers 404; does the address end in /v1?")
         if status >= 400:
-            raise UserError(f"{self.where}: answers {status}{said}")
+            kind = Refused if status in (400, 422) else UserError
+            raise kind(f"{self.where}: answers {status}{said}")
         try:
             reply = json.loads(content)
         except (ValueError, RecursionError):
@@ -201,6 +291,21 @@ class Server:
         if reply.get("error"):
             raise UserError(f"{self.where}: answers with an error{said}")
         return reply
+
+
+def _whole(reply: Mapping[str, Any], part: str = "message") -> Iterator[tuple[str, str | None]]:
+    """The text of a reply, or of an event with a `delta`, and why it ended; what was thought before the rest."""
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get(part) if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        return
+    texts = (message.get(name) for name in ("reasoning_content", "reasoning", "content"))
+    finish = choice.get("finish_reason")
+    yield (
+        "".join(text for text in texts if isinstance(text, str)),
+        finish if isinstance(finish, str) else None,
+    )
 
 
 def check_variable(key: str, name: str | None) -> None:

@@ -17,10 +17,10 @@ def rendered(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mappi
     Raises:
         jinja2.TemplateError: the template refuses them.
     """
-    kwargs = {"strftime_now": strftime_now, **template_kwargs}  # in place of transformers' own clock
+    kwargs = {"strftime_now": strftime_now, "add_generation_prompt": True, **template_kwargs}
     return tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, return_dict=False, **kwargs
-    )
+        list(messages), return_dict=False, **kwargs
+    )  # our clock, not its own
 
 
 def generation_stops(model: Any) -> frozenset[int]:

@@ -8,7 +8,11 @@ from typing import Any
 
 from chatbot_sft.data.encode import JUDGED_CUT, THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
 from chatbot_sft.data.judgement import BOTH, SWAPPED
+from chatbot_sft.data.personal.detector import EXTRA, KINDS
+from chatbot_sft.data.personal.rows import counted
 from chatbot_sft.data.preferences import NO_COUNTERPART, NO_THUMB
+from chatbot_sft.errors import listed
+from chatbot_sft.report.found import share
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import shown_line
 
@@ -43,6 +47,8 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
     console.print(table)
     rows = [(kind, tally, "red") for kind, tally in report["problems"].items()]
     rows += [(kind, tally, "yellow") for kind, tally in report["notes"].items()]
+    if personal := report["personal_data"]:
+        rows += [(kind, tally, "yellow") for kind, tally in personal["kinds"].items()]
     if rows:
         files_named = {row["file"] for _, tally, _ in rows for row in tally["rows"]}
         one_file = len(report["sources"]) == 1 and len(files_named) == 1
@@ -55,7 +61,8 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
             detail = f": {first['detail']}" if "detail" in first else ""
             where = f"row {first['row']}" if one_file else f"{Path(first['file']).name} row {first['row']}"
             place = Text(shown_line(where + detail))
-            problems.add_row(Text(kind, style=colour), f"{tally['count']:,}", place)
+            shown = f"{kind}, left out of training" if tally.get("left_out") else kind
+            problems.add_row(Text(shown, style=colour), share(tally), place)
         console.print()
         console.print(problems)
     console.print()
@@ -93,11 +100,13 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             + ("; the prompt ends with <think>" if template["opens_thought"] else "")
             + ("; thoughts are left out" if template["leaves_thoughts_out"] else ""),
         ),
+        *_nothing_personal(report),
     ]
     schedule = [training["warning"]] if training["warning"] else []
     if judged := report["judgement"]:
         table.insert(2, ("judged", _judged(judged)))
-    return table + [("note", text) for text in (*remarks(report), *schedule)]
+    missing = [f"not looked for: {why}: pip install 'chatbot-sft[data]'" for why in report["not_looked_for"]]
+    return table + [("note", text) for text in (*remarks(report), *missing, *schedule)]
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
@@ -105,6 +114,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     template = report["template"]
     lines = [f"not read: {sentence(report['not_read'])}"] if report["not_read"] else []
     for kind, note in report["notes"].items():
+        if kind in report["found"]:
+            continue
         if kind == NO_COUNTERPART:
             lines.append(f"{note['count']:,} answers {kind}; objective=kto learns from single answers")
         elif kind in SAID or note["count"] > MOST * report["rows"]:
@@ -128,6 +139,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
             "the chat template writes today's date into every prompt;"
             " dataset.chat_template_kwargs={date_string: …} fixes it"
         )
+    if (personal := report["personal_data"]) and personal["rows"]:
+        lines.append(f"personal data: {personal_data(personal, report['rows'])}")
     return lines
 
 
@@ -136,6 +149,33 @@ def _judged(judged: Mapping[str, Any]) -> str:
     kinds = (f"{count:,} {kind}" for kind, count in judged["kinds"].items())
     lengths = " to ".join(f"{length:,}" for length in judged["lengths"].values())
     return f"{', '.join(kinds)}; an answer's median length {lengths} tokens"
+
+
+def _nothing_personal(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """That nothing was found, where it was looked for; what was found is a remark."""
+    personal = report["personal_data"]
+    return (
+        [("personal data", personal_data(personal, report["rows"]))]
+        if personal and not personal["rows"]
+        else []
+    )
+
+
+def personal_data(found: Mapping[str, Any], rows: int) -> str:
+    """How much of it there is, and what becomes of it."""
+    if len(found["looked_for"]) < len(KINDS):
+        looked = f"; looked for {listed(found['looked_for'])} alone; for all: {EXTRA}"
+    else:
+        looked = ""
+    if not found["rows"]:
+        return f"none found{looked}"
+    becomes = {
+        "note": "they are trained on; dataset.personal_data=redact trains on placeholders",
+        "error": "refused, as dataset.personal_data=error says",
+        "drop": "these rows are left out",
+        "redact": "they are trained as placeholders",
+    }[found["policy"]]
+    return f"{counted(found)} in {found['rows']:,} of {rows:,} rows: {becomes}{looked}"
 
 
 def _used(bad: Mapping[str, Any]) -> str:

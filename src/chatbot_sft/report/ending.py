@@ -70,6 +70,8 @@ def stopped(error: Preempted, settings: Config, save: SaveResult | None, command
         left += "; the same command makes what is missing"
     elif settings.task == "evaluate":
         left = "what was answered is kept; the same command asks for the rest"
+    elif settings.task == "verify":
+        left = "nothing was found yet; the same command asks again"
     else:
         left = "nothing was trained; the same command begins anew"
     return f"{error.signal}: {left}{again}"

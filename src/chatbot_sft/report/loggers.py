@@ -326,8 +326,10 @@ def _texts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _figures(report: Mapping[str, Any]) -> dict[str, float]:
     parts = {name: report[name] for name in ("model", "dataset", "training", "memory")}
-    # Names of a file's columns are no names of metrics: MLflow refuses messages[].score.
-    parts["dataset"] = {name: value for name, value in parts["dataset"].items() if name != "not_read"}
+    # What is not ours to name is no name of metrics: MLflow refuses messages[].score.
+    parts["dataset"] = {
+        name: value for name, value in parts["dataset"].items() if name not in ("not_read", "personal_data")
+    }
     return {
         f"report/{key}": value
         for key, value in _flat(parts).items()

@@ -8,6 +8,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from chatbot_sft.report.found import sentences
 from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import plain_line
@@ -22,6 +23,7 @@ TITLES = {
     "plan": "Training plan",
     "export": "Export of an earlier run",
     "evaluate": "Evaluation",
+    "verify": "Verification of a server",
 }
 
 
@@ -116,8 +118,13 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         bad = f"{data.bad_rows:,} bad, {data.duplicates:,} exact duplicates"
         linked = ", ".join(f"[{label}]({address})" for label, address in links.items())
         rows.append(("checked", f"{bad}; {linked}" if linked else bad))
+        if data.found:
+            rows.append(("found in the data", "; ".join(sentences(data.found)).replace("|", "\\|")))
         if data.not_read:
             rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
+        if data.personal_rows:
+            kinds = ", ".join(f"{kind} ({count:,})" for kind, count in data.personal_data.items())
+            rows.append(("personal data", f"{kinds} in {data.personal_rows:,} of {data.rows:,} rows"))
     if found := report.evaluation:
         if not model:
             rows.append(("model", inline(found.model)))

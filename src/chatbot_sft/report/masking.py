@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from chatbot_sft.report.token_shapes import TOKENS
+
 MASK = "***"
 WORDS = r"(?:token|key|password|passwd|passphrase|secrets?|credentials?)"
 SECRET_NAME = re.compile(rf"^\S*{WORDS}(?:_?\d+)?$", re.IGNORECASE)  # what has spaces is a sentence
@@ -21,10 +23,9 @@ ASSIGNMENT = re.compile(
     r"|(?P<query>[?&](?:sig|signature|auth|x-amz-signature|x-amz-credential)=)[^\s'\"&]+",
     re.IGNORECASE,
 )
-# Hugging Face, Weights & Biases, OpenAI and the like, GitHub, AWS; what a request's header says; user and
-# password in an address.
+# Tokens of known kinds; what a request's header says; user and password in an address.
 KNOWN_SHAPE = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bwandb_v\d_\w{20,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}|\bAKIA[0-9A-Z]{16}\b"
+    rf"{TOKENS}"
     r"|(?<=\bBearer )[\w.~+/=-]{8,}"
     r"|(?<=://)[^/\s@:'\"]*:(?!\d+[/\s])[^\s'\"]+(?=@)|(?<=://)[^/\s@:'\"]+(?=@)"
     r"|(?<=:/)[^/\s@:'\"]*:(?!\d+[/\s])[^/\s'\"]+(?=@)"  # an address that went through pathlib

@@ -22,6 +22,7 @@ from chatbot_sft.run.report import DamagedReport, Report, write_json
 
 REPORT, CONFIG = "report.json", "config.yaml"
 HOLDER = ".lock.json"  # whose process runs in it, or ran there last: see run_directory.py
+PROGRESS = ".progress.json"  # how far its training is, or was there last
 EVALUATIONS = "evaluations.jsonl"  # in the checkpoints, a line as soon as an evaluation was made
 FILES = (
     REPORT,
@@ -29,6 +30,7 @@ FILES = (
     "run.log",
     CONFIG,
     "evidence.json",
+    "trained_answers.json",
     "data_report.json",
     "data_preview.html",
     "loss.png",
@@ -36,6 +38,7 @@ FILES = (
     "evaluation.json",
     "evaluation.html",
     "answers.jsonl",
+    "verify.json",
 )
 
 
@@ -69,6 +72,11 @@ class Run:
         return self.folder / "run.log"
 
     @property
+    def progress_file(self) -> Path:
+        """How far its training is, for whoever watches; written anew about once a second."""
+        return self.folder / PROGRESS
+
+    @property
     def config_file(self) -> Path:
         """What was composed, with nothing left to resolve; written when training has ended."""
         return self.folder / CONFIG
@@ -77,6 +85,16 @@ class Run:
     def evidence_file(self) -> Path:
         """What exports are held against."""
         return self.folder / "evidence.json"
+
+    @property
+    def trained_answers_file(self) -> Path:
+        """What servers are held against; there once an export was verified."""
+        return self.folder / "trained_answers.json"
+
+    @property
+    def verify_file(self) -> Path:
+        """What `task=verify` found."""
+        return self.folder / "verify.json"
 
     @property
     def data_report_file(self) -> Path:

@@ -172,10 +172,15 @@ class DatasetStatistics:
     max_length: int = 0
     truncated_rows: int = 0
     dropped_rows: int = 0  # left out for their length, as dataset.overflow=drop says
+    personal_rows: int = 0  # in which dataset.personal_data found something
+    personal_data: dict[str, int] = field(default_factory=dict)  # values of each kind
     # Columns and keys that nothing was made of: in how many rows.
     not_read: dict[str, int] = field(default_factory=dict)
+    # Near-duplicates and the like (data/content.py): how many "of" how many, the first rows, what became of them.
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
     # SHA-256 of the tokenizer and of the training rows' texts and labels, in their order.
     fingerprint: str = ""
+    held_out_fingerprint: str = ""  # SHA-256 of those that are held out, in any order
     system_prompt: str | None = None  # what most conversations begin with, where the model was loaded
 
     @property
@@ -248,7 +253,7 @@ class Report:
     started: str = field(default_factory=lambda: now())
     finished: str | None = None
     run: str | None = (
-        None  # task=export: the directory of the run that trained; task=evaluate: what was asked
+        None  # task=export: the directory of the run that trained; task=evaluate, task=verify: what was asked
     )
     settings: dict[str, Any] = field(default_factory=dict)  # what was set, as it ran
     model: Model | None = None

@@ -11,10 +11,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Turn:
-    """A run waits at `step`; `eval_loss` is the last held-out loss of this turn, None where it had none."""
+    """A run waits at `step` of `steps`; `eval_loss` is the last held-out loss of this turn, `passed` the last share
+    of golden cases, None where it had none.
+    """
 
     step: int
     eval_loss: float | None
+    passed: float | None = None
+    steps: int | None = None
 
 
 class Pruned(Exception):

@@ -129,6 +129,7 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
     if picture:
         yield from ("", f"![loss]({PICTURE})")
     yield from ("", "## How to run it", "", *_how_to_run(trained, export))
+    yield from ("", "## How to serve it", "", *_how_to_serve(trained, export))
     checked = verification_table([export])
     if checked:
         yield from ("", "## Checked against the trained model", "", *checked)
@@ -182,11 +183,9 @@ def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
     if export.method == "gguf":
         file = next(iter(file_names(trained.settings).values()))  # the one that the Modelfile names
         name = Path(file).stem.lower()
-        suffix = Path(export.path).suffix == ".gguf"
-        modelfile = f"{Path(export.path).stem}.Modelfile" if suffix else "Modelfile"
         yield from ("```bash", f"llama-cli -m {file} --jinja  # llama.cpp")
         yield from (
-            f"ollama create {name} -f {modelfile} && ollama run {name}",
+            f"ollama create {name} -f {_modelfile(export)} && ollama run {name}",
             f"python -m chatbot_sft.chat {file}",
             "```",
         )
@@ -201,17 +200,54 @@ def _how_to_run(trained: Trained, export: Export) -> Iterator[str]:
     )
     yield f"answer = model.generate(**prompt, max_new_tokens={trained.evidence.max_new_tokens})"
     yield 'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))'
-    yield from ("```", "", "```bash", "python -m chatbot_sft.chat .")
-    if export.method == "lora":
-        base = trained.settings.model.name
-        served = "BASE" if base == embedded.NAME or is_local(base) else base
+    yield from ("```", "", "```bash", "python -m chatbot_sft.chat .", "```")
+
+
+def _how_to_serve(trained: Trained, export: Export) -> Iterator[str]:
+    """Each server's command, in the folder of this file, and the one that holds it against the training."""
+    yield (
+        "Each server, and beside it the command that asks it what the trained model was asked. RUN is the directory"
+        " of the run that this comes from."
+    )
+    yield from ("", "```sh")
+    for command, port, model in _servers(trained, export):
+        yield command
+        yield f"python -m chatbot_sft task=verify run=RUN url=http://localhost:{port}/v1{model}"
+    yield "```"
+
+
+def _servers(trained: Trained, export: Export) -> Iterator[tuple[str, int, str]]:
+    """(command, port, what else verifies it)."""
+    settings = trained.settings
+    if export.method == "gguf":
+        kind, file = next(iter(file_names(settings).items()))  # the one that the Modelfile names
+        name = Path(file).stem.lower()
+        yield f"llama-server -m {file} --jinja", 8080, ""
         yield (
-            f"vllm serve {served} --enable-lora --max-lora-rank {_vllm_rank(trained.settings.lora.r)}"
-            " --lora-modules chatbot=."
+            f"ollama create {name} -f {_modelfile(export)}",
+            11434,
+            f" model={name} evaluation.format={kind}",
+        )
+    elif export.method == "lora":
+        base = settings.model.name
+        served = "BASE" if base == embedded.NAME or is_local(base) else base
+        rank = _vllm_rank(settings.lora.r)
+        yield (
+            f"vllm serve {served} --enable-lora --max-lora-rank {rank} --lora-modules chatbot=."
+            " --chat-template chat_template.jinja --generation-config .",
+            8000,
+            " model=chatbot evaluation.format=lora",
         )
     else:
-        yield "vllm serve ."
-    yield "```"
+        told = f" evaluation.format={export.method}"
+        yield "vllm serve . --served-model-name chatbot", 8000, f" model=chatbot{told}"
+        yield "transformers serve . --port 8001", 8001, f" model=.{told}"
+
+
+def _modelfile(export: Export) -> str:
+    """Its name beside the file or in the folder."""
+    path = Path(export.path)
+    return f"{path.stem}.Modelfile" if path.suffix == ".gguf" else "Modelfile"
 
 
 def _vllm_rank(rank: int) -> int:

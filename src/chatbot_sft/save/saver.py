@@ -20,6 +20,7 @@ from chatbot_sft.logs import quiet
 from chatbot_sft.model.base import description
 from chatbot_sft.model.sharding import sharded
 from chatbot_sft.places import check_export, gguf_companions, left_by, read_mark, targets, write_mark
+from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Export, Report, SaveResult
 from chatbot_sft.save import hub_push
 from chatbot_sft.save.adapter import write_adapter
@@ -201,6 +202,9 @@ class ModelSaver:
         if export.method == "gguf":
             parts = {kind: folder / name for kind, name in file_names(self.settings).items()}
         four_bit = export.method == "lora" and self.settings.model.load_in_4bit
+        _ = trained.reference
+        if trained.answers:
+            trained.answers.write(Run.of(self.settings).trained_answers_file)
         for kind, part in parts.items():
             started = time.perf_counter()
             try:

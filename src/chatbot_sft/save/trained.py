@@ -22,6 +22,7 @@ from chatbot_sft.report.masking import by_name
 from chatbot_sft.run.report import Report
 from chatbot_sft.save.verify.compare import MOVED, Reference, logits_of, refer
 from chatbot_sft.save.verify.evidence import Evidence
+from chatbot_sft.save.verify.kept import TrainedAnswers, keep
 from chatbot_sft.save.weights import Weights, trained_weights
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Trained:
         self.evidence = evidence
         self.report = report
         self.seconds: dict[str, float] = {}  # what writing took, by format
+        self.answers: TrainedAnswers | None = None  # what `reference` found, for servers
 
     @contextlib.contextmanager
     def timed(self, kind: str) -> Iterator[None]:
@@ -59,7 +61,7 @@ class Trained:
         """What the model says, and what its base says without the adapter."""
         # No chat_template_kwargs: an export's user gives none.
         model = HFModel(self.model, self.tokenizer, self.settings.model.name, stop_ids=self.stops)
-        base_logits = None
+        base_logits = base_said = None
         with self._as_an_export():
             if not self.settings.full_finetuning:
                 with self.model.disable_adapter():
@@ -68,6 +70,10 @@ class Trained:
             reference = refer(
                 model, self.evidence, base_logits, rounded, lambda number: self.tokenizer.decode([number])
             )
+            if base_logits is not None:
+                with self.model.disable_adapter():
+                    base_said = logits_of(model, reference.evidence.rows[len(self.evidence.rows) :])
+        self.answers = keep(model, reference, base_said, self.evidence)
         if reference.moved is not None and reference.moved < MOVED:
             log.warning(
                 "save: training has hardly changed the model (its answers are %.1e nats from the base's)",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from chatbot_sft import distributed, hydra_job, run_directory
 from chatbot_sft.config import SweepConfig, hydra_glue
@@ -18,12 +19,15 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.report.masking import mask_yaml
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.report import Report, now
+from chatbot_sft.run.report import Report, Status, now
 from chatbot_sft.sweep import points, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
+from chatbot_sft.sweep.display import Display
 from chatbot_sft.sweep.points import Space
+from chatbot_sft.sweep.queue import Queue
 from chatbot_sft.sweep.sampling import Trials
 from chatbot_sft.sweep.study import State
+from chatbot_sft.sweep.turns import InTurns
 from chatbot_sft.sweep.worker import Worker
 
 
@@ -63,11 +67,11 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     """
     from chatbot_sft.sweep import launch
 
-    settings = replace(points.settings(config), pruner=config.sweep.pruner, turn=config.sweep.turn)
+    settings = points.settings(config)
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
-    composed = [jobs.compose(point) for point in checked]
+    composed = hydra_glue.composed_jobs(checked, jobs.compose, numbered=not settings.sampler)
     wanted = [] if settings.sampler else checked
     if settings.dry_run:
         for line in listing(jobs, settings, wanted):
@@ -95,7 +99,19 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     if places:
         launch.run(config, context, place, places)
         return
-    Worker(place, found, settings, jobs.at, jobs.place, trials).run()
+    trains = all(job.task == "train" for job in composed)
+    shows = trains and distributed.is_first() and not settings.worker
+    queue = Queue(place, found, settings, jobs.place, trials)
+    worker = InTurns if settings.pruner else Worker
+    worker(queue, jobs.at, shown_in(place) if shows else None).run()
+
+
+def shown_in(place: Sweep) -> Display:
+    """What shows the jobs that this process trains; those that fail, and one that is stopped, it tells itself."""
+    # This stream, and not what takes its place while libraries are kept quiet.
+    return Display(
+        place.folder, Console(file=sys.stderr, highlight=False), told=[Status.FAILED, Status.INTERRUPTED]
+    )
 
 
 def begun(jobs: Jobs, settings: SweepConfig) -> Study:

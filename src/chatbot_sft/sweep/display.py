@@ -1,19 +1,22 @@
-"""One display for all jobs of a sweep whose workers are other processes: a line for each. Imports no torch.
+"""One display for all jobs of a sweep: a line for each. Imports no torch.
 
-What it shows is what the jobs have written into their directories, so that it is the same for workers on this
-machine and on others.
+What it shows is what the jobs have written into their directories, so that it is the same for jobs of this
+process and of others, on this machine and on others. As it looks at them, it writes the leaderboard anew
+wherever a job has been evaluated or has ended.
 """
 
 from __future__ import annotations
 
-import os
-import re
+import contextlib
+import json
+import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -21,21 +24,19 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from chatbot_sft import compare, logs
+from chatbot_sft.errors import UserError
 from chatbot_sft.report.leaderboard import board
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.terminal import COLOURS
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.directory import Run
+from chatbot_sft.run.directory import HOLDER, Run
 from chatbot_sft.run.report import Status
 from chatbot_sft.train.progress import duration
 
-TAIL = 1 << 14  # bytes of a run.log in which its last step is looked for
-# What train/progress.py writes: "… step 3/30  loss 2.310  1,200 tokens/s  0:12 left".
-STEP = re.compile(
-    r"^(?P<time>\S+ \S+) INFO .*: step (?P<step>\d+)/(?P<steps>\d+)  loss (?P<loss>\S+)  .*  (?P<left>[\d:]+) left$",
-    re.MULTILINE,
-)
 FIRST = (Status.RUNNING, Status.FAILED)  # of more jobs than there are lines
+OFTEN = 1.0  # seconds between two looks at the jobs
+SHARE = 20  # a look takes at most one in so many seconds: of many jobs there are fewer
 
 
 @dataclass(frozen=True)
@@ -50,79 +51,128 @@ class Line:
     left: str = ""
     settings: str = ""
     error: str = ""
+    tenth: int | None = None  # of the run, from its first step on
 
     @classmethod
     def of(cls, job: Job) -> Line:
         settings = "  ".join(f"{key}={value}" for key, value in job.settings.items())
         held_out = "" if job.held_out is None else f"{job.held_out:.3f}"
         plain = cls(shown_line(job.name), job.status, held_out=held_out, settings=shown_line(settings))
-        if job.status == Status.RUNNING and (last := last_step(Run(job.folder))):
-            since = time.time() - datetime.fromisoformat(last["time"]).timestamp()
-            left = duration(max(0.0, _seconds(last["left"]) - since))
-            step = f"{last['step']}/{last['steps']}"
-            return cls(plain.name, plain.status, step, last["loss"], held_out, left, plain.settings)
+        if job.status == Status.RUNNING and (last := progress(Run(job.folder))):
+            step, left = f"{last['step']}/{last['steps']}", duration(last["left"])
+            tenth = last["step"] * 10 // last["steps"]
+            settings = plain.settings
+            return cls(
+                plain.name, plain.status, step, f"{last['loss']:.3f}", held_out, left, settings, tenth=tenth
+            )
         training = job.report.training if job.report else None
         step = str(job.steps) if job.steps else ""
         loss = "" if training is None or training.loss_last is None else f"{training.loss_last:.3f}"
         return cls(plain.name, plain.status, step, loss, held_out, "", plain.settings, shown_line(job.error))
 
     @property
+    def news(self) -> object:
+        """What has to have changed for another line in a log: every tenth of a run, every evaluation, its end."""
+        return self.status, self.held_out, self.error, self.tenth
+
+    @property
     def text(self) -> str:
-        """Without the time left: that alone is no news."""
         step, loss = self.step and f"step {self.step}", self.loss and f"loss {self.loss}"
-        held_out = self.held_out and f"held out {self.held_out}"
-        parts = (self.name, self.status, step, loss, held_out, self.settings, self.error)
+        held_out, left = self.held_out and f"held out {self.held_out}", self.left and f"{self.left} left"
+        parts = (self.name, self.status, step, loss, held_out, self.settings, self.error, left)
         return "  ".join(part for part in parts if part)
 
 
 class Display:
-    """On a terminal a table that is drawn anew; elsewhere a line for each change of a job."""
+    """On a terminal a table that is drawn anew; elsewhere a line for each change of a job, but for those to a status
+    that is `told` by others.
+    """
 
-    def __init__(self, folder: Path, console: Console) -> None:
-        self.folder, self.console = folder, console
-        self._said: dict[str, str] = {}
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    def __init__(self, folder: Path, console: Console, told: Collection[Status] = ()) -> None:
+        self.folder, self.console, self.told = folder, console, told
+        self._said: dict[str, object] = {}
+        self._written: object = None  # the jobs as the leaderboard has them
+        terminal = console.is_terminal
+        own = terminal and sys.stdout.isatty()
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=True, redirect_stdout=own)
+            if terminal
+            else None
+        )
 
     def __enter__(self) -> Display:
         # What an earlier start has ended is no change.
-        self._said = {line.name: line.text for line in self._lines()}
+        self._said = {line.name: line.news for line in map(Line.of, self._jobs())}
         if self._live:
             self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.update()
-        if self._live:
-            self._live.stop()
+        try:
+            self.update()
+        finally:
+            if self._live:
+                self._live.stop()
+
+    @contextlib.contextmanager
+    def by_itself(self) -> Iterator[None]:
+        """Within it a thread keeps it up to date: this process trains the jobs."""
+        over = threading.Event()
+
+        def look() -> None:
+            pause = OFTEN
+            while not over.wait(pause):
+                began = time.monotonic()
+                with contextlib.suppress(UserError):  # the next look may find what this one did not
+                    self.update()
+                pause = max(OFTEN, SHARE * (time.monotonic() - began))
+
+        thread = threading.Thread(target=look, daemon=True)
+        with logs.one_display(), self:
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
 
     def update(self) -> None:
-        lines = self._lines()
+        jobs = self._jobs()
+        lines = [Line.of(job) for job in jobs]
         if self._live:
             self._live.update(table(lines, self.console.height - 4), refresh=True)
-            return
+        else:
+            self._tell(lines)
+        if (now := [(job.number, job.status, len(job.curve)) for job in jobs]) != self._written:
+            self._written = now
+            compare.write(self.folder)
+
+    def _tell(self, lines: Sequence[Line]) -> None:
         for line in lines:
-            if self._said.get(line.name) != line.text:
-                self._said[line.name] = line.text
-                left = f"  {line.left} left" if line.left else ""
-                print(f"{line.text}{left}", file=self.console.file, flush=True)
+            if self._said.get(line.name) != line.news:
+                self._said[line.name] = line.news
+                if line.status not in self.told:
+                    print(line.text, file=self.console.file, flush=True)
 
     def say(self, text: str) -> None:
         """A line above the table."""
         self.console.print(Text(shown_line(text)), soft_wrap=True)
 
-    def _lines(self) -> list[Line]:
-        return [Line.of(job) for job in board.of_sweep(self.folder).jobs]
+    def _jobs(self) -> list[Job]:
+        return board.of_sweep(self.folder).jobs
 
 
-def last_step(run: Run) -> re.Match[str] | None:
-    """The last step that a run has told of; None before the first."""
+def progress(run: Run) -> dict[str, Any] | None:
+    """How far a run was when it told it last, and the seconds that are left now; None before its first step."""
     try:
-        with run.log_file.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            tail = file.read().decode("utf-8", "replace")
-    except OSError:
+        told = run.progress_file.stat().st_mtime
+        if told < (run.folder / HOLDER).stat().st_mtime:  # of an earlier start
+            return None
+        known: dict[str, Any] = json.loads(run.progress_file.read_text(encoding="utf-8"))
+        known["left"] = max(0.0, known["left"] - (time.time() - told))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return max(STEP.finditer(tail), key=re.Match.start, default=None)
+    return known
 
 
 def table(lines: Sequence[Line], most: int) -> Table:
@@ -131,7 +181,7 @@ def table(lines: Sequence[Line], most: int) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
     for title in ("job", "status", "step", "loss", "held out", "left", ""):
         right = title in ("step", "loss", "held out", "left")
-        drawn.add_column(title, justify="right" if right else "left", no_wrap=bool(title))
+        drawn.add_column(title, justify="right" if right else "left", no_wrap=True)
     for line in sorted(shown, key=lines.index):
         status = Text(line.status, style=COLOURS.get(line.status, ""))
         more = "  ".join(part for part in (line.settings, line.error) if part)
@@ -140,11 +190,3 @@ def table(lines: Sequence[Line], most: int) -> Table:
         counts = Counter(line.status for line in lines)
         drawn.caption = "of " + ", ".join(f"{count} {status}" for status, count in counts.items())
     return drawn
-
-
-def _seconds(text: str) -> float:
-    """`1:01:40` in seconds."""
-    total = 0
-    for part in text.split(":"):
-        total = total * 60 + int(part)
-    return total

@@ -30,7 +30,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from rich.console import Console
 
-from chatbot_sft import compare, distributed
+from chatbot_sft import distributed
 from chatbot_sft.command_line import written_out
 from chatbot_sft.config import SweepConfig
 from chatbot_sft.config.hydra_errors import said
@@ -42,7 +42,7 @@ from chatbot_sft.run.directory import HOLDER, Run
 from chatbot_sft.run.report import Status
 from chatbot_sft.sweep import cards, study, worker_process
 from chatbot_sft.sweep.directory import Point, Sweep
-from chatbot_sft.sweep.display import Display
+from chatbot_sft.sweep.display import OFTEN, Display
 from chatbot_sft.sweep.job_of_launcher import work
 
 # Classes of launchers, whatever the option of hydra/launcher is called.
@@ -51,7 +51,6 @@ SLURM = "SlurmLauncher"
 ON_THIS_MACHINE = (BASIC, "JoblibLauncher", "LocalLauncher")  # the others have their GPUs from a scheduler
 COMPARE = "python -m chatbot_sft.compare"
 GPUS = ("gpus_per_node", "gpus_per_task", "gres")  # keys with which SLURM is asked for one
-OFTEN = 1.0  # seconds between two looks at the jobs
 TRIES = 2  # processes that one job may take with it
 ENDED = (Status.COMPLETED, Status.PRUNED, Status.FAILED)
 
@@ -119,7 +118,6 @@ def run(config: DictConfig, context: HydraContext, place: Sweep, places: Sequenc
 
 def conclude(place: Sweep, settings: DictConfig, asked: Sequence[signal.Signals], why: str) -> None:
     """Show what became of each job, and end as the sweep did. `why` is what is known of jobs that were left."""
-    compare.write(place.folder)
     found = board.of_sweep(place.folder)
     terminal.show(found, Console(highlight=False))
     if found.fault:

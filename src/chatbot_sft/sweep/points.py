@@ -141,8 +141,8 @@ def space(
 
 def settings(config: Any) -> SweepConfig:
     """The section `sweep` of a composed sweep, checked, but for what asks something of the jobs."""
-    section = {key: value for key, value in _plain(config.sweep).items() if key not in ("pruner", "turn")}
-    return Config.from_mapping({"sweep": section}).sweep
+    anything_asked = {"eval_steps": 1, "golden_steps": 1, "max_steps": 1}
+    return Config.from_mapping({"sweep": _plain(config.sweep), "training": anything_asked}).sweep
 
 
 def of_config(config: Any, loader: ConfigLoader | None) -> Space:

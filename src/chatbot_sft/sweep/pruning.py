@@ -1,4 +1,4 @@
-"""Which of the jobs under way end now: one of Optuna's pruners judges their held-out losses.
+"""Which of the jobs under way end now: one of Optuna's pruners judges their held-out losses, or golden answers.
 
 Optuna's pruners are made for trials that come one after another: what they say of a trial depends on those
 that were asked about before it. Jobs that take turns grow together, so each is judged as if it had come last:
@@ -7,6 +7,7 @@ with the curves of all the others before it. Nothing is kept between two judgeme
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
@@ -15,21 +16,30 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-Curves = Mapping[int, Mapping[int, float]]  # job → step → held-out loss
+Curves = Mapping[int, Mapping[int, float]]  # job → step → what it is judged by
 
 HALVING, BRACKETS = 2, 3  # of so many jobs one goes on, at each rung
+# Halving spares what has come to half of a run: to end one of the last two saves little, and it may be the
+# winner, as the order of close ones still changes while the learning rate falls.
+SPARED = 0.5
 NAME = "judged"  # Hyperband chooses a job's bracket by it, and by the job's number
 FEWEST = 2  # others with a loss at the step: fewer have no median to speak of
 PATIENCE = 2  # evaluations without a better loss, before the median counts
 
 
-def worst(name: str, curves: Curves, asked: Collection[int], last: int | None) -> list[int]:
+def worst(
+    name: str, curves: Curves, asked: Collection[int], last: int | None, maximise: bool = False
+) -> list[int]:
     """Those of `asked` that the pruner `name` ends by the `curves` of all; `last` is the last step of a run."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    known = {job: curve for job, curve in curves.items() if curve}
-    judged = [job for job in asked if job in known]
+    sign = -1 if maximise else 1
+    known = {
+        job: {step: sign * value for step, value in curve.items()} for job, curve in curves.items() if curve
+    }
+    until = SPARED * last if last and name == "halving" else math.inf
+    judged = [job for job in asked if job in known and max(known[job]) < until]
     if len(known) < 2 or not judged:
         return []
     first = min(min(curve) for curve in known.values())

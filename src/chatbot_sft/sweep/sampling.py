@@ -7,10 +7,11 @@ imported where one is asked for, and no earlier.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,11 @@ class Trials:
                 check_installed(f"sweep.{name}={asked}")
         if settings.sampler == "cmaes":
             check_installed("sweep.sampler=cmaes", "cmaes", "pip install cmaes")
+            if lists := [axis.typed for axis in space.axes if axis.quantity is None]:
+                log.warning(
+                    "sweep: cmaes chooses numbers of intervals and ranges; drawn at random: %s",
+                    "  ".join(lists),
+                )
         return cls(settings, space, seed) if settings.sampler or settings.pruner else None
 
     def open(self, place: Sweep, alone: bool = True) -> None:
@@ -62,8 +68,11 @@ class Trials:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.place = place
         if not alone:
-            self.study = self._opened(place)
+            with place.alone():  # the first worker may be the first to open it
+                self.study = self._opened(place)
+                self._restore(place)
             return
         cut_line(place)
         try:
@@ -143,14 +152,14 @@ class Trials:
         key = self.storage.get_trial_id_from_study_id_trial_number(study, number)
         return optuna.trial.Trial(self.study, key)
 
-    def report(self, number: int, step: int, loss: float) -> None:
+    def report(self, number: int, step: int, judged_by: float) -> None:
         """A point of a job's curve; one that is there already stays."""
         trial = self.study.trials[number]
         if step not in trial.intermediate_values and not trial.state.is_finished():
-            self._trial(number).report(loss, step)
+            self._trial(number).report(judged_by, step)
 
     def curves(self) -> dict[int, dict[int, float]]:
-        """Job → step → held-out loss."""
+        """Job → step → what it is judged by."""
         return {trial.number: trial.intermediate_values for trial in self.study.trials}
 
     def tell(self, number: int, report: Report, pruned: bool = False) -> None:
@@ -159,10 +168,11 @@ class Trials:
 
         values = [value(report, metric) for metric in self.settings.metrics]
         told = [one for one in values if one is not None]
-        if pruned and self.study.trials[number].intermediate_values:
-            self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
-        elif len(told) == len(values):
-            self.study.tell(number, told, skip_if_finished=True)
+        with self.place.alone():  # another worker may be telling it too
+            if pruned and self.study.trials[number].intermediate_values:
+                self.study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+            elif len(told) == len(values):
+                self.study.tell(number, told, skip_if_finished=True)
 
 
 def cut_line(place: Sweep) -> None:
@@ -180,9 +190,9 @@ def cut_line(place: Sweep) -> None:
 def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     from optuna import samplers
 
-    kinds = {
-        "random": samplers.RandomSampler, "tpe": samplers.TPESampler, "cmaes": samplers.CmaEsSampler,
-        "nsgaii": samplers.NSGAIISampler,
+    kinds: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+        "random": samplers.RandomSampler, "tpe": samplers.TPESampler, "nsgaii": samplers.NSGAIISampler,
+        "cmaes": functools.partial(samplers.CmaEsSampler, warn_independent_sampling=False),  # said once, above
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a part of one is experimental

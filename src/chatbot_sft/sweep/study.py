@@ -5,19 +5,18 @@ Imports no torch, no Hydra and no Optuna.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
 
 from chatbot_sft import start
 from chatbot_sft.config import Config
 from chatbot_sft.config.schema import OF_SWEEP
 from chatbot_sft.errors import UserError, did_you_mean, listed
 from chatbot_sft.jobs import finished
+from chatbot_sft.report.leaderboard.job import number_at, numbers
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.report import Report, Status, finite
+from chatbot_sft.run.report import Report, Status
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import key_of
 
@@ -78,7 +77,9 @@ def joined(
 def refuse_other(before: Study, now: Study, place: Sweep) -> None:
     """Raises UserError where the sweep of `before` cannot be gone on with by the command of `now`."""
     differences = [*_differences(before.overrides, now.overrides)]
-    if before.sampler or now.sampler:
+    if (
+        before.sampler or now.sampler or place.journal_file.exists()
+    ):  # what is in the journal is of one metric
         differences += [
             f"{name} {was or 'null'} → {now_is or 'null'}"
             for name, was, now_is in (
@@ -88,6 +89,7 @@ def refuse_other(before: Study, now: Study, place: Sweep) -> None:
             )
             if was != now_is
         ]
+    if before.sampler or now.sampler:
         differences += _differences(before.space, now.space)
     if differences:
         raise UserError(
@@ -141,10 +143,7 @@ def record(sweep: Sweep, number: int, error: str | None) -> None:
 
 def value(report: Report, metric: str) -> float | None:
     """The number that `metric` names in report.json; None where there is none."""
-    found: Any = finite(report.to_json())
-    for name in metric.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+    return number_at(report.to_json(), metric)
 
 
 def no_value(reports: Sequence[Report], metric: str) -> str | None:
@@ -156,14 +155,3 @@ def no_value(reports: Sequence[Report], metric: str) -> str | None:
     if metric == "training.eval_loss":
         hint = "; nothing is held out (dataset.eval_fraction, dataset.eval_data_path)"
     return f"sweep.metric={metric}: no job reports it{hint}"
-
-
-def numbers(values: Mapping[str, Any], before: str = "") -> list[str]:
-    """The dotted names of all numbers in a report.json."""
-    found: list[str] = []
-    for name, item in values.items():
-        if isinstance(item, Mapping):
-            found += numbers(item, f"{before}{name}.")
-        elif isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item):
-            found.append(f"{before}{name}")
-    return found

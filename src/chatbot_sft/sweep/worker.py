@@ -1,4 +1,4 @@
-"""Takes free jobs of a study and runs them in this process: one after the other, or, with a pruner, in turns.
+"""Takes free jobs of a study and runs them in this process, one after the other; in turns: see turns.py.
 
 A job is free where no process holds its directory (the operating system's lock on it is the claim) and its
 report does not say that it has ended. What became of it is that report; the errors of those that never had
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatbot_sft import compare, distributed, preemption
-from chatbot_sft.config import SweepConfig
 from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.export import check_overrides
@@ -31,11 +29,12 @@ from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.run.report import Report, Status
-from chatbot_sft.run.turn import Pruned, Turn
+from chatbot_sft.run.turn import Turn
 from chatbot_sft.run_directory import Held, held
 from chatbot_sft.sweep import study, torchrun
-from chatbot_sft.sweep.directory import Point, Study, Sweep
-from chatbot_sft.sweep.sampling import Trials
+from chatbot_sft.sweep.directory import Point
+from chatbot_sft.sweep.display import Display
+from chatbot_sft.sweep.queue import Queue
 from chatbot_sft.sweep.study import State
 from chatbot_sft.warm import Warm
 
@@ -50,23 +49,24 @@ class Taken:
     job: Job
     claim: contextlib.ExitStack
     turns: Generator[Turn, None, Report] | None = None  # where it takes turns with others
+    steps: int | None = None  # that it has, once it has taken one
 
 
 @dataclass
 class Worker:
-    """Runs the jobs of `study`, and says at the end what became of each."""
+    """Runs the jobs of a queue, one after the other, and says at the end what became of each."""
 
-    place: Sweep
-    study: Study
-    settings: SweepConfig
+    queue: Queue
     at: Callable[[Point], Job]
-    new_folder: Callable[[int, Sequence[str]], str]
-    trials: Trials | None = None
-    entries: list[Entry] = field(default_factory=list)
+    display: Display | None = None  # of all jobs, where no other process has one
     reports: list[Report] = field(default_factory=list)  # of jobs that are done
-    deadline: float | None = None
     trained: int = 0  # jobs that this process has begun
     warm: Warm = field(default_factory=Warm)  # what they share
+
+    def __post_init__(self) -> None:
+        queue = self.queue
+        self.place, self.settings, self.trials = queue.place, queue.settings, queue.trials
+        self.entries = queue.entries
 
     def run(self) -> None:
         """Run every job that is free.
@@ -77,11 +77,9 @@ class Worker:
         """
         ended = False
         try:
-            with preemption.handled(), self._timeout():
-                if self.settings.pruner:
-                    self._in_turns()
-                else:
-                    self._one_by_one()
+            watched = self.display.by_itself() if self.display else contextlib.nullcontext()
+            with preemption.handled(), watched, self._timeout():
+                self._work()
             ended = True
         except Preempted as stop:
             if stop.signal != self._timeout_name:
@@ -91,81 +89,12 @@ class Worker:
         if failed := [entry for entry in self.entries if entry.status == "failed"]:
             raise UserError(f"{len(failed)} of {len(self.entries)} jobs failed")
 
-    # Which job is next
-
-    def _points(self) -> Generator[Point, None, None]:
-        """Every point once, those that a sampler chooses as they are asked for."""
-        self._note_trials()
-        if self.settings.worker:
-            yield from self._free()
-            return
-        number = 0
-        while True:
-            if number == len(self.study.points) and not self._ask():
-                return
-            if self._over():
-                return
-            yield self.study.points[number]
-            number += 1
-
-    def _free(self) -> Generator[Point, None, None]:
-        """For one of several workers: points that no other has taken. After each job it begins at the first
-        again: one of a worker that was killed is free.
-        """
-        while not self._over():
-            known = {entry.number for entry in self.entries}
-            for point in (point for point in self.study.points if point.number not in known):
-                yield point
-                if self.entries and self.entries[-1].number == point.number and self.entries[-1].began:
-                    break
-            else:
-                if not self._ask():
-                    return
-            self.study = self.place.study() or self.study
-
-    def _ask(self) -> bool:
-        """Whether a sampler has chosen one more point."""
-        if self.trials is None:
-            return False
-        with self.place.alone():
-            more = self.trials.ask()
-        if more:
-            self._note_trials()
-        return more
-
-    def _note_trials(self) -> None:
-        """Give every trial of a sampler that has no point its point."""
-        if self.trials is None or self.settings.sampler is None:
-            return
-        with self.place.alone():
-            self.study = self.place.study() or self.study
-            for number, overrides in enumerate(self.trials.points()):
-                if number == len(self.study.points):
-                    point = Point(number, study.of_job(overrides), self._folder_of(number, overrides))
-                    self.study.points.append(point)
-            self.place.write_study(self.study)
-
-    def _folder_of(self, number: int, overrides: Sequence[str]) -> str:
-        """Its own number where the schema refuses the job, which has then no other name."""
-        try:
-            return self.new_folder(number, overrides)
-        except UserError:
-            return str(number)
-
-    def _over(self) -> bool:
-        """Whether no other job may begin."""
-        others = self.settings.worker  # those of other workers count too
-        failed = sum(entry.status == "failed" and (entry.began or others) for entry in self.entries)
-        most = 0 if self.settings.fail_fast else self.settings.max_failures
-        late = self.deadline is not None and time.monotonic() >= self.deadline
-        return late or (most is not None and failed > most)
-
     # Running
 
-    def _one_by_one(self) -> None:
+    def _work(self) -> None:
         from chatbot_sft import pipeline
 
-        for point in self._points():
+        for point in self.queue.points():
             if taken := self._take(point):
                 job = taken.job
                 with taken.claim, self._recorded(taken), job.environment():
@@ -234,7 +163,7 @@ class Worker:
 
     def _stays(self, entry: Entry, job: Job) -> bool:
         """Whether an earlier start has left what this job is; `entry` then says it."""
-        run = self.place.run(self._point(entry))
+        run = self.place.run(self.queue.point(entry.number))
         there, report = study.state(run, job.settings), run.peek()
         if there == State.DONE and report:
             entry.status = "done before"
@@ -247,17 +176,16 @@ class Worker:
             if self.trials and report:
                 self.trials.tell(entry.number, report, pruned=True)
             return True
-        error = self.study.errors.get(entry.number)
-        in_this_start = self.settings.worker and (error or (report and report.started >= self.study.begun))
+        error = self.queue.study.errors.get(entry.number)
+        in_this_start = self.settings.worker and (
+            error or (report and report.started >= self.queue.study.begun)
+        )
         again = self.settings.retry_failed and not in_this_start
         if not again and (there == State.FAILED or error):
             entry.status = "failed"
             entry.error = error or (report.error if report and report.error else "")
             return True
         return False
-
-    def _point(self, entry: Entry) -> Point:
-        return next(point for point in self.study.points if point.number == entry.number)
 
     def _began(self) -> float:
         """When the user began to wait for the next job."""
@@ -277,7 +205,7 @@ class Worker:
         taken.job.end(entry.eval_loss)
         if not distributed.is_first():
             return
-        if entry.status == "completed" and (text := ending(report, str(entry.folder))):
+        if entry.status == "completed" and not self.display and (text := ending(report, str(entry.folder))):
             print(shown(text))
         study.record(self.place, entry.number, None)
         self._note(entry, report)
@@ -300,92 +228,16 @@ class Worker:
         if os.environ.get(SHOW_TRACEBACK):
             print(shown("".join(traceback.format_exception(error))), file=sys.stderr)
         if distributed.is_first():
-            report = self.place.run(self._point(entry)).peek()
+            report = self.place.run(self.queue.point(entry.number)).peek()
             reported = report is not None and report.status == Status.FAILED
             study.record(self.place, entry.number, None if reported else entry.error)
             self._page()
         let_go(error)
 
     def _page(self) -> None:
-        """Write the leaderboard as it stands now."""
-        if distributed.is_first():
+        """Write the leaderboard as it stands now, where no display does."""
+        if distributed.is_first() and not self.display:
             compare.write(self.place.folder)
-
-    # In turns
-
-    def _in_turns(self) -> None:
-        """All jobs that are free, a turn each until they end; those that a sampler chooses, one at a time."""
-        points = self._points()
-        live: list[Taken] = []
-        try:
-            while self._filled(live, points):
-                asked = [taken for taken in list(live) if self._turn(taken, live)]
-                for taken, reason in self._worst(asked):
-                    self._advance(taken, live, Pruned(reason))
-                if self.deadline is not None and time.monotonic() >= self.deadline:
-                    raise Preempted(self._timeout_name)
-        except (Preempted, KeyboardInterrupt) as stop:
-            end_all(live, stop)
-            raise
-
-    def _filled(self, live: list[Taken], points: Iterator[Point]) -> bool:
-        """Begin what may begin now; whether there is anything to go on with."""
-        from chatbot_sft import pipeline
-
-        most = 1 if self.settings.sampler else self._share
-        while len(live) < most and (point := next(points, None)):
-            if taken := self._take(point):
-                job = taken.job
-                taken.turns = pipeline.turns(
-                    job.settings, job.command, self._began(), job.named, self.warm, self.settings.turn
-                )
-                live.append(taken)
-        return bool(live)
-
-    @property
-    def _share(self) -> int:
-        """How many jobs take turns in this process: with other workers not all of them."""
-        workers = self.settings.workers if self.settings.worker else 1
-        return math.ceil(len(self.study.points) / workers) if isinstance(workers, int) else 1
-
-    def _turn(self, taken: Taken, live: list[Taken]) -> bool:
-        """A turn of a job; whether it may be judged now: it goes on, and has another held-out loss."""
-        turn = self._advance(taken, live)
-        if turn is None or turn.eval_loss is None or self.trials is None:
-            return False
-        self.trials.report(taken.entry.number, turn.step, turn.eval_loss)
-        self._page()
-        return taken.entry.number != self.settings.revive
-
-    def _worst(self, asked: Sequence[Taken]) -> Iterator[tuple[Taken, str]]:
-        """Those that the pruner ends, and why."""
-        from chatbot_sft.sweep import pruning
-
-        if not asked or self.trials is None or self.settings.pruner is None:
-            return
-        curves = self.trials.curves()
-        last = max(taken.job.settings.training.max_steps or 0 for taken in asked) or None
-        ended = pruning.worst(self.settings.pruner, curves, [taken.entry.number for taken in asked], last)
-        for taken in asked:
-            if taken.entry.number in ended:
-                step, loss = max(curves[taken.entry.number].items())
-                yield (
-                    taken,
-                    f"sweep.pruner={self.settings.pruner}: held-out loss {loss:.3f} at step {step}; others are"
-                    f" better (sweep.revive={taken.entry.number} goes on with it)",
-                )
-
-    def _advance(self, taken: Taken, live: list[Taken], thrown: Pruned | None = None) -> Turn | None:
-        """A turn of a job; None where it has ended."""
-        assert taken.turns is not None
-        with self._recorded(taken), taken.job.environment():
-            try:
-                return taken.turns.throw(thrown) if thrown else next(taken.turns)
-            except StopIteration as ended:
-                self._ended(taken, ended.value)
-        live.remove(taken)
-        taken.claim.close()
-        return None
 
     # The end
 
@@ -399,7 +251,7 @@ class Worker:
         if self.settings.timeout is None:
             yield
             return
-        self.deadline = time.monotonic() + self.settings.timeout
+        self.queue.deadline = time.monotonic() + self.settings.timeout
         timer = threading.Timer(self.settings.timeout, preemption.ask, [self._timeout_name])
         timer.daemon = True
         timer.start()
@@ -416,9 +268,9 @@ class Worker:
             return
         if text := self._unjudged():
             print(shown_line(text), file=sys.stderr)
-        if not self.settings.worker and (left := len(self.study.points) - len(self.entries)):
-            again = shown_line(self.study.command)
-            print(f"{left} of {len(self.study.points)} jobs not begun; the same command goes on: {again}")
+        if not self.settings.worker and (left := self.queue.left):
+            whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
+            print(f"{left} of {whole} jobs not begun; the same command goes on: {again}")
         if ended and sum(report.task == "train" for report in self.reports) > 1:
             lines = [*compare.table(self.place.folder), f"page  {self.place.leaderboard_file}"]
         else:
@@ -431,16 +283,6 @@ class Worker:
         trained = [report for report in self.reports if report.task == "train"]
         said_ = [study.no_value(trained, metric) for metric in self.settings.metrics]
         return "; ".join(text for text in said_ if text)
-
-
-def end_all(live: Sequence[Taken], stop: Preempted | KeyboardInterrupt) -> None:
-    """End all that are under way in good order: `stop` has reached one of them."""
-    for taken in live:
-        again = Preempted(stop.signal) if isinstance(stop, Preempted) else KeyboardInterrupt()
-        with contextlib.suppress(Preempted, KeyboardInterrupt, StopIteration):
-            assert taken.turns is not None
-            taken.turns.throw(again)
-        taken.claim.close()
 
 
 def let_go(error: BaseException) -> None:

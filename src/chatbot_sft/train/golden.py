@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from chatbot_sft.config.schema import PASSED
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import cases as golden
 from chatbot_sft.evaluation.answer import Local, Prompt
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from chatbot_sft.train.session import Session
 
 log = logging.getLogger(__name__)
-
-PASSED = "evaluation.passed"  # in the history and in the loggers: a share of all cases
 
 
 class Golden(TrainerCallback):
@@ -77,7 +76,8 @@ class Golden(TrainerCallback):
         passed = [graded(case, answer).passed for case, answer in zip(self.cases, answers, strict=True)]
         self.passed[state.global_step] = passed
         log.info("step %d: %d of %d golden cases passed", state.global_step, passed.count(True), len(passed))
-        write_log(session.job, {PASSED: passed.count(True) / len(passed)})
+        session.job.passed = passed.count(True) / len(passed)
+        write_log(session.job, {PASSED: session.job.passed})
 
     def summary(self) -> Evaluation | None:
         """For the report; None where this start asked nothing."""

@@ -69,6 +69,7 @@ class Job:
     total: float = 0.0  # and of those before
     logged_until: int = 0
     evaluated: float | None = None  # the last held-out loss of this turn
+    passed: float | None = None  # and the last share of golden cases
     started: float = 0.0  # the same moment by two clocks
     began: float = 0.0
 

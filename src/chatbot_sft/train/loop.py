@@ -34,7 +34,7 @@ def train(
     job: Job, step: Step, plan: Callable[[], None], every: int | None
 ) -> Generator[Turn, None, TrainOutput]:
     """Train `job` from the weights that the model has to its end. `plan` chooses the layout, once it is ready to
-    begin. It waits after each `every` steps; None: after each evaluation; 0: never.
+    begin. It waits after each `every` steps; None: after each evaluation, of golden answers too; 0: never.
 
     Raises:
         UserError: a loss diverged, memory ran out, or a checkpoint cannot be written.
@@ -52,7 +52,8 @@ def train(
 def turn_ends(job: Job, every: int | None) -> bool:
     """Whether this turn ends with the step that was just taken, maybe not yet written down."""
     number = job.state.global_step + (job.taken is not None)
-    over = job.evaluated is not None if every is None else every > 0 and number % every == 0
+    evaluated = job.evaluated is not None or job.passed is not None
+    over = evaluated if every is None else every > 0 and number % every == 0
     return over and not job.ended
 
 
@@ -62,7 +63,8 @@ def wait(job: Job, step: Step) -> Generator[Turn, None, None]:
         close_books(job, step, job.taken)
         if job.ended:
             return
-    turn, job.evaluated = Turn(job.state.global_step, job.evaluated), None
+    turn = Turn(job.state.global_step, job.evaluated, job.passed, job.state.max_steps)
+    job.evaluated = job.passed = None
     waited_from = time.perf_counter()
     try:
         yield turn

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from chatbot_sft.logs import displayed
 from chatbot_sft.run.wait import Wait
 
 log = logging.getLogger(__name__)
 
+OFTEN = 1.0  # seconds between two words to those who watch from outside
+
 
 class Progress:
-    """On a terminal a bar with loss, tokens per second and time left; elsewhere a line every tenth of the run.
+    """On a terminal a bar with loss, tokens per second and time left; elsewhere, and where one display shows all
+    runs, a line every tenth of the run. `file` has it about every second.
 
     `losses` keeps (step, loss) as logged; `step_ends` the clock after each optimizer step, stopped while the
     model is evaluated or saved, `step_tokens` the tokens trained by then.
     """
 
-    def __init__(self, wait: Wait) -> None:
+    def __init__(self, wait: Wait, file: Path | None = None) -> None:
         self.wait = wait  # until the first step has ended
+        self.file = file
+        self._filed = 0.0  # when it was written
         self.losses: list[tuple[int, float]] = []
         self.step_ends: list[float] = []
         self.step_tokens: list[int] = []
@@ -38,7 +47,7 @@ class Progress:
         # Those of a resumed run's former starts.
         self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         terminal = sys.__stderr__  # what `quiet` puts in place of sys.stderr is none
-        if terminal is not None and terminal.isatty() and state.is_world_process_zero:
+        if terminal is not None and terminal.isatty() and state.is_world_process_zero and not displayed():
             self._bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
@@ -60,6 +69,7 @@ class Progress:
     def log(self, state: Any, loss: float) -> None:
         """Show the mean loss of the steps since the last call."""
         self.losses.append((state.global_step, loss))
+        self._note(state, loss)
         rate = self.tokens_per_second() or 0.0
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s")
@@ -67,16 +77,31 @@ class Progress:
             state.global_step in (1, state.max_steps)
             or state.global_step % max(1, state.max_steps // 10) == 0
         ):
-            trained, steps = self.step_ends[-1] - self.step_ends[0], max(1, len(self.step_ends) - 1)
-            left = (state.max_steps - state.global_step) * trained / steps
             log.info(
                 "step %d/%d  loss %.3f  %s tokens/s  %s left",
                 state.global_step,
                 state.max_steps,
                 loss,
                 f"{rate:,.0f}",
-                duration(left),
+                duration(self._left(state)),
             )
+
+    def _left(self, state: Any) -> float:
+        """Seconds of training that are left, at the mean speed."""
+        trained, steps = self.step_ends[-1] - self.step_ends[0], max(1, len(self.step_ends) - 1)
+        return float((state.max_steps - state.global_step) * trained / steps)
+
+    def _note(self, state: Any, loss: float) -> None:
+        """For those who watch; a full disk is no reason to stop."""
+        if self.file is None or not state.is_world_process_zero or time.monotonic() - self._filed < OFTEN:
+            return
+        self._filed = time.monotonic()
+        left = self._left(state)
+        known = {"step": state.global_step, "steps": state.max_steps, "loss": loss, "left": left}
+        temporary = self.file.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(known), encoding="utf-8")
+            temporary.replace(self.file)
 
     def pause(self) -> None:
         """The model was evaluated or saved since the last step: that is no training time."""

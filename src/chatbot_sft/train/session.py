@@ -20,6 +20,7 @@ from chatbot_sft.model.engine import Engine, engine_of
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report import loggers
 from chatbot_sft.report.loggers import Loggers
+from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Rounding
 from chatbot_sft.run.turn import Turn, to_the_end
 from chatbot_sft.run.wait import Wait
@@ -163,7 +164,7 @@ class Session:
                 named=self.dataset,
                 origin=self.origin,
                 evaluations=Evaluations(Path(training.output_dir), self.samples),
-                progress=Progress(self.wait),
+                progress=Progress(self.wait, Run.of(self.settings).progress_file),
                 stopping=stopping,
             )
             self.job.state.is_world_process_zero = args.process_index == 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chatbot_sft.config.schema import direction_of
 from chatbot_sft.errors import UserError, listed, near, question
 from chatbot_sft.report.leaderboard import settings
 from chatbot_sft.report.leaderboard.job import HELD_OUT, Job, numbers, read, reported
@@ -79,7 +80,7 @@ def of(folders: Sequence[Path], metric: str | None = None, maximise: bool | None
         Entry(number, name, run, settled[number])
         for number, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
-    return _board(f"{len(runs)} runs", entries, metric or HELD_OUT, bool(maximise))
+    return _board(f"{len(runs)} runs", entries, metric or HELD_OUT, maximise)
 
 
 def of_sweep(folder: Path, metric: str | None = None, maximise: bool | None = None) -> Board:
@@ -98,7 +99,7 @@ def of_sweep(folder: Path, metric: str | None = None, maximise: bool | None = No
         entries = [
             Entry(_number(run, at), f"job {run.name}", run, settled[at]) for at, run in enumerate(runs)
         ]
-        return _board(_title(folder), entries, metric or HELD_OUT, bool(maximise), notes=notes)
+        return _board(_title(folder), entries, metric or HELD_OUT, maximise, notes=notes)
     entries = [
         Entry(
             point.number,
@@ -113,7 +114,7 @@ def of_sweep(folder: Path, metric: str | None = None, maximise: bool | None = No
         _title(folder),
         entries,
         metric or study.metric,
-        study.direction == "maximise" if maximise is None else maximise,
+        study.direction == "maximise" if metric is None and maximise is None else maximise,
         str(masked(study.command)),
         notes,
     )
@@ -132,10 +133,11 @@ def _board(
     title: str,
     entries: Sequence[Entry],
     metric: str,
-    maximise: bool,
+    maximise: bool | None,
     command: str = "",
     notes: Sequence[str] = (),
 ) -> Board:
+    maximise = direction_of(metric) == "maximise" if maximise is None else maximise
     keys = differing([entry.settings for entry in entries])
     jobs = [
         read(
@@ -150,7 +152,7 @@ def _board(
     ]
     table = rows(jobs, maximise)
     fault = _no_metric(metric, jobs)
-    said = [*notes, *_spread(table), *([fault] if fault else [])]
+    said = [*notes, *_spread(table), *_other_rows(metric, jobs), *([fault] if fault else [])]
     return Board(title, metric, maximise, keys, table, command, said, fault)
 
 
@@ -164,6 +166,17 @@ def _spread(table: Sequence[Row]) -> list[str]:
     return [
         f"{table[0].name} is first, but {others} cannot be told from it: the difference is smaller than the"
         f" spread over seeds (up to {spread:.2g})"
+    ]
+
+
+def _other_rows(metric: str, jobs: Sequence[Job]) -> list[str]:
+    """Where the losses are of other conversations in some jobs than in others."""
+    held_out = {job.held_out_rows for job in jobs} - {""}
+    if len(held_out) < 2 or not metric.startswith("training.eval_"):
+        return []
+    return [
+        "not all jobs hold out the same conversations: a part of what their held-out losses differ by is that;"
+        " dataset.split_seed or dataset.eval_data_path keeps them the same"
     ]
 
 

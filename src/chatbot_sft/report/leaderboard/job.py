@@ -73,6 +73,11 @@ class Job:
         return self.report.training.seconds if self.report and self.report.training else None
 
     @property
+    def held_out_rows(self) -> str:
+        """The fingerprint of what it holds out; empty where nothing says."""
+        return self.report.dataset.held_out_fingerprint if self.report and self.report.dataset else ""
+
+    @property
     def samples(self) -> list[Sample]:
         return self.report.samples if self.report else []
 

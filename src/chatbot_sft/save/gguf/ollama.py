@@ -17,6 +17,7 @@ from chatbot_sft.data.labels import SpanFinder, placeholder
 from chatbot_sft.data.messages import BadRow, Message
 from chatbot_sft.data.template import ChatTemplate
 
+AS_TRAINED = "PARAMETER repeat_penalty 1"  # Ollama's own is 1.1: other answers than those that were trained
 ROLES = ("user", "assistant", "user")
 QUESTIONS = (1, 2, 3)  # the derived pieces are checked on conversations of so many
 
@@ -138,6 +139,7 @@ def modelfile(
     if system:
         lines.append(f"SYSTEM {system}")
     lines += [f"PARAMETER stop {quoted(stop)}" for stop in stops if quoted(stop)]
+    lines.append(AS_TRAINED)
     return Modelfile("\n".join(lines) + "\n", "; ".join(problems) or None)
 
 

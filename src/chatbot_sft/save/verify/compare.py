@@ -92,7 +92,7 @@ class Reference:
         if self.base_logits is None:
             return None
         return _kl(
-            _log_probabilities(self.trained.logits[: self.positions]), _log_probabilities(self.base_logits)
+            log_probabilities(self.trained.logits[: self.positions]), log_probabilities(self.base_logits)
         )
 
 
@@ -111,6 +111,8 @@ class Verification:
     greedy: str
     ended: str  # "3/3": answers that ended by themselves
     trained_ended: str
+    # Logits: twice the largest change of a margin on the trained positions, the format's noise.
+    noise: float
     failures: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -160,12 +162,12 @@ def compare(reference: Reference, export: Observation, kind: str) -> Verificatio
     trained, count, ends = reference.trained, reference.positions, reference.evidence.ends
     # A table with rows to spare may be saved without them.
     size = min(trained.logits.shape[1], export.logits.shape[1])
-    t, e = (_log_probabilities(logits[:count, :size]) for logits in (trained.logits, export.logits))
+    t, e = (log_probabilities(logits[:count, :size]) for logits in (trained.logits, export.logits))
     bound = KL_BOUNDS[kind] + (OVER_4_BITS if reference.over_4_bits and kind != "lora" else 0)
     kl, kl_base, share = _kl(t, e), reference.moved, None
     if reference.base_logits is not None and kl_base is not None and kl_base > MOVED:
-        share = _share(t, _log_probabilities(reference.base_logits[:, :size]), e)
-    agreed, strayed, wrong = _greedy(reference, export)
+        share = _share(t, log_probabilities(reference.base_logits[:, :size]), e)
+    noise, agreed, strayed, wrong = _greedy(reference, export)
     stops = set(export.stop_ids)
     equal = [a == b for a, b in zip(trained.prompt_ids, export.prompt_ids, strict=True)]
     ended, trained_ended = _ended(export.answers, stops), _ended(trained.answers, {*trained.stop_ids, *ends})
@@ -196,11 +198,11 @@ def compare(reference: Reference, export: Observation, kind: str) -> Verificatio
     return Verification(
         f"{sum(equal)}/{len(equal)}", kl, bound, kl_base, share, count,
         f"{agreed}/{sum(map(len, trained.answers))}",
-        f"{sum(ended)}/{len(ended)}", f"{sum(trained_ended)}/{len(trained_ended)}", failures,
+        f"{sum(ended)}/{len(ended)}", f"{sum(trained_ended)}/{len(trained_ended)}", noise, failures,
     )  # fmt: skip
 
 
-def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
     import numpy as np
 
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -241,8 +243,8 @@ def _margin_changes(trained: np.ndarray, export: np.ndarray) -> tuple[np.ndarray
     return np.abs(t[:, 1] - t[:, 0]), np.abs((t[:, 1] - t[:, 0]) - (e[:, 1] - e[:, 0]))
 
 
-def _greedy(reference: Reference, export: Observation) -> tuple[int, list[bool], list[str]]:
-    """(equal tokens, whether each answer strayed where it may, what is wrong).
+def _greedy(reference: Reference, export: Observation) -> tuple[float, int, list[bool], list[str]]:
+    """(the format's noise, equal tokens, whether each answer strayed where it may, what is wrong).
 
     The format's noise is twice the largest change of a margin, on the trained positions and on the answer up
     to the token in question: twice, because the largest of some hundreds is not the largest of all.
@@ -250,9 +252,9 @@ def _greedy(reference: Reference, export: Observation) -> tuple[int, list[bool],
     margins, changes = _margin_changes(reference.trained.logits, export.logits)
     agreed, begin = 0, reference.positions
     strayed, wrong = [], []
-    trained_noise = 2 * changes[: reference.positions].max()
+    trained_noise = 2 * float(changes[: reference.positions].max())
     for number, (wanted, answer) in enumerate(zip(reference.trained.answers, export.answers, strict=True)):
-        first = _first_difference(wanted, answer)
+        first = first_difference(wanted, answer)
         agreed += first
         differs = first < len(wanted) and first < len(answer)
         strayed.append(differs)
@@ -266,10 +268,10 @@ def _greedy(reference: Reference, export: Observation) -> tuple[int, list[bool],
                     f" trained model was sure by {margin:.3g} logits and the format's noise is {noise:.3g}"
                 )
         begin += len(wanted)
-    return agreed, strayed, wrong
+    return trained_noise, agreed, strayed, wrong
 
 
-def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Where `a` and `b` first differ; the length of the shorter where one begins with the other."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
@@ -284,7 +286,7 @@ def _differing_prompt(
 ) -> str:
     number = equal.index(False)
     wanted, ids = trained[number], export[number]
-    first = _first_difference(wanted, ids)
+    first = first_difference(wanted, ids)
     part = slice(first, first + 4)
     return (
         f"prompt {number + 1} becomes other token ids, from the {first + 1}. on:"

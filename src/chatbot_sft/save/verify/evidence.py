@@ -7,11 +7,13 @@ It stays in the run directory as evidence.json, for later exports.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.labels import IGNORED
+from chatbot_sft.data.messages import Message
 from chatbot_sft.data.template import today
 from chatbot_sft.data.usual import answers, openings, usual_system_prompt
 from chatbot_sft.report.masking import by_name
@@ -64,8 +66,14 @@ class Evidence:
         return cls(**{**kept, "rows": [Row(**row) for row in kept["rows"]]})
 
 
-def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Evidence:
-    """From the rows that were trained on; the conversations are held-out ones where there are any.
+def gather(
+    dataset: Dataset,
+    eval_dataset: Dataset | None,
+    tokenizer: Any,
+    clean: Callable[[list[Message]], list[Message]] = list,
+) -> Evidence:
+    """From the rows that were trained on; the conversations are held-out ones where there are any. `clean` makes of
+    a prompt what may stand in a file.
 
     Both have input_ids and labels, and opening (JSON: the messages before the first answer) where
     `DatasetLoader` made them. In the prompts a secret of the environment stands by its variable's name: the
@@ -73,7 +81,7 @@ def gather(dataset: Dataset, eval_dataset: Dataset | None, tokenizer: Any) -> Ev
     """
     shown = dataset if eval_dataset is None else eval_dataset
     longest, ends = answers(dataset, tokenizer)
-    prompts = [opening for opening in openings(shown) if opening][:PROMPTS] or [ANY_PROMPT]
+    prompts = [clean(opening) for opening in openings(shown) if opening][:PROMPTS] or [ANY_PROMPT]
     return Evidence(_rows(shown), by_name(prompts), longest, ends, by_name(usual_system_prompt(dataset)))
 
 

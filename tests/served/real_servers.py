@@ -1,0 +1,158 @@
+"""Servers that run here: transformers serve (the serving extra), llama.cpp's own where it is installed, the Python
+one in cyllama; and a proxy in front of one, with faults to plant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+SERVING = Path(sys.prefix) / "serving"  # what transformers serve needs, beside the environment
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(command, port, cwd, env=None):
+    """A server that `command` starts: a function that waits until it is healthy, and says its address."""
+    log = cwd / f"server-{port}.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=out, stderr=subprocess.STDOUT
+        )
+
+    def ready():
+        latest = time.monotonic() + 180
+        while not healthy(port):
+            assert process.poll() is None and time.monotonic() < latest, log.read_text()
+            time.sleep(0.2)
+        return f"http://127.0.0.1:{port}/v1"
+
+    try:
+        yield ready
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def healthy(port) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def transformers_serve(cwd):
+    """Of any model that a request names by its folder."""
+    port = free_port()
+    command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]  # fmt: skip
+    path = os.pathsep.join(filter(None, [str(SERVING), os.environ.get("PYTHONPATH")]))
+    return started(command, port, cwd, {"PYTHONPATH": path, "HF_HOME": str(cwd / "hf")})
+
+
+def llama_server(file, cwd, *flags):
+    port = free_port()
+    command = [
+        shutil.which("llama-server"), "-m", file, "--host", "127.0.0.1", "--port", str(port), "-t", "1", "-c", "512", *flags,
+    ]  # fmt: skip
+    return started(command, port, cwd)
+
+
+class Proxy:
+    """In front of the server at `behind`, asked for `model`; `fault` is one of the methods below, or None."""
+
+    def __init__(self, behind: str, model: str, base: str):
+        self.behind, self.model, self.base, self.fault = behind, model, base, None
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                self.reply(200, {"data": [{"id": "mai"}]} if self.path == "/v1/models" else {})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.path != "/v1/chat/completions":
+                    self.reply(404, {})
+                    return
+                plain = {
+                    name: body[name] for name in ("messages", "temperature", "max_tokens", "frequency_penalty") if name in body
+                }  # fmt: skip
+                self.reply(200, getattr(outer, outer.fault or "healthy")({"model": outer.model, **plain}))
+
+            def reply(self, status, value):
+                content = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def asked(self, path, body):
+        request = urllib.request.Request(
+            f"{self.behind}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.loads(reply.read())
+
+    def healthy(self, body):
+        return self.asked("chat/completions", body)
+
+    # faults
+
+    def drops_the_system_prompt(self, body):
+        kept = [message for message in body["messages"] if message["role"] != "system"]
+        return self.healthy({**body, "messages": kept})
+
+    def adds_a_beginning(self, body):
+        return self.rendered(body, "<|im_start|>" + self.chatml(body))
+
+    def swaps_the_template(self, body):
+        text = "".join(f"### {m['role'].title()}:\n{m['content']}\n\n" for m in body["messages"])
+        return self.rendered(body, f"{text}### Assistant:\n")
+
+    def leaves_the_end(self, body):
+        reply = self.healthy(body)
+        reply["choices"][0]["message"]["content"] += "<|im_end|>\n<|im_start|>user"
+        return reply
+
+    def answers_with_the_base(self, body):
+        return self.healthy({**body, "model": self.base})
+
+    def chatml(self, body):
+        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in body["messages"])
+        return f"{text}<|im_start|>assistant\n"
+
+    def rendered(self, body, prompt):
+        """As a gateway has it that renders by itself."""
+        wanted = {name: body[name] for name in ("model", "temperature", "max_tokens")}
+        reply = self.asked("completions", {**wanted, "prompt": prompt})
+        choice = reply["choices"][0]
+        message = {"role": "assistant", "content": choice["text"]}
+        return {**reply, "choices": [{"message": message, "finish_reason": choice["finish_reason"]}]}
