@@ -1039,7 +1039,7 @@ def test_any_values_in_any_field_are_read_or_refused(values, chat):
     settle(values, chat)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(values=rows | st.fixed_dictionaries({"chosen": turns | json_values, "rejected": turns | json_values}, optional={"prompt": turns | json_values, "label": json_values}))  # fmt: skip
 @pytest.mark.parametrize("name", JUDGED)
 def test_any_values_of_judged_answers_are_read_or_refused(name, values, chat):
