@@ -31,9 +31,15 @@ def chosen(settings: Config) -> tuple[str, str]:
     """("native" or "trl", why).
 
     Raises:
-        UserError: `training.loop=native` with a setting that it does not have.
+        UserError: `training.loop=native` with a setting that it does not have, or TRL's loop for an objective that is
+            the native one's.
     """
     loop, key = settings.training.loop, only_trl_has(settings)
+    if settings.objective.name != "sft" and (loop == "trl" or key):
+        raise UserError(
+            f"objective={settings.objective.name} with {'training.loop=trl' if loop == 'trl' else key}: TRL's loop is"
+            " its SFTTrainer; leave one of the two out"
+        )
     if loop == "native" and key:
         raise UserError(
             f"training.loop=native: it has no {key}; leave one of the two out (training.loop=auto takes TRL's"

@@ -1,0 +1,23 @@
+"""objective=sft: the answers as they stand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chatbot_sft.objective.base import Figures, Objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from chatbot_sft.objective.sequences import Sequences
+
+
+class SFT(Objective):
+    """The mean over all trained tokens of a step of their negative log-probability. What each weighs is known
+    before any is computed: the head has loss and gradient in one pass.
+    """
+
+    means_tokens = True
+
+    def loss(self, sequences: Sequences) -> tuple[torch.Tensor, Figures]:
+        return sequences.per_token(-sequences.logps), {}
