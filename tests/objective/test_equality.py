@@ -6,9 +6,10 @@ import random
 from types import SimpleNamespace
 
 import pytest
-from preferences import BATCH, STEPS, as_dataset, paired
+from preferences import BATCH, STEPS, as_dataset, paired, single
 
 from chatbot_sft.objective import DPO
+from chatbot_sft.train import batches
 
 WORDS = [
     "the",
@@ -170,3 +171,45 @@ def test_orpo_is_trls(preferring, texts, tmp_path):
     session = preferring({"name": "orpo", "beta": 0.5}, rows)
     session.train()
     assert_equal(session, trainer, (*REWARDS, "nll_loss", "log_odds_chosen"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"loss_type": "apo_zero_unpaired"},
+        {"beta": 0.4, "desirable_weight": 1.5, "undesirable_weight": 0.5},
+    ],
+)
+def test_kto_is_trls(settings, preferring, texts, tmp_path):
+    """With our mismatched answers in place of TRL's, which stand in the same micro-batch."""
+    import trl
+
+    model, tokenizer = preferring()
+    given = [
+        {"prompt": row["prompt"], "completion": row["chosen"], "label": number % 2 == 0}
+        for number, row in enumerate(texts)
+    ]
+    arguments_of_trl = arguments(trl.KTOConfig, tmp_path, **settings)
+    trainer = trl.KTOTrainer(
+        model, args=arguments_of_trl, train_dataset=as_dataset(given), processing_class=tokenizer
+    )
+    without_kernel(trainer.model)
+    rows = list(trainer.train_dataset)
+    if "KL_completion_ids" in trainer.train_dataset.column_names:
+        others = [rows[batches.other(number, len(rows))]["completion_ids"] for number in range(len(rows))]
+        assert others != [row["KL_completion_ids"] for row in rows]
+        trainer.train_dataset = trainer.train_dataset.remove_columns("KL_completion_ids").add_column(
+            "KL_completion_ids", others
+        )
+    trainer.train()
+    session = preferring(
+        {"name": "kto", **settings},
+        [single(row["prompt_ids"], row["completion_ids"], row["label"]) for row in rows],
+    )
+    session.train()
+    names = [name for name in REWARDS if name != "rewards/accuracies"]
+    assert_equal(session, trainer, [*names, "kl"])
+    if not settings:
+        assert max(entry.get("kl", 0.0) for entry in session.state.log_history) > 0

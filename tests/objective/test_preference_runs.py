@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import REPO, only_error, report_of
@@ -116,3 +119,48 @@ def test_the_method_of_ones_own_in_the_document_trains(tiny, steps, launch, tmp_
     assert report["training"]["figures"].keys() == {"rewards/margins", "rewards/accuracies"}
     lock = json.loads(next(tmp_path.rglob("lock.json")).read_text())["decides"]
     assert (lock["objective._target_"], lock["objective.gamma"]) == ("simpo.SimPO", 0.5)
+
+
+def test_two_processes_train_the_losses_of_one(tiny, launch, tmp_path):
+    """The estimate of how far the model has moved is one of all processes, and so is the reference."""
+    file = tmp_path / "answers.jsonl"
+    rows = [
+        {
+            "prompt": f"How cold is beer {n}?",
+            "completion": f" It has {n % 7} degrees." * (1 + n % 3),
+            "label": n % 3 > 0,
+        }
+        for n in range(12)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    common = [
+        *tiny, f"dataset.data_path={file}", "dataset.eval_fraction=0.25", "model.dtype=float32", "objective=kto", "save=none",
+        "training.learning_rate=1e-2", "training.warmup_steps=0", "training.max_steps=4", "training.sample_max_new_tokens=0",
+    ]  # fmt: skip
+    alone = launch(*common, "training.gradient_accumulation_steps=4", "hydra.run.dir=one")
+    assert alone.returncode == 0, alone.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "chatbot_sft",
+    ]
+    together = subprocess.run(
+        [*command, *common, "training.gradient_accumulation_steps=2", "hydra.run.dir=two"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CHATBOT_SFT_CACHE": str(tmp_path / "cache")},
+    )
+    assert together.returncode == 0, together.stderr
+    one, two = (report_of(tmp_path / name) for name in ("one", "two"))
+    assert two["training"]["processes"] == 2
+    for parts in (lambda report: report["training"]["history"], lambda report: report["evaluations"]):
+        for a, b in zip(parts(one), parts(two), strict=True):
+            for name in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl"):
+                assert a[name] == pytest.approx(b[name], abs=1e-4), (name, a["step"])
+    assert max(entry["kl"] for entry in one["training"]["history"]) > 0

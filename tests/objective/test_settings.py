@@ -4,11 +4,11 @@ import pytest
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
-from chatbot_sft.objective import DPO, ORPO, SFT, objective_of
+from chatbot_sft.objective import DPO, KTO, ORPO, SFT, objective_of
 from chatbot_sft.train.choice import chosen
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sft", SFT), ("dpo", DPO), ("orpo", ORPO)])
+@pytest.mark.parametrize(("name", "kind"), [("sft", SFT), ("dpo", DPO), ("orpo", ORPO), ("kto", KTO)])
 def test_a_name_alone_is_its_class(name, kind):
     """As in a YAML file without Hydra."""
     objective = objective_of(Config.from_mapping({"objective": {"name": name}}))
