@@ -279,6 +279,7 @@ def _counted(
     settings: Config, tokenizer: ChatTokenizer, entry: store.Entry, chosen: Split
 ) -> DatasetStatistics:
     """The figures of the rows that were read and of those that were chosen."""
+    import numpy as np
 
     table, about, training = entry.table(), entry.about, chosen.training
     trained, truncated, identity = (

@@ -74,10 +74,10 @@ class Progress:
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def log(self, state: Any, loss: float, figures: Mapping[str, float]) -> None:
+    def log(self, state: Any, loss: float, figures: Mapping[str, float] | None = None) -> None:
         """Show the mean loss of the steps since the last call; `figures` are of the same steps."""
         self.losses.append((state.global_step, loss))
-        self.figures.append(dict(figures))
+        self.figures.append(dict(figures or {}))
         self._note(state, loss)
         rate = self.tokens_per_second() or 0.0
         if self._bar is not None:

@@ -121,7 +121,7 @@ class Companion(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        self.job.progress.log(state, logs["loss"], {})
+        self.job.progress.log(state, logs["loss"])
         if self.job.guard and self.failure is None:
             loss, norm = torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"])
             try:
