@@ -66,6 +66,18 @@ def test_trls_loop_is_for_sft_alone(training, message):
         chosen(Config.from_mapping({"objective": {"name": "dpo"}, "training": training}))
 
 
+def test_a_loss_of_ones_own_over_conversations_is_not_passed_over(tmp_path, monkeypatch):
+    """By the one pass of the head that plain fine-tuning has, or by TRL's trainer."""
+    text = "from chatbot_sft.objective import SFT\nclass Mine(SFT):\n    def loss(self, sequences): ...\n"
+    (tmp_path / "my_loss.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"objective": {"_target_": "my_loss.Mine"}, "training": {"loop": "trl"}}
+    settings = Config.from_mapping(given)
+    assert not objective_of(settings).means_tokens
+    with pytest.raises(UserError, match=r"objective=my_loss.Mine with training.loop=trl"):
+        chosen(settings)
+
+
 def test_label_smoothing_of_the_tokens_is_for_sft_alone():
     config = {"objective": {"name": "dpo"}, "training": {"label_smoothing_factor": 0.1}}
     with pytest.raises(UserError, match=r"training.label_smoothing_factor=0.1 with objective=dpo"):

@@ -568,6 +568,11 @@ class ObjectiveConfig(Section):
         {}, "what this method needs in place of the default training.learning_rate", decides=False
     )
 
+    @property
+    def is_sft(self) -> bool:
+        """Whether it is supervised fine-tuning as everybody has it, and no class of the user's own."""
+        return self._target_ == objective_target("sft")
+
 
 @dataclass
 class SaveConfig(Section):

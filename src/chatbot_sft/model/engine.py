@@ -149,7 +149,7 @@ def engine_of(settings: Config) -> tuple[Engine, Choice]:
     """`load_engine` of the engine that `settings` lead to here: `auto` goes by what is trained, too."""
     if settings.model.engine == "auto" and settings.training.shard:
         return load_engine("transformers")[0], Choice("transformers", "auto: training.shard=true")
-    if settings.model.engine == "auto" and settings.objective.name != "sft":
+    if settings.model.engine == "auto" and not settings.objective.is_sft:
         return load_engine("transformers")[0], Choice(
             "transformers", f"auto: objective={settings.objective.name}"
         )

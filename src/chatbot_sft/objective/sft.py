@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chatbot_sft.config.schema import ObjectiveConfig
 from chatbot_sft.objective.base import Figures, Objective
 
 if TYPE_CHECKING:
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
 class SFT(Objective):
     """The mean over all trained tokens of a step of their negative log-probability. What each weighs is known
-    before any is computed: the head has loss and gradient in one pass.
+    before any is computed: the head has loss and gradient in one pass. Not so of a subclass with another loss.
     """
 
-    means_tokens = True
+    def __init__(self, settings: ObjectiveConfig) -> None:
+        super().__init__(settings)
+        self.means_tokens = type(self).loss is SFT.loss
 
     def loss(self, sequences: Sequences) -> tuple[torch.Tensor, Figures]:
         return sequences.per_token(-sequences.logps), {}

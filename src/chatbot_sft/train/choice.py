@@ -35,9 +35,11 @@ def chosen(settings: Config) -> tuple[str, str]:
             the native one's.
     """
     loop, key = settings.training.loop, only_trl_has(settings)
-    if settings.objective.name != "sft" and (loop == "trl" or key):
+    objective = settings.objective
+    if not objective.is_sft and (loop == "trl" or key):
+        named = objective.name if objective.name != "sft" else objective._target_
         raise UserError(
-            f"objective={settings.objective.name} with {'training.loop=trl' if loop == 'trl' else key}: TRL's loop is"
+            f"objective={named} with {'training.loop=trl' if loop == 'trl' else key}: TRL's loop is"
             " its SFTTrainer; leave one of the two out"
         )
     if loop == "native" and key:

@@ -243,8 +243,8 @@ def refuse_ruined(training: Training, settings: Config, vocabulary: int) -> None
         return
     held_out = training.eval_loss_before, training.eval_loss
     if (
-        settings.objective.name != "sft"
-    ):  # whose loss says nothing of the language; that of the better answers does
+        not settings.objective.is_sft
+    ):  # its loss says nothing of the language; that of the better answers does
         held_out = _nats(training.eval_perplexity_before), _nats(training.eval_perplexity)
     judged = [("held out", *held_out)]
     judged.append(("the loss of trained conversations", training.rows_loss_before, training.rows_loss))
