@@ -39,7 +39,7 @@ os.environ.pop("HYDRA_FULL_ERROR", None)
 # reads hundreds of megabytes. Every other test is `fast`: all of them together take less than a minute.
 SLOW = {
     "tiny_llama", "tiny_adapter", "trained", "replica_folder", "warm", "warm_unsloth", "tokenizer", "loaded", "real", "small", "gguf",
-    "tiny_gguf", "llama_cpp", "ollama", "client", "shared", "data",
+    "tiny_gguf", "llama_cpp", "ollama", "client", "shared", "data", "preferring",
 }  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets"}
 
@@ -313,6 +313,48 @@ def two_jobs(tmp_path):
         place.run(point).folder.mkdir()
     place.write_study(Study("python -m chatbot_sft", "", "training.eval_loss", "minimise", [], [], points))
     return place
+
+
+@pytest.fixture(scope="module")
+def preferring(tiny_llama, tmp_path_factory):
+    """`preferring(objective, rows)`: a session around the tiny model in float32; its adapter begins at random, as one that
+    is gone on from does. Without rows: the model and the tokenizer.
+    """
+    import torch
+    from preferences import BATCH, STEPS, as_dataset
+
+    from chatbot_sft import ModelLoader, SFTTrainerWrapper
+
+    def made(objective=None, rows=None, held_out=None, origin=None, **training):
+        config = {
+            "model": {
+                "name": str(tiny_llama), "engine": "transformers", "load_in_4bit": False, "dtype": "float32", "max_seq_length": 256,
+            },
+            "objective": objective or {},
+            "dataset": {"shuffle": False},
+            "lora": {"r": 4},
+            "training": {
+                "output_dir": str(tmp_path_factory.mktemp("objective")), "max_steps": STEPS, "learning_rate": 5e-3, "warmup_steps": 0,
+                "lr_scheduler_type": "constant", "optim": "adamw_torch", "weight_decay": 0.0, "max_grad_norm": 1.0,
+                "per_device_train_batch_size": 2, "gradient_accumulation_steps": BATCH // 2, "batch_layout": "as_configured",
+                "sample_max_new_tokens": 0, **training,
+            },
+            "save": {"method": "none"},
+        }  # fmt: skip
+        model, tokenizer = ModelLoader(config).load_and_configure()
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.02 * torch.randn_like(parameter)
+        if rows is None:
+            return model, tokenizer
+        held = as_dataset(held_out) if held_out else None
+        session = SFTTrainerWrapper(config, model, tokenizer, as_dataset(rows), held)
+        session.origin = origin or session.origin
+        session.setup()
+        return session
+
+    return made
 
 
 def conversations(count: int, **extra) -> list[dict]:

@@ -28,6 +28,16 @@ RULES = {
         {},
     ),
     "model": (("chatbot_sft.save",), {}),
+    "objective": (
+        (
+            "chatbot_sft.report",
+            "chatbot_sft.data",
+            "chatbot_sft.model",
+            "chatbot_sft.train",
+            "chatbot_sft.save",
+        ),
+        {},
+    ),
     "train": (
         ("chatbot_sft.save",),
         {},

@@ -25,8 +25,10 @@ from chatbot_sft.errors import UserError
 log = logging.getLogger(__name__)
 
 # Tokenised rows, what was found in them, converted models, measured layouts, what PyTorch and Unsloth compiled,
-# what a judge found.
-PARTS = ("data", "findings", "models", "layouts", "compiled", "unsloth_compiled", "verdicts")
+# what a judge found, what a reference makes of rows.
+PARTS = (
+    "data", "findings", "models", "layouts", "compiled", "unsloth_compiled", "verdicts", "references",
+)  # fmt: skip
 VARIABLE = "CHATBOT_SFT_CACHE"
 SPARE = "CHATBOT_SFT_SPARE_CACHE"  # set by the process that made one, for those it starts
 CHECKSUMS = "checksums.json"
@@ -60,10 +62,8 @@ def cached(part: str, name: str, build: Callable[[Path], None], label: str) -> t
     Raises:
         UserError: neither the cache nor a temporary folder can be written.
     """
-    spare = os.environ.get(SPARE)
-    for place in (cache_dir(), *([Path(spare)] if spare else [])):
-        if _whole(place / part / name):
-            return place / part / name, True
+    if there := find(part, name):
+        return there, True
     try:
         return _built(part_folder(part) / name, build, label)
     except OSError as error:
@@ -71,6 +71,13 @@ def cached(part: str, name: str, build: Callable[[Path], None], label: str) -> t
             return _built(_spare_part(part, error) / name, build, label)
         except OSError as second:
             raise _nowhere(second) from error
+
+
+def find(part: str, name: str) -> Path | None:
+    """The folder `name` of `part`, where it is there and whole."""
+    spare = os.environ.get(SPARE)
+    places = (cache_dir(), *([Path(spare)] if spare else []))
+    return next((place / part / name for place in places if _whole(place / part / name)), None)
 
 
 def build_folder(

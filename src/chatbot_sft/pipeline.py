@@ -19,8 +19,9 @@ from chatbot_sft.export import earlier_saver
 from chatbot_sft.logs import run_log
 from chatbot_sft.model import embedded, hardware, memory
 from chatbot_sft.model.base import located, weights_fingerprint
-from chatbot_sft.model.earlier import adopt
+from chatbot_sft.model.earlier import adopt, check_tokenizer, reference_fingerprint
 from chatbot_sft.model.earlier import fingerprint as adapter_fingerprint
+from chatbot_sft.objective import objective_of
 from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.process import in_turns
@@ -199,6 +200,8 @@ def train(
         log.info("model: %s brings %s", settings.model.name, ", ".join(from_model))
     if from_data := settings.brought["dataset"]:
         log.info("data: %s brings %s", Path(settings.dataset.data_path).name, ", ".join(from_data))
+    if from_objective := settings.brought["objective"]:
+        log.info("objective: %s brings %s", settings.objective.name, ", ".join(from_objective))
     stages.model.loan = loan
     stages.model.load_engine()
     wait.end("imports")
@@ -255,6 +258,7 @@ def refuse(settings: Config, stages: Stages) -> None:
     """What else can be refused without importing a model library, before one is."""
     loggers.check(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
+    objective_of(settings)
     chosen(settings)
     Corpus.of(settings).check_files()
     stages.model.check()
@@ -275,10 +279,17 @@ def prepare(stages: Stages) -> PreparedData:
 
 def locked(settings: Config, prepared: PreparedData, origin: Origin) -> Lock:
     """All that decides this run's result and is known before its model is loaded."""
-    adapter = adapter_fingerprint(settings) if settings.model.adapter else None
     processes = distributed.processes()
+    check_tokenizer(settings, prepared.tokenizer.fingerprint)
     return Lock(
-        decides=decides(settings, weights_fingerprint(settings), prepared.fingerprint, processes, adapter),
+        decides=decides(
+            settings,
+            weights_fingerprint(settings),
+            prepared.fingerprint,
+            processes,
+            adapter_fingerprint(settings),
+            reference_fingerprint(settings),
+        ),
         tokenizer=prepared.tokenizer.fingerprint,
         date=origin.started.isoformat(),
         versions=versions(),

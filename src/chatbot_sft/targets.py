@@ -12,9 +12,9 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError, did_you_mean
 
 
-def locate(section: str, target: str) -> Any:
+def locate(section: str, target: str, base: str | None = None) -> Any:
     """The object called `target` ("package.module.Class"), which the stage may use in place of its own, the
-    one that the schema has for `section`.
+    one that the schema has for `section`, or of the kind of `base`.
 
     A class has to be a subclass of the stage's. Where that is a function, `target` has to take what it takes,
     by the same names: they tell a function that was written for the stage from any other that could be
@@ -25,7 +25,7 @@ def locate(section: str, target: str) -> Any:
             user's module passes through.
     """
     where = f"{section}._target_={target}"
-    ours = Config()[section]["_target_"]
+    ours = base or Config()[section]["_target_"]
     like, given = _named(ours, where), _named(target, where)
     if isinstance(like, type):
         if not (isinstance(given, type) and issubclass(given, like)):

@@ -255,7 +255,10 @@ def test_the_python_interface_follows_the_same_rules(tmp_path):
     both = {"model": {"brings": brings}, "dataset": {"brings": {"max_steps": 9}}}
     config = Config.from_mapping(both)
     assert config.training.max_steps == 9
-    assert config.brought == {"model": ["learning_rate=0.001"], "dataset": ["max_steps=9"]}
+    assert config.brought == {"model": ["learning_rate=0.001"], "dataset": ["max_steps=9"], "objective": []}
+    config = Config.from_mapping({**both, "objective": {"name": "dpo", "brings": {"learning_rate": 2e-5}}})
+    assert config.training.learning_rate == 2e-5
+    assert config.brought == {"model": [], "dataset": ["max_steps=9"], "objective": ["learning_rate=2e-05"]}
 
 
 def test_what_a_model_brings_is_said_in_the_run(launch, tiny, tmp_path):

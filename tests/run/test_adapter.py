@@ -10,15 +10,17 @@ import struct
 from pathlib import Path
 
 import pytest
-from conftest import a_report, only_error, write_json
+from conftest import MODEL, a_report, only_error, write_json
 from test_checkpoints import flipped
 from test_earlier_runs import base
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import description
-from chatbot_sft.model.earlier import adopt
+from chatbot_sft.model.earlier import adopt, check_tokenizer, reference_fingerprint
 from chatbot_sft.run import checkpoints
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.lock import Lock
 from chatbot_sft.train import resume
 
 TARGETS = ["v_proj", "q_proj"]
@@ -252,3 +254,65 @@ def test_training_goes_on_from_an_earlier_run_on_both_engines(launch, tiny, tiny
     assert process.returncode == 0, process.stderr
     error = only_error(launch(*second, "lora.r=4", "hydra.run.dir=third"))
     assert "model.adapter=first: no such folder" in error
+
+
+# An adapter that is measured from, and a run that is begun at
+
+
+def referring_to(model: Path, place: Path, **more) -> dict:
+    objective = {"name": "dpo", "reference": str(place)}
+    return {"model": {"name": str(model), "load_in_4bit": False}, "objective": objective, **more}
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "expected"),
+    [
+        ({"base_model_name_or_path": "org/other"}, {}, "it was trained on org/other, not on model.name="),
+        ({"peft_type": "IA3"}, {}, "a IA3 adapter; only LoRA"),
+        ({"init_lora_weights": "pissa"}, {}, r"its initialisation \(pissa\) changed the base"),
+        ({"r": 4}, {}, "has matrices of rank 8, and adapter_config.json says 4"),
+        ({}, {"lora": {"r": 0}}, "with lora.r=0: it is an adapter beside the one that is trained"),
+        ({}, {"training": {"shard": True}}, "with training.shard=true: it is an adapter beside"),
+    ],
+)
+def test_a_reference_that_is_none_is_named(model, tmp_path, config, more, expected):
+    place = adapter(tmp_path / "adapter", model, **config)
+    with pytest.raises(UserError, match=rf"^objective\.reference=.*{expected}"):
+        adopt(referring_to(model, place, **more))
+
+
+def test_a_reference_of_another_rank_is_one_and_of_another_tokenizer_is_none(model, tmp_path):
+    run = in_run(model, tmp_path / "run")
+    settings = adopt(referring_to(model, run, lora={"r": 4}))
+    assert settings.objective.reference == str(run / "checkpoints" / "checkpoint-4")
+    assert (settings.lora.r, settings.model.adapter) == (4, None)
+    assert reference_fingerprint(settings)
+    with pytest.raises(UserError, match=r"^objective\.reference=.*/nowhere: no such folder"):
+        adopt(referring_to(model, tmp_path / "nowhere"))
+    check_tokenizer(settings, "ours")  # it says nothing of its own
+    lock = Lock({}, "theirs", "2026-11-30", {}, "cpu")
+    Run(run).write_lock(lock)
+    check_tokenizer(settings, "theirs")
+    with pytest.raises(UserError, match=r"^objective\.reference=.*the run in .*/run had another tokenizer"):
+        check_tokenizer(settings, "ours")
+
+
+def test_a_run_as_a_model_is_its_base_and_its_adapter(model, tmp_path):
+    run = in_run(model, tmp_path / "run")
+    settings = Config.from_mapping({"model": {"name": str(model), "load_in_4bit": False}})
+    known = {**MODEL, "name": str(model), "base": description(settings, run)}
+    write_json(run / "report.json", a_report(model=known))
+    begun = adopt({"model": {"name": str(run), "load_in_4bit": False}})
+    assert begun.model.name == str(model)
+    assert begun.model.adapter == str(run / "checkpoints" / "checkpoint-4")
+    assert begun.lora.r == 8
+    whole = {**known, "trainable_parameters": known["parameters"]}
+    write_json(run / "report.json", a_report(model=whole))
+    with pytest.raises(UserError, match=r"a run that trained every weight, and no export of it is there"):
+        adopt({"model": {"name": str(run)}})
+    export = {"method": "merged_16bit", "path": str(model)}
+    write_json(
+        run / "report.json", a_report(model=whole, save={"method": "merged_16bit", "exports": [export]})
+    )
+    begun = adopt({"model": {"name": str(run)}})
+    assert (begun.model.name, begun.model.adapter) == (str(model), None)

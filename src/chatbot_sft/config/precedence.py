@@ -1,5 +1,5 @@
 """Which of two settings counts: what the user names; then what the option of the data brings; then that of the
-model; then the default.
+objective; then that of the model; then the default.
 
 In `conf/`, a default that gives way is written `${default:…}`: any plain value put in its place wins, by
 Hydra's own rules.
@@ -20,7 +20,7 @@ RIVALS = {"max_steps": "num_train_epochs", "warmup_steps": "warmup_ratio"}
 OF_LORA = ("learning_rate", "target_modules")
 GIVES_WAY = "${default:"
 # The sections whose options may bring something, each with its key that `only_for` is a value of.
-BRINGING = {"model": "name", "dataset": "data_path"}
+BRINGING = {"model": "name", "dataset": "data_path", "objective": "name"}
 
 
 def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfig) -> Any:
@@ -32,7 +32,7 @@ def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfi
 
 
 def brought_by(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Key → value of what the option of a `section`, model or dataset, sets in place of defaults, as
+    """Key → value of what the option of a `section` (of BRINGING) sets in place of defaults, as
     `config.BRINGS` has them; nothing where it is meant for another name than this `config` has.
     """
     given = _mapping(config, section)
@@ -48,8 +48,11 @@ def brought_by(section: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def all_brought(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of model and data bring: what an amount of data needs counts over what a model does."""
-    return {**brought_by("model", config), **brought_by("dataset", config)}
+    """What the options of model, objective and data bring: what an amount of data needs counts over what a method
+    does, and that over what a model does.
+    """
+    model, objective, data = (brought_by(name, config) for name in ("model", "objective", "dataset"))
+    return {**model, **objective, **data}
 
 
 def _mapping(config: Mapping[str, Any], section: str) -> Mapping[str, Any]:

@@ -92,7 +92,19 @@ class DataBringsConfig:
     max_steps: int | None = None
 
 
-BRINGS: dict[str, type] = {"model": BringsConfig, "dataset": DataBringsConfig}
+@dataclass
+class ObjectiveBringsConfig:
+    """What an option of `conf/objective` sets in place of defaults; see `precedence`."""
+
+    only_for: str | None = None  # the objective.name that it is meant for; null: whatever the name
+    learning_rate: float | None = None
+
+
+BRINGS: dict[str, type] = {
+    "model": BringsConfig,
+    "dataset": DataBringsConfig,
+    "objective": ObjectiveBringsConfig,
+}
 
 
 @dataclass
@@ -547,10 +559,19 @@ class ObjectiveConfig(Section):
     undesirable_weight: float = key(1.0, "kto: of those that were not", bound=Bound(0, 10**6))
     reference: str | None = key(
         None,
-        "dpo, kto: an earlier adapter to start from and part from, a run or an adapter's folder;"
-        " null: the model without its adapter",
+        "dpo, kto: an earlier adapter to measure from, a run directory or an adapter's folder;"
+        " null: the model as training begins",
         through=REFERENCE,
     )
+    # An ObjectiveBringsConfig.
+    brings: dict[str, Any] = key(
+        {}, "what this method needs in place of the default training.learning_rate", decides=False
+    )
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether it is supervised fine-tuning as everybody has it, and no class of the user's own."""
+        return self._target_ == objective_target("sft")
 
 
 @dataclass
@@ -852,11 +873,12 @@ class Config(Mapping[str, Any]):
 
     @property
     def brought(self) -> dict[str, list[str]]:
-        """What the options of the model and of the data brought and nobody changed: section → "key=value"s."""
-        model, dataset = self.model, self.dataset
+        """What the options of model, data and objective brought and nobody changed: section → "key=value"s."""
+        model, dataset, objective = self.model, self.dataset, self.objective
         sections = {
             "model": {"name": model.name, "brings": model.brings},
             "dataset": {"data_path": dataset.data_path, "sources": dataset.sources, "brings": dataset.brings},
+            "objective": {"name": objective.name, "brings": objective.brings},
             "lora": {"r": self.lora.r},
         }
         used = {

@@ -10,13 +10,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from chatbot_sft.config import ALL_LINEAR, Config, LoraConfig
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded
-from chatbot_sft.model.base import content, known_base, named
+from chatbot_sft.model.base import ABOVE, content, known_base, moved, named
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
 
@@ -35,13 +36,13 @@ CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")  # initialisations, by ho
 
 def adopt(config: Mapping[str, Any] | Config) -> Config:
     """`config` with the `lora` section of the adapter that `model.adapter` names, and that adapter's own
-    folder; unchanged where it names none.
+    folder; unchanged where it names none. A run directory in `model.name` stands for its base and its adapter.
 
     Raises:
         UserError: there is no adapter, it was trained on another base, it is one that cannot be trained on,
             or `lora` asks for another one.
     """
-    settings = Config.from_mapping(config)
+    settings = _with_reference(_from_run(Config.from_mapping(config)))
     if settings.model.adapter is None:
         return settings
     where = f"model.adapter={settings.model.adapter}"
@@ -62,11 +63,88 @@ def adopt(config: Mapping[str, Any] | Config) -> Config:
     return Config.from_mapping({**settings, **changed})
 
 
+def _from_run(settings: Config) -> Config:
+    """`settings` with what the run in `model.name` has left, where it names one: its base and its adapter, or the
+    whole model that it trained.
+
+    Raises:
+        UserError: nothing is left of it.
+    """
+    model, place = settings.model, Path(settings.model.name).expanduser()
+    if model.adapter is not None or not place.is_dir() or (place / "config.json").is_file():
+        return settings
+    report = Run(place).peek()
+    if report is None or report.model is None:
+        return settings
+    where = f"model.name={model.name}"
+    if report.model.trainable_parameters == report.model.parameters:
+        exports = report.save.kept if report.save else []
+        whole = next((export.path for export in exports if Path(export.path, "config.json").is_file()), None)
+        if whole is None:
+            raise UserError(f"{where}: a run that trained every weight, and no export of it is there")
+        log.info("model: %s is a run, its export is trained on: %s", model.name, whole)
+        return replace(settings, model=replace(model, name=whole))
+    is_embedded = report.model.base.get("name") == embedded.NAME
+    base = embedded.NAME if is_embedded else moved(place) or report.model.name
+    log.info("model: %s is a run, its adapter is trained on, over %s", model.name, base)
+    return replace(settings, model=replace(model, name=base, adapter=str(place)))
+
+
+def _with_reference(settings: Config) -> Config:
+    """`settings` with the adapter's own folder in place of what `objective.reference` names.
+
+    Raises:
+        UserError: there is no adapter, or none of this base.
+    """
+    named_so = settings.objective.reference
+    if named_so is None:
+        return settings
+    where = f"objective.reference={named_so}"
+    if settings.full_finetuning or settings.training.shard:
+        other = "lora.r=0" if settings.full_finetuning else "training.shard=true"
+        raise UserError(
+            f"{where} with {other}: it is an adapter beside the one that is trained; leave one out"
+        )
+    folder = _find(where, Path(named_so).expanduser(), "objective.reference=")
+    adapter_config = _read(where, folder)
+    _check_lora(where, adapter_config)
+    _check_tokens(where, adapter_config, settings)
+    _check_weights(where, folder, adapter_config)
+    _check_base(where, folder, adapter_config, settings)
+    return replace(settings, objective=replace(settings.objective, reference=str(folder)))
+
+
+def check_tokenizer(settings: Config, tokenizer: str) -> None:
+    """Hold `tokenizer`, its fingerprint, against that of the run that `objective.reference` is of, if it is of one.
+
+    Raises:
+        UserError: the reference learned other texts.
+    """
+    if settings.objective.reference is None:
+        return
+    folder = Path(settings.objective.reference)
+    for place in (folder, *list(folder.parents)[:ABOVE]):
+        if Run(place).lock_file.is_file() and Run(place).lock().tokenizer != tokenizer:
+            raise UserError(
+                f"objective.reference={folder}: the run in {place} had another tokenizer or chat template: what is"
+                " trained here are other texts to it"
+            )
+
+
 def fingerprint(settings: Config) -> str | None:
     """Of the weights that `model.adapter` brings; None where it names none."""
-    if settings.model.adapter is None:
+    return _of_weights(settings.model.adapter)
+
+
+def reference_fingerprint(settings: Config) -> str | None:
+    """Of those of `objective.reference`."""
+    return _of_weights(settings.objective.reference)
+
+
+def _of_weights(folder: str | None) -> str | None:
+    if folder is None:
         return None
-    with Path(settings.model.adapter, WEIGHTS).open("rb") as stream:
+    with Path(folder, WEIGHTS).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
@@ -91,9 +169,9 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
         raise UserError(f"{where}: {folder} is not an adapter of this model: {unlike}")
 
 
-def _find(where: str, place: Path) -> Path:
+def _find(where: str, place: Path, key: str = "model.adapter=") -> Path:
     """The adapter in a run directory, an export or an adapter's own folder: of a run the weights that it
-    ended with, else its last checkpoint.
+    ended with, else its last checkpoint. `key` is what it is named with.
     """
     from chatbot_sft.run import checkpoints
 
@@ -120,7 +198,7 @@ def _find(where: str, place: Path) -> Path:
     if nothing := trains_nothing(report):
         raise UserError(f"{where}: {nothing}")
     whole = "; it is a whole model: name it with model.name" if (place / "config.json").is_file() else ""
-    hint = whole or jobs(place, "model.adapter=")
+    hint = whole or jobs(place, key)
     raise UserError(f"{where}: no adapter in it ({CONFIG}){hint}")
 
 
@@ -140,16 +218,9 @@ def _read(where: str, folder: Path) -> dict[str, Any]:
 
 def _check_kind(where: str, adapter_config: Mapping[str, Any], settings: Config) -> None:
     """Whether it is a LoRA of the kind that this program trains."""
-    init = str(adapter_config.get("init_lora_weights"))
     if settings.full_finetuning:
         raise UserError(f"{where} with lora.r=0: an adapter is trained on as an adapter; leave lora.r out")
-    if adapter_config.get("peft_type", "LORA") != "LORA":
-        raise UserError(f"{where}: a {adapter_config['peft_type']} adapter; only LoRA can be trained on")
-    if init.startswith(CHANGE_THE_BASE):
-        raise UserError(
-            f"{where}: its initialisation ({init}) changed the base, so it fits no other; export that run"
-            " merged, and name it with model.name"
-        )
+    _check_lora(where, adapter_config)
     if settings.lora.init_lora_weights is not True:
         raise UserError(
             f"{where} with lora.init_lora_weights={settings.lora.init_lora_weights}: an adapter that is there"
@@ -161,6 +232,22 @@ def _check_kind(where: str, adapter_config: Mapping[str, Any], settings: Config)
             f"{where}: it uses {odd[0] if odd else 'a pattern for target_modules'}, which this program does"
             " not train; merge it into its base"
         )
+    _check_tokens(where, adapter_config, settings)
+
+
+def _check_lora(where: str, adapter_config: Mapping[str, Any]) -> None:
+    """Whether it is a LoRA over a base as it was."""
+    init = str(adapter_config.get("init_lora_weights"))
+    if adapter_config.get("peft_type", "LORA") != "LORA":
+        raise UserError(f"{where}: a {adapter_config['peft_type']} adapter; only LoRA can be trained on")
+    if init.startswith(CHANGE_THE_BASE):
+        raise UserError(
+            f"{where}: its initialisation ({init}) changed the base, so it fits no other; export that run"
+            " merged, and name it with model.name"
+        )
+
+
+def _check_tokens(where: str, adapter_config: Mapping[str, Any], settings: Config) -> None:
     tokens = bool(adapter_config.get("trainable_token_indices"))
     if tokens != bool(settings.model.new_tokens):
         raise UserError(

@@ -106,6 +106,14 @@ class Engine(Protocol):
     ) -> torch.Tensor:
         """`loss` from hidden states (rows, length, width) and `labels` (rows, length) on."""
 
+    def plain_head(self, model: Any) -> bool:
+        """Whether logits are the product of `states` and the output layer's weight, and nothing else."""
+
+    def states(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """What the layers make of `inputs`, those of a micro-batch without labels: (rows, length, width). It is
+        called where the head is plain alone.
+        """
+
     def padding_free(self, model: Any) -> bool:
         """Whether the engine trains a batch without padding where nothing else is asked for."""
 
@@ -141,6 +149,10 @@ def engine_of(settings: Config) -> tuple[Engine, Choice]:
     """`load_engine` of the engine that `settings` lead to here: `auto` goes by what is trained, too."""
     if settings.model.engine == "auto" and settings.training.shard:
         return load_engine("transformers")[0], Choice("transformers", "auto: training.shard=true")
+    if settings.model.engine == "auto" and not settings.objective.is_sft:
+        return load_engine("transformers")[0], Choice(
+            "transformers", f"auto: objective={settings.objective.name}"
+        )
     if settings.model.load_in_fp8:
         return load_engine("transformers")[0], Choice("transformers", "model.load_in_fp8=true")
     if settings.model.engine == "auto" and trains_packed(settings):

@@ -64,6 +64,59 @@ def cross_entropy(
     return (of_target * kept).sum() / count, (by_logits * kept / count).to(logits.dtype)
 
 
+# Where what a position weighs is known only after all of them are: two passes.
+
+
+def log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(positions,) float32: of each of `targets` (positions,), from the states in `hidden` (positions, width)."""
+    found = torch.empty(len(hidden), device=hidden.device)
+    chunk = _compiled(log_probability, hidden.is_cuda)
+    with torch.no_grad():
+        for start in range(0, len(hidden), CHUNK):
+            logits = hidden[start : start + CHUNK].to(weight.dtype) @ weight.t()
+            found[start : start + CHUNK] = chunk(logits, targets[start : start + CHUNK])
+    return found
+
+
+def log_probability(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(positions,) of `logits` (positions, vocabulary)."""
+    z = logits.float()
+    return z.gather(1, targets[:, None])[:, 0] - z.logsumexp(-1)
+
+
+def gradient(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, by_logp: torch.Tensor
+) -> torch.Tensor:
+    """That of a loss by `hidden`, of its shape, from `by_logp` (positions,), that by the log-probabilities. Where
+    `weight` is trained, its gradient is added to `weight.grad`.
+    """
+    found = torch.empty_like(hidden)
+    chunk = _compiled(_by_logits, hidden.is_cuda)
+    with torch.no_grad():
+        for start in range(0, len(hidden), CHUNK):
+            part = slice(start, start + CHUNK)
+            rows = hidden[part].to(weight.dtype)
+            by_logits = chunk(rows @ weight.t(), targets[part], by_logp[part])
+            found[part] = by_logits @ weight
+            if weight.requires_grad:
+                weight.grad = (
+                    by_logits.t() @ rows if weight.grad is None else weight.grad.addmm_(by_logits.t(), rows)
+                )
+    return found
+
+
+def _by_logits(logits: torch.Tensor, targets: torch.Tensor, by_logp: torch.Tensor) -> torch.Tensor:
+    """One where the target is, less the probabilities, times what the position weighs."""
+    z = logits.float()
+    is_target = torch.arange(z.shape[1], device=z.device)[None] == targets[:, None]
+    return ((is_target.float() - z.softmax(-1)) * by_logp[:, None]).to(logits.dtype)
+
+
+@functools.cache
+def _compiled(function: Callable[..., torch.Tensor], compiled: bool) -> Callable[..., torch.Tensor]:
+    return torch.compile(function, dynamic=True) if compiled else function
+
+
 @functools.cache
 def _chunk(compiled: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     return torch.compile(cross_entropy, dynamic=True) if compiled else cross_entropy

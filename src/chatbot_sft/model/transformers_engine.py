@@ -112,8 +112,7 @@ def packable(model: Any) -> str | None:
         return f"PyTorch {torch.__version__} has no variable-length attention"
     base = base_of(model)
     text = base.config.get_text_config()
-    head = base.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+    if not _is_matrix(base.get_output_embeddings()):
         return "the output layer is more than a matrix"
     packed_attention.register()
     base.set_attn_implementation(packed_attention.NAME)
@@ -125,6 +124,27 @@ def packable(model: Any) -> str | None:
         if getattr(text, name, None)
     ]
     return f"its config.json has {changed[0]}" if changed else None
+
+
+def plain_head(model: Any) -> bool:
+    """Seen on two tokens: what a family does to its logits besides has many names."""
+    head = base_of(model).get_output_embeddings()
+    if not _is_matrix(head):
+        return False
+    two = {"input_ids": torch.tensor([[1, 2]], device=model.device)}
+    with torch.no_grad():
+        logits, hidden = model(**two, use_cache=False).logits, states(model, two)
+        return torch.allclose(
+            logits.float(), head(hidden.to(head.weight.dtype)).float(), rtol=0.02, atol=0.02
+        )
+
+
+def _is_matrix(head: Any) -> bool:
+    return isinstance(head, torch.nn.Linear) and head.bias is None
+
+
+def states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    return base_of(model).get_decoder()(**inputs, use_cache=False).last_hidden_state
 
 
 def packed_hidden_states(

@@ -143,6 +143,14 @@ def compile_layers(model: Any) -> None:
     raise NotImplementedError("packable() says no")
 
 
+def plain_head(model: Any) -> bool:
+    return False  # its layers are called through its own forward
+
+
+def states(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    raise NotImplementedError("plain_head() says no")
+
+
 def padding_free(model: Any) -> bool:
     """Unsloth itself trains its own layers without padding where nothing else is asked for, on a GPU."""
     return unsloth.DEVICE_TYPE != "cpu" and _own_layers(model)

@@ -1,4 +1,4 @@
-"""loss.png: how the loss went."""
+"""loss.png: how the loss went, and the rewards where an objective has some."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TRAINING, HELD_OUT, TEXT = "#2a6fbb", "#c2410c", "#333333"
+MARGIN = "rewards/margins"
 SMOOTHED_FROM = 120  # logged steps
 
 
@@ -18,7 +19,7 @@ def write_loss_figure(
     """Draw the training and the held-out loss over optimizer steps; False where no step was logged.
 
     `history` and `evaluations` are the report's. The held-out loss has its value at both ends and where it is
-    lowest.
+    lowest. Below stand the rewards of the better and the worse answers, and what lies between them.
     """
     if not history:
         return False
@@ -28,8 +29,9 @@ def write_loss_figure(
 
     steps = [point["step"] for point in history]
     losses = [math.nan if point["loss"] is None else point["loss"] for point in history]
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    weighed = any(MARGIN in point for point in history)
+    figure = Figure(figsize=(7.2, 6.4 if weighed else 4.0), layout="constrained")
+    axes, *below = figure.subplots(2 if weighed else 1, squeeze=False)[:, 0]
     _draw_training(axes, steps, losses)
     held_out = [
         (record["step"], record["loss"])
@@ -38,13 +40,16 @@ def write_loss_figure(
     ]
     if held_out:
         _draw_held_out(axes, held_out)
-    axes.set_xlabel("optimizer step", color=TEXT)
-    axes.set_ylabel("loss (nats per token)", color=TEXT)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.06, y=0.12)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.set_ylabel("loss" if weighed else "loss (nats per token)", color=TEXT)
+    for rewards in below:
+        _draw_rewards(rewards, history, evaluations)
+    for one in (axes, *below):
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
+        one.margins(x=0.06, y=0.12)
+        one.grid(axis="y", color="#dddddd", linewidth=0.6)
+        one.spines[["top", "right"]].set_visible(False)
+        one.legend(frameon=False)
+    one.set_xlabel("optimizer step", color=TEXT)
     FigureCanvasAgg(figure).print_png(target)
     return True
 
@@ -62,6 +67,28 @@ def _draw_training(axes: Any, steps: list[int], losses: list[float]) -> None:
     ]
     axes.plot(steps, losses, color=TRAINING, linewidth=0.8, alpha=0.35)
     axes.plot(steps[edge:-edge], means, color=TRAINING, linewidth=1.8, label=f"training, mean of {window}")
+
+
+def _draw_rewards(
+    axes: Any, history: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
+) -> None:
+    """Those of training as lines, the held-out margin as points."""
+    for name, label, color in (
+        ("rewards/chosen", "of the better answers", TRAINING),
+        ("rewards/rejected", "of the others", "#8a8f98"),
+        (MARGIN, "margin", TEXT),
+    ):
+        points = [(point["step"], point[name]) for point in history if point.get(name) is not None]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), color=color, linewidth=1.8 if name == MARGIN else 1.0, label=label
+            )
+    held_out = [(record["step"], record[MARGIN]) for record in evaluations if record.get(MARGIN) is not None]
+    if held_out:
+        axes.plot(
+            *zip(*held_out, strict=True), color=HELD_OUT, marker="o", linewidth=1.2, label="margin, held out"
+        )
+    axes.set_ylabel("reward", color=TEXT)
 
 
 def _draw_held_out(axes: Any, points: list[tuple[int, float]]) -> None:

@@ -180,6 +180,10 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
             ends = f"the weights kept are those of step {training.weights_of_step:,}"
             lowest = f"{training.best_eval_loss:.3f} at step {training.best_step:,}"
             rows.append(("lowest held-out loss", f"{lowest}; {ends}{early}"))
+    if training:
+        for name, value in training.figures.items():
+            began = training.figures_before.get(name)
+            rows.append((name, number(value) if began is None else f"{number(began)} → {number(value)}"))
     if memory:
         added = f"{memory.training_gb:.2f} GB of it added by training"
         since = ", since the process was started" if memory.peak_since == "process" else ""

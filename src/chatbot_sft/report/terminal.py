@@ -43,11 +43,26 @@ def summary(training: Training, samples: Sequence[Sample], save: SaveResult | No
         change = moved(training.eval_loss_before, training.eval_loss)
         before, after = number(training.eval_loss_before, ".2f"), number(training.eval_loss, ".2f")
         losses += f", held out {before} → {after}" + (f" ({change})" if change else "")
-    lines += [losses, *(f"warning {text}" for text in training.warnings)]
+    lines.append(losses)
+    if said := rewards(training):
+        lines.append(f"rewards {said}")
+    lines += [*(f"warning {text}" for text in training.warnings)]
     for sample in samples[:1]:
         before, after = _short(sample.before, 100), _short(sample.after, 160)
         lines.append(f"answer  {_short(sample.prompt, 60)}  before: {before}  after: {after}")
     return "\n".join([*lines, *saved(save)])
+
+
+def rewards(training: Training) -> str:
+    """How far the better answers lie above the others, and how often; empty where no objective says so."""
+    before, after = training.figures_before, training.figures
+    if "rewards/margins" not in after:
+        return ""
+    margin = f"margin {after['rewards/margins']:.3f}"
+    if "rewards/margins" in before:
+        margin = f"margin {before['rewards/margins']:.3f} → {after['rewards/margins']:.3f}"
+    right = after.get("rewards/accuracies")
+    return margin if right is None else f"{margin}, {right:.0%} of pairs the right way round"
 
 
 def saved(save: SaveResult | None) -> list[str]:

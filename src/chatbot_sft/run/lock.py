@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from chatbot_sft.config import Config, deciding
-from chatbot_sft.config.schema import ADAPTER, BATCH, ROWS, WEIGHTS
+from chatbot_sft.config.schema import ADAPTER, BATCH, REFERENCE, ROWS, WEIGHTS
 from chatbot_sft.config.schema import keys as known_keys
 from chatbot_sft.report.masking import referring, resolved
 
@@ -62,13 +62,18 @@ class Lock:
 
 
 def decides(
-    settings: Config, weights: str, rows: str, processes: int, adapter: str | None = None
+    settings: Config,
+    weights: str,
+    rows: str,
+    processes: int,
+    adapter: str | None = None,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """What a run that goes on may not change, but for what the machine adds (`Lock.on_machine`).
 
     A secret of the environment stands in it by its variable's name: renewing one makes no other run.
-    `weights`, `rows` and `adapter` are fingerprints of the base, the training rows and the adapter that is
-    gone on from. The effective batch size stands for its factors.
+    `weights`, `rows`, `adapter` and `reference` are fingerprints of the base, the training rows, the adapter that
+    is gone on from and the one that is the reference. The effective batch size stands for its factors.
     """
     values = {
         "seed": settings.seed,
@@ -78,6 +83,8 @@ def decides(
     }
     if adapter:
         values[ADAPTER] = adapter
+    if reference:
+        values[REFERENCE] = reference
     return referring(json.loads(json.dumps(values | deciding(settings), default=str)))
 
 

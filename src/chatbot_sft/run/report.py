@@ -78,6 +78,10 @@ class Training:
     eval_perplexity: float | None = None
     eval_token_accuracy_before: float | None = None
     eval_token_accuracy: float | None = None
+    # What an objective reports beside its loss, "rewards/margins" and so on: of the held-out rows, else of the last
+    # logged steps.
+    figures: dict[str, float] = field(default_factory=dict)
+    figures_before: dict[str, float] = field(default_factory=dict)
     rows_loss_before: float | None = None  # of some trained conversations, where none is held out
     rows_loss: float | None = None
     stopped_early: bool = False
@@ -334,6 +338,11 @@ KINDS: dict[str, type] = {
     "plan": dict, "evaluations": list,
     "samples": list, "save": dict, "versions": dict,
 }  # fmt: skip
+
+
+def dotted(metric: str) -> str:
+    """The dotted name of a number of report.json: "rewards/margins" alone is one of training.figures."""
+    return f"training.figures.{metric}" if "/" in metric and "." not in metric else metric
 
 
 def _fields(kind: type) -> set[str]:

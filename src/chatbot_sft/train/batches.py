@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import bisect
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chatbot_sft.data.labels import IGNORED
+from chatbot_sft.objective.sequences import MISMATCHED, PLAIN, Totals
 from chatbot_sft.train.rows import Row, StepRows
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 Pack = list[int]  # row numbers that fill one sequence of model.max_seq_length; without packing a single one
@@ -70,10 +74,15 @@ class Batches:
         capacity: int | None = None,
         process: int = 0,
         processes: int = 1,
+        beside: int | None = None,
     ) -> None:
-        """`batch_size` is that of all processes; `capacity` the tokens of a pack, None without packing."""
-        self.rows = PackedDataset(dataset)
+        """`batch_size` is that of all processes; `capacity` the tokens of a pack, None without packing; `beside`
+        as in `PackedDataset`.
+        """
+        self.rows = PackedDataset(dataset, beside)
         self.lengths, self.trained_lengths = row_counts(dataset)
+        self.parts = Parts.of(dataset) if KINDS in dataset.column_names else None
+        self.beside_lengths = beside_lengths(dataset, beside) if beside else []
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.process, self.processes = process, processes
         self.packs = (
@@ -110,6 +119,25 @@ class Batches:
         rows = self.numbers(number)
         return sum(self.lengths[row] for row in rows), sum(self.trained_lengths[row] for row in rows)
 
+    def totals(self, number: int) -> Totals:
+        """What step `number` has, over all processes."""
+        tokens, trained_tokens = self.tokens(number)
+        rows = self.numbers(number)
+        if self.parts is None:
+            return Totals(tokens, trained_tokens, {PLAIN: len(rows)}, {PLAIN: trained_tokens})
+        return Totals(tokens, trained_tokens, *self.parts.count(rows))
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence that a pass may have."""
+        own = self.lengths if self.parts is None else self.parts.lengths.tolist()
+        return max([*own, *self.beside_lengths])
+
+    @property
+    def sequences(self) -> int:
+        """Of a row, at most."""
+        return 1 if self.parts is None else self.parts.most
+
     def load(self, first: int, last: int, workers: int = 0) -> Iterator[StepRows]:
         """This process's rows of the steps from `first` to `last`, by `workers` processes beside this one. A
         share that is a pack short of the others' has an empty one: every process runs as many micro-batches.
@@ -125,25 +153,33 @@ class Batches:
             steps = self.epoch(epoch)[place : place + last - first + 1]
             yield from DataLoader(
                 self.rows,  # type: ignore[arg-type]  # it takes whatever has a length and items, as torch says
-                batch_sampler=[self._even(step) for step in steps],
+                batch_sampler=[self.even(step) for step in steps],
                 collate_fn=StepRows,
                 num_workers=workers,
                 generator=torch.Generator() if place else None,
             )
             first += len(steps)
 
-    def _even(self, packs: list[Pack]) -> list[Pack]:
+    def even(self, packs: list[Pack]) -> list[Pack]:
+        """This process's share of a step, with an empty pack where others have one more."""
         own = self.own(packs)
         return own + [[]] * (-(-len(packs) // self.processes) - len(own))
+
+
+KINDS, PARTS = "kinds", "parts"  # columns of rows that have several sequences, or one of a kind
 
 
 class PackedDataset:
     """Gives a DataLoader whole packs: an index is a list of row numbers of `dataset`. Without a column of
     labels every token is trained.
+
+    With `beside` each row has beside it its prompt with the answer of another row, cut at so many tokens.
+    `reference` (rows, sequences of a row and the one beside) are log-probabilities, once they are known.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, beside: int | None = None) -> None:
+        self.dataset, self.beside = dataset, beside
+        self.reference: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -154,7 +190,121 @@ class PackedDataset:
         columns = self.dataset[pack]
         ids = columns["input_ids"]
         labels = columns.get("labels", ids)
-        return [Row(*row) for row in zip(pack, ids, labels, strict=True)]
+        if KINDS not in columns:
+            rows = [Row(*row) for row in zip(pack, ids, labels, strict=True)]
+        else:
+            rows = [Row(*row) for row in zip(pack, ids, labels, columns[PARTS], columns[KINDS], strict=True)]
+        if self.reference is not None:
+            rows = [replace(row, reference=self.reference[row.number].tolist()) for row in rows]
+        return self._with_beside(rows) if self.beside else rows
+
+    def _with_beside(self, rows: list[Row]) -> list[Row]:
+        others = self.dataset[[other(row.number, len(self)) for row in rows]]
+        return [
+            replace(row, beside=mismatched(row, ids, labels, self.beside))
+            for row, ids, labels in zip(rows, others["input_ids"], others["labels"], strict=True)
+        ]
+
+
+def other(row: int, rows: int) -> int:
+    """The row of so many whose answer stands beside the prompt of `row`: always the same, so that the reference has
+    to look at it once, and half the data away, as neighbours are often of one conversation.
+    """
+    return (row + rows // 2) % rows
+
+
+def mismatched(row: Row, ids: list[int], labels: list[int], limit: int | None) -> Row:
+    """The prompt of `row` with the answer of a row of those `ids` and `labels`."""
+    own, theirs = _prompt(row.labels), _prompt(labels)
+    return Row(
+        row.number,
+        (row.input_ids[:own] + ids[theirs:])[:limit],
+        ([IGNORED] * own + labels[theirs:])[:limit],
+        kinds=(MISMATCHED,),
+        reference=row.reference[-1:],
+    )
+
+
+def _prompt(labels: Sequence[int]) -> int:
+    """How many tokens come before the answer."""
+    return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
+def beside_lengths(dataset: Dataset, limit: int) -> list[int]:
+    """How long what stands beside each row is."""
+    import numpy
+
+    prompts: list[int] = []
+    answers: list[int] = []
+    for batch in dataset.select_columns(["labels"]).with_format("arrow").iter(1000):
+        rows = batch["labels"].combine_chunks()
+        sizes = rows.value_lengths().to_numpy(zero_copy_only=False)
+        trained = numpy.flatnonzero(rows.flatten().to_numpy(zero_copy_only=False) != IGNORED)
+        ends = numpy.cumsum(sizes)
+        starts = ends - sizes
+        firsts = numpy.append(trained, ends[-1:])[numpy.searchsorted(trained, starts)]
+        prompts += (numpy.minimum(firsts, ends) - starts).tolist()
+        answers += (ends - numpy.minimum(firsts, ends)).tolist()
+    return [min(limit, prompt + answers[other(row, len(prompts))]) for row, prompt in enumerate(prompts)]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The sequences of all rows, in order: whose `rows` they are, their `kinds` (numbers in `names`), `lengths` and
+    `trained` tokens.
+    """
+
+    starts: np.ndarray  # (rows + 1,): where those of each row begin
+    names: list[str]
+    kinds: np.ndarray
+    lengths: np.ndarray
+    trained: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Parts:
+        import numpy
+
+        kinds: list[str] = []
+        counts: list[int] = []
+        lengths: list[int] = []
+        trained: list[int] = []
+        for batch in dataset.select_columns(["labels", PARTS, KINDS]).with_format("arrow").iter(1000):
+            table = batch.combine_chunks()
+            parts = table[PARTS].combine_chunks()
+            labels = table["labels"].combine_chunks().flatten().to_numpy(zero_copy_only=False) != IGNORED
+            counts += parts.value_lengths().to_pylist()
+            sizes = parts.flatten().to_numpy(zero_copy_only=False)
+            kinds += table[KINDS].combine_chunks().flatten().to_pylist()
+            starts = numpy.cumsum(sizes) - sizes
+            labels[starts[sizes > 0]] = False  # the first token of a sequence is not predicted
+            sums = numpy.concatenate([[0], numpy.cumsum(labels)])
+            lengths += sizes.tolist()
+            trained += (sums[starts + sizes] - sums[starts]).tolist()
+        names = sorted(set(kinds))
+        number = {name: place for place, name in enumerate(names)}
+        return cls(
+            numpy.concatenate([[0], numpy.cumsum(counts)]),
+            names,
+            numpy.array([number[kind] for kind in kinds]),
+            numpy.array(lengths),
+            numpy.array(trained),
+        )
+
+    @property
+    def most(self) -> int:
+        """Sequences of a row, at most."""
+        return int((self.starts[1:] - self.starts[:-1]).max())
+
+    def count(self, rows: Sequence[int]) -> tuple[dict[str, int], dict[str, int]]:
+        """(sequences, trained tokens) of `rows`, by kind."""
+        sequences: Counter[str] = Counter()
+        trained: Counter[str] = Counter()
+        for row in rows:
+            for place in range(self.starts[row], self.starts[row + 1]):
+                kind = self.names[self.kinds[place]]
+                sequences[kind] += 1
+                trained[kind] += int(self.trained[place])
+        return sequences, trained
 
 
 def row_counts(dataset: Dataset) -> tuple[list[int], list[int]]:

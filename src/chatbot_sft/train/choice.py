@@ -31,9 +31,17 @@ def chosen(settings: Config) -> tuple[str, str]:
     """("native" or "trl", why).
 
     Raises:
-        UserError: `training.loop=native` with a setting that it does not have.
+        UserError: `training.loop=native` with a setting that it does not have, or TRL's loop for an objective that is
+            the native one's.
     """
     loop, key = settings.training.loop, only_trl_has(settings)
+    objective = settings.objective
+    if not objective.is_sft and (loop == "trl" or key):
+        named = objective.name if objective.name != "sft" else objective._target_
+        raise UserError(
+            f"objective={named} with {'training.loop=trl' if loop == 'trl' else key}: TRL's loop is"
+            " its SFTTrainer; leave one of the two out"
+        )
     if loop == "native" and key:
         raise UserError(
             f"training.loop=native: it has no {key}; leave one of the two out (training.loop=auto takes TRL's"

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,21 @@ from transformers.trainer_utils import speed_metrics
 
 from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.model.sharding import sharded
+from chatbot_sft.objective.sequences import PREFERRED
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import EVALUATIONS
 from chatbot_sft.run.report import finite
 from chatbot_sft.train.batches import PackedDataset, row_counts
+from chatbot_sft.train.judge import judged_at_once
 from chatbot_sft.train.randomness import undisturbed
-from chatbot_sft.train.rows import Row, padded
+from chatbot_sft.train.rows import Row, filler, padded
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from chatbot_sft.config import Config
+    from chatbot_sft.train.job import Job
+    from chatbot_sft.train.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ CHUNK = 1024  # positions whose logits exist at one time
 # Tokens of a batch on a GPU, padding among them, where nobody asked for a size: two rows at a time keep it waiting.
 TOKENS = 8192
 FIGURES = ("loss", "perplexity", "token_accuracy")  # of a record; None where nothing is held out
+OTHERS = ("step", "seconds", "samples")  # of a record; what is neither is an objective's
 
 
 def token_scores(model: Any, inputs: dict[str, torch.Tensor], least: int = 0) -> torch.Tensor:
@@ -89,6 +94,11 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 709 else math.inf
 
 
+def more_figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """What an objective reported in a record of `Evaluations`."""
+    return {name: value for name, value in record.items() if name not in (*FIGURES, *OTHERS)}
+
+
 class Part:
     """Says how far a part of an evaluation is, every `EVERY` seconds: step 0 must not pass in silence.
 
@@ -128,36 +138,104 @@ def evaluate(
     """
     start = time.time()
     with undisturbed():
-        starts = range(0, len(batches), args.world_size)
-        rounds = [batches[start : start + args.world_size] for start in starts]  # a batch for each process
-        rows, part = PackedDataset(dataset), Part(f"step {step}: {which} conversations, batches", len(rounds))
+        rows = PackedDataset(dataset)
+        part = f"step {step}: {which} conversations, batches"
         totals = torch.zeros(3, dtype=torch.float64, device=args.device)
-        model.eval()
-        passes = _passes(rounds, dataset) if sharded(model) else [0] * len(rounds)
-        filler = [Row(-1, [pad_token_id, pad_token_id], [IGNORED, IGNORED])]
-        for together, least in zip(rounds, passes, strict=True):
-            own = dict(enumerate(together)).get(args.process_index)
-            if own or least:
-                batch = rows[own] if own else filler
-                totals += score_batch(model, batch, pad_token_id, args.device, autocast, least)
-            part.advance()
+        for _, scores in scored(model, rows, batches, pad_token_id, args, autocast, part):
+            totals += scores.sum(dim=0)
         if args.world_size > 1:
             torch.distributed.all_reduce(totals)
         loss, right, tokens = totals.tolist()
+    return _of_tokens(loss, right, tokens) | _speed(start, dataset, batches, args)
+
+
+def _of_tokens(loss: float, right: float, tokens: float) -> dict[str, float]:
     mean = loss / tokens if tokens else math.nan
-    figures = {
+    return {
         "eval_loss": mean,
         "eval_perplexity": perplexity(mean),
         "eval_token_accuracy": right / tokens if tokens else math.nan,
     }
-    return figures | speed_metrics(
-        "eval", start, num_samples=len(dataset), num_steps=math.ceil(len(batches) / args.world_size)
-    )
 
 
-def _passes(rounds: list[list[list[int]]], dataset: Dataset) -> list[int]:
+def _speed(start: float, dataset: Dataset, batches: list[list[int]], args: Any) -> dict[str, float]:
+    steps = math.ceil(len(batches) / args.world_size)
+    speed: dict[str, float] = speed_metrics("eval", start, num_samples=len(dataset), num_steps=steps)
+    return speed
+
+
+def scored(
+    model: Any,
+    rows: PackedDataset,
+    batches: list[list[int]],
+    pad_token_id: int,
+    args: Any,
+    autocast: Callable[[], Any],
+    name: str,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """(numbers of rows, `token_scores` of their sequences and of what stands beside each row), batch by batch, of
+    this process's share. How far it is is told by `name`.
+    """
+    starts = range(0, len(batches), args.world_size)
+    rounds = [batches[start : start + args.world_size] for start in starts]  # a batch for each process
+    part = Part(name, len(rounds))
+    model.eval()
+    passes = _passes(rounds, rows) if sharded(model) else [0] * len(rounds)
+    for together, least in zip(rounds, passes, strict=True):
+        own = dict(enumerate(together)).get(args.process_index, [])
+        if own or least:
+            batch = with_beside(rows[own]) if own else [filler(pad_token_id)]
+            scores = score_batch(model, batch, pad_token_id, args.device, autocast, least)
+            if own:
+                yield own, scores
+        part.advance()
+
+
+def score_table(job: Job, step: Step, rows: PackedDataset, name: str) -> torch.Tensor:
+    """(rows, sequences of a row and the one beside it, 3) float64: `token_scores`, gathered from all processes."""
+    args, batches = job.args, batches_of(rows.dataset, job.settings, job.args)
+    columns = len(with_beside(rows[[0]]))
+    table = torch.zeros(len(rows), columns, 3, dtype=torch.float64, device=args.device)
+    for numbers, scores in scored(step.model, rows, batches, step.pad, args, step.autocast, name):
+        table[numbers] = scores.view(len(numbers), columns, 3)
+    if args.world_size > 1:
+        torch.distributed.all_reduce(table)
+    return table.cpu()
+
+
+def evaluate_objective(job: Job, step: Step) -> dict[str, float]:
+    """What the model makes of the held-out rows by an objective: its loss and figures, over all rows at once, as
+    "eval_rewards/margins" and so on. Perplexity and token accuracy are of the answers that are to become likelier.
+    """
+    start = time.time()
+    with undisturbed():
+        dataset = PackedDataset(job.eval_dataset, job.beside)
+        dataset.reference = job.held_out_reference
+        name = f"step {job.state.global_step}: held-out conversations, batches"
+        table = score_table(job, step, dataset, name)
+    rows = dataset[list(range(len(dataset)))]
+    own = len(rows[0].sequences)
+    kinds = [sequence.kinds[0] for row in rows for sequence in row.sequences]
+    liked = torch.tensor([kind in PREFERRED for kind in kinds])
+    figures = _of_tokens(*table[:, :own].flatten(0, 1)[liked].sum(0).tolist())
+    logps = -table[:, :, 0].float()
+    judged = judged_at_once(step.objective, rows, logps[:, :own].flatten(), logps[:, own:].flatten())
+    figures |= {f"eval_{name}": value for name, value in judged.items()}
+    batches = batches_of(job.eval_dataset, job.settings, job.args)
+    return figures | _speed(start, job.eval_dataset, batches, job.args)
+
+
+def with_beside(rows: Sequence[Row]) -> list[Row]:
+    """The sequences of each row, followed by what stands beside it."""
+    return [one for row in rows for one in (*row.sequences, *([row.beside] if row.beside else []))]
+
+
+def _passes(rounds: list[list[list[int]]], rows: PackedDataset) -> list[int]:
     """How many passes the batches of each round take, all of them as many as the longest."""
-    _, trained = row_counts(dataset)
+    if rows.beside:
+        trained = [sum(one.trained_tokens for one in with_beside(rows[[row]])) for row in range(len(rows))]
+    else:
+        _, trained = row_counts(rows.dataset)
     return [
         max(1, *(math.ceil(sum(trained[row] for row in batch) / CHUNK) for batch in together))
         for together in rounds
@@ -184,10 +262,10 @@ def batches_of(dataset: Dataset, settings: Config, args: Any) -> list[list[int]]
 def score_batch(
     model: Any, rows: list[Row], pad_token_id: int, device: Any, autocast: Callable[[], Any], least: int = 0
 ) -> torch.Tensor:
-    """The sums of `token_scores` over `rows`, in at least so many passes."""
+    """`token_scores` of the sequences of `rows`, in at least so many passes."""
     inputs = {name: values.to(device) for name, values in padded(rows, pad_token_id).items()}
     with torch.no_grad(), autocast():
-        return token_scores(model, inputs, least).sum(dim=0)
+        return token_scores(model, inputs, least)
 
 
 class Evaluations:
@@ -231,15 +309,17 @@ class Evaluations:
         if record["loss"] is not None:
             log.info("step 0: held out %.3f, as an earlier job of this process has found", record["loss"])
 
-    def take(self, state: Any, metrics: Mapping[str, float]) -> None:
-        """A record of the `metrics` that `evaluate` gave."""
-        figures = {name: metrics[f"eval_{name}"] for name in FIGURES}
+    def take(self, state: Any, metrics: Mapping[str, float], more: Sequence[str] = ()) -> None:
+        """A record of the `metrics` that `evaluate` gave, with what an objective reports beside these."""
+        figures = {name: metrics[f"eval_{name}"] for name in (*FIGURES, *more)}
         seconds = self._add(state, figures, metrics["eval_runtime"])
+        margin = f", margin {figures['rewards/margins']:.3f}" if "rewards/margins" in figures else ""
         with tqdm.external_write_mode(file=sys.__stderr__):
             log.info(
-                "step %d: held out %.3f, perplexity %.1f, %.0f%% of tokens right, %.1f s",
+                "step %d: held out %.3f%s, perplexity %.1f, %.0f%% of tokens right, %.1f s",
                 self._step(state),
                 figures["loss"],
+                margin,
                 figures["perplexity"],
                 100 * figures["token_accuracy"],
                 seconds,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # values that share a quantisation constant
 SMALLEST_8BIT = 4096  # bitsandbytes keeps 32-bit states for parameters below this size
-FIGURES = 2  # numbers that are summed with a gradient, at most
+FIGURES = 32  # numbers that are summed with a gradient, at most
 
 
 def flattens(parameters: Sequence[torch.nn.Parameter]) -> bool:

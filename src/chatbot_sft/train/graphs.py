@@ -86,6 +86,17 @@ class CapturedLayers:
             CaptureFailed: the layers cannot be captured; nothing was computed, and the process goes on as
                 before.
         """
+        graphs = self._forward(inputs)
+        loss, gradient = head(graphs.hidden)
+        graphs.hidden_gradient.copy_(gradient)
+        graphs.backward.replay()
+        return loss
+
+    def hidden(self, inputs: Inputs) -> torch.Tensor:
+        """The hidden states alone, until the next pass. Raises CaptureFailed as `run` does."""
+        return self._forward(inputs).hidden
+
+    def _forward(self, inputs: Inputs) -> _Graphs:
         shapes = _shapes(inputs)
         if shapes not in self.graphs:
             self.graphs[shapes] = self._capture(inputs)
@@ -93,10 +104,7 @@ class CapturedLayers:
         for name, tensor in inputs.items():
             graphs.inputs[name].copy_(tensor, non_blocking=True)
         graphs.forward.replay()
-        loss, gradient = head(graphs.hidden)
-        graphs.hidden_gradient.copy_(gradient)
-        graphs.backward.replay()
-        return loss
+        return graphs
 
     def _capture(self, inputs: Inputs) -> _Graphs:
         inputs = {name: tensor.clone() for name, tensor in inputs.items()}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from chatbot_sft.config import Config
+    from chatbot_sft.objective.base import Objective
     from chatbot_sft.train.figures import Figures
     from chatbot_sft.train.resume import Origin
     from chatbot_sft.train.rows import StepRows
@@ -53,6 +54,7 @@ class Job:
     origin: Origin
     evaluations: Evaluations
     progress: Progress
+    objective: Objective
     stopping: EarlyStoppingCallback | None = None
     callbacks: list[TrainerCallback] = field(default_factory=list)
     state: TrainerState = field(default_factory=TrainerState)
@@ -66,8 +68,15 @@ class Job:
     guard: Guard | None = None
     taken: Taken | None = None  # the last step, until it is written down
     pending: Any = 0.0  # the sum of the losses since the last log, a float32 tensor
+    pending_figures: dict[str, float] = field(
+        default_factory=dict
+    )  # and of what an objective reports beside it
     total: float = 0.0  # and of those before
     logged_until: int = 0
+    beginning: list[Any] | None = (
+        None  # what is trained as it was at its beginning, where a checkpoint took its place
+    )
+    held_out_reference: Any = None  # what the reference makes of `eval_dataset`, see `reference`
     evaluated: float | None = None  # the last held-out loss of this turn
     passed: float | None = None  # and the last share of golden cases
     started: float = 0.0  # the same moment by two clocks
@@ -102,7 +111,13 @@ class Job:
             capacity,
             args.process_index,
             args.world_size,
+            self.beside,
         )
+
+    @property
+    def beside(self) -> int | None:
+        """As `PackedDataset` takes it."""
+        return self.settings.model.max_seq_length if self.objective.looks else None
 
     def seconds(self) -> float:
         """Trained so far, over every start of this run; what a killed start did after its last checkpoint

@@ -21,12 +21,13 @@ from chatbot_sft import preemption
 from chatbot_sft.errors import UserError
 from chatbot_sft.run.turn import Turn
 from chatbot_sft.train import snapshot
-from chatbot_sft.train.evaluation import batches_of, evaluate
+from chatbot_sft.train.evaluation import batches_of, evaluate, evaluate_objective
 from chatbot_sft.train.figures import Figures
 from chatbot_sft.train.guard import Guard
 from chatbot_sft.train.job import Job, Taken
 from chatbot_sft.train.optimizer import after_evaluations, build_optimizer, build_schedule
 from chatbot_sft.train.randomness import undisturbed
+from chatbot_sft.train.reference import refer
 from chatbot_sft.train.step import Step
 
 
@@ -41,6 +42,7 @@ def train(
     """
     begin(job, step)
     plan()
+    refer(job, step)
     open_books(job)
     while not job.ended:
         train_step(job, step)
@@ -87,6 +89,8 @@ def begin(job: Job, step: Step) -> None:
     job.schedule = build_schedule(args, job.optimizer, steps)
     job.pending = torch.zeros(())
     if job.origin.checkpoint:
+        if step.objective.refers:
+            job.beginning = [parameter.detach().clone() for parameter in step.trained]
         snapshot.load(job, step)
     if job.settings.training.stop_on_divergence:
         job.guard = Guard(args, job.named, job.batches, job.settings.dataset.shuffle, job.state)
@@ -127,10 +131,10 @@ def train_step(job: Job, step: Step) -> None:
         announce(job)
 
     # The gradient of the mean loss over all tokens that are trained in this step, in all processes.
-    tokens, trained_tokens = job.batches.tokens(number)
+    totals = job.batches.totals(number)
     with noisy_embeddings(step.model, args.neftune_noise_alpha):
-        loss = step.backward(next(job.rows), trained_tokens, number)
-    loss, stop = step.over_all_processes(loss, preemption.requested())
+        values = step.backward(next(job.rows), totals, number)
+    loss, stop, *figures = step.over_all_processes(values, preemption.requested())
     if job.taken is not None:
         close_books(job, step, job.taken)
         if job.ended:
@@ -140,7 +144,7 @@ def train_step(job: Job, step: Step) -> None:
 
     # The weights.
     rate = job.optimizer.param_groups[0]["lr"]
-    taken = job.taken = Taken(number, tokens, Figures([loss, norm, stop]), rate)
+    taken = job.taken = Taken(number, totals.tokens, Figures([loss, norm, stop, *figures]), rate)
     if step.waits:
         check(job, step, taken)
     job.tell("on_pre_optimizer_step")
@@ -178,7 +182,7 @@ def check(job: Job, step: Step, taken: Taken) -> None:
     """
     if job.args.world_size == 1 and not job.guard:
         return
-    loss, norm, stop = taken.figures.read()
+    loss, norm, stop, *_ = taken.figures.read()
     if math.isinf(stop):
         raise step.failure or UserError(f"step {taken.number}: another process could not go on; it says why")
     if job.guard:
@@ -195,11 +199,13 @@ def close_books(job: Job, step: Step, taken: Taken) -> None:
         except UserError:
             step.gradients.undo()
             raise
-    loss, norm, stop = taken.figures.read()
+    loss, norm, stop, *figures = taken.figures.read()
     epoch, place = divmod(number - 1, job.batches.per_epoch)
     state.global_step, state.epoch = number, epoch + (place + 1) / job.batches.per_epoch
     state.num_input_tokens_seen += taken.tokens
     job.pending += loss
+    for name, figure in zip(step.figures, figures, strict=True):
+        job.pending_figures[name] = job.pending_figures.get(name, 0.0) + figure.item()
     job.progress.step(state)
     job.tell("on_step_end")
     if control.should_log or number % state.logging_steps == 0 or (number == 1 and args.logging_first_step):
@@ -232,18 +238,21 @@ def held_out(job: Job, step: Step) -> dict[str, float]:
     """
     state = job.state
     with step.inference():
-        metrics = evaluate(
-            step.model,
-            job.eval_dataset,
-            batches_of(job.eval_dataset, job.settings, job.args),
-            step.pad,
-            job.args,
-            step.autocast,
-            state.global_step,
-        )
+        if step.objective.means_tokens:
+            metrics = evaluate(
+                step.model,
+                job.eval_dataset,
+                batches_of(job.eval_dataset, job.settings, job.args),
+                step.pad,
+                job.args,
+                step.autocast,
+                state.global_step,
+            )
+        else:
+            metrics = evaluate_objective(job, step)
     write_log(job, metrics)
     with undisturbed():
-        job.evaluations.take(state, metrics)
+        job.evaluations.take(state, metrics, step.figures)
     job.progress.pause()
     job.tell("on_evaluate", metrics=metrics)
     return metrics
@@ -280,12 +289,15 @@ def save(job: Job, step: Step) -> None:
 def log_loss(job: Job, norm: float, rate: float) -> None:
     """The mean loss of the steps since the last log."""
     pending, number = job.pending.item(), job.state.global_step
-    logs = {"loss": pending / (number - job.logged_until), "grad_norm": norm, "learning_rate": rate}
+    steps = number - job.logged_until
+    logs = {"loss": pending / steps, "grad_norm": norm, "learning_rate": rate}
+    figures = {name: total / steps for name, total in job.pending_figures.items()}
     job.pending -= job.pending
+    job.pending_figures.clear()
     job.total += pending
     job.logged_until = number
-    job.progress.log(job.state, logs["loss"])
-    write_log(job, logs)
+    job.progress.log(job.state, logs["loss"], figures)
+    write_log(job, {**logs, **figures})
 
 
 def write_log(job: Job, logs: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from chatbot_sft.run.report import Memory, Plan, Report, Sample, Training
 from chatbot_sft.train.rails import ruin_limit
 
 if TYPE_CHECKING:
+    from chatbot_sft.train.progress import Progress
     from chatbot_sft.train.session import Session
 
 
@@ -39,6 +41,11 @@ def outcome(
         training = as_measured_before(training, history(session), Run.of(session.settings).peek())
     samples = _samples(session, training.weights_of_step)
     return Outcome(training, history(session), session.evaluations.records, _memory(session, start), samples)
+
+
+def _nats(perplexity: float | None) -> float | None:
+    """The loss of that perplexity; None where there is none."""
+    return None if perplexity is None or math.isnan(perplexity) else math.log(perplexity)
 
 
 def as_measured_before(training: Training, history: list[dict[str, Any]], earlier: Report | None) -> Training:
@@ -96,7 +103,11 @@ def used_settings(settings: Config, args: Any) -> dict[str, Any]:
 
 def history(session: Session) -> list[dict[str, Any]]:
     """Step and loss of every logged step, those of former starts too."""
-    return [{"step": step, "loss": loss} for step, loss in session.progress.losses]
+    progress = session.progress
+    return [
+        {"step": step, "loss": loss, **figures}
+        for (step, loss), figures in zip(progress.losses, progress.figures, strict=True)
+    ]
 
 
 def _training(session: Session, eval_loss: float | None, rows_loss_before: float | None) -> Training:
@@ -132,6 +143,8 @@ def _training(session: Session, eval_loss: float | None, rows_loss_before: float
         eval_perplexity=after.get("perplexity"),
         eval_token_accuracy_before=before.get("token_accuracy"),
         eval_token_accuracy=after.get("token_accuracy"),
+        figures=figures(after, progress),
+        figures_before=figures(before),
         rows_loss_before=rows_loss_before,
         rows_loss=rows_loss,
         rounding=session.rounding,
@@ -146,6 +159,13 @@ def _training(session: Session, eval_loss: float | None, rows_loss_before: float
             *session.warnings,
         ],
     )
+
+
+def figures(record: Mapping[str, Any], progress: Progress | None = None) -> dict[str, float]:
+    """What an objective reported in an evaluation; where nothing was held out, with the last loss."""
+    from chatbot_sft.train.evaluation import more_figures  # imports torch
+
+    return more_figures(record) or (progress.figures[-1] if progress and progress.figures else {})
 
 
 def _samples(session: Session, weights_of_step: int) -> list[Sample]:
@@ -221,7 +241,12 @@ def refuse_ruined(training: Training, settings: Config, vocabulary: int) -> None
     """
     if not settings.training.stop_on_divergence:
         return
-    judged = [("held out", training.eval_loss_before, training.eval_loss)]
+    held_out = training.eval_loss_before, training.eval_loss
+    if (
+        not settings.objective.is_sft
+    ):  # its loss says nothing of the language; that of the better answers does
+        held_out = _nats(training.eval_perplexity_before), _nats(training.eval_perplexity)
+    judged = [("held out", *held_out)]
     judged.append(("the loss of trained conversations", training.rows_loss_before, training.rows_loss))
     for what, before, after in judged:
         if before is None or after is None or after <= ruin_limit(before, vocabulary):

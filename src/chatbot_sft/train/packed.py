@@ -5,15 +5,17 @@ that pays, then the head at trained positions alone. Imported after the engine.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chatbot_sft.model import head as heads
 from chatbot_sft.model.head import loss_and_gradient
 from chatbot_sft.train.graphs import CapturedLayers
+from chatbot_sft.train.judge import Judge, of_sequences, spread
 from chatbot_sft.train.packing import PackedShapes
-from chatbot_sft.train.rows import Row, packed
+from chatbot_sft.train.rows import Row, packed, sequence_tensors, sequences
 
 if TYPE_CHECKING:
     from chatbot_sft.model.engine import Engine
@@ -49,18 +51,65 @@ class PackedPasses:
             graphs.CaptureFailed: `layout` is captured, and the layers cannot be.
         """
         batch = self.batch(rows)
-        head = self._head(batch.pop("positions"), batch.pop("targets"), count)
+        return self._pass(batch, self._head(batch.pop("positions"), batch.pop("targets"), count), layout)
+
+    def judged(self, rows: Sequence[Row], judge: Judge, layout: Layout) -> torch.Tensor:
+        """Forward and backward pass of a micro-batch whose loss is an objective's; what `judge` gives of it.
+
+        Raises:
+            graphs.CaptureFailed: as `run`.
+        """
+        batch = self.batch(rows)
+        positions, targets = batch.pop("positions"), batch.pop("targets")
+        of_rows = self._on_device(sequence_tensors(rows))
+        weight = self.model.get_output_embeddings().weight
+
+        def head(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            states = hidden[0, positions]
+            logps = of_sequences(heads.log_probabilities(states, weight, targets), of_rows["tokens"])
+            values, by_sequence = judge(logps, of_rows)
+            by_logp = spread(by_sequence, of_rows["tokens"], len(targets))
+            gradient = torch.zeros_like(hidden)
+            gradient[0, positions] = heads.gradient(states, weight, targets, by_logp)
+            return values, gradient
+
+        return self._pass(batch, head, layout)
+
+    def logps(self, rows: Sequence[Row], layout: Layout) -> torch.Tensor:
+        """(sequences,): the log-probability of each sequence, without gradients or dropout.
+
+        Raises:
+            graphs.CaptureFailed: as `run`.
+        """
+        batch = self.batch(rows)
+        positions, targets = batch.pop("positions"), batch.pop("targets")
+        tokens = self._on_device(sequence_tensors(rows))["tokens"]
+        with torch.no_grad():
+            if layout.captured and not self.random:
+                with torch.enable_grad():  # what is captured has a backward pass
+                    hidden = self._captured(batch, layout).hidden(batch)
+            else:
+                with evaluating(self.model), uncompiled():
+                    hidden = self.layers(**batch)
+            weight = self.model.get_output_embeddings().weight
+            return of_sequences(heads.log_probabilities(hidden[0, positions], weight, targets), tokens)
+
+    def _pass(self, batch: dict[str, torch.Tensor], head: Head, layout: Layout) -> torch.Tensor:
         if layout.captured:
-            if self.captured is None:
-                self.captured = CapturedLayers(self.layers, self.random)
-            if layout.compiled and not self.captured.hold(batch):
-                self.engine.compile_layers(self.model)  # again: another run may have compiled its own since
-            return self.captured.run(batch, head)
+            return self._captured(batch, layout).run(batch, head)
         with uncompiled():
             hidden = self.layers(**batch)
             loss, gradient = head(hidden.detach())
             hidden.backward(gradient)
         return loss
+
+    def _captured(self, batch: dict[str, torch.Tensor], layout: Layout) -> CapturedLayers:
+        """The layers, compiled anew where they are to be captured for this batch."""
+        if self.captured is None:
+            self.captured = CapturedLayers(self.layers, self.random)
+        if layout.compiled and not self.captured.hold(batch):
+            self.engine.compile_layers(self.model)  # again: another run may have compiled its own since
+        return self.captured
 
     def loss(self, rows: Sequence[Row], count: torch.Tensor) -> torch.Tensor:
         """The loss alone, of the model as it is: not in training, nothing compiled."""
@@ -76,17 +125,17 @@ class PackedPasses:
         Raises:
             ValueError: they do not fit into `shapes`; a graph would compute something else of them.
         """
-        longest = max(map(len, rows))
-        if len(rows) > self.shapes.rows or longest > self.shapes.longest:
+        parts = sequences(rows)
+        longest = max(map(len, parts))
+        if len(parts) > self.shapes.rows or longest > self.shapes.longest:
             raise ValueError(
-                f"{len(rows)} conversations of up to {longest} tokens are not within {self.shapes}"
+                f"{len(parts)} conversations of up to {longest} tokens are not within {self.shapes}"
             )
-        size = self.shapes.size(sum(map(len, rows)))
-        device = self.model.device
-        tensors = packed(rows, self.pad, size, self.shapes.bounds, self.shapes.longest)
-        if device.type == "cuda":  # from pageable memory the copy would wait for the device
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        size = self.shapes.size(sum(map(len, parts)))
+        return self._on_device(packed(parts, self.pad, size, self.shapes.bounds, self.shapes.longest))
+
+    def _on_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return on_device(tensors, self.model.device)
 
     def layers(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seq_lens: torch.Tensor
@@ -108,6 +157,24 @@ class PackedPasses:
             return loss, gradient
 
         return head
+
+
+def on_device(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Copies that do not wait for the device."""
+    if device.type == "cuda":  # from pageable memory the copy would
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:

@@ -25,7 +25,7 @@ CAPTURE = 12_000
 @dataclass(frozen=True)
 class PackedShapes:
     """What every packed micro-batch of a run fits into: `sizes` in tokens, from small to large, at most `rows`
-    conversations, none of them longer than `longest`. What they leave of a size is filled with pieces that are
+    sequences, none of them longer than `longest`. What they leave of a size is filled with pieces that are
     no longer either: the attention kernel is told of no longer one.
     """
 
@@ -53,10 +53,16 @@ def shapes(batches: Batches, steps: int, layout: Layout) -> PackedShapes:
         for step in own
         for start in range(0, len(step), layout.packs)
     ]
-    most = sum(heapq.nlargest(batches.batch_size, map(len, batches.packs)))
+    if batches.beside_lengths:
+        totals += [
+            sum(batches.beside_lengths[row] for pack in step[start : start + layout.packs] for row in pack)
+            for step in own
+            for start in range(0, len(step), layout.packs)
+        ]
+    most = batches.sequences * sum(heapq.nlargest(batches.batch_size, map(len, batches.packs)))
     passes = steps * len(totals) / max(1, len(own))
     sizes = cheapest(totals, passes) if layout.captured else ()
-    return PackedShapes(sizes, most, max(batches.lengths))
+    return PackedShapes(sizes, most, batches.longest)
 
 
 def largest(batches: Batches, steps: int) -> list[Pack]:

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from chatbot_sft.run.wait import Wait
 log = logging.getLogger(__name__)
 
 OFTEN = 1.0  # seconds between two words to those who watch from outside
+
+
+# What every entry of a log has; the rest of it is an objective's.
+LOGGED = ("loss", "grad_norm", "learning_rate", "epoch", "step")
 
 
 class Progress:
@@ -33,6 +38,7 @@ class Progress:
         self.file = file
         self._filed = 0.0  # when it was written
         self.losses: list[tuple[int, float]] = []
+        self.figures: list[dict[str, float]] = []  # what an objective reports, with each of the losses
         self.step_ends: list[float] = []
         self.step_tokens: list[int] = []
         self._bar: tqdm | None = None
@@ -45,7 +51,9 @@ class Progress:
         """As training begins; `state` is a transformers.TrainerState, here and below."""
         self.step_ends, self.step_tokens = [time.perf_counter()], [state.num_input_tokens_seen]
         # Those of a resumed run's former starts.
-        self.losses = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        entries = [entry for entry in state.log_history if "loss" in entry]
+        self.losses = [(entry["step"], entry["loss"]) for entry in entries]
+        self.figures = [{name: entry[name] for name in entry if name not in LOGGED} for entry in entries]
         terminal = sys.__stderr__  # what `quiet` puts in place of sys.stderr is none
         if terminal is not None and terminal.isatty() and state.is_world_process_zero and not displayed():
             self._bar = tqdm(
@@ -66,9 +74,10 @@ class Progress:
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 
-    def log(self, state: Any, loss: float) -> None:
-        """Show the mean loss of the steps since the last call."""
+    def log(self, state: Any, loss: float, figures: Mapping[str, float] | None = None) -> None:
+        """Show the mean loss of the steps since the last call; `figures` are of the same steps."""
         self.losses.append((state.global_step, loss))
+        self.figures.append(dict(figures or {}))
         self._note(state, loss)
         rate = self.tokens_per_second() or 0.0
         if self._bar is not None:

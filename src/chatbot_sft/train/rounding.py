@@ -13,7 +13,7 @@ from chatbot_sft.model.float8 import round_base
 from chatbot_sft.model.head import CHUNK
 from chatbot_sft.model.loss import base_of
 from chatbot_sft.run.report import Rounding
-from chatbot_sft.train.rows import Row
+from chatbot_sft.train.rows import Row, sequences
 
 if TYPE_CHECKING:
     from chatbot_sft.train.step import Step
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 def rounded(step: Step, rows: Sequence[Row]) -> Rounding:
     """Round the base of `step.model`, for good; says what `rows` lose by it."""
+    rows = sequences(rows)
     with step.inference(), torch.no_grad():
         step.model.eval()
         exact = [_hidden(step, row) for row in rows]

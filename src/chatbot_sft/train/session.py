@@ -17,6 +17,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.model.engine import Engine, engine_of
+from chatbot_sft.objective import objective_of
 from chatbot_sft.places import check_export, check_run, targets
 from chatbot_sft.report import loggers
 from chatbot_sft.report.loggers import Loggers
@@ -26,6 +27,7 @@ from chatbot_sft.run.turn import Turn, to_the_end
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import planning
 from chatbot_sft.train.arguments import sft_arguments
+from chatbot_sft.train.batches import KINDS, PARTS
 from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.resume import Origin, settle
@@ -58,19 +60,21 @@ class Session:
         dataset: Dataset,
         eval_dataset: Dataset | None = None,
     ) -> None:
+        self.settings = adopt(config)
+        needed = ["input_ids", "labels", *([] if self.settings.objective.name == "sft" else [PARTS, KINDS])]
         for name, rows in (("dataset", dataset), ("eval_dataset", eval_dataset)):
-            if rows is not None and not {"input_ids", "labels"} <= set(rows.column_names):
+            if rows is not None and not set(needed) <= set(rows.column_names):
                 raise UserError(
-                    f"{name} has no input_ids and labels; make it with DatasetLoader(config,"
+                    f"{name} has no {' and '.join(needed[-2:])}; make it with DatasetLoader(config,"
                     " tokenizer).prepare_dataset()"
                 )
-        self.settings = adopt(config)
         self.config = self.settings.to_dict()
         self.model = model
         self.tokenizer = tokenizer
         self.dataset = dataset
         self.eval_dataset = eval_dataset
         self.engine: Engine = engine_of(self.settings)[0]
+        self.objective = objective_of(self.settings)
         # What a run knows of the training, see `stage.begin`.
         self.origin = Origin()  # where it begins
         self.wait = Wait(time.time())  # what was waited for until now
@@ -118,6 +122,8 @@ class Session:
         """
         if self.job is None:
             return None
+        if not self.objective.means_tokens:
+            raise UserError(f"objective={self.settings.objective.name}: there is no TRL trainer for it here")
         if self._trl is None:
             if self.output is None and self.loop == "native" and self.settings.training.loop == "auto":
                 self._use("trl", "SFTTrainerWrapper.trainer was asked for")
@@ -159,16 +165,21 @@ class Session:
                 args=args,
                 model=self.model,
                 tokenizer=self.tokenizer,
-                dataset=_all_tokens(self.dataset),
-                eval_dataset=_all_tokens(self.eval_dataset) if self.eval_dataset is not None else None,
+                dataset=self._rows(self.dataset, labels=False),
+                eval_dataset=(
+                    self._rows(self.eval_dataset, labels=False) if self.eval_dataset is not None else None
+                ),
                 named=self.dataset,
                 origin=self.origin,
                 evaluations=Evaluations(Path(training.output_dir), self.samples),
                 progress=Progress(self.wait, Run.of(self.settings).progress_file),
+                objective=self.objective,
                 stopping=stopping,
             )
             self.job.state.is_world_process_zero = args.process_index == 0
-            self.step = Step(self.model, self.engine, self.settings, args, self.tokenizer.pad_token_id)
+            self.step = Step(
+                self.model, self.engine, self.settings, args, self.tokenizer.pad_token_id, self.objective
+            )
         self._use(loop, why)
         if args.process_index == 0:
             self.loggers.start(self.job, self.settings)
@@ -199,9 +210,9 @@ class Session:
         """Put the loss where the labels are, in training and evaluation: on the assistant's tokens and ends
         of turn, as `dataset.train_on` says.
         """
-        self.job.dataset = _columns(self.dataset)
+        self.job.dataset = self._rows(self.dataset)
         if self.eval_dataset is not None:
-            self.job.eval_dataset = _columns(self.eval_dataset)
+            self.job.eval_dataset = self._rows(self.eval_dataset)
         if self._trl is not None:
             self._trl[1].rows.batches = self.job.make_batches(self.settings.effective_batch_size)
 
@@ -236,8 +247,10 @@ class Session:
         samples alone are then made.
         """
         from chatbot_sft.train.loop import held_out
+        from chatbot_sft.train.reference import refer_held_out
 
         with quiet():
+            refer_held_out(self.job, self.step)
             if self.eval_dataset is None:
                 self.evaluations.add(self.state)
                 return None
@@ -256,11 +269,11 @@ class Session:
 
     def trained_rows_loss(self) -> float | None:
         """Mean loss per trained token of the first conversations that are trained, in nats; None where others
-        are held out to judge by.
+        are held out to judge by, or an objective does not make them likelier.
         """
         from chatbot_sft.train.evaluation import batches_of, evaluate
 
-        if self.eval_dataset is not None:
+        if self.eval_dataset is not None or not self.objective.means_tokens:
             return None
         rows = self.job.dataset.select(range(min(len(self.job.dataset), JUDGED)))
         step = self.step
@@ -332,12 +345,13 @@ class Session:
         return (yield from self._train(every))
 
     def _train(self, every: int | None) -> Generator[Turn, None, Any]:
-        from chatbot_sft.train import loop, trl
+        from chatbot_sft.train import loop, reference, trl
 
         self.job.origin = self.origin
         if self.args.process_index == 0:
             settle(self.origin, self.settings)
         with quiet(), preemption.deferred():
+            reference.refer_held_out(self.job, self.step)
             if self.loop == "native":
                 self.output = yield from loop.train(self.job, self.step, self.plan_layout, every)
             else:
@@ -389,6 +403,13 @@ class Session:
         """Part from the other processes."""
         distributed.part()
 
+    def _rows(self, dataset: Dataset, labels: bool = True) -> Dataset:
+        """What of `dataset` is trained with. Without labels every token is trained, but of answers that are weighed
+        against each other.
+        """
+        weighed = [name for name in (PARTS, KINDS) if name in dataset.column_names]
+        return dataset.select_columns(["input_ids", *(["labels"] if labels or weighed else []), *weighed])
+
     def _note_end(self) -> None:
         """Say where training stopped early and whose weights the model has now."""
         state = self.state
@@ -410,12 +431,3 @@ class Session:
                 state.best_global_step,
                 state.best_metric,
             )
-
-
-def _columns(dataset: Dataset) -> Dataset:
-    return dataset.select_columns(["input_ids", "labels"])
-
-
-def _all_tokens(dataset: Dataset) -> Dataset:
-    """Without labels: every token is trained."""
-    return dataset.select_columns(["input_ids"])

@@ -68,6 +68,7 @@ def write(job: Job, step: Step) -> None:
         if first:
             finished = job.ended and not (preemption.requested() and number < job.state.max_steps)
             losses = {"pending": job.pending.item(), "total": job.total, "logged_until": job.logged_until}
+            losses |= job.pending_figures
             layout = step.layout.as_dict()
             record = resume.record(job.origin, number, job.seconds(), finished, losses, layout)
             checkpoints.publish(staged, target, record)
@@ -132,6 +133,7 @@ def load(job: Job, step: Step) -> None:
         job.stopping.early_stopping_patience_counter = patience
     job.pending += losses["pending"]
     job.total, job.logged_until = losses["total"], losses["logged_until"]
+    job.pending_figures = {name: losses[name] for name in step.figures if name in losses}
 
 
 def load_trained(model: Any, folder: Path) -> None:

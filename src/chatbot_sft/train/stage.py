@@ -114,7 +114,9 @@ def _question(session: Session, prepared: PreparedData, start: Start) -> Hashabl
     if not ours or (cls.evaluate, cls.samples) != (Session.evaluate, Session.samples):
         return None
     dated = prepared.tokenizer.template.dated
+    objective = {key: value for key, value in start.lock.decides.items() if key.startswith("objective.")}
     return (
+        json.dumps(objective, sort_keys=True),
         start.lock.tokenizer,
         str(prepared.entry.file),
         hashlib.sha256(prepared.split.held_out.tobytes()).hexdigest(),

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_pt_utils import LabelSmoother
 
-from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loss import quantised
 from chatbot_sft.model.quantization import decode
 from chatbot_sft.model.sharding import shard
+from chatbot_sft.objective.base import Objective
+from chatbot_sft.objective.sequences import Totals
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
+from chatbot_sft.train.judge import Judge, beside_totals, figure_names, sequences_of
 from chatbot_sft.train.layout import Layout, step_down, uncaptured
 from chatbot_sft.train.optimizer import by_element
-from chatbot_sft.train.packed import PackedPasses, uncompiled
+from chatbot_sft.train.packed import PackedPasses, on_device, uncompiled
 from chatbot_sft.train.packing import PackedShapes
-from chatbot_sft.train.rows import Row, StepRows, padded
+from chatbot_sft.train.padded import PaddedPasses
+from chatbot_sft.train.rows import Row, StepRows, filler, padded, sequence_tensors
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -40,8 +43,10 @@ class Step:
     `layout` can change between any two steps. `args` are a transformers.TrainingArguments.
     """
 
-    def __init__(self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int) -> None:
-        self.model, self.engine, self.settings = model, engine, settings
+    def __init__(
+        self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int, objective: Objective
+    ) -> None:
+        self.model, self.engine, self.settings, self.objective = model, engine, settings, objective
         self.args, self.pad = args, pad_token_id
         self.sharded = settings.training.shard
         if self.sharded:
@@ -61,6 +66,8 @@ class Step:
         self.shapes: Callable[[Layout], PackedShapes] | None = None  # and into what
         self.encode: Callable[[], None] | None = None  # where the base was decoded: puts its 4 bits back
         self.failure: UserError | None = None  # why this process, of several, cannot go on
+        # What the objective reports of a step beside its loss.
+        self.figures = [] if objective.means_tokens else figure_names(objective)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         one_vector = flattens(self.trained) and (
             "8bit" in args.optim or (args.device.type == "cuda" and by_element(args.optim))
@@ -71,6 +78,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(args.device.type) if self.precision == "fp16" else None
         if self.scaler is not None:
             engine.use_scaler(model, self.scaler)
+        self.padded = PaddedPasses(model, engine, self.autocast, pad_token_id, self.scaler)
         # Whether a step's loss is looked at before its weights change. On a GPU that would keep it waiting: it
         # is looked at later, and the change undone.
         self.waits = self.flat is None or self.scaler is not None or args.device.type != "cuda"
@@ -145,24 +153,45 @@ class Step:
             and not lora.lora_dropout
             and not extra.get("neftune_noise_alpha")
         )
-        plain &= self.scaler is None and not self.sharded
+        plain &= self.scaler is None and not self.sharded and self.objective.means_tokens
         return plain and not self.settings.full_finetuning and self.engine.capturable(self.model)
 
-    def backward(self, step: StepRows, trained_tokens: int, number: int) -> torch.Tensor:
+    def backward(self, step: StepRows, totals: Totals, number: int) -> torch.Tensor:
         """Leave in each parameter's `grad` what this process's rows add to the gradient of step `number`;
-        returns what they add to its loss.
+        returns what they add to its loss, and to the `figures` of an objective that has some.
 
-        The loss is the mean over `trained_tokens`, those of all processes. Out of memory, all of it is
-        computed again in the next smaller layout, by this process alone: the others wait for its gradient.
+        `totals` are those of all processes. Out of memory, all of it is computed again in the next smaller
+        layout, by this process alone: the others wait for its gradient.
 
         Raises:
             UserError: there is no smaller one. Of several processes none may be missing in the sum that
                 follows: it is then `failure`, and raised where all of them read the step's figures.
         """
+        if self.objective.refers and not all(row.reference for row in step.rows):
+            raise RuntimeError(f"step {number}: the reference has not looked at its rows")
+        seen = None
+        if self.objective.looks:
+            seen = self.in_some_layout(lambda: self.look(step, totals), step, number)
+            seen = torch.zeros((), device=self.args.device) if seen is None else seen
+            if self.args.world_size > 1:
+                torch.distributed.all_reduce(seen)
+        values = self.in_some_layout(lambda: self.run(step, totals, seen), step, number)
+        if values is not None:
+            return values
+        gc.collect()
+        self.gradients.attach()
+        return torch.zeros(1 + len(self.figures), device=self.args.device).squeeze()
+
+    def in_some_layout(
+        self, run: Callable[[], torch.Tensor], step: StepRows, number: int
+    ) -> torch.Tensor | None:
+        """What `run` gives of step `number` in this layout, or in the next smaller one that has room for it; None
+        where none has, and the other processes wait.
+        """
         smaller: Layout | None
         while self.failure is None:
             try:
-                return self.run(step, trained_tokens)
+                return run()
             except CaptureFailed as error:
                 why, smaller = f"cannot be captured ({error})", uncaptured(self.layout)
             except torch.OutOfMemoryError as error:
@@ -183,30 +212,75 @@ class Step:
             gc.collect()
             torch.cuda.empty_cache()
             log.warning("layout: %s; step %d again as %s", why, number, smaller.describe(len(step.packs)))
-        gc.collect()
-        self.gradients.attach()
-        return torch.zeros((), device=self.args.device)
+        return None
 
-    def run(self, step: StepRows, trained_tokens: int) -> torch.Tensor:
-        """Forward and backward passes of all micro-batches; the sum of their losses."""
+    def run(self, step: StepRows, totals: Totals, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Forward and backward passes of all micro-batches; the sum of their losses, or of what the objective's
+        `Judge` gives.
+        """
+        self._begin()
+        run = self._of_tokens(totals) if self.objective.means_tokens else self._of_objective(totals, seen)
+        values = []
+        for rows in self._groups(step):
+            values.append(run(rows))
+            self.gradients.collect()
+        return torch.stack(values).sum(0)
+
+    def _begin(self) -> None:
         if not self.model.training:  # after an evaluation
             self.use_layout(self.layout)
         if self.layout.captured or self.flat is not None:
             self.gradients.attach()
+
+    def _groups(self, step: StepRows) -> Iterator[list[Row]]:
+        """The rows of each micro-batch. The last step of an epoch may have nothing more for this process, which has
+        to take part in it.
+        """
+        return (group or [filler(self.pad)] for group in self.layout.groups(step))
+
+    def _of_tokens(self, totals: Totals) -> Callable[[list[Row]], torch.Tensor]:
+        """How a micro-batch is run whose loss is the mean over the step's trained tokens."""
         # Filled in there: a copy from the host would wait for all that the device has still to do.
-        count = torch.full((), max(1, trained_tokens), device=self.args.device)
-        # The last step of an epoch may have nothing more for this process, which has to take part in it.
-        filler = [Row(-1, [self.pad, self.pad], [IGNORED, IGNORED])]
-        losses = []
-        for rows in (group or filler for group in self.layout.groups(step)):
+        count = torch.full((), max(1, totals.trained_tokens), device=self.args.device)
+
+        def run(rows: list[Row]) -> torch.Tensor:
             if self.layout.packed:
-                losses.append(self.passes().run(rows, count, self.layout))
-            elif self.layout.captured and len(rows) == self.layout.packs:
-                losses.append(self._captured_pass(rows, count))
-            else:
-                losses.append(self.micro_batch(self._to_device(self.layout.batch(rows, self.pad)), count))
-            self.gradients.collect()
-        return torch.stack(losses).sum()
+                return self.passes().run(rows, count, self.layout)
+            if self.layout.captured and len(rows) == self.layout.packs:
+                return self._captured_pass(rows, count)
+            return self.micro_batch(self._to_device(self.layout.batch(rows, self.pad)), count)
+
+        return run
+
+    # Objectives
+
+    def _of_objective(self, totals: Totals, seen: torch.Tensor | None) -> Callable[[list[Row]], torch.Tensor]:
+        """How one is run whose loss is the objective's."""
+        judge, passes = Judge(self.objective, self.figures, totals, seen), self._judging()
+        return lambda rows: passes.judged(rows, judge, self.layout)
+
+    def _judging(self) -> PackedPasses | PaddedPasses:
+        return self.passes() if self.layout.packed else self.padded
+
+    def scores(self, step: StepRows, beside: bool = False) -> torch.Tensor:
+        """The log-probabilities of all sequences of `step`, or of what stands `beside` its rows, in their order, by
+        the model as it is.
+        """
+        self._begin()
+        groups = ([row.beside or row for row in rows] if beside else rows for rows in self._groups(step))
+        return torch.cat([self._judging().logps(rows, self.layout) for rows in groups])
+
+    def look(self, step: StepRows, totals: Totals) -> torch.Tensor:
+        """What the objective makes of what stands beside the rows of `step`, summed over its micro-batches."""
+        self._begin()
+        of_beside = beside_totals(totals)
+        found = []
+        for rows in self._groups(step):
+            beside = [row.beside or row for row in rows]
+            of_rows = on_device(sequence_tensors(beside), self.args.device)
+            logps = self._judging().logps(beside, self.layout)
+            found.append(self.objective.look(sequences_of(logps, of_rows, of_beside)))
+        return torch.stack(found).sum(0)
 
     def _captured_pass(self, rows: list[Row], trained_tokens: torch.Tensor) -> torch.Tensor:
         """`micro_batch` of a rectangle of rows, its layers replayed from graphs."""
@@ -260,14 +334,14 @@ class Step:
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: values.to(self.args.device, non_blocking=True) for name, values in batch.items()}
 
-    def over_all_processes(self, loss: torch.Tensor, stop: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def over_all_processes(self, values: torch.Tensor, stop: bool) -> tuple[torch.Tensor, ...]:
         """Sum the gradients of all processes, and with them the loss; how many of them were asked to stop,
-        infinite where one cannot go on.
+        infinite where one cannot go on; and what else `backward` gave.
         """
+        loss, *figures = values.reshape(-1).unbind()
         if self.args.world_size == 1:
-            return loss, torch.full((), float(stop), device=loss.device)
-        loss, stops = self.gradients.sum(loss, math.inf if self.failure else float(stop))
-        return loss, stops
+            return loss, torch.full((), float(stop), device=loss.device), *figures
+        return tuple(self.gradients.sum(loss, math.inf if self.failure else float(stop), *figures))
 
     def clip(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """Bound the gradient's norm by training.max_grad_norm; the norm before that."""
@@ -294,8 +368,12 @@ class Step:
         return taken
 
     def trial_run(self, layout: Layout, step: StepRows) -> torch.Tensor:
-        """The loss of `step`; its gradients are computed and thrown away, by each process for itself."""
+        """The loss of `step`; its gradients are computed and thrown away, by each process for itself. To an
+        objective, what is not known yet is 0.
+        """
         self.use_layout(layout)
-        loss = self.run(step, step.trained_tokens)
+        totals = step.totals
+        seen = self.look(step, totals) if self.objective.looks else None
+        values = self.run(step, totals, seen)
         self.gradients.forget()
-        return loss
+        return values.flatten()[0]

@@ -16,7 +16,7 @@ from chatbot_sft.train.evaluation import score_batch
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
 from chatbot_sft.train.layout import Layout, uncaptured
 from chatbot_sft.train.randomness import undisturbed
-from chatbot_sft.train.rows import StepRows
+from chatbot_sft.train.rows import StepRows, sequences
 from chatbot_sft.train.tuning import Measurement, Plan, Trial, hungriest
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ def disagreement(step: Step, rows: StepRows) -> str | None:
     """How the loss of the shortest two conversations of `rows`, packed, differs from that of a padded batch:
     an architecture may do in its attention what ours does not know. None where it is the same.
     """
-    two = sorted(rows.rows, key=len)[:2]
+    two = sorted(sequences(rows.rows), key=len)[:2]
     count = sum(row.trained_tokens for row in two)
     if not count:
         return None
     device = step.args.device
     with step.inference(), undisturbed():
         step.model.eval()
-        padded = score_batch(step.model, two, step.pad, device, step.autocast)[0].item() / count
+        padded = score_batch(step.model, two, step.pad, device, step.autocast)[:, 0].sum().item() / count
         packed = step.passes().loss(two, torch.tensor(count, device=device)).item()
     if abs(packed - padded) <= _tolerance(step) * abs(padded):
         return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
-from chatbot_sft.run.report import DamagedReport, Report, Sample, Status
+from chatbot_sft.run.report import DamagedReport, Report, Sample, Status, dotted
 
 WAITING, UNREADABLE = "waiting", "unreadable"
 HELD_OUT = "training.eval_loss"  # the metric where none is named
@@ -102,7 +102,7 @@ def read(
 def number_at(values: Mapping[str, Any], path: str) -> float | None:
     """The number under a dotted name; None where there is none."""
     found: Any = values
-    for part in path.split("."):
+    for part in dotted(path).split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
     is_number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
     return float(found) if is_number else None

@@ -86,10 +86,11 @@ def gather(
 
 
 def _rows(dataset: Dataset) -> list[Row]:
-    """The beginning and the end of what is trained in each conversation."""
+    """The beginning and the end of what is trained in each conversation; of a pair, in the better one."""
     rows = []
     for row in dataset.select(range(min(ROWS, len(dataset)))):
-        ids, labels = row["input_ids"][:ROW_TOKENS], row["labels"][:ROW_TOKENS]
+        end = min([ROW_TOKENS, *row.get("parts", [])[:1]])
+        ids, labels = row["input_ids"][:end], row["labels"][:end]
         positions = [place for place, label in enumerate(labels[1:]) if label != IGNORED]
         if positions:
             rows.append(Row(ids, [*positions[: POSITIONS - 1], *positions[POSITIONS - 1 :][-1:]]))
