@@ -188,7 +188,7 @@ def test_kto_is_trls(settings, preferring, texts, tmp_path):
 
     model, tokenizer = preferring()
     given = [
-        {"prompt": row["prompt"], "completion": row["chosen"], "label": number % 2 == 0}
+        {"prompt": row["prompt"], "completion": row["chosen"], "label": number % BATCH > 0}
         for number, row in enumerate(texts)
     ]
     arguments_of_trl = arguments(trl.KTOConfig, tmp_path, **settings)
@@ -212,4 +212,4 @@ def test_kto_is_trls(settings, preferring, texts, tmp_path):
     names = [name for name in REWARDS if name != "rewards/accuracies"]
     assert_equal(session, trainer, [*names, "kl"])
     if not settings:
-        assert max(entry.get("kl", 0.0) for entry in session.state.log_history) > 0
+        assert max(entry.get("kl", 0.0) for entry in session.state.log_history) > 0.05
