@@ -3,7 +3,7 @@
 
     python benchmarks/preference.py OUT --model NAME=FOLDER [--bits 4,16] [--contenders abcd] [--steps N]
 
-(QUICK=1 takes two steps each, to try the script itself, on a CPU too.)
+(QUICK=1 takes two steps each, to try the script itself; on a CPU (d) alone, TRL's kernel is for a GPU.)
 
 (a) TRL's DPOTrainer with Unsloth as its notebooks write it: 2 × 4, checkpointing "unsloth"
 (b) the same hand-tuned: 8 × 1, no checkpointing, the reference computed before
@@ -46,9 +46,7 @@ def theirs(contender: str, model_folder: str, bits: int, data: Path, out: Path, 
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     checkpointing = {"a": "unsloth", "b": False, "c": True}[contender]
     if contender != "c":
-        from unsloth import FastLanguageModel, PatchDPOTrainer
-
-        PatchDPOTrainer()
+        from unsloth import FastLanguageModel
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
