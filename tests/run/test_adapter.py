@@ -316,3 +316,11 @@ def test_a_run_as_a_model_is_its_base_and_its_adapter(model, tmp_path):
     )
     begun = adopt({"model": {"name": str(run)}})
     assert (begun.model.name, begun.model.adapter) == (str(model), None)
+    shutil.rmtree(run / "checkpoints")  # what its adapter was in
+    export = {"method": "merged_16bit", "path": "/where/the/run/was/model"}
+    shutil.copytree(model, run / "model")
+    write_json(
+        run / "report.json", a_report(model=known, save={"method": "merged_16bit", "exports": [export]})
+    )
+    begun = adopt({"model": {"name": str(run)}})
+    assert (begun.model.name, begun.model.adapter) == (str(run / "model"), None)

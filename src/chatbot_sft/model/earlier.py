@@ -77,11 +77,14 @@ def _from_run(settings: Config) -> Config:
     if report is None or report.model is None:
         return settings
     where = f"model.name={model.name}"
-    if report.model.trainable_parameters == report.model.parameters:
-        exports = report.save.kept if report.save else []
-        whole = next((export.path for export in exports if Path(export.path, "config.json").is_file()), None)
-        if whole is None:
-            raise UserError(f"{where}: a run that trained every weight, and no export of it is there")
+    exports = [Path(export.path) for export in report.save.kept] if report.save else []
+    # In the run's own folder first: it may have moved, or be a copy.
+    places = [place.joinpath(*export.parts[-depth:]) for export in exports for depth in (1, 2)] + exports
+    whole = next((str(export) for export in places if (export / "config.json").is_file()), None)
+    every_weight = report.model.trainable_parameters == report.model.parameters
+    if every_weight and whole is None:
+        raise UserError(f"{where}: a run that trained every weight, and no export of it is there")
+    if whole is not None and (every_weight or not _has_adapter(where, place)):
         log.info("model: %s is a run, its export is trained on: %s", model.name, whole)
         return replace(settings, model=replace(model, name=whole))
     is_embedded = report.model.base.get("name") == embedded.NAME
@@ -167,6 +170,15 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
         surplus = loaded.unexpected_keys
         unlike = f"it has {surplus[0]}" if surplus else f"it has no {missing[0]}"
         raise UserError(f"{where}: {folder} is not an adapter of this model: {unlike}")
+
+
+def _has_adapter(where: str, place: Path) -> bool:
+    """Whether the run in `place` still has one; checkpoints may have been deleted."""
+    try:
+        _find(where, place)
+    except UserError:
+        return False
+    return True
 
 
 def _find(where: str, place: Path, key: str = "model.adapter=") -> Path:
