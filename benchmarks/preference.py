@@ -3,7 +3,7 @@
 
     python benchmarks/preference.py OUT --model NAME=FOLDER [--bits 4,16] [--contenders abcd] [--steps N]
 
-(QUICK=1 takes two steps each, to try the script itself; on a CPU (d) alone, TRL's kernel is for a GPU.)
+(QUICK=1 takes two steps each, to try the script itself; on a CPU too, but for (c): TRL's kernel is for a GPU.)
 
 (a) TRL's DPOTrainer with Unsloth as its notebooks write it: 2 × 4, checkpointing "unsloth"
 (b) the same hand-tuned: 8 × 1, no checkpointing, the reference computed before
