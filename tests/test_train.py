@@ -81,7 +81,8 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
         "loss.png",
         "model",
     ]
-    assert sorted(path.name for path in run.iterdir()) == [*made, "report.json", "report.md", "run.log"]
+    made += ["report.json", "report.md", "run.log", "trained_answers.json"]
+    assert sorted(path.name for path in run.iterdir()) == made
     report = report_of(tmp_path)
     for part, keys in CONTRACT.items():
         assert keys <= set(report[part] if part else report), part

@@ -223,7 +223,7 @@ def test_wandb(sweep):
                 for item in record.summary.update
             }
         assert summary["report/status"] == report["status"]
-        assert f"wandb sync {file.parent}" in sweep[4].stderr
+        assert f"wandb sync {file.parent}" in (run / "run.log").read_text(encoding="utf-8")
         assert (
             json.loads((file.parent / "files" / "report.json").read_text())["training"] == report["training"]
         )

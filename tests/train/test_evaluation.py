@@ -156,7 +156,7 @@ def test_training_stops_early_and_ends_with_the_best_weights(launch, quick, tmp_
     """A learning rate that destroys the model: the first evaluation stays the best."""
     arguments = [argument for argument in quick if argument != "save=none"]
     process = launch(
-        *arguments, "save=lora", "training.max_steps=40", "training.learning_rate=3", "training.lr_scheduler_type=constant", "training.eval_steps=3",
+        *arguments, "save=lora", "training.max_steps=40", "training.learning_rate=0.3", "training.lr_scheduler_type=constant", "training.eval_steps=3",
         "training.early_stopping_patience=2", "training.load_best_model_at_end=true", "training.stop_on_divergence=false", "hydra.run.dir=run",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr

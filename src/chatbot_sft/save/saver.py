@@ -203,8 +203,9 @@ class ModelSaver:
             parts = {kind: folder / name for kind, name in file_names(self.settings).items()}
         four_bit = export.method == "lora" and self.settings.model.load_in_4bit
         _ = trained.reference
-        if trained.answers:
-            trained.answers.write(Run.of(self.settings).trained_answers_file)
+        run = Run.of(self.settings)
+        if trained.answers and run.evidence_file.is_file():  # a trainer in Python has no run directory
+            trained.answers.write(run.trained_answers_file)
         for kind, part in parts.items():
             started = time.perf_counter()
             try:

@@ -120,6 +120,9 @@ class Progress:
     def end(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                self.file.unlink()
 
     def tokens_per_second(self) -> float | None:
         """Real (unpadded) tokens per second over the later half of the steps: the first ones warm up. None
