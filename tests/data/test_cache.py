@@ -421,6 +421,6 @@ def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
     assert wrong.returncode == 1
     assert wrong.stderr == f"error: dta: no such part of the cache in {own_cache}; there is data, findings, models\n"
     assert doctor("--clear-cache", "data").stdout == "cleared data: 0 MB\n"
-    assert sorted(folder.name for folder in own_cache.iterdir()) == ["models", "my_photos"]
-    assert doctor("--clear-cache").stdout == "cleared models: 0 MB\n"
+    assert sorted(folder.name for folder in own_cache.iterdir()) == ["findings", "models", "my_photos"]
+    assert doctor("--clear-cache").stdout == "cleared findings, models: 0 MB\n"
     assert [folder.name for folder in own_cache.iterdir()] == ["my_photos"]
