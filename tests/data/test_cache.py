@@ -419,7 +419,10 @@ def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
     assert f"cache         {own_cache} (data 0 MB, findings 0 MB, models 0 MB)" in doctor().stdout
     wrong = doctor("--clear-cache", "dta")
     assert wrong.returncode == 1
-    assert wrong.stderr == f"error: dta: no such part of the cache in {own_cache}; there is data, findings, models\n"
+    assert (
+        wrong.stderr
+        == f"error: dta: no such part of the cache in {own_cache}; there is data, findings, models\n"
+    )
     assert doctor("--clear-cache", "data").stdout == "cleared data: 0 MB\n"
     assert sorted(folder.name for folder in own_cache.iterdir()) == ["findings", "models", "my_photos"]
     assert doctor("--clear-cache").stdout == "cleared findings, models: 0 MB\n"
