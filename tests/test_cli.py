@@ -168,6 +168,10 @@ def test_hub_ids_are_those_that_unsloth_itself_knows():
             ["-m", "training.max_grad_norm=1,nan"],
             "job 1 (training.max_grad_norm=nan): training.max_grad_norm=nan: must be a finite number",
         ),
+        (
+            ["-m", "objective=dpo", "objective.loss_type=sigmoid,sigmoidd"],
+            "job 1 (objective.loss_type=sigmoidd): objective.loss_type=sigmoidd: not one of",
+        ),
         (["--cfg", "job", "-m", "lora.r=8,16"], "--cfg shows the configuration of one run; leave out -m"),
         (["--cfg", "job", "experiment=quik"], "experiment=quik: no such option; did you mean quick?"),
         (["experiment=null"], "experiment=null: names no option; leave it out"),

@@ -95,6 +95,14 @@ def test_every_key_of_the_schema_is_read_outside_of_it():
             "training.sample_prompts=['Hi'] has no effect here",
         ),
         (
+            {"objective": {"beta": 0.2}},
+            "objective.beta=0.2 has no effect here: it needs objective=dpo, orpo or kto",
+        ),
+        (
+            {"objective": {"name": "dpo", "_target_": "chatbot_sft.objective.DPO", "desirable_weight": 3.0}},
+            "objective.desirable_weight=3.0 has no effect here: it needs objective=kto",
+        ),
+        (
             {"training": {"trackio_space_id": "me/space"}},
             "training.trackio_space_id=me/space has no effect here: it needs training.report_to=trackio",
         ),

@@ -167,6 +167,8 @@ def test_exact_duplicates_are_counted_once_and_left_out_with_the_rest(gate):
     assert numbers(made, "exact duplicate") == [11]
     dropped = gate(rows, on_near_duplicate="drop")
     assert (dropped.statistics.rows_used, dropped.statistics.duplicates) == (10, 0)
+    alone = gate([*conversations(9), NEAR[0], NEAR[0]], on_near_duplicate="drop")
+    assert (alone.statistics.rows_used, alone.statistics.duplicates) == (10, 0)
 
 
 def test_one_system_prompt_does_not_make_rows_alike(gate):

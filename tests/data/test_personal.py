@@ -255,6 +255,16 @@ def test_the_two_answers_of_a_pair_are_one_row(tmp_path, chat):
     assert not any(MAIL in text for text in texts(made["redact"]))
 
 
+def test_a_report_says_where_secrets_are_and_not_what_they_are(tmp_path, chat):
+    secret = SECRETS[0]
+    rows = [*conversations(3), *conversations(1)]
+    rows[3]["messages"][0]["content"] = f"use {secret}"
+    made = loader(write_json(tmp_path / "data.json", rows))
+    told = masked(made.check(chat))["personal_data"]
+    assert told["kinds"]["key or password"]["rows"][0]["row"] == 4
+    assert secret not in json.dumps(told)
+
+
 def test_error_names_the_first_row(planted_data, chat):
     made = loader(planted_data, on_bad_row="drop", personal_data="error")
     with pytest.raises(UserError) as caught:
@@ -333,7 +343,7 @@ def test_without_the_libraries_what_needs_none_is_found_and_more_is_not_promised
     told = loader(planted_data, on_bad_row="drop").check(chat)
     assert told["personal_data"]["values"] == {"e-mail address": 1}
     assert not set(told["personal_data"]["looked_for"]) & {KINDS[kind] for kind in NEED_THEM}
-    assert any("looked for e-mail address, secret alone" in text for text in remarks(told))
+    assert any("looked for e-mail address, key or password alone" in text for text in remarks(told))
     with pytest.raises(
         UserError,
         match=r'dataset.personal_data=redact finds .* with phonenumbers and python-stdnum: pip install "chatbot-sft\[data\]"',

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ def test_the_table_on_the_terminal(evaluation):
         said[-2] == "before → after: 2 turned right, 1 wrong of 4; p = 1 (exact McNemar), no difference shown"
     )
     assert said[-1] == "1 case not judged, counted as not passed (judge: evaluation.judge_url is not set)"
+
+
+def test_cases_without_a_tag_have_a_line_where_others_have_one(evaluation):
+    bare = [replace(case, tags=()) if "beer" in case.tags else case for case in evaluation.cases]
+    lines = [line.split() for line in table(replace(evaluation, cases=bare)).splitlines()]
+    assert ["(no", "tag)", "2"] in [line[:3] for line in lines]
 
 
 def test_page_refers_to_no_other_file(evaluation):

@@ -204,6 +204,13 @@ def test_the_metric_and_its_direction_are_the_sweeps(tmp_path):
     assert boards.of([other], "training.tokens_per_second").rows[0].best.number == 1
 
 
+def test_losses_of_other_objectives_are_said_to_have_no_common_scale(tmp_path):
+    sweep = written(tmp_path / "sweep", [point("objective.beta=0.1"), point("objective.beta=0.5")])
+    (note,) = boards.of([sweep]).notes
+    assert note.startswith("the jobs differ in objective.beta: such losses have no common scale")
+    assert boards.of([sweep], "training.tokens_per_second").notes == []
+
+
 def test_held_out_losses_of_other_conversations_are_said_to_be_that(tmp_path):
     jobs = [
         point(f"seed={number}", dataset={"path": "a.json", "held_out_fingerprint": rows})

@@ -74,6 +74,14 @@ REFUSED: tuple[Needs, ...] = (
         lambda c: c.training.sample_max_new_tokens > 0,
         "training.sample_max_new_tokens above 0",
     ),
+    *(
+        (f"objective.{key}", lambda c: not c.objective.is_sft, "objective=dpo, orpo or kto")
+        for key in ("beta", "loss_weights")
+    ),
+    *(
+        (f"objective.{key}", lambda c: c.objective.name == "kto", "objective=kto")
+        for key in ("desirable_weight", "undesirable_weight")
+    ),
     ("training.golden_steps", lambda c: c.evaluation.golden is not None, "evaluation.golden"),
     *(
         (f"evaluation.{key}", lambda c: c.task == "evaluate", "task=evaluate")

@@ -175,15 +175,17 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> None:
     precedence.settle(config)
 
 
-def check(config: DictConfig) -> None:
-    """Raises UserError where the schema refuses what was composed."""
+def check(config: DictConfig) -> Config:
+    """What was composed; raises UserError where the schema refuses it."""
     for section in SECTIONS:
         if config.get(section) is None:
             raise UserError(_emptied_in(config, section) + left_out(section, config.hydra.job.config_name))
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     # Hydra knows the run directory only once the job runs.
     placed = OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})
-    effects.refuse(Config.from_mapping(as_dict(placed, resolve=True)), named_of(config))
+    checked = Config.from_mapping(as_dict(placed, resolve=True))
+    effects.refuse(checked, named_of(config))
+    return checked
 
 
 def _emptied_in(config: DictConfig, section: str) -> str:

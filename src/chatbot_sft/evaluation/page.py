@@ -17,7 +17,7 @@ from string import Template
 from chatbot_sft.data.messages import Message
 from chatbot_sft.evaluation.cases import Case
 from chatbot_sft.evaluation.grade import Column, Graded
-from chatbot_sft.evaluation.report import ALL, Evaluation, Line
+from chatbot_sft.evaluation.report import ALL, UNTAGGED, Evaluation, Line
 from chatbot_sft.evaluation.table import chance
 from chatbot_sft.report.hypertext import hash_of, said
 
@@ -94,7 +94,7 @@ def _table(evaluation: Evaluation) -> str:
 def _row(line: Line) -> str:
     tag = (
         f"<td>{said(line.tag)}</td>"
-        if line.tag == ALL
+        if line.tag in (ALL, UNTAGGED)
         else f'<td><a data-tag="{said(line.tag)}">{said(line.tag)}</a></td>'
     )
     shares = "".join(

@@ -15,7 +15,7 @@ from chatbot_sft.report.masking import masked
 from chatbot_sft.run import report as run_report
 
 SCHEMA = 1
-ALL = "all"
+ALL, UNTAGGED = "all", "(no tag)"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class Evaluation:
         tags = [tag for case in self.cases for tag in case.tags]
         for tag in sorted(dict.fromkeys(tags), key=lambda tag: (-tags.count(tag), tag)):
             yield self._line(tag, [place for place, case in enumerate(self.cases) if tag in case.tags])
+        untagged = [place for place, case in enumerate(self.cases) if not case.tags]
+        if tags and untagged:
+            yield self._line(UNTAGGED, untagged)
         yield self._line(ALL, range(len(self.cases)))
 
     def _line(self, tag: str, places: Sequence[int]) -> Line:

@@ -15,8 +15,10 @@ from rich.console import Console
 
 from chatbot_sft import distributed, hydra_job, run_directory
 from chatbot_sft.config import SweepConfig, hydra_glue
+from chatbot_sft.config.schema import OUR_PACKAGE
 from chatbot_sft.errors import UserError
 from chatbot_sft.hydra_job import Job
+from chatbot_sft.objective import objective_of
 from chatbot_sft.report.masking import mask_yaml
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.run.report import Report, Status, now
@@ -44,10 +46,15 @@ class Jobs:
     )  # by what sweep.json has of a point
 
     def compose(self, point: Sequence[str]) -> DictConfig:
-        """Raises UserError where the schema refuses it."""
+        """Raises UserError where the schema refuses it, or its objective."""
         key = frozenset(study.of_job(point))
         if key not in self.composed:
-            self.composed[key] = hydra_glue.composed_job(self.config, self.space.job(point))
+            job = hydra_glue.composed_job(self.config, self.space.job(point))
+            if job.objective._target_.startswith(
+                OUR_PACKAGE
+            ):  # a user's own is found once the sweep has begun
+                objective_of(hydra_glue.check(job))
+            self.composed[key] = job
         return self.composed[key]
 
     def place(self, number: int, point: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ KINDS = {
     CARD: "payment card",
     IBAN: "IBAN",
     ID: "national number",
-    SECRET: "secret",
+    SECRET: "key or password",  # "secret" would be masked, as a key that is called so
 }
 LIBRARIES = {"phonenumbers": "phonenumbers", "stdnum": "python-stdnum"}  # module → package
 EXTRA = 'pip install "chatbot-sft[data]"'

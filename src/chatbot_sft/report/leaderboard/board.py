@@ -152,7 +152,8 @@ def _board(
     ]
     table = rows(jobs, maximise)
     fault = _no_metric(metric, jobs)
-    said = [*notes, *_spread(table), *_other_rows(metric, jobs), *([fault] if fault else [])]
+    beside = [*_other_rows(metric, jobs), *_other_losses(metric, keys)]
+    said = [*notes, *_spread(table), *beside, *([fault] if fault else [])]
     return Board(title, metric, maximise, keys, table, command, said, fault)
 
 
@@ -177,6 +178,17 @@ def _other_rows(metric: str, jobs: Sequence[Job]) -> list[str]:
     return [
         "not all jobs hold out the same conversations: a part of what their held-out losses differ by is that;"
         " dataset.split_seed or dataset.eval_data_path keeps them the same"
+    ]
+
+
+def _other_losses(metric: str, keys: Sequence[str]) -> list[str]:
+    """Where the losses themselves are not of one kind."""
+    own = [key for key in keys if key.partition(".")[0] == "objective"]
+    if not own or metric != HELD_OUT:
+        return []
+    return [
+        f"the jobs differ in {listed(own)}: such losses have no common scale; compare by --metric"
+        " rewards/accuracies, training.eval_perplexity or evaluation.passed (in a sweep: sweep.metric)"
     ]
 
 
