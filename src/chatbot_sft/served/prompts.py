@@ -128,7 +128,9 @@ def _cause_of_prompts(
         return NO_OPENING
     told = [(prompt, reply.prompt_ids) for prompt, reply in differing if reply.prompt_ids is not None]
     if _all_cut(differing):
-        return CUT if told else (f"{CUT[0]}, or is none of these messages", f"{CUT[1]}; or {TEMPLATE[1]}")
+        return (
+            CUT if told else (CUT[0], f"{CUT[1]}; of lengths alone it may be another template or model too")
+        )
     if not told:
         return TEMPLATE
     if all(ids[:2] == [bos, bos] for _, ids in told) and begun:
