@@ -43,9 +43,10 @@ def test_a_run_beside_its_base_and_an_earlier_run(launch, tiny, golden, tmp_path
     ]  # fmt: skip
     process = launch(*command, f"evaluation.against={run}", f"hydra.run.dir={evaluation}")
     assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[:3] == [
+    assert process.stdout.splitlines()[:4] == [
         "tag          cases    before   earlier     after  turned right  turned wrong",
         "all of them      5  5 (100%)  5 (100%)  5 (100%)             0             0",
+        "(no tag)         1    0 (0%)    0 (0%)    0 (0%)             0             0",
         "all              6   5 (83%)   5 (83%)   5 (83%)             0             0",
     ]
     found = json.loads((evaluation / "evaluation.json").read_text())

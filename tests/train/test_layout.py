@@ -182,7 +182,7 @@ def gradient(step, layout, rows):
 
     step.use_layout(layout)
     step.model.zero_grad()
-    loss = step.run(rows, rows.trained_tokens)
+    loss = step.run(rows, rows.totals)
     return loss.item(), torch.cat([parameter.grad.flatten() for parameter in step.trained])
 
 

@@ -223,7 +223,7 @@ def test_sigterm_ends_a_whole_sweep(warm, tiny, tmp_path):
         "hydra.sweep.dir=sweep",
     ]
     started = warm.start(sweep, tmp_path)
-    started.wait_for("\njob 0  running  step ")
+    started.wait_for("job 0  running  step ")
     started.send_signal(signal.SIGTERM)
     process = started.finish(60)
     stderr = process.stderr

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROWS, ABOUT = "rows.arrow", "about.json"
 # Raise it with every change by which the same data, tokenizer and options become another entry: all are then
 # made anew.
-VERSION = 4
+VERSION = 5
 BATCH = 256  # rows per record batch
 
 
