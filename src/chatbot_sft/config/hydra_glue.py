@@ -86,7 +86,7 @@ class CheckConfiguration(Callback):
             )
             numbered = sweeper == "basic"
             asked = list(found.points() if numbered else found.samples())
-            composed_jobs(asked, lambda point: composed_job(config, found.job(point)), numbered)
+            composed_jobs(asked, lambda point: composed_job(config, found.job(point))[0], numbered)
 
 
 def refuse_of_sweep(names: Collection[str], why: str) -> None:
@@ -101,16 +101,17 @@ def loader() -> ConfigLoader:
     return GlobalHydra.instance().config_loader()
 
 
-def composed_job(sweep: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of one job of the composed `sweep`, settled and checked, Hydra's own part in it."""
+def composed_job(sweep: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, Config]:
+    """The configuration of one job of the composed `sweep`, settled, Hydra's own part in it; the same checked,
+    without that part.
+    """
     config = compose(
         sweep.hydra.job.config_name,
         [*written(sweep.hydra.overrides.hydra), *overrides],
         return_hydra_config=True,
     )
     settle(config, overrides)
-    check(config)
-    return config
+    return config, check(config)
 
 
 def composed_jobs(

@@ -49,11 +49,10 @@ class Jobs:
         """Raises UserError where the schema refuses it, or its objective."""
         key = frozenset(study.of_job(point))
         if key not in self.composed:
-            job = hydra_glue.composed_job(self.config, self.space.job(point))
-            if job.objective._target_.startswith(
-                OUR_PACKAGE
-            ):  # a user's own is found once the sweep has begun
-                objective_of(hydra_glue.check(job))
+            job, settings = hydra_glue.composed_job(self.config, self.space.job(point))
+            # A class of the user's own is found once the sweep has begun.
+            if settings.objective._target_.startswith(OUR_PACKAGE):
+                objective_of(settings)
             self.composed[key] = job
         return self.composed[key]
 
