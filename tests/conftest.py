@@ -21,8 +21,10 @@ REPO = Path(__file__).resolve().parent.parent
 EXAMPLE = REPO / "data" / "thinking_teacher_conversations.json"
 SEED = Path(__file__).with_name("seed.yaml")  # the sft.yaml of the original training module's document
 
-# A first call that imports something is no slow example.
-settings.register_profile("chatbot_sft", deadline=None)
+# A first call that imports something is no slow example. The same examples each time: chance decides no submission.
+# `pytest --hypothesis-profile=explore` looks for new ones.
+settings.register_profile("chatbot_sft", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("chatbot_sft")
 # Two workers on two cores: a thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

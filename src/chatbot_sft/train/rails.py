@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import pairwise
 from statistics import median
 
 FIRST = 3  # losses that make a first reference
@@ -58,9 +59,10 @@ class Rails:
         wide = max(4 * middle, middle + 3)
         if count < SURE:
             return wide
+        # From one loss to the next, so that a curve that falls steeply does not pass for noise.
         logs = [math.log(max(loss, 1e-6)) for loss in self.losses]
-        centre = median(logs)
-        spread = 1.4826 * median(abs(value - centre) for value in logs)
+        changes = [after - before for before, after in pairwise(logs)]
+        centre = median(changes)
+        spread = 1.4826 * median(abs(change - centre) for change in changes) / math.sqrt(2)
         error = 1.2533 * spread / math.sqrt(count)  # of a median, as a share of it
-        # A curve that falls steeply scatters as noise does, and explains no more than the first losses do.
         return min(wide, max(2 * middle, middle + 0.5, middle * math.exp(min(SIGMAS * error, 20.0))))
