@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -86,27 +87,34 @@ def run(arguments: argparse.Namespace) -> int:
     peer = PEERS[arguments.peer] if arguments.peer else reading.told(values, file, list(PEERS.values()))
     conversion = convert(values, peer, file)
     target = overlay.place(arguments.out.expanduser(), file)
-    command = use(target)
+    words = use(target)
+    several = conversion.settings.get("training.shard") is True
+    command = f"{'torchrun --nproc-per-node 2' if several else 'python'} {words}"
     _write(target, overlay.text(conversion, command), arguments.overwrite)
     for line in told.lines(conversion):
         print(line)
-    print(f"\nwrote  {shown_line(str(target))}\nlook   {command} task=check\ntrain  {command}", flush=True)
+    print(
+        f"\nwrote  {shown_line(str(target))}\nlook   python {words} task=check\ntrain  {command}", flush=True
+    )
     return _ended(conversion, arguments.strict)
 
 
 def use(target: Path) -> str:
-    """The command that trains with the overlay.
+    """The words of the command that trains with the overlay.
 
     Raises:
-        UserError: it is in no folder called experiment, where the command would not find it.
+        UserError: it is in no folder called experiment, where the command would not find it, or has a name that Hydra
+            does not take.
     """
     if target.parent.name != "experiment":
         raise UserError(
             f"--out {target}: an overlay stands in a folder called experiment:"
             f" --out mine/experiment/{target.stem}.yaml"
         )
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", target.stem):
+        raise UserError(f"--out {target}: the name of an overlay has letters, digits, _ and -")
     folder = shlex.quote(str(target.parent.parent))
-    return shown_line(f"python -m chatbot_sft --config-dir {folder} experiment={shlex.quote(target.stem)}")
+    return shown_line(f"-m chatbot_sft --config-dir {folder} experiment={target.stem}")
 
 
 def _write(target: Path, text: str, overwrite: bool) -> None:

@@ -153,11 +153,17 @@ def _begins(refusal: str, path: str) -> bool:
 
 
 def _first_refused(lines: Sequence[Line]) -> Line:
-    """The first line that cannot be taken beside those before it."""
-    for number, line in enumerate(lines, 1):
-        if line.settings and refused(settings_of(lines[:number])):
-            return line
-    raise AssertionError("nothing was refused")
+    """A line that cannot be taken beside those before it, of `lines` that are refused: found by halving, since each
+    question costs a twentieth of a second.
+    """
+    taken, too_many = 0, len(lines)
+    while too_many - taken > 1:
+        middle = (taken + too_many) // 2
+        if refused(settings_of(lines[:middle])):
+            too_many = middle
+        else:
+            taken = middle
+    return lines[too_many - 1]
 
 
 def _the_same(path: str, value: Any, usual: Mapping[str, Mapping[str, Any]]) -> bool:

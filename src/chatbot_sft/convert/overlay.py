@@ -100,13 +100,19 @@ def written(value: Any) -> str:
         return "[" + ", ".join(map(written, value)) + "]"
     if isinstance(value, str):
         value = value.replace("${", "\\${")
-        return value if BARE.fullmatch(value) and yaml.safe_load(value) == value else json.dumps(value)
+        return value if BARE.fullmatch(value) and yaml.safe_load(value) == value else _quoted(value)
     return yaml.safe_dump(value).removesuffix("...\n").strip()
+
+
+def _quoted(text: str) -> str:
+    """Between quotes; what is no letter, sign or space is written as its number."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in quoted)
 
 
 def place(out: Path, file: Path) -> Path:
     """Where the overlay goes: `out` itself if it is a YAML file, else experiment/NAME.yaml below it."""
     if out.suffix in (".yaml", ".yml"):
         return out
-    name = re.sub(r"[^\w-]+", "_", file.stem).strip("_") or "converted"
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", file.stem).strip("_-") or "converted"
     return out / "experiment" / f"{name}.yaml"

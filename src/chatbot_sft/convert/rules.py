@@ -16,6 +16,7 @@ NOTHING = object()  # no default that would have to be written
 OFF: tuple[Any, ...] = (None, False, 0, "", "no", "none", "off", [], {})
 LEFT_EMPTY = "left empty"
 SWITCHED_OFF = "off in the file too"
+AS_HERE = "as it is here"
 
 
 class Kind(Enum):
@@ -147,8 +148,10 @@ def uncarried(names: str, why: str, off: tuple[Any, ...] = ()) -> Rule:
     """Keys of what is not here, each with what to do; values in `off` leave it out there too."""
 
     def becomes(given: Given) -> list[Line]:
-        if given.value in (*OFF, *off):
+        if given.value in OFF:
             return given.not_needed(SWITCHED_OFF)
+        if given.value in off:
+            return given.not_needed(AS_HERE)
         return given.not_carried(why)
 
     return Rule(tuple(names.split()), becomes, "not carried", why)

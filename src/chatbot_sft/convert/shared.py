@@ -22,12 +22,15 @@ REWARD = "no reward model is trained here; objective=dpo learns from the same pa
 GENERATING = "there is no training from a model's own answers here (PPO, GRPO): objective=dpo, orpo or kto"
 EXPERTS = "mixtures of experts are trained as they are"
 LOSS = "the loss is the mean over trained tokens; another is a class of yours: docs/objectives.md"
-OPTIMIZER = "none of transformers' optimizers: training.optim=adamw_torch_fused, say"
+OPTIMIZER = "none of transformers' optimizers: training.optim=adamw_torch_fused, say; adamw_8bit"
+" where nothing is said"
 GROUPS = "one learning rate for all weights: training.learning_rate"
 SECRET = "a secret stays out of files: the environment has it"
 TOKENIZER = "the tokenizer is that of model.name, with its own special tokens"
 LOADING = "how the weights are loaded, the engine decides"
 NEW_TOKENS = "special tokens, whose embeddings are trained"
+PACKED = "a batch then counts sequences, there too"
+CODE = "code that comes with the model is run"
 CHECKPOINT = "a checkpoint of another tool is not gone on from; its adapter is: model.adapter=FOLDER"
 RUN_DIRECTORY = "the run directory: reports, checkpoints/ and model/ stand in it"
 ENDING = "an answer ends with what the chat template writes after it, and that is trained"
@@ -58,6 +61,16 @@ def new_tokens(given: Given, tokens: Any) -> list[Line]:
         return given.not_carried("a list of tokens was expected; model.new_tokens=[…]")
     names = [part.strip() if isinstance(part, str) else part for part in parts]
     return given.changed({"model.new_tokens": names}, NEW_TOKENS)
+
+
+def revision(given: Given) -> list[Line]:
+    if given.value == "main":
+        return given.not_needed("main is the default")
+    return given.carried({"model.revision": given.value})
+
+
+def remote_code(given: Given) -> list[Line]:
+    return given.carried({"model.trust_remote_code": given.value}, CODE if given.value is True else "")
 
 
 def precision(dtype: str, how: str = "") -> Any:

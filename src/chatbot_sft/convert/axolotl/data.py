@@ -9,6 +9,7 @@ from chatbot_sft.convert.axolotl import datasets
 from chatbot_sft.convert.rules import (
     Given,
     Line,
+    as_ours,
     belonging,
     made,
     same,
@@ -39,6 +40,17 @@ def chat_template_file(given: Given) -> list[Line]:
     return given.not_carried(
         "a template in the file; save it as a Jinja file and name that: model.chat_template"
     )
+
+
+def share(given: Given) -> list[Line]:
+    """`val_set_size`; beside test_datasets it is none, and need not be said."""
+    if given.get("test_datasets") and given.file.get("val_set_size") is None:
+        return []
+    return given.carried({"dataset.eval_fraction": as_ours("dataset.eval_fraction", given.value)})
+
+
+def packed(given: Given) -> list[Line]:
+    return given.carried({"training.packing": given.value}, shared.PACKED if given.value is True else "")
 
 
 def method(given: Given) -> list[Line]:
@@ -78,9 +90,9 @@ def odds_ratio_weight(given: Given) -> list[Line]:
 
 
 DATA = (
-    made("datasets", datasets.training, "dataset.data_path dataset.sources", "see below"),
+    made("datasets", datasets.training, "dataset.data_path dataset.sources", "see [datasets](#datasets)"),
     made("test_datasets", datasets.held_out, "dataset.eval_data_path", "one of them"),
-    same("val_set_size", "dataset.eval_fraction", default=0.0),
+    made("val_set_size", share, "dataset.eval_fraction", default=0.0),
     same("shuffle_merged_datasets", "dataset.shuffle"),
     uncarried(
         "shuffle_before_merging_datasets curriculum_sampling", "dataset.shuffle=false keeps the files' order"
@@ -92,7 +104,7 @@ DATA = (
     same("sequence_len", "model.max_seq_length", default=512),
     words("excess_length_strategy", "dataset.overflow", {"raise": "error"}, default="drop"),
     words("train_on_inputs", "dataset.train_on", {True: "all", False: "assistant"}),
-    same("sample_packing", "training.packing", "a batch then counts sequences, there too"),
+    made("sample_packing", packed, "training.packing", shared.PACKED),
     unneeded(
         "eval_sample_packing sample_packing_group_size sample_packing_bin_size sample_packing_sequentially"
         " sample_packing_mp_start_method sample_packing_eff_est multipack_real_batches batch_flattening"

@@ -30,6 +30,8 @@ def adapter(given: Given) -> list[Line]:
 def load_in_4bit(given: Given) -> list[Line]:
     if given.get("adapter") in OFF and given.value is True:
         return given.not_carried("without an adapter every weight is trained, and 4-bit weights cannot be")
+    if given.get("adapter") == "qlora" and given.file.get("load_in_4bit") is None:
+        return given.carried({"model.load_in_4bit": True})
     return given.carried({"model.load_in_4bit": given.value})
 
 
@@ -100,8 +102,8 @@ def added_tokens(given: Given) -> list[Line]:
 
 MODEL = (
     same("base_model", "model.name"),
-    same("model_revision revision_of_model", "model.revision"),
-    same("trust_remote_code", "model.trust_remote_code"),
+    made("model_revision revision_of_model", shared.revision, "model.revision"),
+    made("trust_remote_code", shared.remote_code, "model.trust_remote_code", shared.CODE),
     made("tokenizer_config base_model_config", config_of, "", shared.TOKENIZER),
     unneeded("model_type type_of_model cls_model_config", "config.json says what the model is"),
     unneeded(

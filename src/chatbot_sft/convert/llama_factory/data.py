@@ -53,7 +53,7 @@ def packing(given: Given) -> list[Line]:
     if given.value in OFF:
         return given.not_needed(SWITCHED_OFF)
     if given.key == "neat_packing":
-        return given.carried({"training.packing": True}, "a batch then counts sequences, there too")
+        return given.carried({"training.packing": True}, shared.PACKED)
     if given.get("neat_packing") not in OFF:
         return given.not_needed("neat_packing says it")
     return given.changed({"training.packing": True}, "conversations in one sequence do not see each other")
@@ -136,7 +136,7 @@ DATA = (
         "dataset",
         dataset_info.training,
         "dataset.data_path dataset.sources",
-        "as dataset_info.json says; see below",
+        "see [dataset_info.json](#dataset_infojson)",
     ),
     unneeded("dataset_dir", "dataset says what stands in it"),
     made("eval_dataset", dataset_info.held_out, "dataset.eval_data_path", "one of them"),

@@ -309,10 +309,14 @@ def at_most(given: Given) -> list[Line]:
 
 
 def share(given: Given) -> list[Line]:
-    """`val_size`"""
+    """`val_size`; beside eval_dataset it is none, and need not be said."""
+    if given.get("eval_dataset") and given.file.get("val_size") is None:
+        return []
     size = as_number(given.value)
     if size is not None and size >= 1:
-        return given.not_carried("a number of rows there: dataset.eval_fraction is a share of them")
+        return given.not_carried(
+            "a number of rows there: dataset.eval_fraction is a share of them, 0.1 where nothing is said"
+        )
     return given.carried({"dataset.eval_fraction": size if size is not None else given.value})
 
 

@@ -17,12 +17,6 @@ from chatbot_sft.convert.rules import (
 )
 
 
-def revision(given: Given) -> list[Line]:
-    if given.value == "main":
-        return given.not_needed("main is the default")
-    return given.carried({"model.revision": given.value})
-
-
 def added_tokens(given: Given) -> list[Line]:
     """Two keys, with commas; ours are one list."""
     both = [given.get(key, "") for key in ("add_special_tokens", "add_tokens")]
@@ -124,8 +118,8 @@ def engine(given: Given) -> list[Line]:
 
 MODEL = (
     same("model_name_or_path", "model.name"),
-    made("model_revision", revision, "model.revision"),
-    same("trust_remote_code", "model.trust_remote_code"),
+    made("model_revision", shared.revision, "model.revision"),
+    made("trust_remote_code", shared.remote_code, "model.trust_remote_code", shared.CODE),
     made("adapter_name_or_path", earlier_adapter, "model.adapter", "one of them"),
     uncarried("adapter_folder", "the adapter's whole path: model.adapter"),
     belonging("create_new_adapter", "adapter_name_or_path", "merge the earlier adapter into the base before"),
