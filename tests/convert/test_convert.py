@@ -133,6 +133,13 @@ def test_it_goes_where_a_command_finds_it(run, place):
     assert (
         code == "error: --out mine/experiment/a,b.yaml: the name of an overlay has letters, digits, _ and -"
     )
+    code, _, _ = run("axolotl_dpo.yml", "--out", "mine/experiment/quick.yaml")
+    assert (
+        code
+        == "error: --out mine/experiment/quick.yaml: there is an experiment=quick already; take another name"
+    )
+    shutil.copy("axolotl_dpo.yml", "quick.yml")
+    assert "experiment=quick_axolotl\n" in run("quick.yml")[1]
     shutil.copy("axolotl_dpo.yml", "Ærø run.v2.yml")
     assert run("Ærø run.v2.yml", "--out", "x")[0] == 0
     assert [file.name for file in (place / "x" / "experiment").iterdir()] == ["r_run_v2.yaml"]
@@ -210,8 +217,8 @@ def test_a_value_that_the_schema_refuses_is_not_carried(tmp_path):
         folder=tmp_path,
     )
     assert {line.key: line.note for line in made.leftovers} == {
-        "lora_r": "lora.r='many': expected a whole number",
-        "lora_dropout": "lora.lora_dropout=7.0: must be at least 0 and below 1",
+        "lora_r": "lora.r='many': expected a whole number; lora.r=16 stays",
+        "lora_dropout": "lora.lora_dropout=7.0: must be at least 0 and below 1; lora.lora_dropout=0.0 stays",
     }
     assert made.settings["training.learning_rate"] == 1e-4
 

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     values = reading.read(file)
     peer = PEERS[arguments.peer] if arguments.peer else reading.told(values, file, list(PEERS.values()))
     conversion = convert(values, peer, file)
-    target = overlay.place(arguments.out.expanduser(), file)
+    target = overlay.place(arguments.out.expanduser(), file, peer)
     words = use(target)
     several = conversion.settings.get("training.shard") is True
     command = f"{'torchrun --nproc-per-node 2' if several else 'python'} {words}"
@@ -104,7 +104,7 @@ def use(target: Path) -> str:
 
     Raises:
         UserError: it is in no folder called experiment, where the command would not find it, or has a name that Hydra
-            does not take.
+            does not take or that our own overlays have.
     """
     if target.parent.name != "experiment":
         raise UserError(
@@ -113,6 +113,8 @@ def use(target: Path) -> str:
         )
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", target.stem):
         raise UserError(f"--out {target}: the name of an overlay has letters, digits, _ and -")
+    if overlay.ours(target.stem):
+        raise UserError(f"--out {target}: there is an experiment={target.stem} already; take another name")
     folder = shlex.quote(str(target.parent.parent))
     return shown_line(f"-m chatbot_sft --config-dir {folder} experiment={target.stem}")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chatbot_sft.config import Config, effects
+from chatbot_sft.config.aliases import plain
 from chatbot_sft.convert import options
 from chatbot_sft.convert.peer import Peer
 from chatbot_sft.convert.rules import LEFT_EMPTY, NOTHING, Given, Kind, Line, Rule, unknown
@@ -77,6 +79,7 @@ def convert(values: Mapping[str, Any], peer: Peer, file: Path) -> Conversion:
     given_already = settings_of(lines)
     defaults = [line for line in defaults if not line.settings.keys() & given_already.keys()]
     fit([*defaults, *lines])
+    say_what_stays(lines, peer, settings_of([*defaults, *lines]))
     made = Conversion(peer, file, lines, [line for line in defaults if line.settings])
     made.missing = [
         f"{path}: the file names none that is carried; {name} stands in its place"
@@ -84,6 +87,18 @@ def convert(values: Mapping[str, Any], peer: Peer, file: Path) -> Conversion:
     ]
     made.defaults = [line for line in made.defaults if line.settings.keys() & made.differing().keys()]
     return made
+
+
+def say_what_stays(lines: Sequence[Line], peer: Peer, settings: Mapping[str, Any]) -> None:
+    """Adds to what is not carried our own value, which counts then, where the key stands for one of ours alone."""
+    usual = options.plain_keys(settings)
+    for line in lines:
+        rule = peer.rules.get(line.key)
+        paths = re.findall("`([^`]+)`", rule.here) if rule and line.kind is Kind.NOT_CARRIED else []
+        section, _, name = paths[0].partition(".") if len(paths) == 1 else ("", "", "")
+        value = usual.get(section, {}).get(name)
+        if value is not None and paths[0] not in settings:
+            line.note += f"; {paths[0]}={plain(value)} stays"
 
 
 def settings_of(lines: Sequence[Line]) -> dict[str, Any]:

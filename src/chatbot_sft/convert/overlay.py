@@ -13,8 +13,10 @@ import yaml
 from chatbot_sft.config.schema import SECTIONS, names
 from chatbot_sft.convert import options
 from chatbot_sft.convert.conversion import Conversion, put
+from chatbot_sft.convert.peer import Peer
 from chatbot_sft.convert.rules import Line
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.resources import conf_dir
 
 # Text that YAML, Hydra and OmegaConf read as text without quotes.
 BARE = re.compile(r"[A-Za-z./~][\w./~@-]*(?: [\w./~@-]+)*")
@@ -110,9 +112,14 @@ def _quoted(text: str) -> str:
     return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in quoted)
 
 
-def place(out: Path, file: Path) -> Path:
+def place(out: Path, file: Path, peer: Peer) -> Path:
     """Where the overlay goes: `out` itself if it is a YAML file, else experiment/NAME.yaml below it."""
     if out.suffix in (".yaml", ".yml"):
         return out
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", file.stem).strip("_-") or "converted"
-    return out / "experiment" / f"{name}.yaml"
+    return out / "experiment" / f"{f'{name}_{peer.name}' if ours(name) else name}.yaml"
+
+
+def ours(name: str) -> bool:
+    """Whether our config tree has an overlay of that name, which Hydra would find before the user's."""
+    return (conf_dir() / "experiment" / f"{name}.yaml").exists()

@@ -314,9 +314,7 @@ def share(given: Given) -> list[Line]:
         return []
     size = as_number(given.value)
     if size is not None and size >= 1:
-        return given.not_carried(
-            "a number of rows there: dataset.eval_fraction is a share of them, 0.1 where nothing is said"
-        )
+        return given.not_carried("a number of rows there: dataset.eval_fraction is a share of them")
     return given.carried({"dataset.eval_fraction": size if size is not None else given.value})
 
 
