@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from chatbot_sft.config.hydra_glue import composed
 from chatbot_sft.convert import __main__ as command
 from chatbot_sft.convert import page, reading
-from chatbot_sft.convert.axolotl import datasets
+from chatbot_sft.convert.axolotl.types_of_rows import ALPACA
 from chatbot_sft.convert.conversion import convert
 from chatbot_sft.convert.rules import Kind
 from chatbot_sft.errors import UserError
@@ -380,7 +380,7 @@ def test_the_example_of_a_page_is_what_the_command_prints(peer, run, place):
 
 def test_every_type_of_axolotls_datasets_is_on_its_page():
     text = (REPO / "docs" / "coming-from-axolotl.md").read_text(encoding="utf-8")
-    assert not [name for name in datasets.ALPACA if f"`{name}`" not in text]
+    assert not [name for name in ALPACA if f"`{name}`" not in text]
 
 
 @pytest.mark.parametrize("peer", command.PEERS.values(), ids=lambda peer: peer.name)

@@ -20,7 +20,6 @@ from chatbot_sft.resources import conf_dir
 
 # Text that YAML, Hydra and OmegaConf read as text without quotes.
 BARE = re.compile(r"[A-Za-z./~][\w./~@-]*(?: [\w./~@-]+)*")
-WIDTH = 118
 
 
 def text(conversion: Conversion, command: str) -> str:

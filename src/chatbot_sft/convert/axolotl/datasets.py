@@ -8,70 +8,12 @@ from typing import Any
 
 from chatbot_sft.config.aliases import plain
 from chatbot_sft.convert import shared
+from chatbot_sft.convert.axolotl.types_of_rows import columns_of, read_type
 from chatbot_sft.convert.rules import LEFT_EMPTY, OFF, Given, Kind, Line, unknown
 from chatbot_sft.convert.sources import Source, settled
 from chatbot_sft.data.messages import MARKS, THOUGHTS, canonical_role
 from chatbot_sft.data_names import is_url
 
-CHAT_ROWS = "its rows are written by the chat template, not as ### Instruction: and ### Response:"
-PREFERRED = "written by the chat template, with the system prompt as a turn of its own"
-COMPLETION = "every token is trained, there too"
-# type → our format, its columns, what is other.
-ALPACA: dict[str, tuple[str, Mapping[str, str], str]] = {
-    "alpaca": ("alpaca", {}, CHAT_ROWS),
-    "alpaca_chat": ("alpaca", {}, CHAT_ROWS),
-    "alpaca_chat.load_concise": ("alpaca", {}, CHAT_ROWS),
-    "alpaca_chat.load_no_prompt": ("alpaca", {}, CHAT_ROWS),
-    "alpaca_chat.load_qa": ("prompt_completion", {"prompt": "question", "completion": "answer"}, CHAT_ROWS),
-    "alpaca_chat.load_camel_ai": (
-        "prompt_completion",
-        {"prompt": "message_1", "completion": "message_2"},
-        CHAT_ROWS,
-    ),
-    "alpaca_w_system": ("alpaca", {"system": "system"}, CHAT_ROWS),
-    "alpaca_w_system.load_open_orca": (
-        "prompt_completion",
-        {"prompt": "question", "completion": "response", "system": "system_prompt"},
-        CHAT_ROWS,
-    ),
-    "gpteacher": ("alpaca", {"output": "response"}, CHAT_ROWS),
-    "oasst": ("alpaca", {"instruction": "INSTRUCTION", "output": "RESPONSE"}, CHAT_ROWS),
-    "context_qa.load_v2": (
-        "alpaca",
-        {"instruction": "context", "input": "question", "output": "answer"},
-        CHAT_ROWS,
-    ),
-    "completion": ("text", {}, COMPLETION),
-    "sharegpt": ("sharegpt", {}, "a type of Axolotl before 0.5"),
-}
-# Of preference training: the family (chatml, llama3 …) writes the text there, the chat template here.
-PREFERENCE: dict[str, Mapping[str, str]] = {
-    "intel": {"prompt": "question"},
-    "icr": {"prompt": "input"},
-    "prompt_pairs": {"prompt": "prompt"},
-    "ultra": {},
-    "argilla_chat": {},
-    "argilla": {},
-    "default": {},
-}
-# Of KTO: what is asked, and the answer with its label.
-LABELLED: dict[str, Mapping[str, str]] = {
-    "argilla": {"prompt": "instruction"},
-    "argilla_chat": {},
-    "intel": {"prompt": "question"},
-    "prompt_pairs": {"prompt": "prompt"},
-    "ultra": {"prompt": "prompt"},
-}
-# Of a type that is written out: theirs → our column.
-FIELDS = {
-    "field_instruction": "instruction", "field_input": "input", "field_output": "output", "field_system": "system",
-    "field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected",
-    "field_completion": "completion", "field_label": "label",
-}  # fmt: skip
-WORDINGS = (
-    "format", "no_input_format", "system_format", "prompt_format", "chosen_format", "rejected_format",
-    "completion_format",
-)  # fmt: skip
 KNOWN = (
     "path", "split", "type", "input_transform", "shards", "shards_idx", "preprocess_shards", "conversation",
     "chat_template", "chat_template_jinja", "data_files", "input_format", "name", "ds_type", "field", "field_human",
@@ -172,7 +114,7 @@ def _key(inner: Given, name: str, entry: Mapping[str, Any], made: Source) -> Non
         ours = {"name": "config_name"}.get(name, name)
         _of_the_hub(inner, ours, entry, made)
     elif name == "type":
-        _type(inner, entry, made)
+        read_type(inner, entry, made)
     elif name in READ:
         READ[name](inner, entry, made)
     elif name in NOT_ASKED:
@@ -203,78 +145,12 @@ def _of_the_hub(inner: Given, ours: str, entry: Mapping[str, Any], made: Source)
         made.add(Line(inner.key, Kind.CARRIED), {ours: inner.value})
 
 
-def _type(inner: Given, entry: Mapping[str, Any], made: Source) -> None:
-    objective = inner.get("rl")
-    if isinstance(inner.value, Mapping):
-        _written_out(inner, objective, made)
-    elif objective in ("dpo", "ipo", "orpo", "kto", "simpo"):
-        _judged(inner, str(inner.value), entry, objective, made)
-    elif inner.value == "chat_template":
-        made.add(Line(inner.key, Kind.CARRIED), {"format": "messages"})
-    elif isinstance(inner.value, str) and (known := ALPACA.get(inner.value.split(":")[0])):
-        form, columns, note = known
-        part = {"format": form, **_columns(columns)}
-        kind = Kind.CHANGED if note in (CHAT_ROWS,) or form == "sharegpt" else Kind.CARRIED
-        if form == "text":
-            made.add(Line(inner.key, kind, note=note), part, train_on="all")
-        else:
-            made.add(Line(inner.key, kind, note=note), part)
-    else:
-        made.add(
-            inner.not_carried(
-                "a type that is not known here: dataset.format=auto tells it from the rows, if it can"
-            )[0]
-        )
-
-
-def _judged(inner: Given, name: str, entry: Mapping[str, Any], objective: Any, made: Source) -> None:
-    """Types of preference training: FAMILY.TRANSFORM."""
-    family, _, transform = name.partition(".")
-    table, form = (LABELLED, "unpaired_preference") if objective == "kto" else (PREFERENCE, "preference")
-    columns = table.get(transform or "default")
-    if columns is None:
-        made.add(
-            inner.not_carried("a type that is not known here: dataset.columns names prompt and answers")[0]
-        )
-        return
-    if family == "chat_template" and transform in ("", "default") and objective != "orpo":
-        columns = {"prompt": str(entry.get("field_messages") or "messages")}
-        made.add(Line(inner.key, Kind.CARRIED), {"format": form, **_columns(columns)})
-        return
-    made.add(Line(inner.key, Kind.CHANGED, note=PREFERRED), {"format": form, **_columns(columns)})
-
-
-def _written_out(inner: Given, objective: Any, made: Source) -> None:
-    """`type: {field_instruction: …, format: …}`"""
-    form = {"kto": "unpaired_preference", None: "alpaca"}.get(objective, "preference")
-    made.add(
-        Line(f"{inner.key}.*", Kind.CHANGED, note=CHAT_ROWS if form == "alpaca" else PREFERRED),
-        {"format": form},
-    )
-    for name, value in inner.value.items():
-        key = inner.of(f"{inner.key}.{name}", value)
-        if value in OFF:
-            made.add(key.not_needed(LEFT_EMPTY)[0])
-        elif name in FIELDS:
-            made.add(Line(key.key, Kind.CARRIED), _columns({FIELDS[name]: str(value)}))
-        elif name == "system_prompt":
-            made.add(Line(key.key, Kind.CARRIED), system_prompt=value)
-        elif name in WORDINGS:
-            made.add(
-                key.not_carried(
-                    "the chat template writes the turns; a wording of its own: model.chat_template"
-                )[0]
-            )
-        else:
-            made.add(unknown(key.key, [*FIELDS, *WORDINGS, "system_prompt"], "Axolotl's datasets"))
-
-
 def _messages(inner: Given, entry: Mapping[str, Any], made: Source) -> None:
     """field_messages: of conversations the column; of pairs the prompt's, which `type` has."""
     if inner.get("rl") is not None:
         made.add(Line(inner.key, Kind.CARRIED, note="the prompt's column"))
     else:
-        made.add(Line(inner.key, Kind.CARRIED), _columns({"messages": str(inner.value)}))
+        made.add(Line(inner.key, Kind.CARRIED), columns_of({"messages": str(inner.value)}))
 
 
 def _properties(inner: Given, entry: Mapping[str, Any], made: Source) -> None:
@@ -287,7 +163,7 @@ def _properties(inner: Given, entry: Mapping[str, Any], made: Source) -> None:
         return
     ours = {name: theirs for name, theirs in given.items() if name in ("role", "content")}
     others = [f"{name}: {theirs}" for name, theirs in given.items() if name not in ours and name != theirs]
-    columns = _columns({name: str(theirs) for name, theirs in ours.items() if name != theirs})
+    columns = columns_of({name: str(theirs) for name, theirs in ours.items() if name != theirs})
     if others:
         why = f"of a message role and content may be called otherwise, not {', '.join(map(plain, others))}"
         made.add(Line(inner.key, Kind.CHANGED, note=why), columns)
@@ -299,14 +175,14 @@ def _column(ours: str) -> Any:
     def read(inner: Given, entry: Mapping[str, Any], made: Source) -> None:
         columns = {} if inner.value == ours else {ours: str(inner.value)}
         made.add(
-            Line(inner.key, Kind.CARRIED, note="" if columns else "as it is called here"), _columns(columns)
+            Line(inner.key, Kind.CARRIED, note="" if columns else "as it is called here"), columns_of(columns)
         )
 
     return read
 
 
 def _text_column(inner: Given, entry: Mapping[str, Any], made: Source) -> None:
-    made.add(Line(inner.key, Kind.CARRIED), _columns({"text": str(inner.value)}))
+    made.add(Line(inner.key, Kind.CARRIED), columns_of({"text": str(inner.value)}))
 
 
 def _thinking(inner: Given, entry: Mapping[str, Any], made: Source) -> None:
@@ -419,7 +295,3 @@ READ: dict[str, Any] = {
     "chat_template": _template,
     "data_files": _files,
 }
-
-
-def _columns(columns: Mapping[str, str]) -> dict[str, Any]:
-    return {f"columns.{ours}": theirs for ours, theirs in columns.items()}
