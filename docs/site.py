@@ -1,0 +1,46 @@
+"""A hook of mkdocs: pages that stand elsewhere in the repository, because readers of the repository look for them there,
+and links between them and docs/.
+
+A link leads where it leads in the repository; here it is turned to where that page is on the site.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+REPO = Path(__file__).resolve().parent.parent
+ELSEWHERE = {
+    "measurements.md": "benchmarks/README.md",
+    "example-data.md": "data/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
+}
+ON_SITE = {"README.md": "index.md", **{source: page for page, source in ELSEWHERE.items()}}
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]*)")
+ESCAPED_PIPE = re.compile(r"`[^`\n]*\\\|[^`\n]*`")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    for page, source in ELSEWHERE.items():
+        if (REPO / source).exists():
+            files.append(File.generated(config, page, abs_src_path=str(REPO / source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
+    """Python-Markdown shows the backslash of a `|` in code within a table, GitHub does not."""
+    source = REPO / ELSEWHERE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+
+    def turned(match: re.Match[str]) -> str:
+        target = os.path.relpath(source.parent / match[1], REPO)
+        place = ON_SITE.get(target, os.path.relpath(target, "docs"))
+        return f"]({os.path.relpath(place, Path(page.file.src_uri).parent)}"
+
+    return LINK.sub(turned, markdown)
