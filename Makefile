@@ -34,7 +34,7 @@ test-fast: setup
 	$(BIN)/python -m pytest -m fast
 
 docs: setup
-	PYTHONPATH=$(VENV)/site $(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(VENV)/site $(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

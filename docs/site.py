@@ -1,5 +1,5 @@
-"""A hook of mkdocs: pages that stand elsewhere in the repository, because readers of the repository look for them there,
-and links between them and docs/.
+"""A hook of mkdocs: pages that stand elsewhere in the repository, because its readers look for them there, and the
+links between them and docs/.
 
 A link leads where it leads in the repository; here it is turned to where that page is on the site.
 """
@@ -24,7 +24,20 @@ ELSEWHERE = {
 }
 ON_SITE = {"README.md": "index.md", **{source: page for page, source in ELSEWHERE.items()}}
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]*)")
-ESCAPED_PIPE = re.compile(r"`[^`\n]*\\\|[^`\n]*`")
+
+
+def on_config(config: Any) -> None:
+    """A page of `nav` that this checkout does not have is left out of it."""
+    config.nav = [present(entry) for entry in config.nav if present(entry)]
+
+
+def present(entry: Any) -> Any:
+    """A page, `{title: page}` or `{title: [entries]}` of the navigation without what is not there; else None."""
+    if isinstance(entry, str):
+        return entry if (REPO / ELSEWHERE.get(entry, f"docs/{entry}")).exists() else None
+    ((title, inside),) = entry.items()
+    kept = [one for one in map(present, inside) if one] if isinstance(inside, list) else present(inside)
+    return {title: kept} if kept else None
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -35,7 +48,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Python-Markdown shows the backslash of a `|` in code within a table, GitHub does not."""
+    """Links as the site has them."""
     source = REPO / ELSEWHERE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def turned(match: re.Match[str]) -> str:

@@ -21,12 +21,15 @@ HEAD = """\
 
 <!-- Made by python -m chatbot_sft.config.reference > docs/reference.md; what is written here by hand is lost. -->
 
-The whole configuration, section by section: what `--help` says, as a page. `group.key=value` changes a value, `group=option` takes a file of `conf/`;
-[how the two go together](configuration.md). `python -m chatbot_sft --help lora.r` says the same of one key in a terminal.
+The whole configuration, section by section: what `--help` says, as a page. `group.key=value` changes a value,
+`group=option` takes a file of `conf/`: [how the two go together](configuration.md).
+`python -m chatbot_sft --help lora.r` says the same of one key in a terminal.
 
-- **Default**: of the command. Where a configuration without `conf/` begins with something else (Python, one YAML file), that stands below it.
-- **Decides**: whether the key decides what a run learns. Such a key is in the run's `lock.json`, and a run does not go on with another value. Where
-  something else stands for it there (the rows themselves, not how they were found), that is named.
+- **Default**: of the command. Where a configuration without `conf/` (Python, one YAML file) begins with something
+  else, that stands below it.
+- **Decides**: whether the key decides what a run learns. Such a key is in the run's `lock.json`, and a run does not
+  go on with another value. Where something else stands for it there (the rows themselves, not how they were found),
+  that is named.
 """
 WHAT = {
     "": "What is done",
