@@ -96,7 +96,7 @@ def of_blocks(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(command, what it says): every line of a bash block, and `$ …` elsewhere. A block with a #! is a file."""
     for fence in FENCE.finditer(text):
         lines = re.sub(r"\\\n\s*", "", fence["body"]).splitlines()
-        if fence["language"] in ("bash", "sh", "shell", "console") and not lines[0].startswith("#!"):
+        if fence["language"] in ("bash", "sh", "shell") and not lines[0].startswith("#!"):
             yield from (
                 (line.strip(), ())
                 for line in lines

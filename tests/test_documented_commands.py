@@ -28,7 +28,7 @@ LAUNCHERS = Path(sys.prefix, "launchers")  # where `make setup` puts Hydra's
 # Programs of others: nothing of theirs is ours to test. Those with a reason are told apart from a slip of the pen.
 OTHERS = {
     "source", "ollama", "vllm", "llama-server", "transformers", "lm_eval", "git", "pre-commit", "accelerate", "docker", "sky", "sbatch",
-    "srun", "squeue", "scancel", "nvidia-smi", "curl", "cd", "export", "bash", "hf",
+    "srun", "squeue", "scancel", "nvidia-smi", "curl", "cd", "cp", "export", "bash", "hf",
 }  # fmt: skip
 ALL = commands()
 # The same words twice are run once; with the error that they are to end with, where one is shown.
@@ -207,8 +207,10 @@ def test_every_extra_that_pip_is_told_is_there():
                 assert (REPO / word).is_file(), command
 
 
-def test_every_script_that_python_is_told_is_there():
+def test_every_script_that_python_is_told_is_there_and_every_file_that_is_copied():
     for command in ALL:
+        if command.words[0] == "cp":
+            assert all((REPO / path).is_file() for path in command.words[1:-1]), command
         if command.kind == "script":
             paths = [word for word in command.words[1:] if "/" in word]
             assert paths, command

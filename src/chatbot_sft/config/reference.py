@@ -43,7 +43,7 @@ WHAT = {
     "sweep": "How the jobs of `-m` are chosen and judged",
     "evaluation": "Questions of your own, and servers",
 }
-OURS = re.compile(rf"(?<![\w.])(?:{'|'.join(SECTIONS)})\.[a-z]\w+(?:=[\w.-]+)?")
+OURS = re.compile(rf"(?<![\w.])(?:{'|'.join(SECTIONS)})\.[a-z_\d]*[a-z\d]\b(?:=[\w.-]+)?")
 KINDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
 
 
