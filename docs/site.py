@@ -23,6 +23,7 @@ ELSEWHERE = {
     "changelog.md": "CHANGELOG.md",
 }
 ON_SITE = {"README.md": "index.md", **{source: page for page, source in ELSEWHERE.items()}}
+CODE = re.compile(r"`[^`]*`")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]*)")
 
 
@@ -48,7 +49,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
-    """Links as the site has them."""
+    """Links as the site has them; and in code of a table a plain |, which GitHub wants escaped."""
     source = REPO / ELSEWHERE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def turned(match: re.Match[str]) -> str:
@@ -56,4 +57,9 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         place = ON_SITE.get(target, os.path.relpath(target, "docs"))
         return f"]({os.path.relpath(place, Path(page.file.src_uri).parent)}"
 
-    return LINK.sub(turned, markdown)
+    lines = LINK.sub(turned, markdown).split("\n")
+    return "\n".join(CODE.sub(unescaped, line) if line.startswith("|") else line for line in lines)
+
+
+def unescaped(code: re.Match[str]) -> str:
+    return code[0].replace("\\|", "|")
