@@ -32,14 +32,18 @@ OTHERS = {
     "srun", "squeue", "scancel", "nvidia-smi", "curl", "cd", "cp", "export", "bash", "hf",
 }  # fmt: skip
 ALL = commands()
-# The same words twice are run once; with the error that they are to end with, where one is shown.
-OF_LAUNCHER = list(
-    {
-        tuple(one.arguments): one
-        for one in sorted(ALL, key=lambda one: bool(one.error))
-        if one.kind == "launcher"
-    }.values()
+# Of a key that names a place, any value composes alike.
+A_PLACE = re.compile(
+    r"^(run|hydra\.(?:run|sweep)\.dir|dataset\.data_path|evaluation\.(?:golden|against)|model\.adapter)=.*"
 )
+
+
+def alike(command):
+    """Commands of which one need be run: with the error that it is to end with, where one is shown."""
+    return (command.error, *(A_PLACE.sub(r"\1=", word) for word in command.arguments))
+
+
+OF_LAUNCHER = list({alike(one): one for one in ALL if one.kind == "launcher"}.values())
 REALLY = [  # what is run to its end: it trains nothing
     one
     for one in OF_LAUNCHER
