@@ -20,7 +20,7 @@ PAGES = sorted(page.stem for page in (REPO / "docs").glob("*.md"))
 @pytest.fixture(scope="module")
 def site(cache):
     """The folder of the built site, which the workers share. `--strict`: a broken link or anchor, or a page out of the
-    navigation, is an error.
+    navigation, is an error; with `--quiet` it would not be counted.
     """
     if not BESIDE.is_dir():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no mkdocs; make setup brings it")
@@ -28,13 +28,14 @@ def site(cache):
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             built = subprocess.run(
-                [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+                [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", f"{folder}.new"],
                 cwd=REPO,
                 env={**os.environ, "PYTHONPATH": str(BESIDE), "NO_MKDOCS_2_WARNING": "1"},
                 capture_output=True,
                 text=True,
             )
             assert built.returncode == 0, built.stdout + built.stderr
+            Path(f"{folder}.new").rename(folder)
     return folder
 
 
