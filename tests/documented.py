@@ -122,7 +122,7 @@ def files(folder: Path) -> None:
     """Write what the documents show as a file: a block whose first comment lines name it (`# mine/my_loader.py`)."""
     for document in DOCUMENTS:
         for fence in FENCE.finditer(document.read_text(encoding="utf-8")):
-            if named := re.search(r"\A(?:# @package \S+\n)?# ([\w./-]+\.(?:yaml|py))\b", fence["body"]):
+            if named := re.search(r"\A(?:# @package \S+\n)?# ([\w./-]+\.(?:ya?ml|py))\b", fence["body"]):
                 place = folder / named[1]
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_text(fence["body"], encoding="utf-8")

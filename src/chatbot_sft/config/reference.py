@@ -31,18 +31,6 @@ The whole configuration, section by section: what `--help` says, as a page. `gro
   go on with another value. Where something else stands for it there (the rows themselves, not how they were found),
   that is named.
 """
-WHAT = {
-    "": "What is done",
-    "paths": "Where a run stands",
-    "model": "What is trained",
-    "lora": "What is put beside it",
-    "dataset": "What it learns from",
-    "objective": "What is learned",
-    "training": "How it is trained",
-    "save": "What becomes of it",
-    "sweep": "How the jobs of `-m` are chosen and judged",
-    "evaluation": "Questions of your own, and servers",
-}
 OURS = re.compile(rf"(?<![\w.])(?:{'|'.join(SECTIONS)})\.[a-z_\d]*[a-z\d]\b(?:=[\w.-]+)?")
 KINDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
 
@@ -55,7 +43,7 @@ def page() -> str:
 
 def section(name: str) -> str:
     """The options and keys of one section; those at the top for an empty name."""
-    lines = [f"## {f'`{name}`' if name else 'The top'}", "", f"{WHAT[name]}.", ""]
+    lines = [f"## {f'`{name}`' if name else 'Beside the sections'}", ""]
     found = list(options(name)) if name else []
     if len(found) > 1:
         lines += ["| option | |", "|---|---|", *found, ""]
