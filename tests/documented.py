@@ -15,7 +15,6 @@ DOCUMENTS = [
     *sorted((REPO / "docs").rglob("*.md")),
     *(file for name in ("CONTRIBUTING.md", "SECURITY.md") if (file := REPO / name).exists()),
 ]
-OURS = re.compile(r"(?:python -m chatbot_sft|chatbot-sft)\b")
 TYPED = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:(?:\.venv/bin/)?python -m |chatbot-sft |make |pip install|uv |torchrun |accelerate |eval |source |ollama |vllm |llama-server |transformers |git )"
 )
@@ -78,16 +77,11 @@ def of_document(document: Path) -> Iterator[Command]:
     last: list[str] = []
     for line, said in [*of_blocks(text), *((code, ()) for code in of_sentences(text))]:
         for words in simple(line):
-            if words[0] == "…":
-                assert last, f"{name}: {line}: nothing was before …"
-                words = ["chatbot-sft", *words]
-            before = (
-                last
-                if "…" in words and OURS.match(line.lstrip("… ")) is None and words[0] == "chatbot-sft"
-                else []
+            goes_on = words[0] == "…"
+            command = Command(
+                name, line, ["chatbot-sft", *words] if goes_on else words, last if goes_on else [], said
             )
-            command = Command(name, line, words, before, said)
-            if command.kind == "launcher" and "…" not in line:
+            if command.kind == "launcher" and not goes_on:
                 last = command.arguments
             yield command
 
