@@ -78,6 +78,17 @@ def check(words: Sequence[str]) -> Namespace:
     return given
 
 
+def refuse_json(given: Namespace, sweeps: bool) -> None:
+    """Raises UserError where --json stands beside what ends in no report."""
+    if sweeps:
+        raise UserError(
+            "--json: a sweep is many runs; leave it out, and then python -m chatbot_sft.compare DIR --json"
+        )
+    flags = {"--help": given.help, "--cfg": given.cfg, "--info": given.info, "-sc": given.shell_completion}
+    if flag := next((name for name, value in flags.items() if value), None):
+        raise UserError(f"--json: {flag} runs nothing that reports; leave one of them out")
+
+
 def check_topic(word: str) -> None:
     """Raises UserError where `--help` has nothing to say of `word`."""
     passed = word in {f"training.{key}" for key in sft_arguments.PASSED}
