@@ -26,13 +26,21 @@ def answering(asked: bool) -> Iterator[dict[str, Any]]:
     with _set_aside() as output:
         try:
             yield values
-        except (SystemExit, KeyboardInterrupt) as ending:
-            code = ending.code if isinstance(ending, SystemExit) else "interrupted"
-            if isinstance(code, str):
-                values["error"] = code.removeprefix("error: ")
+        except BaseException as ending:
+            if said := _said(ending):
+                values["error"] = said
             _write({"error": None, **values}, output)
             raise
         _write({"error": None, **values}, output)
+
+
+def _said(ending: BaseException) -> str | None:
+    """What ended the command; None where a number alone did, which may be a verdict."""
+    if isinstance(ending, KeyboardInterrupt):
+        return "interrupted"
+    if not isinstance(ending, SystemExit):
+        return f"{type(ending).__name__}: {ending}"
+    return ending.code.removeprefix("error: ") if isinstance(ending.code, str) else None
 
 
 @contextlib.contextmanager

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from chatbot_sft import json_output
 from chatbot_sft.doctor import gpu, packages, surroundings
 from chatbot_sft.doctor.finding import REINSTALL, Finding, State, examined, fault
 from chatbot_sft.doctor.run import Asked, asked
+
+if TYPE_CHECKING:
+    from chatbot_sft.config import Config
 
 WIDTH = 12
 
@@ -35,8 +39,7 @@ def main() -> None:
             _fail(error)
         values |= {"findings": [asdict(one) for one in found], "faults": faults(found)}
         if not given.json:
-            for line in lines(found):
-                print(line)
+            _print(lines(found))
         sys.exit(1 if faults(found) else 0)
 
 
@@ -74,11 +77,17 @@ def of_run(run: Asked) -> Iterator[Finding]:
     yield from examined("extras", extras.check, settings)
     yield from examined("model", hub.model, settings)
     yield from examined("data", hub.data, settings)
+    yield from examined("memory", _room, settings)
+    yield from examined("shm", room.shared_memory, settings)
+    yield from examined("output", room.writable, "output", run.folder, "hydra.run.dir=/another/folder")
+
+
+def _room(settings: Config) -> Iterator[Finding]:
+    from chatbot_sft.doctor import room, takes
+
     size = takes.size(settings)
     yield from examined("memory", room.memory, settings, size)
-    yield from examined("shm", room.shared_memory, settings)
     yield from examined("disk", room.disks, takes.writes(settings, size))
-    yield from examined("output", room.writable, "output", run.folder, "hydra.run.dir=/another/folder")
 
 
 def _hub(run: Asked | None, online: bool) -> Iterator[Finding]:
@@ -99,6 +108,15 @@ def _extras(run: Asked | None) -> list[str]:
     from chatbot_sft.doctor import extras
 
     return extras.names(run.settings)
+
+
+def _print(said: Iterable[str]) -> None:
+    try:
+        for line in said:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def faults(found: Sequence[Finding]) -> int:

@@ -23,13 +23,8 @@ if TYPE_CHECKING:
 
 # Owners and beginnings of names whose models ask for a licence to be accepted first.
 GATED = (
-    "meta-llama/",
-    "google/gemma",
-    "mistralai/",
-    "CohereLabs/",
-    "black-forest-labs/",
-    "bigcode/starcoder",
-)
+    "meta-llama/", "google/gemma-2", "google/gemma-3", "google/gemma-7b", "CohereLabs/", "bigcode/starcoder",
+)  # fmt: skip
 TOKEN = re.compile(r"(hf|api)_[A-Za-z0-9_]{16,}")
 LOGIN = "hf auth login"
 SECONDS = 10
@@ -78,7 +73,7 @@ def model(settings: Config) -> Iterator[Finding]:
         what = f"{name}: not in the hub's cache, and HF_HUB_OFFLINE is set"
         yield fault("model", what, f"HF_HUB_OFFLINE=0 hf download {shlex.quote(name)}")
     elif name.startswith(GATED) and not token():
-        what = f"{name}: gated on the hub, and there is no token: accept its licence there, then log in"
+        what = f"{name}: gated on the hub, and there is no token; accept its licence there, then log in"
         yield fault("model", what, LOGIN)
     else:
         yield note("model", f"{name}: will be downloaded from the hub", f"hf download {shlex.quote(name)}")

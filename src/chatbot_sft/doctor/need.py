@@ -109,7 +109,7 @@ def writes(settings: Config, size: Size, gpu: bool) -> list[Write]:
     count = checkpoints(settings)
     found = [
         Write(
-            f"{count} checkpoints of {checkpoint / 1e9:.2f} GB",
+            f"{count} checkpoints",
             Path(training.output_dir),
             count * checkpoint,
             "hydra.run.dir=/larger/disk/run",
@@ -175,14 +175,15 @@ def _dims(text: Mapping[str, Any]) -> dict[str, int] | None:
     if len(given) < len(names):
         return None
     hidden, layers, heads, inner, vocabulary = given
-    head = text.get("head_dim") or hidden // heads
+    head, shared = (text.get(name) for name in ("head_dim", "num_key_value_heads"))
+    head = head if type(head) is int else hidden // heads
     return {
         "hidden": hidden,
         "layers": layers,
         "inner": inner,
         "vocabulary": vocabulary,
         "queries": heads * head,
-        "keys": (text.get("num_key_value_heads") or heads) * head,
+        "keys": (shared if type(shared) is int else heads) * head,
     }
 
 

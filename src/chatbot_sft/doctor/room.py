@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SHARED = Path("/dev/shm")
 SHARED_LEAST = 1e9  # bytes: what NCCL and the workers of a loader want; Docker gives 64 MB
+SHOWN = 5e6  # bytes; what is smaller counts, and is not named
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -79,9 +80,11 @@ def disks(wanted: Sequence[Write]) -> Iterator[Finding]:
     for _, group in itertools.groupby(keyed, key=lambda pair: pair[1].stat().st_dev):
         writes = list(group)
         free, total = shutil.disk_usage(writes[0][1]).free, sum(one.size for one, _ in writes)
-        parts = ", ".join(f"{one.what} {one.size / 1e9:.2f} GB" for one, _ in writes)
+        parts = ", ".join(f"{one.what} {one.size / 1e9:.2f} GB" for one, _ in writes if one.size >= SHOWN)
         where = os.path.commonpath([str(place) for _, place in writes])
-        what = f"{free / 1e9:.1f} GB free at {where}; the run writes {total / 1e9:.1f} GB: {parts}"
+        what = (
+            f"{free / 1e9:.1f} GB free at {where}; the run writes {total / 1e9:.1f} GB: {parts or 'a report'}"
+        )
         if total > free:
             yield fault("disk", what, max((one for one, _ in writes), key=lambda one: one.size).key)
         else:
