@@ -1,6 +1,7 @@
 """--json: one object on standard output and nothing else, whatever else is said; exit codes as ever."""
 
 import json
+import signal
 
 import pytest
 from conftest import a_report, conversations, write_json
@@ -63,6 +64,18 @@ def test_training_gives_its_report(launch, tiny, tmp_path):
     assert answer["training"]["steps"] == 2
     assert answer["run_directory"] == str(tmp_path / "run")
     assert "loss    training" in process.stderr
+
+
+def test_a_run_that_is_interrupted_says_how_far_it_came(warm, tiny, tmp_path):
+    words = ("save=none", "training.max_steps=100000", "--json", "hydra.run.dir=run")
+    run = warm.start(["-m", "chatbot_sft", *tiny, *words], tmp_path)
+    run.wait_for("layout:")
+    run.send_signal(signal.SIGINT)
+    process = run.finish()
+    answer = only_json(process)
+    assert process.returncode == 130
+    assert answer["status"] == "interrupted"
+    assert answer["error"]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def use(root: Path, name: str) -> None:
     """
     with contextlib.suppress(OSError), _locked(root, fcntl.LOCK_SH):
         _write(root, name)
-        os.utime(root / name)
+        os.utime(root / name, follow_symlinks=False)
 
 
 def entries(root: Path, parts: Sequence[str]) -> list[Entry]:
@@ -146,12 +146,12 @@ def clear(root: Path, part: str) -> tuple[int, int]:
     """
     _sweep(root, [part])
     with _locked(root, fcntl.LOCK_EX):
-        used = {name for name in in_use(root) if name.partition("/")[0] == part and (root / name).exists()}
+        used = {name for name in in_use(root) if name.partition("/")[0] == part}  # or made at this moment
         if not used:
             gone = [_aside(root / part)]
         else:
             gone = [_aside(entry.path) for entry in entries(root, [part]) if entry.name not in used]
-    return _delete(gone), len(used)
+    return _delete(gone), sum((root / name).exists() for name in used)
 
 
 def in_use(root: Path) -> set[str]:

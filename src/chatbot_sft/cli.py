@@ -205,6 +205,8 @@ def start(words: list[str], as_json: bool = False) -> None:
         config = hydra_glue.given(given)
         hydra_glue.show(config, given.cfg, given.package, given.resolve)
         return
+    if given.shell_completion:
+        completion.leave_out(json_output.FLAG)
     sys.argv[1:] = command_line.for_hydra(words, given)
     entrypoint()
 

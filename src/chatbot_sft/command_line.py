@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from chatbot_sft import config as schema
 from chatbot_sft.config import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.json_output import FLAG
 
 PROGRAM = "python -m chatbot_sft"
 # Of Hydra's flags those that take the next word. (--info may: all, config, defaults, …; written --info=config
@@ -208,7 +209,7 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
         if option.startswith("--")
     ]
     example = "; settings are written without dashes, as key=value, for instance training.max_steps=100"
-    return f"{flag}: no such flag{did_you_mean(name, flags) or example}"
+    return f"{flag}: no such flag{did_you_mean(name, [*flags, FLAG]) or example}"
 
 
 def _setting(key: str, value: str) -> str:

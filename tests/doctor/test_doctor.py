@@ -11,7 +11,7 @@ import pytest
 from conftest import write_json
 
 from chatbot_sft.config import Config
-from chatbot_sft.doctor import extras, gpu, hub, packages, room, surroundings
+from chatbot_sft.doctor import caches, extras, gpu, hub, need, packages, room, surroundings, takes
 from chatbot_sft.doctor.finding import State, examined
 
 SMI = """#!/bin/sh
@@ -229,35 +229,61 @@ def test_torch_for_the_cpu_beside_a_card(tmp_path, monkeypatch):
     assert built.repair == ""
 
 
-def test_a_card_that_is_taken_or_too_small(doctor, tmp_path):
-    path = smi(tmp_path / "taken", free=300)
-    findings = doctor(PATH=path, CUDA_VISIBLE_DEVICES="0")
-    assert has(
-        findings, "gpu memory", "fault", r"0.3 GB are free of 24.2 GB of NVIDIA L4, training needs at least"
-    ) == ("nvidia-smi --query-compute-apps=pid,used_memory,name --format=csv")
-    words = ("model=local", "model.name=org/Large-70B-Instruct", "model.load_in_4bit=false")
-    repair = has(doctor(*words, PATH=path), "gpu memory", "fault", "70.00B weights by its name")
-    assert repair == "python -m chatbot_sft model.load_in_4bit=true"
+def test_a_card_that_is_taken_or_too_small(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", smi(tmp_path / "taken", free=300))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
+    def of_memory(name, **model):
+        settings = Config.from_mapping({"model": {"name": name, **model}})
+        return next(
+            one
+            for one in room.memory(settings, need.size_of(settings, None, name))
+            if one.name == "gpu memory"
+        )
 
-def test_a_driver_that_does_not_answer(doctor, tmp_path):
-    folder = tmp_path / "bin"
-    path = smi(folder)
-    (folder / "nvidia-smi").write_text(
-        "#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n"
+    found = of_memory("org/Some-1B")
+    assert (found.state, found.repair) == (
+        State.FAULT,
+        "nvidia-smi --query-compute-apps=pid,used_memory,name --format=csv",
     )
-    assert (
-        only(doctor(PATH=path), "gpu", r"nvidia-smi fails \(18\): Failed to initialize NVML") == "sudo reboot"
-    )
+    assert found.what.startswith("0.3 GB are free of 24.2 GB of NVIDIA L4, training needs at least 1.")
+    monkeypatch.setenv("PATH", smi(tmp_path / "free"))
+    assert of_memory("org/Some-1B").state is State.OK
+    found = of_memory("org/Large-13B", load_in_4bit=False)
+    assert (found.state, found.repair) == (State.FAULT, "python -m chatbot_sft model.load_in_4bit=true")
+    assert "13.00B weights by its name" in found.what
+    assert of_memory("org/Large-13B").state is State.OK
+    assert of_memory("org/Large-70B").repair == "python -m chatbot_sft model=smollm2"
 
 
-def test_a_card_that_is_not_there(doctor, tmp_path):
-    findings = doctor(PATH=smi(tmp_path / "bin"), CUDA_VISIBLE_DEVICES="3")
-    assert (
-        has(findings, "gpu", "fault", "there is no card 3, they are 0 to 0")
-        == "export CUDA_VISIBLE_DEVICES=0"
+def test_a_driver_that_does_not_answer(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", smi(tmp_path / "bin"))
+    said = "Failed to initialize NVML: Driver/library version mismatch"
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\necho '{said}'\nexit 18\n")
+    (found,) = gpu.check()
+    assert (found.state, found.what, found.repair) == (
+        State.FAULT,
+        f"nvidia-smi fails (18): {said}",
+        "sudo reboot",
     )
-    has(doctor(PATH=smi(tmp_path / "more"), CUDA_VISIBLE_DEVICES=""), "gpu", "note", "hides every card")
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(gpu, "SECONDS", 0.1)
+    (found,) = gpu.check()
+    assert found.what == "nvidia-smi fails (124): no answer in 0.1 seconds"
+    assert gpu.cards() == []
+
+
+def test_a_card_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", smi(tmp_path / "bin"))
+    for visible, state, said in (
+        ("3", State.FAULT, "no card 3, they are 0 to 0"),
+        ("", State.NOTE, "hides every card"),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found = [one for one in gpu.check() if "CUDA_VISIBLE_DEVICES" in one.what]
+        assert [one.state for one in found] == [state]
+        assert said in found[0].what
+    assert gpu.of_the_run() == []
 
 
 def test_more_than_the_memory_and_the_disk_hold(doctor):
@@ -267,31 +293,45 @@ def test_more_than_the_memory_and_the_disk_hold(doctor):
     has(findings, "memory", "fault", "training needs at least")
 
 
-def test_a_small_disk(doctor, small_disk):
+def test_a_small_disk(doctor, small_disk, monkeypatch):
     folder = small_disk("20m")
-    findings = doctor(f"hydra.run.dir={folder}/run")
     repair = only(
-        findings,
+        doctor(f"hydra.run.dir={folder}/run"),
         "disk",
         rf"0.0 GB free at {folder}; the run writes 0.4 GB: 3 checkpoints 0.13 GB, exports \(merged_16bit\)",
     )
     assert repair == "save.save_path=/larger/disk/model"
-    findings = doctor(HF_HOME=str(folder), CHATBOT_SFT_CACHE=f"{folder}/cache")
-    has(findings, "disk", "fault", "the converted model in the cache 0.54 GB")
+    monkeypatch.setenv("CHATBOT_SFT_CACHE", f"{folder}/cache")
+    monkeypatch.setenv("HF_HOME", f"{folder}/hf")
+    for name, size, repair in (
+        ("smollm2", "0.54", "CHATBOT_SFT_CACHE=/larger/disk/cache"),
+        ("org/Some-1B", "2.00", "HF_HOME=/larger/disk/huggingface"),
+    ):
+        settings = Config.from_mapping({"model": {"name": name}, "task": "plan"})
+        (found,) = room.disks(takes.writes(settings, takes.size(settings)))
+        assert (found.state, found.repair) == (State.FAULT, f"export {repair}")
+        assert f"{size} GB" in found.what
 
 
-def test_places_that_cannot_be_written(doctor, small_disk, tmp_path):
+def test_places_that_cannot_be_written(small_disk, tmp_path):
     (tmp_path / "file").write_text("")
-    assert (
-        only(doctor(f"hydra.run.dir={tmp_path}/file/run"), "output", "file is a file")
-        == "hydra.run.dir=/another/folder"
-    )
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     folder = small_disk("1m")
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    has(doctor(f"hydra.run.dir={folder}/run"), "output", "fault", "cannot be written")
-    words = ("model=local", "model.name=org/Some-1B")
-    has(doctor(*words, HF_HOME=f"{folder}/hf"), "hub cache", "fault", "cannot be written")
-    has(doctor(CHATBOT_SFT_CACHE=f"{folder}/cache"), "cache", "note", "every run makes everything again")
+    for place, why in (
+        (tmp_path / "file" / "run", "file is a file"),
+        (tmp_path / "link" / "run", "link is a link that leads nowhere"),
+        (folder / "run", f"{folder} cannot be written"),
+    ):
+        (found,) = room.writable("output", place, "hydra.run.dir=/another/folder")
+        assert (found.state, found.repair) == (State.FAULT, "hydra.run.dir=/another/folder")
+        assert why in found.what
+    own = tmp_path / "others"
+    own.mkdir()
+    os.chown(own, 12345, 12345)
+    (found,) = room.writable("output", own, "")
+    assert (found.state, found.repair) == (State.NOTE, f"sudo chown -R $USER {own}")
+    assert "belongs to user 12345" in found.what
 
 
 def test_shared_memory_that_is_too_small(small_disk, monkeypatch):
@@ -314,20 +354,28 @@ def test_a_container_may_have_less_memory_than_the_machine(tmp_path, monkeypatch
     assert room.main_memory()[1] > 1e9
 
 
-def test_files_that_hide_a_library(doctor):
+def test_files_that_hide_a_library(doctor, monkeypatch):
     here = doctor.folder
     (here / "data").mkdir()
     (here / "datasets").mkdir()
     (here / "datasets" / "my.jsonl").write_text("{}")
-    assert not [one for one in doctor() if one["state"] == "fault"]  # without __init__.py it hides nothing
     (here / "torch.py").write_text("raise SystemExit('never imported')\n")
-    assert (
-        only(doctor(), "folder", r"torch.py in .* hides the library torch")
-        == f"mv {here}/torch.py {here}/my_torch.py"
-    )
+    repair = only(doctor(), "folder", r"torch.py in .* hides the library torch")
+    assert repair == f"mv {here}/torch.py {here}/my_torch.py"
     (here / "torch.py").unlink()
+    monkeypatch.chdir(here)
+    assert [one.what for one in surroundings.check()][
+        0
+    ] == f"{here} hides no library"  # a folder without __init__.py does not
     (here / "datasets" / "__init__.py").write_text("")
-    only(doctor(), "folder", "datasets in .* hides the library datasets")
+    own = here / "mine"
+    own.mkdir()
+    (own / "random.py").write_text("")
+    found = [one.what for one in surroundings.check([str(own)]) if one.state is State.FAULT]
+    assert found == [
+        f"random.py in {own} hides Python's own random",
+        f"datasets in {here} hides the library datasets",
+    ]
 
 
 @pytest.mark.slow
@@ -373,17 +421,19 @@ def test_python_path(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_locale_without_letters(doctor):
-    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    """What it prints itself has other letters than ASCII's."""
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     (doctor.folder / "dữ liệu.jsonl").write_text("{}", encoding="utf-8")
-    assert only(doctor(cold=True, **env), "encoding", "is the locale's") == "export LC_ALL=C.UTF-8"
     text = subprocess.run(
         [sys.executable, "-m", "chatbot_sft.doctor"],
-        env={**os.environ, **env},
+        env=env,
         cwd=doctor.folder,
         capture_output=True,
+        text=True,
     )
-    assert b"fault encoding" in text.stdout, text.stderr
-    assert b"Traceback" not in text.stderr
+    assert text.returncode == 1, text.stderr
+    assert "\nfault encoding" in text.stdout
+    assert "export LC_ALL=C.UTF-8\n1 fault\n" in text.stdout
 
 
 @pytest.mark.parametrize(
@@ -430,18 +480,30 @@ def test_a_model_that_cannot_be_had(doctor, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gated_model_without_a_token(doctor, tmp_path):
-    """Nothing is asked of the network for it: the address is one that takes no connection."""
+def test_the_hub_is_asked_where_the_user_says_so(doctor, tmp_path):
+    """The address is one that takes no connection."""
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "token").write_text("hf_abcdefghijklmnopqrstuvwxyz")
     env = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     words = ("model=local", "model.name=meta-llama/Llama-3.2-1B-Instruct")
-    findings = doctor(*words, cold=True, **env)
-    assert has(findings, "model", "fault", "gated on the hub, and there is no token") == "hf auth login"
-    has(findings, "hub", "ok", "http://127.0.0.1:9, used by this run; not asked")
-    (tmp_path / "hf").mkdir(exist_ok=True)
-    (tmp_path / "hf" / "token").write_text("hf_abcdefghijklmnopqrstuvwxyz")
     findings = doctor(*words, "--online", cold=True, **env)
     has(findings, "model", "note", "will be downloaded")
     has(findings, "online", "fault", "no answer from http://127.0.0.1:9")
+    assert "hf_abc" not in json.dumps(findings)
+
+
+def test_a_gated_model_without_a_token(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "USER_SAYS_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network is not used"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    settings = Config.from_mapping({"model": {"name": "meta-llama/Llama-3.2-1B-Instruct"}})
+    (found,) = hub.model(settings)
+    assert (found.state, found.repair) == (State.FAULT, "hf auth login")
+    assert "gated on the hub, and there is no token" in found.what
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
+    (found,) = hub.model(settings)
+    assert (found.state, found.repair) == (State.NOTE, "hf download meta-llama/Llama-3.2-1B-Instruct")
+    assert [one.state for one in hub.hub(settings, online=False)] == [State.OK, State.OK]
 
 
 def test_extras_that_are_not_installed(doctor, monkeypatch):
@@ -484,28 +546,40 @@ def test_extras_of_a_run(monkeypatch):
     ]
 
 
-def test_a_cache_that_others_may_write(doctor, tmp_path):
+def test_a_cache_that_others_may_write(monkeypatch, tmp_path):
     folder = tmp_path / "cache"
     (folder / "compiled").mkdir(parents=True)
     (folder / "compiled").chmod(0o777)
-    repair = only(doctor(CHATBOT_SFT_CACHE=str(folder)), "cache", "compiled may be written by others")
-    assert repair == f"chmod -R go-rwx {folder}"
+    monkeypatch.setenv("CHATBOT_SFT_CACHE", str(folder))
+    _, found = caches.check(uses_hub=False)
+    assert (found.state, found.repair) == (State.FAULT, f"chmod -R go-rwx {folder}")
     (folder / "compiled").chmod(0o700)
-    entry = folder / "data" / "abc"
+    os.chown(folder / "compiled", 12345, 12345)
+    _, found = caches.check(uses_hub=False)
+    assert (found.state, found.what) == (
+        State.FAULT,
+        f"{folder}/compiled belongs to another user: nothing in it is used",
+    )
+
+
+def test_a_cache_that_is_damaged_or_too_large(monkeypatch, tmp_path):
+    entry = tmp_path / "cache" / "data" / "abc"
     entry.mkdir(parents=True, mode=0o700)
     write_json(entry / "checksums.json", {"rows.arrow": {"size": 7}})
     (entry / "rows.arrow").write_text("short")
-    findings = doctor(CHATBOT_SFT_CACHE=str(folder), CHATBOT_SFT_CACHE_GB="0.000000001")
-    has(findings, "cache", "note", r"1 of data are damaged \(abc\)")
-    assert (
-        has(findings, "cache", "note", "above CHATBOT_SFT_CACHE_GB")
-        == "python -m chatbot_sft.doctor --clear-cache"
-    )
-    has(doctor(CHATBOT_SFT_CACHE_GB="many"), "cache", "fault", "CHATBOT_SFT_CACHE_GB=many: expected a number")
+    monkeypatch.setenv("CHATBOT_SFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CHATBOT_SFT_CACHE_GB", "0.000000001")
+    large, damaged = caches.check(uses_hub=False)
+    assert (large.state, large.repair) == (State.NOTE, "python -m chatbot_sft.doctor --clear-cache")
+    assert (damaged.state, damaged.repair) == (State.NOTE, "python -m chatbot_sft.doctor --clear-cache data")
+    assert damaged.what.startswith("1 of data are damaged (abc)")
+    monkeypatch.setenv("CHATBOT_SFT_CACHE_GB", "many")
+    (found,) = examined("cache", caches.check, False)
+    assert (found.state, found.repair) == (State.FAULT, "unset CHATBOT_SFT_CACHE_GB")
 
 
 def test_what_is_wrong_with_the_configuration_is_said_as_the_launcher_says_it(light, tmp_path):
-    for words in (["lora.rr=8"], ["lora.r=x"], ["--fix"], ["lora=nope"], ["lora.r=8,16"]):
+    for words in (["lora.r=x"], ["--fix"], ["lora=nope"]):
         ours = light.run(["-m", "chatbot_sft.doctor", *words], tmp_path)
         theirs = light.run(["-m", "chatbot_sft", *words], tmp_path)
         assert (ours.returncode, ours.stdout, ours.stderr) == (1, "", theirs.stderr)
@@ -516,14 +590,13 @@ def test_what_is_wrong_with_the_configuration_is_said_as_the_launcher_says_it(li
 def test_it_takes_the_overrides_of_a_run_and_a_sweep(doctor, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "large.yaml").write_text(
-        "# @package _global_\nmodel:\n  name: org/Large-8B\n  load_in_4bit: true\nsave:\n  method: lora\n"
+        "# @package _global_\nmodel:\n  name: org/Large-1B\n  load_in_4bit: true\nsave:\n  method: lora\n"
     )
     env = {"HF_HOME": str(tmp_path / "hf")}
     findings = doctor("--config-dir", tmp_path / "mine", "experiment=large", "lora.r=32", **env)
-    has(findings, "model", "fault", "org/Large-8B")
-    has(findings, "disk", "ok", r"exports \(lora\) 0.52 GB")
-    findings = doctor("-m", "lora.r=8,16", "hparams_search=seeds")
-    assert not [one for one in findings if one["state"] == "fault"]
+    has(findings, "model", "fault", "org/Large-1B")
+    has(findings, "disk", "ok", r"exports \(lora\) 0.09 GB")
+    assert not [one for one in doctor("-m", "lora.r=8,16", "hparams_search=seeds") if one["state"] == "fault"]
 
 
 def test_lines_are_aligned_and_faults_stand_last(light, tmp_path):

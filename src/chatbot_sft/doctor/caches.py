@@ -13,6 +13,7 @@ from chatbot_sft.cache import PARTS, VARIABLE, cache_dir, damaged
 from chatbot_sft.cache_bound import size_of
 from chatbot_sft.doctor import hub, room
 from chatbot_sft.doctor.finding import Finding, fault, note, ok
+from chatbot_sft.errors import UserError
 
 CLEAR = "python -m chatbot_sft.doctor --clear-cache"
 KEPT_WHOLE = ("data", "findings", "models", "references")  # parts whose entries have checksums
@@ -50,8 +51,12 @@ def clear(part: str) -> str:
 
 
 def _ours() -> Iterator[Finding]:
-    folder = cache_dir()
-    there, most = parts(), cache_bound.most()
+    folder, there = cache_dir(), parts()
+    try:
+        most = cache_bound.most()
+    except UserError as error:
+        yield fault("cache", str(error), f"unset {cache_bound.VARIABLE}")
+        return
     total = sum(there.values())
     said = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in there.items())
     what = f"{folder} ({said or 'empty'}), {total / 1e9:.1f} of {most / 1e9:g} GB; --clear-cache [PART] deletes it"

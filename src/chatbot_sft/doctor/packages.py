@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 OURS = "chatbot-sft"
+OF_EXTRA = re.compile(r";(?!.*\bor\b).*\bextra\s*==")
 
 
 @dataclass
@@ -140,6 +141,8 @@ def _requirements(one: Installed, extra: str) -> Iterator[Requirement]:
     from packaging.requirements import Requirement
 
     for line in one.requires:
+        if not extra and OF_EXTRA.search(line):
+            continue  # most of them are, and parsing takes its time
         requirement = Requirement(line)
         marker = requirement.marker
         always = marker is None or marker.evaluate({"extra": ""})
