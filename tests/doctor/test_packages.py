@@ -53,6 +53,18 @@ def test_metadata_of_a_small_environment(tmp_path):
     }
 
 
+def test_metadata_in_its_older_form(tmp_path):
+    """As setup.py, conda and Linux distributions leave it."""
+    folder = tmp_path / "site-packages"
+    metadata(folder, "chatbot-sft", "0.1.0", "Requires-Dist: Old_Package<2")
+    place = folder / "old_package.egg-info"
+    place.mkdir()
+    (place / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: old.package\nVersion: 1.5\n")
+    (place / "requires.txt").write_text("gone>3\n\n[more]\nunused\n")
+    faults = [one.what for one in packages.check([], [str(folder)]) if one.state is State.FAULT]
+    assert faults == ["gone is not installed, and old-package 1.5 needs it"]
+
+
 def test_what_overrides_lift_is_no_fault_and_what_it_breaks_is(tmp_path):
     """unsloth asks for torchvision and a newer certifi; of a torchvision that is there all the same, its own wishes count."""
     folder = tmp_path / "site-packages"

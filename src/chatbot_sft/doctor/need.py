@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FOUR_BIT = 0.55  # bytes a weight, the scale of each 64 in it
 TOKENIZER = 30e6  # bytes of the files beside an adapter: tokenizer and chat template
-LIBRARIES = {"cpu": 1.5e9, "gpu": 4e9}  # of main memory, what Python, PyTorch and the others take
+LIBRARIES = {"cpu": 1.0e9, "gpu": 4e9}  # of main memory, what Python, PyTorch and the others take
 CUDA = 0.6e9  # of a card's memory, what a process takes before its first tensor
 SHORT = 512  # tokens: the least that a conversation is counted with, where the model may be given more
 CHECKPOINTS = 10  # where it cannot be told how many there will be

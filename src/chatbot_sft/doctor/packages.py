@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 OURS = "chatbot-sft"
+EGG = ".egg-info"
 OF_EXTRA = re.compile(r";(?!.*\bor\b).*\bextra\s*==")
 
 
@@ -81,6 +82,8 @@ class Installed:
 
     @property
     def requires(self) -> list[str]:
+        if self.place.suffix == EGG:
+            return Distribution.at(self.place).requires or []
         return self.metadata.get_all("Requires-Dist") or []
 
     def __str__(self) -> str:
@@ -91,13 +94,21 @@ def installed(folders: Sequence[str]) -> dict[str, list[Installed]]:
     """Name → its installations, in the order in which Python looks."""
     found: dict[str, list[Installed]] = {}
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
-        for place in sorted(folder.glob("*.dist-info")) if folder.is_dir() else ():
-            name, dash, version = place.name.removesuffix(".dist-info").partition("-")
-            if dash and (place / "METADATA").is_file() and not name.startswith("~"):
-                found.setdefault(canonical(name), []).append(
-                    Installed(canonical(name), version, folder, place)
-                )
+        for one in _in_folder(folder) if folder.is_dir() else ():
+            found.setdefault(one.name, []).append(one)
     return found
+
+
+def _in_folder(folder: Path) -> Iterator[Installed]:
+    """By the names of the folders, which is a hundred times faster than reading them all."""
+    for place in sorted(folder.glob("*.dist-info")):
+        name, dash, version = place.stem.partition("-")
+        if dash and (place / "METADATA").is_file() and not name.startswith("~"):
+            yield Installed(canonical(name), version, folder, place)
+    for place in sorted(folder.glob(f"*{EGG}")):  # of setup.py, conda and Linux distributions
+        about = Distribution.at(place).metadata
+        if about["Name"]:
+            yield Installed(canonical(about["Name"]), about["Version"], folder, place)
 
 
 def canonical(name: str) -> str:
