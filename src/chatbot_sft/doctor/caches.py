@@ -76,8 +76,8 @@ def _ours() -> Iterator[Finding]:
 
 def _private(folder: Path) -> Iterator[Finding]:
     """It holds what is trained as text, and what is compiled is run: for its owner alone."""
-    for place in (folder, *(folder / part for part in PARTS)):
-        if not place.exists():
+    for place in (folder / part for part in PARTS):
+        if not place.is_dir():
             continue
         status = place.stat()
         if status.st_uid not in (os.geteuid(), 0):
