@@ -46,7 +46,7 @@ def text(conversion: Conversion, command: str) -> str:
 
 def _head(conversion: Conversion, command: str) -> Iterator[str]:
     peer = conversion.peer
-    yield f"# {shown_line(conversion.file.name)}, by {peer.title}'s keys (version {peer.version}): what differs here"
+    yield f"# From {shown_line(conversion.file.name)}, by the keys of {peer.title} {peer.version}: what differs here."
     yield f"# {command}"
     leftovers = [shown_line(line.key) for line in conversion.leftovers]
     if leftovers:
