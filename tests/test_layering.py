@@ -42,6 +42,7 @@ RULES = {
         ("chatbot_sft.save",),
         {},
     ),
+    "convert": (("chatbot_sft.model", "chatbot_sft.train", "chatbot_sft.save"), {}),
     "inference": (("chatbot_sft.train", "chatbot_sft.save", "chatbot_sft.served"), {}),
     "evaluation": (("chatbot_sft.train", "chatbot_sft.save", "chatbot_sft.served"), {}),
     "served": (("chatbot_sft.train", "chatbot_sft.model"), {}),
