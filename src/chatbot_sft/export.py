@@ -174,7 +174,7 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
     now["model"] = {**now["model"], "adapter": None}  # what it went on from is in what it became
     settings = Config.from_mapping(now)
-    saver = locate("save", settings.save._target_)
+    saver = locate("save", settings.save._target_, settings.allow_targets)
     if is_local(settings.model.name) and not Path(settings.model.name).is_dir():
         raise UserError(
             f"run={config['run']}: the model it was trained on is not at {settings.model.name} any more, nor"
@@ -192,7 +192,7 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
             **base,
             "model": {**base["model"], "chat_template": str(earlier.weights / "chat_template.jinja")},
         }
-    model = locate("model", settings.model._target_)(base).load()
+    model = locate("model", settings.model._target_, settings.allow_targets)(base).load()
     if not settings.full_finetuning:
         load_weights(model.model, earlier.weights, f"run={config['run']}")
     log.info("weights: %s", earlier.weights)

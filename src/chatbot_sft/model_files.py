@@ -16,6 +16,7 @@ LFS_POINTER = b"version https://git-lfs"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # what torch.save writes, now and long ago
 LARGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 LARGEST_JSON = 64 << 20  # bytes
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Positive whole numbers of config.json, and the largest that makes sense of each.
 SIZES = {
@@ -25,7 +26,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def check_folder(name: str, trust_remote_code: bool) -> None:
+def check_folder(name: str, trust_remote_code: bool, allow_pickle: bool = False) -> None:
     """`name`, a path, is a Hugging Face model folder whose files are whole.
 
     Raises:
@@ -56,6 +57,34 @@ def check_folder(name: str, trust_remote_code: bool) -> None:
             " which would be loaded with it; move that out of the folder"
         )
     _check_weights(folder, where)
+    if not allow_pickle:
+        refuse_pickles(folder, where)
+
+
+def refuse_pickles(folder: Path, where: str) -> None:
+    """A pickle may run code as it is loaded, so weights are safetensors.
+
+    Raises:
+        UserError: all weights of the model or adapter in `folder` are pickles; with what allows them, or converts
+            them.
+    """
+    pickled = sorted(file for pattern in PICKLED for file in folder.glob(pattern))
+    if not pickled or any(folder.glob("*.safetensors")):
+        return
+    name = pickled[0].name
+    if (folder / "adapter_config.json").exists():
+        instead = (
+            'convert it once in its folder: python -c "import torch; from safetensors.torch import save_file;'
+            f" save_file(torch.load('{name}', weights_only=True), 'adapter_model.safetensors')\""
+        )
+    else:
+        instead = (
+            "model.allow_pickle=true loads them with PyTorch's loader for weights alone, and every export is"
+            " safetensors"
+        )
+    raise UserError(
+        f"{where}: {name} is a pickle, which may hold code, and there are no *.safetensors; {instead}"
+    )
 
 
 def read_json(file: Path, where: str) -> dict[str, Any]:
