@@ -133,7 +133,7 @@ def test_no_planted_secret_comes_out(warm, tiny, chatty, tmp_path):
 
     key = PLANTED["a key of a class of one's own"]
     own = ["dataset._target_=my_loader.Mine", f"+dataset.api_key={key}"]
-    trained = [*tiny, f"dataset.data_path={data}", "save=lora", *own]
+    trained = [*tiny, f'dataset.data_path="{data}"', "save=lora", *own]
     run(*trained, "hydra.run.dir=trained")
     run("--config-dir", given / "mine", "experiment=own", *tiny, "task=check", "hydra.run.dir=checked")
     run(*trained, "task=plan", "hydra.run.dir=planned")

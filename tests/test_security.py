@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import time
 import zipfile
 from types import SimpleNamespace
@@ -416,6 +417,25 @@ def test_json_nested_deeply_is_refused(tmp_path, text):
             assert "fault" in repr(row)
 
 
+LYING = {
+    "tensors": struct.pack("<IQQ", 3, 2**60, 0),
+    "keys": struct.pack("<IQQ", 3, 1, 2**62),
+    "a text": struct.pack("<IQQQ", 3, 1, 1, 2**62) + b"abc",
+    "a list": struct.pack("<IQQQ3sIIQ", 3, 1, 1, 3, b"abc", 9, 8, 2**61),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LYING)
+def test_a_gguf_file_that_lies_of_its_lengths_is_refused(name, tmp_path):
+    """By llama.cpp, which reads them."""
+    from chatbot_sft.inference.gguf_model import GGUFModel
+
+    (tmp_path / "lying.gguf").write_bytes(b"GGUF" + LYING[name])
+    with pytest.raises(UserError, match=r"lying\.gguf: cannot be loaded"):
+        GGUFModel.load(tmp_path / "lying.gguf")
+
+
 def test_a_pattern_that_searches_for_years_ends(monkeypatch):
     monkeypatch.setattr(checks, "SECONDS", 0.3)
     answer = SimpleNamespace(spoken="a" * 60 + "!")
@@ -460,3 +480,25 @@ def test_a_cache_is_its_owners_alone(tmp_path, monkeypatch):
         0,
         0,
     ]
+
+
+def test_a_record_of_a_checkpoint_names_no_other_file(tmp_path):
+    """It would read a device for ever."""
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    kept = {
+        "format": checkpoints.FORMAT,
+        "step": 1,
+        "started": "2026-11-30",
+        "seconds": 1.0,
+        "finished": False,
+    }
+    whole = {**kept, "losses": {}, "layout": {}, "resumes": [], "identity": {}}
+    checkpoints.seal(folder, whole)
+    assert checkpoints.verified(folder).step == 1
+    record = json.loads((folder / "run.json").read_text())
+    record["checksums"]["../../../../../../../../dev/zero"] = "0"
+    write_json(folder / "run.json", {**record, "checksum": checkpoints._own_checksum(record)})
+    with pytest.raises(checkpoints.Damaged, match="checksums of other files"):
+        checkpoints.verified(folder)

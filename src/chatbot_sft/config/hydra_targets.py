@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from chatbot_sft.config.hydra_glue import compose_for
 from chatbot_sft.trust import OURS, refuse_foreign
 
-# Hydra, its plugins, which it imports wherever they are installed, and what its loggers are made of.
-OF_HYDRA = (OURS, "hydra", "hydra_plugins", "logging", "colorlog")
+# Hydra, its plugins, which it imports wherever they are installed, and what its loggers and samplers are made of.
+OF_HYDRA = (OURS, "hydra", "hydra_plugins", "logging", "colorlog", "optuna")
 NAMES_CODE = ("_target_", "()", "class")  # the last two in the dictionaries that logging.config reads
 # Overrides that bring no code.
 HARMLESS = (
