@@ -155,7 +155,8 @@ def test_no_planted_secret_comes_out(warm, tiny, chatty, tmp_path):
 
     for process in processes:
         assert not TERMINAL.search(process.text), (process.words, process.text)
-    assert "login failed with password=***" in "".join(process.text for process in processes)
+    raised = next(process.text for process in processes if "hydra.run.dir=failed" in process.words)
+    assert "login failed with password=***" in raised, raised
     texts = {f"what {' '.join(map(str, process.words))} says": process.text.encode() for process in processes}
     texts |= dict(
         texts_in(*(path for path in work.iterdir() if path.is_dir() and path.name != ".git"), cache)

@@ -21,7 +21,7 @@ from chatbot_sft.data.template import ChatTemplate
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import checks
 from chatbot_sft.model_files import check_folder
-from chatbot_sft.report.leaderboard import csv_file
+from chatbot_sft.report.leaderboard import csv_file, promotion
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run
 from chatbot_sft.targets import locate
@@ -162,13 +162,6 @@ def test_pickled_weights_of_a_friend_are_trained_where_a_key_says_so(launch, tin
     assert "model.allow_pickle=true" in only_error(launch(*arguments))
     process = launch(*arguments, "model.allow_pickle=true")
     assert process.returncode == 0, process.stderr
-    export = ["task=export", "run=run", "save=merged_16bit", "save.verify=false", "hydra.run.dir=export"]
-    assert only_error(launch(*export)).endswith(
-        "its model was loaded with model.allow_pickle=true, which may run code that came with it; add"
-        " model.allow_pickle=true, if you trust where the run and its model come from"
-    )
-    process = launch(*export, "model.allow_pickle=true")
-    assert process.returncode == 0, process.stderr
 
 
 def test_an_adapter_of_pickled_weights_is_refused_and_says_how_to_convert_it(tiny_llama, tmp_path, marker):
@@ -211,8 +204,8 @@ def stranger(warm, tiny, tmp_path_factory):
 @pytest.mark.parametrize(
     ("loop", "name"),
     [
-        *(("native", name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")),
-        *(("trl", name) for name in ("optimizer.pt", "rng_state.pth", "training_args.bin")),
+        *(("native", name) for name in ("optimizer.pt", "rng_state.pth")),
+        *(("trl", name) for name in ("optimizer.pt", "training_args.bin")),
     ],
 )
 def test_code_in_a_checkpoint_is_not_run(loop, name, stranger, launch, tiny, tmp_path, marker):
@@ -373,7 +366,7 @@ def test_a_transformers_tokenizer_is_bounded_too(monkeypatch):
 
     monkeypatch.setattr(rendering, "SECONDS", 1.0)
     tokenizer = SimpleNamespace(chat_template=REFUSED["an endless loop"], special_tokens_map={})
-    with pytest.raises(UserError, match="takes over .* seconds for one conversation"):
+    with pytest.raises(UserError, match=r"takes over .* seconds for one conversation"):
         rendered(tokenizer, ASK, {})
 
 
@@ -502,3 +495,16 @@ def test_a_record_of_a_checkpoint_names_no_other_file(tmp_path):
     write_json(folder / "run.json", {**record, "checksum": checkpoints._own_checksum(record)})
     with pytest.raises(checkpoints.Damaged, match="checksums of other files"):
         checkpoints.verified(folder)
+
+
+def test_a_promotion_copies_exports_and_nothing_else(tmp_path):
+    """Where an export lies is said by the report, which may be a stranger's."""
+    private, run = tmp_path / "private", tmp_path / "run"
+    for place in (private, run / "model"):
+        place.mkdir(parents=True)
+        (place / "file").write_text("a private key")
+    assert promotion._place(private, run) == run / "model"
+    assert promotion._place(private / "file", run) == run / "model"
+    (run / "model" / "linked").symlink_to(private / "file")
+    with pytest.raises(UserError, match="a link out of the export"):
+        promotion._refuse_links_out(run / "model")
