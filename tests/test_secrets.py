@@ -41,7 +41,7 @@ PLANTED = {
 # Sets the terminal's title and clears it; turns what follows around.
 OBEYED = "\x1b]0;owned\x07\x1b[2J\x9b2J\u202e"
 LOADER = """
-
+import os
 from chatbot_sft import DatasetLoader
 
 class Failing(DatasetLoader):

@@ -508,3 +508,15 @@ def test_a_promotion_copies_exports_and_nothing_else(tmp_path):
     (run / "model" / "linked").symlink_to(private / "file")
     with pytest.raises(UserError, match="a link out of the export"):
         promotion._refuse_links_out(run / "model")
+
+
+def test_a_model_of_the_hub_without_safetensors_is_told_so():
+    from chatbot_sft.model.hub import readable_errors
+
+    with (
+        pytest.raises(
+            UserError, match=r"^model\.name=org/old: it has no \*\.safetensors; model\.allow_pickle=true"
+        ),
+        readable_errors("org/old"),
+    ):
+        raise OSError("org/old does not appear to have a file and thus cannot be loaded with `safetensors`.")
