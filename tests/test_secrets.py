@@ -14,8 +14,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import conversations, write_json
 
-from chatbot_sft.report.plain import OBEYED as TERMINAL
-
 pytestmark = pytest.mark.slow
 # Where one comes in → the secret. Those of the environment are under the variable's name.
 ENVIRONMENT = {
@@ -40,6 +38,7 @@ PLANTED = {
 }
 # Sets the terminal's title and clears it; turns what follows around.
 OBEYED = "\x1b]0;owned\x07\x1b[2J\x9b2J\u202e"
+TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 LOADER = """
 import os
 from chatbot_sft import DatasetLoader
