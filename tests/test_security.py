@@ -108,6 +108,22 @@ HYDRAS = {
         "hydra:\n  job_logging: {version: 1, handlers: {x: {(): this.s}}, root: {handlers: [x]}}\n",
         "hydra.job_logging.handlers.x.()=this.s",
     ),
+    "a stream of a log": (
+        "hydra:\n  job_logging: {version: 1, handlers: {x: {class: logging.StreamHandler, stream: ext://this.s}}}\n",
+        "hydra.job_logging.handlers.x.stream=this.s",
+    ),
+    "what imports by name": (
+        "hydra:\n  callbacks: {evil: {_target_: hydra.utils.get_method, path: this.s}}\n",
+        "hydra.callbacks.evil._target_=hydra.utils.get_method",
+    ),
+    "what one of ours has imported": (
+        "hydra:\n  callbacks: {evil: {_target_: chatbot_sft.targets.importlib.import_module, name: this}}\n",
+        "hydra.callbacks.evil._target_=chatbot_sft.targets.importlib.import_module",
+    ),
+    "what a plugin has imported": (
+        "hydra:\n  callbacks: {evil: {_target_: logging.handlers.os.system, command: echo Beautiful}}\n",
+        "hydra.callbacks.evil._target_=logging.handlers.os.system",
+    ),
     "a launcher": ("hydra:\n  launcher:\n    _target_: this.s\n", "hydra.launcher._target_=this.s"),
 }  # fmt: skip
 
@@ -120,8 +136,12 @@ def test_what_hydra_itself_would_import_is_judged_too(name, launch, tmp_path):
     folder.mkdir(parents=True)
     (folder / "evil.yaml").write_text(f"# @package _global_\nallow_targets: [this]\n{text}")
     process = launch("--config-dir", "mine", "experiment=evil", "task=check", "dataset.data_path=gone.json")
-    assert ZEN not in process.stdout
-    assert only_error(process).startswith(f"{where}: this is neither of this program nor a file of yours")
+    assert "Beautiful" not in process.stdout
+    error = only_error(process)
+    assert error.startswith(f"{where}: ")
+    assert (
+        "is neither of this program nor a file of yours" in error or "there is no system in a module" in error
+    )
 
 
 def test_hydras_pickled_configurations_are_not_read(launch, tmp_path, marker):

@@ -33,7 +33,7 @@ def refuse_foreign(target: str, where: str, allowed: Collection[str], own: Colle
     package = target.partition(".")[0]
     if package in own or any(f"{target}.".startswith(f"{name}.") for name in allowed):
         return
-    if not package.isidentifier() or _installed(package):
+    if not package.isidentifier() or package == OURS or _installed(package):
         raise UserError(
             f"{where}: {package} is neither of this program nor a file of yours (in the current folder or in"
             f" --config-dir), and its code would run; allow_targets=[{package}] on the command line allows it"

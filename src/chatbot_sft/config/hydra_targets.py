@@ -4,6 +4,7 @@ loggers, judged before Hydra composes for the run and makes them.
 
 from __future__ import annotations
 
+import importlib
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,11 +16,30 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from chatbot_sft.config.hydra_glue import compose_for
-from chatbot_sft.trust import OURS, refuse_foreign
+from chatbot_sft.errors import UserError
+from chatbot_sft.trust import refuse_foreign
 
-# Hydra, its plugins, which it imports wherever they are installed, and what its loggers and samplers are made of.
-OF_HYDRA = (OURS, "hydra", "hydra_plugins", "logging", "colorlog", "optuna")
+# What Hydra may make without being allowed to: our callbacks, its own plugins and those that are installed, which it
+# imports anyway, and what log files and samplers are made of. Not the rest of these packages: hydra.utils and
+# logging.config import by name.
+KNOWN = (
+    "chatbot_sft.config.hydra_glue.CheckConfiguration",
+    "chatbot_sft.run_directory.ClaimDirectory",
+    "hydra._internal.core_plugins",
+    "hydra.experimental.callbacks",
+    "hydra_plugins",
+    *(
+        f"logging.{name}"
+        for name in ("StreamHandler", "FileHandler", "NullHandler", "Formatter", "Filter", "handlers")
+    ),
+    "colorlog.ColoredFormatter",
+    "colorlog.formatter",
+    "colorlog.StreamHandler",
+    "optuna.samplers",
+)
 NAMES_CODE = ("_target_", "()", "class")  # the last two in the dictionaries that logging.config reads
+EXTERNAL = "ext://"  # before a name that logging.config imports
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 # Overrides that bring no code.
 HARMLESS = (
     "hydra.run.",
@@ -49,7 +69,18 @@ def refuse(given: Namespace, overrides: Sequence[str]) -> None:
     HydraConfig.instance().set_config(config)  # ${hydra:…} is read from there
     allowed = [str(name) for one in parsed if one.key_or_group == "allow_targets" for name in _listed(one)]
     for key, target in _named(config.hydra, "hydra"):
-        refuse_foreign(target, f"{key}={target}", allowed, OF_HYDRA)
+        _refuse(target, f"{key}={target}", [*KNOWN, *allowed])
+
+
+def _refuse(target: str, where: str, allowed: Sequence[str]) -> None:
+    """Of what may be imported only what is made there: Hydra follows my_loader.os.system, too."""
+    refuse_foreign(target, where, allowed, own=())
+    module, _, name = target.rpartition(".")
+    try:
+        made_in = getattr(getattr(importlib.import_module(module), name), "__module__", "")
+    except (ImportError, AttributeError, ValueError):
+        raise UserError(f"{where}: there is no {name or 'name'} in a module {module or target}") from None
+    refuse_foreign(f"{made_in}.{name}", where, allowed, own=())
 
 
 def _of_hydra(override: Override) -> bool:
@@ -78,7 +109,8 @@ def _named(node: Any, where: str) -> Iterator[tuple[str, str]]:
             value = node[key]
         except OmegaConfBaseException:  # the run directory, which is not known yet
             value = "" if key not in NAMES_CODE else "(what cannot be told)"
-        if key in NAMES_CODE and isinstance(value, str):
-            yield place, value
+        if isinstance(value, str) and (key in NAMES_CODE or value.startswith(EXTERNAL)):
+            if value not in STREAMS:
+                yield place, value.removeprefix(EXTERNAL)
         else:
             yield from _named(value, place)
