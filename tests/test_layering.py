@@ -52,6 +52,7 @@ HYDRA = {
     "command_line.py",
     "config/hydra_glue.py",
     "config/hydra_errors.py",
+    "config/hydra_targets.py",
     "run_directory.py",  # a callback
     "hydra_job.py",
     "sweep/begin.py",
