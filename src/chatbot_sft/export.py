@@ -79,10 +79,14 @@ class Earlier:
 def _config(run: Run) -> dict[str, Any]:
     """What the run was composed of; a base that moved with the run is looked for where it is now."""
     config = run.config()
-    name = config["model"].get("name")
-    if isinstance(name, str) and name.startswith("/") and not Path(name).is_dir():
-        config["model"]["name"] = moved(run.folder) or name
+    config["model"]["name"] = base_now(run, config["model"].get("name"))
     return config
+
+
+def base_now(run: Run, name: Any) -> Any:
+    """The base that `run` calls `name`; where it moved with the run, where it is now."""
+    gone = isinstance(name, str) and name.startswith("/") and not Path(name).is_dir()
+    return (moved(run.folder) or name) if gone else name
 
 
 def _evidence(where: str, file: Path) -> Evidence:
@@ -172,7 +176,10 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     earlier = Earlier.find(Path(config["run"]).expanduser())
     kept = {name: part for name, part in earlier.config.items() if name not in OF_EXPORT}
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
-    now["model"] = {**now["model"], "adapter": None}  # what it went on from is in what it became
+    # What it went on from is in what it became, and what it was measured from is needed to train alone.
+    now["model"] = {**now["model"], "adapter": None}
+    if isinstance(now.get("objective"), Mapping):
+        now["objective"] = {**now["objective"], "reference": None}
     settings = Config.from_mapping(now)
     saver = locate("save", settings.save._target_)
     if is_local(settings.model.name) and not Path(settings.model.name).is_dir():
