@@ -112,7 +112,7 @@ def _weights(run: Run, config: Mapping[str, Any], training: Training, save: Save
         _refuse_edited(run, config, checkpoint)
         return checkpoint.folder
     saved = [Path(export.path) for export in save.exports if export.method == "lora"] if save else []
-    for place in (*saved, *run.adapters()):
+    for place in (*run.adapters(), *saved):  # in the run itself first, which may have moved, or be a copy
         if (place / "adapter_config.json").is_file():
             if why != "gone":
                 log.warning(

@@ -19,6 +19,8 @@ from chatbot_sft.replay.compared import Compared
 from chatbot_sft.replay.comparison import compared
 from chatbot_sft.replay.earlier import Earlier
 from chatbot_sft.replay.noise import CPU, GPU
+from chatbot_sft.report.plain import shown
+from chatbot_sft.report.terminal import replay_lines
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import Replay, Report
@@ -85,7 +87,10 @@ class Again:
                 " threads it was trained: those are not compared",
                 earlier.run.lock_file.name,
             )
-        again._judge(changes.before_the_start(earlier.lock, again.settings, where))
+        found = changes.before_the_start(earlier.lock, again.settings, where)
+        again._judge(found)
+        if not found:
+            log.info("replay: nothing is different here")
         return again
 
     @property
@@ -132,15 +137,15 @@ class Again:
             return
         earlier, noise = self.earlier, GPU if hardware.gpus() else CPU
         found = compared(earlier.run, Run.of(self.settings), earlier.report, report, noise)
-        report.record(
-            replay=Replay(
-                run=str(earlier.run.folder),
-                verdict=_verdict(found),
-                reproduced=all(one.reproduced for one in found),
-                changes=[asdict(change) for change in self.changes],
-                compared=[{**asdict(one), "said": str(one)} for one in found],
-            )
+        replay = Replay(
+            run=str(earlier.run.folder),
+            verdict=_verdict(found),
+            reproduced=all(one.reproduced for one in found),
+            changes=[asdict(change) for change in self.changes],
+            compared=[{**asdict(one), "said": str(one)} for one in found],
         )
+        report.record(replay=replay)
+        print(shown("\n".join(replay_lines(replay))))
         differing = next((one for one in found if not one.reproduced), None)
         if differing is not None:
             others = sorted({change.of for change in self.changes if change.decides})

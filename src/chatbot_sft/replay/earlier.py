@@ -60,7 +60,9 @@ class Earlier:
         known = lock.config or run.config()
         config = _with_secrets(where, places.config(known) if places else known)
         config["model"]["name"] = base_now(run, config["model"].get("name"))
-        earlier = cls(run, lock, config, report, steps.read(run.steps_file), _begins(where, run, report, places))
+        earlier = cls(
+            run, lock, config, report, steps.read(run.steps_file), _begins(where, run, report, places)
+        )
         if not earlier.last_step:
             raise UserError(f"{where}: it ended before its first step; there is nothing to compare with")
         return earlier
@@ -148,7 +150,9 @@ def _begins(where: str, run: Run, report: Report | None, places: Places | None) 
         UserError: it is gone.
     """
     last = checkpoints.last_in(run.checkpoints)
-    resumes = report.training.resumes if report and report.training else last.record["resumes"] if last else []
+    resumes = (
+        report.training.resumes if report and report.training else last.record["resumes"] if last else []
+    )
     begun = [
         entry for entry in resumes if entry.get("extended") or not entry.get("own", entry["asked"] == "auto")
     ]

@@ -15,7 +15,7 @@ def ending(report: Report, folder: str) -> str | None:
     if report.model and report.plan:
         return plan_summary(report.model, report.plan)
     if report.replay:
-        return "\n".join([f"run     {_short_path(folder)}", *replay_lines(report.replay)])
+        return f"run     {_short_path(folder)}"  # the comparison has said the rest
     if report.training:
         return summary(report.training, report.samples, report.save, folder)
     return None

@@ -104,8 +104,13 @@ def _copied(report: Report, folder: Path, staged: Path) -> SaveResult | None:
 
 
 def _place(path: Path, folder: Path) -> Path | None:
-    """Where an export is now: where it was written, or in the run that was moved."""
-    here = [path, folder / "model", folder / "model" / path.name]
+    """Where an export is now: in the run, which may have moved or be a copy, or elsewhere, where it was written."""
+    here = [
+        *([folder / "model"] if path.name == "model" else []),
+        folder / "model" / path.name,
+        path,
+        folder / "model",
+    ]
     return next(
         (place for place in here if place.is_file() or (place.is_dir() and any(place.iterdir()))), None
     )
