@@ -196,9 +196,13 @@ def test_what_the_data_and_the_engine_show_is_judged_by_its_class(run):
         "",
     )
     found = {change.of: change for change in of_what_is_known(lock, now)}
-    assert set(found) == {"tokenizer", "device", "settings"}  # the lock knew nothing of rows
+    assert set(found) == {"tokenizer", "device", "settings", "data"}
+    assert (found["device"].what, found["device"].before) == ("model.engine", "transformers")
     found = of_what_is_known(now, lock)
     assert {change.of for change in found} == {"tokenizer", "device", "settings", "data"}
+    # What only an imported engine says is not known yet.
+    early = Lock({"seed": 1}, lock.tokenizer, lock.date, {}, "")
+    assert of_what_is_known(lock, early) == []
     assert refusal(found, ["tokenizer", "device", "settings", "data"]) is None
     assert refusal(found, ["data"]).endswith("replay.allow=[device,data,tokenizer,settings]")
 
@@ -248,7 +252,7 @@ def test_what_cannot_be_replayed_says_why(run):
 
 def test_a_replay_is_never_written_over_its_run(run):
     config = {"task": "replay", "run": str(run.folder), "paths": {"output_dir": str(run.folder)}}
-    with pytest.raises(UserError, match="the replay would overwrite that run"):
+    with pytest.raises(UserError, match="the replay would write into that run"):
         Again.of(Config.from_mapping(config), [])
 
 
@@ -288,7 +292,7 @@ def test_a_command_names_nothing_but_places(run):
             UserError, match="task=replay takes everything from the run but where its files are now"
         ):
             check_overrides([word])
-    with pytest.raises(UserError, match="replay.allow=everything: not one of versions, device"):
+    with pytest.raises(UserError, match=r"replay.allow=everything: not one of versions, device"):
         again(run, "everything")
 
 

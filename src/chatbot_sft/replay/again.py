@@ -69,9 +69,9 @@ class Again:
             UserError: there is no such run, it cannot be trained again here, or what decides its result is another.
         """
         where, folder = f"run={here.run}", Path(str(here.run)).expanduser()
-        if folder.resolve() == Path(here.paths.output_dir).resolve():
+        if Path(here.paths.output_dir).resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"{where}: the replay would overwrite that run; leave hydra.run.dir out, or name another folder"
+                f"{where}: the replay would write into that run; leave hydra.run.dir out, or name another folder"
             )
         earlier = Earlier.find(folder)
         if (now := distributed.processes()) != (then := earlier.lock.processes):

@@ -54,7 +54,9 @@ def before_the_start(lock: Lock, settings: Config, where: str) -> list[Change]:
 
 def of_what_is_known(lock: Lock, now: Lock) -> list[Change]:
     """What the data and the engine, when they are there, add to that. What `now` does not know yet is none."""
-    keys = [key for key in lock.decides if key in now.decides or key not in MACHINE]
+    keys = dict.fromkeys([*lock.decides, *now.decides])
+    if not keys.keys() & set(MACHINE) <= now.decides.keys():  # the engine is not there yet
+        keys = dict.fromkeys(key for key in keys if key not in MACHINE)
     found = [
         Change(_class_of(one.key), one.key, _short(one.before), _short(one.after))
         for one in changed(lock.decides, now.decides, keys)
@@ -138,6 +140,8 @@ def _files(lock: Lock, settings: Config, where: str) -> Iterator[Change]:
             " dataset.data_path=PATH"
         ) from None
     for key, marks in before.items():
+        if key == "evaluation.golden" and settings.evaluation.golden is None:
+            continue  # it decides no row
         of = "data" if key in (DATA, "evaluation.golden") else "weights"
         if marks and not now.get(key):
             raise UserError(

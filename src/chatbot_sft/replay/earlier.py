@@ -11,13 +11,18 @@ from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.export import base_now
 from chatbot_sft.replay.places import Places
-from chatbot_sft.report.masking import REFERENCE
+from chatbot_sft.report.masking import REFERENCE, is_secret
 from chatbot_sft.run import checkpoints, steps
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import Report, Status
 
 TRAINS = ("train", "replay")
+TURNED_OUT = (
+    "model.engine",
+    "training.loop",
+    "training.optim",
+)  # on the machine, where the settings leave it open
 
 
 @dataclass(frozen=True)
@@ -94,33 +99,38 @@ class Earlier:
         return f"{self.last_step:,} steps, {self.report.status}{why}{more}"
 
     def settings(self, here: Config) -> Config:
-        """Those of the run that is trained now: as they were and turned out, in the directory of `here`, with what
-        the command names anew; nothing is exported, uploaded or sent to a logger.
+        """Those of the run that is trained now: as they were and turned out, in the directory of `here`; nothing is
+        exported, uploaded, asked of the model besides, or sent to a logger.
         """
         config = {
             name: dict(part) if isinstance(part, Mapping) else part for name, part in self.config.items()
         }
-        place = Run.of(here)
-        decided = {
-            key: self.lock.decides.get(key) for key in ("model.engine", "training.loop", "training.optim")
-        }
-        for key, value in decided.items():
-            if value is not None:
+        for key in TURNED_OUT:
+            if (value := self.lock.decides.get(key)) is not None:
                 section, _, name = key.partition(".")
                 config[section][name] = value
-        config["training"] |= {
-            "output_dir": str(place.checkpoints),
-            "report_to": "none",
-            "profile": False,
-            "resume": str(self.begins) if self.begins else "never",
-            "golden_steps": None,
+        place = Run.of(here)
+        training = {
+            name: value for name, value in config["training"].items() if not name.startswith("trackio_")
         }
-        if not self.ended and config["training"].get("save_total_limit") == 1:
-            config["training"]["save_total_limit"] = (
-                2  # the last that it has, and the one at which this one stops
-            )
-        config["save"] |= {"method": "none", "push_to_hub": False, "save_path": str(place.model)}
-        aside = {"task": "train", "run": None, "paths": here["paths"], "replay": here["replay"], "sweep": {}}
+        training |= {"output_dir": str(place.checkpoints), "resume": str(self.begins or "never")}
+        training |= {"report_to": "none", "profile": False, "golden_steps": None}
+        if not self.ended and training.get("save_total_limit") == 1:
+            training["save_total_limit"] = 2  # the last that it has, and the one at which this one stops
+        drops = (
+            config["dataset"].get("on_contamination") == "drop"
+        )  # rows that golden questions are nearly in
+        golden = (config.get("evaluation") or {}).get("golden") if drops else None
+        aside = {
+            "task": "train",
+            "run": None,
+            "paths": here["paths"],
+            "training": training,
+            "save": {"method": "none", "save_path": str(place.model)},
+            "sweep": {},
+            "evaluation": {"golden": golden},
+            "replay": here["replay"],
+        }
         return Config.from_mapping(config | aside)
 
 
@@ -134,7 +144,7 @@ def _places(lock: Lock, run: Run) -> Places | None:
 
 def _with_secrets(where: str, config: dict[str, Any]) -> dict[str, Any]:
     """Raises UserError where a secret of the environment that it was composed with is not there."""
-    missing = sorted(set(REFERENCE.findall(str(config))))
+    missing = sorted(filter(is_secret, set(REFERENCE.findall(str(config)))))
     if missing:
         raise UserError(
             f"{where}: it was composed with what the environment variable {missing[0]} holds, and that is not set;"
@@ -154,7 +164,9 @@ def _begins(where: str, run: Run, report: Report | None, places: Places | None) 
         report.training.resumes if report and report.training else last.record["resumes"] if last else []
     )
     begun = [
-        entry for entry in resumes if entry.get("extended") or not entry.get("own", entry["asked"] == "auto")
+        entry
+        for entry in resumes
+        if entry.get("extended") or not entry.get("own", entry.get("asked") == "auto")
     ]
     if not begun:
         return None

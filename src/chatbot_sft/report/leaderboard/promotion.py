@@ -13,7 +13,6 @@ from pathlib import Path
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.ending import write_reports
-from chatbot_sft.report.leaderboard import files
 from chatbot_sft.report.leaderboard.board import Board
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.run.directory import Run
@@ -159,7 +158,15 @@ def _moved(save: SaveResult, staged: Path, target: Path) -> SaveResult:
 def _write(report: Report, board: Board, job: Job, staged: Path) -> None:
     """All but the model."""
     run = Run(job.folder)
-    for file in (run.lock_file, run.config_file, run.evidence_file, run.data_report_file, run.preview_file):
+    files = (
+        run.lock_file,
+        run.steps_file,
+        run.config_file,
+        run.evidence_file,
+        run.data_report_file,
+        run.preview_file,
+    )
+    for file in files:
         if file.is_file():
             shutil.copy2(file, staged / file.name)
     write_reports(report, Run(staged))
