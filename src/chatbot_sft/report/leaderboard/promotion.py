@@ -158,15 +158,8 @@ def _moved(save: SaveResult, staged: Path, target: Path) -> SaveResult:
 def _write(report: Report, board: Board, job: Job, staged: Path) -> None:
     """All but the model."""
     run = Run(job.folder)
-    files = (
-        run.lock_file,
-        run.steps_file,
-        run.config_file,
-        run.evidence_file,
-        run.data_report_file,
-        run.preview_file,
-    )
-    for file in files:
+    kept = (run.lock_file, run.steps_file, run.config_file, run.evidence_file, run.data_report_file)
+    for file in (*kept, run.preview_file):
         if file.is_file():
             shutil.copy2(file, staged / file.name)
     write_reports(report, Run(staged))
