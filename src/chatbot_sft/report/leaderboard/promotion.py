@@ -13,6 +13,7 @@ from pathlib import Path
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.ending import write_reports
+from chatbot_sft.report.leaderboard import files
 from chatbot_sft.report.leaderboard.board import Board
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.run.directory import Run
