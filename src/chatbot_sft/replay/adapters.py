@@ -62,9 +62,8 @@ def _files(before: list[Path], after: list[Path], noise: float) -> Compared:
         other = is_now.get(name)
         if other is None or other.shape != tensor.shape:
             return Compared(WHAT, len(was), name, str(tuple(tensor.shape)), _shape(other), math.inf, noise)
-        apart, values = _apart(tensor, other)
-        if apart > largest or (values and first is None):
-            first, said, largest = name, values, max(apart, largest)
+        if (apart := _apart(tensor, other)) is not None and (first is None or apart[0] > largest):
+            first, largest, said = name, *apart
     if extra := is_now.keys() - was.keys():
         return Compared(WHAT, len(was), min(extra), "(none)", _shape(is_now[min(extra)]), math.inf, noise)
     return Compared(WHAT, len(was), first, *said, largest, noise)
@@ -79,14 +78,14 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, opened.get_tensor(name)
 
 
-def _apart(before: torch.Tensor, after: torch.Tensor) -> tuple[float, tuple[str, str]]:
-    """(their distance by the norm of the first, the two values that are farthest apart); 0 and nothing where they are
-    the same to the bit.
+def _apart(before: torch.Tensor, after: torch.Tensor) -> tuple[float, tuple[str, str]] | None:
+    """(their distance by the norm of the first, the two values that are farthest apart); None where they are the same
+    to the bit.
     """
     import torch
 
     if torch.equal(before, after):
-        return 0.0, ("", "")
+        return None
     was, now = before.double().flatten(), after.double().flatten()
     place = int((was - now).abs().nan_to_num(math.inf).argmax())
     distance = float((was - now).norm() / was.norm().clamp_min(1e-12))
