@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import a_report, composed, conversations, write_json
 
 from chatbot_sft.config import Config
+from chatbot_sft.config.schema import WEIGHTS
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import hardware
 from chatbot_sft.replay import evidence
@@ -207,6 +209,15 @@ def test_what_the_data_and_the_engine_show_is_judged_by_its_class(run):
     assert refusal(found, ["data"]).endswith("replay.allow=[device,data,tokenizer,settings]")
 
 
+def test_a_base_by_another_name_is_the_same(run):
+    lock = replace(run.lock(), decides={WEIGHTS: "base 12ab"})
+    assert of_what_is_known(lock, replace(lock, decides={WEIGHTS: "other 12ab"})) == []
+    (change,) = of_what_is_known(lock, replace(lock, decides={WEIGHTS: "base 34cd"}))
+    assert change.of == "weights"
+    moved = (run.folder.parent / "base").rename(run.folder.parent / "other")
+    assert again(run, model={"name": str(moved)}).changes == []
+
+
 def test_many_differences_are_one_line():
     changes = [Change("versions", f"package{number}", "1", "2") for number in range(9)]
     assert "package3 1 → 2 and 5 more. " in refusal(changes, [])
@@ -283,6 +294,32 @@ def test_a_secret_that_is_not_set_is_asked_for(run, monkeypatch):
         again(run)
     monkeypatch.setenv("MY_TOKEN", "a-long-secret-value")
     assert again(run).settings.dataset.system_prompt == "a-long-secret-value"
+
+
+def test_code_of_a_model_runs_only_where_who_replays_says_so(run):
+    lock = json.loads(run.lock_file.read_text())
+    lock["config"]["model"]["trust_remote_code"] = True
+    write_json(run.lock_file, lock)
+    with pytest.raises(UserError, match=r"where you trust that, say so: model.trust_remote_code=true$"):
+        again(run)
+    assert again(run, model={"trust_remote_code": True}).settings.model.trust_remote_code
+    check_overrides(["model.trust_remote_code=true"])
+
+
+@pytest.mark.parametrize("section", ["paths", "model", "dataset", "training"])
+def test_damaged_settings_are_one_line(section, run):
+    lock = json.loads(run.lock_file.read_text())
+    del lock["config"][section]
+    write_json(run.lock_file, lock)
+    with pytest.raises(UserError, match=f"its settings are damaged: there is no {section} in them"):
+        again(run)
+
+
+def test_a_sweep_names_its_runs(run, tmp_path):
+    with pytest.raises(
+        UserError, match=r"no run.lock.json in it: .*it is a folder of 1 runs, name one: run=.*/run$"
+    ):
+        again(Run(tmp_path))
 
 
 def test_a_command_names_nothing_but_places(run):

@@ -114,6 +114,12 @@ def test_a_lock_is_written_without_secrets_and_read_with_them(tmp_path, monkeypa
     [
         ({"schema": 3}, r"a later version of chatbot_sft wrote it \(schema 3, this one reads up to 2\)"),
         ({"schema": 0}, r"not a lock"),
+        ({"date": "yesterday"}, r"not a lock: Invalid isoformat string"),
+        ({"date": None}, r"not a lock"),
+        ({"threads": "two"}, r'not a lock: threads is "two"'),
+        ({"processes": None}, r"not a lock: processes is null"),
+        ({"config": []}, r"not a lock: config is \[\]"),
+        ({"of_another": 1}, r"not a lock"),
         ({"schema": "2"}, r"not a lock"),
         ({"schema": 2, "provenance": {"files": []}}, r"not a lock"),
         ({"schema": 2, "provenance": "x"}, r"not a lock"),

@@ -42,7 +42,10 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Raises UserError where a command line would have the run otherwise than it was."""
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key not in places.NAMED and key.partition(".")[0].partition("/")[0] not in OF_REPLAY:
+        if (
+            key not in (*places.NAMED, places.REMOTE)
+            and key.partition(".")[0].partition("/")[0] not in OF_REPLAY
+        ):
             raise UserError(
                 f"{key}: task=replay takes everything from the run but where its files are now"
                 f" ({', '.join(places.NAMED)}); leave it out"
@@ -74,6 +77,11 @@ class Again:
                 f"{where}: the replay would write into that run; leave hydra.run.dir out, or name another folder"
             )
         earlier = Earlier.find(folder)
+        if earlier.config["model"].get("trust_remote_code") and not here.model.trust_remote_code:
+            raise UserError(
+                f"{where}: it ran Python code that came with its model; where you trust that, say so:"
+                f" {places.REMOTE}=true"
+            )
         if (now := distributed.processes()) != (then := earlier.lock.processes):
             how = f"torchrun --nproc-per-node {then}" if then > 1 else "python, without a launcher"
             raise UserError(

@@ -60,6 +60,7 @@ def of_what_is_known(lock: Lock, now: Lock) -> list[Change]:
     found = [
         Change(_class_of(one.key), one.key, _short(one.before), _short(one.after))
         for one in changed(lock.decides, now.decides, keys)
+        if not (one.key == WEIGHTS and _content(one.before) == _content(one.after))
     ]
     if lock.tokenizer != now.tokenizer:
         found.append(Change("tokenizer", "SHA-256", lock.tokenizer[:SHORT], now.tokenizer[:SHORT]))
@@ -160,6 +161,11 @@ def _marks(of: str, before: Sequence[FileMark], after: Sequence[FileMark]) -> It
     for was, now in zip(before, after, strict=True):
         if was.sha256 != now.sha256:
             yield Change(of, now.path, f"SHA-256 {was.short}", now.short)
+
+
+def _content(weights: Any) -> str:
+    """The fingerprint of a base without the name of its folder, which may be another here."""
+    return str(weights).rpartition(" ")[2]
 
 
 def _class_of(key: str) -> str:

@@ -61,8 +61,9 @@ class Earlier:
                 f" there is nothing to replay{jobs(folder, 'run=')}"
             )
         lock = run.lock()
-        places = _places(lock, run)
         known = lock.config or run.config()
+        _check_sections(where, known)
+        places = _places(lock, known, run)
         config = _with_secrets(where, places.config(known) if places else known)
         config["model"]["name"] = base_now(run, config["model"].get("name"))
         earlier = cls(
@@ -134,12 +135,19 @@ class Earlier:
         return Config.from_mapping(config | aside)
 
 
-def _places(lock: Lock, run: Run) -> Places | None:
+def _check_sections(where: str, config: Mapping[str, Any]) -> None:
+    """Raises UserError where a part of the settings is missing."""
+    for name in ("paths", "model", "dataset", "training"):
+        if not isinstance(config.get(name), Mapping):
+            raise UserError(f"{where}: its settings are damaged: there is no {name} in them")
+
+
+def _places(lock: Lock, config: Mapping[str, Any], run: Run) -> Places | None:
     """None where a lock of the version before does not say in which folder the command was given."""
     if lock.provenance is None:
         return None
     folder = Path(lock.provenance.folder)
-    return Places(folder, folder / lock.config["paths"]["output_dir"], run.folder.resolve())
+    return Places(folder, folder / str(config["paths"].get("output_dir")), run.folder.resolve())
 
 
 def _with_secrets(where: str, config: dict[str, Any]) -> dict[str, Any]:

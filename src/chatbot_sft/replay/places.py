@@ -16,6 +16,7 @@ from chatbot_sft.resources import examples_dir
 DATA = ("dataset.data_path", "dataset.eval_data_path", "evaluation.golden")
 MODELS = ("model.name", "model.adapter", "model.chat_template", "objective.reference")
 NAMED = (*DATA, *MODELS, "dataset.sources")
+REMOTE = "model.trust_remote_code"  # it is asked for by who replays, not by who trained
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from chatbot_sft.config import Config, deciding
@@ -18,6 +19,13 @@ from chatbot_sft.report.masking import referring, resolved
 from chatbot_sft.run.provenance import Provenance
 
 SCHEMA = 2  # of run.lock.json; 1, lock.json, had neither `threads` nor `config` nor `provenance`
+
+# Of what is read from a file; the rest is words.
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("decides", "versions", "batch_layout", "config"), dict),
+    "processes": int,
+    "threads": int | None,
+}
 
 # `decides` has them once the model is loaded: as they turned out.
 MACHINE = ("model.engine", "model.dtype", "training.optim", "training.loop")
@@ -67,9 +75,14 @@ class Lock:
             )
         try:
             explained = values.get("provenance")
-            return cls(**{**values, "provenance": explained and Provenance.from_json(explained)})
-        except (TypeError, KeyError, AttributeError) as error:
+            lock = cls(**{**values, "provenance": explained and Provenance.from_json(explained)})
+            datetime.fromisoformat(lock.date)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"not a lock: {error}") from None
+        for name, kind in KINDS.items():
+            if not isinstance(value := getattr(lock, name), kind):
+                raise ValueError(f"not a lock: {name} is {json.dumps(value)}")
+        return lock
 
 
 def decides(

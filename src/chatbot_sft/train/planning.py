@@ -47,7 +47,7 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
     if as_configured:
         return Plan(meant, "as configured")
     if job.origin.layout:
-        began = Layout(**job.origin.layout)
+        began = Layout.from_dict(job.origin.layout)
         began = uncaptured(began) if step.sharded else began
         if began.packed and (why_not := step.not_packable()):
             raise UserError(_not_packed(job, why_not))
