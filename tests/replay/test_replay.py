@@ -8,6 +8,7 @@ import shutil
 import pytest
 from conftest import conversations, only_error, write_json
 
+from chatbot_sft.run import steps
 from chatbot_sft.run.directory import EVALUATIONS, Run
 
 STEPS = 4
@@ -104,6 +105,18 @@ def test_unsloth_too(warm_unsloth, project):
     process = warm_unsloth.run(["-m", "chatbot_sft", *words], project)
     assert process.returncode == 0, process.stderr
     assert found(project, "unsloth-again")["verdict"] == "identical to the bit"
+
+
+def test_trls_loop_too(warm, project):
+    """Which tells the figures of logged steps."""
+    more = ["model.engine=transformers", "training.loop=trl", "training.logging_steps=2", "hydra.run.dir=trl"]
+    trained = warm.run(["-m", "chatbot_sft", *overrides("models/base", "chats.json", *more)], project)
+    assert trained.returncode == 0, trained.stderr
+    assert [one["step"] for one in steps.read(Run(project / "trl").steps_file)] == [2, 4]
+    words = ["task=replay", "run=trl", "hydra.run.dir=trl-again"]
+    process = warm.run(["-m", "chatbot_sft", *words], project)
+    assert process.returncode == 0, process.stderr
+    assert found(project, "trl-again")["verdict"] == "identical to the bit"
 
 
 def test_a_moved_run_goes_on_exports_answers_and_is_replayed(warm, moved, monkeypatch):
