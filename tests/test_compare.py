@@ -20,6 +20,16 @@ LOCK = {
     "device": "cpu",
     "schema": 1,
 }
+PROVENANCE = {
+    "command": "python -m chatbot_sft",
+    "folder": "/home",
+    "seeds": {"seed": 1},
+    "driver": None,
+    "template": "t" * 64,
+    "files": {"data": [{"path": "/data/chats.json", "bytes": 9, "sha256": "a" * 64}]},
+    "code": {"sha256": "c" * 64, "own": {}, "commit": "e" * 40},
+    "git": {"commit": "e" * 40, "dirty": False},
+}
 
 
 @pytest.fixture
@@ -147,21 +157,36 @@ def test_a_sweep_is_never_broken_by_its_leaderboard(sweep, tmp_path, caplog, mon
 def test_two_runs_are_held_against_each_other(command, tmp_path):
     for name, loss in (("a", 1.6), ("b", 1.5)):
         job(tmp_path / name, loss=loss, samples=[{"prompt": "p", "before": "", "after": f"{name} says"}])
-        write_json(tmp_path / name / "lock.json", LOCK)
+        write_json(
+            tmp_path / name / "run.lock.json", {**LOCK, "schema": 2, "threads": 2, "provenance": PROVENANCE}
+        )
     other = {
         **LOCK,
         "decides": {**LOCK["decides"], "lora.r": 16, "dataset.rows": "bbbb"},
         "versions": {"torch": "2.14.0", "python": "3.11.7"},
         "device": "NVIDIA H100",
         "date": "2026-11-29T18:00:00",
+        "schema": 2,
+        "threads": 4,
+        "provenance": {
+            **PROVENANCE,
+            "driver": "580.1",
+            "files": {"data": [{"path": "/other/chats.json", "bytes": 9, "sha256": "b" * 64}]},
+            "code": {"sha256": "d" * 64, "own": {"my.Loader": "1" * 64}, "commit": "f" * 40},
+            "git": {"commit": "e" * 40, "dirty": True, "diff": "+ print()"},
+        },
     }
-    write_json(tmp_path / "b" / "lock.json", other)
+    write_json(tmp_path / "b" / "run.lock.json", other)
     code, out, _ = command("a", "b")
     assert code == 0
     parts = [" ".join(line.split()) for line in out[out.index("A  a") :].splitlines()]
     assert parts[3:] == [
-        *("configuration", "lora.r 8 → 16", "", "data", "dataset.rows aaaa → bbbb", ""),
-        *("versions", "versions.torch 2.13.0 → 2.14.0", "", "device", "device cpu → NVIDIA H100", ""),
+        *("configuration", "lora.r 8 → 16", "", "data", "dataset.rows aaaa → bbbb"),
+        *("data file chats.json aaaaaaaaaaaaaaaa → bbbbbbbbbbbbbbbb", ""),
+        *("versions", "versions.torch 2.13.0 → 2.14.0", ""),
+        *("code", "code cccccccccccccccc → dddddddddddddddd", f"code.commit {'e' * 40} → {'f' * 40}"),
+        *("git.dirty False → True", "code of my.Loader (not set) → 1111111111111111", ""),
+        *("device", "device cpu → NVIDIA H100", "threads 2 → 4", "driver None → 580.1", ""),
         *("results", "status completed → completed", "held-out loss 1.6000 → 1.5000 (6% lower)"),
         *("steps 4 → 4 (unchanged)", "tokens/s 100 → 100 (unchanged)", "peak GB 7.2 → 7.2 (unchanged)"),
         *("seconds 1.0 → 1.0 (unchanged)", "answers alike 0 of 1"),
@@ -171,12 +196,27 @@ def test_two_runs_are_held_against_each_other(command, tmp_path):
     assert (tmp_path / "page" / "leaderboard.html").is_file()
 
 
+def test_of_a_run_of_the_version_before_the_code_is_not_known(command, tmp_path):
+    job(tmp_path / "a")
+    job(tmp_path / "b")
+    write_json(tmp_path / "a" / "lock.json", LOCK)
+    new = {**LOCK, "schema": 2, "threads": 2, "provenance": PROVENANCE}
+    write_json(tmp_path / "b" / "run.lock.json", {**new, "decides": {**LOCK["decides"], "lora.r": 16}})
+    code, out, _ = command("a", "b")
+    assert code == 0
+    parts = [" ".join(line.split()) for line in out[out.index("A  a") :].splitlines()]
+    assert parts[3 : parts.index("results")] == [
+        *("configuration", "lora.r 8 → 16", "", "data", "the same", "", "versions", "the same", ""),
+        *("code", "not known of A, whose lock is of an earlier version", "", "device", "the same", ""),
+    ]
+
+
 def test_two_runs_without_a_lock_are_compared_by_what_there_is(command, tmp_path):
     job(tmp_path / "a")
     job(tmp_path / "b", status="failed", error="out of memory")
     code, out, _ = command("a", "b")
     assert code == 0
-    assert "A and B kept no lock.json" in out
+    assert "A and B kept no run.lock.json" in out
     assert "out of memory" in out
 
 
@@ -297,7 +337,9 @@ def test_a_job_without_an_export_is_exported(launch, tiny, warm, command, tmp_pa
     target = tmp_path / "outputs" / "promoted" / "bot"
     assert find(target).path == target / "model"
     assert (target / "model" / "adapter_config.json").is_file()
-    assert (target / "lock.json").read_bytes() == (tmp_path / "sweep" / "0" / "lock.json").read_bytes()
+    assert (target / "run.lock.json").read_bytes() == (
+        tmp_path / "sweep" / "0" / "run.lock.json"
+    ).read_bytes()
     report = json.loads((target / "report.json").read_text())
     assert report["task"] == "train"
     assert report["save"]["path"] == str(target / "model")

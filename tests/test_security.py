@@ -525,7 +525,7 @@ def test_a_promotion_copies_exports_and_nothing_else(tmp_path):
         place.mkdir(parents=True)
         (place / "file").write_text("a private key")
     assert promotion._place(private, run) == run / "model"
-    assert promotion._place(private / "file", run) == run / "model"
+    assert promotion._place(private / "file", run) == run / "model" / "file"
     (run / "model" / "linked").symlink_to(private / "file")
     with pytest.raises(UserError, match="a link out of the export"):
         promotion._refuse_links_out(run / "model")

@@ -77,11 +77,10 @@ def test_a_run_leaves_the_directory_that_the_contract_promises_and_says_it_in_th
         "data_preview.html",
         "data_report.json",
         "evidence.json",
-        "lock.json",
         "loss.png",
         "model",
     ]
-    made += ["report.json", "report.md", "run.log", "trained_answers.json"]
+    made += ["report.json", "report.md", "run.lock.json", "run.log", "steps.jsonl", "trained_answers.json"]
     assert sorted(path.name for path in run.iterdir()) == made
     report = report_of(tmp_path)
     for part, keys in CONTRACT.items():

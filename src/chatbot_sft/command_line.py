@@ -30,7 +30,7 @@ FLAGS_WITH_VALUE = (
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
     "--experimental-rerun",
 )  # fmt: skip
-TASKS = ("train", "check", "plan", "export", "evaluate", "verify")
+TASKS = ("train", "check", "plan", "export", "evaluate", "verify", "replay")
 PROGRAMS = ("chat", "doctor")  # of this package, beside the launcher
 YAML = (".yaml", ".yml")
 OF_A_FILE = ("config", "config_file", "yaml")  # flags of other tools that name a file of settings

@@ -23,7 +23,7 @@ from chatbot_sft.run.report import Report, SaveResult, Training
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.verify.evidence import Evidence
 from chatbot_sft.targets import locate
-from chatbot_sft.trust import SAID_ANEW
+from chatbot_sft.trust import SAID_ANEW, said_anew
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,14 @@ class Earlier:
 def _config(run: Run) -> dict[str, Any]:
     """What the run was composed of; a base that moved with the run is looked for where it is now."""
     config = run.config()
-    name = config["model"].get("name")
-    if isinstance(name, str) and name.startswith("/") and not Path(name).is_dir():
-        config["model"]["name"] = moved(run.folder) or name
+    config["model"]["name"] = base_now(run, config["model"].get("name"))
     return config
+
+
+def base_now(run: Run, name: Any) -> Any:
+    """The base that `run` calls `name`; where it moved with the run, where it is now."""
+    gone = isinstance(name, str) and name.startswith("/") and not Path(name).is_dir()
+    return (moved(run.folder) or name) if gone else name
 
 
 def _evidence(where: str, file: Path) -> Evidence:
@@ -118,7 +122,7 @@ def _weights(run: Run, config: Mapping[str, Any], training: Training, save: Save
         _refuse_edited(run, config, checkpoint)
         return checkpoint.folder
     saved = [Path(export.path) for export in save.exports if export.method == "lora"] if save else []
-    for place in (*saved, *run.adapters()):
+    for place in (*run.adapters(), *saved):  # in the run itself first, which may have moved, or be a copy
         if (place / "adapter_config.json").is_file():
             if why != "gone":
                 log.warning(
@@ -155,24 +159,6 @@ def _refuse_edited(run: Run, config: Mapping[str, Any], checkpoint: checkpoints.
         )
 
 
-def _said_anew(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, bool]:
-    """Of the keys of `model` that let code of others run what the command says `now`: the run may be a stranger's.
-
-    Raises:
-        UserError: the run needed one that the command does not say.
-    """
-    said = {}
-    for path in SAID_ANEW:
-        key = path.removeprefix("model.")
-        said[key] = now["model"][key]
-        if before["model"].get(key) and not said[key]:
-            raise UserError(
-                f"run={now['run']}: its model was loaded with {path}=true, which may run code that came with it; add"
-                f" {path}=true, if you trust where the run and its model come from"
-            )
-    return said
-
-
 def check_overrides(overrides: list[str]) -> None:
     """Model, data and training of an export are the earlier run's.
 
@@ -200,11 +186,10 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     earlier = Earlier.find(Path(config["run"]).expanduser())
     kept = {name: part for name, part in earlier.config.items() if name not in OF_EXPORT}
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
-    now["model"] = {
-        **now["model"],
-        **_said_anew(config, earlier.config),
-        "adapter": None,  # what it went on from is in what it became
-    }
+    # What it went on from is in what it became, and what it was measured from is needed to train alone.
+    now["model"] = {**now["model"], **said_anew(config, earlier.config), "adapter": None}
+    if isinstance(now.get("objective"), Mapping):
+        now["objective"] = {**now["objective"], "reference": None}
     settings = Config.from_mapping(now)
     saver = locate("save", settings.save._target_, settings.allow_targets)
     if is_local(settings.model.name) and not Path(settings.model.name).is_dir():

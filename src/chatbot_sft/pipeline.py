@@ -25,6 +25,7 @@ from chatbot_sft.objective import objective_of
 from chatbot_sft.optimization import check_packages
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.process import in_turns
+from chatbot_sft.replay.evidence import provenance
 from chatbot_sft.report import ending, loggers
 from chatbot_sft.report.data_summary import remarks
 from chatbot_sft.report.findings import show_findings
@@ -128,6 +129,8 @@ def _turns(
                 from chatbot_sft.served.task import verify
 
                 verify(settings, report)
+            elif settings.task == "replay":
+                yield from replayed(settings, report, open_loggers, wait, named, loan, every)
             else:
                 yield from train(settings, report, open_loggers, wait, named, loan, every)
                 distributed.part()
@@ -155,7 +158,7 @@ def _turns(
     return report
 
 
-def train(
+def replayed(
     settings: Config,
     report: Report,
     open_loggers: loggers.Loggers,
@@ -164,9 +167,28 @@ def train(
     loan: Loan | None,
     every: int | None,
 ) -> Generator[Turn, None, None]:
+    """`train` as the lock of an earlier run says, and what came of it held against that run."""
+    from chatbot_sft.replay.again import Again  # nothing that every start has to wait for
+
+    again = Again.of(settings, named)
+    report.run = settings.run
+    yield from train(again.settings, report, open_loggers, wait, (), loan, every, again.origin)
+    again.end(report)
+
+
+def train(
+    settings: Config,
+    report: Report,
+    open_loggers: loggers.Loggers,
+    wait: Wait,
+    named: Collection[str],
+    loan: Loan | None,
+    every: int | None,
+    origin: Origin | None = None,
+) -> Generator[Turn, None, None]:
     """data → model → train → save. Each stage's part of `report` is recorded as soon as it is known.
 
-    `task=check` ends after the data, `task=plan` before the first step.
+    `task=check` ends after the data, `task=plan` before the first step. `origin` is where a replay begins.
     """
     settings = adopt(settings)
     effects.refuse(settings, named)
@@ -175,7 +197,8 @@ def train(
     refuse(settings, stages)
     if inert := effects.said(settings, named):
         log.info("settings: no effect here: %s", ", ".join(inert))
-    origin = resume.find_origin(settings) if settings.task == "train" else Origin()
+    if origin is None:
+        origin = resume.find_origin(settings) if settings.task == "train" else Origin()
     render_as_of(origin.started)
 
     report.record(dataset=not_prepared(settings))
@@ -192,7 +215,8 @@ def train(
     if warning := prepared.findings["training"]["warning"]:
         log.warning("training: %s", warning)
     bounds.check_rows(settings, prepared.statistics, distributed.processes())
-    lock = locked(settings, prepared, origin)
+    lock = locked(settings, prepared, origin, report.command)
+    origin.hold(lock)
     resume.refuse_changes(origin, lock.decides, whole=True)
 
     wait.end("data")
@@ -277,8 +301,8 @@ def prepare(stages: Stages) -> PreparedData:
     return loader.prepare(stages.model.chat_tokenizer())
 
 
-def locked(settings: Config, prepared: PreparedData, origin: Origin) -> Lock:
-    """All that decides this run's result and is known before its model is loaded."""
+def locked(settings: Config, prepared: PreparedData, origin: Origin, command: str) -> Lock:
+    """All that decides this run's result and is known before its model is loaded, and what explains it."""
     processes = distributed.processes()
     check_tokenizer(settings, prepared.tokenizer.fingerprint)
     return Lock(
@@ -295,6 +319,8 @@ def locked(settings: Config, prepared: PreparedData, origin: Origin) -> Lock:
         versions=versions(),
         device=hardware.device(),
         processes=processes,
+        config=settings.to_dict(),
+        provenance=provenance(settings, prepared.tokenizer, command),
     )
 
 

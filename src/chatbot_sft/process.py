@@ -101,7 +101,7 @@ def random_numbers() -> Callable[[], None]:
 
 
 def arithmetic() -> Callable[[], None]:
-    """How torch computes: what training.full_determinism and training.tf32 change."""
+    """How torch computes: what training.full_determinism and training.tf32 change, and a replay's threads."""
     if "torch" not in sys.modules:
         return lambda: None
     import torch
@@ -113,6 +113,7 @@ def arithmetic() -> Callable[[], None]:
     flags = cudnn.deterministic, cudnn.benchmark
     precision = getattr(backends, "fp32_precision", None)  # from PyTorch 2.9 on, where training.tf32 sets it
     dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    threads = torch.get_num_threads()
 
     def again() -> None:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
@@ -121,6 +122,8 @@ def arithmetic() -> Callable[[], None]:
             backends.fp32_precision = precision
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(gradients)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
     return again
 

@@ -35,6 +35,10 @@ def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
         from chatbot_sft.evaluation import task as evaluation  # nothing that every start has to wait for
 
         evaluation.refuse(settings, overrides)
+    if settings.task == "replay":
+        from chatbot_sft.replay.again import check_overrides as check_of_replay
+
+        check_of_replay(overrides)
     if settings.task == "verify":
         from chatbot_sft.served import task as verification
 
@@ -100,7 +104,7 @@ def other_export(run: Run, config: Mapping[str, Any]) -> str:
         or not isinstance(config.get("save"), Mapping)
     ):
         return ""
-    aside, now = dict.fromkeys(("save", "paths", "sweep", "evaluation")), referring(dict(config))
+    aside, now = dict.fromkeys(("save", "paths", "sweep", "evaluation", "replay")), referring(dict(config))
     if before | aside != now | aside:
         return ""
     changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}

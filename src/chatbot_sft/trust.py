@@ -10,8 +10,9 @@ import importlib.util
 import site
 import sys
 import sysconfig
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from chatbot_sft.errors import UserError
 
@@ -38,6 +39,24 @@ def refuse_foreign(target: str, where: str, allowed: Collection[str], own: Colle
             f"{where}: {package} is neither of this program nor a file of yours (in the current folder or in"
             f" --config-dir), and its code would run; allow_targets=[{package}] on the command line allows it"
         )
+
+
+def said_anew(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, bool]:
+    """Of the keys of `model` that let code of others run what the command says `now`: the run may be a stranger's.
+
+    Raises:
+        UserError: the run needed one that the command does not say.
+    """
+    said = {}
+    for path in SAID_ANEW:
+        key = path.removeprefix("model.")
+        said[key] = now["model"][key]
+        if before["model"].get(key) and not said[key]:
+            raise UserError(
+                f"run={now['run']}: its model was loaded with {path}=true, which may run code that came with it; add"
+                f" {path}=true, if you trust where the run and its model come from"
+            )
+    return said
 
 
 def _installed(package: str) -> bool:

@@ -160,7 +160,7 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ),
         (
             {"task": "trian"},
-            "task=trian: not one of train, check, plan, export, evaluate, verify; did you mean train?",
+            "task=trian: not one of train, check, plan, export, evaluate, verify, replay; did you mean train?",
         ),
         ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
@@ -207,7 +207,7 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             "save.push_to_hub=true with save.method=none: there is nothing to upload",
         ),
         ({"task": "export"}, "task=export needs run=DIR, the directory of a run"),
-        ({"run": "x"}, "run=x: needs task=export, task=evaluate or task=verify"),
+        ({"run": "x"}, "run=x: needs task=export, task=evaluate, task=verify or task=replay"),
         ({"task": "verify", "run": "x"}, "task=verify needs both run=DIR, the directory of a run, and url="),
         ({"task": "verify", "evaluation": {"url": "http://a/v1"}}, "task=verify needs both run=DIR"),
         ({"task": "evaluate", "run": "x"}, "task=evaluate needs evaluation.golden=FILE"),

@@ -76,7 +76,7 @@ def test_a_preference_run_begins_at_a_supervised_one_and_a_sweep_goes_by_its_mar
         assert [record["step"] for record in report["evaluations"]] == [0, 2, 4]
     log = (tmp_path / "sweep" / "1" / "run.log").read_text()
     assert "as an earlier run has found" in log  # the reference of the first job's rows
-    lock = json.loads((tmp_path / "sweep" / "0" / "lock.json").read_text())["decides"]
+    lock = json.loads((tmp_path / "sweep" / "0" / "run.lock.json").read_text())["decides"]
     assert (lock["objective.name"], lock["objective.beta"]) == ("dpo", 0.1)
     assert lock["model.adapter (weights)"]
     best = max("01", key=lambda job: reports[int(job)]["training"]["figures"]["rewards/margins"])
@@ -89,7 +89,7 @@ def test_a_preference_run_begins_at_a_supervised_one_and_a_sweep_goes_by_its_mar
     assert other.returncode == 0, other.stderr
     begun = report_of(tmp_path / "measured")["training"]["history"][0]
     assert begun["rewards/margins"] != 0  # the reference is not where the training begins
-    lock = json.loads((tmp_path / "measured" / "lock.json").read_text())["decides"]
+    lock = json.loads((tmp_path / "measured" / "run.lock.json").read_text())["decides"]
     assert lock["objective.reference (weights)"]
     refused = launch(*measured[:-1], "objective.reference=nowhere", "hydra.run.dir=refused")
     assert only_error(refused).startswith("objective.reference=nowhere: no such folder")
@@ -117,7 +117,7 @@ def test_the_method_of_ones_own_in_the_document_trains(tiny, steps, launch, tmp_
     assert done.returncode == 0, done.stderr
     report = report_of(tmp_path)
     assert report["training"]["figures"].keys() == {"rewards/margins", "rewards/accuracies"}
-    lock = json.loads(next(tmp_path.rglob("lock.json")).read_text())["decides"]
+    lock = json.loads(next(tmp_path.rglob("run.lock.json")).read_text())["decides"]
     assert (lock["objective._target_"], lock["objective.gamma"]) == ("simpo.SimPO", 0.5)
 
 

@@ -24,8 +24,8 @@ from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import data_links, markdown
 from chatbot_sft.report.terminal import saved
 from chatbot_sft.run.directory import Run
+from chatbot_sft.run.git import commit
 from chatbot_sft.run.report import DatasetStatistics, Export, Memory, Report, SaveResult, Status, write_json
-from chatbot_sft.run.versions import git_commit
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.save.saver import ModelSaver
 from chatbot_sft.train.batches import epoch_steps
@@ -41,17 +41,17 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def test_the_commit_is_read_without_running_git(tmp_path):
-    assert git_commit(tmp_path / "nowhere") is None or len(git_commit(tmp_path / "nowhere")) == 40
+    assert commit(tmp_path / "nowhere") is None or len(commit(tmp_path / "nowhere")) == 40
     git = tmp_path / ".git"
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/main\n")
-    assert git_commit(tmp_path) is None
+    assert commit(tmp_path) is None
     (git / "packed-refs").write_text("# pack-refs\n" + "b" * 40 + " refs/heads/main\n")
-    assert git_commit(tmp_path) == "b" * 40
+    assert commit(tmp_path) == "b" * 40
     (git / "refs" / "heads" / "main").write_text("a" * 40 + "\n")
-    assert git_commit(tmp_path / "src" / "deep") == "a" * 40
+    assert commit(tmp_path / "src" / "deep") == "a" * 40
     (git / "HEAD").write_text("c" * 40 + "\n")
-    assert git_commit(tmp_path) == "c" * 40
+    assert commit(tmp_path) == "c" * 40
 
 
 def test_a_failed_run_has_a_readable_report():

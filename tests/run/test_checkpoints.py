@@ -340,3 +340,22 @@ def test_more_steps_do_not_make_an_interrupted_run_another_one(tmp_path):
 def test_a_damaged_report_does_not_stop_a_run(report, tmp_path):
     (tmp_path / "report.json").write_text(report)
     resume.refuse_completed(from_config(tmp_path))
+
+
+@pytest.mark.slow  # imports torch
+def test_the_best_checkpoint_of_a_moved_run_is_the_one_beside_the_last(tmp_path):
+    """Even where there still is one in the place that the run was copied from."""
+    from types import SimpleNamespace
+
+    from chatbot_sft.train import snapshot
+
+    for place in ("before", "now"):
+        planted(tmp_path / place, 2)
+    last = planted(tmp_path / "now", 4)
+    known = {"best_model_checkpoint": str(tmp_path / "before" / "checkpoint-2"), "best_global_step": 2}
+    write_json(last / "trainer_state.json", {"global_step": 4, "log_history": [], **known})
+    args = SimpleNamespace(process_index=0, local_process_index=0)
+    checkpoint = checkpoints.Checkpoint(last, {})
+    assert snapshot.state(checkpoint, args).best_model_checkpoint == str(tmp_path / "now" / "checkpoint-2")
+    shutil.rmtree(tmp_path / "now" / "checkpoint-2")
+    assert snapshot.state(checkpoint, args).best_model_checkpoint is None

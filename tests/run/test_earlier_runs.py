@@ -150,6 +150,7 @@ def test_a_damaged_checkpoint_is_not_exported(run, caplog):
 def exporting(run: Path, folder: Path) -> dict:
     return {
         "task": "export",
+        "model": {"trust_remote_code": False, "allow_pickle": False},
         "run": str(run),
         "save": {"method": "lora", "save_path": str(folder / "out")},
         "paths": {"output_dir": str(folder / "export")},

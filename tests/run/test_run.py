@@ -49,6 +49,7 @@ def test_parts_that_were_not_reached_are_empty_objects_in_json():
 @pytest.mark.parametrize(
     ("change", "why"),
     [
+        ({"schema": 2}, r"a later version of chatbot_sft wrote it \(schema 2, this one reads up to 1\)"),
         (
             {"status": "exploded"},
             "status exploded is none of running, completed, failed, interrupted, pruned",
@@ -106,9 +107,41 @@ def test_a_lock_is_written_without_secrets_and_read_with_them(tmp_path, monkeypa
     run.write_lock(lock)
     assert "a-long-secret-value" not in run.lock_file.read_text()
     assert run.lock() == lock
-    write_json(run.lock_file, {**asdict(lock), "schema": 0})
-    with pytest.raises(UserError, match="not a lock of this version"):
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"schema": 3}, r"a later version of chatbot_sft wrote it \(schema 3, this one reads up to 2\)"),
+        ({"schema": 0}, r"not a lock"),
+        ({"date": "yesterday"}, r"not a lock: Invalid isoformat string"),
+        ({"date": None}, r"not a lock"),
+        ({"threads": "two"}, r'not a lock: threads is "two"'),
+        ({"processes": None}, r"not a lock: processes is null"),
+        ({"config": []}, r"not a lock: config is \[\]"),
+        ({"of_another": 1}, r"not a lock"),
+        ({"schema": "2"}, r"not a lock"),
+        ({"schema": 2, "provenance": {"files": []}}, r"not a lock"),
+        ({"schema": 2, "provenance": "x"}, r"not a lock"),
+    ],
+)
+def test_a_lock_that_cannot_be_read_says_why(change, why, tmp_path):
+    run = Run(tmp_path)
+    write_json(tmp_path / "run.lock.json", {**asdict(LOCK), **change})
+    with pytest.raises(UserError, match=rf"run.lock.json: cannot be read \({why}"):
         run.lock()
+
+
+def test_a_lock_of_the_version_before_is_read_and_gives_way_to_a_new_one(tmp_path):
+    run = Run(tmp_path)
+    of_then = ("decides", "tokenizer", "date", "versions", "device", "processes", "batch_layout")
+    earlier = write_json(tmp_path / "lock.json", {**{key: asdict(LOCK)[key] for key in of_then}, "schema": 1})
+    assert run.lock_file == earlier
+    assert run.lock() == replace(LOCK, schema=1)
+    assert (run.lock().provenance, run.lock().threads, run.lock().config) == (None, None, {})
+    run.write_lock(LOCK)  # it is gone on with
+    assert [file.name for file in tmp_path.iterdir()] == ["run.lock.json"]
+    assert run.lock() == LOCK
 
 
 def test_no_other_file_knows_the_names_in_a_run_directory():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from chatbot_sft.cache import part_folder
 from chatbot_sft.data.labels import IGNORED
+from chatbot_sft.errors import UserError
 from chatbot_sft.train.batches import Batches, best_fit
 from chatbot_sft.train.layout import Layout, candidates, step_down
 from chatbot_sft.train.rows import Row, StepRows, padded, padding_free
@@ -508,3 +509,11 @@ def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, 
     (run,) = tmp_path.glob("outputs/*/*")
     assert not list(run.glob("checkpoints/checkpoint-*"))
     assert not (run / "model").exists()
+
+
+def test_a_layout_of_another_version_is_one_line():
+    assert Layout.from_dict(Layout(2, captured=True).as_dict()) == Layout(2, captured=True)
+    with pytest.raises(
+        UserError, match=r"by another version of chatbot_sft \(micro_batch=2\), as this one cannot"
+    ):
+        Layout.from_dict({"micro_batch": 2})

@@ -17,6 +17,7 @@ from chatbot_sft.config.key import Key, one_of
 from chatbot_sft.config.precedence import RIVALS
 from chatbot_sft.config.schema import (
     ALL_LINEAR,
+    DIFFERENCES,
     DIRECTIONS,
     FORMATS,
     OUR_PACKAGE,
@@ -34,6 +35,7 @@ from chatbot_sft.errors import UserError, did_you_mean
 # like are taken too.
 LORA_INITS = (True, False, "gaussian", "orthogonal", "olora", "pissa", "loftq", "mica")
 LORA_INITS_FROM_DATA = ("eva", "corda", "lora_ga")
+OF_A_RUN = ("export", "evaluate", "verify", "replay")  # the tasks that are done to an earlier run
 
 
 def check_values(config: Config) -> None:
@@ -176,8 +178,12 @@ def check_task(config: Config) -> None:
     evaluation = config.evaluation
     if config.task == "export" and config.run is None:
         raise UserError("task=export needs run=DIR, the directory of a run")
-    if config.run is not None and config.task not in ("export", "evaluate", "verify"):
-        raise UserError(f"run={config.run}: needs task=export, task=evaluate or task=verify")
+    if config.task == "replay" and config.run is None:
+        raise UserError("task=replay needs run=DIR, the directory of a run")
+    for name in config.replay.allow:
+        one_of("replay.allow", name, DIFFERENCES)
+    if config.run is not None and config.task not in OF_A_RUN:
+        raise UserError(f"run={config.run}: needs task=export, task=evaluate, task=verify or task=replay")
     if config.task == "verify" and (config.run is None or evaluation.url is None):
         raise UserError(
             "task=verify needs both run=DIR, the directory of a run, and url=http://HOST:PORT/v1, a server that has"

@@ -89,6 +89,7 @@ REFUSED: tuple[Needs, ...] = (
     ),
     ("evaluation.url", lambda c: c.task in ("evaluate", "verify"), "task=evaluate or task=verify"),
     ("evaluation.format", lambda c: c.task == "verify", "task=verify"),
+    ("replay.allow", lambda c: c.task == "replay", "task=replay"),
     *(
         (f"evaluation.{key}", lambda c: c.evaluation.url is not None, "evaluation.url")
         for key in ("model", "api_key_variable")

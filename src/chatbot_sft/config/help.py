@@ -28,7 +28,7 @@ Examples
 """
 FLAGS = """\
 Flags
-  --help NAME …        the keys of a group (model, lora, dataset, objective, training, save, sweep, evaluation) or one
+  --help NAME …        the keys of a group (model, lora, dataset, objective, training, save, sweep …) or of one
   --cfg job            print the configuration and stop        -m, --multirun   run every combination of a,b,c values
   --json               one JSON object on standard output: report.json, of task=check data_report.json too
   --config-dir DIR     add your own group options              --hydra-help     Hydra's own flags

@@ -27,7 +27,7 @@ The whole configuration, section by section: what `--help` says, as a page. `gro
 
 - **Default**: of the command. Where a configuration without `conf/` (Python, one YAML file) begins with something
   else, that stands below it.
-- **Decides**: whether the key decides what a run learns. Such a key is in the run's `lock.json`, and a run does not
+- **Decides**: whether the key decides what a run learns. Such a key is in its `run.lock.json`, and a run does not
   go on with another value. Where something else stands for it there (the rows themselves, not how they were found),
   that is named.
 """

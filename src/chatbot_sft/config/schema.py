@@ -798,6 +798,25 @@ class EvaluationConfig:
     )
 
 
+# In what a machine may differ from the one of a run that is replayed, so that its result may.
+DIFFERENCES = ("versions", "device", "data", "weights", "tokenizer", "code", "settings")
+
+
+@dataclass
+class ReplayConfig:
+    allow: list[str] = key(
+        [],
+        f"of task=replay: what may be different here all the same: {', '.join(DIFFERENCES)}",
+        decides=False,
+    )
+    git: bool = key(
+        False,
+        "of any training: run git, and keep in run.lock.json whether the current folder's tree was dirty, with the"
+        " diff; the commit is there without",
+        decides=False,
+    )
+
+
 @dataclass
 class Config(Mapping[str, Any]):
     """Every setting of a run. `from_mapping` is the only way in: it checks keys, types and their fit.
@@ -809,14 +828,15 @@ class Config(Mapping[str, Any]):
         "train",
         "check: look at the data, and stop; plan: measure memory and batch layout, and stop; export:"
         " save an earlier run; evaluate: put questions of your own to a model; verify: does a running server say what"
-        " was trained",
-        choices=("train", "check", "plan", "export", "evaluate", "verify"),
+        " was trained; replay: train an earlier run again from its lock, and compare",
+        choices=("train", "check", "plan", "export", "evaluate", "verify", "replay"),
         decides=False,
     )
     run: str | None = key(
         None,
         "of task=export: the directory of the run that is exported; of task=evaluate: that, an export, an"
-        " adapter or a .gguf file; of task=verify: the run that a server is held against",
+        " adapter or a .gguf file; of task=verify: the run that a server is held against; of task=replay: the run"
+        " that is trained again",
         decides=False,
     )
     allow_targets: list[str] = key(
@@ -834,6 +854,7 @@ class Config(Mapping[str, Any]):
     save: SaveConfig = field(default_factory=SaveConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     # Keys of `training` that TRL's SFTConfig takes as they are.
     sft_arguments: dict[str, Any] = field(default_factory=dict)
 

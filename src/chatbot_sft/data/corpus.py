@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from chatbot_sft.config import Config, SourceConfig
 from chatbot_sft.data.files import TRAIN, data_files, find, remarks
 from chatbot_sft.data.sources import Row, read_hub, read_rows
 from chatbot_sft.data_names import is_hub_id
+from chatbot_sft.run.fingerprint import sha256
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ def content(source: SourceConfig) -> list[str]:
         return [read_hub(source.data_path, source.config_name, source.split or TRAIN, source.revision)[1]]
     hashes = []
     for file in data_files(source.data_path, source.split or TRAIN):
-        with file.open("rb") as stream:
-            hashes.append(f"{file}:{hashlib.file_digest(stream, 'sha256').hexdigest()}")
+        hashes.append(f"{file}:{sha256(file)}")
     return hashes
 
 

@@ -117,7 +117,8 @@ def _system_prompt(model: Path, report: Report | None) -> str | None:
 def _places(run: Run, report: Report | None) -> Iterator[Path]:
     """Where the model may be, the likeliest first."""
     if report and report.save and report.save.path:
-        yield Path(report.save.path)
+        saved = Path(report.save.path)
+        yield from (run.model, saved) if saved.name == run.model.name else (saved,)  # the run may be a copy
     yield run.model  # of a run that was moved, or killed before its report
     yield run.folder
     newest = checkpoints.last_verified(run.checkpoints) or checkpoints.last_verified(run.folder)

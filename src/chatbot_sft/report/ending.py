@@ -33,7 +33,8 @@ def write_reports(report: Report, run: Run) -> None:
         try:
             with quiet():
                 write_loss_figure(clean.history or [], clean.evaluations, run.figure_file)
-            links = data_links(Run(Path(report.run)) if report.run else run, run)
+            elsewhere = report.run if report.task != "replay" else None  # which looks at the data itself
+            links = data_links(Run(Path(elsewhere)) if elsewhere else run, run)
             run.markdown_file.write_text(markdown(clean, run.figure_file.exists(), links), encoding="utf-8")
         finally:
             run.write_report(report)
@@ -72,6 +73,8 @@ def stopped(error: Preempted, settings: Config, save: SaveResult | None, command
         left = "what was answered is kept; the same command asks for the rest"
     elif settings.task == "verify":
         left = "nothing was found yet; the same command asks again"
+    elif settings.task == "replay":
+        return f"{error.signal}: nothing was compared; replay the run again, in another directory"
     else:
         left = "nothing was trained; the same command begins anew"
     return f"{error.signal}: {left}{again}"

@@ -15,7 +15,7 @@ from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import number
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.report import Report, SaveResult, Training
+from chatbot_sft.run.report import Replay, Report, SaveResult, Training
 
 TITLES = {
     "train": "Fine-tuning run",
@@ -24,6 +24,7 @@ TITLES = {
     "export": "Export of an earlier run",
     "evaluate": "Evaluation",
     "verify": "Verification of a server",
+    "replay": "Replay of an earlier run",
 }
 
 
@@ -52,6 +53,7 @@ def markdown(report: Report, picture: bool, links: Mapping[str, str] | None = No
         "",
     ]
     lines += [line for text in warnings for line in (f"**Warning: {inline(text)}**", "")]
+    lines += _replay(report.replay) if report.replay else []
     lines += _evaluations(report)
     if report.samples:
         lines += ["## Answers before and after", ""]
@@ -73,6 +75,26 @@ def markdown(report: Report, picture: bool, links: Mapping[str, str] | None = No
         "",
     ]
     return "\n".join(lines)
+
+
+def _replay(replay: Replay) -> list[str]:
+    """What came of holding the two trainings against each other."""
+    lines = [
+        f"## Replay: {replay.verdict}",
+        "",
+        f"`{replay.run}`",
+        "",
+        "| figure | how many | |",
+        "|---|--:|---|",
+    ]
+    lines += [f"| {cell(one['what'])} | {one['count']:,} | {cell(one['said'])} |" for one in replay.compared]
+    lines += ["", "Different here:" if replay.changes else "Nothing is different here.", ""]
+    for one in replay.changes:
+        decides = "" if one["decides"] else " (decides nothing)"
+        lines.append(
+            f"- {inline(one['of'])}: {inline(one['what'])} {inline(one['before'])} → {inline(one['after'])}{decides}"
+        )
+    return [*lines, ""]
 
 
 def _saved(save: SaveResult) -> list[str]:

@@ -7,16 +7,25 @@ from pathlib import Path
 
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.words import moved, number
-from chatbot_sft.run.report import Model, Plan, Report, Sample, SaveResult, Training
+from chatbot_sft.run.report import Model, Plan, Replay, Report, Sample, SaveResult, Training
 
 
 def ending(report: Report, folder: str) -> str | None:
     """What is shown of a run in `folder` that has ended; None where it neither trained nor planned."""
     if report.model and report.plan:
         return plan_summary(report.model, report.plan)
+    if report.replay:
+        return f"run     {_short_path(folder)}"  # the comparison has said the rest
     if report.training:
         return summary(report.training, report.samples, report.save, folder)
     return None
+
+
+def replay_lines(replay: Replay) -> list[str]:
+    """A line for each kind of figure, and the verdict."""
+    width = max([len(one["what"]) for one in replay.compared], default=0)
+    rows = [f"  {one['what']:<{width}}  {one['count']:>6,}  {one['said']}" for one in replay.compared]
+    return [f"replay  of {_short_path(replay.run)}", *map(plain_line, rows), f"verdict {replay.verdict}"]
 
 
 def plan_summary(model: Model, plan: Plan) -> str:

@@ -24,6 +24,7 @@ REPORT, CONFIG = "report.json", "config.yaml"
 HOLDER = ".lock.json"  # whose process runs in it, or ran there last: see run_directory.py
 PROGRESS = ".progress.json"  # how far its training is, or was there last
 EVALUATIONS = "evaluations.jsonl"  # in the checkpoints, a line as soon as an evaluation was made
+LOCK, EARLIER_LOCK = "run.lock.json", "lock.json"  # the second as schema 1 was called
 FILES = (
     REPORT,
     "report.md",
@@ -34,7 +35,9 @@ FILES = (
     "data_report.json",
     "data_preview.html",
     "loss.png",
-    "lock.json",
+    LOCK,
+    EARLIER_LOCK,
+    "steps.jsonl",
     "evaluation.json",
     "evaluation.html",
     "answers.jsonl",
@@ -106,8 +109,14 @@ class Run:
 
     @property
     def lock_file(self) -> Path:
-        """What decides the result, see `run.lock`."""
-        return self.folder / "lock.json"
+        """What decides the result, see `run.lock`; where a run of an earlier version has its own, that."""
+        earlier = self.folder / EARLIER_LOCK
+        return earlier if earlier.is_file() and not (self.folder / LOCK).is_file() else self.folder / LOCK
+
+    @property
+    def steps_file(self) -> Path:
+        """What each step came to, see `run.steps`."""
+        return self.folder / "steps.jsonl"
 
     @property
     def evaluation_file(self) -> Path:
@@ -211,7 +220,7 @@ class Run:
             before = OmegaConf.to_container(OmegaConf.load(self.config_file))
         except (OSError, YAMLError):
             return False
-        aside = {"sweep": None}
+        aside = {"sweep": None, "replay": None}
         return isinstance(before, dict) and before | aside == referring(dict(config)) | aside
 
     def lock(self) -> Lock:
@@ -232,8 +241,9 @@ class Run:
         OmegaConf.save(referring(dict(config)), self.config_file)
 
     def write_lock(self, lock: Lock) -> None:
-        """lock.json, in one step, with `${oc.env:NAME}` for what an environment variable holds in secret."""
-        write_json(referring(asdict(lock)), self.lock_file)
+        """run.lock.json, in one step, with `${oc.env:NAME}` for what an environment variable holds in secret."""
+        write_json(referring(asdict(lock)), self.folder / LOCK)
+        (self.folder / EARLIER_LOCK).unlink(missing_ok=True)  # of an earlier version that began this run
 
     def write_report(self, report: Report) -> None:
         """report.json, in one step and without secrets."""

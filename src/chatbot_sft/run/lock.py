@@ -1,4 +1,5 @@
-"""All that decides a run's result: lock.json, held against a checkpoint's when a run goes on.
+"""All that decides a run's result, and what explains it: run.lock.json, held against a checkpoint's when a run goes
+on, and against what is here when it is replayed.
 
 Pure: whoever makes a `Lock` brings the fingerprints of data, tokenizer and weights.
 """
@@ -7,15 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from chatbot_sft.config import Config, deciding
 from chatbot_sft.config.schema import ADAPTER, BATCH, REFERENCE, ROWS, WEIGHTS
 from chatbot_sft.config.schema import keys as known_keys
 from chatbot_sft.report.masking import referring, resolved
+from chatbot_sft.run.provenance import Provenance
 
-SCHEMA = 1  # of lock.json
+SCHEMA = 2  # of run.lock.json; 1, lock.json, had neither `threads` nor `config` nor `provenance`
+
+# Of what is read from a file; the rest is words.
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("decides", "versions", "batch_layout", "config"), dict),
+    "processes": int,
+    "threads": int | None,
+}
 
 # `decides` has them once the model is loaded: as they turned out.
 MACHINE = ("model.engine", "model.dtype", "training.optim", "training.loop")
@@ -23,9 +33,10 @@ MACHINE = ("model.engine", "model.dtype", "training.optim", "training.loop")
 
 @dataclass(frozen=True)
 class Lock:
-    """`decides` is what a run that goes on may not change: flat "section.key" → JSON value. The rest decides
+    """`decides` is what a run that goes on may not change: flat "section.key" → JSON value. What follows decides
     the last digits: what computed it, where, and in which layout a step was cut. `date` (ISO 8601) is what
-    templates write for today.
+    templates write for today. `config` are all settings, by which it can be run again, and `provenance` decides
+    nothing.
     """
 
     decides: dict[str, Any]
@@ -35,12 +46,15 @@ class Lock:
     device: str
     processes: int = 1
     batch_layout: dict[str, Any] = field(default_factory=dict)  # {} until it is chosen
+    threads: int | None = None  # of torch on the CPU; None until it is imported
+    config: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance | None = None
     schema: int = SCHEMA
 
-    def on_machine(self, engine: str, dtype: str, optim: str, loop: str) -> Lock:
+    def on_machine(self, engine: str, dtype: str, optim: str, loop: str, threads: int) -> Lock:
         """With what only an imported engine knows, and the loop that was chosen."""
         values = dict(zip(MACHINE, (engine, dtype, optim, loop), strict=True))
-        return replace(self, decides={**self.decides, **values})
+        return replace(self, decides={**self.decides, **values}, threads=threads)
 
     def in_layout(self, layout: Mapping[str, Any]) -> Lock:
         """With the batch layout that was chosen."""
@@ -48,17 +62,27 @@ class Lock:
 
     @classmethod
     def from_json(cls, values: Any) -> Lock:
-        """What `dataclasses.asdict` made of one.
+        """What `dataclasses.asdict` made of one, of this version or the one before; its `schema` says which.
 
         Raises:
-            ValueError: it is no lock, or one of another version.
+            ValueError: it is no lock, or one of a later version.
         """
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            raise ValueError("not a lock of this version")
+        if not isinstance(values, dict) or type(schema := values.get("schema")) is not int or schema < 1:
+            raise ValueError("not a lock")
+        if schema > SCHEMA:
+            raise ValueError(
+                f"a later version of chatbot_sft wrote it (schema {schema}, this one reads up to {SCHEMA})"
+            )
         try:
-            return cls(**values)
-        except TypeError as error:
+            explained = values.get("provenance")
+            lock = cls(**{**values, "provenance": explained and Provenance.from_json(explained)})
+            datetime.fromisoformat(lock.date)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"not a lock: {error}") from None
+        for name, kind in KINDS.items():
+            if not isinstance(value := getattr(lock, name), kind):
+                raise ValueError(f"not a lock: {name} is {json.dumps(value)}")
+        return lock
 
 
 def decides(
@@ -108,9 +132,12 @@ def _shown(value: Any) -> str:
 
 
 def differences(before: Lock, after: Lock) -> list[Difference]:
-    """All in which the two differ."""
-    first, second = _flat(asdict(before)), _flat(asdict(after))
-    return changed(first, second, dict.fromkeys([*first, *second]))
+    """All in which the two differ; what an older one does not have says nothing."""
+    first, second = _flat(before), _flat(after)
+    known = {*before.decides, *after.decides, *(first.keys() & second.keys())}
+    same = before.schema == after.schema
+    keys = [key for key in dict.fromkeys([*first, *second]) if same or key in known]
+    return changed(first, second, keys)
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any], keys: Iterable[str]) -> list[Difference]:
@@ -129,11 +156,16 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any], keys: Iterable[
     return [Difference(key, before.get(key, NOT_SET), after.get(key, NOT_SET)) for key in differing]
 
 
-def _flat(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """`decides` as it is, versions and layout with their own name before the key."""
-    flat = dict(lock["decides"])
-    for name, value in lock.items():
-        if name != "decides":
-            named = isinstance(value, dict)
-            flat |= {f"{name}.{key}": item for key, item in value.items()} if named else {name: value}
-    return flat
+def _flat(lock: Lock) -> dict[str, Any]:
+    """`decides` as it is, versions and layout with their own name before the key, and what explains it."""
+    values = {
+        "tokenizer": lock.tokenizer,
+        "date": lock.date,
+        **{f"versions.{name}": version for name, version in lock.versions.items()},
+        "device": lock.device,
+        "processes": lock.processes,
+        **{f"batch_layout.{name}": value for name, value in lock.batch_layout.items()},
+    }
+    if lock.threads is not None:
+        values["threads"] = lock.threads
+    return {**lock.decides, **values, **(lock.provenance.flat() if lock.provenance else {})}

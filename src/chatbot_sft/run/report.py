@@ -18,7 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from chatbot_sft.run.versions import git_commit, versions
+from chatbot_sft.run.git import commit
+from chatbot_sft.run.versions import versions
 
 SCHEMA = 1  # of report.json; a report without the number is one of these, too
 
@@ -88,6 +89,7 @@ class Training:
     best_step: int | None = None
     best_eval_loss: float | None = None
     rounding: Rounding | None = None
+    weights_sha256: str | None = None  # of what was trained, see model/fingerprint.py
     warnings: list[str] = field(default_factory=list)  # what a person has to know before they use the model
 
 
@@ -145,6 +147,19 @@ class Evaluation:
     earlier: float | None = None
     comparisons: dict[str, dict[str, Any]] = field(default_factory=dict)  # of `before` and `earlier`
     steps: list[dict[str, Any]] = field(default_factory=list)  # of a training: step and passed
+
+
+@dataclass
+class Replay:
+    """What `task=replay` found of `run`. `changes` are what is different here (replay/changes.py), `compared` each
+    kind of figure (replay/compared.py) with what is `said` of it.
+    """
+
+    run: str
+    verdict: str  # identical to the bit | reproduced within the noise | not reproduced
+    reproduced: bool
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    compared: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -256,9 +271,8 @@ class Report:
     error: str | None = None
     started: str = field(default_factory=lambda: now())
     finished: str | None = None
-    run: str | None = (
-        None  # task=export: the directory of the run that trained; task=evaluate, task=verify: what was asked
-    )
+    # task=export, task=replay: the directory of the run that trained; task=evaluate, task=verify: what was asked
+    run: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)  # what was set, as it ran
     model: Model | None = None
     dataset: DatasetStatistics | None = None
@@ -272,8 +286,9 @@ class Report:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     save: SaveResult | None = None
+    replay: Replay | None = None
     versions: dict[str, str] = field(default_factory=versions)
-    git: str | None = field(default_factory=lambda: git_commit(Path.cwd()))
+    git: str | None = field(default_factory=lambda: commit(Path.cwd()))
     schema: int = SCHEMA
 
     def record(self, **parts: Any) -> None:
@@ -304,6 +319,10 @@ class Report:
         """
         if not isinstance(values, dict):
             raise DamagedReport("it is no object")
+        if type(schema := values.get("schema", SCHEMA)) is not int or schema > SCHEMA:
+            raise DamagedReport(
+                f"a later version of chatbot_sft wrote it (schema {schema}, this one reads up to {SCHEMA})"
+            )
         for name, kind in KINDS.items():
             if not isinstance(values.get(name), kind):
                 fault = "missing" if values.get(name) is None else "of another kind"
@@ -332,6 +351,7 @@ PARTS: dict[str, type] = {
     "plan": Plan,
     "evaluation": Evaluation,
     "save": SaveResult,
+    "replay": Replay,
 }
 KINDS: dict[str, type] = {
     "task": str, "status": str, "model": dict, "dataset": dict, "training": dict, "memory": dict,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 
+from chatbot_sft.run.steps import StepLog
 from chatbot_sft.train.batches import Batches
 from chatbot_sft.train.evaluation import Evaluations
 from chatbot_sft.train.guard import Guard
@@ -55,6 +56,7 @@ class Job:
     evaluations: Evaluations
     progress: Progress
     objective: Objective
+    steps: StepLog
     stopping: EarlyStoppingCallback | None = None
     callbacks: list[TrainerCallback] = field(default_factory=list)
     state: TrainerState = field(default_factory=TrainerState)

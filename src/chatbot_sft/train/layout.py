@@ -5,10 +5,11 @@ every layout; time and memory are not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from chatbot_sft.errors import UserError
 from chatbot_sft.train.rows import Row, StepRows, padded, padding_free
 
 
@@ -39,6 +40,22 @@ class Layout:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
+        """What `as_dict` made of one.
+
+        Raises:
+            UserError: a version that has other layouts made it.
+        """
+        try:
+            return cls(**values)
+        except TypeError:
+            known = ", ".join(f"{name}={value}" for name, value in values.items())
+            raise UserError(
+                f"layout: the run was cut into micro-batches by another version of chatbot_sft ({known}), as this one"
+                " cannot; go on with that version"
+            ) from None
 
     def groups(self, step: StepRows) -> Iterator[list[Row]]:
         """The conversations of each micro-batch; neighbours in length, because a step's packs are sorted by

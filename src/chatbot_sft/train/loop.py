@@ -115,6 +115,7 @@ def open_books(job: Job) -> None:
     job.started, job.began = time.perf_counter(), time.time()
     job.evaluations.begin(job.state)
     job.progress.begin(job.state)
+    job.steps.begin(job.origin.behind)
     job.tell("on_train_begin")
     if job.origin.checkpoint:
         snapshot.load_random_state(job)
@@ -204,8 +205,10 @@ def close_books(job: Job, step: Step, taken: Taken) -> None:
     state.global_step, state.epoch = number, epoch + (place + 1) / job.batches.per_epoch
     state.num_input_tokens_seen += taken.tokens
     job.pending += loss
-    for name, figure in zip(step.figures, figures, strict=True):
-        job.pending_figures[name] = job.pending_figures.get(name, 0.0) + figure.item()
+    of_objective = {name: figure.item() for name, figure in zip(step.figures, figures, strict=True)}
+    for name, figure in of_objective.items():
+        job.pending_figures[name] = job.pending_figures.get(name, 0.0) + figure
+    job.steps.add(number, loss=loss.item(), grad_norm=norm.item(), learning_rate=taken.rate, **of_objective)
     job.progress.step(state)
     job.tell("on_step_end")
     if control.should_log or number % state.logging_steps == 0 or (number == 1 and args.logging_first_step):
@@ -326,6 +329,7 @@ def end(job: Job, step: Step) -> TrainOutput:
         snapshot.load_best(step.model, state)
     job.tell("on_train_end")
     job.progress.end()
+    job.steps.end()
     return TrainOutput(state.global_step, loss, metrics)
 
 

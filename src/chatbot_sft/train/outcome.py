@@ -11,6 +11,7 @@ from chatbot_sft import distributed
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import memory
+from chatbot_sft.model.fingerprint import trained_weights
 from chatbot_sft.report.words import moved, number
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Memory, Plan, Report, Sample, Training
@@ -148,6 +149,7 @@ def _training(session: Session, eval_loss: float | None, rows_loss_before: float
         rows_loss_before=rows_loss_before,
         rows_loss=rows_loss,
         rounding=session.rounding,
+        weights_sha256=trained_weights(session.model) if distributed.is_first() else None,
         weights_of_step=step,
         stopped_early=session.stopped_early,
         best_step=best and best["step"],

@@ -42,18 +42,15 @@ def configured(settings: Config, engine: Engine, model: Any) -> Layout:
 
 
 def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured: bool) -> Plan:
-    """The layout of `job`; a resumed run keeps its own."""
+    """The layout of `job`; a run that is resumed, or replayed, keeps its own."""
     meant = configured(job.settings, step.engine, step.model)
     if as_configured:
         return Plan(meant, "as configured")
-    if job.origin.checkpoint:
-        began = Layout(**job.origin.checkpoint.record["layout"])
+    if job.origin.layout:
+        began = Layout.from_dict(job.origin.layout)
         began = uncaptured(began) if step.sharded else began
         if began.packed and (why_not := step.not_packable()):
-            raise UserError(
-                f"training.resume: {job.origin.checkpoint.folder} was trained with packed conversations,"
-                f" which cannot be gone on with here: {why_not}; start afresh with training.resume=never"
-            )
+            raise UserError(_not_packed(job, why_not))
         plan = Plan(began, "as the run began")
     elif step.sharded:
         plan = _sharded(batches, step, trial, meant)
@@ -62,6 +59,16 @@ def planned(job: Job, batches: Batches, step: Step, trial: Trial, as_configured:
     if plan.layout.packed and step.packed is None:  # not tried
         step.pack(functools.partial(packing.shapes, batches, trial.steps), plan.layout)
     return plan
+
+
+def _not_packed(job: Job, why_not: str) -> str:
+    trained = "was trained with packed conversations, which cannot be"
+    if job.origin.checkpoint is None:
+        return f"task=replay: the run {trained} done here: {why_not}"
+    return (
+        f"training.resume: {job.origin.checkpoint.folder} {trained} gone on with here: {why_not};"
+        " start afresh with training.resume=never"
+    )
 
 
 def told(plan: Plan, meant: Layout, batch_size: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from chatbot_sft.config import Config, deciding
 from chatbot_sft.config import keys as every_key
@@ -41,6 +41,25 @@ from chatbot_sft.run.report import Status
 log = logging.getLogger(__name__)
 
 
+class Pinned(Protocol):
+    """What a run that is trained again takes from the first time, in place of choosing or measuring it here."""
+
+    @property
+    def layout(self) -> Mapping[str, Any]:
+        """The batch layout; {} where none was chosen."""
+
+    @property
+    def threads(self) -> int | None:
+        """Of torch on the CPU."""
+
+    @property
+    def steps(self) -> int | None:
+        """Where it stops, however many were meant; None: at its end."""
+
+    def hold(self, now: lock.Lock) -> None:
+        """Raises UserError where what is known of the run now is not what it was."""
+
+
 @dataclass
 class Origin:
     """Where a run begins: afresh, or at `checkpoint`.
@@ -50,10 +69,30 @@ class Origin:
 
     started: datetime = field(default_factory=lambda: datetime.now().replace(microsecond=0))
     checkpoint: Checkpoint | None = None
-    # Of each: step, time, checkpoint, and the training.resume that asked for it.
+    own: bool = False  # whether the checkpoint is of this very run
+    # Of each: step, time, checkpoint, the training.resume that asked for it, whether the checkpoint was of this run,
+    # and whether the run went on from its end.
     resumes: list[dict[str, Any]] = field(default_factory=list)
     identity: dict[str, Any] = field(default_factory=dict)
     extended: bool = False  # the run at `checkpoint` had come to its end, and more steps are asked for now
+    pinned: Pinned | None = None  # of a replay
+
+    @property
+    def behind(self) -> int:
+        """How many steps this very run has behind it."""
+        return self.checkpoint.step if self.checkpoint and self.own else 0
+
+    def hold(self, known: lock.Lock) -> None:
+        """Raises UserError where what is known by now is not what is `pinned`."""
+        if self.pinned is not None:
+            self.pinned.hold(known)
+
+    @property
+    def layout(self) -> Mapping[str, Any]:
+        """The batch layout that is kept; {} where one is to be chosen."""
+        if self.pinned is not None:
+            return self.pinned.layout
+        return self.checkpoint.record["layout"] if self.checkpoint else {}
 
     @property
     def seconds(self) -> float:
@@ -145,10 +184,18 @@ def find_origin(settings: Config) -> Origin:
         )
     asked = resume if resume == "auto" else str(Path(resume).expanduser().resolve())
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    entry = {"step": checkpoint.step, "time": now, "checkpoint": str(checkpoint.folder), "asked": asked}
+    is_own, extended = checkpoint is own, longer(checkpoint, settings)
+    entry = {
+        "step": checkpoint.step,
+        "time": now,
+        "checkpoint": str(checkpoint.folder),
+        "asked": asked,
+        "own": is_own,
+        "extended": extended,
+    }
     resumes = referring([*checkpoint.record["resumes"], entry])
     started = datetime.fromisoformat(checkpoint.record["started"])
-    origin = Origin(started, checkpoint, resumes, extended=longer(checkpoint, settings))
+    origin = Origin(started, checkpoint, is_own, resumes, extended=extended)
     if origin.extended:
         training = settings.training
         steps, epochs = training.max_steps, training.num_train_epochs

@@ -23,6 +23,7 @@ from chatbot_sft.report import loggers
 from chatbot_sft.report.loggers import Loggers
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Rounding
+from chatbot_sft.run.steps import StepLog
 from chatbot_sft.run.turn import Turn, to_the_end
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import planning
@@ -174,6 +175,7 @@ class Session:
                 evaluations=Evaluations(Path(training.output_dir), self.samples),
                 progress=Progress(self.wait, Run.of(self.settings).progress_file),
                 objective=self.objective,
+                steps=StepLog(Run.of(self.settings).steps_file if args.process_index == 0 else None),
                 stopping=stopping,
             )
             self.job.state.is_world_process_zero = args.process_index == 0
@@ -377,6 +379,12 @@ class Session:
         self.create_trainer()
         # with training.response_only=false the gate has put labels on everything
         self.enable_response_only_training()
+
+    def stop_after(self, step: int) -> None:
+        """End the training there, however many steps its schedule has."""
+        from chatbot_sft.train.until import Until
+
+        (self.job if self.loop == "native" else self.trainer).add_callback(Until(step))
 
     def measured_layouts(self) -> list[dict[str, Any]]:
         """What `plan_layout` measured, for the report."""

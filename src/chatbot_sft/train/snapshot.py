@@ -37,8 +37,11 @@ STOPPING = "EarlyStoppingCallback"  # its name in the state
 def state(checkpoint: Checkpoint | None, args: Any) -> TrainerState:
     """The state that a run begins with."""
     loaded = TrainerState.load_from_json(str(checkpoint.folder / STATE)) if checkpoint else TrainerState()
-    if loaded.best_model_checkpoint is not None and not Path(loaded.best_model_checkpoint).is_dir():
-        loaded.best_model_checkpoint = None
+    if checkpoint and loaded.best_model_checkpoint is not None:
+        beside = checkpoint.folder.with_name(
+            f"checkpoint-{loaded.best_global_step}"
+        )  # the run may have moved
+        loaded.best_model_checkpoint = str(beside) if beside.is_dir() else None
     loaded.is_world_process_zero = args.process_index == 0
     loaded.is_local_process_zero = args.local_process_index == 0
     return loaded

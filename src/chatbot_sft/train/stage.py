@@ -67,6 +67,11 @@ def begin(
         UserError: the settings do not fit each other, a place is taken, a logger cannot be opened, or a
             resumed run would go on with what it did not begin with.
     """
+    import torch
+
+    pinned = start.origin.pinned
+    if pinned is not None and pinned.threads is not None:
+        torch.set_num_threads(pinned.threads)  # sums are rounded in the order of the threads
     warnings = _untrained(settings, trainable, prepared)
     model, tokenizer = trainable.model, trainable.tokenizer
     session = session_class(settings, model, tokenizer, prepared.training, prepared.held_out)
@@ -74,11 +79,14 @@ def begin(
     session.sample_prompts, session.warnings = prepared.questions(), warnings
     session.alike = _alike(settings, start)
     session.setup()
+    if pinned is not None and pinned.steps is not None:
+        session.stop_after(pinned.steps)
     if start.answers is not None and (key := _question(session, prepared, start)):
         session.answers, session.question = start.answers, key
     record(settings=used_settings(settings, session.args))
     dtype, optim = precision_name(settings), session.args.optim
-    lock = start.lock.on_machine(trainable.engine.NAME, dtype, optim, session.loop)
+    lock = start.lock.on_machine(trainable.engine.NAME, dtype, optim, session.loop, torch.get_num_threads())
+    start.origin.hold(lock)
     resume.refuse_changes(start.origin, {key: lock.decides[key] for key in MACHINE}, whole=False)
     if distributed.is_first():
         run = Run.of(settings)

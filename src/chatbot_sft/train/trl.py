@@ -95,6 +95,7 @@ class Companion(TrainerCallback):
             job.stopping.early_stopping_patience_counter = patience
         job.evaluations.begin(state)
         job.progress.begin(state)
+        job.steps.begin(job.origin.behind)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.rows.epoch = int(state.epoch)
@@ -124,6 +125,9 @@ class Companion(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         self.job.progress.log(state, logs["loss"])
+        # Of the steps since the last of these: TRL's loop tells no more.
+        figures = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+        self.job.steps.add(state.global_step, **figures)
         if self.job.guard and self.failure is None:
             loss, norm = torch.tensor(logs["loss"]), torch.tensor(logs["grad_norm"])
             try:
@@ -147,6 +151,7 @@ class Companion(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.job.progress.end()
+        self.job.steps.end()
 
     def held_out(self) -> dict[str, float]:
         """Evaluate as the native loop does; the trainer's own evaluation would mark the model as prepared,

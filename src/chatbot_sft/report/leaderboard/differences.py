@@ -1,4 +1,4 @@
-"""Two runs held against each other: what was asked, on what, with what, and what came of it."""
+"""Two runs held against each other: what was asked, on what, with what, by which code, and what came of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from chatbot_sft.report.leaderboard.settings import flat, is_place
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import moved
-from chatbot_sft.run.directory import Run
+from chatbot_sft.run.directory import LOCK, Run
 from chatbot_sft.run.lock import NOT_SET, Difference, Lock, changed
 from chatbot_sft.run.lock import differences as in_locks
 
 ABSENT = "(not set)"
-DATA = ("dataset.", "training rows", "tokenizer")
+DATA = ("dataset", "training rows", "tokenizer", "template", "data file ", "evaluation.golden file ")
+CODE = ("code", "git.")
+DEVICE = ("device", "driver", "processes", "threads", "batch_layout")
 LONGEST = 60  # characters of a value
 
 
@@ -36,7 +38,7 @@ def values(first: Job, second: Job) -> dict[str, list[dict[str, str]]]:
 
 
 def lines(first: Job, second: Job) -> list[str]:
-    """A part each for the configuration, the data, versions, the device and the results."""
+    """A part each for the configuration, the data, versions, the code, the device and the results."""
     named = [f"A  {first.name}  {first.folder}", f"B  {second.name}  {second.folder}", ""]
     parts = _parts(first.folder, second.folder)
     parts["results"] = list(_results(first, second))
@@ -60,13 +62,17 @@ def _parts(first: Path, second: Path) -> dict[str, list[tuple[str, str, str]]]:
         _worded(change) for change in settings if change.key not in in_lock and not is_place(change.key)
     ]
     parts: dict[str, list[tuple[str, str, str]]] = {
-        name: [] for name in ("configuration", "data", "versions", "device")
+        name: [] for name in ("configuration", "data", "versions", "code", "device")
     }
     for change in known:
         parts[_part_of(change[0])].append(change)
     missing = [name for name, lock in zip("AB", locks, strict=True) if lock is None]
     if missing:
-        parts["versions"].insert(0, (f"{' and '.join(missing)} kept no lock.json", "", ""))
+        parts["versions"].insert(0, (f"{' and '.join(missing)} kept no {LOCK}", "", ""))
+    older = [name for name, lock in zip("AB", locks, strict=True) if lock and lock.provenance is None]
+    if older:
+        of = f"not known of {' and '.join(older)}, whose lock is of an earlier version"
+        parts["code"].insert(0, (of, "", ""))
     return parts
 
 
@@ -83,7 +89,9 @@ def _part_of(key: str) -> str:
         return "data"
     if key.startswith("versions."):
         return "versions"
-    return "device" if key.startswith(("device", "processes", "batch_layout")) else "configuration"
+    if key.startswith(CODE):
+        return "code"
+    return "device" if key.startswith(DEVICE) else "configuration"
 
 
 def _lock(folder: Path) -> Lock | None:

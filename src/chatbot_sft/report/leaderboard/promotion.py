@@ -106,10 +106,15 @@ def _copied(report: Report, folder: Path, staged: Path) -> SaveResult | None:
 
 
 def _place(path: Path, folder: Path) -> Path | None:
-    """Where an export is now: where it was written, or in the run that was moved. The report may be a stranger's, and
-    name anything: outside of its run only what is a model.
+    """Where an export is now: in the run, which may have moved or be a copy, or elsewhere, where it was written. The
+    report may be a stranger's, and name anything: outside of its run only what is a model.
     """
-    here = [path, folder / "model", folder / "model" / path.name]
+    here = [
+        *([folder / "model"] if path.name == "model" else []),
+        folder / "model" / path.name,
+        path,
+        folder / "model",
+    ]
     there = [place for place in here if place.is_file() or (place.is_dir() and any(place.iterdir()))]
     return next((p for p in there if p.resolve().is_relative_to(folder.resolve()) or _is_model(p)), None)
 
@@ -169,7 +174,8 @@ def _moved(save: SaveResult, staged: Path, target: Path) -> SaveResult:
 def _write(report: Report, board: Board, job: Job, staged: Path) -> None:
     """All but the model."""
     run = Run(job.folder)
-    for file in (run.lock_file, run.config_file, run.evidence_file, run.data_report_file, run.preview_file):
+    kept = (run.lock_file, run.steps_file, run.config_file, run.evidence_file, run.data_report_file)
+    for file in (*kept, run.preview_file):
         if file.is_file():
             shutil.copy2(file, staged / file.name)
     write_reports(report, Run(staged))
