@@ -125,6 +125,21 @@ def test_it_is_queued_again_where_slurm_took_the_machine_and_the_run_had_not_end
     assert (asked.read_text() if asked.exists() else "") == ("requeue 7\n" if queued else "")
 
 
+def test_each_process_has_the_cores_that_sbatch_asked_for(cluster, tmp_path):
+    venv = stand_in(tmp_path, 'echo "$SRUN_CPUS_PER_TASK"\n')
+    assert cluster(VENV=venv, SLURM_CPUS_PER_TASK="8").communicate(timeout=60)[0] == "8\n"
+
+
+def test_a_signal_that_comes_as_the_run_has_ended_changes_nothing(tmp_path):
+    """The trap alone, with the id of a process that is gone."""
+    (line,) = (line for line in SCRIPT.read_text().splitlines() if line.startswith("trap "))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    program = f'set -euo pipefail\nstep={ended.pid}\n{line}\nkill -USR1 $$\necho "on, $asked"\n'
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "on, 1\n"), done.stderr
+
+
 @pytest.mark.slow
 def test_a_run_whose_time_is_over_goes_on_when_its_turn_comes_again(cluster, tmp_path, tiny, launch):
     words = [*tiny, "training.max_steps=200", "training.save_steps=20", "save=none"]
