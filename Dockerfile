@@ -6,7 +6,7 @@ FROM python:3.11.14-slim-bookworm AS wheel
 WORKDIR /build
 COPY constraints.txt ./
 RUN pip install --no-cache-dir hatchling --constraint constraints.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml overrides.txt README.md LICENSE ./
 COPY conf conf
 COPY data data
 COPY src src

@@ -98,7 +98,7 @@ def test_the_wheel_holds_our_packages_conf_and_the_examples_and_nothing_else(bui
         for source, target in places.items()
         for name in tracked(source)
     }
-    assert names == expected
+    assert names == {*expected, "chatbot_sft/overrides.txt"}
     assert "chatbot_sft/py.typed" in names
     assert not [name for name, text in texts.items() if str(REPO).encode() in text]
 
@@ -126,7 +126,16 @@ def test_the_wheel_says_what_it_is(built):
 
 def test_data_of_ones_own_beside_the_examples_stays_at_home(tmp_path):
     """In the folder data/ of a checkout, where it lies at hand."""
-    for name in ("src", "conf", "data", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
+    for name in (
+        "src",
+        "conf",
+        "data",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "overrides.txt",
+        "constraints.txt",
+    ):
         source, target = REPO / name, tmp_path / "checkout" / name
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
@@ -165,7 +174,7 @@ def test_it_is_the_wheel_that_is_imported(installed):
         ("chatbot-sft --help", "chatbot_sft: fine-tune a chat model"),
         ("chatbot-sft --version", "chatbot_sft 0.1.0"),
         ("chatbot-sft --cfg job experiment=company", "save:\n"),
-        ("python -m chatbot_sft.doctor", "\ncache "),
+        ("python -m chatbot_sft.doctor", " cache "),
         ("python -m chatbot_sft.chat --help", "usage: python -m chatbot_sft.chat"),
         ("python -m chatbot_sft.evaluate --help", "usage: python -m chatbot_sft.evaluate"),
     ],
