@@ -49,6 +49,7 @@ RULES = {
 HYDRA = {
     "cli.py",
     "command_line.py",
+    "refused_overrides.py",
     "config/hydra_glue.py",
     "config/hydra_errors.py",
     "run_directory.py",  # a callback

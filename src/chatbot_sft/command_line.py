@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from chatbot_sft import config as schema
+from chatbot_sft import refused_overrides
 from chatbot_sft.config import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
 
@@ -59,11 +60,20 @@ def check(words: Sequence[str]) -> Namespace:
     for flag, value in _values(words):
         if PurePath(value).suffix in YAML:
             raise UserError(f"{flag} {value}: {overlay(value)}")
+    for word in words:
+        if (
+            re.match(r"-[^\W\d_]", word)
+            and word.partition("=")[0] not in _flags()
+            and word[:2] not in ("-c", "-p")
+        ):
+            raise UserError(_no_such_flag(word, words))  # argparse would take its first letter for a flag
     parser = _Parser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
     given, others = parser.parse_known_intermixed_args(list(words))
     for flag in others:
-        if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
-            raise UserError(_no_such_flag(flag, words))
+        is_number = re.fullmatch(r"-[\d.].*", flag)
+        raise UserError(not_understood(flag, words) if is_number else _no_such_flag(flag, words))
+    # Or Hydra's own key for the same says what it is to be.
+    several = given.multirun or any(word.startswith("hydra.mode=") for word in given.overrides)
     for word in given.overrides:
         if given.help and _is_key(word) and PurePath(word).suffix not in YAML:
             check_topic(word)
@@ -71,6 +81,9 @@ def check(words: Sequence[str]) -> Namespace:
         parsed = _parsed(word)
         if parsed is None:
             raise UserError(not_understood(word, given.overrides))
+        refused_overrides.refuse(parsed)
+        if parsed.is_sweep_override() and not several:
+            raise UserError(several_values(parsed))
         if parsed.key_or_group in OF_A_FILE and (value := word.partition("=")[2]):
             raise UserError(f"{parsed.key_or_group}: no such key; {overlay(value)}")
     if given.cfg and (given.multirun or given.info):
@@ -133,7 +146,7 @@ def opened(word: str, own_config: bool = False) -> str:
     parsed = OverridesParser.create().parse_override(word)
     key = parsed.key_or_group
     ours = key.partition(".")[0] != "hydra" and "/" not in key and schema.known_override(key)
-    if parsed.is_delete() and ours:
+    if parsed.is_delete() and (ours or refused_overrides.is_ours(key)):
         raise UserError(deleted(key))
     if key in schema.SECTIONS and not parsed.is_sweep_override() and parsed.value() is None:
         raise UserError(left_out(key, "config"))
@@ -156,11 +169,16 @@ class _Parser(ArgumentParser):
 
 def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(flag, value) of those flags among `words` that have a value, ours and those of other tools."""
-    bare = {option for action in get_args_parser()._actions for option in action.option_strings}
+    bare = _flags()
     for word, following in itertools.pairwise([*words, ""]):
         flag, equals, value = word.partition("=")
         if flag.startswith("-") and (equals or flag in FLAGS_WITH_VALUE or flag not in bare):
             yield flag, value if equals else following
+
+
+def _flags() -> list[str]:
+    """All of Hydra's, long and short."""
+    return [option for action in get_args_parser()._actions for option in action.option_strings]
 
 
 def overlay(file: str) -> str:
@@ -190,12 +208,7 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
     alias = schema.meant("", key, value)
     if alias and alias.note:
         return f"{flag}: no such flag; {alias.note}"
-    flags = [
-        option
-        for action in get_args_parser()._actions
-        for option in action.option_strings
-        if option.startswith("--")
-    ]
+    flags = [option for option in _flags() if option.startswith("--")]
     example = "; settings are written without dashes, as key=value, for instance training.max_steps=100"
     return f"{flag}: no such flag{did_you_mean(name, flags) or example}"
 
@@ -218,6 +231,8 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     place = list(words).index(word)
     before = words[place - 1] if place else ""
     start = f"{shown(word)}: not understood as key=value"
+    if not word.strip():
+        return "an empty word is on the command line: leave it out, or put what it belongs to in quotes"
     key, equals, _ = word.partition("=")
     if equals and _is_key(key):
         whole = _joined(words, place)
@@ -246,14 +261,6 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     if _is_key(word):
         return f"{start}; give it a value: {_with_sections(word)}=…"
     return f"{start}, for instance training.max_steps=100"
-
-
-def swept(words: Sequence[str], refusal: str) -> Override | None:
-    """The override among `words` that Hydra's `refusal` names, and that is several runs."""
-    parsed = [_parsed(word) for word in words]
-    return next(
-        (one for one in parsed if one and one.is_sweep_override() and f"'{one.input_line}'" in refusal), None
-    )
 
 
 def several_values(override: Override) -> str:
@@ -381,6 +388,7 @@ def _is_key(text: str) -> bool:
 
 def _parsed(word: str) -> Override | None:
     try:
-        return OverridesParser.create().parse_override(word)
+        parsed = OverridesParser.create().parse_override(word)
     except HydraException:
         return None
+    return parsed if parsed.key_or_group else None

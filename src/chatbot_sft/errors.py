@@ -18,6 +18,9 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+SHORT, ALL = 10, 60  # a list is read to its end; a list is looked through for a word
+
+
 def refuse_with(setting: str, *others: tuple[bool, str]) -> None:
     """Raises UserError for the first of `others`, (whether it is so here, why it does not go), that is so."""
     for wrong, why in others:
@@ -30,6 +33,18 @@ def listed(names: Iterable[object], most: int = 10) -> str:
     given = [str(name) for name in names]
     shown = [name if len(name) <= 60 else f"{name[:59]}…" for name in given[:most]]
     return ", ".join(shown) + (f" and {len(given) - most:,} more" if len(given) > most else "")
+
+
+def not_one_of(word: object, known: Sequence[object], meant: str | None = None) -> str:
+    """``"not one of a, b, c; did you mean b?"``: of many, what `word` may have meant, and all where that is nothing.
+
+    `meant` is what it certainly means.
+    """
+    names = [str(name) for name in known]
+    hint = question([meant]) if meant else did_you_mean(str(word), names)
+    if hint and len(names) > SHORT:
+        return f"not one of {len(names)} that there are{hint}"
+    return f"not one of {listed(names, most=ALL)}{hint}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -59,8 +74,22 @@ def misspelled(word: str, known: Sequence[str]) -> list[str]:
     if squashed and same:
         return same[:1]
     by_letters = {name.lower(): name for name in reversed(known)}
+    turned = [name for name in by_letters if _two_letters_turned(word.lower(), name)]
+    if turned:
+        return [by_letters[turned[0]]]
     close = difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.75)
     return [by_letters[name] for name in close]
+
+
+def _two_letters_turned(word: str, name: str) -> bool:
+    """`dri` and `dir`, which are too short to be told by their letters in order."""
+    differ = [place for place, (one, other) in enumerate(zip(word, name, strict=False)) if one != other]
+    return (
+        len(word) == len(name) >= 3
+        and len(differ) == 2
+        and differ[1] == differ[0] + 1
+        and word[differ[0]] + word[differ[1]] == name[differ[1]] + name[differ[0]]
+    )
 
 
 def squash(word: str) -> str:

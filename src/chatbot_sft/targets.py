@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chatbot_sft.config import Config
+from chatbot_sft.config.checks import check_target
 from chatbot_sft.errors import UserError, did_you_mean
 
 
@@ -40,11 +41,7 @@ def locate(section: str, target: str, base: str | None = None) -> Any:
 def _named(target: str, where: str) -> Any:
     """What the dotted name `target` names."""
     module_name, _, name = target.rpartition(".")
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target) or name == "py":
-        raise UserError(
-            f"{where}: expected module.Class, for instance my_loader.CustomDatasetLoader for a class in"
-            " my_loader.py"
-        )
+    check_target(where, target)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -21,6 +21,7 @@ from chatbot_sft.config.schema import (
     FORMATS,
     OUR_PACKAGE,
     PASSED,
+    SECTIONS,
     SOURCE_BOUNDS,
     Config,
     DatasetConfig,
@@ -44,6 +45,9 @@ def check_values(config: Config) -> None:
     """
     for key in keys():
         _check_key(key, value_of(config, key))
+    for name in SECTIONS:
+        if target := getattr(getattr(config, name), "_target_", ""):
+            check_target(f"{name}._target_={target}", target)
     for name, value in config.sft_arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"training.{name}={value}: must be a finite number")
@@ -95,6 +99,15 @@ def _check_key(key: Key, value: Any) -> None:
         raise UserError(f"{key.path}={value}: {refusal}")
     if key.about.choices:
         one_of(key.path, value, key.about.choices)
+
+
+def check_target(where: str, target: str) -> None:
+    """Raises UserError where `target` has not the form of a `_target_`."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target) or target.endswith(".py"):
+        raise UserError(
+            f"{where}: expected module.Class, for instance my_loader.CustomDatasetLoader for a class in"
+            " my_loader.py"
+        )
 
 
 def _check_names_of_transformers(training: TrainingConfig) -> None:

@@ -244,6 +244,8 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
                     f" or write dataset.sources=[{files}]"
                 ) from None
             kind, _, optional = kinds[key].partition(" ")
+            if kind.startswith("list["):
+                raise UserError(f"{where}={value!r}: expected a list{hint or '; write [A,B]'}") from None
             if kind in _EXPECTED:
                 or_null = ", or null" if optional else ""
                 raise UserError(f"{where}={value!r}: expected {_EXPECTED[kind]}{or_null}") from None

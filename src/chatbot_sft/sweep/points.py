@@ -21,11 +21,13 @@ from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chatbot_sft import text_files
+from chatbot_sft import refused_overrides, text_files
 from chatbot_sft.config import aliases
 from chatbot_sft.config.reading import added
 from chatbot_sft.config.schema import OF_SWEEP, SECTIONS, Config, SweepConfig, kind_of
 from chatbot_sft.errors import UserError, listed, not_yaml
+
+MOST_JOBS = 10_000  # each is composed, checked and listed before the first begins
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,9 @@ def space(
                     f"sweep.points={file}: {key} is on the command line too; leave it out in one of the two"
                 )
         together.insert(0, listed_in)
+    for word in itertools.chain(*(value for axis in together for value in axis.values)):
+        if refused_overrides.is_group(bare(key_of(word))):
+            refused_overrides.refuse(OverridesParser.create().parse_override(word))
     return Space(list(fixed.values()), together, list(order))
 
 
@@ -158,6 +163,12 @@ def of_config(config: Any, loader: ConfigLoader | None) -> Space:
     for axis in found.axes:
         if axis.quantity and not axis.values and sweep.sampler is None:
             raise UserError(_no_grid(axis))
+    count = math.prod(len(axis.values) for axis in found.axes)
+    if sweep.sampler is None and count > MOST_JOBS:
+        raise UserError(
+            f"-m: {count:,} combinations, and a sweep has {MOST_JOBS:,} jobs at most; leave values out, or set"
+            " sweep.sampler and sweep.trials, which choose among them"
+        )
     if sweep.sampler and not found.axes:
         raise UserError(
             f"sweep.sampler={sweep.sampler}: nothing to choose from; for instance"
@@ -182,6 +193,11 @@ def _plain(config: Any) -> Any:
 
 def _axis(override: str, parsed: Override) -> Axis:
     key = parsed.get_key_element()
+    if (count := _length(parsed.value())) > MOST_JOBS:
+        raise UserError(
+            f"{override}: {count:,} values, and a sweep has {MOST_JOBS:,} jobs at most; give it a larger step, or"
+            " have sweep.sampler choose from an interval"
+        )
     quantity = _quantity(parsed)
     if not parsed.is_discrete_sweep():
         return Axis(key, override, quantity=quantity)
@@ -191,6 +207,13 @@ def _axis(override: str, parsed: Override) -> Axis:
     if twice := sorted({value for value in values if values.count(value) > 1}):
         raise UserError(f"{override}: {listed(twice)} is there twice; two jobs would be the same")
     return Axis(key, override, tuple((value,) for value in values), quantity)
+
+
+def _length(swept: Any) -> float:
+    """How many values a range has; 0 for all else, whose values stand there."""
+    if not isinstance(swept, RangeSweep) or None in (swept.start, swept.stop) or not swept.step:
+        return 0
+    return max(0, math.ceil((float(swept.stop) - float(swept.start)) / float(swept.step)))
 
 
 def _quantity(parsed: Override) -> Quantity | None:
