@@ -164,7 +164,7 @@ class _Parser(ArgumentParser):
     """Says what is wrong as a UserError."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(f"{message}; --help lists the flags")
 
 
 def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -232,7 +232,7 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     before = words[place - 1] if place else ""
     start = f"{shown(word)}: not understood as key=value"
     if not word.strip():
-        return "an empty word is on the command line: leave it out, or put what it belongs to in quotes"
+        return "'': an empty word on the command line; leave it out, or put what it belongs to in quotes"
     key, equals, _ = word.partition("=")
     if equals and _is_key(key):
         whole = _joined(words, place)
@@ -301,10 +301,10 @@ def written_out(key: str, value: str) -> str:
 def deleted(key: str) -> str:
     """The text for `~lora` or `~training.max_steps`."""
     if key in schema.SECTIONS:
-        hint = f"; {NOTHING[key]}" if key in NOTHING else ""
-        return f"~{key}: a section cannot be left out, its defaults would come back{hint}"
-    hint = f", or {key}=null" if "None" in schema.kind_of(key) else ""
-    return f"~{key}: a key cannot be left out, its default would come back; give it a value{hint}"
+        nothing = f"; {NOTHING[key]}" if key in NOTHING else "; choose an option"
+        return f"~{key}: a section cannot be left out, its defaults would come back{nothing}"
+    or_null = f", or {key}=null" if "None" in schema.kind_of(key) else ""
+    return f"~{key}: a key cannot be left out, its default would come back; give it a value{or_null}"
 
 
 def left_out(section: str, config_name: str | None) -> str:

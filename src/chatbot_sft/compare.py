@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
     paths: list[Path] = [path.expanduser() for path in arguments.paths]
     board = boards.of(paths, arguments.metric, arguments.maximise)
     if not board.rows:
-        raise UserError(f"{paths[0]}: a sweep without jobs yet")
+        raise UserError(f"{paths[0]}: a sweep without jobs yet; wait for its first one")
     terminal.show(board, Console(highlight=False))
     if len(paths) == len(board.jobs) == 2:
         _print(["", *differences.lines(*board.jobs)])

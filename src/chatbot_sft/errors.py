@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from yaml import MarkedYAMLError, YAMLError
 
@@ -109,10 +110,20 @@ def _with_words(word: str, known: Sequence[str]) -> list[str]:
     return matching if len(matching) <= 3 else []
 
 
+def reason(error: BaseException, most: int = 300) -> str:
+    """What a library says of a failure, as a part of a line of ours: without line breaks and the full stop, cut."""
+    return " ".join(str(error).split())[:most].removesuffix(".")
+
+
+def from_here(place: Path) -> str:
+    """What to look at where a file or folder that a person named is not there."""
+    return "; is it spelled so?" + ("" if place.is_absolute() else f" a relative path begins in {Path.cwd()}")
+
+
 def not_yaml(error: YAMLError) -> str:
     """Where a file is not YAML, and why: `mine/my_run.yaml, line 3: a tab; YAML takes spaces alone …`."""
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
+        return f"{reason(error)}; save the file as plain UTF-8 text"
     mark, problem = error.problem_mark, error.problem or ""
     where = f"{mark.name}, line {mark.line + 1}"
     if "'\\t'" in problem:
@@ -130,7 +141,7 @@ def not_yaml(error: YAMLError) -> str:
             f"{where}, column {mark.column + 1}: a second colon; a text that holds `: ` stands in quotes, and"
             " what is nested on a line of its own"
         )
-    return f"{where}, column {mark.column + 1}: {problem}"
+    return f"{where}, column {mark.column + 1}: {problem}; put text with signs in it in quotes"
 
 
 def is_write_error(error: Exception) -> bool:

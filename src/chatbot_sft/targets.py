@@ -54,14 +54,16 @@ def _named(target: str, where: str) -> Any:
     except SyntaxError as error:
         file, line = error.filename or module_name, f", line {error.lineno}" if error.lineno else ""
         hint = "; save the file as UTF-8" if re.search("codec|null bytes", error.msg) else ""
-        raise UserError(f"{where}: {file}{line}: not Python: {error.msg}{hint}") from None
+        raise UserError(
+            f"{where}: {file}{line}: not Python: {error.msg}{hint or '; mend it there'}"
+        ) from None
     try:
         return getattr(module, name)
     except AttributeError:
         file = getattr(module, "__file__", None) or "built in"
         hint = did_you_mean(name, [known for known in dir(module) if not known.startswith("_")])
-        hint = hint or f" (it is {file}; a file of yours that is called so needs another name)"
-        raise UserError(f"{where}: {module_name} has no {name}{hint}") from None
+        beside = f" (it is {file}; a file of yours that is called so needs another name)"
+        raise UserError(f"{where}: {module_name} has no {name}{hint or beside}") from None
 
 
 def _needed(function: Callable[..., Any]) -> list[str]:

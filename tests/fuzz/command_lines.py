@@ -32,19 +32,24 @@ def _typo(draw, word: str) -> str:
     )[way]
 
 
+def often(*weighted):
+    """One of the strategies, each as often as its number says."""
+    return st.sampled_from([one for one, times in weighted for _ in range(times)]).flatmap(lambda one: one)
+
+
 @st.composite
 def names(draw) -> str:
     """A key, a section, a group, one of Hydra's, one with a slip in it, one nested under another, or anything."""
     name = draw(
-        st.sampled_from(OURS)
-        | st.sampled_from(OURS)
-        | st.sampled_from(OURS)
-        | st.sampled_from([*GROUPS, *SECTIONS, *OVERLAYS])
-        | st.sampled_from(HYDRAS)
-        | syntax
-        | anything
+        often(
+            (st.sampled_from(OURS), 12),
+            (st.sampled_from([*GROUPS, *SECTIONS, *OVERLAYS]), 4),
+            (st.sampled_from(HYDRAS), 2),
+            (syntax, 1),
+            (anything, 1),
+        )
     )
-    way = draw(st.integers(0, 9))
+    way = draw(st.integers(0, 11))
     if way == 0:
         return _typo(draw, name)
     if way == 1:
@@ -100,7 +105,15 @@ sweeps = st.sampled_from(
         "extend_list(1)", "foo(1)", "1,1", "true,false", "null,1", "[1],[2]", "{a: 1},{b: 2}", "'a,b',c", "cast(1)", "int('a')", "range('a')",
     ]
 )  # fmt: skip
-simple = st.one_of(numbers, texts, interpolations, sweeps, st.sampled_from(OPTIONS), syntax, anything)
+simple = often(
+    (numbers, 4),
+    (texts, 4),
+    (interpolations, 3),
+    (sweeps, 2),
+    (st.sampled_from(OPTIONS), 3),
+    (syntax, 1),
+    (anything, 1),
+)
 nested = st.recursive(
     simple,
     lambda inner: (
@@ -117,17 +130,20 @@ deep = st.integers(1, 300).flatmap(
         ["[" * depth + "1" + "]" * depth, "{a: " * depth + "1" + "}" * depth, "${" * depth, "[" * depth]
     )
 )
-values = st.one_of(simple, simple, simple, nested, nested, deep)
-words = st.one_of(
-    st.builds(
-        lambda sign, name, value: f"{sign}{name}={value}",
-        st.sampled_from(["", "", "", "", "+", "++", "~", "--", "-"]),
-        names(),
-        values,
+values = often((simple, 8), (nested, 2), (deep, 1))
+words = often(
+    (
+        st.builds(
+            lambda sign, name, value: f"{sign}{name}={value}",
+            st.sampled_from(["", "", "", "", "", "", "+", "++", "~", "--"]),
+            names(),
+            values,
+        ),
+        16,
     ),
-    st.builds(lambda sign, name: f"{sign}{name}", st.sampled_from(["", "~", "+", "--", "-"]), names()),
-    syntax,
-    anything,
+    (st.builds(lambda sign, name: f"{sign}{name}", st.sampled_from(["", "~", "+", "--", "-"]), names()), 2),
+    (syntax, 1),
+    (anything, 1),
 )
 flags = st.sampled_from(
     [

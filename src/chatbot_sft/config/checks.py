@@ -271,7 +271,9 @@ def check_lora(config: Config) -> None:
     tokens = config.model.new_tokens or []
     for token in tokens:
         if not token.strip() or tokens.count(token) > 1:
-            raise UserError(f"model.new_tokens: {token!r} is {'there twice' if token.strip() else 'empty'}")
+            raise UserError(
+                f"model.new_tokens: {token!r} is {'there twice' if token.strip() else 'empty'}; leave it out"
+            )
 
 
 def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
@@ -360,7 +362,7 @@ def _check_metrics(sweep: SweepConfig) -> None:
     if len(directions) != len(metrics):
         raise UserError(
             f"sweep.direction={sweep.direction}: {len(directions)} directions for {len(metrics)}"
-            f" metric{'s' if len(metrics) > 1 else ''} (sweep.metric={sweep.metric})"
+            f" metric{'s' if len(metrics) > 1 else ''} (sweep.metric={sweep.metric}); give as many"
         )
     if len(metrics) > 1:
         if sweep.pruner:

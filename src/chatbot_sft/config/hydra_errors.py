@@ -103,6 +103,10 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
             "" if "positional argument" in found[1] or "mismatched" in found[1] else f" ({plainly(found[1])})"
         )
         return f"what stands in ${{…}} comes to nothing{why}; write the value itself"
+    if "Invalid type assigned" in text:
+        return "keys and values stand there; name one of them, as hydra.run.dir=DIR"
+    if "is not Optional" in text:
+        return "null is no value of it; give it one, or leave it out"
     if "Interpolation to parent node" in text:
         return "what stands in ${…} holds the key itself; name another key"
     if isinstance(error, GrammarParseError):

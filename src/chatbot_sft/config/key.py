@@ -30,7 +30,7 @@ class Bound:
     def refusal(self, value: float) -> str | None:
         """Why `value` is out of these bounds, or None."""
         if math.isnan(value):
-            return "is not a number"
+            return "must be a number"
         if self.below and self.smallest is not None and not self.smallest <= value < self.largest:
             return f"must be at least {self.smallest:g} and below {self.largest:g}"
         if self.smallest is not None and (value < self.smallest or (self.above and value == self.smallest)):

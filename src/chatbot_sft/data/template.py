@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.messages import ROLES, THOUGHTS, BadRow, Message
 from chatbot_sft.data.rendering import BYTES, LARGEST_POWER, SECONDS, OutOfBounds, bounded
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.errors import UserError, did_you_mean, reason
 from chatbot_sft.model_files import read_json, read_text
 
 if TYPE_CHECKING:
@@ -114,12 +114,10 @@ class ChatTemplate:
             timed_out = isinstance(error, OutOfBounds)
             bound = f"{SECONDS:.0f} seconds" if timed_out else f"{BYTES >> 30} GB of memory"
             raise UserError(
-                f"the chat template takes over {bound} for one conversation; it is not usable as it is"
+                f"the chat template takes over {bound} for one conversation; name another with model.chat_template"
             ) from None
         except Exception as error:  # templates raise through raise_exception, or fail in any way Python can
-            raise BadRow(
-                "template refuses", f"the chat template refuses it: {' '.join(str(error).split())}"
-            ) from None
+            raise BadRow("template refuses", f"the chat template refuses it: {reason(error)}") from None
 
     @functools.cached_property
     def thinking_field(self) -> str | None:
@@ -274,9 +272,11 @@ def compile_template(source: str) -> jinja2.Template:
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template is not Jinja: {error.message} (line {error.lineno})") from None
+        raise UserError(
+            f"the chat template is not Jinja: {error.message}; mend its line {error.lineno}"
+        ) from None
     except (RecursionError, MemoryError, OverflowError):
-        raise UserError("the chat template is not usable: it is nested too deeply, or too large") from None
+        raise UserError("model.chat_template: nested too deeply, or too large; name another") from None
 
 
 @dataclass(repr=False)
@@ -325,7 +325,7 @@ class ChatTokenizer:
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the tokenizers library raises no other type
             raise UserError(
-                f"{where}: tokenizer.json is no tokenizer ({' '.join(str(error).split())[:200]})"
+                f"{where}: tokenizer.json is no tokenizer ({reason(error)}); download it again"
             ) from None
         backend.add_special_tokens(added_tokens(new_tokens, backend, name))
         ends = read_json(folder / "generation_config.json", where).get("eos_token_id")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
-from chatbot_sft.errors import UserError, listed
+from chatbot_sft.errors import UserError, listed, reason
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import hardware, quantization, sharding
 from chatbot_sft.model.base import description
@@ -171,12 +171,12 @@ def check_names_of_weights(settings: Config, source: str) -> None:
         )
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"model.name={model.name}: cannot be loaded: {' '.join(str(error).split())[:400]}"
+            f"model.name={model.name}: cannot be loaded: {reason(error)}; download it again"
         ) from error
     for name, stored, wanted in sorted(info["mismatched_keys"]):
         raise UserError(
             f"model.name={model.name}: {name} has the shape {tuple(stored)}, config.json makes it"
-            f" {tuple(wanted)}"
+            f" {tuple(wanted)}; download both again"
         )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -187,7 +187,7 @@ def check_names_of_weights(settings: Config, source: str) -> None:
         )
         raise UserError(
             f"model.name={model.name}: its files lack {len(missing):,} of the model's weights, which"
-            f" would be made up: {listed(missing)}{other}"
+            f" would be made up: {listed(missing)}{other}; download it again"
         )
 
 

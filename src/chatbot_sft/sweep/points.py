@@ -125,7 +125,7 @@ def space(
         if not parsed.is_sweep_override():
             fixed[key] = override
         elif bare(key).startswith(OF_SWEEP):
-            raise UserError(f"{override}: says how the sweep is run, so it has one value")
+            raise UserError(f"{override}: says how the sweep is run; give it one value")
         else:
             axes[key] = _axis(override, parsed)
     together = _zipped(axes, zipped)
@@ -224,9 +224,9 @@ def _quantity(parsed: Override) -> Quantity | None:
         if other := sorted(swept.tags - {"log"}):
             raise UserError(f"{parsed.input_line}: the tag {other[0]} means nothing here; log does")
         if not (math.isfinite(low) and math.isfinite(high)) or low == high:
-            raise UserError(f"{parsed.input_line}: an interval has two ends, the smaller one first")
+            raise UserError(f"{parsed.input_line}: an interval has two ends; write interval(1e-5, 1e-3)")
         if log and low <= 0:
-            raise UserError(f"{parsed.input_line}: on a log scale both ends are above 0")
+            raise UserError(f"{parsed.input_line}: an end at or below 0 has no logarithm; write one above 0")
         return Quantity(low, high, log=log, whole=kind_of(bare(parsed.key_or_group)).startswith("int"))
     if isinstance(swept, RangeSweep):
         numbers = [float(value) for value in parsed.sweep_string_iterator()]
@@ -292,7 +292,7 @@ def _of_file(name: str) -> Axis:
     except YAMLError as error:
         raise UserError(f"{where}: neither YAML nor JSON: {not_yaml(error)}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{where}: {str(error).splitlines()[0]}; is it plain YAML?") from None
     if not isinstance(entries, ListConfig):
         raise UserError(f"{where}: expected a list of jobs, for instance `- {{lora.r: 8, seed: 1}}`")
     if not entries:
@@ -303,7 +303,9 @@ def _of_file(name: str) -> Axis:
             raise UserError(f"{where}, entry {number}: expected keys and values, for instance {{lora.r: 8}}")
         value = tuple(_written(where, number, entry))
         if value in values:
-            raise UserError(f"{where}, entry {number}: the same as entry {values.index(value) + 1}")
+            raise UserError(
+                f"{where}, entry {number}: the same as entry {values.index(value) + 1}; leave one out"
+            )
         values.append(value)
     return Axis("sweep.points", where, tuple(values))
 
@@ -318,7 +320,9 @@ def _written(where: str, number: int, entry: Mapping[Any, Any], section: str = "
             yield from _written(where, number, value, f"{key}.")
             continue
         if key.startswith((OF_SWEEP, "hydra.", "hydra/")):
-            raise UserError(f"{where}, entry {number}: {key} says how the sweep is run; it has one value")
+            raise UserError(
+                f"{where}, entry {number}: {key} says how the sweep is run; write it on the command line"
+            )
         yield written_out(added(key), value) if isinstance(value, str) else f"{added(key)}={_literal(value)}"
 
 
