@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 import platform
@@ -67,8 +68,7 @@ def check(words: Sequence[str]) -> Namespace:
             and word[:2] not in ("-c", "-p")
         ):
             raise UserError(_no_such_flag(word, words))  # argparse would take its first letter for a flag
-    parser = _Parser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
-    given, others = parser.parse_known_intermixed_args(list(words))
+    given, others = _parser().parse_known_intermixed_args(list(words))
     for flag in others:
         is_number = re.fullmatch(r"-[\d.].*", flag)
         raise UserError(not_understood(flag, words) if is_number else _no_such_flag(flag, words))
@@ -176,9 +176,15 @@ def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield flag, value if equals else following
 
 
+@functools.cache
 def _flags() -> list[str]:
     """All of Hydra's, long and short."""
     return [option for action in get_args_parser()._actions for option in action.option_strings]
+
+
+@functools.cache
+def _parser() -> _Parser:
+    return _Parser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
 
 
 def overlay(file: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
 
 from chatbot_sft import config as schema
@@ -30,6 +30,8 @@ def refuse(override: Override) -> None:
         return
     if key.startswith("hydra."):
         _refuse_none_of_hydra(key)
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP and not is_group(key):
+        raise UserError(f"{word}: glob() is for the options of a group; write the values, as {key}=A,B")
     value = None if override.is_sweep_override() else override.value()
     if not within(value):
         raise UserError(

@@ -231,7 +231,7 @@ def test_a_column_map_is_checked_against_the_columns_there_are():
         check_columns("data.csv", rows, {"instruction": "quesiton"})
     assert (
         str(caught.value)
-        == "data.csv: no column 'quesiton' for instruction; it has question, answer; did you mean question?"
+        == "data.csv: no column 'quesiton' for instruction; did you mean question? (it has question, answer)"
     )
     for typo in ("Frge", "frage", "Fragen"):
         with pytest.raises(UserError) as caught:
@@ -247,7 +247,7 @@ def test_a_column_map_is_checked_against_the_columns_there_are():
     ):
         check_columns("data.csv", rows, {"question": "instruction"})
     with pytest.raises(
-        UserError, match=r"dataset.columns.instructoin: no such field .* did you mean instruction\?"
+        UserError, match=r"dataset.columns.instructoin: no such field; did you mean instruction\?"
     ):
         check_columns("data.csv", rows, {"instructoin": "question"})
 

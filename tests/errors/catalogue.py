@@ -105,7 +105,11 @@ def _messages(node: ast.AST) -> Iterator[ast.expr]:
     if not isinstance(node, ast.Call) or not node.args:
         return
     called = ast.unparse(node.func)
-    if called == "UserError" or called.endswith("parser.error") or (called == "sys.exit" and isinstance(node.args[0], ast.JoinedStr)):
+    if (
+        called == "UserError"
+        or called.endswith("parser.error")
+        or (called == "sys.exit" and isinstance(node.args[0], ast.JoinedStr))
+    ):
         yield node.args[0]
     elif called == "refuse_with":
         for pair in node.args[1:]:

@@ -159,7 +159,7 @@ def test_a_file_that_holds_no_points_is_named(tmp_path, text, message):
         (["lora.r=range(8,8)"], [], "lora.r=range(8,8): stands for no value; there is nothing to run"),
         (["lora.r=8"], ["lora.r"], "sweep.zip: lora.r has no list of values on the command line"),
         (["lora.r=8,16"], ["lora.rank"], "sweep.zip: lora.rank has no list of values"),
-        (["sweep.trials=1,2"], [], "sweep.trials=1,2: says how the sweep is run, so it has one value"),
+        (["sweep.trials=1,2"], [], "sweep.trials=1,2: says how the sweep is run; give it one value"),
         (["lora.r=tag(lgo, interval(1,2))"], [], "lora.r=tag(lgo, interval(1,2)): the tag lgo means nothing here"),
         (["lora.r=interval(1,1)"], [], "lora.r=interval(1,1): an interval has two ends"),
         (["training.learning_rate=tag(log, interval(0,1))"], [], "on a log scale both ends are above 0"),

@@ -440,10 +440,10 @@ def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
             )
         if name not in FIELDS:
             hint = did_you_mean(name, FIELDS)
-            raise UserError(f"dataset.columns.{name}: no such field (there are {', '.join(FIELDS)}){hint}")
+            raise UserError(f"dataset.columns.{name}: no such field{hint} (there are {', '.join(FIELDS)})")
         if column not in present and name not in KEYS:
             hint = did_you_mean(column, present)
-            raise UserError(f"{source}: no column {column!r} for {name}; it has {listed(present)}{hint}")
+            raise UserError(f"{source}: no column {column!r} for {name}{hint} (it has {listed(present)})")
 
 
 def check_used(source: str, format_name: str, columns: Columns, reading: Reading) -> None:

@@ -74,6 +74,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     from chatbot_sft.sweep import launch
 
     settings = points.settings(config)
+    study.refuse_no_number(settings.metrics)
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())

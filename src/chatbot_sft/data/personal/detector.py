@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from chatbot_sft.data.personal.numbers import COUNTRIES, Span, cards, ibans, nationals, runs
 from chatbot_sft.data.personal.phones import phones
 from chatbot_sft.data.personal.secrets import may_hold_secrets, secrets
-from chatbot_sft.errors import UserError, not_one_of
+from chatbot_sft.errors import UserError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from chatbot_sft.config import DatasetConfig
@@ -183,7 +183,10 @@ def _known(key: str, given: tuple[str, ...] | None, known: Sequence[str]) -> Non
         if country == "False":
             raise UserError(f'dataset.{key}: a YAML file reads NO as false; write "NO"')
         if country not in known:
-            raise UserError(f"dataset.{key}=[{country}]: {not_one_of(country.upper(), known)}")
+            meant = did_you_mean("GB" if country.upper() == "UK" else country.upper(), known)
+            raise UserError(
+                f"dataset.{key}=[{country}]: no such country{meant or f'; there are {listed(known, 300)}'}"
+            )
 
 
 def missing() -> list[str]:
