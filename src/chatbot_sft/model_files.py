@@ -45,7 +45,8 @@ def check_folder(name: str, trust_remote_code: bool) -> None:
         raise UserError(f"{where}: no such folder{did_you_mean(folder.name, beside) or from_here(folder)}")
     if not (folder / "config.json").exists():
         raise UserError(
-            f"{where}: no config.json in it, so it is not a Hugging Face model folder{_what_instead(folder) or '; name the one with the weights'}"
+            f"{where}: no config.json in it, so it is not a Hugging Face model folder"
+            f"{_what_instead(folder) or '; name the one with the weights'}"
         )
     config = read_json(folder / "config.json", where)
     _check_config(config, where, trust_remote_code)
@@ -148,7 +149,8 @@ def _check_heads(config: Mapping[str, Any], where: str) -> None:
         )
     if heads and shared and heads % shared:
         raise UserError(
-            f"{where}num_attention_heads {heads} cannot be divided among num_key_value_heads {shared}; download it again"
+            f"{where}num_attention_heads {heads} cannot be divided among num_key_value_heads {shared};"
+            " download it again"
         )
 
 
@@ -174,7 +176,8 @@ def _check_weights(folder: Path, where: str) -> None:
         for shard in sorted({str(shard) for shard in shards.values()}):
             if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
                 raise UserError(
-                    f"{where}: {index} names {shard}, a file outside the folder, which is not read; name weights beside it"
+                    f"{where}: {index} names {shard}, a file outside the folder, which is not read;"
+                    " name weights beside it"
                 )
             if not (folder / shard).exists():
                 raise UserError(
@@ -209,7 +212,8 @@ def _check_safetensors(file: Path, where: str) -> None:
             expected = 8 + length + max(ends, default=0)
         except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
             raise UserError(
-                f"{where}: {file.name} is not a safetensors file: its header cannot be read; copy or download it again"
+                f"{where}: {file.name} is not a safetensors file: its header cannot be read;"
+                " copy or download it again"
             ) from None
     if expected != size:
         raise UserError(

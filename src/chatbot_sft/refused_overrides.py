@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def refuse(override: Override) -> None:
         raise UserError(
             f"{key}: lists or mappings within each other, over {DEEPEST} deep; is a bracket typed too often?"
         )
+    _refuse_within_a_value(key)
     if key == "hydra.searchpath":
         _refuse_no_folder(value)
     if is_group(key):
@@ -79,6 +81,16 @@ def _refuse_none_of_hydra(key: str) -> None:
         node = None if OmegaConf.is_missing(node, name) else node[name]
 
 
+def _refuse_within_a_value(key: str) -> None:
+    """A key of the schema that holds one value, and is written as though it held keys."""
+    parent = ".".join(key.split(".")[:2])
+    if key == parent or not is_ours(parent):
+        return
+    kind = schema.kind_of(parent) or sft_arguments.known().get(parent.removeprefix("training."), "")
+    if kind and not re.search("dict|list|Any", kind):
+        raise UserError(f"{key}: {parent} has one value and no keys; write {parent}=VALUE")
+
+
 def _refuse_no_folder(folders: Any) -> None:
     """Hydra warns of a folder that is not there, and goes on without it."""
     if not (isinstance(folders, list) and all(isinstance(folder, str) for folder in folders)):
@@ -95,7 +107,9 @@ def _refuse_no_name(group: str, value: Any) -> None:
             raise UserError(
                 f"{group}: keys and values in place of an option; write each by itself, as {group}.{one}=VALUE"
             )
-        if name is not None and (not isinstance(name, str) or name == "???"):
+        if name is None and not isinstance(value, list):
+            continue
+        if not isinstance(name, str) or name == "???" or "${" in name:
             raise UserError(
                 f"{group}={aliases.plain(name)}: names no option; --help lists those that there are"
             )

@@ -26,7 +26,7 @@ from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.plain import OBEYED, shown_line
-from chatbot_sft.sweep import points
+from chatbot_sft.sweep import points, study
 
 MOST_JOBS = 3  # of a sweep are composed
 
@@ -108,6 +108,7 @@ def _swept(overrides: list[str], given: SimpleNamespace) -> DictConfig | None:
     fixed = [word for word, one in parsed if not one.is_hydra_override() and not one.is_sweep_override()]
     sweep = hydra_glue.composed([*own, *fixed], given.config_name or "config", given.config_dir)
     settings = points.settings(sweep)
+    study.refuse_no_number(settings.metrics)
     space = points.space(ours, None, settings.zip, settings.points)
     for point in itertools.islice(space.samples() if settings.sampler else space.points(), MOST_JOBS):
         sweep = hydra_glue.composed(

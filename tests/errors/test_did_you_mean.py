@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+from types import SimpleNamespace
 
 import pytest
-from launcher import Refused, started
+from launcher import Refused, read_once, started
 
+from chatbot_sft.data import formats
+from chatbot_sft.data.personal import detector
+from chatbot_sft.data.row import Row
 from chatbot_sft.errors import UserError
 
 GOLDEN = ["task=evaluate", "url=http://localhost:1/v1"]
@@ -51,10 +54,7 @@ WORDS = {  # one slip in the last word
     "one of several exports": (["save.method=[lora,merged16bit]"], "merged_16bit"),
     "format of data": (["dataset.format=mesages"], "messages"),
     "personal data": (["dataset.personal_data=redcat"], "redact"),
-    "region of phone numbers": (["dataset.personal_data=note", "dataset.phone_regions=[ed]"], ""),
-    "field of a column map": (["dataset.columns={instrution: q}"], "instruction"),
     "key of a source": (["dataset.sources=[{data_path: a.json, wieght: 1}]"], "weight"),
-    "loss of a method": (["objective=dpo", "objective.loss_type=sigmoidd"], "sigmoid"),
     "initialisation": (["lora.init_lora_weights=gausian"], "gaussian"),
     "targets": (["lora.target_modules=all-lienar"], "all-linear"),
     "sampler": (["-m", "lora.r=8,16", "sweep.sampler=tpes", "sweep.trials=2"], "tpe"),
@@ -65,6 +65,12 @@ WORDS = {  # one slip in the last word
     "metric of answers": (["-m", "lora.r=8,16", "sweep.metric=evaluation.pased"], "evaluation.passed"),
     "format that a server has": ([*GOLDEN, "evaluation.golden=x", "evaluation.format=q8_00"], "q8_0"),
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files_are_read_once():
+    with read_once():
+        yield
 
 
 @pytest.mark.parametrize("kind", WORDS)
@@ -94,37 +100,41 @@ def test_a_slip_in_a_golden_case(tmp_path, case, meant):
         cases.read(file)
 
 
+def test_a_slip_in_a_column_or_a_field():
+    rows = [Row("my.json", 1, {"question": "a", "answer": "b"})]
+    with pytest.raises(UserError, match=r"no column 'questoin' for instruction; did you mean question\?"):
+        formats.check_columns("my.json", rows, {"instruction": "questoin", "output": "answer"})
+    with pytest.raises(UserError, match=r"columns.instrution: no such field; did you mean instruction\?"):
+        formats.check_columns("my.json", rows, {"instrution": "question"})
+
+
+@pytest.mark.parametrize(("given", "meant"), [("uk", "GB"), ("vn", "VN"), ("XX", None)])
+def test_a_country(given, meant):
+    with pytest.raises(UserError) as caught:
+        detector._known("phone_regions", (given,), ["DE", "GB", "VN"])
+    expected = f"did you mean {meant}?" if meant else "there are DE, GB, VN"
+    assert str(caught.value) == f"dataset.phone_regions=[{given}]: no such country; {expected}"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settings", "meant"),
+    ("lora", "said"),
     [
-        ({"columns": {"instruction": "questoin", "output": "answer"}}, "question"),
-        ({"message_field": "mesages"}, "messages"),
-        ({"text_field": "txet"}, "text"),
+        (
+            {"target_modules": ["q_proj", "o_prj"]},
+            "the model has no o_prj; did you mean o_proj?; its linear layers",
+        ),
+        ({"modules_to_save": ["embed_token"]}, "the model has no embed_token; did you mean embed_tokens?"),
     ],
 )
-def test_a_column_that_is_not_there(tmp_path, settings, meant):
+def test_a_module_is_looked_for_before_weights_are_loaded(tiny_llama, lora, said):
     from chatbot_sft.config import Config
-    from chatbot_sft.data import formats, files
+    from chatbot_sft.model import load
 
-    rows = [{"question": "a", "answer": "b", "messages": [], "text": "c"}]
-    file = tmp_path / "my.json"
-    file.write_text(json.dumps(rows))
-    dataset = Config.from_mapping({"dataset": {"data_path": str(file), "format": "auto", **settings}}).dataset
-    with pytest.raises(UserError, match=rf"did you mean {meant}\?"):
-        list(_read(dataset, file))
-
-
-def _read(dataset, file):
-    pytest.skip("see below")
-
-
-def test_a_part_of_the_cache(tmp_path, monkeypatch, capsys):
-    from chatbot_sft import doctor
-
-    monkeypatch.setenv("CHATBOT_SFT_CACHE", str(tmp_path))
-    (tmp_path / "datasets").mkdir()
-    os.environ["CHATBOT_SFT_CACHE"] = str(tmp_path)
-    monkeypatch.setattr("sys.argv", ["doctor", "--clear-cache", "datsets"])
-    with pytest.raises(SystemExit) as caught:
-        doctor.main()
-    assert "did you mean datasets?" in str(caught.value)
+    settings = Config.from_mapping(
+        {"model": {"name": str(tiny_llama), "load_in_4bit": False, "engine": "transformers"}, "lora": lora}
+    )
+    engine = SimpleNamespace(load=lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(UserError) as caught:
+        load.load_base(settings, str(tiny_llama), engine, None)
+    assert said in str(caught.value)

@@ -6,6 +6,7 @@ a slip that a person makes (a typo, a tab, a key twice, a list for a mapping), h
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -42,7 +43,8 @@ SLIPS = [
     ("\n", "\n? a\n"), ("\n", "\n- a\n"), ("\n", "\n_target_: os.system\n"), ("\n", "\ndefaults: [x]\n"), ("\n", "\n1: 2\n"), ("\n", "\nnull: 2\n"), ("\n", "\nlora: 3\n"),
 ]  # fmt: skip
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 TIMES = settings.default.max_examples
 LOOSE = {"max_examples": 3 * TIMES, "suppress_health_check": list(HealthCheck)}
@@ -65,9 +67,15 @@ def changed(draw, text: str) -> bytes:
             text = text[:at] + new + text[at + len(old) :]
     way = draw(st.integers(0, 19))
     if way == 0:
-        return draw(st.sampled_from([BOMB + text, "[" * 2000 + text, text + "{a: " * 500, "", "\n", "#", "a", "- " * 900]).map(str)).encode()
+        return draw(
+            st.sampled_from(
+                [BOMB + text, "[" * 2000 + text, text + "{a: " * 500, "", "\n", "#", "a", "- " * 900]
+            ).map(str)
+        ).encode()
     if way == 1:
-        return text.encode(draw(st.sampled_from(["utf-16", "utf-8-sig", "utf-32", "cp1252", "utf-16-le"])), errors="replace")
+        return text.encode(
+            draw(st.sampled_from(["utf-16", "utf-8-sig", "utf-32", "cp1252", "utf-16-le"])), errors="replace"
+        )
     data = text.encode()
     if way == 2:
         at = draw(st.integers(0, len(data)))
@@ -84,10 +92,8 @@ def test_an_option_of_the_users_own(tmp_path_factory, option, data):
     (folder / group).mkdir(parents=True, exist_ok=True)
     file = folder / group / "my.yaml"
     file.write_bytes(data.draw(changed((conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))))
-    try:
+    with contextlib.suppress(Refused):
         started(["--config-dir", str(folder), f"{group}=my"])
-    except Refused:
-        pass
 
 
 @pytest.mark.slow

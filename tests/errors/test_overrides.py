@@ -10,9 +10,9 @@ import math
 
 import pytest
 from command_lines import words
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from launcher import Refused, one_line, read_once, started
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -44,7 +44,7 @@ def test_a_word_is_refused_in_a_line_or_hydra_reads_what_is_written(word):
         return
     parsed, read = (OverridesParser.create().parse_override(one) for one in (word, *opened))
     assert read.key_or_group == parsed.key_or_group
-    assert read.key_or_group and read.package is None or "/" in read.key_or_group
+    assert (read.key_or_group and read.package is None) or "/" in read.key_or_group
     if not parsed.is_sweep_override() and not kind_of(parsed.key_or_group).startswith("str"):
         assert same(parsed.value(), read.value())
 

@@ -63,7 +63,7 @@ def test_what_may_pass_is_tried_again(fault, server):
         (
             "wants_key",
             1,
-            "answers 401, it wants a key: evaluation.api_key_variable=NAME of the environment variable",
+            "answers 401, it wants a key: evaluation.api_key_variable=NAME; name the environment variable that holds it",
         ),
         ("elsewhere", 1, "it sends on to http://example.com/v1; name that address"),
     ],

@@ -40,7 +40,7 @@ class ConfigLoader:
         if not file.is_file():
             raise UserError(f"{file}: no such configuration file{from_here(file)}")
         try:
-            text_files.read(file)
+            text_files.check_yaml(text_files.read(file), file)
             loaded = OmegaConf.load(file)
             sections = as_dict(loaded, resolve=True) if isinstance(loaded, DictConfig) else None
         except UserError:

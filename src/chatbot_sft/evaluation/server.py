@@ -144,7 +144,8 @@ class Server:
             text = None
         if not isinstance(text, str):
             raise UserError(
-                f"{self.where}: the reply holds no answer (choices[0].message.content); is the server OpenAI-compatible?"
+                f"{self.where}: the reply holds no answer (choices[0].message.content);"
+                " is the server OpenAI-compatible?"
             )
         return reply
 

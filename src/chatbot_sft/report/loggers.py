@@ -123,7 +123,8 @@ class Loggers:
                 self._close(Ending("failed", {}, {}))
                 why = masked(" ".join(str(error).split()))
                 raise UserError(
-                    f"training.report_to={name}: it cannot be opened ({type(error).__name__}: {why}); leave it out, or mend that"
+                    f"training.report_to={name}: it cannot be opened ({type(error).__name__}: {why});"
+                    " leave it out, or mend that"
                 ) from error
             self._open[name] = session
 

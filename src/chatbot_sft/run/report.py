@@ -336,7 +336,8 @@ PARTS: dict[str, type] = {
 
 
 def numbers_of_a_part(part: str) -> tuple[list[str], list[str]]:
-    """The dotted names of the numbers that a `part` of report.json may have; and of its mappings, whose names are found
+    """The dotted names of the numbers that a `part` of report.json may have;"
+    " and of its mappings, whose names are found
     in training: any number may stand in one.
     """
     hints = get_type_hints(PARTS[part])

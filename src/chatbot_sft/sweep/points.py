@@ -285,7 +285,7 @@ def _of_file(name: str) -> Axis:
     """
     where = f"sweep.points={name}"
     try:
-        text_files.read(Path(name))
+        text_files.check_yaml(text_files.read(Path(name)), Path(name))
         entries = OmegaConf.load(Path(name))
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from None
