@@ -306,7 +306,10 @@ def test_report_to_is_a_name_or_a_list(value, expected):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("tensorbord", "training.report_to=tensorbord: not one of 14 that there are; did you mean tensorboard?"),
+        (
+            "tensorbord",
+            "training.report_to=tensorbord: not one of 14 that there are; did you mean tensorboard?",
+        ),
         (["mlflow", "wanbd"], "training.report_to=wanbd: not one of 13 that there are; did you mean wandb?"),
         (["none", "wandb"], "training.report_to=none: not one of tensorboard, "),
         (

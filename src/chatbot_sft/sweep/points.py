@@ -138,10 +138,19 @@ def space(
                     f"sweep.points={file}: {key} is on the command line too; leave it out in one of the two"
                 )
         together.insert(0, listed_in)
-    for word in itertools.chain(*(value for axis in together for value in axis.values)):
-        if refused_overrides.is_group(bare(key_of(word))):
-            refused_overrides.refuse(OverridesParser.create().parse_override(word))
+    for axis in together:
+        for word in itertools.chain(*axis.values):
+            if refused_overrides.is_group(bare(key_of(word))):
+                _refuse_no_option(axis, word)
     return Space(list(fixed.values()), together, list(order))
+
+
+def _refuse_no_option(axis: Axis, word: str) -> None:
+    try:
+        refused_overrides.refuse(OverridesParser.create().parse_override(word))
+    except UserError as error:
+        of_a_file = axis.key == "sweep.points"
+        raise UserError(f"{axis.typed}: {error}" if of_a_file else str(error)) from None
 
 
 def settings(config: Any) -> SweepConfig:
