@@ -222,7 +222,7 @@ def _of_name(node: ast.Name, file: Path, depth: int) -> list[str]:
     ]
     arguments = function.args.args if isinstance(function, ast.FunctionDef) else []
     if any(
-        one.arg == node.id and one.annotation and ast.unparse(one.annotation) == "UserError"
+        one.arg == node.id and one.annotation and ast.unparse(one.annotation) in ("UserError", "Exception")
         for one in arguments
     ):
         return [PASSES_ON]

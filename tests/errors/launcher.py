@@ -15,16 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from chatbot_sft import command_line, text_files
 from chatbot_sft.config import hydra_glue
 from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
-from chatbot_sft.errors import UserError
 from chatbot_sft.report.plain import OBEYED, shown_line
 from chatbot_sft.sweep import points, study
 
@@ -74,7 +70,7 @@ def started(words: Sequence[str]) -> DictConfig | None:
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             return _started(list(words))
-    except (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+    except Exception as error:
         raise Refused(one_line(error)) from error
     except SystemExit as error:  # argparse's, for --version and the like
         assert not error.code, printed.getvalue()
@@ -121,6 +117,6 @@ def one_line(error: Exception) -> str:
     """The line for `error`, which holds to the form that every error has."""
     line = shown_line(said(error))
     assert "\n" not in line and not OBEYED.search(line), repr(line)
-    assert "HYDRA_FULL_ERROR" not in line, line
+    assert "HYDRA_FULL_ERROR" not in line, line  # what ends so is no error that a person can mend
     assert line.strip(), repr(error)
     return line

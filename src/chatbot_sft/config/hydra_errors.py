@@ -174,6 +174,10 @@ def said(error: BaseException, in_run: bool = False) -> str:
         )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _of_hydra(error)
+    if found := re.match(r"Invalid defaults list in '(.+?)'", text):
+        return f"{found[1]}.yaml: defaults: expected a list of options; write defaults: [NAME]"
+    if found := re.match(r"Config (\S+) must be an OmegaConf config", text):
+        return f"{found[1]}.yaml: expected keys and values; write KEY: VALUE"
     if isinstance(error, YAMLError):
         return f"not YAML: {not_yaml(error)}"
     if isinstance(error, OSError) and error.strerror:
