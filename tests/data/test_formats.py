@@ -240,7 +240,7 @@ def test_a_column_map_is_checked_against_the_columns_there_are():
                 [Row("data.csv", 1, {"Frage": "a", "Kontext": "b", "Antwort": "c"})],
                 {"instruction": typo},
             )
-        assert str(caught.value).endswith("it has Frage, Kontext, Antwort; did you mean Frage?")
+        assert str(caught.value).endswith("; did you mean Frage? (it has Frage, Kontext, Antwort)")
     with pytest.raises(
         UserError,
         match=r"columns.question=instruction: the other way round: .*: dataset.columns.instruction=question$",

@@ -162,7 +162,7 @@ def test_a_file_that_holds_no_points_is_named(tmp_path, text, message):
         (["sweep.trials=1,2"], [], "sweep.trials=1,2: says how the sweep is run; give it one value"),
         (["lora.r=tag(lgo, interval(1,2))"], [], "lora.r=tag(lgo, interval(1,2)): the tag lgo means nothing here"),
         (["lora.r=interval(1,1)"], [], "lora.r=interval(1,1): an interval has two ends"),
-        (["training.learning_rate=tag(log, interval(0,1))"], [], "on a log scale both ends are above 0"),
+        (["training.learning_rate=tag(log, interval(0,1))"], [], "an end at or below 0 has no logarithm; write one above 0"),
     ],
 )  # fmt: skip
 def test_what_is_no_space_is_named(words, zipped, message):

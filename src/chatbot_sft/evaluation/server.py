@@ -279,7 +279,7 @@ class Server:
         if status in (401, 403):
             hint = (
                 ("its key is refused" if "authorization" in self.client.headers else "it wants a key")
-                + f": {self.key.replace('url', 'api_key_variable')}=NAME; name the environment variable that holds it"
+                + f": set {self.key.replace('url', 'api_key_variable')}=NAME, an environment variable that holds it"
             )
             raise UserError(f"{self.where}: answers {status}, {hint}{said}")
         if status == 404 and not said:
