@@ -47,7 +47,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 TIMES = settings.default.max_examples
-LOOSE = {"max_examples": 3 * TIMES, "suppress_health_check": list(HealthCheck)}
+LOOSE = {"max_examples": 2 * TIMES, "suppress_health_check": list(HealthCheck)}
 
 
 @pytest.fixture(scope="module", autouse=True)
