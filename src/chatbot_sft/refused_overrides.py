@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.override_parser.types import Override, ValueType
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from chatbot_sft import config as schema
 from chatbot_sft.config import aliases, sft_arguments
@@ -70,6 +70,10 @@ def _refuse_none_of_hydra(key: str) -> None:
     node: Any = OmegaConf.structured(HydraConf)
     names = key.split(".")
     for place, name in enumerate(names[1:], 1):
+        if isinstance(node, ListConfig) and not name.isdecimal():
+            raise UserError(
+                f"{key}: {'.'.join(names[:place])} is a list; write {'.'.join(names[:place])}=[A,B]"
+            )
         if not isinstance(node, DictConfig) or not dataclasses.is_dataclass(OmegaConf.get_type(node)):
             return  # a mapping of names that are the user's, or whatever a plugin has
         there = [str(one) for one in node]  # those without a value too
@@ -87,8 +91,9 @@ def _refuse_within_a_value(key: str) -> None:
     if key == parent or not is_ours(parent):
         return
     kind = schema.kind_of(parent) or sft_arguments.known().get(parent.removeprefix("training."), "")
-    if kind and not re.search("dict|list|Any", kind):
-        raise UserError(f"{key}: {parent} has one value and no keys; write {parent}=VALUE")
+    in_a_list = kind.startswith("list") and key.split(".")[2].isdecimal()
+    if kind and not in_a_list and not re.search("dict|Any", kind):
+        raise UserError(f"{key}: {parent} holds no keys; write {parent}=VALUE")
 
 
 def _refuse_no_folder(folders: Any) -> None:

@@ -17,7 +17,7 @@ from launcher import Refused, one_line, read_once, started
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from chatbot_sft import command_line, refused_overrides
-from chatbot_sft.config import Config, kind_of
+from chatbot_sft.config import hydra_glue, kind_of
 from chatbot_sft.errors import UserError
 
 TIMES = settings.default.max_examples  # 100; 1,000 where new ones are looked for
@@ -65,9 +65,7 @@ def test_a_command_is_refused_in_a_line_or_its_configuration_has_every_word(type
             parsed = OverridesParser.create().parse_override(word)
             overrides[parsed.key_or_group] = parsed
     own_class = any("_target_" in key for key in overrides)
-    checked = Config.from_mapping(
-        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    )
+    checked = hydra_glue.check(config)
     for key, parsed in overrides.items():
         if parsed.is_delete() or key.partition(".")[0] == "hydra" or "/" in key:
             continue

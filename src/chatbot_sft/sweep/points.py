@@ -220,7 +220,7 @@ def _axis(override: str, parsed: Override) -> Axis:
 
 def _length(swept: Any) -> float:
     """How many values a range has; 0 for all else, whose values stand there."""
-    if not isinstance(swept, RangeSweep) or None in (swept.start, swept.stop) or not swept.step:
+    if not isinstance(swept, RangeSweep) or swept.start is None or swept.stop is None or not swept.step:
         return 0
     return max(0, math.ceil((float(swept.stop) - float(swept.start)) / float(swept.step)))
 
