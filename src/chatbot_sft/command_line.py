@@ -66,7 +66,7 @@ def check(words: Sequence[str]) -> Namespace:
         if (
             re.match(r"-[^\W\d_]", word)
             and word.partition("=")[0] not in _flags()
-            and word[:2] not in ("-c", "-p")
+            and word not in ("-cjob", "-chydra", "-call")
         ):
             raise UserError(_no_such_flag(word, words))  # argparse would take its first letter for a flag
     given, others = _parser().parse_known_intermixed_args(list(words))
@@ -87,6 +87,8 @@ def check(words: Sequence[str]) -> Namespace:
             raise UserError(several_values(parsed))
         if parsed.key_or_group in OF_A_FILE and (value := word.partition("=")[2]):
             raise UserError(f"{parsed.key_or_group}: no such key; {overlay(value)}")
+    if (given.package or given.resolve) and not given.cfg:
+        raise UserError("--package and --resolve: are of --cfg; write --cfg job before them")
     if given.cfg and (given.multirun or given.info):
         raise UserError("--cfg shows the configuration of one run; leave out -m and --info")
     return given
