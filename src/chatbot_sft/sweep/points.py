@@ -294,7 +294,11 @@ def _of_file(name: str) -> Axis:
     """
     where = f"sweep.points={name}"
     try:
-        text_files.check_yaml(text_files.read(Path(name)), Path(name))
+        text = text_files.read(Path(name))
+        try:
+            text_files.check_yaml(text, Path(name))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         entries = OmegaConf.load(Path(name))
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from None
