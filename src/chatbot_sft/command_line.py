@@ -89,6 +89,10 @@ def check(words: Sequence[str]) -> Namespace:
             raise UserError(f"{parsed.key_or_group}: no such key; {overlay(value)}")
     if (given.package or given.resolve) and not given.cfg:
         raise UserError("--package and --resolve: are of --cfg; write --cfg job before them")
+    if given.experimental_rerun:
+        raise UserError(
+            "--experimental-rerun: reads a pickle, which may run code; report.md has the command that repeats a run"
+        )
     if given.cfg and (given.multirun or given.info):
         raise UserError("--cfg shows the configuration of one run; leave out -m and --info")
     return given

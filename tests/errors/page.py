@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from catalogue import HINT, PASSES_ON, SYSTEM, Site
 
+FILE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 # Subject → (a sentence, the beginnings of its files). A new file belongs to the first whose beginning fits.
 SUBJECTS = {
     "The command line and the configuration": (

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from catalogue import faults, sites
-from page import page
-
-FILE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
+from page import FILE, page
 
 if __name__ == "__main__":
     found = sites()

@@ -6,8 +6,7 @@ import functools
 
 import pytest
 from catalogue import faults, sites
-from page import page, parted
-from renew import FILE
+from page import FILE, page, parted
 
 from chatbot_sft.errors import UserError
 

@@ -45,6 +45,11 @@ def readable_errors(name: str) -> Iterator[None]:
             raise UserError(
                 f"model.name={name}: cannot be loaded: {reason(error)}; download it again"
             ) from error
+        if "cannot be loaded with `safetensors`" in text:
+            raise UserError(
+                f"model.name={name}: it has no *.safetensors; model.allow_pickle=true loads its pickled weights with"
+                " PyTorch's loader for weights alone"
+            ) from error
         if USER_SAYS_OFFLINE:
             why = "HF_HUB_OFFLINE is set, and the model is not in the local cache"
         elif "gated" in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from chatbot_sft.report.leaderboard.board import Board
 from chatbot_sft.report.plain import plain_line
@@ -15,6 +16,7 @@ FIGURES = (
     "peak_gb",
     "seconds",
 )
+NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 HEAD = ("rank", "job")
 TAIL = ("mean", "spread", *FIGURES, "status", "error", "folder")
 
@@ -23,12 +25,18 @@ def text(board: Board) -> str:
     """`rank` is the row's, which jobs that differ in their seed alone share, as its `mean` and `spread`."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*HEAD, *board.keys, board.metric, *TAIL])
+    writer.writerow([*HEAD, *map(_text, (*board.keys, board.metric)), *TAIL])
     for rank, row in enumerate(board.rows, 1):
         for job in row.jobs:
             figures = (job.held_out, job.steps, job.tokens_per_second, job.peak_gb, job.seconds)
             settings = [job.settings.get(key, "") for key in board.keys]
             ending = (str(job.status), job.error, job.folder.name)
             cells = [rank, job.number, *settings, job.value, row.mean, row.spread, *figures, *ending]
-            writer.writerow([plain_line(cell) if isinstance(cell, str) else cell for cell in cells])
+            writer.writerow([_text(cell) if isinstance(cell, str) else cell for cell in cells])
     return out.getvalue()
+
+
+def _text(cell: str) -> str:
+    """As a spreadsheet shows it, and does not compute it: a formula begins so (OWASP, "CSV Injection")."""
+    formula = cell.startswith(("=", "+", "-", "@")) and not NUMBER.fullmatch(cell)
+    return f"'{plain_line(cell)}" if formula else plain_line(cell)
