@@ -111,14 +111,20 @@ def test_a_table_for_people_and_two_files(command, sweep):
             "nowhere: no such folder; name a sweep's directory (outputs/multirun/<date>/<time>), or several runs",
         ),
         ([], "the following arguments are required: PATH; --help lists the arguments"),
-        (["empty"], "empty: no sweep: neither a sweep.json nor the folder of a job is in it"),
-        (["begun"], "begun: a sweep without jobs yet"),
+        (
+            ["empty"],
+            "empty: no sweep: neither a sweep.json nor the folder of a job is in it; name a sweep's directory",
+        ),
+        (["begun"], "begun: a sweep without jobs yet; wait for its first one"),
         (
             ["sweep", "--metric", "eval_los"],
             "eval_los: no job reports such a number; did you mean training.eval_loss?",
         ),
         (["sweep", "--promote", "7"], "--promote 7: no such job; there is best, or one of 0, 1, 2"),
-        (["sweep", "--promote", "2"], "--promote 2: that job is failed, and has no finished model"),
+        (
+            ["sweep", "--promote", "2"],
+            "--promote 2: that job is failed, and has no finished model; choose another",
+        ),
         (
             ["sweep", "--promote", "1", "--name", "../x"],
             "--name ../x: not a name for a folder; letters, digits and . _ - make one",

@@ -50,6 +50,7 @@ RULES = {
 HYDRA = {
     "cli.py",
     "command_line.py",
+    "refused_overrides.py",
     "config/hydra_glue.py",
     "config/hydra_errors.py",
     "config/hydra_targets.py",

@@ -276,9 +276,10 @@ def test_a_folder_without_a_model_is_named(launch, tmp_path):
     (tmp_path / "empty").mkdir()
     assert (
         only_error(launch("model=local", "model.name=./empty"))
-        == f"model.name={tmp_path}/empty: no config.json in it, so it is not a Hugging Face model folder"
+        == f"model.name={tmp_path}/empty: no config.json in it, so it is not a Hugging Face model folder; name the one with the weights"
     )
-    assert only_error(launch("model=local", "model.name=./absent")) == "model.name=./absent: no such folder"
+    error = only_error(launch("model=local", "model.name=./absent"))
+    assert error.startswith("model.name=./absent: no such folder; is it spelled so?")
 
 
 def test_a_hub_id_without_a_network(launch, tiny):

@@ -99,13 +99,13 @@ def parse() -> argparse.Namespace:
     except UserError as error:
         parser.error(str(error))
     if len(arguments.paths) > 2:
-        parser.error(f"{arguments.paths[2][0]}: two models stand side by side, not more")
+        parser.error(f"{arguments.paths[2][0]}: two models stand side by side; leave one out")
     if arguments.before and len(arguments.paths) > 1:
-        parser.error("--before takes one PATH: its base is the other")
+        parser.error("--before: takes one PATH, and its base is the other; leave the second out")
     if arguments.before and is_word(arguments.paths[0][0]):
         parser.error("--before: what a server's model was trained on is not known; name the run")
     if arguments.prompt is not None and not arguments.prompt.strip():
-        parser.error("--prompt: empty")
+        parser.error("--prompt: empty; write the question")
     return arguments
 
 

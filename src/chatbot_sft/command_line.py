@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 import platform
@@ -19,6 +20,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from chatbot_sft import config as schema
+from chatbot_sft import refused_overrides
 from chatbot_sft.config import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.json_output import FLAG
@@ -60,11 +62,19 @@ def check(words: Sequence[str]) -> Namespace:
     for flag, value in _values(words):
         if PurePath(value).suffix in YAML:
             raise UserError(f"{flag} {value}: {overlay(value)}")
-    parser = _Parser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
-    given, others = parser.parse_known_intermixed_args(list(words))
+    for word in words:
+        if (
+            re.match(r"-[^\W\d_]", word)
+            and word.partition("=")[0] not in _flags()
+            and word not in ("-cjob", "-chydra", "-call")
+        ):
+            raise UserError(_no_such_flag(word, words))  # argparse would take its first letter for a flag
+    given, others = _parser().parse_known_intermixed_args(list(words))
     for flag in others:
-        if flag.startswith("-") and not re.fullmatch(r"-[\d.].*", flag):
-            raise UserError(_no_such_flag(flag, words))
+        is_number = re.fullmatch(r"-[\d.].*", flag)
+        raise UserError(not_understood(flag, words) if is_number else _no_such_flag(flag, words))
+    # Or Hydra's own key for the same says what it is to be.
+    several = given.multirun or any(word.startswith("hydra.mode=") for word in given.overrides)
     for word in given.overrides:
         if given.help and _is_key(word) and PurePath(word).suffix not in YAML:
             check_topic(word)
@@ -72,8 +82,13 @@ def check(words: Sequence[str]) -> Namespace:
         parsed = _parsed(word)
         if parsed is None:
             raise UserError(not_understood(word, given.overrides))
+        refused_overrides.refuse(parsed)
+        if parsed.is_sweep_override() and not several:
+            raise UserError(several_values(parsed))
         if parsed.key_or_group in OF_A_FILE and (value := word.partition("=")[2]):
             raise UserError(f"{parsed.key_or_group}: no such key; {overlay(value)}")
+    if (given.package or given.resolve) and not given.cfg:
+        raise UserError("--package and --resolve: are of --cfg; write --cfg job before them")
     if given.experimental_rerun:
         raise UserError(
             "--experimental-rerun: reads a pickle, which may run code; report.md has the command that repeats a run"
@@ -149,7 +164,7 @@ def opened(word: str, own_config: bool = False) -> str:
     parsed = OverridesParser.create().parse_override(word)
     key = parsed.key_or_group
     ours = key.partition(".")[0] != "hydra" and "/" not in key and schema.known_override(key)
-    if parsed.is_delete() and ours:
+    if parsed.is_delete() and (ours or refused_overrides.is_ours(key)):
         raise UserError(deleted(key))
     if key in schema.SECTIONS and not parsed.is_sweep_override() and parsed.value() is None:
         raise UserError(left_out(key, "config"))
@@ -167,16 +182,27 @@ class _Parser(ArgumentParser):
     """Says what is wrong as a UserError."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(f"{message}; --help lists the flags")
 
 
 def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(flag, value) of those flags among `words` that have a value, ours and those of other tools."""
-    bare = {option for action in get_args_parser()._actions for option in action.option_strings}
+    bare = _flags()
     for word, following in itertools.pairwise([*words, ""]):
         flag, equals, value = word.partition("=")
         if flag.startswith("-") and (equals or flag in FLAGS_WITH_VALUE or flag not in bare):
             yield flag, value if equals else following
+
+
+@functools.cache
+def _flags() -> list[str]:
+    """All of Hydra's, long and short."""
+    return [option for action in get_args_parser()._actions for option in action.option_strings]
+
+
+@functools.cache
+def _parser() -> _Parser:
+    return _Parser(parents=[get_args_parser()], add_help=False, allow_abbrev=False)
 
 
 def overlay(file: str) -> str:
@@ -206,12 +232,7 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
     alias = schema.meant("", key, value)
     if alias and alias.note:
         return f"{flag}: no such flag; {alias.note}"
-    flags = [
-        option
-        for action in get_args_parser()._actions
-        for option in action.option_strings
-        if option.startswith("--")
-    ]
+    flags = [option for option in _flags() if option.startswith("--")]
     example = "; settings are written without dashes, as key=value, for instance training.max_steps=100"
     return f"{flag}: no such flag{did_you_mean(name, [*flags, FLAG]) or example}"
 
@@ -234,6 +255,8 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     place = list(words).index(word)
     before = words[place - 1] if place else ""
     start = f"{shown(word)}: not understood as key=value"
+    if not word.strip():
+        return "'': an empty word on the command line; leave it out, or put what it belongs to in quotes"
     key, equals, _ = word.partition("=")
     if equals and _is_key(key):
         whole = _joined(words, place)
@@ -262,14 +285,6 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     if _is_key(word):
         return f"{start}; give it a value: {_with_sections(word)}=…"
     return f"{start}, for instance training.max_steps=100"
-
-
-def swept(words: Sequence[str], refusal: str) -> Override | None:
-    """The override among `words` that Hydra's `refusal` names, and that is several runs."""
-    parsed = [_parsed(word) for word in words]
-    return next(
-        (one for one in parsed if one and one.is_sweep_override() and f"'{one.input_line}'" in refusal), None
-    )
 
 
 def several_values(override: Override) -> str:
@@ -310,10 +325,10 @@ def written_out(key: str, value: str) -> str:
 def deleted(key: str) -> str:
     """The text for `~lora` or `~training.max_steps`."""
     if key in schema.SECTIONS:
-        hint = f"; {NOTHING[key]}" if key in NOTHING else ""
-        return f"~{key}: a section cannot be left out, its defaults would come back{hint}"
-    hint = f", or {key}=null" if "None" in schema.kind_of(key) else ""
-    return f"~{key}: a key cannot be left out, its default would come back; give it a value{hint}"
+        nothing = f"; {NOTHING[key]}" if key in NOTHING else "; choose an option"
+        return f"~{key}: a section cannot be left out, its defaults would come back{nothing}"
+    or_null = f", or {key}=null" if "None" in schema.kind_of(key) else ""
+    return f"~{key}: a key cannot be left out, its default would come back; give it a value{or_null}"
 
 
 def left_out(section: str, config_name: str | None) -> str:
@@ -397,6 +412,7 @@ def _is_key(text: str) -> bool:
 
 def _parsed(word: str) -> Override | None:
     try:
-        return OverridesParser.create().parse_override(word)
+        parsed = OverridesParser.create().parse_override(word)
     except HydraException:
         return None
+    return parsed if parsed.key_or_group else None

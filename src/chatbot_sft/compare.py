@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
     paths: list[Path] = [path.expanduser() for path in arguments.paths]
     board = boards.of(paths, arguments.metric, arguments.maximise)
     if not board.rows:
-        raise UserError(f"{paths[0]}: a sweep without jobs yet")
+        raise UserError(f"{paths[0]}: a sweep without jobs yet; wait for its first one")
     two_runs = len(paths) == len(board.jobs) == 2
     if arguments.json:
         values |= as_json.values(board, two_runs)

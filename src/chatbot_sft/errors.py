@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from yaml import MarkedYAMLError, YAMLError
 
@@ -16,6 +17,9 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))
+
+
+SHORT, ALL = 10, 60  # a list is read to its end; a list is looked through for a word
 
 
 def refuse_with(setting: str, *others: tuple[bool, str]) -> None:
@@ -30,6 +34,18 @@ def listed(names: Iterable[object], most: int = 10) -> str:
     given = [str(name) for name in names]
     shown = [name if len(name) <= 60 else f"{name[:59]}…" for name in given[:most]]
     return ", ".join(shown) + (f" and {len(given) - most:,} more" if len(given) > most else "")
+
+
+def not_one_of(word: object, known: Sequence[object], meant: str | None = None) -> str:
+    """``"not one of a, b, c; did you mean b?"``: of many, what `word` may have meant, and all where that is nothing.
+
+    `meant` is what it certainly means.
+    """
+    names = [str(name) for name in known]
+    hint = question([meant]) if meant else did_you_mean(str(word), names)
+    if hint and len(names) > SHORT:
+        return f"not one of {len(names)} that there are{hint}"
+    return f"not one of {listed(names, most=ALL)}{hint}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -59,8 +75,22 @@ def misspelled(word: str, known: Sequence[str]) -> list[str]:
     if squashed and same:
         return same[:1]
     by_letters = {name.lower(): name for name in reversed(known)}
+    turned = [name for name in by_letters if _two_letters_turned(word.lower(), name)]
+    if turned:
+        return [by_letters[turned[0]]]
     close = difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.75)
     return [by_letters[name] for name in close]
+
+
+def _two_letters_turned(word: str, name: str) -> bool:
+    """`dri` and `dir`, which are too short to be told by their letters in order."""
+    differ = [place for place, (one, other) in enumerate(zip(word, name, strict=False)) if one != other]
+    return (
+        len(word) == len(name) >= 3
+        and len(differ) == 2
+        and differ[1] == differ[0] + 1
+        and word[differ[0]] + word[differ[1]] == name[differ[1]] + name[differ[0]]
+    )
 
 
 def squash(word: str) -> str:
@@ -80,10 +110,20 @@ def _with_words(word: str, known: Sequence[str]) -> list[str]:
     return matching if len(matching) <= 3 else []
 
 
+def reason(error: BaseException, most: int = 300) -> str:
+    """What a library says of a failure, as a part of a line of ours: without line breaks and the full stop, cut."""
+    return " ".join(str(error).split())[:most].removesuffix(".")
+
+
+def from_here(place: Path) -> str:
+    """What to look at where a file or folder that a person named is not there."""
+    return "; is it spelled so?" + ("" if place.is_absolute() else f" a relative path begins in {Path.cwd()}")
+
+
 def not_yaml(error: YAMLError) -> str:
     """Where a file is not YAML, and why: `mine/my_run.yaml, line 3: a tab; YAML takes spaces alone …`."""
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return " ".join(str(error).split())
+        return f"{reason(error)}; save the file as plain UTF-8 text"
     mark, problem = error.problem_mark, error.problem or ""
     where = f"{mark.name}, line {mark.line + 1}"
     if "'\\t'" in problem:
@@ -101,7 +141,7 @@ def not_yaml(error: YAMLError) -> str:
             f"{where}, column {mark.column + 1}: a second colon; a text that holds `: ` stands in quotes, and"
             " what is nested on a line of its own"
         )
-    return f"{where}, column {mark.column + 1}: {problem}"
+    return f"{where}, column {mark.column + 1}: {problem}; put text with signs in it in quotes"
 
 
 def is_write_error(error: Exception) -> bool:

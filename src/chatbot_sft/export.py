@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chatbot_sft.config import Config
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, reason
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
@@ -105,7 +105,7 @@ def _evidence(where: str, file: Path) -> Evidence:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where}: its {file.name}, by which exports are checked, cannot be read"
-            f" ({' '.join(str(error).split())[:200]})"
+            f" ({reason(error)}); train the run again, or copy it whole"
         ) from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.errors import UserError, did_you_mean, from_here
 from chatbot_sft.installed import folder_of
 from chatbot_sft.text_files import decoded
 
@@ -43,10 +43,11 @@ def check_folder(name: str, trust_remote_code: bool, allow_pickle: bool = False)
         raise UserError(f"{where}: {why}")
     if not folder.is_dir():
         beside = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(f"{where}: no such folder{did_you_mean(folder.name, beside)}")
+        raise UserError(f"{where}: no such folder{did_you_mean(folder.name, beside) or from_here(folder)}")
     if not (folder / "config.json").exists():
         raise UserError(
-            f"{where}: no config.json in it, so it is not a Hugging Face model folder{_what_instead(folder)}"
+            f"{where}: no config.json in it, so it is not a Hugging Face model folder"
+            f"{_what_instead(folder) or '; name the one with the weights'}"
         )
     _check_links(folder, where)
     config = read_json(folder / "config.json", where)
@@ -127,7 +128,9 @@ def read_json(file: Path, where: str) -> dict[str, Any]:
         value = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         why = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(f"{where}: {file.name} is not JSON in UTF-8 ({why})") from None
+        raise UserError(
+            f"{where}: {file.name} is not JSON in UTF-8 ({why}); copy or download it again"
+        ) from None
     if not isinstance(value, dict):
         content = "a list" if isinstance(value, list) else json.dumps(value)[:40]
         raise UserError(f"{where}: {file.name} holds {content}, expected an object")
@@ -170,7 +173,7 @@ def _check_config(config: Mapping[str, Any], where: str, trust_remote_code: bool
             "; it brings Python code of its own,"
             " which model.trust_remote_code=true runs if you trust where it comes from"
         )
-        hint = own if "auto_map" in config else ""
+        hint = own if "auto_map" in config else "; a newer transformers may know it"
         raise UserError(f"{where}: model_type {kind!r} is unknown to the installed transformers{hint}")
     for part, keys in [
         ("", config),
@@ -193,10 +196,13 @@ def _check_heads(config: Mapping[str, Any], where: str) -> None:
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     shared = config.get("num_key_value_heads")
     if hidden and heads and not config.get("head_dim") and hidden % heads:
-        raise UserError(f"{where}hidden_size {hidden} cannot be divided among num_attention_heads {heads}")
+        raise UserError(
+            f"{where}hidden_size {hidden} cannot be divided among num_attention_heads {heads}; download it again"
+        )
     if heads and shared and heads % shared:
         raise UserError(
-            f"{where}num_attention_heads {heads} cannot be divided among num_key_value_heads {shared}"
+            f"{where}num_attention_heads {heads} cannot be divided among num_key_value_heads {shared};"
+            " download it again"
         )
 
 
@@ -214,14 +220,17 @@ def _check_weights(folder: Path, where: str) -> None:
     """Every weights file is a regular file and whole; every one that an index names is in `folder`."""
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     if not files:
-        raise UserError(f"{where}: no weights in it (*.safetensors)")
+        raise UserError(f"{where}: no weights in it (*.safetensors); is the download complete?")
     for index in INDEXES:
         shards = read_json(folder / index, where).get("weight_map", {})
         if not isinstance(shards, dict):
-            raise UserError(f"{where}: {index}: weight_map is no object")
+            raise UserError(f"{where}: {index}: weight_map is no object; download it again")
         for shard in sorted({str(shard) for shard in shards.values()}):
             if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
-                raise UserError(f"{where}: {index} names {shard}, a file outside the folder")
+                raise UserError(
+                    f"{where}: {index} names {shard}, a file outside the folder, which is not read;"
+                    " name weights beside it"
+                )
             _check_inside(folder / shard, folder, f"{where}: {index}")
             if not (folder / shard).exists():
                 raise UserError(
@@ -235,7 +244,9 @@ def _check_weights(folder: Path, where: str) -> None:
         if file.suffix == ".safetensors":
             _check_safetensors(file, where)
         elif not start.startswith((ZIP, PICKLE)):
-            raise UserError(f"{where}: {file.name} is not a file of PyTorch weights")
+            raise UserError(
+                f"{where}: {file.name} is not a file of PyTorch weights; copy or download it again"
+            )
 
 
 def _check_safetensors(file: Path, where: str) -> None:
@@ -254,7 +265,8 @@ def _check_safetensors(file: Path, where: str) -> None:
             expected = 8 + length + max(ends, default=0)
         except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
             raise UserError(
-                f"{where}: {file.name} is not a safetensors file: its header cannot be read"
+                f"{where}: {file.name} is not a safetensors file: its header cannot be read;"
+                " copy or download it again"
             ) from None
     if expected != size:
         raise UserError(
@@ -270,7 +282,7 @@ def _check_regular(file: Path, where: str) -> None:
     except OSError as error:
         raise UserError(f"{where}: {file.name}: {error.strerror}") from None
     if not stat.S_ISREG(mode):
-        raise UserError(f"{where}: {file.name} is not a regular file")
+        raise UserError(f"{where}: {file.name} is not a regular file; copy it there")
 
 
 def _check_pointer(start: bytes, file: Path, where: str) -> None:

@@ -122,12 +122,6 @@ def check_arguments(config: Config) -> None:
             f"training.lr_scheduler_kwargs={given!r}: expected keys and values,"
             " for instance {min_lr_rate: 0.1}"
         )
-    needed, example = NEEDED.get(schedule, ((), ""))
-    if needed and len([key for key in needed if key in given]) != 1:
-        raise UserError(
-            f"training.lr_scheduler_type={schedule}: needs {' or '.join(needed)} in"
-            f" training.lr_scheduler_kwargs, for instance 'training.lr_scheduler_kwargs={example}'"
-        )
     if given and (takes := schedule_arguments(schedule)) is not None:
         for key in given:
             if key not in takes:
@@ -136,6 +130,12 @@ def check_arguments(config: Config) -> None:
                     f"training.lr_scheduler_kwargs.{key}:"
                     f" training.lr_scheduler_type={schedule} does not read it; {names}"
                 )
+    needed, example = NEEDED.get(schedule, ((), ""))
+    if needed and len([key for key in needed if key in given]) != 1:
+        raise UserError(
+            f"training.lr_scheduler_type={schedule}: needs {' or '.join(needed)} in"
+            f" training.lr_scheduler_kwargs, for instance 'training.lr_scheduler_kwargs={example}'"
+        )
 
 
 @functools.cache

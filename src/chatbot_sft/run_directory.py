@@ -127,8 +127,8 @@ def _claim(place: DictConfig) -> None:
     try:
         if distributed.nodes() > 1 and any(part in template for part in BY_TIME):
             raise UserError(
-                "several nodes would each name the run directory by their own time; name one that all of them"
-                " see: hydra.run.dir=DIR"
+                "hydra.run.dir: several nodes would each name the run directory by their own time; name one that"
+                " all of them see: hydra.run.dir=DIR"
             )
         if not distributed.is_first():
             return

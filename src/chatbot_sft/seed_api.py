@@ -240,7 +240,7 @@ class DatasetLoader:
     def _chat_tokenizer(self) -> ChatTokenizer:
         if self.tokenizer is None:
             raise UserError(
-                "DatasetLoader needs a tokenizer to prepare the dataset: DatasetLoader(config, tokenizer)"
+                "DatasetLoader: needs a tokenizer to prepare the dataset; make it as DatasetLoader(config, tokenizer)"
             )
         if self._chat is None or self._chat[0] is not self.tokenizer:
             model, kwargs = self.settings.model, self.settings.dataset.chat_template_kwargs

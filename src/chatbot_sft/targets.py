@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from chatbot_sft.config import Config
+from chatbot_sft.config.checks import check_target
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.trust import refuse_foreign
 
@@ -42,11 +43,7 @@ def locate(section: str, target: str, allowed: Collection[str] = (), base: str |
 def _named(target: str, where: str, allowed: Collection[str] = ()) -> Any:
     """What the dotted name `target` names."""
     module_name, _, name = target.rpartition(".")
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target) or name == "py":
-        raise UserError(
-            f"{where}: expected module.Class, for instance my_loader.CustomDatasetLoader for a class in"
-            " my_loader.py"
-        )
+    check_target(where, target)
     refuse_foreign(target, where, allowed)
     try:
         module = importlib.import_module(module_name)
@@ -60,14 +57,16 @@ def _named(target: str, where: str, allowed: Collection[str] = ()) -> Any:
     except SyntaxError as error:
         file, line = error.filename or module_name, f", line {error.lineno}" if error.lineno else ""
         hint = "; save the file as UTF-8" if re.search("codec|null bytes", error.msg) else ""
-        raise UserError(f"{where}: {file}{line}: not Python: {error.msg}{hint}") from None
+        raise UserError(
+            f"{where}: {file}{line}: not Python: {error.msg}{hint or '; mend it there'}"
+        ) from None
     try:
         return getattr(module, name)
     except AttributeError:
         file = getattr(module, "__file__", None) or "built in"
         hint = did_you_mean(name, [known for known in dir(module) if not known.startswith("_")])
-        hint = hint or f" (it is {file}; a file of yours that is called so needs another name)"
-        raise UserError(f"{where}: {module_name} has no {name}{hint}") from None
+        beside = f" (it is {file}; a file of yours that is called so needs another name)"
+        raise UserError(f"{where}: {module_name} has no {name}{hint or beside}") from None
 
 
 def _needed(function: Callable[..., Any]) -> list[str]:

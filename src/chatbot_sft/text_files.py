@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-from chatbot_sft.errors import UserError
+import yaml
+
+from chatbot_sft.errors import UserError, not_yaml
 
 MARK = "\ufeff"  # what Windows editors put before UTF-8
+LARGEST, DEEPEST = 100_000, 50  # values of a YAML file, and how deep they are
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -33,12 +37,48 @@ def decoded(data: bytes, where: str) -> str:
         raise UserError(not_utf8(where, data, error.start)) from None
 
 
+def check_yaml(text: str, file: Path) -> None:
+    """The `text` of a YAML file, before a library makes values of it.
+
+    Raises:
+        UserError: where it is not YAML; nested too deeply; or with aliases that refer to each other, by which a
+            few lines become billions of values.
+    """
+    named = io.StringIO(text)
+    named.name = str(file)  # what PyYAML's errors begin with
+    try:
+        documents = list(yaml.compose_all(named, Loader=yaml.SafeLoader))
+        size = sum(_size(document, {}) for document in documents if document)
+    except yaml.YAMLError as error:
+        said = not_yaml(error)
+        raise UserError(said if str(file) in said else f"{file}: not YAML: {said}") from None
+    except RecursionError:
+        raise UserError(f"{file}: nested too deeply; is a bracket typed too often?") from None
+    if len(documents) > 1:
+        raise UserError(f"{file}: {len(documents)} documents, with --- between them; leave one")
+    if size > LARGEST:
+        raise UserError(f"{file}: its aliases (*name) stand for over {LARGEST:,} values; write them out")
+
+
+def _size(node: yaml.Node, known: dict[int, int], within: tuple[int, ...] = ()) -> int:
+    """How many values `node` comes to, each alias counted again."""
+    if id(node) in within:  # an alias of what it stands in
+        return LARGEST + 1
+    if len(within) > DEEPEST:
+        raise RecursionError
+    if id(node) not in known:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
+        known[id(node)] = 1 + sum(_size(part, known, (*within, id(node))) for part in parts)
+    return known[id(node)]
+
+
 def check_options(folder: Path) -> None:
     """The YAML files below a --config-dir, before Hydra reads them.
 
     Raises:
-        UserError: one is not UTF-8, or has a byte order mark before `# @package`, which Hydra then does not
-            see.
+        UserError: one is not UTF-8 or not YAML, or has a byte order mark before `# @package`, which Hydra then does
+            not see.
     """
     for file in sorted(folder.rglob("*.yaml")):
         text = decoded(file.read_bytes(), str(file))
@@ -47,6 +87,7 @@ def check_options(folder: Path) -> None:
                 f"{file}: a byte order mark stands before its `# @package` line; save the file as UTF-8"
                 " without one (BOM)"
             )
+        check_yaml(text.removeprefix(MARK), file)
 
 
 def looks_like_utf16(start: bytes) -> bool:

@@ -127,7 +127,7 @@ def test_it_goes_where_a_command_finds_it(run, place):
     code, _, _ = run("axolotl_dpo.yml", "--out", "here.yaml")
     assert (
         code
-        == "error: --out here.yaml: an overlay stands in a folder called experiment: --out mine/experiment/here.yaml"
+        == "error: --out here.yaml: an overlay stands in a folder called experiment; write --out mine/experiment/here.yaml"
     )
     code, _, _ = run("axolotl_dpo.yml", "--out", "mine/experiment/a,b.yaml")
     assert (

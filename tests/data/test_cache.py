@@ -425,7 +425,7 @@ def test_the_doctor_shows_and_clears_it(tmp_path, own_cache):
     assert wrong.returncode == 1
     assert (
         wrong.stderr
-        == f"error: dta: no such part of the cache in {own_cache}; there is data, findings, models\n"
+        == f"error: dta: no such part of the cache in {own_cache}; did you mean data?; there is data, findings, models\n"
     )
     assert doctor("--clear-cache", "data").stdout == "cleared data: 0 MB\n"
     assert left() == ["findings", "models", "my_photos"]

@@ -231,7 +231,7 @@ def test_a_column_map_is_checked_against_the_columns_there_are():
         check_columns("data.csv", rows, {"instruction": "quesiton"})
     assert (
         str(caught.value)
-        == "data.csv: no column 'quesiton' for instruction; it has question, answer; did you mean question?"
+        == "data.csv: no column 'quesiton' for instruction; did you mean question? (it has question, answer)"
     )
     for typo in ("Frge", "frage", "Fragen"):
         with pytest.raises(UserError) as caught:
@@ -240,14 +240,14 @@ def test_a_column_map_is_checked_against_the_columns_there_are():
                 [Row("data.csv", 1, {"Frage": "a", "Kontext": "b", "Antwort": "c"})],
                 {"instruction": typo},
             )
-        assert str(caught.value).endswith("it has Frage, Kontext, Antwort; did you mean Frage?")
+        assert str(caught.value).endswith("; did you mean Frage? (it has Frage, Kontext, Antwort)")
     with pytest.raises(
         UserError,
         match=r"columns.question=instruction: the other way round: .*: dataset.columns.instruction=question$",
     ):
         check_columns("data.csv", rows, {"question": "instruction"})
     with pytest.raises(
-        UserError, match=r"dataset.columns.instructoin: no such field .* did you mean instruction\?"
+        UserError, match=r"dataset.columns.instructoin: no such field; did you mean instruction\?"
     ):
         check_columns("data.csv", rows, {"instructoin": "question"})
 

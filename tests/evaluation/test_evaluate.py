@@ -58,7 +58,10 @@ def test_a_run_beside_its_base_and_an_earlier_run(launch, tiny, golden, tmp_path
         assert case["answers"]["earlier"] == case["answers"]["after"]
     assert len((evaluation / "answers.jsonl").read_text().splitlines()) == 12  # the same model, asked once
     failed = launch(*command, "evaluation.minimum=0.9", f"hydra.run.dir={tmp_path / 'gate'}")
-    assert only_error(failed) == "evaluation.minimum=0.9: 5 of 6 cases passed (83.3%)"
+    assert (
+        only_error(failed)
+        == "evaluation.minimum=0.9: 5 of 6 cases passed (83.3%); the page shows those that did not"
+    )
     again = json.loads((tmp_path / "gate" / "evaluation.json").read_text())
     assert [case["answers"]["after"] for case in again["cases"]] == [
         case["answers"]["after"] for case in found["cases"]

@@ -63,7 +63,7 @@ def test_what_may_pass_is_tried_again(fault, server):
         (
             "wants_key",
             1,
-            "answers 401, it wants a key: evaluation.api_key_variable=NAME of the environment variable",
+            "answers 401, it wants a key: set evaluation.api_key_variable=NAME, an environment variable that holds it",
         ),
         ("elsewhere", 1, "it sends on to http://example.com/v1; name that address"),
     ],
@@ -221,7 +221,10 @@ def test_an_evaluation_of_a_server(server, tmp_path, capsys):
 def test_too_few_that_pass_are_an_error_and_everything_is_written(server, tmp_path):
     a_golden_file(tmp_path)
     server.answer = lambda messages: "question 1"
-    with pytest.raises(UserError, match=r"^evaluation.minimum=0.9: 1 of 6 cases passed \(16.7%\)$"):
+    with pytest.raises(
+        UserError,
+        match=r"^evaluation.minimum=0.9: 1 of 6 cases passed \(16.7%\); the page shows those that did not$",
+    ):
         evaluate(tmp_path, f"evaluation.url={server.url}", "evaluation.minimum=0.9")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert (report["status"], report["evaluation"]["passed"]) == ("failed", 1 / 6)

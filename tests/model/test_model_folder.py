@@ -360,7 +360,7 @@ def test_a_template_may_be_given(launch, tiny, folder, tmp_path):
     (tmp_path / "mine.jinja").write_text(template)
     arguments = [*tiny, f"model.name={folder}", "save=lora", "hydra.run.dir=run"]
     missing = only_error(launch(*arguments, "model.chat_template=mine.jinia"))
-    assert missing == "model.chat_template=mine.jinia: no such file"
+    assert missing.startswith("model.chat_template=mine.jinia: no such file; is it spelled so?")
     process = launch(*arguments, "model.chat_template=mine.jinja")
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "run" / "model" / "chat_template.jinja").read_text() == template

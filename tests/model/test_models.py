@@ -187,7 +187,8 @@ def test_targets_that_a_model_does_not_have_are_named(replica_folder, train):
         train("model=phi4_mini", f"model.name={folder}", "lora.modules_to_save=[embed]")
     assert (
         str(caught.value)
-        == "lora.modules_to_save: the model has no embed; the usual ones are embed_tokens and lm_head"
+        == "lora.modules_to_save: the model has no embed; did you mean embed_tokens?; the usual ones are"
+        " embed_tokens and lm_head"
     )
 
 

@@ -306,8 +306,11 @@ def test_report_to_is_a_name_or_a_list(value, expected):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("tensorbord", "training.report_to=tensorbord: not one of none, tensorboard, "),
-        (["mlflow", "wanbd"], "training.report_to=wanbd: not one of tensorboard, "),
+        (
+            "tensorbord",
+            "training.report_to=tensorbord: not one of 14 that there are; did you mean tensorboard?",
+        ),
+        (["mlflow", "wanbd"], "training.report_to=wanbd: not one of 13 that there are; did you mean wandb?"),
         (["none", "wandb"], "training.report_to=none: not one of tensorboard, "),
         (
             "all",
@@ -348,7 +351,7 @@ def test_a_logger_that_fails_does_not_take_the_others_or_the_run_with_it(tmp_pat
         loggers.Loggers().start(trainer, settings)
     assert (
         str(caught.value)
-        == "training.report_to=mlflow: it cannot be opened: ConnectionError: no answer from https://***@host"
+        == "training.report_to=mlflow: it cannot be opened (ConnectionError: no answer from https://***@host); leave it out, or mend that"
     )
     assert [ending.status for ending in endings] == ["failed"]
 

@@ -377,7 +377,7 @@ def test_a_failure_says_what_failed_and_how_to_go_on(route, status, error, hub, 
     said = ask(export, hub_revision="v1")["error"]
     command = shlex.join(["hf", "upload", NAME, str(export), "--private", "--revision", "v1"])
     assert said.startswith(error)
-    assert said.endswith(f"; the export in {export} is whole; when that is mended: {command}")
+    assert said.endswith(f"; the export in {export} is whole: {command}")
     assert contents(export) == before
     assert hub.requests.count(route) <= 12  # two files, six times each at most
 

@@ -65,7 +65,7 @@ def test_one_that_does_not(launch, run, stand_in, tmp_path):
     process = launch(*command)
     assert only_error(process) == (
         f"mai at {server.url} does not say what {run} was trained to say: The base model answers, without the"
-        f" adapter (all of it in {tmp_path / 'out' / 'verify.json'})"
+        f" adapter; all of it is in {tmp_path / 'out' / 'verify.json'}"
     )
     assert "  ✗ greedy answers  0/2 alike" in process.stdout
     assert "(it also has mai:latest, llama)" not in process.stdout  # mai is mai:latest

@@ -137,7 +137,7 @@ def test_a_list_of_points_in_a_file(tmp_path, suffix):
         ("- 8", "entry 1: expected keys and values"),
         ("- {lora.r: 8}\n- {}", "entry 2: expected keys and values"),
         ("- {lora.r: 8}\n- {lora.r: 8}", "entry 2: the same as entry 1"),
-        ("- {lora.r: 8", "neither YAML nor JSON"),
+        ("- {lora.r: 8", "points.yaml, line 1, column 3: a bracket that is not closed"),
         ("- {sweep.trials: 8}", "entry 1: sweep.trials says how the sweep is run"),
         ("- {hydra.job.chdir: true}", "entry 1: hydra.job.chdir says how the sweep is run"),
     ],
@@ -159,10 +159,10 @@ def test_a_file_that_holds_no_points_is_named(tmp_path, text, message):
         (["lora.r=range(8,8)"], [], "lora.r=range(8,8): stands for no value; there is nothing to run"),
         (["lora.r=8"], ["lora.r"], "sweep.zip: lora.r has no list of values on the command line"),
         (["lora.r=8,16"], ["lora.rank"], "sweep.zip: lora.rank has no list of values"),
-        (["sweep.trials=1,2"], [], "sweep.trials=1,2: says how the sweep is run, so it has one value"),
+        (["sweep.trials=1,2"], [], "sweep.trials=1,2: says how the sweep is run; give it one value"),
         (["lora.r=tag(lgo, interval(1,2))"], [], "lora.r=tag(lgo, interval(1,2)): the tag lgo means nothing here"),
         (["lora.r=interval(1,1)"], [], "lora.r=interval(1,1): an interval has two ends"),
-        (["training.learning_rate=tag(log, interval(0,1))"], [], "on a log scale both ends are above 0"),
+        (["training.learning_rate=tag(log, interval(0,1))"], [], "an end at or below 0 has no logarithm; write one above 0"),
     ],
 )  # fmt: skip
 def test_what_is_no_space_is_named(words, zipped, message):

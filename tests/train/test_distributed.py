@@ -331,4 +331,4 @@ def test_a_process_that_cannot_go_on_takes_the_others_along(by_hand):
     assert len(losses) == 2
     assert len(set(hashes)) == 1
     assert errors[0] == "step 3: another process could not go on; it says why"
-    assert errors[1].startswith("out of memory at step 3 (1 × 4 padded, checkpointing)")
+    assert errors[1].startswith("step 3: out of memory (1 × 4 padded, checkpointing)")

@@ -278,7 +278,7 @@ def test_without_a_smaller_layout_out_of_memory_is_one_line(trained, monkeypatch
     monkeypatch.setattr(Step, "micro_batch", no_card)
     wrapper = trained(batch_layout="as_configured")
     with pytest.raises(
-        UserError, match=r"out of memory at step 1 .*; set a smaller training.per_device_train_batch_size"
+        UserError, match=r"step 1: out of memory .*; set a smaller training.per_device_train_batch_size"
     ):
         wrapper.setup_and_train()
 

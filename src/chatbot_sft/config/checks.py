@@ -22,6 +22,7 @@ from chatbot_sft.config.schema import (
     FORMATS,
     OUR_PACKAGE,
     PASSED,
+    SECTIONS,
     SOURCE_BOUNDS,
     Config,
     DatasetConfig,
@@ -46,6 +47,9 @@ def check_values(config: Config) -> None:
     """
     for key in keys():
         _check_key(key, value_of(config, key))
+    for name in SECTIONS:
+        if target := getattr(getattr(config, name), "_target_", ""):
+            check_target(f"{name}._target_={target}", target)
     for name, value in config.sft_arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"training.{name}={value}: must be a finite number")
@@ -97,6 +101,15 @@ def _check_key(key: Key, value: Any) -> None:
         raise UserError(f"{key.path}={value}: {refusal}")
     if key.about.choices:
         one_of(key.path, value, key.about.choices)
+
+
+def check_target(where: str, target: str) -> None:
+    """Raises UserError where `target` has not the form of a `_target_`."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target) or target.endswith(".py"):
+        raise UserError(
+            f"{where}: expected module.Class, for instance my_loader.CustomDatasetLoader for a class in"
+            " my_loader.py"
+        )
 
 
 def _check_names_of_transformers(training: TrainingConfig) -> None:
@@ -264,7 +277,9 @@ def check_lora(config: Config) -> None:
     tokens = config.model.new_tokens or []
     for token in tokens:
         if not token.strip() or tokens.count(token) > 1:
-            raise UserError(f"model.new_tokens: {token!r} is {'there twice' if token.strip() else 'empty'}")
+            raise UserError(
+                f"model.new_tokens: {token!r} is {'there twice' if token.strip() else 'empty'}; leave it out"
+            )
 
 
 def _check_evaluation(training: TrainingConfig, dataset: DatasetConfig) -> None:
@@ -353,7 +368,7 @@ def _check_metrics(sweep: SweepConfig) -> None:
     if len(directions) != len(metrics):
         raise UserError(
             f"sweep.direction={sweep.direction}: {len(directions)} directions for {len(metrics)}"
-            f" metric{'s' if len(metrics) > 1 else ''} (sweep.metric={sweep.metric})"
+            f" metric{'s' if len(metrics) > 1 else ''} (sweep.metric={sweep.metric}); give as many"
         )
     if len(metrics) > 1:
         if sweep.pruner:

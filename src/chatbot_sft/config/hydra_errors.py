@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import sys
+import re
+from collections.abc import Callable
 
 from hydra.errors import (
-    ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
     SearchPathException,
 )
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import YAMLError
 
 from chatbot_sft import command_line
 from chatbot_sft.config import OVERLAYS, aliases
-from chatbot_sft.errors import UserError, did_you_mean, listed, not_yaml, question
+from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, not_yaml, question
 
 # Options of Hydra that are packages of their own.
 PLUGINS = {
@@ -26,6 +26,12 @@ PLUGINS = {
     "rq": "hydra-rq-launcher",
     "colorlog": "hydra-colorlog",
 }  # fmt: skip
+
+
+HYDRAS_GROUPS = [
+    f"hydra/{name}"
+    for name in ("launcher", "sweeper", "job_logging", "hydra_logging", "output", "help", "env")
+]
 
 
 def no_such_option(error: MissingConfigException) -> UserError:
@@ -45,7 +51,7 @@ def no_such_option(error: MissingConfigException) -> UserError:
             f"{group}={option}: hydra-ray-launcher needs an older cloudpickle; have Ray start"
             " `… -m … sweep.worker=true hydra.sweep.dir=DIR` as often as there are to be workers (docs/cluster.md)"
         )
-    choices = f"there are {listed(options)}"
+    choices = f"there are {listed(options, ALL)}"
     if group in OVERLAYS and option.endswith(command_line.YAML):
         return UserError(f"{group}={option}: no such option ({choices}); {command_line.overlay(option)}")
     if not option:
@@ -61,8 +67,95 @@ def no_such_option(error: MissingConfigException) -> UserError:
         ("lora", "lora"): "default",
     }.get((group, option))
     alias = alias or aliases.value_of({"save": "save.method"}.get(group, group), option)
-    hint = question([f"{group}={alias}"]) if alias else did_you_mean(option, options)
+    installable = PLUGINS if group == "hydra/launcher" else {}
+    hint = question([f"{group}={alias}"]) if alias else did_you_mean(option, [*options, *installable])
     return UserError(f"{group}={option}: no such option{hint} ({choices})")
+
+
+def _of_hydra(error: HydraException | OmegaConfBaseException) -> str:
+    """What Hydra or OmegaConf says, in the form of ours: the place first, nothing of their classes."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text, *rest = str(error).splitlines() or [""]
+    for pattern, ours in HYDRA_SAYS:
+        if found := re.match(pattern, text):
+            return ours(*found.groups())
+    if isinstance(cause, OmegaConfBaseException):
+        why = _of_omegaconf(cause)
+        if found := re.match(r"Error merging override (.+)", text):
+            gone = "support deletion" in why
+            return f"{found[1]}: {'cannot be left out; give it a value' if gone else why}"
+        place = f"{cause.full_key}: " if cause.full_key else ""
+        return f"{place}{why}"
+    if found := re.match(r"In '(.+?)': \w+ raised while composing config:", text):
+        return f"{found[1]}.yaml: {plainly(rest[0] if rest else text)}"
+    return plainly(" ".join([text, *rest]))
+
+
+def _of_omegaconf(error: OmegaConfBaseException) -> str:
+    """Its first line; what stands in `${…}` is named, and what may stand there."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if found := re.match(r"Interpolation key '(.*)' not found", text):
+        return f"${{{found[1]}}} is no key; write the whole name of one, as ${{training.max_steps}}"
+    if found := re.match(r"Unsupported interpolation type (.*)", text):
+        return f"${{{found[1]}:…}} is no function; there are ${{oc.env:NAME}} and ${{now:%Y-%m-%d}}"
+    if found := re.match(r"\w+ raised while resolving interpolation: (.*)", text):
+        why = (
+            "" if "positional argument" in found[1] or "mismatched" in found[1] else f" ({plainly(found[1])})"
+        )
+        return f"what stands in ${{…}} comes to nothing{why}; write the value itself"
+    if "Invalid type assigned" in text:
+        return "keys and values stand there; name one of them, as hydra.run.dir=DIR"
+    if "is not Optional" in text:
+        return "null is no value of it; give it one, or leave it out"
+    if "Interpolation to parent node" in text:
+        return "what stands in ${…} holds the key itself; name another key"
+    if isinstance(error, GrammarParseError):
+        return (
+            "${ begins a reference that is not closed or not understood; put text with it in a file, as \\${"
+        )
+    return plainly(text)
+
+
+def plainly(text: str) -> str:
+    """A library's sentence in one line, without the full stop."""
+    return " ".join(text.split()).removesuffix(".")
+
+
+# How Hydra begins, and what we say. What an override of ours may be is told before Hydra sees it.
+LIST = "--help lists those that there are"
+HYDRA_SAYS: list[tuple[str, Callable[..., str]]] = [
+    (
+        r"Could not override '(hydra/[^']+|[^'.]+/[^']+)'",
+        lambda group: f"{group}: no such group{did_you_mean(group, HYDRAS_GROUPS) or f'; {LIST}'}",
+    ),
+    (r"Could not override '([^']+)'", "{}: no such key; --cfg job shows those that there are".format),
+    (
+        r"Could not delete from config. '([^']+)' does not exist",
+        "~{}: there is nothing of that name; leave it out".format,
+    ),
+    (
+        r"Could not delete from config. The value of '([^']+)' is (.*) and not (.*)\.",
+        "~{0}={2}: it is {1}; write ~{0}".format,
+    ),
+    (r"Could not delete '([^']+)'\. No match", "~{}: no option of it was chosen; leave it out".format),
+    (
+        r"Could not append to config. An item is already at '([^']+)'",
+        "+{0}: it is there already; write {0}=…".format,
+    ),
+    (
+        r"Sweeping over Hydra's configuration is not supported : '(.*)'",
+        "{}: says how the sweep is run; give it one value".format,
+    ),
+    (
+        r"Override (.+) looks like a config group override, but config group '(.*)' does not exist",
+        ("{}: there is no group {}; " + LIST).format,
+    ),
+    (r"You must specify '([^']+)'", ("{}: names no option; " + LIST).format),
+    (
+        r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'",
+        "{}: several values are several runs; add -m for them".format,
+    ),
+]
 
 
 def said(error: BaseException, in_run: bool = False) -> str:
@@ -72,8 +165,6 @@ def said(error: BaseException, in_run: bool = False) -> str:
         return text
     if isinstance(error, MissingConfigException):
         return str(no_such_option(error))
-    if isinstance(error, ConfigCompositionException) and (swept := command_line.swept(sys.argv[1:], text)):
-        return command_line.several_values(swept)
     if isinstance(error, OverrideParseException):
         return command_line.not_understood(error.override, [error.override])
     if isinstance(error, SearchPathException):
@@ -82,9 +173,11 @@ def said(error: BaseException, in_run: bool = False) -> str:
             " it names the folder above your groups: mine, of mine/experiment/"
         )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        cause = error.__cause__
-        of_omegaconf = isinstance(cause, OmegaConfBaseException)
-        return f"{text}: {' '.join(str(cause).split())}" if of_omegaconf else text
+        return _of_hydra(error)
+    if found := re.match(r"Invalid defaults list in '(.+?)'", text):
+        return f"{found[1]}.yaml: defaults: expected a list of options; write defaults: [NAME]"
+    if found := re.match(r"Config (\S+) must be an OmegaConf config", text):
+        return f"{found[1]}.yaml: expected keys and values; write KEY: VALUE"
     if isinstance(error, YAMLError):
         return f"not YAML: {not_yaml(error)}"
     if isinstance(error, OSError) and error.strerror:

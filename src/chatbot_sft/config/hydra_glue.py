@@ -80,7 +80,9 @@ class CheckConfiguration(Callback):
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
             if sweeper == OURS:
                 return  # it does this itself, and the jobs are composed once
-            refuse_of_sweep(named_of(config), f"is of hydra/sweeper={OURS}, and this is {sweeper}")
+            refuse_of_sweep(
+                named_of(config), f"is of hydra/sweeper={OURS}, and this is {sweeper}; leave it out"
+            )
             # Hydra's own runs every combination. Another one chooses among more than can be walked.
             found = points.space(
                 written(config.hydra.overrides.task), params if sweeper == "basic" else None, loader=loader()
@@ -268,7 +270,9 @@ def show(config: DictConfig, kind: str, package: str | None, resolve: bool) -> N
     if package not in (None, "_global_"):
         shown = OmegaConf.select(shown, package)
         if shown is None:
-            raise UserError(f"--package {package}: not in the configuration")
+            raise UserError(
+                f"--package {package}: not in the configuration; --cfg {kind} alone shows what is"
+            )
         print(f"# @package {package}" if OmegaConf.is_config(shown) else shown)
     if OmegaConf.is_config(shown):
         if resolve:

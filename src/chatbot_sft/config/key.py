@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field
 from typing import Any
 
 from chatbot_sft.config import aliases
-from chatbot_sft.errors import UserError, did_you_mean, listed, question
+from chatbot_sft.errors import UserError, not_one_of
 
 ABOUT = "about"  # the name of an `About` in a dataclass field's metadata
 
@@ -30,7 +30,7 @@ class Bound:
     def refusal(self, value: float) -> str | None:
         """Why `value` is out of these bounds, or None."""
         if math.isnan(value):
-            return "is not a number"
+            return "must be a number"
         if self.below and self.smallest is not None and not self.smallest <= value < self.largest:
             return f"must be at least {self.smallest:g} and below {self.largest:g}"
         if self.smallest is not None and (value < self.smallest or (self.above and value == self.smallest)):
@@ -87,6 +87,5 @@ def one_of(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises UserError where `value` is none of `allowed`; `1` is not taken for `true`."""
     if not any(value == option and type(value) is type(option) for option in allowed):
         names = [aliases.plain(option) for option in allowed]
-        alias = aliases.value_of(key, value)
-        hint = question([alias]) if alias else did_you_mean(str(value), names)
-        raise UserError(f"{key}={aliases.plain(value)}: not one of {listed(names)}{hint}")
+        given = aliases.plain(value)
+        raise UserError(f"{key}={given}: {not_one_of(given, names, aliases.value_of(key, value))}")

@@ -16,7 +16,7 @@ from chatbot_sft.config.containers import as_dict
 from chatbot_sft.config.precedence import ended_by
 from chatbot_sft.config.schema import PATH_KEYS, Config
 from chatbot_sft.data_names import is_hub_id, is_url
-from chatbot_sft.errors import UserError, not_yaml
+from chatbot_sft.errors import UserError, from_here, not_yaml, reason
 
 
 class ConfigLoader:
@@ -38,9 +38,9 @@ class ConfigLoader:
         """
         file = Path(path)
         if not file.is_file():
-            raise UserError(f"{file}: no such configuration file")
+            raise UserError(f"{file}: no such configuration file{from_here(file)}")
         try:
-            text_files.read(file)
+            text_files.check_yaml(text_files.read(file), file)
             loaded = OmegaConf.load(file)
             sections = as_dict(loaded, resolve=True) if isinstance(loaded, DictConfig) else None
         except UserError:
@@ -50,7 +50,7 @@ class ConfigLoader:
         except YAMLError as error:
             raise UserError(f"{file}: not YAML: {not_yaml(error)}") from None
         except Exception as error:  # PyYAML and OmegaConf raise unrelated types for text that is not YAML
-            raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+            raise UserError(f"{file}: {reason(error)}; is it plain YAML?") from None
         if sections is None:
             raise UserError(f"{file}: expected sections such as `model:` and `training:`, found a list")
         config = ConfigLoader._checked(sections).to_dict()

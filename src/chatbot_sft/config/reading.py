@@ -244,10 +244,12 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
                     f" or write dataset.sources=[{files}]"
                 ) from None
             kind, _, optional = kinds[key].partition(" ")
+            if kind.startswith("list["):
+                raise UserError(f"{where}={value!r}: expected a list{hint or '; write [A,B]'}") from None
             if kind in _EXPECTED:
                 or_null = ", or null" if optional else ""
                 raise UserError(f"{where}={value!r}: expected {_EXPECTED[kind]}{or_null}") from None
-            raise UserError(f"{where}={value!r}: {str(error).splitlines()[0]}{hint}") from None
+            raise UserError(f"{where}={value!r}: expected {kinds[key]}{hint}") from None
     plain = as_dict(typed, resolve=False)
     return {key: plain[key] for key in values}
 
@@ -273,5 +275,11 @@ def _check_kind(where: str, kind: str, value: Any) -> None:
         raise UserError(f"{where}={value}: expected names and values; write {example}'{where}={{{inner}}}'")
 
 
-_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict[str,": "names and values",
+}
 _READ_AS = {bool: "yes or no", int: "a number", float: "a number"}

@@ -108,7 +108,7 @@ def use(target: Path) -> str:
     """
     if target.parent.name != "experiment":
         raise UserError(
-            f"--out {target}: an overlay stands in a folder called experiment:"
+            f"--out {target}: an overlay stands in a folder called experiment; write"
             f" --out mine/experiment/{target.stem}.yaml"
         )
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", target.stem):

@@ -47,9 +47,9 @@ def read(file: Path) -> dict[str, Any]:
     except YAMLError as error:
         raise UserError(f"not YAML: {not_yaml(error)}") from None
     except RecursionError:
-        raise UserError(f"{file}: nested too deeply") from None
+        raise UserError(f"{file}: nested too deeply; is it YAML of that tool?") from None
     except Exception as error:  # PyYAML and OmegaConf raise unrelated types for text that is not YAML
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{file}: {' '.join(str(error).split())}; is it plain YAML?") from None
     if not values:
         raise UserError(f"{file}: expected keys and values, such as `base_model: …`")
     return values

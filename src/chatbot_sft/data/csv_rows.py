@@ -63,7 +63,8 @@ def rows(name: str, stream: streams.ByteStream, longest: int) -> Iterator[Row]:
         ) from None
     except csv.Error as error:
         raise UserError(
-            f"{name}: row {number + 1} (line {reader.line_num if reader else 1}) is not CSV: {error}"
+            f"{name}: row {number + 1} (line {reader.line_num if reader else 1}) is not CSV: {error};"
+            " is a quote missing?"
         ) from None
 
 

@@ -124,7 +124,7 @@ def _in_folder(path: str, folder: Path) -> Selection:
         selection.splits.setdefault(split_of(file.relative_to(folder)), []).append(file)
     if not selection.splits:
         kinds = f"{', '.join(KINDS)}, or one of these with .gz"
-        raise UserError(f"{path}: no data files in this folder ({kinds})")
+        raise UserError(f"{path}: no data files in this folder; there may be {kinds}")
     return selection
 
 
@@ -164,7 +164,7 @@ def _regular(file: Path) -> Path:
     if file.is_file():
         return file
     if file.is_symlink() and not file.exists():
-        raise UserError(f"{file}: a link to {file.readlink()}, which is not there")
+        raise UserError(f"{file}: a link to {file.readlink()}, which is not there; name the file itself")
     raise UserError(
         f"{file}: a pipe or device, no file; data is read more than once, so save it to a file first"
     )
@@ -213,7 +213,7 @@ def _matching(path: str, expanded: Path) -> Selection:
         for file in files:
             selection.splits.setdefault(split_of(file.relative_to(begin)), []).append(file)
     if not selection.splits:
-        raise UserError(f"{path}: no file matches")
+        raise UserError(f"{path}: no file matches; put a pattern in quotes, or name the folder")
     if TRAIN not in selection.splits:  # a pattern such as test-*.jsonl names them
         selection.splits = {TRAIN: [file for files in selection.splits.values() for file in files]}
     return selection

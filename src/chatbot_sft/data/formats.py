@@ -436,14 +436,14 @@ def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
             turned = shlex.quote(f"dataset.columns.{column}={name}")
             raise UserError(
                 f"dataset.columns.{name}={column}: the other way round: a field of the format is the key,"
-                f" the column the value: {turned}"
+                f" the column the value; write {turned}"
             )
         if name not in FIELDS:
             hint = did_you_mean(name, FIELDS)
-            raise UserError(f"dataset.columns.{name}: no such field (there are {', '.join(FIELDS)}){hint}")
+            raise UserError(f"dataset.columns.{name}: no such field{hint} (there are {', '.join(FIELDS)})")
         if column not in present and name not in KEYS:
             hint = did_you_mean(column, present)
-            raise UserError(f"{source}: no column {column!r} for {name}; it has {listed(present)}{hint}")
+            raise UserError(f"{source}: no column {column!r} for {name}{hint} (it has {listed(present)})")
 
 
 def check_used(source: str, format_name: str, columns: Columns, reading: Reading) -> None:
@@ -459,7 +459,7 @@ def check_used(source: str, format_name: str, columns: Columns, reading: Reading
             key = own_keys.get(name, f"dataset.columns.{name}")
             raise UserError(
                 f"{source}: {key}={column} has no effect: these rows are read as {format_name},"
-                f" which has {', '.join(fields)}"
+                f" which has {', '.join(fields)}; leave it out"
             )
 
 

@@ -109,7 +109,9 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
 
     def broken(reason: str, position: int) -> UserError:
         in_line = line + buffer.count("\n", 0, position)
-        return UserError(f"{name}: row {number} is not JSON: {reason} (line {in_line} of the file)")
+        return UserError(
+            f"{name}: row {number} is not JSON: {reason} (line {in_line} of the file); mend it there"
+        )
 
     while True:
         following = significant()
@@ -263,14 +265,14 @@ def _too_long(
 ) -> UserError:
     return UserError(
         f"{name}: {where} has over {longest / 1e6:g} million characters,"
-        f" the most that dataset.max_row_mb allows{hint}"
+        f" the most that dataset.max_row_mb allows{hint or '; raise it'}"
     )
 
 
 def _beyond(error: Exception) -> str:
     """What is too much for the decoder."""
     if isinstance(error, RecursionError):
-        return "is nested too deeply to be read (about 1,000 levels are the most)"
+        return "is nested too deeply to be read (about 1,000 levels are the most); take it out"
     return "has a number of over 4,300 digits, which is not read; write it as a string"
 
 

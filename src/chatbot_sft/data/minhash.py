@@ -43,7 +43,7 @@ def signatures(sets: Iterable[np.ndarray]) -> np.ndarray:
         from datasketch import MinHash
     except ImportError:
         raise UserError(
-            "near-duplicates: many rows need datasketch: pip install 'chatbot-sft[data]'"
+            "dataset.on_near_duplicates: many rows need datasketch: pip install 'chatbot-sft[data]'"
         ) from None
     # The hashes are there already: an array goes through as one value.
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=lambda hashes: hashes)

@@ -40,7 +40,7 @@ def read_file(file: Path, max_row_mb: float = MAX_ROW_MB) -> Iterator[Row]:
             rows = readers[kind](name, stream, int(max_row_mb * 1e6))
             first = next(rows, None)
             if first is None:
-                raise UserError(f"{name}: no conversations in it")
+                raise UserError(f"{name}: no conversations in it; is it the right file?")
             yield from itertools.chain([first], rows)
 
 

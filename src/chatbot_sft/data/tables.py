@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.row import Row
 from chatbot_sft.data.streams import ARROW_FILE, CHUNK, ByteStream
-from chatbot_sft.errors import UserError, listed
+from chatbot_sft.errors import UserError, listed, reason
 
 if TYPE_CHECKING:
     import pyarrow
@@ -38,7 +38,9 @@ def parquet_rows(name: str, stream: ByteStream, longest: int) -> Iterator[Row]:
         at_a_time = max(1, min(ROWS, BYTES // max(average, 1)))
         yield from table_rows(name, file.iter_batches(batch_size=at_a_time), longest)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{name}: not a whole Parquet file ({' '.join(str(error).split())})") from None
+        raise UserError(
+            f"{name}: not a whole Parquet file ({reason(error)}); copy or write it again"
+        ) from None
 
 
 def arrow_rows(name: str, stream: ByteStream, longest: int) -> Iterator[Row]:
@@ -60,7 +62,7 @@ def arrow_rows(name: str, stream: ByteStream, longest: int) -> Iterator[Row]:
             batches = iter(pyarrow.ipc.open_stream(stream))
         yield from table_rows(name, map(_validated, batches), longest)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{name}: not a whole Arrow file ({' '.join(str(error).split())})") from None
+        raise UserError(f"{name}: not a whole Arrow file ({reason(error)}); copy or write it again") from None
 
 
 def _validated(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
@@ -100,7 +102,7 @@ def _in_parts(name: str, batch: pyarrow.RecordBatch, longest: int) -> Iterator[p
 
 def _too_long(where: str, longest: int) -> UserError:
     return UserError(
-        f"{where} has over {longest / 1e6:g} million bytes, the most that dataset.max_row_mb allows"
+        f"{where} has over {longest / 1e6:g} million bytes, the most that dataset.max_row_mb allows; raise it"
     )
 
 

@@ -23,7 +23,7 @@ from chatbot_sft.data.rendering import (
     refuse_precision,
     refuse_product,
 )
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.errors import UserError, did_you_mean, reason
 from chatbot_sft.model_files import read_json, read_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ NO_TEMPLATE = (
     "model.name={name}: its tokenizer has no chat template, as base models have none; name an instruct model,"
     " or give one with model.chat_template=FILE, a Jinja file"
 )
-UNUSABLE = "it is not usable as it is"
+UNUSABLE = "name another with model.chat_template"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -132,9 +132,7 @@ class ChatTemplate:
                 f"the chat template takes over {_bound(error)} for one conversation; {UNUSABLE}"
             ) from None
         except Exception as error:  # templates raise through raise_exception, or fail in any way Python can
-            raise BadRow(
-                "template refuses", f"the chat template refuses it: {' '.join(str(error).split())}"
-            ) from None
+            raise BadRow("template refuses", f"the chat template refuses it: {reason(error)}") from None
         if len(text) > LONGEST:
             raise UserError(
                 f"the chat template writes {len(text):,} characters for one conversation; {UNUSABLE}"
@@ -299,11 +297,13 @@ def compile_template(source: str) -> jinja2.Template:
         with bounded():  # what is constant in it is evaluated now
             return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template is not Jinja: {error.message} (line {error.lineno})") from None
+        raise UserError(
+            f"the chat template is not Jinja: {error.message}; mend its line {error.lineno}"
+        ) from None
     except OutOfBounds as error:
         raise UserError(f"the chat template takes over {_bound(error)} to compile; {UNUSABLE}") from None
     except (RecursionError, MemoryError, OverflowError):
-        raise UserError("the chat template is not usable: it is nested too deeply, or too large") from None
+        raise UserError("model.chat_template: nested too deeply, or too large; name another") from None
 
 
 def _bound(error: BaseException) -> str:
@@ -357,7 +357,7 @@ class ChatTokenizer:
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the tokenizers library raises no other type
             raise UserError(
-                f"{where}: tokenizer.json is no tokenizer ({' '.join(str(error).split())[:200]})"
+                f"{where}: tokenizer.json is no tokenizer ({reason(error)}); download it again"
             ) from None
         backend.add_special_tokens(added_tokens(new_tokens, backend, name))
         ends = read_json(folder / "generation_config.json", where).get("eos_token_id")

@@ -13,7 +13,7 @@ from chatbot_sft.cache import PARTS, VARIABLE, cache_dir, damaged
 from chatbot_sft.cache_bound import size_of
 from chatbot_sft.doctor import hub, room
 from chatbot_sft.doctor.finding import Finding, fault, note, ok
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, did_you_mean
 
 CLEAR = "python -m chatbot_sft.doctor --clear-cache"
 KEPT_WHOLE = ("data", "findings", "models", "references")  # parts whose entries have checksums
@@ -41,7 +41,8 @@ def clear(part: str) -> str:
     there = parts()
     if part != "all" and part not in there:
         raise LookupError(
-            f"{part}: no such part of the cache in {cache_dir()}; there is {', '.join(there) or 'nothing'}"
+            f"{part}: no such part of the cache in {cache_dir()}{did_you_mean(part, there)};"
+            f" there is {', '.join(there) or 'nothing'}"
         )
     chosen = list(there) if part == "all" else [part]
     done = [cache_bound.clear(cache_dir(), name) for name in chosen]

@@ -11,7 +11,7 @@ from typing import Any
 from chatbot_sft.data import json_rows, streams
 from chatbot_sft.data.messages import BadRow, Message, as_text, canonical_role, sort_of
 from chatbot_sft.data.row import Row
-from chatbot_sft.errors import UserError, did_you_mean, listed
+from chatbot_sft.errors import UserError, did_you_mean, from_here, listed
 from chatbot_sft.evaluation.checks import CHECKS, BadCheck, Check
 
 OTHERS = ("messages", "tags", "id", "case_sensitive")  # keys of a case beside the checks
@@ -78,7 +78,7 @@ def questions(file: Path) -> dict[int, list[Message]]:
         try:
             asked[row.number] = _messages(row.values)
         except (BadCase, BadRow) as error:
-            raise UserError(f"{file}: row {row.number}: {error}") from None
+            raise UserError(f"{file}: row {row.number}: {error}; mend it there") from None
     return asked
 
 
@@ -91,12 +91,12 @@ def opened(case: Case, system_prompt: str | None) -> list[Message]:
 
 def _rows(file: Path, name: str) -> Iterator[Row]:
     if not file.expanduser().is_file():
-        raise UserError(f"evaluation.golden={file}: no such file")
+        raise UserError(f"evaluation.golden={file}: no such file{from_here(file)}")
     with streams.opened(file.expanduser()) as members:
         for member, stream in members:
             kind, whole = streams.kind(member, stream)
             if kind != "json":
-                raise UserError(f"{name}: a golden file is JSONL, one case a line, or a JSON list")
+                raise UserError(f"{name}: expected JSONL, one case a line, or a JSON list")
             yield from json_rows.rows(member, whole, LONGEST)
 
 

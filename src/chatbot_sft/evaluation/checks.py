@@ -210,7 +210,9 @@ class JsonSchema:
             with _in_time():
                 errors = sorted(self.validator.iter_errors(value), key=lambda error: error.json_path)
         except Unresolvable as error:
-            raise UserError(f"json_schema: $ref {error.ref!r} leads nowhere in the schema") from None
+            raise UserError(
+                f"json_schema: $ref {error.ref!r} leads nowhere in the schema; define it there"
+            ) from None
         return "; ".join(f"{error.json_path}: {_cut(error.message)}" for error in errors[:3])
 
 

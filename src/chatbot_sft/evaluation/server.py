@@ -96,8 +96,9 @@ class Server:
             hint = did_you_mean(self.model, there)
             # transformers serve lists the hub's cache, and not the folder that it serves.
             if hint or "/" not in self.model:
-                hint = hint or f"; it has {listed(there)}"
-                raise UserError(f"{key}={self.model}: {self.url} has no such model{hint}")
+                raise UserError(
+                    f"{key}={self.model}: {self.url} has no such model{hint or f'; it has {listed(there)}'}"
+                )
         return self.model
 
     def paths(self) -> list[str]:
@@ -142,7 +143,10 @@ class Server:
         except (KeyError, IndexError, TypeError, AttributeError):
             text = None
         if not isinstance(text, str):
-            raise UserError(f"{self.where}: the reply holds no answer (choices[0].message.content)")
+            raise UserError(
+                f"{self.where}: the reply holds no answer (choices[0].message.content);"
+                " is the server OpenAI-compatible?"
+            )
         return reply
 
     def request(self, messages: Sequence[Message], max_new_tokens: int, **more: Any) -> dict[str, Any]:
@@ -176,7 +180,7 @@ class Server:
             except Failed as failed:
                 if count == self.retries:
                     tries = f", {count + 1} times" if count else ""
-                    raise UserError(f"{self.where}: {failed}{tries}") from None
+                    raise UserError(f"{self.where}: {failed}{tries}; is it up?") from None
                 time.sleep(min(LONGEST_WAIT, max(failed.wait, self.pause * 2**count)))
         raise AssertionError("unreachable")
 
@@ -202,7 +206,7 @@ class Server:
                 else:
                     yield from _whole(self._judged(response, self._read(response), absent=False))
         except Failed as failed:
-            raise UserError(f"{self.where}: {failed}") from None
+            raise UserError(f"{self.where}: {failed}; is it up?") from None
 
     def _events(self, response: httpx.Response) -> Iterator[tuple[str, str | None]]:
         finish = None
@@ -217,7 +221,9 @@ class Server:
             except (ValueError, RecursionError):
                 raise Failed(f"the reply is no JSON ({data[:60]!r})") from None
             if not isinstance(event, dict) or event.get("error"):
-                raise UserError(f"{self.where}: answers with an error{_said(data.encode())}")
+                raise UserError(
+                    f"{self.where}: answers with an error{_said(data.encode())}; its own log says more"
+                )
             for text, why in _whole(event, "delta"):
                 finish = why or finish
                 yield text, why
@@ -254,7 +260,9 @@ class Server:
             if time.monotonic() > latest:
                 raise Failed(self._too_slow)
             if len(content) > LARGEST:
-                raise UserError(f"{self.where}: a reply of more than {LARGEST >> 20} MB")
+                raise UserError(
+                    f"{self.where}: a reply of more than {LARGEST >> 20} MB; is the server OpenAI-compatible?"
+                )
         return bytes(content)
 
     def _judged(self, response: httpx.Response, content: bytes, absent: bool) -> dict[str, Any]:
@@ -270,8 +278,9 @@ class Server:
             )
         if status in (401, 403):
             hint = (
-                "its key is refused" if "authorization" in self.client.headers else "it wants a key"
-            ) + f": {self.key.replace('url', 'api_key_variable')}=NAME of the environment variable"
+                ("its key is refused" if "authorization" in self.client.headers else "it wants a key")
+                + f": set {self.key.replace('url', 'api_key_variable')}=NAME, an environment variable that holds it"
+            )
             raise UserError(f"{self.where}: answers {status}, {hint}{said}")
         if status == 404 and not said:
             raise UserError(f"{self.where}: answers 404; does the address end in /v1?")
@@ -289,7 +298,7 @@ class Server:
         if not isinstance(reply, dict):
             raise UserError(f"{self.where}: the reply is no JSON object; is the server OpenAI-compatible?")
         if reply.get("error"):
-            raise UserError(f"{self.where}: answers with an error{said}")
+            raise UserError(f"{self.where}: answers with an error{said}; its own log says more")
         return reply
 
 

@@ -157,5 +157,5 @@ def _refuse_below(minimum: float | None, evaluation: Evaluation) -> None:
         passed = evaluation.subject.passed.count(True)
         raise UserError(
             f"evaluation.minimum={minimum:g}: {passed} of {len(evaluation.cases)} cases passed"
-            f" ({evaluation.share:.1%})"
+            f" ({evaluation.share:.1%}); the page shows those that did not"
         )

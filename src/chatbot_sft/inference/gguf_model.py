@@ -78,7 +78,7 @@ class GGUFModel:
         except (OSError, ValueError) as error:
             reason = errors[0].rpartition("model: ")[2] if errors else str(error)
             reason = " ".join(reason.replace(f"{file} ", "").split())
-            raise UserError(f"{file}: cannot be loaded: {reason}") from None
+            raise UserError(f"{file}: cannot be loaded: {reason}; copy or export it again") from None
         finally:
             # no callback into Python any more: llama.cpp has something to say even when Python ends
             llama_cpp.disable_logging()
@@ -99,7 +99,7 @@ class GGUFModel:
         try:
             text = template.render(messages, add_generation_prompt=True)
         except BadRow as error:
-            raise UserError(f"{self.name}: {error.detail}") from None
+            raise UserError(f"{self.name}: {error.detail}; begin another conversation") from None
         # The vocabulary adds its own, where it does.
         if vocabulary.get_add_bos():
             text = text.removeprefix(bos)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.messages import BadRow, Message
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, reason
 from chatbot_sft.inference import room_for_answer
 from chatbot_sft.model import embedded
 from chatbot_sft.model.base import moved, named
@@ -117,7 +117,7 @@ class HFModel:
         try:
             return rendered(self.tokenizer, messages, self.template_kwargs)
         except BadRow as error:
-            raise UserError(f"{self.name}: {error.detail}") from None
+            raise UserError(f"{self.name}: {error.detail}; begin another conversation") from None
 
     def answer(
         self,
@@ -240,4 +240,4 @@ def _readable_errors(source: str, weights: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}: cannot be loaded: {reason(error)}; copy or export it again") from error

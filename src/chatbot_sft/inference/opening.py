@@ -96,7 +96,7 @@ def find(path: Path | str) -> ModelOnDisk:
         raise UserError(f"{path}: {nothing}")
     if report:
         raise UserError(
-            f"{path}: this run is {report.status} and has neither saved a model nor kept a checkpoint"
+            f"{path}: this run is {report.status} and has neither saved a model nor kept a checkpoint; start it again"
         )
     raise UserError(
         f"{path}: neither a model (config.json with *.safetensors, {ADAPTER_CONFIG}, *.gguf) nor a run"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import ALL_LINEAR
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -84,6 +84,15 @@ def lora_arguments(model: Any, settings: Config, new_token_ids: Sequence[int] = 
     return arguments
 
 
+def check_modules(model: Any, settings: Config) -> None:
+    """Raises UserError where `model`, which may be without weights (on the meta device), does not have a module that
+    `settings.lora` names.
+    """
+    if not settings.full_finetuning:
+        _targets(model, settings.lora.target_modules, _parts(model))
+        _check_saved(model, settings.lora.modules_to_save or [])
+
+
 @dataclass(frozen=True)
 class _Parts:
     """Module names: the stack of language layers, and the embeddings; `tied` where both share their weight."""
@@ -122,21 +131,27 @@ def _targets(model: Any, wanted: str | list[str], parts: _Parts) -> list[str]:
     )
     if len(missing) == len(wanted) or (missing and not experts):
         raise UserError(
-            f"lora.target_modules: the model has no {', '.join(missing)}; its linear layers are"
-            f" {', '.join(linear)}; lora.target_modules={ALL_LINEAR} takes them all"
+            f"lora.target_modules: the model has no {listed(missing)}{_meant(missing, linear)}; its"
+            f" linear layers are {', '.join(linear)}; lora.target_modules={ALL_LINEAR} takes them all"
         )
     return list(wanted)
 
 
 def _check_saved(model: Any, wanted: Sequence[str]) -> list[str]:
     modules = [module for module, _ in model.named_modules()]
+    last = sorted({module.rpartition(".")[2] for module in modules} - {""})
     missing = [name for name in wanted if not any(_ends_with(module, [name]) for module in modules)]
     if missing:
         raise UserError(
-            f"lora.modules_to_save: the model has no {', '.join(missing)}; the usual ones are embed_tokens"
-            " and lm_head"
+            f"lora.modules_to_save: the model has no {listed(missing)}{_meant(missing, last)}; the usual"
+            " ones are embed_tokens and lm_head"
         )
     return list(wanted)
+
+
+def _meant(missing: Sequence[str], known: list[str]) -> str:
+    """Where several are missing, they are those of another model."""
+    return did_you_mean(missing[0], known) if len(missing) == 1 else ""
 
 
 def _ends_with(name: str, targets: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chatbot_sft.config import ALL_LINEAR, Config, LoraConfig
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, reason
 from chatbot_sft.model import embedded
 from chatbot_sft.model.base import ABOVE, content, known_base, moved, named
 from chatbot_sft.model.hub import is_local
@@ -165,7 +165,7 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
         loaded = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     except RuntimeError as error:  # torch's word for another size
         raise UserError(
-            f"{where}: {folder} is not an adapter of this model: {' '.join(str(error).split())[:300]}"
+            f"{where}: {folder} is not an adapter of this model: {reason(error)}; name the base it was trained on"
         ) from None
     missing = [name for name in loaded.missing_keys if ".lora_A." in name or ".lora_B." in name]
     if loaded.unexpected_keys or missing:
@@ -213,7 +213,7 @@ def _find(where: str, place: Path, key: str = "model.adapter=") -> Path:
         raise UserError(f"{where}: {nothing}")
     whole = "; it is a whole model: name it with model.name" if (place / "config.json").is_file() else ""
     hint = whole or jobs(place, key)
-    raise UserError(f"{where}: no adapter in it ({CONFIG}){hint}")
+    raise UserError(f"{where}: no adapter in it ({CONFIG}){hint or '; name the folder of one'}")
 
 
 def _read(where: str, folder: Path) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _check_weights(where: str, folder: Path, adapter_config: Mapping[str, Any]) 
     file = folder / WEIGHTS
     refuse_pickles(folder, where)
     if not file.is_file():
-        raise UserError(f"{where}: no {WEIGHTS} in {folder}")
+        raise UserError(f"{where}: no {WEIGHTS} in {folder}; copy or export it again")
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -285,13 +285,17 @@ def _check_weights(where: str, folder: Path, adapter_config: Mapping[str, Any]) 
         whole = 8 + length + max(value["data_offsets"][1] for value in tensors.values()) == size
         ranks = {value["shape"][0] for name, value in tensors.items() if ".lora_A." in name}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise UserError(f"{where}: {file} is damaged: it is no safetensors file with LoRA matrices") from None
+        raise UserError(
+            f"{where}: {file} is damaged: it is no safetensors file with LoRA matrices; copy or export it again"
+        ) from None
     if not whole:
-        raise UserError(f"{where}: {file} is cut or damaged: its size is not what its header says")
+        raise UserError(
+            f"{where}: {file} is cut or damaged: its size is not what its header says; copy or export it again"
+        )
     if ranks != {adapter_config["r"]}:
         raise UserError(
             f"{where}: {file} has matrices of rank {', '.join(map(str, sorted(ranks))) or 'none'}, and"
-            f" {CONFIG} says {adapter_config['r']}"
+            f" {CONFIG} says {adapter_config['r']}; they have to be of one export"
         )
 
 

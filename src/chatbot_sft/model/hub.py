@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chatbot_sft.data.template import TOKENIZER_FILES
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, reason
 from chatbot_sft.network import USER_SAYS_OFFLINE, allow_network
 
 
@@ -42,7 +42,9 @@ def readable_errors(name: str) -> Iterator[None]:
     except OSError as error:
         text = str(error).lower()
         if is_local(name):
-            raise UserError(f"model.name={name}: cannot be loaded: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"model.name={name}: cannot be loaded: {reason(error)}; download it again"
+            ) from error
         if "cannot be loaded with `safetensors`" in text:
             raise UserError(
                 f"model.name={name}: it has no *.safetensors; model.allow_pickle=true loads its pickled weights with"

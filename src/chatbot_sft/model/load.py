@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
-from chatbot_sft.errors import UserError, listed
+from chatbot_sft.config.schema import OUR_PACKAGE
+from chatbot_sft.errors import UserError, listed, reason
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import hardware, quantization, sharding
+from chatbot_sft.model.adapter import check_modules
 from chatbot_sft.model.base import description
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.engine import Engine
@@ -153,7 +155,8 @@ def check_names_of_weights(settings: Config, source: str) -> None:
     or 8 bits have names of their own.
 
     Raises:
-        UserError: the files do not have all of the model.
+        UserError: the files do not have all of the model, or that has no module that lora.target_modules or
+            lora.modules_to_save names.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -162,7 +165,7 @@ def check_names_of_weights(settings: Config, source: str) -> None:
     if "quantization_config" in AutoConfig.from_pretrained(source, **given).to_dict():
         return
     try:
-        _, info = AutoModelForCausalLM.from_pretrained(
+        bare, info = AutoModelForCausalLM.from_pretrained(
             source,
             device_map={"": "meta"},
             output_loading_info=True,
@@ -172,12 +175,14 @@ def check_names_of_weights(settings: Config, source: str) -> None:
         )
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"model.name={model.name}: cannot be loaded: {' '.join(str(error).split())[:400]}"
+            f"model.name={model.name}: cannot be loaded: {reason(error)}; download it again"
         ) from error
+    if settings.lora._target_.startswith(OUR_PACKAGE):
+        check_modules(bare, settings)
     for name, stored, wanted in sorted(info["mismatched_keys"]):
         raise UserError(
             f"model.name={model.name}: {name} has the shape {tuple(stored)}, config.json makes it"
-            f" {tuple(wanted)}"
+            f" {tuple(wanted)}; download both again"
         )
     missing = sorted(info["missing_keys"])
     if missing:
@@ -188,7 +193,7 @@ def check_names_of_weights(settings: Config, source: str) -> None:
         )
         raise UserError(
             f"model.name={model.name}: its files lack {len(missing):,} of the model's weights, which"
-            f" would be made up: {listed(missing)}{other}"
+            f" would be made up: {listed(missing)}{other}; download it again"
         )
 
 

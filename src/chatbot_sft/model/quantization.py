@@ -38,7 +38,10 @@ def check(settings: Config) -> None:
         (settings.lora.use_dora, "DoRA's norms are of the 16-bit weights; set lora.use_dora=false"),
         (model.engine == "unsloth", "Unsloth's layers have their own products; leave model.engine out"),
         (settings.training.shard, "its rounded weights are not cut; set training.shard=false"),
-        (model.dtype not in (None, "bfloat16"), f"model.dtype={model.dtype}: the kernel gives bfloat16"),
+        (
+            model.dtype not in (None, "bfloat16"),
+            f"model.dtype={model.dtype}: the kernel gives bfloat16; leave model.dtype out",
+        ),
         (
             all(card.capability < FLOAT8 for card in cards),
             f"needs a GPU of compute capability {FLOAT8:g} or more (Hopper and newer); {here}",

@@ -10,7 +10,7 @@ from typing import Any
 from chatbot_sft import text_files
 from chatbot_sft.config import Config
 from chatbot_sft.data.template import NO_TEMPLATE, ChatTokenizer, compile_template
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, from_here
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local, readable_errors, tokenizer_folder
@@ -31,7 +31,7 @@ def chat_template(settings: Config) -> str | None:
         return None
     file, where = Path(given).expanduser(), f"model.chat_template={given}"
     if not file.exists():
-        raise UserError(f"{where}: no such file")
+        raise UserError(f"{where}: no such file{from_here(file)}")
     # A byte order mark would stand at the head of every prompt.
     source = read_text(file, where).removeprefix(text_files.MARK)
     compile_template(source)
@@ -111,5 +111,5 @@ def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name:
         if type(stop) is not int or stop < 0 or (rows is not None and stop >= rows):
             raise UserError(
                 f"model.name={name}: generation_config.json: eos_token_id {stop!r} is no token of the model"
-                f" (vocab_size {rows})"
+                f" (vocab_size {rows}); mend it there"
             )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, reason
 from chatbot_sft.logs import quiet
 from chatbot_sft.report.markdown import markdown
 from chatbot_sft.report.masking import masked, masked_arguments
@@ -123,7 +123,8 @@ class Loggers:
                 self._close(Ending("failed", {}, {}))
                 why = masked(" ".join(str(error).split()))
                 raise UserError(
-                    f"training.report_to={name}: it cannot be opened: {type(error).__name__}: {why}"
+                    f"training.report_to={name}: it cannot be opened ({type(error).__name__}: {why});"
+                    " leave it out, or mend that"
                 ) from error
             self._open[name] = session
 
@@ -142,7 +143,7 @@ class Loggers:
                 with quiet(), contextlib.suppress(StopIteration):
                     session.send(ending)
             except Exception as error:
-                why = f"{type(error).__name__}: {masked(' '.join(str(error).split()))}"
+                why = f"{type(error).__name__}: {masked(reason(error))}"
                 log.warning("logs: %s did not take the report: %s", name, why)
 
 

@@ -195,9 +195,11 @@ class Run:
         try:
             return Report.from_json(json.loads(self.report_file.read_text(encoding="utf-8")))
         except DamagedReport as error:
-            raise UserError(f"{where}: its {REPORT} is damaged: {error}") from None
+            raise UserError(f"{where}: its {REPORT} is damaged: {error}; name another run") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{where}: its {REPORT} cannot be read ({_short(error)})") from None
+            raise UserError(
+                f"{where}: its {REPORT} cannot be read ({_short(error)}); name another run"
+            ) from None
 
     def config(self) -> dict[str, Any]:
         """What it was composed of, with the environment's secrets in place again.
@@ -209,9 +211,11 @@ class Run:
         try:
             config = resolved(OmegaConf.to_container(OmegaConf.load(self.config_file)))
         except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"{where}: its {CONFIG} cannot be read ({_short(error)})") from None
+            raise UserError(
+                f"{where}: its {CONFIG} cannot be read ({_short(error)}); name another run"
+            ) from None
         if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-            raise UserError(f"{where}: its {CONFIG} is damaged: there is no model in it")
+            raise UserError(f"{where}: its {CONFIG} is damaged: there is no model in it; name another run")
         return config
 
     def has_config(self, config: Mapping[str, Any]) -> bool:
@@ -232,7 +236,7 @@ class Run:
         try:
             return Lock.from_json(resolved(json.loads(self.lock_file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{self.lock_file}: cannot be read ({_short(error)})") from None
+            raise UserError(f"{self.lock_file}: cannot be read ({_short(error)}); name another run") from None
 
     # Writing
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from chatbot_sft.run.git import commit
 from chatbot_sft.run.versions import versions
@@ -353,6 +353,24 @@ PARTS: dict[str, type] = {
     "save": SaveResult,
     "replay": Replay,
 }
+
+
+def numbers_of_a_part(part: str) -> tuple[list[str], list[str]]:
+    """The dotted names of the numbers that a `part` of report.json may have;"
+    " and of its mappings, whose names are found
+    in training: any number may stand in one.
+    """
+    hints = get_type_hints(PARTS[part])
+    kinds = {name: {kind, *get_args(kind)} for name, kind in hints.items()}
+    numbers = [f"{part}.{name}" for name, kind in kinds.items() if {int, float} & kind]
+    mappings = [
+        f"{part}.{name}"
+        for name, kind in kinds.items()
+        if any(get_origin(one) is dict or dataclasses.is_dataclass(one) for one in kind)
+    ]
+    return numbers, mappings
+
+
 KINDS: dict[str, type] = {
     "task": str, "status": str, "model": dict, "dataset": dict, "training": dict, "memory": dict,
     "plan": dict, "evaluations": list,

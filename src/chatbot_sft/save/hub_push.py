@@ -69,9 +69,7 @@ def push(folder: Path, settings: Config) -> str:
                     repo_id=name, folder_path=folder, revision=branch, commit_message=f"Upload {folder.name}"
                 )
     except UserError as error:
-        raise UserError(
-            f"{error}; the export in {folder} is whole; when that is mended: {_command(folder, save)}"
-        ) from None
+        raise UserError(f"{error}; the export in {folder} is whole: {_command(folder, save)}") from None
     return f"{url}/tree/{branch}" if branch else url
 
 
@@ -94,7 +92,7 @@ def _check_names(name: str, branch: str | None) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"save.hub_model_id={name}: {error}") from None
+        raise UserError(f"save.hub_model_id={name}: {error}; write ORGANISATION/NAME") from None
     if "/" not in name:
         raise UserError(f"save.hub_model_id={name}: whose? write ORGANISATION/{name} or USER/{name}")
     if branch and not BRANCH.fullmatch(branch):
@@ -149,7 +147,7 @@ def _readable(where: str, api: HfApi) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # an upload can fail in any way: the library's, httpx's, Xet's
-        text = f"{where}: {_trouble(error)}"
+        text = f"{where}: {_trouble(error)}; try again when that is mended"
         raise UserError(text.replace(api.token, "…") if isinstance(api.token, str) else text) from None
 
 

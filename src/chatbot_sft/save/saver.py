@@ -15,7 +15,7 @@ from typing import Any
 
 from chatbot_sft.cache import build_folder
 from chatbot_sft.config import Config
-from chatbot_sft.errors import UserError, is_write_error
+from chatbot_sft.errors import UserError, is_write_error, reason
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.base import description
 from chatbot_sft.model.sharding import sharded
@@ -179,7 +179,7 @@ class ModelSaver:
             if isinstance(error, UserError) or not is_write_error(error):
                 raise
             raise UserError(
-                f"save.save_path={target}: cannot be written ({' '.join(str(error).split())}); nothing is"
+                f"save.save_path={target}: cannot be written ({reason(error)}); nothing is"
                 f" left there, the last checkpoint is in {self.settings.training.output_dir}"
             ) from error
         log.info(

@@ -75,7 +75,7 @@ def grouped(words: Sequence[str]) -> list[list[str]]:
     for word in words:
         if is_word(word) and not word.startswith("url="):
             if not groups or not groups[-1][0].startswith("url="):
-                raise UserError(f"{word}: stands behind url=http://HOST:PORT/v1, a server")
+                raise UserError(f"{word}: is of a server; write url=http://HOST:PORT/v1 before it")
             groups[-1].append(word)
         else:
             groups.append([word])

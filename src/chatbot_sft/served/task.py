@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from chatbot_sft import distributed
 from chatbot_sft.config import Config
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, reason
 from chatbot_sft.evaluation.server import Server, check_variable
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown, shown_line
@@ -69,7 +69,7 @@ def verify(settings: Config, report: Report) -> None:
     if found.deciding:
         raise UserError(
             f"{name} at {server.url} does not say what {run.folder} was trained to say:"
-            f" {'; '.join(finding.cause for finding in found.deciding)} (all of it in {file})"
+            f" {'; '.join(finding.cause for finding in found.deciding)} ; all of it is in {file}"
         )
 
 
@@ -95,7 +95,9 @@ def find(named: str) -> Run:
     if nothing := trains_nothing(report):
         raise UserError(f"{where}: {nothing}")
     if report.training is None:
-        raise UserError(f"{where}: nothing was trained there (task={report.task}, {report.status})")
+        raise UserError(
+            f"{where}: nothing was trained there (task={report.task}, {report.status}); name a run that was"
+        )
     raise UserError(
         f"{where}: it kept no answers of the trained model ({run.trained_answers_file.name}), as no export of it was"
         f" verified; make one with task=export run={named} save=lora, and name that run here"
@@ -122,7 +124,7 @@ def _kept(run: Run) -> TrainedAnswers:
         return TrainedAnswers.read(run.trained_answers_file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{run.trained_answers_file}: cannot be read ({' '.join(str(error).split())[:200]}); task=export"
+            f"{run.trained_answers_file}: cannot be read ({reason(error)}); task=export"
             f" run={run.folder} save=lora makes another, in the directory of its own"
         ) from None
 

@@ -74,6 +74,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     from chatbot_sft.sweep import launch
 
     settings = points.settings(config)
+    study.refuse_no_number(settings.metrics)
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
@@ -85,7 +86,9 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
         return
     trials = Trials.of(settings, space, int(composed[0].seed))
     if trials and distributed.processes() > 1:
-        raise UserError("sweep.sampler and sweep.pruner: not in a sweep that torchrun has started")
+        raise UserError(
+            "sweep.sampler and sweep.pruner: not in a sweep that torchrun has started; leave torchrun out"
+        )
     sys.path[:0] = hydra_job.users_folders(config.hydra)
     places = launch.wanted(settings, config.hydra)
     jobs.folder = run_directory.join_sweep(config) if settings.worker else run_directory.claim_sweep(config)

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, reason
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import write_json
@@ -115,7 +115,7 @@ class Sweep:
             return None
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"{self.study_file}: cannot be read ({' '.join(str(error).split())[:200]});"
+                f"{self.study_file}: cannot be read ({reason(error)});"
                 " name another directory (hydra.sweep.dir=DIR)"
             ) from None
 

@@ -21,11 +21,13 @@ from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chatbot_sft import text_files
+from chatbot_sft import refused_overrides, text_files
 from chatbot_sft.config import aliases
 from chatbot_sft.config.reading import added
 from chatbot_sft.config.schema import OF_SWEEP, SECTIONS, Config, SweepConfig, kind_of
 from chatbot_sft.errors import UserError, listed, not_yaml
+
+MOST_JOBS = 10_000  # each is composed, checked and listed before the first begins
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def space(
         if not parsed.is_sweep_override():
             fixed[key] = override
         elif bare(key).startswith(OF_SWEEP):
-            raise UserError(f"{override}: says how the sweep is run, so it has one value")
+            raise UserError(f"{override}: says how the sweep is run; give it one value")
         else:
             axes[key] = _axis(override, parsed)
     together = _zipped(axes, zipped)
@@ -136,7 +138,19 @@ def space(
                     f"sweep.points={file}: {key} is on the command line too; leave it out in one of the two"
                 )
         together.insert(0, listed_in)
+    for axis in together:
+        for word in itertools.chain(*axis.values):
+            if refused_overrides.is_group(bare(key_of(word))):
+                _refuse_no_option(axis, word)
     return Space(list(fixed.values()), together, list(order))
+
+
+def _refuse_no_option(axis: Axis, word: str) -> None:
+    try:
+        refused_overrides.refuse(OverridesParser.create().parse_override(word))
+    except UserError as error:
+        of_a_file = axis.key == "sweep.points"
+        raise UserError(f"{axis.typed}: {error}" if of_a_file else str(error)) from None
 
 
 def settings(config: Any) -> SweepConfig:
@@ -158,6 +172,12 @@ def of_config(config: Any, loader: ConfigLoader | None) -> Space:
     for axis in found.axes:
         if axis.quantity and not axis.values and sweep.sampler is None:
             raise UserError(_no_grid(axis))
+    count = math.prod(len(axis.values) for axis in found.axes)
+    if sweep.sampler is None and count > MOST_JOBS:
+        raise UserError(
+            f"-m: {count:,} combinations, and a sweep has {MOST_JOBS:,} jobs at most; leave values out, or set"
+            " sweep.sampler and sweep.trials, which choose among them"
+        )
     if sweep.sampler and not found.axes:
         raise UserError(
             f"sweep.sampler={sweep.sampler}: nothing to choose from; for instance"
@@ -182,6 +202,11 @@ def _plain(config: Any) -> Any:
 
 def _axis(override: str, parsed: Override) -> Axis:
     key = parsed.get_key_element()
+    if (count := _length(parsed.value())) > MOST_JOBS:
+        raise UserError(
+            f"{override}: {count:,} values, and a sweep has {MOST_JOBS:,} jobs at most; give it a larger step, or"
+            " have sweep.sampler choose from an interval"
+        )
     quantity = _quantity(parsed)
     if not parsed.is_discrete_sweep():
         return Axis(key, override, quantity=quantity)
@@ -193,6 +218,13 @@ def _axis(override: str, parsed: Override) -> Axis:
     return Axis(key, override, tuple((value,) for value in values), quantity)
 
 
+def _length(swept: Any) -> float:
+    """How many values a range has; 0 for all else, whose values stand there."""
+    if not isinstance(swept, RangeSweep) or swept.start is None or swept.stop is None or not swept.step:
+        return 0
+    return max(0, math.ceil((float(swept.stop) - float(swept.start)) / float(swept.step)))
+
+
 def _quantity(parsed: Override) -> Quantity | None:
     """What a sampler may take for a range or an interval; None for a list, whose values have no order."""
     swept = parsed.value()
@@ -201,9 +233,9 @@ def _quantity(parsed: Override) -> Quantity | None:
         if other := sorted(swept.tags - {"log"}):
             raise UserError(f"{parsed.input_line}: the tag {other[0]} means nothing here; log does")
         if not (math.isfinite(low) and math.isfinite(high)) or low == high:
-            raise UserError(f"{parsed.input_line}: an interval has two ends, the smaller one first")
+            raise UserError(f"{parsed.input_line}: an interval has two ends; write interval(1e-5, 1e-3)")
         if log and low <= 0:
-            raise UserError(f"{parsed.input_line}: on a log scale both ends are above 0")
+            raise UserError(f"{parsed.input_line}: an end at or below 0 has no logarithm; write one above 0")
         return Quantity(low, high, log=log, whole=kind_of(bare(parsed.key_or_group)).startswith("int"))
     if isinstance(swept, RangeSweep):
         numbers = [float(value) for value in parsed.sweep_string_iterator()]
@@ -262,14 +294,18 @@ def _of_file(name: str) -> Axis:
     """
     where = f"sweep.points={name}"
     try:
-        text_files.read(Path(name))
+        text = text_files.read(Path(name))
+        try:
+            text_files.check_yaml(text, Path(name))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         entries = OmegaConf.load(Path(name))
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from None
     except YAMLError as error:
         raise UserError(f"{where}: neither YAML nor JSON: {not_yaml(error)}") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{where}: {str(error).splitlines()[0]}; is it plain YAML?") from None
     if not isinstance(entries, ListConfig):
         raise UserError(f"{where}: expected a list of jobs, for instance `- {{lora.r: 8, seed: 1}}`")
     if not entries:
@@ -280,7 +316,9 @@ def _of_file(name: str) -> Axis:
             raise UserError(f"{where}, entry {number}: expected keys and values, for instance {{lora.r: 8}}")
         value = tuple(_written(where, number, entry))
         if value in values:
-            raise UserError(f"{where}, entry {number}: the same as entry {values.index(value) + 1}")
+            raise UserError(
+                f"{where}, entry {number}: the same as entry {values.index(value) + 1}; leave one out"
+            )
         values.append(value)
     return Axis("sweep.points", where, tuple(values))
 
@@ -295,7 +333,9 @@ def _written(where: str, number: int, entry: Mapping[Any, Any], section: str = "
             yield from _written(where, number, value, f"{key}.")
             continue
         if key.startswith((OF_SWEEP, "hydra.", "hydra/")):
-            raise UserError(f"{where}, entry {number}: {key} says how the sweep is run; it has one value")
+            raise UserError(
+                f"{where}, entry {number}: {key} says how the sweep is run; write it on the command line"
+            )
         yield written_out(added(key), value) if isinstance(value, str) else f"{added(key)}={_literal(value)}"
 
 

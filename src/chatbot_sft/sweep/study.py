@@ -11,12 +11,12 @@ from enum import StrEnum
 from chatbot_sft import start
 from chatbot_sft.config import Config
 from chatbot_sft.config.schema import OF_SWEEP
-from chatbot_sft.errors import UserError, did_you_mean, listed
+from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, near, question
 from chatbot_sft.jobs import finished
-from chatbot_sft.report.leaderboard.job import number_at, numbers
+from chatbot_sft.report.leaderboard.job import dotted, number_at, numbers
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.report import Report, Status
+from chatbot_sft.run.report import PARTS, Report, Status, numbers_of_a_part
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import key_of
 
@@ -144,6 +144,26 @@ def record(sweep: Sweep, number: int, error: str | None) -> None:
 def value(report: Report, metric: str) -> float | None:
     """The number that `metric` names in report.json; None where there is none."""
     return number_at(report.to_json(), metric)
+
+
+def refuse_no_number(metrics: Sequence[str]) -> None:
+    """Raises UserError for a metric that no report can have, before the first job: it is judged by when all are done.
+
+    What a method or a hook of the user's own reports has a name without a dot, and is found in training.
+    """
+    known = [numbers_of_a_part(part) for part in PARTS]
+    numbers = [name for there, _ in known for name in there]
+    mappings = [name for _, there in known for name in there]
+    by_last = {name.rpartition(".")[2]: name for name in numbers}
+    for metric in metrics:
+        if dotted(metric) in numbers or any(dotted(metric).startswith(f"{name}.") for name in mappings):
+            continue
+        meant = near(metric, numbers) or [by_last[name] for name in near(metric, list(by_last))]
+        if "." in metric or meant:
+            raise UserError(
+                f"sweep.metric={metric}: no such number in report.json"
+                f"{question(meant) or f'; there are {listed(numbers, ALL)}'}"
+            )
 
 
 def no_value(reports: Sequence[Report], metric: str) -> str | None:

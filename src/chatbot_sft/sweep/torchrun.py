@@ -49,14 +49,15 @@ def run(job: Job, processes: int) -> Report:
         process.communicate()
         raise
     report = Run.of(job.settings).peek()
+    unsaid = (
+        f"{Run.of(job.settings).folder}: {processes} processes ended with exit code {code}; see run.log there"
+    )
     if report is None or _earlier(report, began):
-        raise UserError(
-            error or f"its {processes} processes ended with exit code {code} before they reported"
-        )
+        raise UserError(error or unsaid)
     if report.status == Status.INTERRUPTED:
         raise Preempted("SIGTERM")
     if report.status == Status.FAILED:
-        raise UserError(report.error or error)
+        raise UserError(report.error or error or unsaid)
     return report
 
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, reason
 from chatbot_sft.model.precision import autocast_dtype
 from chatbot_sft.optimization import REPLACED
 from chatbot_sft.report import loggers
@@ -93,7 +93,7 @@ def sft_arguments(settings: Config, engine: Engine, loop: str) -> Any:
     try:
         built = trl.SFTConfig(**arguments)
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"training: {' '.join(str(error).split())}") from error
+        raise UserError(f"training: {reason(error)}; --help training lists its keys") from error
     # Set late: as an argument it demands save_steps to be a multiple of eval_steps. Each new best is saved
     # when it is found.
     built.load_best_model_at_end = training.load_best_model_at_end

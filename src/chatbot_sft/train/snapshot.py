@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 
 from chatbot_sft import preemption
-from chatbot_sft.errors import UserError, is_write_error
+from chatbot_sft.errors import UserError, is_write_error, reason
 from chatbot_sft.model.earlier import WEIGHTS
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train import resume
@@ -84,7 +84,7 @@ def write(job: Job, step: Step) -> None:
         last_good = f"the one of step {last.step} is kept" if last else "there is none before it"
         raise UserError(
             f"training.output_dir={folder}: the checkpoint of step {number} cannot be written"
-            f" ({' '.join(str(error).split())}); {last_good}"
+            f" ({reason(error)}); {last_good}"
         ) from error
     if first:
         shutil.rmtree(staged.parent, ignore_errors=True)

@@ -198,7 +198,7 @@ class Step:
                 why, smaller = "out of memory", None if self.sharded else step_down(self.layout)
                 if smaller is None:
                     self.failure = UserError(
-                        f"out of memory at step {number} ({self.layout.describe(len(step.packs))}); set a"
+                        f"step {number}: out of memory ({self.layout.describe(len(step.packs))}); set a"
                         " smaller training.per_device_train_batch_size or model.max_seq_length, or"
                         " model.load_in_4bit=true"
                     )

@@ -114,7 +114,7 @@ def _info(given: Given) -> tuple[Mapping[str, Any] | None, str]:
     try:
         info = decoded(text_files.read(file))
     except (OSError, ValueError, UserError) as error:
-        raise UserError(f"{file}: not read: {error}") from None
+        raise UserError(f"{file}: not read: {error}; mend it there") from None
     if not isinstance(info, Mapping):
         raise UserError(f"{file}: expected names and what they are, found {type(info).__name__}")
     return info, str(file)

@@ -183,8 +183,9 @@ def _known(key: str, given: tuple[str, ...] | None, known: Sequence[str]) -> Non
         if country == "False":
             raise UserError(f'dataset.{key}: a YAML file reads NO as false; write "NO"')
         if country not in known:
+            meant = did_you_mean("GB" if country.upper() == "UK" else country.upper(), known)
             raise UserError(
-                f"dataset.{key}: {country}: not one of {listed(known)}{did_you_mean(country.upper(), known)}"
+                f"dataset.{key}=[{country}]: no such country{meant or f'; there are {listed(known, 300)}'}"
             )
 
 

@@ -230,7 +230,9 @@ def _number(run: Path, position: int) -> int:
 def _no_sweep(folder: Path) -> str:
     if (folder / REPORT).is_file():
         return f"{folder}: a run, not a sweep; name another run beside it, or the sweep's directory"
-    return f"{folder}: no sweep: neither a sweep.json nor the folder of a job is in it"
+    return (
+        f"{folder}: no sweep: neither a sweep.json nor the folder of a job is in it; name a sweep's directory"
+    )
 
 
 def _title(folder: Path) -> str:

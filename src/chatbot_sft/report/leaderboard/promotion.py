@@ -33,14 +33,18 @@ def chosen(board: Board, which: str) -> Job:
     """
     if which == "best":
         if not board.rows or not board.rows[0].completed or board.rows[0].mean is None:
-            raise UserError(f"--promote best: no job has completed with a {board.metric}")
+            raise UserError(
+                f"--promote best: no job has completed with a {board.metric}; name a job by its number"
+            )
         return board.rows[0].best
     job = next((job for job in board.jobs if str(job.number) == which), None)
     if job is None:
         numbers = listed((job.number for job in board.jobs), most=20)
         raise UserError(f"--promote {which}: no such job; there is best, or one of {numbers}")
     if not job.completed:
-        raise UserError(f"--promote {which}: that job is {job.status}, and has no finished model")
+        raise UserError(
+            f"--promote {which}: that job is {job.status}, and has no finished model; choose another"
+        )
     return job
 
 

@@ -65,7 +65,10 @@ def quantize(command: list[str], source: Path, target: Path, kind: str) -> None:
         if shutil.disk_usage(target.parent).free < source.stat().st_size // 8:
             raise OSError(28, "No space left on device", str(target))
         said = (process.stderr.strip() or process.stdout.strip() or "nothing said").splitlines()[-1]
-        raise UserError(f"save.gguf_quantization={kind}: {Path(command[0]).name} failed ({said})")
+        raise UserError(
+            f"save.gguf_quantization={kind}: {Path(command[0]).name} failed ({said});"
+            " name another with save.llama_cpp_dir"
+        )
 
 
 def main() -> None:
