@@ -9,15 +9,18 @@ LOGGERS := wandb mlflow-skinny sqlalchemy alembic trackio
 LAUNCHERS := hydra-submitit-launcher submitit hydra-joblib-launcher joblib cloudpickle
 # What transformers serve needs, for the tests that hold a server against a run.
 SERVING := fastapi starlette uvicorn openai jiter sniffio httpx2 httpcore2 truststore opentelemetry-api
+# The site of docs/. Beside the environment too: nothing else needs it.
+SITE := mkdocs-material
 
 .DEFAULT_GOAL := train
-.PHONY: help train test test-fast setup lint clean
+.PHONY: help train test test-fast setup lint docs clean
 
 help:
 	@echo 'make train      fine-tune the embedded model on the example conversations'
 	@echo 'make test       every test, as CI runs them'
 	@echo 'make test-fast  the tests without a model and without torch, in less than a minute'
 	@echo 'make lint       ruff and mypy: errors, format, types'
+	@echo 'make docs       build the site of docs/ into site/; a broken link is an error'
 	@echo 'make setup      build .venv alone'
 	@echo 'make clean      remove .venv'
 
@@ -29,6 +32,9 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m fast
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(VENV)/site $(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,6 +51,7 @@ $(READY): pyproject.toml constraints.txt overrides.txt
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --target $(VENV)/loggers $(LOGGERS)
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --no-deps --target $(VENV)/launchers $(LAUNCHERS)
 	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --no-deps --target $(VENV)/serving $(SERVING)
+	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --target $(VENV)/site $(SITE)
 	touch $(READY)
 
 clean:

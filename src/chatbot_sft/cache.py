@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft import cache_bound
 from chatbot_sft.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -47,25 +48,38 @@ def cache_dir() -> Path:
 
 
 def part_folder(part: str) -> Path:
-    """The folder `part` of the cache, made for its owner alone; of the spare one where that cannot be."""
+    """The folder `part` of the cache, made for its owner alone; of the spare one where that cannot be. One that is
+    a single entry is this process's until it ends.
+    """
     try:
-        return _private(cache_dir() / part)
+        folder = _private(cache_dir() / part)
     except OSError as error:
         return _spare_part(part, error)
+    if part in cache_bound.WHOLE:
+        cache_bound.use(cache_dir(), part)
+    return folder
 
 
 def cached(part: str, name: str, build: Callable[[Path], None], label: str) -> tuple[Path, bool]:
     """(the folder `name` of `part`, whether it was there and whole); `build(folder)` fills one that was not.
 
-    Many processes may ask at once: one builds, the others wait for it. `label` names it in messages.
+    Many processes may ask at once: one builds, the others wait for it. `label` names it in messages. It stays for
+    as long as this process lives; what was used longest ago goes where the cache has become too large.
 
     Raises:
-        UserError: neither the cache nor a temporary folder can be written.
+        UserError: neither the cache nor a temporary folder can be written, or no number says how large the cache
+            may be.
     """
+    cache_bound.most()
     if there := find(part, name):
         return there, True
     try:
-        return _built(part_folder(part) / name, build, label)
+        folder = part_folder(part)
+        cache_bound.use(folder.parent, f"{part}/{name}")
+        made = _built(folder / name, build, label)
+        if not made[1] and folder.parent == cache_dir():
+            _trim()
+        return made
     except OSError as error:
         try:
             return _built(_spare_part(part, error) / name, build, label)
@@ -74,10 +88,27 @@ def cached(part: str, name: str, build: Callable[[Path], None], label: str) -> t
 
 
 def find(part: str, name: str) -> Path | None:
-    """The folder `name` of `part`, where it is there and whole."""
+    """The folder `name` of `part`, where it is there and whole; it stays for as long as this process lives."""
+    cache_bound.use(cache_dir(), f"{part}/{name}")
     spare = os.environ.get(SPARE)
     places = (cache_dir(), *([Path(spare)] if spare else []))
     return next((place / part / name for place in places if _whole(place / part / name)), None)
+
+
+def damaged(part: str) -> list[Path]:
+    """The entries of `part` that have not the files, of the sizes, that were written. One that is flipped inside is
+    found when it is used.
+    """
+    entries = [path for path in (cache_dir() / part).iterdir() if path.is_dir() and path.name[0] != "."]
+    return [path for path in entries if not _sized(path)]
+
+
+def _sized(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == facts["size"] for name, facts in sums.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def build_folder(
@@ -113,6 +144,14 @@ def build_folder(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _trim() -> None:
+    """What cannot be deleted costs room alone."""
+    try:
+        cache_bound.trim(cache_dir(), PARTS)
+    except OSError as error:
+        log.warning("cache: %s cannot be cleaned: %s", cache_dir(), error.strerror or error)
 
 
 def _built(target: Path, build: Callable[[Path], None], label: str) -> tuple[Path, bool]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.conf import HydraConf
@@ -16,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from chatbot_sft import command_line, completion, distributed, run_directory, text_files
+from chatbot_sft import command_line, completion, distributed, json_output, run_directory, text_files
 from chatbot_sft.config import Config, hydra_glue
 from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
@@ -24,11 +26,14 @@ from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.logs import MaskedStream
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.resources import conf_dir
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.report import now
 
 if TYPE_CHECKING:
     from chatbot_sft.jobs import Job
 
 JOBS: list[Job] = []  # of the sweep that this process runs
+RUNS: list[Path] = []  # directories of what it ran
 MAIN: list[int] = []  # the process that runs `main`
 
 
@@ -61,6 +66,7 @@ def _run(settings: Config, job: HydraConf) -> float | None:
     from chatbot_sft.export import check_overrides
     from chatbot_sft.report.terminal import ending
 
+    RUNS.append(Path(settings.paths.output_dir))
     if settings.task == "export":
         check_overrides(job.overrides.task)
     named = hydra_glue.named(hydra_glue.written(job.overrides.task))
@@ -114,6 +120,39 @@ def settle_job(config: DictConfig, job: HydraConf) -> None:
 
 
 def main() -> None:
+    """`_main`; with --json its report is printed as one object, see `reported`."""
+    asked = json_output.FLAG in sys.argv[1:]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != json_output.FLAG]
+    began = now()
+    with json_output.answering(asked and distributed.is_first()) as values:
+        try:
+            _main(asked)
+        finally:
+            values |= reported(began)
+
+
+def reported(began: str) -> dict[str, Any]:
+    """report.json of the run that this process began, at `began` or later, with its directory; of task=check also
+    data_report.json. Empty where no run came so far.
+    """
+    if not RUNS:
+        return {}
+    run = Run(RUNS[-1])
+    try:
+        report = json.loads(run.report_file.read_text(encoding="utf-8"))
+        if datetime.fromisoformat(report["started"]) < datetime.fromisoformat(
+            began
+        ):  # an earlier run's: this one was refused
+            return {}
+        values = {"run_directory": str(run.folder), **report}
+        if report["task"] == "check" and report["dataset"].get("rows"):
+            values["data_report"] = json.loads(run.data_report_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return values
+
+
+def _main(as_json: bool) -> None:
     """Run Hydra, and say what went wrong in one line; HYDRA_FULL_ERROR=1 shows the traceback instead."""
     if "--version" in sys.argv[1:]:
         print(command_line.version())
@@ -131,7 +170,7 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a _target_ may name a file beside the user)
     try:
         with contextlib.redirect_stderr(MaskedStream(sys.stderr)):
-            start(sys.argv[1:])
+            start(sys.argv[1:], as_json)
     except KeyboardInterrupt:
         _tell_jobs()
         run_directory.withdraw()
@@ -151,22 +190,24 @@ def main() -> None:
         sys.exit(_failed(failed))
 
 
-def start(words: list[str]) -> None:
+def start(words: list[str], as_json: bool = False) -> None:
     """What the words of a command line ask for."""
     words = command_line.of_a_server(words)
     given = command_line.check(words)
+    if as_json:
+        command_line.refuse_json(given, given.multirun)
+        command_line.refuse_json(given, hydra_glue.given(given).hydra.mode == RunMode.MULTIRUN)
     if given.config_dir:
         text_files.check_options(Path(given.config_dir))
     if given.help:
         print(help_text(command_line.topics(given), given.config_dir))
         return
     if given.cfg:
-        overrides = command_line.all_opened(given.overrides, given)
-        config = hydra_glue.composed(
-            overrides, given.config_name or "config", given.config_dir, given.config_path or ""
-        )
+        config = hydra_glue.given(given)
         hydra_glue.show(config, given.cfg, given.package, given.resolve)
         return
+    if given.shell_completion:
+        completion.leave_out(json_output.FLAG)
     sys.argv[1:] = command_line.for_hydra(words, given)
     entrypoint()
 

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from chatbot_sft import config as schema
 from chatbot_sft.config import sft_arguments
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.json_output import FLAG
 
 PROGRAM = "python -m chatbot_sft"
 # Of Hydra's flags those that take the next word. (--info may: all, config, defaults, …; written --info=config
@@ -76,6 +77,17 @@ def check(words: Sequence[str]) -> Namespace:
     if given.cfg and (given.multirun or given.info):
         raise UserError("--cfg shows the configuration of one run; leave out -m and --info")
     return given
+
+
+def refuse_json(given: Namespace, sweeps: bool) -> None:
+    """Raises UserError where --json stands beside what ends in no report."""
+    if sweeps:
+        raise UserError(
+            "--json: a sweep is many runs; leave it out, and then python -m chatbot_sft.compare DIR --json"
+        )
+    flags = {"--help": given.help, "--cfg": given.cfg, "--info": given.info, "-sc": given.shell_completion}
+    if flag := next((name for name, value in flags.items() if value), None):
+        raise UserError(f"--json: {flag} runs nothing that reports; leave one of them out")
 
 
 def check_topic(word: str) -> None:
@@ -197,7 +209,7 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
         if option.startswith("--")
     ]
     example = "; settings are written without dashes, as key=value, for instance training.max_steps=100"
-    return f"{flag}: no such flag{did_you_mean(name, flags) or example}"
+    return f"{flag}: no such flag{did_you_mean(name, [*flags, FLAG]) or example}"
 
 
 def _setting(key: str, value: str) -> str:

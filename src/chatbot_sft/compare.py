@@ -10,13 +10,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from chatbot_sft import json_output
 from chatbot_sft.arguments import Parser, fail
 from chatbot_sft.errors import UserError
+from chatbot_sft.report.leaderboard import as_json, differences, files, promotion, terminal
 from chatbot_sft.report.leaderboard import board as boards
-from chatbot_sft.report.leaderboard import differences, files, promotion, terminal
 from chatbot_sft.report.leaderboard.board import Board
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.sweep.directory import Sweep
@@ -49,15 +51,16 @@ def table(folder: Path) -> list[str]:
 
 def main() -> None:
     """What goes wrong is a line on stderr, with HYDRA_FULL_ERROR=1 a traceback."""
-    arguments = parse()
-    try:
-        run(arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        fail(error)
+    with json_output.answering(json_output.FLAG in sys.argv[1:]) as values:
+        arguments = parse()
+        try:
+            run(arguments, values)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BrokenPipeError:  # `| head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except UserError as error:
+            fail(error)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -85,6 +88,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         default=METHODS[0],
         help=f"how a model that was not exported yet is saved: {', '.join(METHODS)} (%(default)s)",
     )
+    add(json_output.FLAG, action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args(words)
     if given.promote and len(given.paths) > 1:
         parser.error("--promote takes one PATH, a sweep's directory")
@@ -93,8 +97,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return given
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print, write, and promote what was asked for.
+def run(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
+    """Print, write, and promote what was asked for; with --json `values` gets what would be printed.
 
     Raises:
         UserError: nothing can be compared; or, after all that can be shown, no job has the metric.
@@ -103,8 +107,12 @@ def run(arguments: argparse.Namespace) -> None:
     board = boards.of(paths, arguments.metric, arguments.maximise)
     if not board.rows:
         raise UserError(f"{paths[0]}: a sweep without jobs yet")
-    terminal.show(board, Console(highlight=False))
-    if len(paths) == len(board.jobs) == 2:
+    two_runs = len(paths) == len(board.jobs) == 2
+    if arguments.json:
+        values |= as_json.values(board, two_runs)
+    else:
+        terminal.show(board, Console(highlight=False))
+    if two_runs and not arguments.json:
         _print(["", *differences.lines(*board.jobs)])
     if arguments.output or len(paths) == 1:
         _write_files(board, arguments.output or paths[0])
@@ -113,6 +121,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.promote:
         job = promotion.chosen(board, arguments.promote)
         target = promotion.promote(board, paths[0], job, arguments.name, arguments.overwrite, arguments.save)
+        values["promoted"] = str(target)
         _print([promotion.told(target, job, board)])
 
 

@@ -6,6 +6,8 @@ file.py`, not `python -m`.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 
 FLAGS = ("-sc", "--shell-completion")
@@ -93,6 +95,11 @@ complete -c chatbot-sft -f -a '(__chatbot_sft)'
 """.strip()
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+
+
+def leave_out(flag: str) -> None:
+    """Take a flag of ours out of the line that is completed: Hydra does not know it."""
+    os.environ["COMP_LINE"] = re.sub(rf"\s{flag}(?=\s)", "", os.environ.get("COMP_LINE", ""))
 
 
 def asked(words: Sequence[str]) -> bool:

@@ -16,3 +16,11 @@ def conf_dir() -> Path:
 def examples_dir() -> Path:
     """The example conversations: `<package>/examples`, else `<checkout>/data`."""
     return next(folder for folder in (PACKAGE / "examples", CHECKOUT / "data") if folder.is_dir())
+
+
+def overrides_file() -> Path:
+    """What an installation of ours asks for in place of its dependencies' own wishes; see its head."""
+    return next(
+        (folder / "overrides.txt" for folder in (PACKAGE, CHECKOUT) if (folder / "overrides.txt").is_file()),
+        CHECKOUT / "overrides.txt",
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import EXAMPLE, conversations, write_json
 
-from chatbot_sft import DatasetLoader, UserError
+from chatbot_sft import DatasetLoader, UserError, cache
 from chatbot_sft.cache import LARGE, SPARE, cache_dir, part_folder
 from chatbot_sft.data import store
 from chatbot_sft.data.template import ChatTokenizer
@@ -406,8 +406,9 @@ def test_a_damaged_converted_model_is_made_again(tmp_path, monkeypatch, own_cach
 
 
 @pytest.mark.slow
-def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
-    loader(write_json(tmp_path / "data.json", conversations(5))).check(chat)
+def test_the_doctor_shows_and_clears_it(tmp_path, own_cache):
+    keep = "from chatbot_sft.cache import cached\nfor part in ('data', 'findings'): cached(part, 'rows', lambda folder: None, '')"
+    subprocess.run([sys.executable, "-c", keep], check=True)
     (own_cache / "models").mkdir()
     (own_cache / "my_photos").mkdir()  # where CHATBOT_SFT_CACHE names a folder that was there before
 
@@ -416,7 +417,10 @@ def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
             [sys.executable, "-m", "chatbot_sft.doctor", *arguments], capture_output=True, text=True
         )
 
-    assert f"cache         {own_cache} (data 0 MB, findings 0 MB, models 0 MB)" in doctor().stdout
+    def left():
+        return sorted(folder.name for folder in own_cache.iterdir() if folder.name[0] != ".")
+
+    assert f"cache       {own_cache} (data 0 MB, findings 0 MB, models 0 MB), 0.0 of 50 GB" in doctor().stdout
     wrong = doctor("--clear-cache", "dta")
     assert wrong.returncode == 1
     assert (
@@ -424,6 +428,11 @@ def test_the_doctor_shows_and_clears_it(tmp_path, chat, own_cache):
         == f"error: dta: no such part of the cache in {own_cache}; there is data, findings, models\n"
     )
     assert doctor("--clear-cache", "data").stdout == "cleared data: 0 MB\n"
-    assert sorted(folder.name for folder in own_cache.iterdir()) == ["findings", "models", "my_photos"]
-    assert doctor("--clear-cache").stdout == "cleared findings, models: 0 MB\n"
-    assert [folder.name for folder in own_cache.iterdir()] == ["my_photos"]
+    assert left() == ["findings", "models", "my_photos"]
+    assert cache.find("findings", "rows")  # this process uses it now
+    used = doctor("--clear-cache", "--json")
+    assert json.loads(used.stdout) == {
+        "error": None,
+        "cleared": "cleared findings, models: 0 MB; 1 left that a running process uses",
+    }
+    assert left() == ["findings", "my_photos"]

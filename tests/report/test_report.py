@@ -5,7 +5,6 @@ import mmap
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import urllib.parse
@@ -293,23 +292,3 @@ def test_rows_are_ordered_by_length_within_a_step_only():
 
 def test_durations_are_as_people_write_them():
     assert [duration(seconds) for seconds in (0, 7, 75, 3700)] == ["0:00", "0:07", "1:15", "1:01:40"]
-
-
-@pytest.mark.slow
-def test_the_doctor_answers_without_a_model_library():
-    program = (
-        "import sys; sys.argv = ['doctor']\n"
-        "from chatbot_sft.doctor import main\n"
-        "main()\n"
-        "print('heavy', {'torch', 'transformers', 'unsloth'} & set(sys.modules))"
-    )
-    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert "heavy set()" in process.stdout
-    for line in ("python", "gpu", "unsloth", "engine", "smollm2", "cache"):
-        assert f"\n{line}" in f"\n{process.stdout}"
-    wrong = subprocess.run(
-        [sys.executable, "-m", "chatbot_sft.doctor", "--fix"], capture_output=True, text=True
-    )
-    assert wrong.returncode == 1
-    assert wrong.stderr == "error: --fix: no such argument; there is --clear-cache [PART]\n"

@@ -34,6 +34,7 @@ FLAGS = """\
 Flags
   --help NAME …        the keys of a group (model, lora, dataset, objective, training, save, sweep, evaluation) or one
   --cfg job            print the configuration and stop        -m, --multirun   run every combination of a,b,c values
+  --json               one JSON object on standard output: report.json, of task=check data_report.json too
   --config-dir DIR     add your own group options              --hydra-help     Hydra's own flags
 
 A run writes outputs/<date>/<time>/: report.md, report.json, loss.png, run.log, checkpoints/, model/

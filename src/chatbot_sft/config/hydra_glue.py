@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import re
+from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, SearchPathException
 from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from chatbot_sft import distributed
-from chatbot_sft.command_line import left_out
+from chatbot_sft.command_line import all_opened, left_out
 from chatbot_sft.config import OVERLAYS, SECTIONS, Config, effects, precedence
 from chatbot_sft.config.containers import as_dict, as_strings
 from chatbot_sft.config.hydra_errors import said
@@ -229,6 +230,26 @@ def composed(
     settle(config, written(config.hydra.overrides.task))
     check(config)
     return config
+
+
+def given(flags: Namespace, overrides: Sequence[str] | None = None) -> DictConfig:
+    """`composed` of a command line's flags, and of its `overrides` where no others are given."""
+    return composed(
+        all_opened(flags.overrides, flags) if overrides is None else overrides,
+        flags.config_name or "config",
+        flags.config_dir,
+        flags.config_path or "",
+    )
+
+
+def placed(config: DictConfig) -> tuple[Config, Path]:
+    """The settings of a run as it would have them, and its directory, which is not made; of a composed `config`."""
+    folder = Path(config.hydra.run.dir).absolute()
+    with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+        config.hydra.runtime.output_dir = str(folder)
+    HydraConfig.instance().set_config(config)  # ${hydra:runtime.output_dir} is read from there
+    settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return Config.from_mapping(as_dict(settings, resolve=True)), folder
 
 
 def show(config: DictConfig, kind: str, package: str | None, resolve: bool) -> None:

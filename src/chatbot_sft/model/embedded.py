@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.cache import cached
+from chatbot_sft.cache import cache_dir, cached
 from chatbot_sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +49,12 @@ def folder() -> Path:
         convert(target)
 
     return cached("models", _folder_name(), build, "model: the files of the embedded model")[0]
+
+
+def converted() -> Path | None:
+    """That folder where an earlier run has made it; nothing is made."""
+    place = cache_dir() / "models" / _folder_name()
+    return place if place.is_dir() else None
 
 
 def found_again(base: str) -> str:

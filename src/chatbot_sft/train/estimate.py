@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.model import memory
 from chatbot_sft.model.sharding import bytes_here
+from chatbot_sft.optimization import state_bytes
 from chatbot_sft.train.batches import PackedDataset
 from chatbot_sft.train.evaluation import batches_of, score_batch
 from chatbot_sft.train.randomness import undisturbed
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from chatbot_sft.train.step import Step
-
-STATE_BYTES = {
-    "8bit": 2.04,
-    "adafactor": 0.05,
-    "sgd": 0.0,
-    "lion": 4.0,
-}  # per trained value; two float32 moments for the others
 
 
 def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> dict[str, float]:
@@ -37,12 +31,11 @@ def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> d
     frozen = (parameter for parameter in step.model.parameters() if not parameter.requires_grad)
     weights = sum(map(bytes_here, (*frozen, *step.model.buffers())))  # a rounded weight is a buffer
     adapter = sum(parameter.nbytes for parameter in step.trained)
-    state = next((size for name, size in STATE_BYTES.items() if name in step.args.optim), 8.0)
     parts = {
         "weights": weights,
         "adapter": adapter,
         "gradients": adapter,
-        "optimizer": state * sum(parameter.numel() for parameter in step.trained),
+        "optimizer": state_bytes(step.args.optim) * sum(parameter.numel() for parameter in step.trained),
     }
     gb = {name: size / 1e9 for name, size in parts.items()}
     there = gb["weights"] + gb["adapter"] + gb["gradients"]

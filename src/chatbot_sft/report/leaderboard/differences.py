@@ -25,6 +25,16 @@ DATA = ("dataset.", "training rows", "tokenizer")
 LONGEST = 60  # characters of a value
 
 
+def values(first: Job, second: Job) -> dict[str, list[dict[str, str]]]:
+    """What `lines` says, for programs: of each part what differs, and how it is in A and in B."""
+    parts = _parts(first.folder, second.folder)
+    parts["results"] = list(_results(first, second))
+    return {
+        title: [{"what": what, "a": before, "b": after} for what, before, after in changes]
+        for title, changes in parts.items()
+    }
+
+
 def lines(first: Job, second: Job) -> list[str]:
     """A part each for the configuration, the data, versions, the device and the results."""
     named = [f"A  {first.name}  {first.folder}", f"B  {second.name}  {second.folder}", ""]

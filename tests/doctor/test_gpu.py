@@ -1,0 +1,49 @@
+"""Cards and drivers, planted as an nvidia-smi on PATH."""
+
+from planted import smi, torch_for
+
+from chatbot_sft.doctor import gpu
+from chatbot_sft.doctor.finding import State
+
+
+def test_torch_for_the_cpu_beside_a_card(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", smi(tmp_path / "bin", "12.8"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for cuda, state in ((None, State.FAULT), ("13.0", State.FAULT), ("12.9", State.NOTE), ("12.8", State.OK)):
+        folder = tmp_path / str(cuda)
+        torch_for(folder, cuda)
+        monkeypatch.syspath_prepend(str(folder))
+        *cards, built = gpu.check()
+        assert [one.what for one in cards] == ["NVIDIA L4, 24 GB, 23 GB free, driver 550.54.14, CUDA 12.8"]
+        assert built.state is state, built
+    assert built.repair == ""
+
+
+def test_a_driver_that_does_not_answer(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", smi(tmp_path / "bin"))
+    said = "Failed to initialize NVML: Driver/library version mismatch"
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\necho '{said}'\nexit 18\n")
+    (found,) = gpu.check()
+    assert (found.state, found.what, found.repair) == (
+        State.FAULT,
+        f"nvidia-smi fails (18): {said}",
+        "sudo reboot",
+    )
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(gpu, "SECONDS", 0.1)
+    (found,) = gpu.check()
+    assert found.what == "nvidia-smi fails (124): no answer in 0.1 seconds"
+    assert gpu.cards() == []
+
+
+def test_a_card_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", smi(tmp_path / "bin"))
+    for visible, state, said in (
+        ("3", State.FAULT, "no card 3, they are 0 to 0"),
+        ("", State.NOTE, "hides every card"),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found = [one for one in gpu.check() if "CUDA_VISIBLE_DEVICES" in one.what]
+        assert [one.state for one in found] == [state]
+        assert said in found[0].what
+    assert gpu.of_the_run() == []
