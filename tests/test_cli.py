@@ -267,7 +267,7 @@ def test_a_users_overlay_and_loader_from_a_file(launch, tiny, tmp_path):
 def test_a_target_that_is_not_there_is_named(launch, tmp_path):
     error = only_error(launch("dataset._target_=my_lodaer.Mine"))
     assert error.startswith("dataset._target_=my_lodaer.Mine: there is no module my_lodaer")
-    error = only_error(launch("dataset._target_=os.system"))
+    error = only_error(launch("dataset._target_=os.system", "allow_targets=[os]"))
     assert error == "dataset._target_=os.system: has to be a subclass of chatbot_sft.data.DatasetLoader"
     error = only_error(launch("dataset._target_=chatbot_sft.data.DatasetLoaderr"))
     assert error.endswith("chatbot_sft.data has no DatasetLoaderr; did you mean DatasetLoader?")

@@ -153,7 +153,7 @@ def test_a_typo_beside_a_users_own_class_is_refused(word):
 )
 def test_a_target_of_lora_takes_what_add_adapter_takes(target):
     with pytest.raises(UserError, match="with the parameters model, settings, engine"):
-        locate("lora", target)
+        locate("lora", target, allowed=["os", "builtins", "shutil", "subprocess"])
 
 
 def test_a_users_own_adapter_function_is_taken(tmp_path, monkeypatch):

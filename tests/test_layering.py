@@ -42,6 +42,7 @@ RULES = {
         ("chatbot_sft.save",),
         {},
     ),
+    "convert": (("chatbot_sft.model", "chatbot_sft.train", "chatbot_sft.save"), {}),
     "inference": (("chatbot_sft.train", "chatbot_sft.save", "chatbot_sft.served"), {}),
     "evaluation": (("chatbot_sft.train", "chatbot_sft.save", "chatbot_sft.served"), {}),
     "served": (("chatbot_sft.train", "chatbot_sft.model"), {}),
@@ -51,6 +52,7 @@ HYDRA = {
     "command_line.py",
     "config/hydra_glue.py",
     "config/hydra_errors.py",
+    "config/hydra_targets.py",
     "run_directory.py",  # a callback
     "hydra_job.py",
     "sweep/begin.py",

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from chatbot_sft import command_line, completion, distributed, json_output, run_directory, text_files
-from chatbot_sft.config import Config, hydra_glue
+from chatbot_sft.config import Config, hydra_glue, hydra_targets
 from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
@@ -208,6 +208,8 @@ def start(words: list[str], as_json: bool = False) -> None:
         return
     if given.shell_completion:
         completion.leave_out(json_output.FLAG)
+    else:
+        hydra_targets.refuse(given, command_line.all_opened(given.overrides, given))
     sys.argv[1:] = command_line.for_hydra(words, given)
     entrypoint()
 

@@ -74,6 +74,10 @@ def check(words: Sequence[str]) -> Namespace:
             raise UserError(not_understood(word, given.overrides))
         if parsed.key_or_group in OF_A_FILE and (value := word.partition("=")[2]):
             raise UserError(f"{parsed.key_or_group}: no such key; {overlay(value)}")
+    if given.experimental_rerun:
+        raise UserError(
+            "--experimental-rerun: reads a pickle, which may run code; report.md has the command that repeats a run"
+        )
     if given.cfg and (given.multirun or given.info):
         raise UserError("--cfg shows the configuration of one run; leave out -m and --info")
     return given

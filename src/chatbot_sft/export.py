@@ -15,6 +15,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import moved
 from chatbot_sft.model.earlier import load_weights
 from chatbot_sft.model.hub import is_local
+from chatbot_sft.model_files import check_folder
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import CONFIG, Run, trains_nothing
@@ -22,6 +23,7 @@ from chatbot_sft.run.report import Report, SaveResult, Training
 from chatbot_sft.save import ModelSaver
 from chatbot_sft.save.verify.evidence import Evidence
 from chatbot_sft.targets import locate
+from chatbot_sft.trust import SAID_ANEW
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,15 @@ KEPT = (
     "evaluations",
     "samples",
 )  # of the earlier report, what is still true of the export
-OF_EXPORT = ("task", "run", "save", "paths", "hydra", "sweep")  # what a task=export command may set
+OF_EXPORT = (
+    "task",
+    "run",
+    "save",
+    "paths",
+    "hydra",
+    "sweep",
+    "allow_targets",
+)  # what a task=export command may set
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,24 @@ def _refuse_edited(run: Run, config: Mapping[str, Any], checkpoint: checkpoints.
         )
 
 
+def _said_anew(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, bool]:
+    """Of the keys of `model` that let code of others run what the command says `now`: the run may be a stranger's.
+
+    Raises:
+        UserError: the run needed one that the command does not say.
+    """
+    said = {}
+    for path in SAID_ANEW:
+        key = path.removeprefix("model.")
+        said[key] = now["model"][key]
+        if before["model"].get(key) and not said[key]:
+            raise UserError(
+                f"run={now['run']}: its model was loaded with {path}=true, which may run code that came with it; add"
+                f" {path}=true, if you trust where the run and its model come from"
+            )
+    return said
+
+
 def check_overrides(overrides: list[str]) -> None:
     """Model, data and training of an export are the earlier run's.
 
@@ -153,7 +181,7 @@ def check_overrides(overrides: list[str]) -> None:
     """
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key.partition(".")[0].partition("/")[0] not in OF_EXPORT:
+        if key.partition(".")[0].partition("/")[0] not in OF_EXPORT and key not in SAID_ANEW:
             raise UserError(f"{key}: task=export takes everything but save.* from the run; leave it out")
 
 
@@ -172,15 +200,21 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
     earlier = Earlier.find(Path(config["run"]).expanduser())
     kept = {name: part for name, part in earlier.config.items() if name not in OF_EXPORT}
     now = {**kept, **{name: config[name] for name in OF_EXPORT if name in config}}
-    now["model"] = {**now["model"], "adapter": None}  # what it went on from is in what it became
+    now["model"] = {
+        **now["model"],
+        **_said_anew(config, earlier.config),
+        "adapter": None,  # what it went on from is in what it became
+    }
     settings = Config.from_mapping(now)
-    saver = locate("save", settings.save._target_)
+    saver = locate("save", settings.save._target_, settings.allow_targets)
     if is_local(settings.model.name) and not Path(settings.model.name).is_dir():
         raise UserError(
             f"run={config['run']}: the model it was trained on is not at {settings.model.name} any more, nor"
             f" did it move along with the run; put it back, or correct model.name in its {CONFIG}"
         )
     saver(settings).check()
+    if is_local(settings.model.name):
+        check_folder(settings.model.name, settings.model.trust_remote_code, settings.model.allow_pickle)
     report.record(**{part: getattr(earlier.report, part) for part in KEPT})
     report.run = str(Path(config["run"]).expanduser())
     # Trained in full, the checkpoint is the model; an adapter goes onto its base.
@@ -192,7 +226,7 @@ def earlier_saver(config: Mapping[str, Any], report: Report) -> ModelSaver:
             **base,
             "model": {**base["model"], "chat_template": str(earlier.weights / "chat_template.jinja")},
         }
-    model = locate("model", settings.model._target_)(base).load()
+    model = locate("model", settings.model._target_, settings.allow_targets)(base).load()
     if not settings.full_finetuning:
         load_weights(model.model, earlier.weights, f"run={config['run']}")
     log.info("weights: %s", earlier.weights)

@@ -16,6 +16,7 @@ LFS_POINTER = b"version https://git-lfs"
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # what torch.save writes, now and long ago
 LARGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 LARGEST_JSON = 64 << 20  # bytes
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Positive whole numbers of config.json, and the largest that makes sense of each.
 SIZES = {
@@ -25,7 +26,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def check_folder(name: str, trust_remote_code: bool) -> None:
+def check_folder(name: str, trust_remote_code: bool, allow_pickle: bool = False) -> None:
     """`name`, a path, is a Hugging Face model folder whose files are whole.
 
     Raises:
@@ -47,6 +48,7 @@ def check_folder(name: str, trust_remote_code: bool) -> None:
         raise UserError(
             f"{where}: no config.json in it, so it is not a Hugging Face model folder{_what_instead(folder)}"
         )
+    _check_links(folder, where)
     config = read_json(folder / "config.json", where)
     _check_config(config, where, trust_remote_code)
     if (folder / "adapter_config.json").exists():
@@ -56,6 +58,56 @@ def check_folder(name: str, trust_remote_code: bool) -> None:
             " which would be loaded with it; move that out of the folder"
         )
     _check_weights(folder, where)
+    if not allow_pickle:
+        refuse_pickles(folder, where)
+
+
+def refuse_pickles(folder: Path, where: str) -> None:
+    """A pickle may run code as it is loaded, so weights are safetensors.
+
+    Raises:
+        UserError: all weights of the model or adapter in `folder` are pickles; with what allows them, or converts
+            them.
+    """
+    pickled = sorted(file for file in folder.glob("*") if file.suffix in PICKLED_SUFFIXES)
+    if not pickled or any(folder.glob("*.safetensors")):
+        return
+    name = pickled[0].name
+    if (folder / "adapter_config.json").exists():
+        instead = (
+            'convert it once in its folder: python -c "import torch; from safetensors.torch import save_file;'
+            f" save_file(torch.load('{name}', weights_only=True), 'adapter_model.safetensors')\""
+        )
+    else:
+        instead = (
+            "model.allow_pickle=true loads them with PyTorch's loader for weights alone, and every export is"
+            " safetensors"
+        )
+    raise UserError(
+        f"{where}: {name} is a pickle, which may hold code, and there are no *.safetensors; {instead}"
+    )
+
+
+def _check_links(folder: Path, where: str) -> None:
+    """Whoever made the folder may have made links in it, to what only its user may read: what is read through them
+    comes into exports. Weights may lie elsewhere, but for those that an index names.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in (".safetensors", *PICKLED_SUFFIXES):
+            _check_inside(file, folder, where)
+
+
+def _check_inside(file: Path, folder: Path, where: str) -> None:
+    """Raises UserError where `file` is a link out of `folder`. A snapshot of the hub's cache has links to the blobs
+    beside it.
+    """
+    if not file.is_symlink():
+        return
+    repository = folder.resolve().parent.parent if folder.resolve().parent.name == "snapshots" else folder
+    if not file.resolve().is_relative_to(repository.resolve()):
+        raise UserError(
+            f"{where}: {file.name} is a link to {file.resolve()}, outside the folder; put the file itself there"
+        )
 
 
 def read_json(file: Path, where: str) -> dict[str, Any]:
@@ -170,6 +222,7 @@ def _check_weights(folder: Path, where: str) -> None:
         for shard in sorted({str(shard) for shard in shards.values()}):
             if PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
                 raise UserError(f"{where}: {index} names {shard}, a file outside the folder")
+            _check_inside(folder / shard, folder, f"{where}: {index}")
             if not (folder / shard).exists():
                 raise UserError(
                     f"{where}: {index} names {shard}, which is not there; is the download complete?"

@@ -249,7 +249,7 @@ class Stages:
     def of(cls, settings: Config) -> Stages:
         """Raises UserError where one of them is not what it has to be."""
         dataset, model, _, session, saver = (
-            locate(section, settings[section]["_target_"])
+            locate(section, settings[section]["_target_"], settings.allow_targets)
             for section in ("dataset", "model", "lora", "training", "save")
         )
         return cls(dataset(settings), model(settings), session, saver)

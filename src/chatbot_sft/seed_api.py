@@ -276,5 +276,5 @@ class SFTTrainerWrapper(Session):
     def saver(self) -> ModelSaver:
         """The saver of this model, with conversations of its data to hold exports against."""
         evidence = gather(self.dataset, self.eval_dataset, self.tokenizer)
-        saver = locate("save", self.settings.save._target_)
+        saver = locate("save", self.settings.save._target_, self.settings.allow_targets)
         return saver(self.settings, self.model, self.tokenizer, evidence)

@@ -5,28 +5,30 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.trust import refuse_foreign
 
 
-def locate(section: str, target: str, base: str | None = None) -> Any:
+def locate(section: str, target: str, allowed: Collection[str] = (), base: str | None = None) -> Any:
     """The object called `target` ("package.module.Class"), which the stage may use in place of its own, the
-    one that the schema has for `section`, or of the kind of `base`.
+    one that the schema has for `section`, or of the kind of `base`. It is of this program, a file of the
+    user's own, or of a package that is `allowed`: see `trust`.
 
     A class has to be a subclass of the stage's. Where that is a function, `target` has to take what it takes,
     by the same names: they tell a function that was written for the stage from any other that could be
     called.
 
     Raises:
-        UserError: no such module, nothing of that name in it, or nothing like the stage's. An error inside the
-            user's module passes through.
+        UserError: a package that is not allowed; no such module, nothing of that name in it, or nothing like
+            the stage's. An error inside the user's module passes through.
     """
     where = f"{section}._target_={target}"
     ours = base or Config()[section]["_target_"]
-    like, given = _named(ours, where), _named(target, where)
+    like, given = _named(ours, where), _named(target, where, allowed)
     if isinstance(like, type):
         if not (isinstance(given, type) and issubclass(given, like)):
             raise UserError(f"{where}: has to be a subclass of {ours}")
@@ -37,7 +39,7 @@ def locate(section: str, target: str, base: str | None = None) -> Any:
     return given
 
 
-def _named(target: str, where: str) -> Any:
+def _named(target: str, where: str, allowed: Collection[str] = ()) -> Any:
     """What the dotted name `target` names."""
     module_name, _, name = target.rpartition(".")
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target) or name == "py":
@@ -45,6 +47,7 @@ def _named(target: str, where: str) -> Any:
             f"{where}: expected module.Class, for instance my_loader.CustomDatasetLoader for a class in"
             " my_loader.py"
         )
+    refuse_foreign(target, where, allowed)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -45,7 +45,11 @@ def test_losses_have_their_weights(given, losses):
         ({"label_smoothing": 0.5, "loss_type": "robust"}, "objective.label_smoothing=0.5: must be at least 0 and below"),
         ({"loss_type": "exo_pair"}, "objective.loss_type=exo_pair needs objective.label_smoothing"),
         ({"name": "orpo", "reference": "outputs/a"}, "objective.reference=outputs/a: ORPO has no reference"),
-        ({"_target_": "collections.Counter"}, "objective._target_=.*: has to be a subclass of chatbot_sft.objective"),
+        ({"_target_": "collections.Counter"}, "objective._target_=collections.Counter: collections is neither of this"),
+        (
+            {"_target_": "chatbot_sft.model.ModelLoader"},
+            "objective._target_=.*: has to be a subclass of chatbot_sft.objective",
+        ),
         ({"_target_": "chatbot_sft.objective.DPOO"}, "did you mean DPO"),
     ],
 )  # fmt: skip

@@ -29,6 +29,7 @@ Examples
   python -m chatbot_sft lora=dora save=lora training.neftune_noise_alpha=5
   python -m chatbot_sft -m lora.r=8,16 training.learning_rate=1e-4,2e-4     four runs
   python -m chatbot_sft -m hparams_search=rate_rank sweep.dry_run=true      which runs that would be
+  python -m chatbot_sft.convert qlora.yml                                   a file of Axolotl or LLaMA-Factory
 """
 FLAGS = """\
 Flags

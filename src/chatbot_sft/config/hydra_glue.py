@@ -220,16 +220,23 @@ def composed(
     config_path: str = "",
 ) -> DictConfig:
     """The configuration of a run with these overrides, settled and checked, Hydra's own part in it."""
+    config = compose_for(overrides, config_name, config_dir, config_path)
+    settle(config, written(config.hydra.overrides.task))
+    check(config)
+    return config
+
+
+def compose_for(
+    overrides: Sequence[str], config_name: str, config_dir: str | None, config_path: str
+) -> DictConfig:
+    """The same as Hydra composes it."""
     if config_dir and not Path(config_dir).is_dir():
         raise SearchPathException(f"Additional config directory '{Path(config_dir).absolute()}' not found")
     Plugins.instance().register(OwnOptions)
     OwnOptions.folder = Path(config_dir).absolute() if config_dir else None
     folder = PACKAGE / config_path if config_path else conf_dir()  # as @hydra.main has it
     with initialize_config_dir(str(folder), job_name="chatbot_sft", version_base="1.3"):
-        config = compose(config_name, list(overrides), return_hydra_config=True)
-    settle(config, written(config.hydra.overrides.task))
-    check(config)
-    return config
+        return compose(config_name, list(overrides), return_hydra_config=True)
 
 
 def given(flags: Namespace, overrides: Sequence[str] | None = None) -> DictConfig:

@@ -141,6 +141,11 @@ class ModelConfig(Section):
         False, "the frozen base's products in float8: Hopper GPUs and newer, with load_in_4bit=false"
     )
     trust_remote_code: bool = key(False, "run Python code that comes with a hub model", decides=False)
+    allow_pickle: bool = key(
+        False,
+        "load weights that are not safetensors (*.bin), with PyTorch's loader for weights alone",
+        decides=False,
+    )
     adapter: str | None = key(
         None,
         "go on from an earlier adapter: a run directory, an export or an adapter's folder;"
@@ -163,6 +168,11 @@ class ModelConfig(Section):
         " learning_rate, target_modules",
         decides=False,
     )
+
+    @property
+    def use_safetensors(self) -> bool | None:
+        """What transformers' `from_pretrained` takes: True refuses every other file, None prefers them."""
+        return None if self.allow_pickle else True
 
 
 @dataclass
@@ -807,6 +817,11 @@ class Config(Mapping[str, Any]):
         None,
         "of task=export: the directory of the run that is exported; of task=evaluate: that, an export, an"
         " adapter or a .gguf file; of task=verify: the run that a server is held against",
+        decides=False,
+    )
+    allow_targets: list[str] = key(
+        [],
+        "packages beside this program and your own folders whose code a _target_ may run: [my_package]",
         decides=False,
     )
     seed: int = key(3407, "of the split, the order, the adapter's beginning and dropout", bound=SEED)

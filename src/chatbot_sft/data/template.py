@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.messages import ROLES, THOUGHTS, BadRow, Message
-from chatbot_sft.data.rendering import BYTES, LARGEST_POWER, SECONDS, OutOfBounds, bounded
+from chatbot_sft.data.rendering import (
+    BYTES,
+    LONGEST,
+    SECONDS,
+    OutOfBounds,
+    bounded,
+    refuse_precision,
+    refuse_product,
+)
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.model_files import read_json, read_text
 
@@ -27,6 +35,7 @@ NO_TEMPLATE = (
     "model.name={name}: its tokenizer has no chat template, as base models have none; name an instruct model,"
     " or give one with model.chat_template=FILE, a Jinja file"
 )
+UNUSABLE = "it is not usable as it is"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -76,6 +85,14 @@ class ChatTemplate:
     # The template named tool_use, where there are several: transformers takes it for rows with tools.
     tool_source: str | None = None
 
+    @classmethod
+    def of_transformers(cls, tokenizer: Any, kwargs: Mapping[str, Any]) -> ChatTemplate:
+        """That of a tokenizer that transformers has loaded."""
+        source, tokens = tokenizer.chat_template, tokenizer.special_tokens_map
+        if not isinstance(source, dict):
+            return cls(source, tokens, kwargs)
+        return cls(source.get("default", ""), tokens, kwargs, tool_source=source.get("tool_use"))
+
     @functools.cached_property
     def control_pattern(self) -> re.Pattern[str] | None:
         """Matches any control token; None where the tokenizer has none."""
@@ -109,17 +126,20 @@ class ChatTemplate:
         try:
             with bounded():
                 template = self._compiled if tools is None else self._compiled_for_tools
-                return template.render(messages=list(messages), **given)
+                text = template.render(messages=list(messages), **given)
         except (OutOfBounds, MemoryError) as error:
-            timed_out = isinstance(error, OutOfBounds)
-            bound = f"{SECONDS:.0f} seconds" if timed_out else f"{BYTES >> 30} GB of memory"
             raise UserError(
-                f"the chat template takes over {bound} for one conversation; it is not usable as it is"
+                f"the chat template takes over {_bound(error)} for one conversation; {UNUSABLE}"
             ) from None
         except Exception as error:  # templates raise through raise_exception, or fail in any way Python can
             raise BadRow(
                 "template refuses", f"the chat template refuses it: {' '.join(str(error).split())}"
             ) from None
+        if len(text) > LONGEST:
+            raise UserError(
+                f"the chat template writes {len(text):,} characters for one conversation; {UNUSABLE}"
+            )
+        return text
 
     @functools.cached_property
     def thinking_field(self) -> str | None:
@@ -232,14 +252,14 @@ def compile_template(source: str) -> jinja2.Template:
     """
     import jinja2
     import jinja2.ext
+    import jinja2.filters
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"**"})
+        intercepted_binops = frozenset({"*", "**"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if isinstance(right, int) and right > LARGEST_POWER:
-                raise jinja2.TemplateRuntimeError(f"an exponent of {right}")
+            refuse_product(operator, left, right)
             return super().call_binop(context, operator, left, right)
 
     class Generation(jinja2.ext.Extension):
@@ -265,18 +285,30 @@ def compile_template(source: str) -> jinja2.Template:
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
+    def rounded(value: Any, precision: int = 0, method: Any = "common") -> Any:
+        refuse_precision(precision)
+        return jinja2.filters.do_round(value, precision, method)
+
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters |= {"tojson": tojson, "round": rounded}
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
     try:
-        return environment.from_string(source)
+        with bounded():  # what is constant in it is evaluated now
+            return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template is not Jinja: {error.message} (line {error.lineno})") from None
+    except OutOfBounds as error:
+        raise UserError(f"the chat template takes over {_bound(error)} to compile; {UNUSABLE}") from None
     except (RecursionError, MemoryError, OverflowError):
         raise UserError("the chat template is not usable: it is nested too deeply, or too large") from None
+
+
+def _bound(error: BaseException) -> str:
+    """Which one ended it."""
+    return f"{SECONDS:.0f} seconds" if isinstance(error, OutOfBounds) else f"{BYTES >> 30} GB of memory"
 
 
 @dataclass(repr=False)

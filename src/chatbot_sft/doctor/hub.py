@@ -62,7 +62,7 @@ def model(settings: Config) -> Iterator[Finding]:
         )
     elif is_local(name):
         try:
-            check_folder(name, settings.model.trust_remote_code)
+            check_folder(name, settings.model.trust_remote_code, settings.model.allow_pickle)
         except UserError as error:
             yield fault("model", str(error), "python -m chatbot_sft model=local model.name=/path/to/folder")
             return

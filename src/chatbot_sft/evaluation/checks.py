@@ -6,6 +6,7 @@ does not hold (`fault`), or nothing. Nothing here loads a model or reaches a net
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -15,10 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from chatbot_sft.data.rendering import OutOfBounds, bounded
 from chatbot_sft.errors import UserError, did_you_mean, listed
 from chatbot_sft.evaluation.answer import Answer
 
 EXTRA = 'pip install "chatbot-sft[evaluation]"'
+SECONDS = 5.0  # for the regular expressions of one check; they take microseconds
 SHORT = 20  # letters; the language of less is guessed
 REFERENCE = 50.0  # chrF, where a case does not say: about the same sentence in other words
 
@@ -29,6 +32,16 @@ class BadCheck(Exception):
 
 class CannotTell(Exception):
     """Whether a check holds is not known here, and why."""
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """For what a golden file brings of regular expressions: there are some that search for years."""
+    try:
+        with bounded(SECONDS):
+            yield
+    except OutOfBounds:
+        raise CannotTell(f"its regular expression takes over {SECONDS:.0f} seconds here") from None
 
 
 class Check(Protocol):
@@ -124,7 +137,8 @@ class Regex:
 
     def fault(self, answer: Answer) -> str:
         said = unicodedata.normalize("NFC", answer.spoken)
-        missing = [quoted(one.pattern) for one in self.patterns if not one.search(said)]
+        with _in_time():
+            missing = [quoted(one.pattern) for one in self.patterns if not one.search(said)]
         return f"{', '.join(missing)} is not found" if missing else ""
 
 
@@ -193,7 +207,8 @@ class JsonSchema:
         except ValueError as error:
             return f"is not JSON ({error})"
         try:
-            errors = sorted(self.validator.iter_errors(value), key=lambda error: error.json_path)
+            with _in_time():
+                errors = sorted(self.validator.iter_errors(value), key=lambda error: error.json_path)
         except Unresolvable as error:
             raise UserError(f"json_schema: $ref {error.ref!r} leads nowhere in the schema") from None
         return "; ".join(f"{error.json_path}: {_cut(error.message)}" for error in errors[:3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation.answer import Answer
@@ -45,29 +45,51 @@ class Column:
 
 
 def graded(case: Case, answer: Answer, judging: Judging | None = None) -> Graded:
-    """`judging` is asked last, and only where nothing else fails: it costs.
+    """All checks of `case`. `judging` is asked last, and only where nothing else fails: it costs.
 
     Raises:
         UserError: the judge cannot be asked, or a schema refers to what it does not have.
     """
+    return judged(case, checked(case, answer, judging is not None), judging)
+
+
+def checked(case: Case, answer: Answer, to_judge: bool) -> Graded:
+    """All checks but a judge's, where one is `to_judge`. For the main thread, in which alone their time is bounded.
+
+    Raises:
+        UserError: a schema refers to what it does not have.
+    """
     faults: dict[str, str] = {}
     untold: dict[str, str] = {}
-    verdict = None
-    for name, check in sorted(case.checks.items(), key=lambda item: isinstance(item[1], Judge)):
+    for name, check in case.checks.items():
+        if to_judge and isinstance(check, Judge):
+            continue
         try:
-            if not isinstance(check, Judge) or judging is None:
-                fault = _fault(case, check, answer)
-            elif faults:
-                continue
-            else:
-                verdict = judging(check.rubric, case, answer)
-                fault = _of_verdict(verdict)
+            fault = _fault(case, check, answer)
         except CannotTell as error:
             untold[name] = str(error)
             continue
         if fault:
             faults[name] = fault
-    return Graded(answer, faults, untold, verdict)
+    return Graded(answer, faults, untold)
+
+
+def judged(case: Case, so_far: Graded, judging: Judging | None) -> Graded:
+    """`so_far` with what the judge says, where it is asked and nothing else failed.
+
+    Raises:
+        UserError: the judge cannot be asked.
+    """
+    for name, check in case.checks.items():
+        if judging is None or so_far.faults or not isinstance(check, Judge):
+            continue
+        verdict = judging(check.rubric, case, so_far.answer)
+        try:
+            fault = _of_verdict(verdict)
+        except CannotTell as error:
+            return replace(so_far, untold={**so_far.untold, name: str(error)}, verdict=verdict)
+        return replace(so_far, faults={name: fault} if fault else {}, verdict=verdict)
+    return so_far
 
 
 def _fault(case: Case, check: Check, answer: Answer) -> str:

@@ -20,7 +20,7 @@ from chatbot_sft.evaluation.at_once import all_of
 from chatbot_sft.evaluation.cases import Case
 from chatbot_sft.evaluation.checks import Judge
 from chatbot_sft.evaluation.contestants import Contestant, contestants, free_memory
-from chatbot_sft.evaluation.grade import Column, Graded, Judging, graded
+from chatbot_sft.evaluation.grade import Column, Graded, Judging, checked, graded, judged
 from chatbot_sft.evaluation.page import write_page
 from chatbot_sft.evaluation.report import Evaluation
 from chatbot_sft.evaluation.server import Server, check_variable
@@ -130,7 +130,8 @@ def _graded(
     pairs = list(zip(cases, answers, strict=True))
     if judging is None:
         return [graded(case, answer) for case, answer in pairs]
-    return all_of(lambda pair: graded(*pair, judging), pairs, at_once)
+    first = [checked(*pair, to_judge=True) for pair in pairs]
+    return all_of(lambda pair: judged(*pair, judging), list(zip(cases, first, strict=True)), at_once)
 
 
 def _judging(settings: Config, cases: Sequence[Case]) -> Judging | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.data.messages import Message
+from chatbot_sft.data.messages import BadRow, Message
 from chatbot_sft.errors import UserError
 from chatbot_sft.inference import room_for_answer
 from chatbot_sft.model import embedded
@@ -17,6 +17,7 @@ from chatbot_sft.model.base import moved, named
 from chatbot_sft.model.generate import as_text, generate, generate_batch, generation_stops, rendered
 from chatbot_sft.model.hub import is_local, readable_errors
 from chatbot_sft.model.quantization import nf4
+from chatbot_sft.model_files import refuse_pickles
 from chatbot_sft.network import allow_network
 
 if TYPE_CHECKING:
@@ -55,20 +56,25 @@ class HFModel:
         )
 
     @classmethod
-    def load(cls, folder: Path | str, adapter: bool = True, four_bit: bool = False) -> HFModel:
+    def load(
+        cls, folder: Path | str, adapter: bool = True, four_bit: bool = False, allow_pickle: bool = False
+    ) -> HFModel:
         """The model in `folder`; an adapter on its base, with the adapter's tokenizer, or with
         `adapter=False` that base alone, with its own.
 
         On a GPU in the dtype it was saved in, on a CPU in float32; a bitsandbytes checkpoint as it is, any
         other with `four_bit` as QLoRA trains it. The network is used only where the base is a hub id.
-        `folder` may be a hub id, too.
+        `folder` may be a hub id, too. `allow_pickle`: the base may be no safetensors.
 
         Raises:
-            UserError: the model, or the adapter's base, cannot be loaded; it has no chat template.
+            UserError: pickled weights; the model, or the adapter's base, cannot be loaded; it has no chat template.
         """
         base, revision = adapter_base(Path(folder).expanduser())
         weights = base or str(folder)
         source = str(folder) if adapter else weights
+        for place in filter(is_local, {source, weights}):
+            if not allow_pickle or place != weights:
+                refuse_pickles(Path(place).expanduser(), place)
         allow_network(not is_local(weights))
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -93,7 +99,8 @@ class HFModel:
                 precision["dtype"] = "auto"
             elif four_bit:
                 precision["quantization_config"] = nf4(torch.bfloat16 if gpu else torch.float32)
-            model = Auto.from_pretrained(path, **precision, **hub)
+            weights_alone = {} if allow_pickle else {"use_safetensors": True}
+            model = Auto.from_pretrained(path, **precision, **hub, **weights_alone)
             tokenizer = AutoTokenizer.from_pretrained(path, **hub)
         if not tokenizer.chat_template:
             raise UserError(
@@ -107,12 +114,10 @@ class HFModel:
         Raises:
             UserError: the chat template refuses them.
         """
-        import jinja2
-
         try:
             return rendered(self.tokenizer, messages, self.template_kwargs)
-        except jinja2.TemplateError as error:
-            raise UserError(f"{self.name}: the chat template refuses the conversation: {error}") from None
+        except BadRow as error:
+            raise UserError(f"{self.name}: {error.detail}") from None
 
     def answer(
         self,

@@ -19,6 +19,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.model import embedded
 from chatbot_sft.model.base import ABOVE, content, known_base, moved, named
 from chatbot_sft.model.hub import is_local
+from chatbot_sft.model_files import refuse_pickles
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
 
 log = logging.getLogger(__name__)
@@ -172,6 +173,7 @@ def load_weights(model: Any, folder: Path, where: str) -> None:
     """
     from peft import load_peft_weights, set_peft_model_state_dict
 
+    refuse_pickles(folder, where)
     try:
         loaded = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
     except RuntimeError as error:  # torch's word for another size
@@ -284,6 +286,7 @@ def _check_tokens(where: str, adapter_config: Mapping[str, Any], settings: Confi
 def _check_weights(where: str, folder: Path, adapter_config: Mapping[str, Any]) -> None:
     """The header of the weights: all of the file is there, and its matrices have the adapter's rank."""
     file = folder / WEIGHTS
+    refuse_pickles(folder, where)
     if not file.is_file():
         raise UserError(f"{where}: no {WEIGHTS} in {folder}")
     size = file.stat().st_size

@@ -222,6 +222,8 @@ def prepare_environment() -> None:
     # Of kernels that are not the compiler's, too: Unsloth's, bitsandbytes', TRL's.
     os.environ.setdefault("TRITON_CACHE_DIR", str(part_folder("compiled") / "triton"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # transformers would take what a service on the hub converted, from a pull request of anybody's.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # OpenMP reads it as torch is imported. Threads that wait awake take the cores from each other and from

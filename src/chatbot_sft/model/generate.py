@@ -7,20 +7,21 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from chatbot_sft.data.messages import Message
-from chatbot_sft.data.template import strftime_now
+from chatbot_sft.data.template import ChatTemplate
 from chatbot_sft.model.sharding import sharded
 
 
 def rendered(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> list[int]:
-    """`messages` and the beginning of an answer, through the chat template of a transformers tokenizer.
+    """`messages` and the beginning of an answer, through the chat template of a transformers tokenizer, as its
+    `apply_chat_template` has them; but with our clock, and within bounds: see `data.rendering`.
 
     Raises:
-        jinja2.TemplateError: the template refuses them.
+        BadRow: the template refuses them.
+        UserError: it takes too long, or too much memory.
     """
-    kwargs = {"strftime_now": strftime_now, "add_generation_prompt": True, **template_kwargs}
-    return tokenizer.apply_chat_template(
-        list(messages), return_dict=False, **kwargs
-    )  # our clock, not its own
+    kwargs = {"add_generation_prompt": True, **template_kwargs}
+    text = ChatTemplate.of_transformers(tokenizer, kwargs).render(messages)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def generation_stops(model: Any) -> frozenset[int]:

@@ -43,6 +43,11 @@ def readable_errors(name: str) -> Iterator[None]:
         text = str(error).lower()
         if is_local(name):
             raise UserError(f"model.name={name}: cannot be loaded: {' '.join(str(error).split())}") from error
+        if "cannot be loaded with `safetensors`" in text:
+            raise UserError(
+                f"model.name={name}: it has no *.safetensors; model.allow_pickle=true loads its pickled weights with"
+                " PyTorch's loader for weights alone"
+            ) from error
         if USER_SAYS_OFFLINE:
             why = "HF_HUB_OFFLINE is set, and the model is not in the local cache"
         elif "gated" in text:

@@ -90,7 +90,7 @@ def check(settings: Config) -> None:
         )
     chat_template(settings)
     if is_local(model.name) or Path(model.name).expanduser().is_file():
-        check_folder(model.name, model.trust_remote_code)
+        check_folder(model.name, model.trust_remote_code, model.allow_pickle)
 
 
 def load_base(
@@ -122,7 +122,7 @@ def attach(base: Base, settings: Config) -> Trainable:
         UserError: a module that the model does not have, or an adapter of another shape.
     """
     name, adapter, lora = settings.model.name, settings.model.adapter, settings.lora
-    add_adapter = locate("lora", lora._target_)
+    add_adapter = locate("lora", lora._target_, settings.allow_targets)
     extra = {"new_token_ids": base.new_token_ids} if base.new_token_ids else {}
     with quiet(progress=not is_local(base.source)), readable_errors(name):
         model = add_adapter(base.model, settings, base.engine, **extra)
@@ -167,6 +167,7 @@ def check_names_of_weights(settings: Config, source: str) -> None:
             device_map={"": "meta"},
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            use_safetensors=model.use_safetensors,
             **given,
         )
     except (RuntimeError, ValueError, KeyError) as error:

@@ -30,6 +30,7 @@ def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
         dtype=dtype,
         quantization_config=nf4(dtype) if settings.model.load_in_4bit else None,
         trust_remote_code=settings.model.trust_remote_code,
+        use_safetensors=settings.model.use_safetensors,
         # What is sharded later comes from the files to the card a layer at a time.
         device_map={"": distributed.local_rank()}
         if torch.cuda.is_available() and not settings.training.shard

@@ -30,6 +30,7 @@ def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
         full_finetuning=settings.full_finetuning,
         use_gradient_checkpointing=checkpointing(settings),
         trust_remote_code=settings.model.trust_remote_code,
+        use_safetensors=settings.model.use_safetensors,
         random_state=settings.seed,
         **({"revision": settings.model.revision} if settings.model.revision else {}),
     )

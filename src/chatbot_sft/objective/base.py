@@ -89,7 +89,8 @@ def objective_of(settings: Config) -> Objective:
         UserError: there is none of that name, or a setting means nothing to it.
     """
     base = f"{Objective.__module__.rpartition('.')[0]}.{Objective.__name__}"
-    objective: Objective = locate("objective", settings.objective._target_, base)(settings.objective)
+    located = locate("objective", settings.objective._target_, settings.allow_targets, base)
+    objective: Objective = located(settings.objective)
     smoothing = settings.sft_arguments.get("label_smoothing_factor")
     if smoothing and not objective.means_tokens:
         raise UserError(

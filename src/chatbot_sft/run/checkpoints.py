@@ -90,8 +90,11 @@ def _read(folder: Path) -> Checkpoint:
         if not isinstance(record.get(key), kind):
             raise Damaged(f"{RECORD}: {key} is {'missing' if key not in record else 'damaged'}")
     # Earlier versions wrote none.
+    checksums = record.get("checksums", {})
     if "checksums" in record and record.get("checksum") != _own_checksum(record):
         raise Damaged(f"{RECORD} was changed after it was written")
+    if not isinstance(checksums, dict) or not checksums.keys() <= record["files"].keys():
+        raise Damaged(f"{RECORD} has checksums of other files than were written with it")
     try:
         datetime.fromisoformat(record["started"])
         sizes = _sizes(folder)

@@ -100,7 +100,7 @@ def licence_of(settings: Config) -> str | None:
     _, begin, rest = text.partition("---\n")
     try:
         metadata = yaml.safe_load(rest.partition("\n---")[0]) if begin and text.startswith("---") else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return None
     licence = metadata.get("license") if isinstance(metadata, dict) else None
     return licence if isinstance(licence, str) else None
@@ -119,7 +119,8 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
     )
     licence = licence_of(settings)
     yield (
-        f"Fine-tuned from {_base(settings)} ({trained_part}; licence of the base: {licence or 'see its model card'})"
+        f"Fine-tuned from {_base(settings)} ({trained_part}; licence of the base:"
+        f" {inline(licence) if licence else 'see its model card'})"
         " with chatbot_sft."
     )
     if export.base and not settings.full_finetuning:

@@ -210,7 +210,9 @@ class ModelSaver:
             started = time.perf_counter()
             try:
                 verification = compare(
-                    trained.reference, probe(part, trained.reference.evidence, four_bit), kind
+                    trained.reference,
+                    probe(part, trained.reference.evidence, four_bit, self.settings.model.allow_pickle),
+                    kind,
                 )
             except ProbeFailed as error:
                 raise UserError(self._failure(trained, export, kind, [str(error)])) from error

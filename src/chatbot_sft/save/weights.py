@@ -62,6 +62,7 @@ def trained_weights(model: Any, settings: Config) -> Weights:
 
     source = str(Path(embedded.resolve(settings.model.name)).expanduser())
     hub = {"revision": settings.model.revision, "trust_remote_code": settings.model.trust_remote_code}
+    pickles = {"use_safetensors": settings.model.use_safetensors}
     with readable_errors(settings.model.name), tempfile.TemporaryDirectory() as adapter:
         config, rows = AutoConfig.from_pretrained(source, **hub), model.get_input_embeddings().weight.shape[0]
         if settings.full_finetuning:
@@ -70,7 +71,7 @@ def trained_weights(model: Any, settings: Config) -> Weights:
             return of_model(_merged(copy.deepcopy(model).to("cpu")), config, AS_TRAINED)
         model.save_pretrained(adapter, save_embedding_layers=False)
         return of_checkpoint(source, config, hub, Path(adapter), rows) or _of_loaded(
-            source, config, hub, Path(adapter), rows
+            source, config, {**hub, **pickles}, Path(adapter), rows
         )
 
 

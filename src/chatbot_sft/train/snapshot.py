@@ -7,6 +7,7 @@ with float16, `rng_state.pth` (one a process), `trainer_state.json` (transformer
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -199,4 +200,16 @@ def load_random_state(job: Job) -> None:
 
 
 def _read(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True)
+    """Raises UserError where it holds more than numbers and names: code, which is not run."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(with_code(file)) from None
+
+
+def with_code(place: Path) -> str:
+    """The text for a file of a checkpoint, or one in the folder `place`, that torch refuses to read."""
+    return (
+        f"training.resume: {place} has a pickle in it that this program did not write; it may hold code, which is"
+        " not run: start afresh with training.resume=never"
+    )

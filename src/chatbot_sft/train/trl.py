@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
 from chatbot_sft import preemption
+from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked_arguments
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train import resume, snapshot
@@ -206,7 +208,12 @@ def train(trainer: Any, companion: Companion) -> TrainOutput:
         job.progress.begin(job.state)
         output = TrainOutput(job.state.global_step, mean_loss(job), {"train_runtime": 0.0})
     else:
-        output = trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        try:
+            output = trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+        except pickle.UnpicklingError:
+            raise UserError(
+                snapshot.with_code(checkpoint.folder if checkpoint else job.args.output_dir)
+            ) from None
     if companion.failure is not None:
         raise companion.failure
     state = trainer.state

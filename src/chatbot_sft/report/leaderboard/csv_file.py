@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from chatbot_sft.report.leaderboard import columns
 from chatbot_sft.report.leaderboard.board import Board
@@ -16,6 +17,7 @@ FIGURES = (
     "peak_gb",
     "seconds",
 )
+NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 HEAD = ("rank", "job")
 TAIL = ("mean", "spread", *FIGURES, "status", "error", "folder")
 
@@ -26,7 +28,7 @@ def text(board: Board) -> str:
     writer = csv.writer(out, lineterminator="\n")
     rewards = [figure for figure in columns.figures(board) if figure in columns.REWARDS.values()]
     names = [figure.title.replace(" ", "_") for figure in rewards]
-    writer.writerow([*HEAD, *board.keys, board.metric, *TAIL, *names])
+    writer.writerow([*HEAD, *map(_text, (*board.keys, board.metric)), *TAIL, *names])
     for rank, row in enumerate(board.rows, 1):
         for job in row.jobs:
             figures = (job.held_out, job.steps, job.tokens_per_second, job.peak_gb, job.seconds)
@@ -34,5 +36,11 @@ def text(board: Board) -> str:
             ending = (str(job.status), job.error, job.folder.name)
             own = [figure.of(job) for figure in rewards]
             cells = [rank, job.number, *settings, job.value, row.mean, row.spread, *figures, *ending, *own]
-            writer.writerow([plain_line(cell) if isinstance(cell, str) else cell for cell in cells])
+            writer.writerow([_text(cell) if isinstance(cell, str) else cell for cell in cells])
     return out.getvalue()
+
+
+def _text(cell: str) -> str:
+    """As a spreadsheet shows it, and does not compute it: a formula begins so (OWASP, "CSV Injection")."""
+    formula = cell.startswith(("=", "+", "-", "@")) and not NUMBER.fullmatch(cell)
+    return f"'{plain_line(cell)}" if formula else plain_line(cell)

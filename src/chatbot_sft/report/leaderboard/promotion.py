@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from chatbot_sft.errors import UserError, listed
+from chatbot_sft.places import MARK as EXPORT
 from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.ending import write_reports
 from chatbot_sft.report.leaderboard import files
@@ -97,6 +98,7 @@ def _copied(report: Report, folder: Path, staged: Path) -> SaveResult | None:
                 shutil.copy2(file, copy / file.name)
             copy = copy / place.name
         else:
+            _refuse_links_out(place)
             shutil.copytree(place, copy)
         exports.append(replace(export, path=str(copy)))
     whole = exports[0].path if len(exports) == 1 else str(staged / "model")
@@ -104,11 +106,24 @@ def _copied(report: Report, folder: Path, staged: Path) -> SaveResult | None:
 
 
 def _place(path: Path, folder: Path) -> Path | None:
-    """Where an export is now: where it was written, or in the run that was moved."""
+    """Where an export is now: where it was written, or in the run that was moved. The report may be a stranger's, and
+    name anything: outside of its run only what is a model.
+    """
     here = [path, folder / "model", folder / "model" / path.name]
-    return next(
-        (place for place in here if place.is_file() or (place.is_dir() and any(place.iterdir()))), None
-    )
+    there = [place for place in here if place.is_file() or (place.is_dir() and any(place.iterdir()))]
+    return next((p for p in there if p.resolve().is_relative_to(folder.resolve()) or _is_model(p)), None)
+
+
+def _is_model(place: Path) -> bool:
+    names = ("config.json", "adapter_config.json", EXPORT)
+    return place.suffix == ".gguf" or any((place / name).is_file() for name in names)
+
+
+def _refuse_links_out(place: Path) -> None:
+    """A copy would hold what they lead to."""
+    for path in place.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(place.resolve()):
+            raise UserError(f"{path}: a link out of the export; nothing was promoted")
 
 
 def _exported(folder: Path, staged: Path, method: str) -> SaveResult:

@@ -1,7 +1,7 @@
 """An export, read from disk by its user's library in a process of its own: nothing that training left in
 memory helps it, and a crash is a finding.
 
-`python -m chatbot_sft.save.verify.probe EXPORT EVIDENCE_FOLDER OUTPUT [4bit]` writes the `Observation` of
+`python -m chatbot_sft.save.verify.probe EXPORT EVIDENCE_FOLDER OUTPUT [4bit] [pickle]` writes the `Observation` of
 EXPORT into the file OUTPUT.
 """
 
@@ -29,9 +29,11 @@ class ProbeFailed(Exception):
     """The library does not read the export, or crashes on it; the message says what it said last."""
 
 
-def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observation:
+def probe(
+    export: Path, evidence: Evidence, four_bit: bool = False, allow_pickle: bool = False
+) -> Observation:
     """What the export in the folder or .gguf file `export` makes of `evidence`; `four_bit`: an adapter's base
-    is loaded in 4 bits, as in training.
+    is loaded in 4 bits, as in training; `allow_pickle`: that may be no safetensors.
 
     Raises:
         ProbeFailed: it cannot be read.
@@ -47,6 +49,7 @@ def probe(export: Path, evidence: Evidence, four_bit: bool = False) -> Observati
             str(questions),
             str(output),
             *(["4bit"] if four_bit else []),
+            *(["pickle"] if allow_pickle else []),
         ]
         alone = {name: value for name, value in os.environ.items() if name not in OF_SEVERAL}
         process = subprocess.run(
@@ -68,18 +71,18 @@ def main() -> None:
 
     prepare_environment()
     export, evidence, output = map(Path, sys.argv[1:4])
-    model = _load(export, four_bit="4bit" in sys.argv[4:])
+    model = _load(export, "4bit" in sys.argv[4:], "pickle" in sys.argv[4:])
     observe(model, Evidence.read(evidence)).write(output)
 
 
-def _load(export: Path, four_bit: bool) -> ChatModel:
+def _load(export: Path, four_bit: bool, allow_pickle: bool) -> ChatModel:
     if export.suffix == ".gguf":
         from chatbot_sft.inference.gguf_model import GGUFModel
 
         return GGUFModel.load(export)
     from chatbot_sft.inference.hf_model import HFModel
 
-    return HFModel.load(export, four_bit=four_bit)
+    return HFModel.load(export, four_bit=four_bit, allow_pickle=allow_pickle)
 
 
 if __name__ == "__main__":
