@@ -26,7 +26,7 @@ import sys
 import time
 from pathlib import Path
 
-from train import LONGEST, conversations, synchronize
+from peers import CHECKPOINTING, LONGEST, adapted, conversations, synchronize
 
 PAIRS = 8  # of a step
 STEPS = {"a": 14, "b": 24, "c": 8, "d": 240}
@@ -43,42 +43,14 @@ def pairs(tokenizer, count: int) -> list[dict]:
 
 def theirs(contender: str, model_folder: str, bits: int, data: Path, out: Path, steps: int) -> None:
     """Contenders a, b and c."""
-    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    checkpointing = {"a": "unsloth", "b": False, "c": True}[contender]
-    if contender != "c":
-        from unsloth import FastLanguageModel
+    checkpointing = CHECKPOINTING[contender]
+    model, tokenizer = adapted(contender, model_folder, bits)  # imports Unsloth, which comes first
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     gpu = torch.cuda.is_available()
-    if contender == "c":
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-        tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        nf4 = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=torch.bfloat16, quantization_config=nf4 if bits == 4 else None,
-            device_map={"": 0} if gpu else None,
-        )  # fmt: skip
-        if bits == 4:
-            model = prepare_model_for_kbit_training(
-                model, gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
-        lora = LoraConfig(r=16, lora_alpha=16, target_modules=modules, task_type="CAUSAL_LM")
-        model = get_peft_model(model, lora)
-    else:
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            model_folder, max_seq_length=LONGEST, dtype=None, load_in_4bit=bits == 4
-        )
-        model = FastLanguageModel.get_peft_model(
-            model, r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=modules,
-            use_gradient_checkpointing=checkpointing, random_state=3407,
-        )  # fmt: skip
-
     ends = [time.perf_counter()]
 
     class Clock(TrainerCallback):

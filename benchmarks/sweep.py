@@ -99,7 +99,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if os.environ.get("QUICK"):
         options.steps = 4
-    from train import conversations
+    from peers import conversations
     from transformers import AutoTokenizer
 
     rows = conversations("short", AutoTokenizer.from_pretrained(options.model), 600)

@@ -26,17 +26,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import random
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "data" / "thinking_teacher_conversations.json"
-MEAN = {"short": 220, "long": 1500}
+from peers import CHECKPOINTING, LONGEST, adapted, conversations, synchronize
+
 # short, long
 STEPS = {
     "a": (14, 6),
@@ -47,89 +45,23 @@ STEPS = {
     "f": (240, 40),
     "g": (240, 120),
 }
-LONGEST = 2048
 
 
 def steps(contender: str, kind: str) -> int:
     return 2 if os.environ.get("QUICK") else STEPS[contender][kind == "long"]
 
 
-def conversations(kind: str, tokenizer, count: int) -> list[dict]:
-    """`count` conversations of one question and one answer, their lengths lognormal around the mean of
-    `kind`; the words are the example's.
-    """
-    draw = random.Random(kind)
-    words = " ".join(
-        m["content"] for row in json.loads(EXAMPLE.read_text(encoding="utf-8")) for m in row["messages"]
-    ).split()
-    per_word = len(tokenizer(" ".join(words[:5000]))["input_ids"]) / 5000
-    made = []
-    for _ in range(count):
-        tokens = min(LONGEST * 0.95, max(40, draw.lognormvariate(math.log(MEAN[kind]) - 0.08, 0.4)))
-        size = int((tokens - 20) / per_word)
-        start = draw.randrange(len(words) - 4000)
-        text = words[start : start + size]
-        cut = max(3, size // 4)
-        made.append(
-            {
-                "messages": [
-                    {"role": "user", "content": " ".join(text[:cut])},
-                    {"role": "assistant", "content": " ".join(text[cut:])},
-                ]
-            }
-        )
-    return made
-
-
-def synchronize() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def raw(contender: str, model_folder: str, bits: int, data: dict[str, str], out: Path, began: float) -> None:
     """Contenders a, b and c, one process for all lengths."""
     if contender != "c":
-        from unsloth import FastLanguageModel
         from unsloth.chat_templates import train_on_responses_only
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    checkpointing = {"a": "unsloth", "b": False, "c": True}[contender]
-    if contender == "c":
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-        tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        nf4 = (
-            BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-            )
-            if bits == 4
-            else None
-        )
-        place = {"": 0} if torch.cuda.is_available() else None
-        model = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=torch.bfloat16, quantization_config=nf4, device_map=place
-        )
-        if bits == 4:
-            model = prepare_model_for_kbit_training(
-                model, gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
-        model = get_peft_model(
-            model, LoraConfig(r=16, lora_alpha=16, target_modules=modules, task_type="CAUSAL_LM")
-        )
-    else:
-        model, tokenizer = FastLanguageModel.from_pretrained(
-            model_folder, max_seq_length=LONGEST, dtype=None, load_in_4bit=bits == 4
-        )
-        model = FastLanguageModel.get_peft_model(
-            model, r=16, lora_alpha=16, lora_dropout=0, bias="none", target_modules=modules,
-            use_gradient_checkpointing=checkpointing, random_state=3407,
-        )  # fmt: skip
+    checkpointing = CHECKPOINTING[contender]
+    model, tokenizer = adapted(contender, model_folder, bits)
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:

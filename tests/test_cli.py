@@ -1,16 +1,19 @@
 """The command line: real processes, as a user starts them."""
 
 import json
+import re
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import pytest
-from conftest import conversations, only_error, report_of, write_json
+from conftest import composed, conversations, only_error, report_of, write_json
 
 from chatbot_sft import command_line
-from chatbot_sft.config import keys
+from chatbot_sft.config import aliases, keys
 from chatbot_sft.config.help import help_text
+from chatbot_sft.objective import DPO, KTO, ORPO
 from chatbot_sft.resources import conf_dir
 
 
@@ -60,6 +63,24 @@ def test_help_on_one_section():
     assert "  save.verify=true " in text
     assert "training." not in text
     assert help_text([], None).count("\n") < 280
+
+
+def test_help_says_what_a_command_without_arguments_would_take():
+    """Where an option that is taken by default brings another value than the key's own."""
+    config = composed(Path("out"))
+    text = " ".join(help_text([], None).split())
+    for path, option in {
+        "training.max_steps": "dataset=white_crane", "training.learning_rate": "model=smollm2", "model.load_in_4bit": "model=smollm2",
+    }.items():  # fmt: skip
+        section, _, name = path.partition(".")
+        value = aliases.plain(config[section][name])
+        assert re.search(rf" {path}=\S+ {re.escape(value)} by default, which {option} brings; ", text), path
+
+
+def test_help_names_every_loss():
+    text = help_text(["objective.loss_type"], None)
+    for method in (DPO, ORPO, KTO):
+        assert not set(method.loss_types) - set(re.findall(r"\w+", text)), method
 
 
 @pytest.mark.parametrize(

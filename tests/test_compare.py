@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import write_json
 from written_sweep import job, plausible, written
 
@@ -215,6 +216,28 @@ def test_of_a_run_of_the_version_before_the_code_is_not_known(command, tmp_path)
         *("configuration", "lora.r 8 → 16", "", "data", "the same", "", "versions", "the same", ""),
         *("code", "not known of A, whose lock is of an earlier version", "", "device", "the same", ""),
     ]
+
+
+def test_two_runs_of_other_objectives_differ_in_its_name_and_in_their_rewards(command, tmp_path):
+    for name, margin in (("sft", None), ("dpo", 0.5)):
+        figures = {"rewards/margins": margin, "rewards/accuracies": 0.75} if margin else {}
+        job(tmp_path / name, training={"figures": figures})
+        method = {"name": name, "_target_": f"chatbot_sft.objective.{name.upper()}"}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"objective": method}))
+        decides = {**LOCK["decides"], **{f"objective.{key}": value for key, value in method.items()}}
+        write_json(tmp_path / name / "lock.json", {**LOCK, "decides": decides})
+    code, out, _ = command("sft", "dpo")
+    assert code == 0
+    assert out.splitlines()[0].split()[1] == "objective.name"
+    said = [" ".join(line.split()) for line in out.splitlines()]
+    assert "objective.name sft → dpo" in said
+    assert "reward margin (not set) → 0.5000" in said
+    assert "reward accuracy (not set) → 75%" in said
+    assert "_target_" not in out
+    own = yaml.safe_dump({"objective": {"name": "dpo", "_target_": "mine.Loss"}})
+    (tmp_path / "sft" / "config.yaml").write_text(own)
+    write_json(tmp_path / "sft" / "lock.json", LOCK)
+    assert "objective._target_" in command("sft", "dpo")[1]
 
 
 def test_two_runs_without_a_lock_are_compared_by_what_there_is(command, tmp_path):

@@ -22,7 +22,7 @@ from chatbot_sft import command_line, completion, distributed, json_output, run_
 from chatbot_sft.config import Config, hydra_glue, hydra_targets
 from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
-from chatbot_sft.errors import SHOW_TRACEBACK
+from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.logs import MaskedStream
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.resources import conf_dir
@@ -57,6 +57,7 @@ def entrypoint(config: DictConfig) -> float | None:
     except Exception as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise
+        run_directory.withdraw(refused=isinstance(error, UserError))
         sys.exit(f"{distributed.error_prefix()}{one_line(error, in_run=True)}")
 
 

@@ -190,7 +190,7 @@ def train(
 
     `task=check` ends after the data, `task=plan` before the first step. `origin` is where a replay begins.
     """
-    settings = adopt(settings)
+    settings = adopt(settings, named)
     effects.refuse(settings, named)
     check_secrets(settings)
     stages = Stages.of(settings)
@@ -215,6 +215,7 @@ def train(
     if warning := prepared.findings["training"]["warning"]:
         log.warning("training: %s", warning)
     bounds.check_rows(settings, prepared.statistics, distributed.processes())
+    origin.rows = prepared.counted
     lock = locked(settings, prepared, origin, report.command)
     origin.hold(lock)
     resume.refuse_changes(origin, lock.decides, whole=True)

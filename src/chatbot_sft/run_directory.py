@@ -28,7 +28,7 @@ from chatbot_sft.config.containers import as_dict
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.directory import HOLDER
+from chatbot_sft.run.directory import HOLDER, Run
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -39,6 +39,11 @@ LOCK = ".lock"  # the operating system's, so it goes with its process
 BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user typed
 LONGEST = 160  # characters of a command that are kept
 OF_A_START = {LOCK, HOLDER, ".hydra", "multirun.yaml"}  # what a run or a sweep has written before it begins
+OF_A_REFUSAL = {
+    "run.log",
+    "report.json",
+    "report.md",
+}  # beside it: that it was refused, which the terminal says too
 
 
 class Held(UserError):
@@ -61,11 +66,14 @@ class Claim:
         content = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         return cls(folder, content, [place for place in (folder, *folder.parents) if not place.exists()])
 
-    def withdraw(self) -> None:
-        """Leave nothing of a start that came to nothing; what has written more than that stays whole."""
+    def withdraw(self, refused: bool = False) -> None:
+        """Leave nothing of a start that came to nothing; what has written more than that stays whole. One that was
+        `refused` before it had done anything has told so, and has no more to tell.
+        """
         present = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
         added = present - self.content
-        if not added <= OF_A_START:
+        report = Run(self.folder).peek() if refused and "report.json" in added else None
+        if not added <= OF_A_START | (OF_A_REFUSAL if report and report.nothing_done else set()):
             return
         for place in (self.folder / name for name in added):
             shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -77,10 +85,10 @@ class Claim:
 _claims: list[Claim] = []
 
 
-def withdraw() -> None:
+def withdraw(refused: bool = False) -> None:
     """Called where a command has failed: see `Claim.withdraw`."""
     while _claims:
-        _claims.pop().withdraw()
+        _claims.pop().withdraw(refused)
 
 
 class ClaimDirectory(Callback):

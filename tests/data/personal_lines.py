@@ -1,4 +1,4 @@
-"""300 lines with planted personal data, and with what only looks like it. Every value is invented: test cards, the
+"""Lines with planted personal data, and with what only looks like it. Every value is invented: test cards, the
 registry's example IBANs, example.com, phone numbers kept for fiction where a country has some, national numbers of
 python-stdnum's documentation. Tokens are put together here, so that no scanner takes this file for a leak.
 """
@@ -129,6 +129,37 @@ MIXED = [
 ]
 
 
+# In spellings of their own: small letters, dashes, dots, words for signs, a country that the text around tells.
+SPELT = [
+    Line("zurück auf de89 3704 0044 0532 0130 00 bitte", (("IBAN", "de89 3704 0044 0532 0130 00"),)),
+    Line("gb29nwbk60161331926819", (("IBAN", "gb29nwbk60161331926819"),)),
+    Line("IBAN GB29-NWBK-6016-1331-9268-19.", (("IBAN", "GB29-NWBK-6016-1331-9268-19"),)),
+    Line("fr14-2004-1010-0505-0001-3m02-606", (("IBAN", "fr14-2004-1010-0505-0001-3m02-606"),)),
+    Line("card 4242.4242.4242.4242, exp 12/27", (("CARD", "4242.4242.4242.4242"),)),
+    Line("3782.822463.10005", (("CARD", "3782.822463.10005"),)),
+    Line("Tél. : 01 99 00 12 34", (("PHONE", "01 99 00 12 34"),)),
+    Line("tél 01.99.00.56.78", (("PHONE", "01.99.00.56.78"),)),
+    Line("I am in London, ring 07400 123456 after six", (("PHONE", "07400 123456"),)),
+    Line("Deliver to SW1A 1AA, 07400123457", (("PHONE", "07400123457"),)),
+    Line("Meine Nummer ist 0151 23456789.", (("PHONE", "0151 23456789"),)),
+    Line("Ich bin unter 0171/1234567 da, bitte nicht vor acht", (("PHONE", "0171/1234567"),)),
+    Line("National Insurance: AB 12 34 56 C", (("ID", "AB 12 34 56 C"),)),
+    Line("my NI number is CE123456D", (("ID", "CE123456D"),)),
+    Line("anna (at) gmail.com", (("EMAIL", "anna (at) gmail.com"),)),
+    Line("Write to anna [at] gmail dot com please", (("EMAIL", "anna [at] gmail dot com"),)),
+    Line("anna.b(at)web.de, danke", (("EMAIL", "anna.b(at)web.de"),)),
+    Line("j.doe{AT}mail[DOT]example[DOT]org", (("EMAIL", "j.doe{AT}mail[DOT]example[DOT]org"),)),
+]
+NO_SPELLING = (
+    "look (at) the price. It is low", "We met (at) noon, then", "meet [at] ten.", "f(at).b", "array[at] index.html", "user (at) host.invalid",
+    "order 07400 123456 from London", "0151 23456789", "07400 123456", "The UK sold 07400 of them", "Bestellung 0151 23456789 ist da, bitte",
+    "Rechnung Nr. 0171/1234567 ist nicht bezahlt", "build AB123456C", "AB 12 34 56 C", "NI number BG123456A", "NI number AB123456E",
+    "de12 is a road and gb29 another one here", "de89 3704 0044 0532 0130 01", "gb29-nwbk-6016-1331-9268-18", "ab12 cd34 ef56 gh78",
+    "4.242.4242.4242", "4242.4242.4242.4243", "1111.2222.3333.4444", "v4.2424.2424.2424", "tél 12", "Le tél est cassé depuis 2019",
+    "at) the door (at", "id07 1234 5678", "Sie ist 0151 Jahre alt, und wir nicht",
+)  # fmt: skip
+
+
 def lines() -> list[Line]:
     made = [Line(EMAIL_LINES[i % 6].format(value), (("EMAIL", value),)) for i, value in enumerate(EMAILS * 2)]
     made += [
@@ -145,4 +176,4 @@ def lines() -> list[Line]:
         Line(f"{email}, {phone}, {card}", (("EMAIL", email), ("PHONE", phone), ("CARD", card)))
         for email, (_, phone), card in zip(EMAILS, PHONES, CARDS, strict=False)
     ]
-    return made + MIXED + [Line(text) for text in NOTHING]
+    return made + MIXED + SPELT + [Line(text) for text in (*NOTHING, *NO_SPELLING)]

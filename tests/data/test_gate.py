@@ -266,7 +266,10 @@ def test_bad_rows_that_are_used_are_counted_and_named(tmp_path, chat):
     ]
     file = write_json(tmp_path / "data.json", rows)
     report = loader(file, on_bad_row="warn").check(chat)
-    assert dict(facts(report))["conversations"] == "4: 3 trained, 0 held out, 2 bad (1 of them used: row 3)"
+    assert (
+        dict(facts(report))["conversations"]
+        == "4: 3 trained, 0 held out, 1 bad (1 of those used is bad: row 3)"
+    )
     assert report["bad_rows_used"] == {"count": 1, "rows": [{"file": str(file), "row": 3}]}
     assert (
         dict(facts(loader(file, on_bad_row="drop").check(chat)))["conversations"]
@@ -340,8 +343,8 @@ def test_duplicates_are_named(tmp_path, chat):
     made = loader(write_json(tmp_path / "data.json", [*rows, rows[1], rows[1]]))
     note = made.check(chat)["notes"]["exact duplicate"]
     assert [(entry["row"], entry["detail"]) for entry in note["rows"]] == [
-        (6, f"the same as row 2 of {tmp_path}/data.json"),
-        (7, f"the same as row 2 of {tmp_path}/data.json"),
+        (6, "the same as row 2 of data.json"),
+        (7, "the same as row 2 of data.json"),
     ]
     assert made.statistics.duplicates == note["count"] == 2
 
@@ -373,7 +376,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path, chat):
     )
     leaks = own.check(chat)["notes"]["not held out: trained on"]
     assert [(entry["file"], entry["row"], entry["detail"]) for entry in leaks["rows"]] == [
-        (f"{tmp_path}/eval.json", n, f"the same as row {n} of {tmp_path}/train.json") for n in (1, 2, 3)
+        (f"{tmp_path}/eval.json", n, f"the same as row {n} of train.json") for n in (1, 2, 3)
     ]
     assert (own.statistics.rows_used, own.statistics.rows_held_out, own.statistics.leaked_rows) == (20, 5, 3)
 
@@ -458,7 +461,7 @@ def test_the_check_task_reports_and_stops(launch, tmp_path):
     for said in ("not read: history", "training.warmup_steps=40 is not below"):
         assert (noted.stdout + noted.stderr).count(said) == 1, noted
     judged = launch("task=check", "objective=dpo", "dataset=white_crane_pairs", "hydra.run.dir=judged")
-    assert re.search("pairs +54 trained, 6 held out, of 60 rows", judged.stdout), judged.stderr
+    assert re.search("pairs +60: 54 trained, 6 held out", judged.stdout), judged.stderr
     page = (tmp_path / "judged" / "data_preview.html").read_text(encoding="utf-8")
     assert page.count("<h3 class=chosen>") == page.count("<h3 class=rejected>") == 40
 
@@ -489,3 +492,42 @@ def test_a_bad_file_stops_a_training_run_before_torch_is_imported(tmp_path):
     assert "messages 1 and 2 are both by user" in (tmp_path / "run" / "data_preview.html").read_text(
         encoding="utf-8"
     )
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders():
+    from chatbot_sft.report.data_summary import short_names
+
+    files = ["/data/a/chats.json", "/data/b/chats.json", "/data/more.json", "b/chats.json"]
+    assert short_names(files[:3]) == {
+        files[0]: "a/chats.json",
+        files[1]: "b/chats.json",
+        files[2]: "more.json",
+    }
+    assert short_names(files) == {
+        files[0]: "a/chats.json",
+        files[1]: "/data/b/chats.json".removeprefix("/"),
+        files[2]: "more.json",
+        files[3]: "b/chats.json",
+    }
+    assert short_names([]) == {}
+
+
+def test_what_is_found_is_one_line_a_kind_in_a_pipe(tmp_path, chat, capsys, monkeypatch):
+    from chatbot_sft.report.data_summary import show
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    rows = conversations(5)
+    made = loader(write_json(tmp_path / f"{'long' * 20}.json", [*rows, rows[1]]), on_bad_row="drop")
+    show(made.check(chat), [])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("exact duplicate"))
+    assert line.split()[2:] == ["1", *f"row 6: the same as row 2 of {'long' * 20}.json".split()]
+    assert str(tmp_path) not in line
+
+
+def test_where_no_row_became_tokens_there_is_no_length(tmp_path, chat):
+    from chatbot_sft.report.data_summary import facts
+
+    made = loader(write_json(tmp_path / "data.json", [{"messages": [user("a")]}]), on_bad_row="drop")
+    with pytest.raises(UserError):
+        made.check(chat)
+    assert dict(facts(made.report))["length"] == "no row became tokens"

@@ -31,7 +31,7 @@ def found(text, **given):
 
 
 def measured():
-    """kind → (planted, found, false alarms) of the 300 lines."""
+    """kind → (planted, found, false alarms) of the lines."""
     planted, right, false = Counter(), Counter(), Counter()
     for line in lines():
         here = found(line.text)
@@ -41,10 +41,10 @@ def measured():
     return {kind: (planted[kind], right[kind], false[kind]) for kind in KINDS}
 
 
-def test_what_is_planted_in_300_lines_is_found_and_nothing_else():
+def test_what_is_planted_is_found_and_nothing_else():
     """The table of docs/data.md."""
-    assert len(lines()) == 300
-    assert sum(not line.values for line in lines()) >= 130
+    assert len(lines()) == 347
+    assert sum(not line.values for line in lines()) == 162
     documented = (REPO / "docs" / "data.md").read_text(encoding="utf-8")
     for kind, (planted, right, false) in measured().items():
         precision, recall = right / (right + false), right / planted
@@ -309,6 +309,17 @@ def test_the_preview_and_the_sample_questions_have_placeholders(tmp_path, chat):
     assert not any(value in plain for value in (CARD, "4111", MAIL))
     assert all("My card is [CARD], mail [EMAIL]" in prompt[-1]["content"] for prompt in made.sample_prompts())
     assert any(CARD in text for text in texts(made))
+
+
+def test_sample_questions_are_those_without_personal_data_where_there_are_some(tmp_path, chat):
+    rows = [
+        row(f"Pay with {CARD} ({n})" if n % 2 else f"How much is it? ({n})", f"{n} dong") for n in range(16)
+    ]
+    made = loader(write_json(tmp_path / "data.json", rows), eval_fraction=0.5)
+    made.check(chat)
+    asked = [prompt[-1]["content"] for prompt in made.sample_prompts()]
+    assert len(asked) == 3
+    assert all(question.startswith("How much is it?") for question in asked), asked
 
 
 class Formatted(DatasetLoader):

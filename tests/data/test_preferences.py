@@ -14,6 +14,7 @@ from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.data.store import flat
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.report.data_summary import facts, remarks
+from chatbot_sft.report.found import sentences
 
 
 def user(content):
@@ -146,7 +147,9 @@ def test_each_thumb_is_a_row_with_all_that_was_said_before(read, chat):
         {"file": rows_of(loader)[0]["file"], "row": 2}
     ]
     assert loader.report["rows"] == 2
-    assert dict(facts(loader.report))["answers"] == "2 trained, 0 held out, of 2 rows"
+    assert (
+        dict(facts(loader.report))["answers"] == "2 trained, 0 held out, of 2 rows, 1 left out (no thumb: 1)"
+    )
     one, other = (row["dialogue"] for row in rows_of(loader))
     assert one == other  # so that a split leaves both on one side
 
@@ -173,7 +176,7 @@ def test_an_answer_that_is_liked_and_disliked_is_no_pair(read):
     with pytest.raises(UserError, match="none of the 2 answers has one to pair it with, to the same prompt"):
         read([UP, {**UP, "label": False}], "dpo")
     loader = read([UP, {**UP, "label": False}, DOWN], "kto")
-    assert [row["row"] for row in loader.report["notes"]["liked and disliked"]["rows"]] == [2]
+    assert [row["row"] for row in loader.report["notes"]["liked and disliked"]["rows"]] == [1, 2]
 
 
 def test_a_pair_is_two_answers_for_kto(read, chat):
@@ -292,13 +295,59 @@ def test_labels_that_are_all_alike_are_refused(read):
         read([UP, {**UP, "prompt": "else"}], "kto")
 
 
+def test_a_bad_row_is_told_beside_labels_that_are_all_alike(read):
+    rows = [*({**UP, "prompt": f"question {n}"} for n in range(3)), {**UP, "label": "perhaps"}]
+    for policy in ("auto", "drop"):
+        with pytest.raises(
+            UserError,
+            match=r"all 3 answers to train on are desirable.*; and 1 of the rows is bad: row 4: label 'perhaps'",
+        ):
+            read(rows, "kto", on_bad_row=policy)
+
+
+SWAPPED = {"prompt": "hi", "chosen": "go away", "rejected": "hello"}
+
+
 def test_swapped_pairs_are_named(read):
-    swapped = {"prompt": "hi", "chosen": "go away", "rejected": "hello"}
-    report = read([PAIR, {**PAIR, "prompt": "else"}, swapped, PAIR], "dpo").report
+    report = read([PAIR, {**PAIR, "prompt": "else"}, SWAPPED, PAIR], "dpo").report
     assert report["notes"]["exact duplicate"]["count"] == 1
-    (found,) = report["notes"]["swapped pair"]["rows"]
-    assert (found["row"], found["detail"].rpartition(" of ")[0]) == (3, "the other way round in row 1")
-    assert any(line.startswith("swapped pair in 1 of 4 rows: ") for line in remarks(report))
+    found = report["notes"]["swapped pair"]
+    assert [(row["row"], row["detail"].partition(" of ")[0]) for row in found["rows"]] == [
+        (1, "the other way round in row 3"), (3, "the other way round in row 1"), (4, "the other way round in row 3"),
+    ]  # fmt: skip
+    assert sentences(report["found"]) == ["swapped pair: 3 of 4, 75% (rows 1, 3, 4)"]
+
+
+OPPOSITE = {
+    "dpo": ([PAIR, SWAPPED], [{"prompt": "else", "chosen": "yes", "rejected": "no"}]),
+    "kto": (
+        [UP, {**UP, "label": False}],
+        [{**UP, "prompt": "else"}, {**UP, "prompt": "other", "label": False}],
+    ),
+}
+
+
+@pytest.mark.parametrize("objective", OPPOSITE)
+def test_what_says_the_opposite_is_left_out_or_refused_as_contradictions_are(objective, read):
+    opposite, others = OPPOSITE[objective]
+    kind = {"dpo": "swapped pair", "kto": "liked and disliked"}[objective]
+    rows = [*others, *opposite]
+    report = read(rows, objective, on_contradiction="drop").report
+    assert report["rows_used"] == len(others)
+    assert report["found"][kind]["left_out"] == 2
+    unit = {"dpo": "pairs", "kto": "answers"}[objective]
+    assert (
+        dict(facts(report))[unit] == f"{len(rows)}: {len(others)} trained, 0 held out, 2 left out ({kind}: 2)"
+    )
+    with pytest.raises(
+        UserError, match=rf"row {len(others) + 1}: .*; {kind}: 2 of .*dataset.on_contradiction=drop"
+    ):
+        read(rows, objective, on_contradiction="error")
+    assert read(rows, objective, on_contradiction="off").report["found"] == {}
+    assert (
+        read([*others, opposite[0], {**opposite[1], "prompt": "at another time"}], objective).report["found"]
+        == {}
+    )
 
 
 def test_chosen_answers_that_are_longer_throughout_are_remarked_on(read):

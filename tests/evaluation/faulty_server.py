@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from answering import Answering, Handler
 
 
-class FaultyServer:
+class FaultyServer(Answering):
     """`url` is its address. `answer(messages)` makes the text; `faults` are taken one by one before that, each a
     name below; `always` is the fault of every request for an answer. `requests` are the bodies, `headers` of each.
     """
@@ -23,9 +23,7 @@ class FaultyServer:
         self._lock = threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Asked(Handler):
             def do_GET(self):
                 outer.paths[self.path] += 1
                 outer.headers.append(dict(self.headers))
@@ -37,7 +35,7 @@ class FaultyServer:
                     self.reply(200, {"object": "list", "data": [{"id": name} for name in outer.models]})
 
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = self.body()
                 with outer._lock:
                     outer.paths[self.path] += 1
                     outer.requests.append(body)
@@ -51,18 +49,6 @@ class FaultyServer:
                 usage = {"completion_tokens": len(text.split())}
                 choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
                 self.reply(200, {"choices": [choice], **({"usage": usage} if outer.usage else {})})
-
-            def reply(self, status, body, kind="application/json", **headers):
-                content = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(status)
-                for name, value in {
-                    "Content-Type": kind,
-                    "Content-Length": str(len(content)),
-                    **headers,
-                }.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
 
             # faults
 
@@ -113,13 +99,4 @@ class FaultyServer:
             def elsewhere(self):
                 self.reply(302, b"", Location="http://example.com/v1")
 
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Asked)

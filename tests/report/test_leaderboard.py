@@ -19,7 +19,7 @@ from written_sweep import job, plausible, written
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.leaderboard import board as boards
-from chatbot_sft.report.leaderboard import columns, files, importance, settings, terminal
+from chatbot_sft.report.leaderboard import columns, csv_file, files, importance, settings, terminal
 from chatbot_sft.report.leaderboard.answers import compared, questions
 from chatbot_sft.report.leaderboard.charts import charts
 from chatbot_sft.report.leaderboard.job import Job
@@ -209,6 +209,33 @@ def test_losses_of_other_objectives_are_said_to_have_no_common_scale(tmp_path):
     (note,) = boards.of([sweep]).notes
     assert note.startswith("the jobs differ in objective.beta: such losses have no common scale")
     assert boards.of([sweep], "training.tokens_per_second").notes == []
+
+
+def test_rewards_have_columns_where_an_objective_has_some(tmp_path):
+    def judged(margin, accuracy):
+        return {"figures": {"rewards/margins": margin, "rewards/accuracies": accuracy}}
+
+    jobs = [
+        point("objective.beta=0.1", loss=1.5, training=judged(0.25, 0.75)),
+        point("objective.beta=0.3", loss=1.6, training=judged(0.5, 1.0)),
+        point("objective.beta=0.5", loss=1.7),
+    ]
+    folder = written(tmp_path / "sweep", jobs)
+    board = boards.of([folder])
+    head, best, second, third, *_ = terminal.lines(board)
+    assert re.search(r"held-out loss  curve +reward margin  reward accuracy  steps", head)
+    assert " 0.2500         75% " in best
+    assert " 0.5000         100%" in second
+    assert third.split()[:3] == ["job", "2", "0.5"]
+    assert "reward accuracy" in page(board)
+    assert csv_file.text(board).splitlines()[:2] == [
+        "rank,job,objective.beta,training.eval_loss,mean,spread,held_out_loss,steps,tokens_per_second,peak_gb,seconds,status,error,folder,reward_margin,reward_accuracy",
+        "1,0,0.1,1.5,1.5,,1.5,4,100.0,7.2,1.0,completed,,0,0.25,0.75",
+    ]
+    by_margin = [figure.title for figure in columns.figures(boards.of([folder], "rewards/margins"))]
+    assert by_margin[:2] == ["held-out loss", "reward accuracy"]
+    others = boards.of([written(tmp_path / "other", [point("lora.r=8"), point("lora.r=16")])])
+    assert "reward" not in "".join(terminal.lines(others))
 
 
 def test_held_out_losses_of_other_conversations_are_said_to_be_that(tmp_path):

@@ -297,6 +297,39 @@ def test_a_reference_of_another_rank_is_one_and_of_another_tokenizer_is_none(mod
         check_tokenizer(settings, "ours")
 
 
+def test_a_run_as_a_model_is_in_memory_as_it_was_then(model, tmp_path, caplog):
+    run = in_run(model, tmp_path / "run")
+    settings = Config.from_mapping({"model": {"name": str(model), "load_in_4bit": False}})
+    write_json(
+        run / "report.json", a_report(model={**MODEL, "name": str(model), "base": description(settings, run)})
+    )
+    asked = {"model": {"name": str(run)}}
+    assert adopt(asked).model.load_in_4bit  # nothing says how it was
+    Run(run).write_config(settings.to_dict())
+    caplog.set_level("INFO")
+    assert not adopt(asked).model.load_in_4bit
+    assert f"{run} was trained with model.load_in_4bit=false, and so is this" in caplog.text
+    assert adopt(asked, ["model.load_in_4bit"]).model.load_in_4bit
+    Run(run).write_config(Config.from_mapping({"model": {"name": str(model)}}).to_dict())
+    assert adopt(asked).model.load_in_4bit
+    assert not adopt({"model": {"name": str(run), "load_in_4bit": False}}).model.load_in_4bit
+
+
+def test_an_adapter_is_read_whole_once(model, tmp_path, monkeypatch):
+    run, read = in_run(model, tmp_path / "run"), []
+    checksum = checkpoints._checksum
+    monkeypatch.setattr(checkpoints, "_checksum", lambda file: read.append(file.name) or checksum(file))
+    adopted = adopt(given(model, run))
+    once = len(read)
+    assert "adapter_model.safetensors" in read
+    adopt(adopted)
+    adopt(given(model, run))
+    assert len(read) == once
+    flipped("adapter_model.safetensors")(run / "checkpoints" / "checkpoint-4")
+    with pytest.raises(UserError, match="is damaged"):
+        adopt(given(model, run / "checkpoints" / "checkpoint-4"))
+
+
 def test_a_run_as_a_model_is_its_base_and_its_adapter(model, tmp_path):
     run = in_run(model, tmp_path / "run")
     settings = Config.from_mapping({"model": {"name": str(model), "load_in_4bit": False}})

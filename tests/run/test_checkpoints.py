@@ -15,6 +15,7 @@ import pytest
 from conftest import a_report, write_json
 
 from chatbot_sft.config import Config
+from chatbot_sft.config.schema import ROWS
 from chatbot_sft.errors import UserError
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.lock import decides
@@ -359,3 +360,30 @@ def test_the_best_checkpoint_of_a_moved_run_is_the_one_beside_the_last(tmp_path)
     assert snapshot.state(checkpoint, args).best_model_checkpoint == str(tmp_path / "now" / "checkpoint-2")
     shutil.rmtree(tmp_path / "now" / "checkpoint-2")
     assert snapshot.state(checkpoint, args).best_model_checkpoint is None
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (
+            "11 trained (12 of a.json)",
+            "dataset (training rows): 10 trained (10 of a.json) → 11 trained (12 of a.json)",
+        ),
+        (
+            "10 trained (10 of a.json)",
+            "dataset (training rows): 10 trained (10 of a.json), as before, but not the same ones",
+        ),
+        (None, "dataset (training rows) aaaa → bbbb"),  # an earlier version's checkpoint does not say it
+    ],
+)
+def test_other_rows_are_told_by_their_number_and_their_files(now, said, tmp_path):
+    before = resume.Origin(identity={ROWS: "aaaa"}, rows="10 trained (10 of a.json)")
+    record = resume.record(before, 4, 1.0, True, {}, {})
+    if now is None:
+        del record["rows"]
+    origin = resume.Origin(
+        checkpoint=checkpoints.Checkpoint(tmp_path / "checkpoint-4", record), rows=now or ""
+    )
+    with pytest.raises(UserError) as caught:
+        resume.refuse_changes(origin, {ROWS: "bbbb"}, whole=False)
+    assert f"was trained with other settings: {said}" in str(caught.value)

@@ -11,11 +11,11 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from answering import Answering, Handler
 
 SERVING = Path(sys.prefix) / "serving"  # what transformers serve needs, beside the environment
 
@@ -73,21 +73,19 @@ def llama_server(file, cwd, *flags):
     return started(command, port, cwd)
 
 
-class Proxy:
+class Proxy(Answering):
     """In front of the server at `behind`, asked for `model`; `fault` is one of the methods below, or None."""
 
     def __init__(self, behind: str, model: str, base: str):
         self.behind, self.model, self.base, self.fault = behind, model, base, None
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Asked(Handler):
             def do_GET(self):
                 self.reply(200, {"data": [{"id": "mai"}]} if self.path == "/v1/models" else {})
 
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = self.body()
                 if self.path != "/v1/chat/completions":
                     self.reply(404, {})
                     return
@@ -96,23 +94,7 @@ class Proxy:
                 }  # fmt: skip
                 self.reply(200, getattr(outer, outer.fault or "healthy")({"model": outer.model, **plain}))
 
-            def reply(self, status, value):
-                content = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Asked)
 
     def asked(self, path, body):
         request = urllib.request.Request(

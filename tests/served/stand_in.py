@@ -7,8 +7,8 @@ behind it. Replies have the fields that each server's own documentation and sour
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from answering import Answering, Handler
 
 from chatbot_sft.save.verify.kept import Prompt, TrainedAnswer, TrainedAnswers
 
@@ -70,7 +70,7 @@ def _answer(said, base, margin, ended):
     )  # fmt: skip
 
 
-class StandIn:
+class StandIn(Answering):
     """`kind` is vllm, llama.cpp, ollama, transformers or bare (which tells nothing but the answer)."""
 
     def __init__(self, kind: str):
@@ -84,9 +84,7 @@ class StandIn:
         self.streams, self.fault = True, None  # half, error, broken: of a stream
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Asked(Handler):
             def do_GET(self):
                 outer.paths.append(self.path)
                 if self.path == "/v1/models":
@@ -97,7 +95,7 @@ class StandIn:
                     self.reply(404, {"error": {"message": "File Not Found"}})
 
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = self.body()
                 outer.paths.append(self.path)
                 status, reply = outer.answered(self.path, body)
                 if body.get("stream") and outer.streams and status == 200:
@@ -132,23 +130,7 @@ class StandIn:
                 self.wfile.write("".join(f"data: {line}\n\n" for line in lines).encode())
                 self.close_connection = True
 
-            def reply(self, status, body):
-                content = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Asked)
 
     def trained(self, body) -> str:
         question = body["messages"][-1]["content"]

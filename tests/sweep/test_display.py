@@ -13,6 +13,7 @@ from conftest import a_report, write_json
 from rich.console import Console
 
 from chatbot_sft import logs
+from chatbot_sft.report.leaderboard import board as boards
 from chatbot_sft.run.report import Status
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.sweep.display import Display, Line, table
@@ -74,6 +75,31 @@ def test_in_a_log_there_is_a_line_for_each_tenth_each_evaluation_and_each_end(tw
         "job 1  running  step 3/30  loss 2.300  lora.r=5",
         "job 1  running  step 5/30  loss 2.300  held out 1.750  lora.r=5",
         "job 1  failed  step 4  loss 2.000  held out 1.500  lora.r=5  no more power",
+    ]
+
+
+def test_golden_cases_that_passed_are_shown_and_compared_as_a_job_trains(two_jobs):
+    said = StringIO()
+    with Display(two_jobs.folder, Console(file=said)) as display:
+        job = Running(two_jobs)
+        job.at(1)
+        display.update()
+        assert "golden" not in said.getvalue()
+        job.progress.passed = 0.625
+        job.at(2)
+        display.update()
+        lines = list(map(Line.of, display._jobs()))
+        shown = StringIO()
+        Console(file=shown, width=100).print(table(lines, 20))
+        assert re.search(r"held out +golden +left", shown.getvalue())
+        assert " 62% " in shown.getvalue()
+        running = boards.of_sweep(two_jobs.folder, "evaluation.passed").jobs[1]
+        assert running.value == 0.625
+        found = {"golden": "g.jsonl", "model": "m", "cases": 8, "passed": 0.75, "unjudged": 0}
+        job.ends(evaluation=found)
+    assert left_out(said.getvalue())[-2:] == [
+        "job 1  running  step 2/30  loss 2.300  golden 62%  lora.r=5",
+        "job 1  completed  step 4  loss 2.000  held out 1.500  golden 75%  lora.r=5",
     ]
 
 

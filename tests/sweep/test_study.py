@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from chatbot_sft import UserError, pipeline, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.preemption import Preempted
+from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.run.turn import Pruned, Turn
 from chatbot_sft.sweep import pruning, study
@@ -98,12 +99,12 @@ def test_a_metric_is_any_number_of_the_report():
     assert study.value(report, "training.steps") == 4
     for name in ("training.nothing", "status", "training", "training.best_step", "save.method"):
         assert study.value(report, name) is None, name
-    assert study.no_value([report], "training.eval_loss") is None
-    assert study.no_value([report], "training.token_per_second") == (
+    assert study.no_value(numbers(report.to_json()), "training.eval_loss") is None
+    assert study.no_value(numbers(report.to_json()), "training.token_per_second") == (
         "sweep.metric=training.token_per_second: no job reports it; did you mean training.tokens_per_second?"
     )
     nothing = replace(report, training=Training(**{**TRAINING, "eval_loss": None}))
-    assert "nothing is held out" in study.no_value([nothing], "training.eval_loss")
+    assert "nothing is held out" in study.no_value(numbers(nothing.to_json()), "training.eval_loss")
 
 
 # The worker

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from chatbot_sft.config import aliases
+from chatbot_sft.config.containers import as_dict
 from chatbot_sft.config.key import Key
 from chatbot_sft.config.schema import SECTIONS, find, keys
 from chatbot_sft.resources import conf_dir
@@ -78,11 +83,29 @@ def section_lines(section: str) -> Iterator[str]:
         yield "  Keys of TRL's SFTConfig too: training.neftune_noise_alpha=5"
 
 
+@functools.cache
+def brought() -> dict[str, tuple[Any, str]]:
+    """Key → the value that a command without arguments takes in place of the key's default, and the option that
+    brings it.
+    """
+    defaults = OmegaConf.load(conf_dir() / "config.yaml").defaults
+    found: dict[str, tuple[Any, str]] = {}
+    for section in ("model", "objective", "dataset"):  # a later one wins, as in `precedence.all_brought`
+        option = next(entry[section] for entry in defaults if section in entry)
+        file = OmegaConf.load(conf_dir() / section / f"{option}.yaml")
+        brings = as_dict(file, resolve=False).get("brings") or {}
+        found |= {key: (value, f"{section}={option}") for key, value in brings.items() if key != "only_for"}
+    return found
+
+
 def key_lines(key: Key) -> Iterator[str]:
     """`  lora.bias=none    none | all | lora_only; biases that are trained`, wrapped."""
     start = f"  {key.path}={key.about.elsewhere or aliases.plain(key.default)}"
     choices = " | ".join(aliases.plain(choice) for choice in key.about.choices)
     text = f"{choices}; {key.about.help}" if choices else key.about.help
+    if key.name in brought() and key.section in ("model", "training", "lora"):
+        value, option = brought()[key.name]
+        text = f"{aliases.plain(value)} by default, which {option} brings; {text}"
     wrapped = textwrap.wrap(text, WIDTH - COLUMN, break_long_words=False, break_on_hyphens=False)
     if len(start) > COLUMN - 2:
         yield start

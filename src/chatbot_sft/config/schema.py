@@ -342,8 +342,8 @@ class DatasetConfig(Section):
     )
     on_contradiction: str = key(
         "note",
-        "answers to the same question that say another number, name, day, or yes and no; drop leaves all of"
-        " them out",
+        "answers to the same question that say another number, name, day, or yes and no; judged answers to the same"
+        " prompt that are judged the other way round elsewhere; drop leaves all of them out",
         choices=FOUND,
         through=ROWS,
     )
@@ -554,8 +554,8 @@ class ObjectiveConfig(Section):
     )
     loss_type: Any = key(
         None,
-        "dpo: sigmoid hinge ipo sigmoid_norm robust apo_zero apo_down … or a list of them; kto: kto"
-        " apo_zero_unpaired; null: the first of these",
+        "dpo: sigmoid hinge ipo sigmoid_norm robust exo_pair nca_pair bco_pair sppo_hard apo_zero apo_down sft, or a"
+        " list of them; kto: kto apo_zero_unpaired; null: the first of these",
     )
     loss_weights: list[float] | None = key(
         None, "of each loss where loss_type is a list; [sigmoid,sft] with [1,0.5] is rpo_alpha=0.5"

@@ -22,7 +22,9 @@ from chatbot_sft.data.encode import all_said
 from chatbot_sft.data.gate import Findings
 from chatbot_sft.data.messages import Message
 from chatbot_sft.data.near import Said
+from chatbot_sft.data.opposites import BOTH, SAYS, SWAPPED, opposites
 from chatbot_sft.data.plain import spoken
+from chatbot_sft.data.preferences import ANSWERS, CONVERSATIONS, PAIRS, UNITS
 from chatbot_sft.data.split import Split
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import cases
@@ -43,11 +45,13 @@ KINDS = {
     HELD_OUT: ("on_contamination", "held-out rows"),
     GOLDEN: ("on_contamination", "golden questions"),
     CONTRADICTION: ("on_contradiction", "training rows"),
+    SWAPPED: ("on_contradiction", "rows"),
+    BOTH: ("on_contradiction", "rows"),
     LANGUAGE: ("on_language_mismatch", "training rows"),
     REFUSAL: ("on_refusal", "training rows"),
 }
-# Judged answers are alike and differ: that is what is learned from them.
-OF_CONVERSATIONS = (NEAR, CONTRADICTION)
+# Those of rows of one kind alone. Judged answers are alike and differ: that is what is learned from them.
+OF_UNIT = {NEAR: CONVERSATIONS, CONTRADICTION: CONVERSATIONS, SWAPPED: PAIRS, BOTH: ANSWERS}
 SUMMARY = 5  # rows of a kind in report.json
 FILE, VERSION = "found.json", 1  # raise it with every change by which the same rows are found otherwise
 
@@ -109,14 +113,14 @@ def look(settings: Config, entry: store.Entry, chosen: Split) -> Found:
     """
     dataset = settings.dataset
     policies = {kind: getattr(dataset, name) for kind, (name, _) in KINDS.items()}
-    golden = settings.evaluation.golden
+    golden, unit = settings.evaluation.golden, UNITS[settings.objective.name]
     wanted = [
         kind
         for kind, policy in policies.items()
         if policy != "off"
         and (kind != GOLDEN or golden)
         and (kind != HELD_OUT or len(chosen.held_out))
-        and (kind not in OF_CONVERSATIONS or settings.objective.name == "sft")
+        and OF_UNIT.get(kind, unit) == unit
     ]
     without = _cannot_look(policies, wanted, len(chosen.once) + len(chosen.held_out))
     wanted = [kind for kind in wanted if kind not in without]
@@ -124,7 +128,7 @@ def look(settings: Config, entry: store.Entry, chosen: Split) -> Found:
     found = search.look(wanted) if entry.scratch else _cached(search, wanted)
     for kind, tally in found.kinds.items():
         if policies[kind] == "drop":
-            tally["left_out"] = len(found.drops[kind])
+            tally["left_out"] = len(set(found.drops[kind]).intersection(chosen.once.tolist()))
     return Found(found.kinds, found.drops, policies, list(dict.fromkeys(without.values())))
 
 
@@ -201,7 +205,11 @@ class Search:
             there, here = rows.shown(one.other), rows.shown(one.one)
             found.add(CONTRADICTION, one.one, f"says {one.says}, where {there} says {one.instead}")
             found.add(CONTRADICTION, one.other, f"says {one.instead}, where {here} says {one.says}")
-        of = {"training rows": len(self._once), "held-out rows": len(self.chosen.held_out)}
+        for kind in (SWAPPED, BOTH):
+            if kind in wanted:
+                self._opposites(kind, rows, found)
+        trained, held_out = len(self._once), len(self.chosen.held_out)
+        of = {"training rows": trained, "held-out rows": held_out, "rows": trained + held_out}
         for kind, tally in found.findings.kinds.items():
             tally.setdefault("of", of.get(KINDS[kind][1]))
             tally["rows"].sort(key=lambda place: (place["file"], place["row"]))
@@ -222,6 +230,13 @@ class Search:
         for row, other in alike.across:
             found.drop(HELD_OUT, row)
             found.add(HELD_OUT, other, f"nearly the same as {rows.shown(row)}")
+
+    def _opposites(self, kind: str, rows: Rows, found: Collected) -> None:
+        import numpy as np
+
+        both = np.union1d(self.chosen.once, self.chosen.held_out).astype(np.int64)
+        for row, other in opposites(self.entry.table(), both):
+            found.add(kind, row, f"{SAYS[kind]} in {rows.shown(other)}")
 
     def _golden(self, rows: Rows, found: Collected) -> None:
         asked = {

@@ -84,6 +84,12 @@ def verdict(
     return None
 
 
+def first_of(findings: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the first of them is, and what."""
+    rows = (entry["rows"][0] for entry in findings.values())
+    return min(rows, key=lambda place: (place["file"], place["row"]))
+
+
 def refusal(
     path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], policy: str, usable: int, tokenised: int
 ) -> str | None:
@@ -92,9 +98,7 @@ def refusal(
         return None
     if usable and (policy == "warn" or (policy == "auto" and bad_rows <= TOLERATED * rows)):
         return None
-    first = min(
-        (entry["rows"][0] for entry in findings.values()), key=lambda place: (place["file"], place["row"])
-    )
+    first = first_of(findings)
     what = f"{first['file']}: row {first['row']}: {first['detail']}"
     commonest = max(findings, key=lambda kind: findings[kind]["count"])
     if rows == bad_rows == 1:

@@ -1,6 +1,4 @@
-"""What is looked at in judged answers all together: are both kinds there, does length alone tell them apart, does
-one row say the opposite of another.
-"""
+"""What is looked at in judged answers all together: are both kinds there, does length alone tell them apart."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft.data import gate
 from chatbot_sft.data.preferences import (
     ANSWERS,
     CHOSEN,
@@ -20,15 +19,12 @@ from chatbot_sft.data.preferences import (
     UNDESIRABLE,
     UNITS,
 )
-from chatbot_sft.data.split import Split, note_repeats
-from chatbot_sft.data.store import flat, numbers
+from chatbot_sft.data.store import flat
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow
 
-SWAPPED = "swapped pair"
-BOTH = "liked and disliked"
 FEW = 10  # answers of each kind, under which their lengths say nothing
 LENGTH_TELLS = 0.5  # correlation of length and being liked, from which it is said
 
@@ -64,8 +60,12 @@ class Judgement:
             " model may learn to write more, and nothing else"
         )
 
-    def refusal(self, path: str, notes: Mapping[str, Any], bad_rows: int) -> str | None:
-        """Why nothing can be learned from these; None where something can."""
+    def refusal(
+        self, path: str, notes: Mapping[str, Any], bad_rows: int, problems: Mapping[str, Any]
+    ) -> str | None:
+        """Why nothing can be learned from these; None where something can. A bad row is told too: it may be the one
+        that is missing.
+        """
         alone = notes.get(NO_COUNTERPART, {"count": 0})["count"]
         if not self.kinds and not bad_rows and alone:
             return (
@@ -79,8 +79,17 @@ class Judgement:
             return (
                 f"{path}: all {count:,} answers to train on are {kind}: objective={self.objective} learns from"
                 " the difference; add some of the other kind, or learn the answers themselves with objective=sft"
+                f"{_bad(bad_rows, problems)}"
             )
         return None
+
+
+def _bad(count: int, problems: Mapping[str, Any]) -> str:
+    """That so many rows could not be read, and what is wrong with the first of them."""
+    if not count:
+        return ""
+    where = gate.first_of(problems)
+    return f"; and {count:,} of the rows {'is' if count == 1 else 'are'} bad: row {where['row']}: {where['detail']}"
 
 
 def judgement(objective: str, table: pyarrow.Table, training: np.ndarray) -> Judgement:
@@ -103,24 +112,6 @@ def judgement(objective: str, table: pyarrow.Table, training: np.ndarray) -> Jud
     if made.unit == PAIRS:
         made.longer = round(float((length[:, 0] > length[:, 1]).mean()), 3)
     return made
-
-
-def note_opposites(objective: str, table: pyarrow.Table, chosen: Split) -> None:
-    """Name the rows that say the opposite of an earlier one: a pair the other way round, an answer that is liked
-    here and disliked there.
-    """
-    import numpy as np
-
-    if UNITS[objective] == CONVERSATIONS or not len(table):
-        return
-    said, opposite = numbers(table, "said"), numbers(table, "opposite")
-    rows = np.union1d(chosen.once, chosen.held_out).astype(np.int64)
-    first = {int(hashed): row for row, hashed in zip(rows[::-1].tolist(), said[rows[::-1]], strict=True)}
-    once = sorted(first.values())  # a duplicate is said to be one already
-    later = np.array([row for row in once if first.get(int(opposite[row]), row) < row], np.int64)
-    kind = SWAPPED if UNITS[objective] == PAIRS else BOTH
-    says = "the other way round" if kind == SWAPPED else "of the other kind"
-    note_repeats(chosen.notes, kind, table, opposite, rows, later, f"{says} in", said)
 
 
 def _liked(table: pyarrow.Table) -> np.ndarray:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.data import content, gate, store
+from chatbot_sft.data.accounts import accounts
 from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.data.excerpt import excerpt
 from chatbot_sft.data.gate import Findings
-from chatbot_sft.data.judgement import judgement, note_opposites
+from chatbot_sft.data.judgement import judgement
 from chatbot_sft.data.messages import Message
 from chatbot_sft.data.personal.detector import Detector
 from chatbot_sft.data.personal.nested import placeholders, texts, without_values
@@ -80,6 +81,12 @@ class PreparedData:
         """SHA-256 of the tokenizer and of the training rows' texts and labels, in their order."""
         return self.statistics.fingerprint
 
+    @property
+    def counted(self) -> str:
+        """How many rows of which files became how many to train."""
+        read = ", ".join(f"{source['rows']:,} of {source['path']}" for source in self.findings["sources"])
+        return f"{self.statistics.rows_used:,} trained ({read})"
+
     @functools.cached_property
     def training(self) -> Dataset:
         """The rows to train, as often as the mixture uses them: text, input_ids and labels (lists of ints,
@@ -108,14 +115,18 @@ class PreparedData:
 
     def sample_prompts(self) -> list[list[Message]]:
         """What the model is asked before and after training: `training.sample_prompts`, else the first
-        questions of three held-out conversations.
+        questions of three held-out conversations, if it can be without personal data.
         """
         prompts = self.settings.training.sample_prompts
         if prompts is not None:
             return [[{"role": "user", "content": prompt}] for prompt in prompts]
         column = self.entry.table().column("opening")
         openings = (json.loads(column[int(row)].as_py()) for row in self.split.held_out)
-        return list(itertools.islice((self.shown(opening) for opening in openings if opening), SAMPLES))
+        asked = [
+            (opening, self.shown(opening)) for opening in itertools.islice(filter(None, openings), LOOKED_AT)
+        ]
+        asked.sort(key=lambda one: one[0] != one[1])  # those with placeholders last
+        return [shown for _, shown in asked[:SAMPLES]]
 
     def shown(self, opening: list[Message]) -> list[Message]:
         """The messages before an answer as they may stand in files: with placeholders for personal data. The
@@ -225,11 +236,10 @@ def prepare(
     )
     bad = np.flatnonzero(store.numbers(entry.table(), "bad"))
     judged = judgement(settings.objective.name, entry.table(), chosen.once)
-    note_opposites(settings.objective.name, entry.table(), chosen)
     about, policy = entry.about, settings.dataset.personal_data
     error = (
         personal_refusal(policy, statistics, about["personal_data"])
-        or judged.refusal(statistics.path, about["notes"], statistics.bad_rows)
+        or judged.refusal(statistics.path, about["notes"], statistics.bad_rows, about["problems"])
         or found.refusal(len(chosen.once))
         or gate.verdict(settings, statistics, about["problems"], len(bad))
     )
@@ -242,6 +252,7 @@ def prepare(
         "objective": settings.objective.name,
         "judgement": {**asdict(judged), "remark": judged.remark} if judged.kinds else None,
         "sources": about["sources"],
+        "accounts": accounts(entry.table(), about, chosen, found, bad),
         **asdict(statistics),
         "trainable_share": (
             round(statistics.trainable_tokens / statistics.tokens, 4) if statistics.tokens else 0

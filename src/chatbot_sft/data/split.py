@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chatbot_sft.data.gate import LISTED, Findings
@@ -12,6 +13,9 @@ from chatbot_sft.data.store import numbers
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow
+
+
+TRAINED_ELSEWHERE, HELD_OUT_ELSEWHERE = "not held out: trained on", "not trained: held out"
 
 
 @dataclass
@@ -60,12 +64,12 @@ def split(
         once, held_out = np.flatnonzero(usable & ~marked), np.flatnonzero(usable & marked)
         if keep_leaks:
             leaks = np.isin(dialogue[once], dialogue[held_out])
-            note_repeats(notes, "not trained: held out", table, dialogue, held_out, once[leaks])
+            note_repeats(notes, HELD_OUT_ELSEWHERE, table, dialogue, held_out, once[leaks])
             once = once[~leaks]
         leaks = np.isin(dialogue[held_out], dialogue[once])
         leaked = int(leaks.sum())
         same = "the same prompt as" if "parts" in table.column_names else "the same as"
-        note_repeats(notes, "not held out: trained on", table, dialogue, once, held_out[leaks], same)
+        note_repeats(notes, TRAINED_ELSEWHERE, table, dialogue, once, held_out[leaks], same)
         held_out = held_out[~leaks]
     else:
         once, held_out = _drawn(np.flatnonzero(usable), dialogue, eval_fraction, seed)
@@ -116,5 +120,5 @@ def note_repeats(
 
     for index in named:
         file, row = where(origin[int(hashes[index])])
-        notes.add(kind, *where(index), f"{says} row {row} of {file}")
+        notes.add(kind, *where(index), f"{says} row {row} of {Path(file).name}")
     notes.kinds[kind]["count"] = len(repeats)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from chatbot_sft.run.directory import Run, jobs, trains_nothing
 
 log = logging.getLogger(__name__)
 
+IN_4BIT = "model.load_in_4bit"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Keys of `lora` that the adapter has decided.
 SHAPE = ("r", "lora_alpha", "target_modules", "bias", "use_rslora", "use_dora", "modules_to_save")
@@ -35,15 +36,16 @@ NOT_OURS = (
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")  # initialisations, by how they begin
 
 
-def adopt(config: Mapping[str, Any] | Config) -> Config:
+def adopt(config: Mapping[str, Any] | Config, named: Collection[str] = ()) -> Config:
     """`config` with the `lora` section of the adapter that `model.adapter` names, and that adapter's own
-    folder; unchanged where it names none. A run directory in `model.name` stands for its base and its adapter.
+    folder; unchanged where it names none. A run directory in `model.name` stands for its base and its adapter, held
+    in memory as it was then, unless model.load_in_4bit is among the keys that the user has `named`.
 
     Raises:
         UserError: there is no adapter, it was trained on another base, it is one that cannot be trained on,
             or `lora` asks for another one.
     """
-    settings = _with_reference(_from_run(Config.from_mapping(config)))
+    settings = _with_reference(_from_run(Config.from_mapping(config), IN_4BIT not in named))
     if settings.model.adapter is None:
         return settings
     where = f"model.adapter={settings.model.adapter}"
@@ -64,9 +66,9 @@ def adopt(config: Mapping[str, Any] | Config) -> Config:
     return Config.from_mapping({**settings, **changed})
 
 
-def _from_run(settings: Config) -> Config:
+def _from_run(settings: Config, as_then: bool) -> Config:
     """`settings` with what the run in `model.name` has left, where it names one: its base and its adapter, or the
-    whole model that it trained.
+    whole model that it trained; `as_then`: not in 4 bits where that run had it in 16.
 
     Raises:
         UserError: nothing is left of it.
@@ -78,6 +80,9 @@ def _from_run(settings: Config) -> Config:
     if report is None or report.model is None:
         return settings
     where = f"model.name={model.name}"
+    if as_then and model.load_in_4bit and not _was_in_4bit(place):
+        log.info("model: %s was trained with model.load_in_4bit=false, and so is this", model.name)
+        model = replace(model, load_in_4bit=False)
     exports = [Path(export.path) for export in report.save.kept] if report.save else []
     # In the run's own folder first: it may have moved, or be a copy.
     places = [place.joinpath(*export.parts[-depth:]) for export in exports for depth in (1, 2)] + exports
@@ -92,6 +97,14 @@ def _from_run(settings: Config) -> Config:
     base = embedded.NAME if is_embedded else moved(place) or report.model.name
     log.info("model: %s is a run, its adapter is trained on, over %s", model.name, base)
     return replace(settings, model=replace(model, name=base, adapter=str(place)))
+
+
+def _was_in_4bit(place: Path) -> bool:
+    """Whether the run in `place` had its base in 4 bits; yes, the default, where nothing says."""
+    try:
+        return bool(Run(place).config()["model"].get("load_in_4bit", True))
+    except UserError:  # one that was stopped has no config.yaml
+        return True
 
 
 def _with_reference(settings: Config) -> Config:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.encode import JUDGED_CUT, THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
-from chatbot_sft.data.judgement import BOTH, SWAPPED
 from chatbot_sft.data.personal.detector import EXTRA, KINDS
 from chatbot_sft.data.personal.rows import counted
 from chatbot_sft.data.preferences import NO_COUNTERPART, NO_THUMB
@@ -15,6 +16,10 @@ from chatbot_sft.errors import listed
 from chatbot_sft.report.found import share
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import shown_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 # Notes that are said however few rows they touch, and what they come to.
 SAID = {
@@ -24,10 +29,9 @@ SAID = {
         "a trained model will be asked to go on inside a thought, and has learned to answer without one"
     ),
     JUDGED_CUT: "a part of it is compared, and its end is not learned; raise model.max_seq_length",
-    SWAPPED: "of two pairs that contradict each other, one is the wrong way round",
-    BOTH: "the same answer to the same question",
     NO_THUMB: None,
 }
+UNBROKEN = 10_000  # characters of a line in a pipe or a file: nothing there is as narrow as a terminal
 SHOWN = 5  # rows that are named in a line
 MOST = 0.5  # share of the rows from which any other note is said in the run
 
@@ -39,12 +43,15 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
+    pipe = not console.is_terminal and "COLUMNS" not in os.environ
+    if pipe:
+        console.width = UNBROKEN
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts(report):
         table.add_row(name, Text(shown_line(value)))
-    console.print(table)
+    _print(console, table, pipe)
     rows = [(kind, tally, "red") for kind, tally in report["problems"].items()]
     rows += [(kind, tally, "yellow") for kind, tally in report["notes"].items()]
     if personal := report["personal_data"]:
@@ -52,6 +59,7 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
     if rows:
         files_named = {row["file"] for _, tally, _ in rows for row in tally["rows"]}
         one_file = len(report["sources"]) == 1 and len(files_named) == 1
+        short = short_names(files_named)
         problems = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         problems.add_column("found", no_wrap=True)
         problems.add_column("rows", justify="right")
@@ -59,14 +67,41 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
         for kind, tally, colour in sorted(rows, key=lambda row: (row[2], -row[1]["count"])):
             first = tally["rows"][0]
             detail = f": {first['detail']}" if "detail" in first else ""
-            where = f"row {first['row']}" if one_file else f"{Path(first['file']).name} row {first['row']}"
+            where = f"row {first['row']}" if one_file else f"{short[first['file']]} row {first['row']}"
             place = Text(shown_line(where + detail))
             shown = f"{kind}, left out of training" if tally.get("left_out") else kind
             problems.add_row(Text(shown, style=colour), share(tally), place)
         console.print()
-        console.print(problems)
+        _print(console, problems, pipe)
     console.print()
     console.print(Text("\n".join(map(str, files)), style="dim"), soft_wrap=True)
+
+
+def _print(console: Console, table: Table, pipe: bool) -> None:
+    """In a pipe without the blanks that fill a line up."""
+    if not pipe:
+        console.print(table)
+        return
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()), file=console.file)
+
+
+def short_names(files: Iterable[str]) -> dict[str, str]:
+    """File → its name, with as many of the folders above it as tell it from the others."""
+    parts = {file: Path(file).parts for file in files}
+    short = {}
+    for file, own in parts.items():
+        alike = (other for other in parts if other != file)
+        same = [sum(1 for _ in _from_the_end(own, parts[other])) for other in alike]
+        short[file] = str(Path(*own[-1 - max(same, default=0) :]))
+    return short
+
+
+def _from_the_end(one: Sequence[str], other: Sequence[str]) -> Iterable[str]:
+    """The last parts that both have."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return (a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -76,16 +111,16 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{source['path']} ({source['format']}{_columns(source)}{_taken(source)})"
         for source in report["sources"]
     )
-    split = f"{report['rows_used']:,} trained, {report['rows_held_out']:,} held out"
-    bad = f", {report['bad_rows']:,} bad{_used(report['bad_rows_used'])}" if report["bad_rows"] else ""
-    unit, rows = report["unit"], f"{report['rows']:,}"
+    unit = report["unit"]
     table = [
         ("data", sources),
-        (unit, f"{rows}: {split}{bad}" if unit == "conversations" else f"{split}, of {rows} rows{bad}"),
+        (unit, _accounts(report)),
         ("tokens", f"{report['tokens']:,}, {100 * report['trainable_share']:.0f}% of them trained"),
         (
             "length",
-            f"median {lengths['p50']:,}, 95% up to {lengths['p95']:,}, longest {lengths['p100']:,} tokens;"
+            "no row became tokens"
+            if not lengths["p100"]
+            else f"median {lengths['p50']:,}, 95% up to {lengths['p95']:,}, longest {lengths['p100']:,} tokens;"
             f" {lengths['over_max_seq_length']:,} over model.max_seq_length",
         ),
         (
@@ -144,6 +179,30 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _accounts(report: Mapping[str, Any]) -> str:
+    """Where the rows of the files went; the figures add up to them, unless a row becomes several judged answers, or
+    two become a pair.
+    """
+    rows, accounts, bad = f"{report['rows']:,}", report["accounts"], report["bad_rows_used"]
+    left_out = accounts["left_out"]
+    whys = ", ".join(f"{why}: {count:,}" for why, count in left_out.items())
+    rest = f", {sum(left_out.values()):,} left out ({whys})" if left_out else ""
+    rest += f", {accounts['bad']:,} bad" if accounts["bad"] else ""
+    rest += (
+        f" ({bad['count']:,} of those used {'is' if bad['count'] == 1 else 'are'} bad{_named(bad)})"
+        if bad["count"]
+        else ""
+    )
+    trained, held_out = report["rows_used"], report["rows_held_out"]
+    if report["unit"] != "conversations" and (accounts["trained"], accounts["held_out"]) != (
+        trained,
+        held_out,
+    ):
+        return f"{trained:,} trained, {held_out:,} held out, of {rows} rows{rest}"
+    again = f" (as {trained:,}: pieces, or more than once)" if trained != accounts["trained"] else ""
+    return f"{rows}: {accounts['trained']:,} trained{again}, {accounts['held_out']:,} held out{rest}"
+
+
 def _judged(judged: Mapping[str, Any]) -> str:
     """How many answers of each kind, and how long they are."""
     kinds = (f"{count:,} {kind}" for kind, count in judged["kinds"].items())
@@ -178,13 +237,11 @@ def personal_data(found: Mapping[str, Any], rows: int) -> str:
     return f"{counted(found)} in {found['rows']:,} of {rows:,} rows: {becomes}{looked}"
 
 
-def _used(bad: Mapping[str, Any]) -> str:
-    """How many bad rows are trained on or held out, as dataset.on_bad_row=warn has it, and which."""
-    if not bad["count"]:
-        return ""
+def _named(bad: Mapping[str, Any]) -> str:
+    """Which rows are bad and used all the same, as dataset.on_bad_row=warn has it."""
     rows = ", ".join(str(place["row"]) for place in bad["rows"][:SHOWN])
     more = f" and {bad['count'] - SHOWN:,} more" if bad["count"] > SHOWN else ""
-    return f" ({bad['count']:,} of them used: row{'s' if bad['count'] > 1 else ''} {rows}{more})"
+    return f": row{'s' if bad['count'] > 1 else ''} {rows}{more}"
 
 
 def _taken(source: Mapping[str, Any]) -> str:

@@ -8,8 +8,12 @@ import html
 
 from chatbot_sft.report.masking import masked
 
-# What a browser would drop, or what would turn the text after it around, is shown as a sign of its own.
-_CONTROLS = {*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+# What a browser would drop, what would turn the text after it around, and half characters, which no file can hold,
+# are shown as a sign of their own.
+_CONTROLS = {
+    *range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A),
+    *range(0xD800, 0xE000),
+}  # fmt: skip
 _VISIBLE = {code: f"[U+{code:04X}]" for code in _CONTROLS if chr(code) not in "\t\n"}
 
 

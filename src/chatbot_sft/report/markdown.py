@@ -170,7 +170,11 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append((f"layout {layout['layout']}", f"{took}{peak}"))
     if training:
         steps = f"{training.steps:,} steps of {training.effective_batch_size} ({training.batch_layout})"
-        speed = "" if training.tokens_per_second is None else f", {training.tokens_per_second:,.0f} tokens/s"
+        speed = (
+            ""
+            if training.tokens_per_second is None
+            else f", {training.tokens_per_second:,.0f} tokens/s in the later half"
+        )
         rows.append(("training", f"{steps} in {training.seconds:,.0f} s{speed}"))
         if training.seconds_to_first_step is not None:
             rows.append(("first step", _first_step(training)))

@@ -78,7 +78,7 @@ def saved(save: SaveResult | None) -> list[str]:
     """A line for each export that is there."""
     lines = []
     for export in save.kept if save else []:
-        size = f"{sum(export.files.values()) / 1e6:,.0f} MB"
+        size = f"{sum(export.weights.values()) / 1e6:,.0f} MB"
         verified = ", verified" if export.verified else ""
         lines.append(f"saved   {export.method}, {size}{verified}: {_short_path(export.path)}")
     return lines

@@ -11,7 +11,6 @@ HEAD = (
     "| export | size | written in | KL | of what training changed | prompts with the same ids | greedy tokens"
     " alike | answers that end |"
 )
-WEIGHTS = (".gguf", ".safetensors")
 
 
 def verification_table(exports: Sequence[Export]) -> list[str]:
@@ -27,8 +26,8 @@ def verification_table(exports: Sequence[Export]) -> list[str]:
 
 
 def _row(export: Export, kind: str, check: Mapping[str, Any]) -> str:
-    sizes = {name: size for name, size in export.files.items() if name.endswith(WEIGHTS)}
-    size = sum(size for name, size in sizes.items() if len(export.checks) == 1 or f"-{kind.upper()}." in name)
+    several = len(export.checks) > 1
+    size = sum(size for name, size in export.weights.items() if not several or f"-{kind.upper()}." in name)
     share = "" if check["trained_share"] is None else f"{100 * check['trained_share']:.0f}%"
     name = f"gguf {kind}" if export.method == "gguf" else kind
     cells = [name, f"{size / 1e6:,.0f} MB", f"{export.seconds[kind]:.1f} s", f"{check['kl']:.2g}", share]

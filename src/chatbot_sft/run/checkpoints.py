@@ -8,6 +8,7 @@ before it is used: one flipped byte, and the one before it is taken.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -116,13 +117,30 @@ def verified(folder: Path) -> Checkpoint:
         Damaged: it is not as it was written.
     """
     checkpoint = _read(folder)
-    for name, checksum in checkpoint.record.get("checksums", {}).items():
+    checksums = checkpoint.record.get("checksums", {})
+    try:
+        state = tuple(
+            (name, checksums[name], (folder / name).stat().st_mtime_ns) for name in sorted(checksums)
+        )
+    except OSError as error:
+        raise Damaged(f"{error.filename}: {error.strerror}") from None
+    _read_whole(folder.resolve(), state)
+    return checkpoint
+
+
+@functools.lru_cache(8)
+def _read_whole(folder: Path, state: tuple[tuple[str, str, int], ...]) -> None:
+    """Read every byte of the files in `folder`, once for each `state` of them: (name, checksum, when it was written).
+
+    Raises:
+        Damaged: one of them is not as it was written.
+    """
+    for name, checksum, _ in state:
         try:
             if _checksum(folder / name) != checksum:
                 raise Damaged(f"{name} is damaged (its checksum is another)")
         except OSError as error:
             raise Damaged(f"{name}: {error.strerror}") from None
-    return checkpoint
 
 
 def last_verified(folder: Path) -> Checkpoint | None:

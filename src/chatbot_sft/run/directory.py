@@ -79,6 +79,18 @@ class Run:
         """How far its training is, for whoever watches; written anew about once a second."""
         return self.folder / PROGRESS
 
+    def progress(self) -> dict[str, Any] | None:
+        """How far its training was when it told it last, by the names of `train.progress`; None where it has told
+        nothing since its last start.
+        """
+        try:
+            if self.progress_file.stat().st_mtime < (self.folder / HOLDER).stat().st_mtime:
+                return None
+            known = json.loads(self.progress_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return known if isinstance(known, dict) else None
+
     @property
     def config_file(self) -> Path:
         """What was composed, with nothing left to resolve; written when training has ended."""

@@ -59,7 +59,9 @@ class Training:
     batch_layout: str
     tokens: int
     seconds: float
-    tokens_per_second: float | None  # None where a start had nothing left to train, and none before it said
+    # Real tokens, over the later half of the steps: the first ones warm up. None where a start had nothing left to
+    # train, and none before it said.
+    tokens_per_second: float | None
     loss_first: float | None
     loss_last: float | None
     train_loss: float | None
@@ -210,6 +212,9 @@ class DatasetStatistics:
         return f"{self.rows_used + self.rows_held_out:,} {self.unit} of {self.rows:,} rows"
 
 
+WEIGHTS = (".gguf", ".safetensors")  # how the names of files end that hold some
+
+
 @dataclass
 class Export:
     """One export.
@@ -226,6 +231,13 @@ class Export:
     base: str | None = None
     verified: bool | None = None
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Those of the files that hold weights. The size of an export is theirs, wherever it is told: tokenizer and
+        card lie beside them.
+        """
+        return {name: size for name, size in self.files.items() if name.endswith(WEIGHTS)}
 
 
 @dataclass
@@ -297,6 +309,13 @@ class Report:
             if name not in _fields(Report):
                 raise TypeError(f"a report has no {name}")
             setattr(self, name, part)
+
+    @property
+    def nothing_done(self) -> bool:
+        """Whether it ended before it had read any data, let alone trained, answered or exported anything."""
+        read = self.dataset is not None and self.dataset.rows > 0
+        begun = (self.model, self.history, self.training, self.plan, self.evaluation, self.save)
+        return self.status == Status.FAILED and not read and not any(part is not None for part in begun)
 
     def to_json(self) -> dict[str, Any]:
         """As report.json has it: {} for a part that was not reached, and the history as a part of training.

@@ -186,7 +186,7 @@ class ModelSaver:
             "saved: %s in %s (%.0f MB%s)",
             method,
             target,
-            sum(export.files.values()) / 1e6,
+            sum(export.weights.values()) / 1e6,
             ", verified" if export.verified else "",
         )
         return export

@@ -8,7 +8,6 @@ wherever a job has been evaluated or has ended.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from chatbot_sft.report.leaderboard import board
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.terminal import COLOURS
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.directory import HOLDER, Run
+from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Status
 from chatbot_sft.train.progress import duration
 
@@ -52,6 +51,7 @@ class Line:
     settings: str = ""
     error: str = ""
     tenth: int | None = None  # of the run, from its first step on
+    passed: str = ""  # golden cases, of those that are asked as it trains
 
     @classmethod
     def of(cls, job: Job) -> Line:
@@ -63,23 +63,35 @@ class Line:
             tenth = last["step"] * 10 // last["steps"]
             settings = plain.settings
             return cls(
-                plain.name, plain.status, step, f"{last['loss']:.3f}", held_out, left, settings, tenth=tenth
+                plain.name,
+                plain.status,
+                step,
+                f"{last['loss']:.3f}",
+                held_out,
+                left,
+                settings,
+                tenth=tenth,
+                passed=_share(last.get("passed")),
             )
         training = job.report.training if job.report else None
         step = str(job.steps) if job.steps else ""
         loss = "" if training is None or training.loss_last is None else f"{training.loss_last:.3f}"
-        return cls(plain.name, plain.status, step, loss, held_out, "", plain.settings, shown_line(job.error))
+        asked = job.report.evaluation if job.report else None
+        passed = _share(asked.passed if asked else None)
+        error = shown_line(job.error)
+        return cls(plain.name, plain.status, step, loss, held_out, "", plain.settings, error, passed=passed)
 
     @property
     def news(self) -> object:
         """What has to have changed for another line in a log: every tenth of a run, every evaluation, its end."""
-        return self.status, self.held_out, self.error, self.tenth
+        return self.status, self.held_out, self.passed, self.error, self.tenth
 
     @property
     def text(self) -> str:
         step, loss = self.step and f"step {self.step}", self.loss and f"loss {self.loss}"
         held_out, left = self.held_out and f"held out {self.held_out}", self.left and f"{self.left} left"
-        parts = (self.name, self.status, step, loss, held_out, self.settings, self.error, left)
+        passed = self.passed and f"golden {self.passed}"
+        parts = (self.name, self.status, step, loss, held_out, passed, self.settings, self.error, left)
         return "  ".join(part for part in parts if part)
 
 
@@ -165,27 +177,33 @@ class Display:
 def progress(run: Run) -> dict[str, Any] | None:
     """How far a run was when it told it last, and the seconds that are left now; None before its first step."""
     try:
-        told = run.progress_file.stat().st_mtime
-        if told < (run.folder / HOLDER).stat().st_mtime:  # of an earlier start
-            return None
-        known: dict[str, Any] = json.loads(run.progress_file.read_text(encoding="utf-8"))
-        known["left"] = max(0.0, known["left"] - (time.time() - told))
-    except (OSError, ValueError, KeyError, TypeError):
+        known = run.progress()
+        if known is not None:
+            told = run.progress_file.stat().st_mtime
+            known["left"] = max(0.0, known["left"] - (time.time() - told))
+    except (OSError, KeyError, TypeError):
         return None
     return known
+
+
+def _share(passed: float | None) -> str:
+    return "" if passed is None else f"{passed:.0%}"
 
 
 def table(lines: Sequence[Line], most: int) -> Table:
     """At most so many jobs, those that run before the others, and how many there are of each kind."""
     shown = sorted(lines, key=lambda line: line.status not in FIRST)[: max(1, most)]
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    for title in ("job", "status", "step", "loss", "held out", "left", ""):
-        right = title in ("step", "loss", "held out", "left")
+    golden = ["golden"] if any(line.passed for line in lines) else []
+    figures = ("step", "loss", "held out", *golden, "left")
+    for title in ("job", "status", *figures, ""):
+        right = title in figures
         drawn.add_column(title, justify="right" if right else "left", no_wrap=True)
     for line in sorted(shown, key=lines.index):
         status = Text(line.status, style=COLOURS.get(line.status, ""))
         more = "  ".join(part for part in (line.settings, line.error) if part)
-        drawn.add_row(line.name, status, line.step, line.loss, line.held_out, line.left, Text(more))
+        passed = [line.passed] if golden else []
+        drawn.add_row(line.name, status, line.step, line.loss, line.held_out, *passed, line.left, Text(more))
     if len(shown) < len(lines):
         counts = Counter(line.status for line in lines)
         drawn.caption = "of " + ", ".join(f"{count} {status}" for status, count in counts.items())

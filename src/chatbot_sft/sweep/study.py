@@ -5,7 +5,7 @@ Imports no torch, no Hydra and no Optuna.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
 
 from chatbot_sft import start
@@ -13,10 +13,10 @@ from chatbot_sft.config import Config
 from chatbot_sft.config.schema import OF_SWEEP
 from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, near, question
 from chatbot_sft.jobs import finished
-from chatbot_sft.report.leaderboard.job import dotted, number_at, numbers
+from chatbot_sft.report.leaderboard.job import number_at
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.report import PARTS, Report, Status, numbers_of_a_part
+from chatbot_sft.run.report import PARTS, Report, Status, dotted, numbers_of_a_part
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import key_of
 
@@ -166,12 +166,13 @@ def refuse_no_number(metrics: Sequence[str]) -> None:
             )
 
 
-def no_value(reports: Sequence[Report], metric: str) -> str | None:
-    """What to say where none of `reports` has the `metric`; None where one has it."""
-    if not reports or any(value(report, metric) is not None for report in reports):
+def no_value(there: Collection[str], metric: str) -> str | None:
+    """What to say where the `metric` is none of the numbers that are `there`, in the report of any job; None where it
+    is.
+    """
+    if dotted(metric) in there:
         return None
-    there = sorted({name for report in reports for name in numbers(report.to_json())})
-    hint = did_you_mean(metric, there) or f"; there are {listed(there)}"
+    hint = did_you_mean(metric, sorted(there)) or f"; there are {listed(sorted(there))}"
     if metric == "training.eval_loss":
         hint = "; nothing is held out (dataset.eval_fraction, dataset.eval_data_path)"
     return f"sweep.metric={metric}: no job reports it{hint}"

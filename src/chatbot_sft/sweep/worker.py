@@ -27,6 +27,7 @@ from chatbot_sft.jobs import Job as Entry
 from chatbot_sft.jobs import refuse_shared, table, waited_since
 from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
+from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.run.report import Report, Status
 from chatbot_sft.run.turn import Turn
@@ -59,7 +60,8 @@ class Worker:
     queue: Queue
     at: Callable[[Point], Job]
     display: Display | None = None  # of all jobs, where no other process has one
-    reports: list[Report] = field(default_factory=list)  # of jobs that are done
+    done: int = 0  # jobs that have trained to their end
+    numbers: set[str] = field(default_factory=set)  # the names of those in their reports
     trained: int = 0  # jobs that this process has begun
     warm: Warm = field(default_factory=Warm)  # what they share
 
@@ -216,8 +218,9 @@ class Worker:
         pruned = report.status == Status.PRUNED
         if self.trials:
             self.trials.tell(entry.number, report, pruned)
-        if not pruned:
-            self.reports.append(report)
+        if not pruned and report.task == "train":
+            self.done += 1
+            self.numbers.update(numbers(report.to_json()))
 
     def _failed(self, entry: Entry, error: Exception) -> None:
         """Record one line, and let go of the memory that the job had."""
@@ -271,7 +274,7 @@ class Worker:
         if not self.settings.worker and (left := self.queue.left):
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
             print(f"{left} of {whole} jobs not begun; the same command goes on: {again}")
-        if ended and sum(report.task == "train" for report in self.reports) > 1:
+        if ended and self.done > 1:
             lines = [*compare.table(self.place.folder), f"page  {self.place.leaderboard_file}"]
         else:
             lines = list(table(sorted(self.entries, key=lambda entry: entry.number)))
@@ -280,8 +283,9 @@ class Worker:
 
     def _unjudged(self) -> str:
         """What to say where no job that trained has the metric."""
-        trained = [report for report in self.reports if report.task == "train"]
-        said_ = [study.no_value(trained, metric) for metric in self.settings.metrics]
+        if not self.done:
+            return ""
+        said_ = [study.no_value(self.numbers, metric) for metric in self.settings.metrics]
         return "; ".join(text for text in said_ if text)
 
 

@@ -76,7 +76,7 @@ class Golden(TrainerCallback):
         passed = [graded(case, answer).passed for case, answer in zip(self.cases, answers, strict=True)]
         self.passed[state.global_step] = passed
         log.info("step %d: %d of %d golden cases passed", state.global_step, passed.count(True), len(passed))
-        session.job.passed = passed.count(True) / len(passed)
+        session.job.passed = session.job.progress.passed = passed.count(True) / len(passed)
         write_log(session.job, {PASSED: session.job.passed})
 
     def summary(self) -> Evaluation | None:

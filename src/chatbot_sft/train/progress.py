@@ -45,6 +45,7 @@ class Progress:
         # Seconds from the run's start to the end of its first step.
         self.first_step_after: float | None = None
         self.waited: dict[str, float] = {}  # the parts of it
+        self.passed: float | None = None  # the last share of golden cases
         self._evaluating = 0.0
 
     def begin(self, state: Any) -> None:
@@ -107,6 +108,7 @@ class Progress:
         self._filed = time.monotonic()
         left = self._left(state)
         known = {"step": state.global_step, "steps": state.max_steps, "loss": loss, "left": left}
+        known |= {} if self.passed is None else {"passed": self.passed}
         temporary = self.file.with_suffix(".new")
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(known), encoding="utf-8")

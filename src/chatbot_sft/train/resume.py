@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from chatbot_sft.config import Config, deciding
 from chatbot_sft.config import keys as every_key
-from chatbot_sft.config.schema import plain_values
+from chatbot_sft.config.schema import ROWS, plain_values
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import lock
@@ -74,6 +74,7 @@ class Origin:
     # and whether the run went on from its end.
     resumes: list[dict[str, Any]] = field(default_factory=list)
     identity: dict[str, Any] = field(default_factory=dict)
+    rows: str = ""  # that are trained, for people: how many of which files
     extended: bool = False  # the run at `checkpoint` had come to its end, and more steps are asked for now
     pinned: Pinned | None = None  # of a replay
 
@@ -301,11 +302,22 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
     compared = [key for key in keys if not (origin.extended and key in LENGTH)]
     differences = lock.changed(before, now, compared)
     if differences:
+        said = (_said(difference, origin) for difference in differences)
         raise UserError(
-            f"training.resume: {origin.checkpoint.folder} was trained with other settings:"
-            f" {'; '.join(map(str, differences))}. Set them back, name another run directory (hydra.run.dir=DIR),"
-            " or start afresh in this one with training.resume=never"
+            f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(said)}. Set"
+            " them back, name another run directory (hydra.run.dir=DIR), or start afresh in this one with"
+            " training.resume=never"
         )
+
+
+def _said(difference: lock.Difference, origin: Origin) -> str:
+    """In words: of rows a hash says nothing to a person."""
+    before = origin.checkpoint.record.get("rows") if origin.checkpoint else None
+    if difference.key != ROWS or not before:
+        return str(difference)
+    if before == origin.rows:
+        return f"{ROWS}: {before}, as before, but not the same ones, or in other words"
+    return f"{ROWS}: {before} → {origin.rows}"
 
 
 def record(
@@ -327,4 +339,5 @@ def record(
         "layout": dict(layout),
         "resumes": origin.resumes,
         "identity": origin.identity,
+        "rows": origin.rows,
     }

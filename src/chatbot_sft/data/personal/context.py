@@ -16,7 +16,7 @@ WORDS = {
     "phone_en": r"phone|mobile|\bcell\b|\bcall|text me|reach (?:me|us|him|her)",
     "phone_vi": r"điện thoại|\bđt\b|\bsđt\b|\bsdt\b|\bgọi\b|liên hệ|di động|số máy|liên lạc|zalo",
     "phone_de": r"telefon|\bhandy|\bruf\b|anrufen|mobilnummer",
-    "phone_fr": r"téléphone|appelez|appelle",
+    "phone_fr": r"\btél\b|téléphone|appelez|appelle",
     "phone_es": r"teléfono|móvil|celular|llám",
     "phone_pt": r"telefone|\bligue|telemóvel",
     "phone_it": r"cellulare|chiama",
@@ -24,7 +24,8 @@ WORDS = {
     "phone_ko": r"전화|휴대폰",
     "phone_th": r"โทร",
     "id": (
-        r"national (?:id|number|insurance)|identity|\bid (?:card|number|no)\b|social security|\bssn\b|tax id"
+        r"national (?:id|number|insurance)|\bnino\b|\bni (?:no|number)\b|identity|\bid (?:card|number|no)\b"
+        r"|social security|\bssn\b|tax id"
         r"|tax number|\btin\b|\bsin\b|\bnhs\b|\btfn\b|passport|\bcccd\b|căn cước|\bcmnd\b|chứng minh|định danh"
         r"|\bpesel\b|\bbsn\b|burgerservicenummer|\bcpf\b|steuer-?id|identifikationsnummer|aadhaar|kimlik|\btckn\b"
         r"|\bnik\b|\bktp\b|rodné|\bcnp\b|id-?nummer|personal (?:id|code|number)|\bcpr\b"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from chatbot_sft.data.personal.numbers import COUNTRIES, Span, cards, ibans, nationals, runs
+from chatbot_sft.data.personal.numbers import COUNTRIES, Span, cards, ibans, nationals, runs, small_ibans
 from chatbot_sft.data.personal.phones import phones
 from chatbot_sft.data.personal.secrets import may_hold_secrets, secrets
 from chatbot_sft.errors import UserError, did_you_mean, listed
@@ -30,10 +30,18 @@ KINDS = {
 LIBRARIES = {"phonenumbers": "phonenumbers", "stdnum": "python-stdnum"}  # module → package
 EXTRA = 'pip install "chatbot-sft[data]"'
 NEED_THEM = (PHONE, CARD, IBAN, ID)
-VERSION = 1  # raise it with every change of what is found: cached rows are then made anew
+VERSION = 2  # raise it with every change of what is found: cached rows are then made anew
 
 ADDRESS = re.compile(
     r"\w(?:[\w.+%'-]{0,62}[\w+-])?@(?:[^\W_](?:[\w-]{0,62}[^\W_])?\.){1,8}(?P<top>[^\W\d_]{2,24})(?![\w-])(?!:[\w/])"
+)
+# As people write it for people alone: anna (at) gmail.com, anna [at] gmail [dot] com.
+AT = re.compile(r"[(\[{] ?at ?[)\]}]", re.IGNORECASE)
+_DOT = r"(?:\.| ?[(\[{] ?dot ?[)\]}] ?| dot )"
+SPELT = re.compile(
+    rf"(?<![\w.+-])\w[\w.+-]{{0,62}} ?{AT.pattern} ?(?:[^\W_](?:[\w-]{{0,62}}[^\W_])?{_DOT}){{1,4}}"
+    r"(?P<top>[^\W\d_]{2,24})(?![\w-])",
+    re.IGNORECASE,
 )
 NOWHERE = ("example", "invalid", "test", "localhost", "local")  # reserved: no mail reaches anybody there
 # icon@2x.png is a file.
@@ -110,7 +118,8 @@ class Detector:
         """False where certainly nothing is in it; quick."""
         if len(text) < SHORTEST:
             return False
-        return "@" in text or may_hold_secrets(text) or (self.complete and bool(DIGITS.search(text)))
+        written = "@" in text or AT.search(text) is not None
+        return written or may_hold_secrets(text) or (self.complete and bool(DIGITS.search(text)))
 
     def find(self, text: str, written: str | None = None) -> list[Finding]:
         """In the order of the text; none overlaps another. What is `written` around it (`text` itself, where
@@ -147,6 +156,8 @@ class Detector:
             yield EMAIL, span
         if not self.complete or not DIGITS.search(text):
             return
+        for span in small_ibans(text):
+            yield IBAN, span
         where = list(runs(text))
         for run in where:
             for span in ibans(text, run):
@@ -171,8 +182,9 @@ class Detector:
 
 def addresses(text: str) -> Iterator[Span]:
     """E-mail addresses."""
-    if "@" in text:
-        for match in ADDRESS.finditer(text):
+    shapes = [*([ADDRESS] if "@" in text else []), *([SPELT] if AT.search(text) else [])]
+    for shape in shapes:
+        for match in shape.finditer(text):
             if match["top"].lower() not in (*FILES, *NOWHERE):
                 yield match.span()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import string
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ FEWEST = 6  # digits in a run
 _SEPARATORS = re.compile(r"[ .\-/+\u00a0\u2011]")
 # Neither the rest of a longer number nor the decimals of one.
 _BEFORE, _AFTER = r"(?<![0-9])(?<![0-9][.,])", r"(?![0-9])(?!\.[0-9])"
-_GAP = r"[ \-\u00a0\u2011]"
+_GAP = r"[ .\-\u00a0\u2011]"
 # Lookaheads: one that fails must not hide another that begins inside of it.
 _FOURS = rf"[0-9]{{4}}(?P<gap%s>{_GAP})[0-9]{{4}}(?P=gap%s)[0-9]{{4}}(?P=gap%s)[0-9]{{4}}"
 CARD = re.compile(
@@ -37,7 +38,12 @@ BRANDS = (
     (re.compile(r"62"), (16, 17, 18, 19)),  # UnionPay
 )
 RARE = ((re.compile(r"4"), (13, 19)), (re.compile(r"50|5[6-8]|6[0-9]"), (13, 14, 15, 16, 17, 18, 19)))
-IBAN = re.compile(r"(?<![0-9A-Za-z])[A-Z]{2}[0-9]{2}(?:[ \u00a0]?[0-9A-Z]){11,30}(?![0-9A-Za-z])")
+IBAN = re.compile(r"(?<![0-9A-Za-z])[A-Z]{2}[0-9]{2}(?:[ \-\u00a0]?[0-9A-Z]){11,30}(?![0-9A-Za-z])")
+# In small letters: in one piece, or in fours.
+SMALL_IBAN = re.compile(
+    r"(?<![0-9A-Za-z])[a-z]{2}[0-9]{2}"
+    r"(?:[0-9a-z]{11,30}|(?:[ \-\u00a0][0-9a-z]{4}){2,7}(?:[ \-\u00a0][0-9a-z]{1,3})?)(?![0-9A-Za-z])"
+)
 
 
 class National(NamedTuple):
@@ -68,6 +74,13 @@ NATIONAL = (
     National("FI", "fi.hetu", r"[0-9]{6}[-+A][0-9]{3}[0-9A-Y]", True),
     National("FR", "fr.nir", r"[12] ?[0-9]{2} ?[0-9]{2} ?[0-9][0-9AB] ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}", True),
     National("GB", "gb.nhs", r"[0-9]{3}[ -]?[0-9]{3}[ -]?[0-9]{4}", False),
+    # National insurance; it has no check digit.
+    National(
+        "GB",
+        "",
+        r"(?!BG|GB|NK|KN|TN|NT|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?: ?[0-9]{2}){3} ?[A-D]",
+        False,
+    ),
     National("ID", "id.nik", r"[0-9]{16}", False),
     National("IN", "in_.aadhaar", r"[0-9]{4} ?[0-9]{4} ?[0-9]{4}", False),
     National("IT", "it.codicefiscale", r"[A-Z]{6}[0-9]{2}[A-Z][0-9]{2}[A-Z][0-9]{3}[A-Z]", True),
@@ -129,17 +142,25 @@ def _a_card(text: str, begin: int, end: int, groups: bool) -> bool:
 def ibans(text: str, run: Span) -> Iterator[Span]:
     """International bank account numbers: the structure of their country, and the check digits."""
     for match in IBAN.finditer(text, run[0], run[1] + 2):
-        from stdnum import iban
+        yield from _an_iban(text, *match.span())
 
-        begin, end = match.span()
-        while end - begin >= 15:
-            # Without the banks of a country: those that stdnum knows are not all.
-            if iban.is_valid(_SEPARATORS.sub("", text[begin:end]), check_country=False):
-                yield begin, end
-                break
-            end = begin + len(
-                text[begin:end].rstrip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ").rstrip(" \u00a0")
-            )
+
+def small_ibans(text: str) -> Iterator[Span]:
+    """The same in small letters."""
+    for match in SMALL_IBAN.finditer(text):
+        yield from _an_iban(text, *match.span())
+
+
+def _an_iban(text: str, begin: int, end: int) -> Iterator[Span]:
+    """The longest that text[begin:end] begins with; words may stand behind it."""
+    from stdnum import iban
+
+    while end - begin >= 15:
+        # Without the banks of a country: those that stdnum knows are not all.
+        if iban.is_valid(_SEPARATORS.sub("", text[begin:end]).upper(), check_country=False):
+            yield begin, end
+            return
+        end = begin + len(text[begin:end].rstrip(string.ascii_letters + string.digits).rstrip(" -\u00a0"))
 
 
 def nationals(text: str, run: Span, countries: Collection[str] | None) -> list[Span]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from chatbot_sft.data.personal.context import REGIONS, an_amount, meant
 
@@ -23,6 +24,44 @@ WRITTEN = (
     (re.compile("[\u3040-\u30ff]"), "JP"),
     (re.compile("[\uac00-\ud7a3]"), "KR"),
     (re.compile("[\u0e00-\u0e7f]"), "TH"),
+)
+
+
+class Mobile(NamedTuple):
+    """Mobile phones of a region that shares its letters with others: found where the text around speaks of it, by
+    so many of these `words`, each another one.
+    """
+
+    region: str
+    shape: re.Pattern[str]
+    words: re.Pattern[str]
+    enough: int
+
+
+def _alone(shape: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w+.,:/-]){shape}(?!\w)(?![.,:/-][0-9])")
+
+
+MOBILES = (
+    Mobile(
+        "GB",
+        _alone(r"07[0-9](?:[ \-]?[0-9]){8}"),
+        re.compile(
+            r"\bUK\b|\bU\.K\.|\bEngland\b|\bScotland\b|\bBritain\b|\bBritish\b|\bLondon\b|£"
+            r"|\b[A-Z]{1,2}[0-9][A-Z0-9]? [0-9][A-Z]{2}\b"  # a postcode
+        ),
+        1,
+    ),
+    Mobile(
+        "DE",
+        _alone(r"01[567][0-9](?:[ \-/]{0,3}[0-9]){7,8}"),
+        re.compile(
+            r"\b(?:ich|und|nicht|bitte|meine[rmn]?|mich|mir|ist|wir|auf|haben|deutschland|nummer|erreichen|unter)\b"
+            r"|ß",
+            re.IGNORECASE,
+        ),
+        2,
+    ),
 )
 NORTH_AMERICAN = re.compile(
     r"(?<![0-9A-Za-z_+.-])(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[-. ])[2-9][0-9]{2}[-. ][0-9]{4}"
@@ -51,6 +90,7 @@ def phones(text: str, written: str, regions: Sequence[str] | None) -> Iterator[S
     told: tuple[str, ...] = ()
     if regions is None:
         told = tuple(region for shown, region in WRITTEN if shown.search(written))[:1]
+        yield from _mobiles(text, written)
         for match in NORTH_AMERICAN.finditer(text):
             sure = not an_amount(text, *match.span()) and meant(text, match.start()) != "other"
             if sure and _belongs(match.group(), "US"):
@@ -58,6 +98,18 @@ def phones(text: str, written: str, regions: Sequence[str] | None) -> Iterator[S
     blank = NO_PHONE.sub(lambda found: "x" * len(found.group()), text)
     for match in NATIONAL.finditer(blank):
         yield from _national(text, *match.span(), regions, told)
+
+
+def _mobiles(text: str, written: str) -> Iterator[Span]:
+    """Mobile phones of the country that what is `written` around them speaks of."""
+    for mobile in MOBILES:
+        found = [match.span() for match in mobile.shape.finditer(text)]
+        if not found or len({word.casefold() for word in mobile.words.findall(written)}) < mobile.enough:
+            continue
+        for begin, end in found:
+            sure = meant(text, begin) != "other" and not an_amount(text, begin, end)
+            if sure and _belongs(text[begin:end], mobile.region):
+                yield begin, end
 
 
 def _international(text: str, begin: int, end: int) -> Span | None:

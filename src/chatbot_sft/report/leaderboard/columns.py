@@ -9,6 +9,7 @@ from chatbot_sft.report.leaderboard.board import Board
 from chatbot_sft.report.leaderboard.job import HELD_OUT, Job
 from chatbot_sft.report.leaderboard.rows import Row
 from chatbot_sft.report.leaderboard.settings import as_number
+from chatbot_sft.run.report import dotted
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -39,6 +40,10 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
 
 
+def share(value: float) -> str:
+    return f"{value:.0%}"
+
+
 FIGURES = (
     Figure("steps", lambda job: job.steps, whole),
     Figure("tokens/s", lambda job: job.tokens_per_second, whole),
@@ -46,11 +51,22 @@ FIGURES = (
     Figure("seconds", lambda job: job.seconds, short),
 )
 LOSS = Figure("held-out loss", lambda job: job.held_out, metric)
+# Where an objective has rewards, by the metric that they are.
+REWARDS = {
+    "rewards/margins": Figure("reward margin", lambda job: job.margin, metric),
+    "rewards/accuracies": Figure("reward accuracy", lambda job: job.accuracy, share),
+}
 
 
 def figures(board: Board) -> tuple[Figure, ...]:
-    """The held-out loss has a column of its own where it is not the metric."""
-    return FIGURES if board.metric == HELD_OUT else (LOSS, *FIGURES)
+    """The held-out loss has a column of its own where it is not the metric; rewards have one where a job has some."""
+    jobs, the_metric = board.jobs, dotted(board.metric)
+    rewards = [
+        figure
+        for name, figure in REWARDS.items()
+        if dotted(name) != the_metric and any(figure.of(job) is not None for job in jobs)
+    ]
+    return (*(() if board.metric == HELD_OUT else (LOSS,)), *rewards, *FIGURES)
 
 
 def setting(row: Row, key: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 
+from chatbot_sft.report.leaderboard import columns
 from chatbot_sft.report.leaderboard.board import Board
 from chatbot_sft.report.plain import plain_line
 
@@ -25,13 +26,16 @@ def text(board: Board) -> str:
     """`rank` is the row's, which jobs that differ in their seed alone share, as its `mean` and `spread`."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*HEAD, *map(_text, (*board.keys, board.metric)), *TAIL])
+    rewards = [figure for figure in columns.figures(board) if figure in columns.REWARDS.values()]
+    names = [figure.title.replace(" ", "_") for figure in rewards]
+    writer.writerow([*HEAD, *map(_text, (*board.keys, board.metric)), *TAIL, *names])
     for rank, row in enumerate(board.rows, 1):
         for job in row.jobs:
             figures = (job.held_out, job.steps, job.tokens_per_second, job.peak_gb, job.seconds)
             settings = [job.settings.get(key, "") for key in board.keys]
             ending = (str(job.status), job.error, job.folder.name)
-            cells = [rank, job.number, *settings, job.value, row.mean, row.spread, *figures, *ending]
+            own = [figure.of(job) for figure in rewards]
+            cells = [rank, job.number, *settings, job.value, row.mean, row.spread, *figures, *ending, *own]
             writer.writerow([_text(cell) if isinstance(cell, str) else cell for cell in cells])
     return out.getvalue()
 

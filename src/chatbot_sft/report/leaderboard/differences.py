@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from chatbot_sft.errors import UserError
-from chatbot_sft.report.leaderboard.columns import metric, short, whole
+from chatbot_sft.report.leaderboard.columns import metric, share, short, whole
 from chatbot_sft.report.leaderboard.job import Job
-from chatbot_sft.report.leaderboard.settings import flat, is_place
+from chatbot_sft.report.leaderboard.settings import flat, is_place, says_nothing_more
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import moved
@@ -54,12 +54,14 @@ def _parts(first: Path, second: Path) -> dict[str, list[tuple[str, str, str]]]:
     """By the locks, which hold all that decides a result; of a run without one by its configuration alone."""
     locks = _lock(first), _lock(second)
     configured = _configured(first), _configured(second)
-    known = [_worded(change) for change in _changes(*locks)]
+    known = [_worded(change) for change in _changes(*locks) if not _of_name(change)]
     keys = dict.fromkeys(key for one in configured for key in one)
     settings = changed(*configured, keys) if all(configured) else []
     in_lock = {key for key, *_ in known}
     known += [
-        _worded(change) for change in settings if change.key not in in_lock and not is_place(change.key)
+        _worded(change)
+        for change in settings
+        if change.key not in in_lock and not is_place(change.key) and not _of_name(change)
     ]
     parts: dict[str, list[tuple[str, str, str]]] = {
         name: [] for name in ("configuration", "data", "versions", "code", "device")
@@ -82,6 +84,11 @@ def _changes(first: Lock | None, second: Lock | None) -> list[Difference]:
         return []
     days = (replace(lock, date=lock.date[:10]) for lock in (first, second))
     return in_locks(*days)
+
+
+def _of_name(change: Difference) -> bool:
+    """Whether another key says it already."""
+    return all(says_nothing_more(change.key, value) for value in (change.before, change.after))
 
 
 def _part_of(key: str) -> str:
@@ -118,6 +125,8 @@ def _results(first: Job, second: Job) -> Iterator[tuple[str, str, str]]:
             yield (f"{name} ended", job.error, "")
     figures = (
         ("held-out loss", first.held_out, second.held_out, metric),
+        ("reward margin", first.margin, second.margin, metric),
+        ("reward accuracy", first.accuracy, second.accuracy, share),
         ("steps", first.steps, second.steps, whole),
         ("tokens/s", first.tokens_per_second, second.tokens_per_second, whole),
         ("peak GB", first.peak_gb, second.peak_gb, short),

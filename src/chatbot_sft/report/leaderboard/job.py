@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from chatbot_sft.config.schema import PASSED
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
 from chatbot_sft.run.report import DamagedReport, Report, Sample, Status, dotted
@@ -73,6 +74,22 @@ class Job:
         return self.report.training.seconds if self.report and self.report.training else None
 
     @property
+    def margin(self) -> float | None:
+        """By how much the better answers are rewarded above the others; None where none are compared."""
+        return self._figure("rewards/margins")
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of pairs in which the better answer is rewarded above the other."""
+        return self._figure("rewards/accuracies")
+
+    def _figure(self, name: str) -> float | None:
+        """One that an objective reports beside its loss."""
+        training = self.report.training if self.report else None
+        value = training.figures.get(name) if training else None
+        return float(value) if _is_number(value) else None
+
+    @property
     def held_out_rows(self) -> str:
         """The fingerprint of what it holds out; empty where nothing says."""
         return self.report.dataset.held_out_fingerprint if self.report and self.report.dataset else ""
@@ -96,6 +113,8 @@ def read(
     value = number_at(values, metric) if report else None
     if value is None and metric == HELD_OUT and curve and status != UNREADABLE:
         value = curve[-1][1]
+    if running and metric == PASSED:
+        value = number_at(run.progress() or {}, "passed")
     return Job(number, name, folder, settings, status, error, value, report, curve)
 
 
@@ -104,8 +123,7 @@ def number_at(values: Mapping[str, Any], path: str) -> float | None:
     found: Any = values
     for part in dotted(path).split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
-    is_number = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
-    return float(found) if is_number else None
+    return float(found) if _is_number(found) else None
 
 
 def numbers(values: Mapping[str, Any], before: str = "") -> list[str]:
@@ -114,9 +132,13 @@ def numbers(values: Mapping[str, Any], before: str = "") -> list[str]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             names += numbers(value, f"{before}{key}.")
-        elif number_at(values, key) is not None:
+        elif _is_number(value):
             names.append(f"{before}{key}")
     return names
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def reported(folder: Path) -> Mapping[str, Any]:
@@ -135,10 +157,15 @@ def _reported(file: Path) -> tuple[Mapping[str, Any], Report | None, str]:
 
 @functools.lru_cache(UNREAD)
 def _parsed(file: Path, changed: int, size: int) -> tuple[Mapping[str, Any], Report | None, str]:
-    """Kept until the file changes: a page that is written again reads what is new alone."""
+    """Kept until the file changes: a page that is written again reads what is new alone. The losses of all steps,
+    most of a long run's report, are none that jobs are compared by.
+    """
     try:
         values = masked(json.loads(file.read_text(encoding="utf-8")))
-        return values, Report.from_json(values), ""
+        report = Report.from_json(values)
+        report.history = None
+        values["training"].pop("history", None)
+        return values, report, ""
     except DamagedReport as error:
         return {}, None, f"its {file.name} is damaged: {error}"
     except (ValueError, RecursionError):

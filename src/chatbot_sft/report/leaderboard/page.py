@@ -8,7 +8,6 @@ can run in it.
 from __future__ import annotations
 
 import functools
-import html
 import importlib
 import importlib.resources
 import importlib.util
@@ -16,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from string import Template
 
-from chatbot_sft.report.hypertext import hash_of
+from chatbot_sft.report.hypertext import hash_of, said
 from chatbot_sft.report.leaderboard import columns
 from chatbot_sft.report.leaderboard.answers import Answer, Question, questions
 from chatbot_sft.report.leaderboard.board import Board
@@ -24,7 +23,6 @@ from chatbot_sft.report.leaderboard.charts import Chart, charts
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.rows import Row, undecided
 from chatbot_sft.report.leaderboard.settings import as_number
-from chatbot_sft.report.plain import plain
 
 SHOWN = 12  # answers to a question that are there without a click
 
@@ -79,10 +77,6 @@ def _part(kind: str) -> str:
 def _hash(script: str) -> str:
     """Remembered: Plotly's has millions of characters."""
     return f"'sha256-{hash_of(script)}'"
-
-
-def said(text: str) -> str:
-    return html.escape(plain(text))
 
 
 def _scripts(scripts: Sequence[str], drawn: Sequence[Chart]) -> str:

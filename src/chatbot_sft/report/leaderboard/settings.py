@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from chatbot_sft.config.schema import OUR_PACKAGE
 from chatbot_sft.report.leaderboard.rows import differing
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
@@ -53,12 +54,21 @@ def _configured(folder: Path) -> dict[str, str] | None:
 
 
 def _without_places(settings: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in settings.items() if not is_place(key)}
+    return {
+        key: value
+        for key, value in settings.items()
+        if not is_place(key) and not says_nothing_more(key, value)
+    }
 
 
 def is_place(key: str) -> bool:
     """Whether the key says where a run is."""
     return any(key == place or (place.endswith(".") and key.startswith(place)) for place in PLACES)
+
+
+def says_nothing_more(key: str, value: Any) -> bool:
+    """Whether it names a class of ours, which objective.name or the like has named already."""
+    return key.endswith("._target_") and str(value).startswith(OUR_PACKAGE)
 
 
 def _yaml(file: Path) -> Any:
