@@ -140,9 +140,8 @@ def reported(began: str) -> dict[str, Any]:
     run = Run(RUNS[-1])
     try:
         report = json.loads(run.report_file.read_text(encoding="utf-8"))
-        if datetime.fromisoformat(report["started"]) < datetime.fromisoformat(
-            began
-        ):  # an earlier run's: this one was refused
+        started = datetime.fromisoformat(report["started"])
+        if started < datetime.fromisoformat(began):  # an earlier run's: this one was refused
             return {}
         values = {"run_directory": str(run.folder), **report}
         if report["task"] == "check" and report["dataset"].get("rows"):

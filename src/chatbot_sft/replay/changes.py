@@ -78,7 +78,7 @@ def refusal(changes: Sequence[Change], allowed: Sequence[str]) -> str | None:
     classes = [name for name in DIFFERENCES if name in {*allowed, *(change.of for change in deciding)}]
     said = "; ".join(map(str, deciding[:4])) + (f" and {len(deciding) - 4} more" if len(deciding) > 4 else "")
     return (
-        f"what decides the result is different here: {said}. Make it as it was, or compare all the same:"
+        f"what decides the result is different here: {said}; make it as it was, or compare all the same:"
         f" replay.allow=[{','.join(classes)}]"
     )
 
