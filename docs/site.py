@@ -24,7 +24,7 @@ ELSEWHERE = {
 }
 ON_SITE = {"README.md": "index.md", **{source: page for page, source in ELSEWHERE.items()}}
 CODE = re.compile(r"`[^`]*`")
-LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]*)")
+LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#|mailto:)([^)#\s]*)([^)\s]*)\)")
 
 
 def on_config(config: Any) -> None:
@@ -53,9 +53,12 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
     source = REPO / ELSEWHERE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def turned(match: re.Match[str]) -> str:
-        target = os.path.relpath(source.parent / match[1], REPO)
+        text, written, anchor = match.groups()
+        target = os.path.relpath(source.parent / written, REPO)
         place = ON_SITE.get(target, os.path.relpath(target, "docs"))
-        return f"]({os.path.relpath(place, Path(page.file.src_uri).parent)}"
+        if place.startswith("..") and (REPO / target).exists():
+            return text  # a file of the checkout, such as the Dockerfile
+        return f"[{text}]({os.path.relpath(place, Path(page.file.src_uri).parent)}{anchor})"
 
     lines = LINK.sub(turned, markdown).split("\n")
     return "\n".join(CODE.sub(unescaped, line) if line.startswith("|") else line for line in lines)
