@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow  # no torch, but many
 LAUNCHERS = Path(sys.prefix, "launchers")  # where `make setup` puts Hydra's
 # Programs of others: nothing of theirs is ours to test. Those with a reason are told apart from a slip of the pen.
 OTHERS = {
+    "uv",
     "source", "ollama", "vllm", "llama-server", "transformers", "lm_eval", "git", "pre-commit", "accelerate", "docker", "sky", "sbatch",
     "srun", "squeue", "scancel", "nvidia-smi", "curl", "cd", "cp", "export", "bash", "hf", "jq",
 }  # fmt: skip
