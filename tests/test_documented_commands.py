@@ -28,9 +28,8 @@ pytestmark = pytest.mark.slow  # no torch, but many
 LAUNCHERS = Path(sys.prefix, "launchers")  # where `make setup` puts Hydra's
 # Programs of others: nothing of theirs is ours to test. Those with a reason are told apart from a slip of the pen.
 OTHERS = {
-    "uv",
     "source", "ollama", "vllm", "llama-server", "transformers", "lm_eval", "git", "pre-commit", "accelerate", "docker", "sky", "sbatch",
-    "srun", "squeue", "scancel", "nvidia-smi", "curl", "cd", "cp", "export", "bash", "hf", "jq",
+    "srun", "squeue", "scancel", "nvidia-smi", "curl", "cd", "cp", "export", "bash", "hf", "jq", "uv",
 }  # fmt: skip
 ALL = commands()
 # Of a key that names a place, any value composes alike.
