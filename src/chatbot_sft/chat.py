@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from chatbot_sft.arguments import Parser, fail
+from chatbot_sft.arguments import Parser, ended
 from chatbot_sft.data.messages import Message
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.inference.opening import find
@@ -45,12 +45,8 @@ COMMANDS = {
 def main() -> None:
     """Chat, or answer `--prompt`. What goes wrong is a line on stderr, with HYDRA_FULL_ERROR=1 a traceback."""
     arguments = parse()
-    try:
+    with ended():
         run(arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        fail(error)
 
 
 def parse() -> argparse.Namespace:

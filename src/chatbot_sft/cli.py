@@ -18,7 +18,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from chatbot_sft import command_line, completion, distributed, json_output, run_directory, text_files
+from chatbot_sft import (
+    arguments,
+    command_line,
+    completion,
+    distributed,
+    json_output,
+    run_directory,
+    text_files,
+)
 from chatbot_sft.config import Config, hydra_glue, hydra_targets
 from chatbot_sft.config.help import help_text
 from chatbot_sft.config.hydra_errors import said
@@ -177,6 +185,8 @@ def _main(as_json: bool) -> None:
         sys.exit(130)
     except hydra_glue.Refused as refused:
         _fail(refused.error)
+    except BrokenPipeError:
+        arguments.read_enough()
     except SystemExit as error:
         _tell_jobs()
         if error.code:
@@ -199,7 +209,7 @@ def start(words: list[str], as_json: bool = False) -> None:
     if given.config_dir:
         text_files.check_options(Path(given.config_dir))
     if given.help:
-        print(help_text(command_line.topics(given), given.config_dir))
+        print(help_text(command_line.topics(given), given.config_dir), flush=True)
         return
     if given.cfg:
         config = hydra_glue.given(given)

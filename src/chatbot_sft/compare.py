@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from chatbot_sft import json_output
-from chatbot_sft.arguments import Parser, fail
+from chatbot_sft.arguments import Parser, ended
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.leaderboard import as_json, differences, files, promotion, terminal
 from chatbot_sft.report.leaderboard import board as boards
@@ -53,14 +52,8 @@ def main() -> None:
     """What goes wrong is a line on stderr, with HYDRA_FULL_ERROR=1 a traceback."""
     with json_output.answering(json_output.FLAG in sys.argv[1:]) as values:
         arguments = parse()
-        try:
+        with ended():
             run(arguments, values)
-        except KeyboardInterrupt:
-            sys.exit(130)
-        except BrokenPipeError:  # `| head` has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except UserError as error:
-            fail(error)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

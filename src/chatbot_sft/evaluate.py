@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from chatbot_sft.arguments import Parser, fail
+from chatbot_sft.arguments import Parser, ended
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import cases, inspect_dataset, lm_eval_task
 from chatbot_sft.report.plain import shown_line
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.export == "lm-eval" and arguments.output is None:
         parser.error("--export lm-eval writes several files: name a new folder with --output")
-    try:
+    with ended():
         read = cases.read(arguments.file)
         if arguments.export == "lm-eval":
             for line in lm_eval_task.write(read, arguments.output):
@@ -49,8 +49,6 @@ def main() -> None:
             sys.stdout.write(text)
         else:
             write(arguments.output, text)
-    except Exception as error:
-        fail(error)
 
 
 def write(file: Path, text: str) -> None:

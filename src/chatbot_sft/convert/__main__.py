@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatbot_sft.arguments import Parser, fail
+from chatbot_sft.arguments import Parser, ended
 from chatbot_sft.convert import overlay, page, reading, told
 from chatbot_sft.convert.axolotl import AXOLOTL
 from chatbot_sft.convert.conversion import Conversion, convert
@@ -25,14 +24,10 @@ NOT_CARRIED = 1  # the exit code of --strict
 def main() -> None:
     """What goes wrong is a line on stderr, with HYDRA_FULL_ERROR=1 a traceback."""
     arguments = parse()
-    try:
-        sys.exit(run(arguments))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UserError as error:
-        fail(error)
+    code = 0
+    with ended():
+        code = run(arguments)
+    sys.exit(code)
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

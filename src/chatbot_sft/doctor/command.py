@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -115,8 +114,10 @@ def _print(said: Iterable[str]) -> None:
         for line in said:
             print(line)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        from chatbot_sft.arguments import read_enough
+
+        read_enough()
 
 
 def faults(found: Sequence[Finding]) -> int:
