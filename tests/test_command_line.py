@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pty
+import re
 import select
 import shlex
 import shutil
@@ -85,10 +86,11 @@ def test_nothing_far_away_is_suggested(word):
     assert near(word, [f.name for f in dataclasses.fields(schema.TrainingConfig)]) == []
 
 
-def test_a_long_list_of_values_ends_after_ten():
+def test_a_long_list_of_values_gives_way_to_the_nearest():
     error = error_of({"training": {"optim": "lion"}})
-    assert error.count(", ") == 9
-    assert error.endswith("more; did you mean lion_32bit?")
+    assert re.fullmatch(
+        r"training\.optim=lion: not one of \d\d that there are; did you mean lion_32bit\?", error
+    )
 
 
 def test_a_number_that_goes_through_is_finite():

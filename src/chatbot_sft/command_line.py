@@ -73,8 +73,10 @@ def check(words: Sequence[str]) -> Namespace:
     for flag in others:
         is_number = re.fullmatch(r"-[\d.].*", flag)
         raise UserError(not_understood(flag, words) if is_number else _no_such_flag(flag, words))
-    # Or Hydra's own key for the same says what it is to be.
-    several = given.multirun or any(word.startswith("hydra.mode=") for word in given.overrides)
+    # Hydra's own key for the same may say so too, on the command line or in a file; then Hydra judges.
+    keys = {word.partition("=")[0] for word in given.overrides}
+    in_files = given.config_dir or given.config_name or keys & {*schema.OVERLAYS}
+    several = given.multirun or "hydra.mode" in keys or in_files
     for word in given.overrides:
         if given.help and _is_key(word) and PurePath(word).suffix not in YAML:
             check_topic(word)

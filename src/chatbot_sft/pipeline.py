@@ -30,6 +30,7 @@ from chatbot_sft.report import ending, loggers
 from chatbot_sft.report.data_summary import remarks
 from chatbot_sft.report.findings import show_findings
 from chatbot_sft.report.found import worth_a_line
+from chatbot_sft.report.masking import masked
 from chatbot_sft.report.secrets_trained import check_secrets
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import Lock, decides
@@ -215,7 +216,7 @@ def train(
     if warning := prepared.findings["training"]["warning"]:
         log.warning("training: %s", warning)
     bounds.check_rows(settings, prepared.statistics, distributed.processes())
-    origin.rows = prepared.counted
+    origin.rows = masked(prepared.counted)
     lock = locked(settings, prepared, origin, report.command)
     origin.hold(lock)
     resume.refuse_changes(origin, lock.decides, whole=True)

@@ -28,7 +28,7 @@ from chatbot_sft.config.containers import as_dict
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.directory import HOLDER, Run
+from chatbot_sft.run.directory import HOLDER, OF_A_REFUSAL, REPORT, Run
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -39,11 +39,6 @@ LOCK = ".lock"  # the operating system's, so it goes with its process
 BY_TIME = ("${started:", "${now:")  # what a directory's name says that no user typed
 LONGEST = 160  # characters of a command that are kept
 OF_A_START = {LOCK, HOLDER, ".hydra", "multirun.yaml"}  # what a run or a sweep has written before it begins
-OF_A_REFUSAL = {
-    "run.log",
-    "report.json",
-    "report.md",
-}  # beside it: that it was refused, which the terminal says too
 
 
 class Held(UserError):
@@ -72,7 +67,7 @@ class Claim:
         """
         present = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
         added = present - self.content
-        report = Run(self.folder).peek() if refused and "report.json" in added else None
+        report = Run(self.folder).peek() if refused and REPORT in added else None
         if not added <= OF_A_START | (OF_A_REFUSAL if report and report.nothing_done else set()):
             return
         for place in (self.folder / name for name in added):

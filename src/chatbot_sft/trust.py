@@ -65,7 +65,9 @@ def _installed(package: str) -> bool:
         return False
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # a module without a spec: somebody has made it up
+    except ValueError:  # no file: this very process has made it up, as a notebook may
+        return False
+    except ImportError:
         return package in sys.modules
     if spec is None:
         return False

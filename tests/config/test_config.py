@@ -188,7 +188,7 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ),
         (
             {"save": {"method": "gguf", "gguf_quantization": "q4_k"}},
-            "save.gguf_quantization=q4_k: not one of f32, f16, bf16, q8_0, q6_k",
+            "save.gguf_quantization=q4_k: not one of 19 that there are; did you mean q4_k_m?",
         ),
         (
             {"save": {"method": "lora", "save_path": "x.gguf"}},
@@ -330,7 +330,7 @@ def test_paths_are_relative_to_the_working_directory_outside_of_a_project(tmp_pa
     ("text", "message"),
     [
         ("- a\n- b\n", "expected sections"),
-        ("model: [unclosed", "sft.yaml: "),
+        ("model: [unclosed", "sft.yaml, line 1, column 8: a bracket that is not closed"),
         ("modle: {}", "modle: no such key; did you mean model?"),
     ],
 )

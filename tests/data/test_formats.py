@@ -243,7 +243,7 @@ def test_a_column_map_is_checked_against_the_columns_there_are():
         assert str(caught.value).endswith("; did you mean Frage? (it has Frage, Kontext, Antwort)")
     with pytest.raises(
         UserError,
-        match=r"columns.question=instruction: the other way round: .*: dataset.columns.instruction=question$",
+        match=r"columns.question=instruction: the other way round: .*; write dataset.columns.instruction=question$",
     ):
         check_columns("data.csv", rows, {"question": "instruction"})
     with pytest.raises(

@@ -272,4 +272,4 @@ def test_a_usual_page_is_small_and_no_rows_are_no_error():
 
 def test_half_of_a_surrogate_pair_can_be_written(tmp_path):
     write_preview(tmp_path / "p.html", "t", [], [conversation("\ud83d", "yes")])
-    assert "&#55357;" in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "[U+D83D]" in (tmp_path / "p.html").read_text(encoding="utf-8")

@@ -257,7 +257,7 @@ def test_a_column_map_that_the_format_does_not_use_is_refused(tmp_path, chat):
     assert (
         error(rows, columns={"instruction": "q"})
         == "dataset.columns.instruction=q has no effect: these rows are read as messages, which has messages,"
-        " system, tools, functions, role, content"
+        " system, tools, functions, role, content; leave it out"
     )
     assert error(rows, columns={"from": "speaker"}).startswith(
         "dataset.columns.from=speaker has no effect: these rows are read as messages"

@@ -1,5 +1,7 @@
 """Cards and drivers, planted as an nvidia-smi on PATH."""
 
+import sys
+
 from planted import smi, torch_for
 
 from chatbot_sft.doctor import gpu
@@ -9,6 +11,7 @@ from chatbot_sft.doctor.finding import State
 def test_torch_for_the_cpu_beside_a_card(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", smi(tmp_path / "bin", "12.8"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # a doctor's process has not imported it
     for cuda, state in ((None, State.FAULT), ("13.0", State.FAULT), ("12.9", State.NOTE), ("12.8", State.OK)):
         folder = tmp_path / str(cuda)
         torch_for(folder, cuda)

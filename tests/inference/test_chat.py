@@ -184,7 +184,7 @@ def test_a_run_before_and_after(launch, warm, tiny, tmp_path):
         (("text.gguf", "--temperature", "-1"), "-1: not a number from 0 on"),
         (("text.gguf", "--temperature", "warm"), "warm: not a number from 0 on"),
         (("text.gguf", "--max-new-tokens", "0"), "0: not a whole number above 0"),
-        (("text.gguf", "other", "--before"), "--before takes one PATH"),
+        (("text.gguf", "other", "--before"), "--before: takes one PATH"),
         (("text.gguf", "--before"), "what it was trained on is not written in it"),
         (("text.gguf", "--loud"), "--loud"),
     ],
@@ -445,7 +445,10 @@ def test_a_template_that_refuses_leaves_the_conversation_as_it_was(tmp_path):
     saved = tmp_path / "rows.json"
     process = chat(file, "--max-new-tokens", 8, typed=f"yes\nno\nagain\n/save {saved}\n")
     assert process.stdout.count("error: ") == 1
-    assert f"error: {file}: the chat template refuses it: not this\n" in process.stdout
+    assert (
+        f"error: {file}: the chat template refuses it: not this; begin another conversation\n"
+        in process.stdout
+    )
     (row,) = json.loads(saved.read_text(encoding="utf-8"))
     assert [turn["content"] for turn in row["messages"][::2]] == ["yes", "again"]
 

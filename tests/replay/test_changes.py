@@ -220,7 +220,7 @@ def test_a_base_by_another_name_is_the_same(run):
 
 def test_many_differences_are_one_line():
     changes = [Change("versions", f"package{number}", "1", "2") for number in range(9)]
-    assert "package3 1 → 2 and 5 more. " in refusal(changes, [])
+    assert "package3 1 → 2 and 5 more; " in refusal(changes, [])
 
 
 @pytest.mark.parametrize("task", ["check", "plan", "export", "evaluate", "verify"])

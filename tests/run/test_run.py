@@ -159,6 +159,7 @@ def test_no_other_file_knows_the_names_in_a_run_directory():
     assert found == {
         ("cli.py", "config.yaml"),  # Hydra's own, in .hydra
         ("config/effects.py", "checkpoints"),  # a word
+        ("config/help.py", "config.yaml"),  # that of conf/
         ("config/schema.py", "checkpoints"),  # the default of training.output_dir, without Hydra
         ("save/verify/probe.py", "evidence.json"),  # in a folder of its own
     }

@@ -386,7 +386,7 @@ def test_a_failure_says_what_failed_and_how_to_go_on(route, status, error, hub, 
 @pytest.mark.parametrize(("route", "branch"), [("create", None), ("branch", "v1")])
 def test_the_command_of_the_failure_goes_on(route, branch, hub, shared, export):
     hub.failures[route] = Failure(403, times=1)
-    command = shared.ask(export, hub_revision=branch)["error"].rpartition("when that is mended: ")[2]
+    command = shared.ask(export, hub_revision=branch)["error"].rpartition(" is whole: ")[2]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         command, shell=True, env={**shared.environment, "PATH": path}, capture_output=True, text=True

@@ -110,7 +110,7 @@ def test_nobody_is_there():
 
 def test_words():
     assert grouped(["a", "url=http://b", "model=c"]) == [["a"], ["url=http://b", "model=c"]]
-    with pytest.raises(UserError, match=r"^model=c: stands behind url="):
+    with pytest.raises(UserError, match=r"^model=c: is of a server; write url="):
         grouped(["a", "model=c"])
 
 
@@ -121,8 +121,8 @@ def test_words():
             ["url=http://localhost/v1", "--before"],
             "--before: what a server's model was trained on is not known",
         ),
-        (["a", "b", "c"], "c: two models stand side by side, not more"),
-        (["model=c"], "model=c: stands behind url="),
+        (["a", "b", "c"], "c: two models stand side by side; leave one out"),
+        (["model=c"], "model=c: is of a server; write url="),
     ],
 )
 def test_words_that_do_not_fit(words, message, monkeypatch):

@@ -644,7 +644,7 @@ def test_a_cadence_that_is_none_is_refused(value, tmp_path):
     with pytest.raises(
         UserError,
         match=(
-            r"training.save_steps=.*: (expected a number of optimizer steps, above 0, or a share|is not a"
+            r"training.save_steps=.*: (expected a number of optimizer steps, above 0, or a share|must be a"
             r" number|must be at most)"
         ),
     ):

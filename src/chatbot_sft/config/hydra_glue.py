@@ -237,8 +237,11 @@ def compose_for(
     Plugins.instance().register(OwnOptions)
     OwnOptions.folder = Path(config_dir).absolute() if config_dir else None
     folder = PACKAGE / config_path if config_path else conf_dir()  # as @hydra.main has it
-    with initialize_config_dir(str(folder), job_name="chatbot_sft", version_base="1.3"):
-        return compose(config_name, list(overrides), return_hydra_config=True)
+    try:
+        with initialize_config_dir(str(folder), job_name="chatbot_sft", version_base="1.3"):
+            return compose(config_name, list(overrides), return_hydra_config=True)
+    finally:
+        OwnOptions.folder = None  # Hydra adds it by itself, where it composes for the run
 
 
 def given(flags: Namespace, overrides: Sequence[str] | None = None) -> DictConfig:

@@ -84,6 +84,7 @@ def code(settings: Config) -> Code:
     own = {}
     for target in targets:
         module = sys.modules.get(target.rpartition(".")[0])
-        if not target.startswith(OUR_PACKAGE) and module and module.__file__:
-            own[target] = sha256(Path(module.__file__))
+        # A class that was made up in this process, as a notebook may, has no file.
+        if not target.startswith(OUR_PACKAGE) and module and (file := vars(module).get("__file__")):
+            own[target] = sha256(Path(file))
     return Code(ours, own, git.commit(PACKAGE))

@@ -45,6 +45,10 @@ FILES = (
 )
 
 
+# What a run writes that is refused before it has done anything: that it was, which the terminal says too.
+OF_A_REFUSAL = {"run.log", REPORT, "report.md"}
+
+
 @dataclass(frozen=True)
 class Run:
     """The run in `folder`, which may not be there yet."""

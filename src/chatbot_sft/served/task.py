@@ -69,7 +69,7 @@ def verify(settings: Config, report: Report) -> None:
     if found.deciding:
         raise UserError(
             f"{name} at {server.url} does not say what {run.folder} was trained to say:"
-            f" {'; '.join(finding.cause for finding in found.deciding)} ; all of it is in {file}"
+            f" {'; '.join(finding.cause for finding in found.deciding)}; all of it is in {file}"
         )
 
 
