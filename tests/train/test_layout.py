@@ -3,6 +3,8 @@
 import itertools
 import json
 import random
+import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import EXAMPLE, report_of
@@ -286,6 +288,18 @@ def test_without_a_smaller_layout_out_of_memory_is_one_line(trained, monkeypatch
 # The choice
 
 
+WAITED = [0.0]  # seconds that no test has to wait for
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """The search's, which goes on by what a layout is said to take: on a busy machine a sleep takes longer."""
+    monkeypatch.setattr(
+        "chatbot_sft.train.tuning.time",
+        SimpleNamespace(perf_counter=lambda: time.perf_counter() + WAITED[0], monotonic_ns=time.monotonic_ns),
+    )
+
+
 def trial(seconds, steps=100, losses=None):
     """A Trial on a machine where each layout takes as long as `seconds` says, and one that it does not name
     too much memory; and its calls.
@@ -298,9 +312,7 @@ def trial(seconds, steps=100, losses=None):
         calls.append((layout, len(step.packs)))
         if layout not in seconds:
             raise OutOfMemoryError(f"{layout}")
-        import time
-
-        time.sleep(seconds[layout])
+        WAITED[0] += seconds[layout]
         return losses.get(layout, 1.0)
 
     step = StepRows([[row] for row in made([[5, 6, 7]] * 8)])
