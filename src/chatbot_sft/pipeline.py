@@ -282,7 +282,8 @@ class Stages:
 
 def refuse(settings: Config, stages: Stages) -> None:
     """What else can be refused without importing a model library, before one is."""
-    loggers.check(settings.training.loggers)
+    if settings.task == "train":  # the others log nothing
+        loggers.check(settings.training.loggers)
     check_packages(settings.training.optim, bool(hardware.gpus()))
     objective_of(settings)
     chosen(settings)

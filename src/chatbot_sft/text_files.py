@@ -77,10 +77,12 @@ def check_options(folder: Path) -> None:
     """The YAML files below a --config-dir, before Hydra reads them.
 
     Raises:
-        UserError: one is not UTF-8 or not YAML, or has a byte order mark before `# @package`, which Hydra then does
-            not see.
+        UserError: one is no file, not UTF-8 or not YAML, or has a byte order mark before `# @package`, which Hydra
+            then does not see.
     """
     for file in sorted(folder.rglob("*.yaml")):
+        if not file.is_file():
+            raise UserError(f"{file}: no regular file; take it out of --config-dir")
         text = decoded(file.read_bytes(), str(file))
         if text.startswith(MARK) and "@package" in text.partition("\n")[0]:
             raise UserError(

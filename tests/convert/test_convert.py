@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from chatbot_sft.config.hydra_glue import composed
 from chatbot_sft.convert import __main__ as command
-from chatbot_sft.convert import page, reading
+from chatbot_sft.convert import overlay, page, reading
 from chatbot_sft.convert.axolotl.types_of_rows import ALPACA
 from chatbot_sft.convert.conversion import convert
 from chatbot_sft.convert.rules import Kind
@@ -393,3 +393,8 @@ def test_a_file_of_dataset_info_that_is_broken_is_said(place):
     Path("data/dataset_info.json").write_text("{")
     with pytest.raises(UserError, match=r"^data/dataset_info.json: not read: "):
         converted("model_name_or_path: a\ndataset: identity\n")
+
+
+def test_a_secret_of_the_environment_stands_in_the_overlay_by_its_name(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "deadbeefcafe0123456789abcdef")
+    assert overlay.written("deadbeefcafe0123456789abcdef") == '"${oc.env:WANDB_API_KEY}"'

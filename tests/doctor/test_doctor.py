@@ -263,7 +263,7 @@ def test_extras_that_are_not_installed(doctor, monkeypatch):
     )
     faults = [one for one in doctor(*words) if one["state"] == "fault"]
     assert [one["repair"] for one in faults] == [
-        "pip install 'chatbot-sft[wandb]'",
+        "pip install 'wandb<1,>=0.30'",
         "pip install swanlab",
         "pip install galore-torch",
     ]
@@ -297,5 +297,5 @@ def test_lines_are_aligned_and_faults_stand_last(light, tmp_path):
     assert process.returncode == 1
     assert lines[-1] == "2 faults"
     assert [line.split()[0] for line in lines[-5:-1]] == ["fault", "→", "fault", "→"]
-    assert lines[-2] == f"{'':18}→ pip install 'chatbot-sft[wandb]'"
+    assert lines[-2] == f"{'':18}→ pip install 'wandb<1,>=0.30'"
     assert all(len(line) > 18 and line[17] == " " for line in lines[:-1])

@@ -77,6 +77,62 @@ def test_of_a_run_that_was_killed_what_it_has_is_compared(tmp_path):
     assert all(one.identical for one in found.values())
 
 
+def changed_steps(place, change):
+    """steps.jsonl with each line as `change` makes it; without those of which it makes nothing."""
+    lines = [json.loads(line) for line in place.steps_file.read_text().splitlines()]
+    kept = [one for one in map(change, lines) if one]
+    place.steps_file.write_text("".join(json.dumps(one) + "\n" for one in kept))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda one: {key: value for key, value in one.items() if key != "grad_norm"}, "grad_norm"),
+        (lambda one: {**one, "loss": str(one["loss"])}, "loss"),
+        (lambda one: {**one, "loss": None}, "loss"),
+        (lambda one: one if one["step"] > 1 else None, "loss"),
+        (lambda one: {**one, "learning_rate": 9.9}, "learning_rate"),
+        (lambda one: None, "grad_norm"),
+    ],
+)
+def test_a_figure_that_was_taken_away_is_a_difference(change, what, tmp_path):
+    (was, report), (now, again) = run(tmp_path / "a"), run(tmp_path / "b")
+    changed_steps(was, change)
+    found = {one.what: one for one in compared(was, now, report, again, GPU)}
+    assert not found[what].reproduced
+
+
+def test_of_an_earlier_version_what_it_kept_is_compared(tmp_path):
+    (was, report), (now, again) = run(tmp_path / "a"), run(tmp_path / "b")
+    was.steps_file.unlink()
+    report.history = again.history = [{"step": 1, "loss": 2.0}]
+    found = compared(was, now, report, again, CPU, kept=False)
+    assert found[0].what == "loss"
+    assert all(one.reproduced for one in found)
+
+
+def test_an_answer_to_another_question_is_a_difference(tmp_path):
+    asked = evaluation(0, 3.0)
+    asked["samples"] = [{"prompt": "p ", "answer": "WRONG"}]
+    found = held(tmp_path, {"evaluated": [asked]}, {"evaluated": [evaluation(0, 3.0)]}, GPU)
+    assert not found["answers"].reproduced
+
+
+def test_files_that_are_not_those_of_the_report_are_a_difference(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    (was, report), (now, again) = run(tmp_path / "a"), run(tmp_path / "b")
+    report.training.weights_of_step = again.training.weights_of_step = 3
+    for place, value in ((was, 1.0), (now, 0.0)):
+        folder = place.checkpoints / "checkpoint-3"
+        folder.mkdir(parents=True)
+        save_file({"a": torch.full((2,), value)}, folder / "adapter_model.safetensors")
+    (found,) = weights(was, now, report, again, GPU)
+    assert not found.reproduced
+    assert "not those that its report has the hash of" in found.what
+
+
 def test_an_answer_that_is_another_is_quoted(tmp_path):
     after = {"evaluated": [evaluation(0, 3.0, "no")]}
     found = held(tmp_path, {"evaluated": [evaluation(0, 3.0)]}, after)["answers"]
@@ -106,8 +162,9 @@ def test_weights_are_held_against_each_other_matrix_by_matrix(tmp_path):
     assert weights(was, now, report, again, Noise(weights=0.1)) == []
     saved(was, A=one, B=two)
     saved(now, A=one, B=two)
-    (same,) = weights(was, now, report, again, CPU)
-    assert (same.count, same.identical) == (2, True)
+    (contradiction,) = weights(was, now, report, again, CPU)
+    assert not contradiction.reproduced
+    assert "not those that its report has the hash of" in contradiction.what
     name = now.checkpoints / "checkpoint-4" / "adapter_model.safetensors"
     save_file({"A": one + torch.tensor([[0.0, 0.02], [0.0, 0.0]]), "B": two}, name)
     (found,) = weights(was, now, report, again, Noise(weights=0.1))
@@ -121,7 +178,8 @@ def test_weights_are_held_against_each_other_matrix_by_matrix(tmp_path):
     # A run of the version before says no hash.
     save_file({"A": one, "B": two}, name)
     report.training.weights_sha256 = None
-    assert weights(was, now, report, again, CPU)[0].identical
+    (same,) = weights(was, now, report, again, CPU)
+    assert (same.count, same.identical) == (2, True)
 
 
 def test_a_comparison_comes_back_from_a_report(tmp_path):

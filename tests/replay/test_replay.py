@@ -79,6 +79,7 @@ def test_a_run_is_trained_again_to_the_bit_and_says_so_everywhere(warm, project)
     assert counts == {
         "loss": STEPS,
         "grad_norm": STEPS,
+        "learning_rate": STEPS,
         "held-out loss": 3,
         "held-out perplexity": 3,
         "held-out token_accuracy": 3,

@@ -15,6 +15,7 @@ from chatbot_sft.convert import options
 from chatbot_sft.convert.conversion import Conversion, put
 from chatbot_sft.convert.peer import Peer
 from chatbot_sft.convert.rules import Line
+from chatbot_sft.report.masking import by_name
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.resources import conf_dir
 
@@ -100,7 +101,7 @@ def written(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(written, value)) + "]"
     if isinstance(value, str):
-        value = value.replace("${", "\\${")
+        value = by_name(value.replace("${", "\\${"))  # a secret of the environment stands there by its name
         return value if BARE.fullmatch(value) and yaml.safe_load(value) == value else _quoted(value)
     return yaml.safe_dump(value).removesuffix("...\n").strip()
 

@@ -80,8 +80,18 @@ def model(settings: Config) -> Iterator[Finding]:
 
 
 def data(settings: Config) -> Iterator[Finding]:
-    """Data that the hub has."""
-    for source in settings.dataset.mixture if settings.task in ("train", "check", "plan") else ():
+    """Files that are not there, and data that the hub has."""
+    from chatbot_sft.data.corpus import Corpus
+    from chatbot_sft.errors import UserError
+
+    if settings.task not in ("train", "check", "plan"):
+        return
+    try:
+        Corpus.of(settings).check_files()
+    except UserError as error:
+        what, _, repair = str(error).rpartition("; ")
+        yield fault("data", what, repair)
+    for source in settings.dataset.mixture:
         path = source.data_path
         there = is_hub_id(path) and (cache_folder() / f"datasets--{path.replace('/', '--')}").is_dir()
         if is_hub_id(path) and USER_SAYS_OFFLINE and not there:

@@ -161,8 +161,9 @@ def _bits(kind: str) -> float:
 
 
 def _config(folder: Path | None) -> Mapping[str, Any]:
+    file = folder / "config.json" if folder else None
     try:
-        value = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+        value = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -21,15 +21,21 @@ WHAT = "trained weights"
 
 
 def compared(before: Run, after: Run, report: Report | None, now: Report, noise: Noise) -> list[Compared]:
-    """By the hash that a report has of them; where that is another, or none, tensor by tensor from what both have
-    kept. Nothing where neither says anything of them.
+    """By the hash that a report has of them, and tensor by tensor from what both have kept, which has to say the
+    same: files may have changed since. Nothing where neither says anything of them.
     """
     hashes = [one.training.weights_sha256 if one and one.training else None for one in (report, now)]
-    if hashes[0] is not None and hashes[0] == hashes[1]:
-        return [Compared(f"{WHAT} (SHA-256 {hashes[0][:SHORT]})", 1)]
+    alike = hashes[0] is not None and hashes[0] == hashes[1]
     kept = _kept(before, after, report)
     if kept is not None:
-        return [_files(*kept, noise.weights)]
+        found = _files(*kept, noise.weights)
+        if not alike and not (found.identical and hashes[0]):
+            return [found]
+        if found.identical != alike and kept[0][0].is_relative_to(before.checkpoints):
+            what = f"{WHAT} (the run's files are not those that its report has the hash of)"
+            return [Compared(what, 1, "SHA-256", str(hashes[0])[:SHORT], str(hashes[1])[:SHORT], math.inf)]
+    if alike:
+        return [Compared(f"{WHAT} (SHA-256 {str(hashes[0])[:SHORT]})", 1)]
     if hashes[0] is None or noise.weights:
         return []
     was, is_now = (str(one)[:SHORT] for one in hashes)

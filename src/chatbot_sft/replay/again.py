@@ -78,7 +78,12 @@ class Again:
             raise UserError(
                 f"{where}: the replay would write into that run; leave hydra.run.dir out, or name another folder"
             )
-        earlier = Earlier.find(folder)
+        try:
+            earlier = Earlier.find(folder)
+        except (AttributeError, KeyError, TypeError) as error:  # its files may be anybody's
+            raise UserError(
+                f"{where}: its lock or its report is damaged ({type(error).__name__}: {error}); take them from a copy"
+            ) from None
         earlier.config["model"].update(said_anew(here, earlier.config))
         if (now := distributed.processes()) != (then := earlier.lock.processes):
             how = f"torchrun --nproc-per-node {then}" if then > 1 else "python, without a launcher"
@@ -142,16 +147,22 @@ class Again:
         if not distributed.is_first():
             return
         earlier, noise = self.earlier, GPU if hardware.gpus() else CPU
-        found = compared(earlier.run, Run.of(self.settings), earlier.report, report, noise)
+        kept = earlier.lock.provenance is not None
+        found = compared(earlier.run, Run.of(self.settings), earlier.report, report, noise, kept)
         replay = Replay(
             run=str(earlier.run.folder),
             verdict=_verdict(found),
-            reproduced=all(one.reproduced for one in found),
+            reproduced=bool(found) and all(one.reproduced for one in found),
             changes=[asdict(change) for change in self.changes],
             compared=[{**asdict(one), "said": str(one)} for one in found],
         )
         report.record(replay=replay)
         print(shown("\n".join(replay_lines(replay))))
+        if not found:
+            raise UserError(
+                f"run={earlier.run.folder}: not reproduced: it kept no figure to compare with; keep steps.jsonl and"
+                " report.json with a run"
+            )
         differing = next((one for one in found if not one.reproduced), None)
         if differing is not None:
             others = sorted({change.of for change in self.changes if change.decides})
@@ -163,7 +174,7 @@ class Again:
 
 
 def _verdict(found: Sequence[Compared]) -> str:
-    if not all(one.reproduced for one in found):
+    if not found or not all(one.reproduced for one in found):
         return NOT
     return IDENTICAL if all(one.identical for one in found) else WITHIN
 

@@ -140,6 +140,10 @@ def _files(lock: Lock, settings: Config, where: str) -> Iterator[Change]:
             f"{where}: its data are not here: {error}{known}; put them back, or name where they are now:"
             " dataset.data_path=PATH"
         ) from None
+    if now.get(DATA) and not before.get(DATA):
+        raise UserError(
+            f"{where}: its lock is damaged: it names no data files; take it from a copy of the run"
+        )
     for key, marks in before.items():
         if key == "evaluation.golden" and settings.evaluation.golden is None:
             continue  # it decides no row

@@ -15,45 +15,55 @@ from chatbot_sft.run import steps
 from chatbot_sft.run.directory import EVALUATIONS, Run
 from chatbot_sft.run.report import Report, finite
 
-BESIDE = ("step", "seconds", "samples", "learning_rate")  # of a record: no figure of what was learned
+BESIDE = ("step", "seconds", "samples")  # of a record: no figure of what was learned
 Records = Sequence[Mapping[str, Any]]
 
 
-def compared(before: Run, after: Run, report: Report | None, now: Report, noise: Noise) -> list[Compared]:
-    """Every kind of figure that both have; `report` and `now` are what the run and its replay reported."""
+def compared(
+    before: Run, after: Run, report: Report | None, now: Report, noise: Noise, kept: bool = True
+) -> list[Compared]:
+    """Every kind of figure; `report` and `now` are what the run and its replay reported. What one of them lacks is a
+    difference, but for a run whose version has not `kept` it.
+    """
     whole = report is not None and report.training is not None
+    resumed = not (report and report.training and not report.training.resumes)
     evaluated, again = _evaluations(before, report), finite(now.evaluations)
-    found = [
-        *_curves(*_steps(before, after, report, now), "", noise, whole),
-        *_curves(evaluated, again, "held-out ", noise, whole),
-    ]
-    if answers := _answers(evaluated, again, noise):
+    parts = (steps.read(before.steps_file), steps.read(after.steps_file)) if kept else _history(report, now)
+    found = []
+    for (was, is_now), of in ((parts, ""), ((evaluated, again), "held-out ")):
+        found += _curves(was, _asked(was, is_now, whole, resumed), of, noise, kept)
+    if answers := _answers(evaluated, again, noise, whole):
         found.append(answers)
     return [*found, *adapters.compared(before, after, report, now, noise)]
 
 
-def _steps(before: Run, after: Run, report: Report | None, now: Report) -> tuple[Records, Records]:
-    """By steps.jsonl; of a run of the version before by the losses that its report has."""
-    if was := steps.read(before.steps_file):
-        return was, steps.read(after.steps_file)
+def _history(report: Report | None, now: Report) -> tuple[Records, Records]:
+    """Of a run of the version before: the losses that its report has."""
     return (report.history or [] if report else []), finite(now.history or [])
 
 
-def _curves(before: Records, after: Records, of: str, noise: Noise, whole: bool) -> list[Compared]:
-    """Each figure of the records by their steps. What comes before the first of the run is not looked at; what
-    comes behind its last where it is `whole`, and was not killed.
+def _asked(before: Records, after: Records, whole: bool, resumed: bool) -> Records:
+    """Of the replay's records those that the run has to have: what comes before its first one not where an earlier
+    version may have begun it (`resumed`), what comes behind its last not where it was killed (not `whole`).
     """
-    was, is_now = ({record["step"]: record for record in records} for records in (before, after))
-    is_now = {
-        step: record for step, record in is_now.items() if was and step >= min(was) and (whole or step in was)
-    }
-    names = dict.fromkeys(name for record in before for name in record if name not in BESIDE)
+    known = {record["step"] for record in before}
+    first = min(known, default=0) if resumed else 0
+    return [record for record in after if record["step"] >= first and (whole or record["step"] in known)]
+
+
+def _curves(before: Records, after: Records, of: str, noise: Noise, kept: bool) -> list[Compared]:
+    """Each figure of the records by their steps."""
+    names = dict.fromkeys(
+        name for record in (*before, *(after if kept else ())) for name in record if name not in BESIDE
+    )
     found = []
     for name in names:
-        curve = {step: record[name] for step, record in was.items() if _is_number(record.get(name))}
-        again = {step: record[name] for step, record in is_now.items() if _is_number(record.get(name))}
-        if curve:
-            found.append(_curve(f"{of}{name}", curve, again, noise.of(name)))
+        was, is_now = (
+            {record["step"]: record[name] for record in records if _is_number(record.get(name))}
+            for records in (before, after)
+        )
+        if was or is_now:
+            found.append(_curve(f"{of}{name}", was, is_now, noise.of(name)))
     return found
 
 
@@ -81,19 +91,21 @@ def _curve(what: str, before: Mapping[int, float], after: Mapping[int, float], n
     )
 
 
-def _answers(before: Records, after: Records, noise: Noise) -> Compared | None:
-    """The sample answers of all evaluations."""
+def _answers(before: Records, after: Records, noise: Noise, whole: bool) -> Compared | None:
+    """The sample answers of all evaluations; of a run that was killed, of those that it made."""
     was, now = _by_question(before), _by_question(after)
-    both = [key for key in was if key in now]
-    if not both:
+    asked = dict.fromkeys([*was, *(now if whole else ())])
+    if not asked:
         return None
-    other = [key for key in both if was[key] != now[key]]
+    other = [key for key in asked if was.get(key) != now.get(key)]
     if not other:
-        return Compared("answers", len(both))
+        return Compared("answers", len(asked))
     step, question = other[0]
     first = f"step {step}, “{question[:40]}”"
-    said = was[other[0]][:40], now[other[0]][:40]
-    return Compared("answers", len(both), first, *said, len(other) / len(both), noise.answers)
+    said, says = (answers.get(other[0], "(not asked)")[:40] for answers in (was, now))
+    lacking = any(key not in was or key not in now for key in other)
+    apart = math.inf if lacking else len(other) / len(asked)
+    return Compared("answers", len(asked), first, said, says, apart, noise.answers)
 
 
 def _by_question(records: Records) -> dict[tuple[int, str], str]:
@@ -104,7 +116,7 @@ def _by_question(records: Records) -> dict[tuple[int, str], str]:
 def _evaluations(run: Run, report: Report | None) -> Records:
     """Of its report; where its process was killed, those that it had written down."""
     if report is not None and report.evaluations:
-        return report.evaluations
+        return [record for record in report.evaluations if isinstance(record.get("step"), int)]
     return list(_written(run.checkpoints / EVALUATIONS))
 
 

@@ -177,10 +177,12 @@ class Run:
             UserError: report.json is there and no report of a run: a run would write its own over it.
         """
         try:
+            if self.report_file.exists() and not self.report_file.is_file():  # a pipe would be waited for
+                raise DamagedReport("not a file")
             return Report.from_json(json.loads(self.report_file.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (IsADirectoryError, DamagedReport):
+        except DamagedReport:
             raise UserError(
                 f"{self.report_file}: not the report of a run, and a run would write its own over it;"
                 " name another directory (hydra.run.dir=DIR)"

@@ -82,6 +82,8 @@ class Lock:
         for name, kind in KINDS.items():
             if not isinstance(value := getattr(lock, name), kind):
                 raise ValueError(f"not a lock: {name} is {json.dumps(value)}")
+        if lock.threads is not None and lock.threads < 1:
+            raise ValueError(f"not a lock: threads is {lock.threads}")
         return lock
 
 

@@ -95,7 +95,7 @@ def held_out(given: Given) -> list[Line]:
 
 def _names(value: Any) -> list[str]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
-    return [part.strip() for part in parts if isinstance(part, str) and part.strip()]
+    return [name for part in parts if (name := str(part).strip())]
 
 
 def _info(given: Given) -> tuple[Mapping[str, Any] | None, str]:
