@@ -31,7 +31,7 @@ The whole configuration, section by section: what `--help` says, as a page. `gro
   go on with another value. Where something else stands for it there (the rows themselves, not how they were found),
   that is named.
 """
-OURS = re.compile(rf"(?<![\w.])(?:{'|'.join(SECTIONS)})\.[a-z_\d]*[a-z\d]\b(?:=[\w.-]+)?")
+OURS = re.compile(rf"(?<![\w.])(?:(?:{'|'.join(SECTIONS)})\.[a-z_\d]*[a-z\d]\b(?:=[\w.-]+)?|_target_\b)")
 KINDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
 
 
