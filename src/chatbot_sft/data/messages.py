@@ -204,7 +204,7 @@ def shown(value: Any) -> str:
 
 
 def encodable(text: str) -> str:
-    """`text` with halves of surrogate pairs, which no file can hold, written as \\udXXX."""
+    """`text` with halves of surrogate pairs, which no file can hold, written as \\ud83d is."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

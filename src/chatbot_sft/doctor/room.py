@@ -29,7 +29,7 @@ CGROUP = Path("/sys/fs/cgroup")
 def memory(settings: Config, size: Size | None) -> Iterator[Finding]:
     """The least that the training can do with, against what is free of the card, or of main memory."""
     available, limit = main_memory()
-    yield ok("cpu", f"{hardware.device() if not hardware.gpus() else _cpu()}, {os.cpu_count()} cores")
+    yield ok("cpu", f"{hardware.processor()}, {os.cpu_count()} cores")
     cards = gpu.of_the_run()
     if settings.task not in ("train", "plan"):
         yield ok("memory", f"{available / 1e9:.1f} GB free of {limit / 1e9:.1f} GB")
@@ -184,8 +184,3 @@ def _owner(place: Path) -> str:
         return pwd.getpwuid(number).pw_name
     except KeyError:
         return f"user {number}"
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

@@ -6,7 +6,6 @@ an export of an earlier run does too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -21,6 +20,7 @@ from chatbot_sft.model.base import ABOVE, content, known_base, moved, named
 from chatbot_sft.model.hub import is_local
 from chatbot_sft.model_files import refuse_pickles
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
+from chatbot_sft.run.fingerprint import sha256
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +161,7 @@ def reference_fingerprint(settings: Config) -> str | None:
 def _of_weights(folder: str | None) -> str | None:
     if folder is None:
         return None
-    with Path(folder, WEIGHTS).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    return sha256(Path(folder, WEIGHTS))[:16]
 
 
 def load_weights(model: Any, folder: Path, where: str) -> None:

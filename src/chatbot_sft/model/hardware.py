@@ -46,6 +46,11 @@ def device() -> str:
     """What computes: the first GPU's name, else the processor's."""
     if gpus():
         return gpus()[0].name
+    return processor()
+
+
+def processor() -> str:
+    """Its name; the kind of machine where that is not told."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

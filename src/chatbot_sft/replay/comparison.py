@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chatbot_sft.replay import adapters
@@ -117,21 +115,7 @@ def _evaluations(run: Run, report: Report | None) -> Records:
     """Of its report; where its process was killed, those that it had written down."""
     if report is not None and report.evaluations:
         return [record for record in report.evaluations if isinstance(record.get("step"), int)]
-    return list(_written(run.checkpoints / EVALUATIONS))
-
-
-def _written(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # cut off as the process died
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            yield record
+    return steps.read(run.checkpoints / EVALUATIONS)
 
 
 def _is_number(value: Any) -> bool:

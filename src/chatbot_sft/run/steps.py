@@ -57,7 +57,7 @@ def _line(figures: Mapping[str, Any]) -> str:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The steps in `file`, in their order; a line that was cut off, and what is no step, is passed by."""
+    """The steps in `file`, or evaluations, in their order; a line that was cut off, or is no record, is passed by."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
