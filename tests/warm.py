@@ -28,6 +28,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import strike
 from filelock import FileLock
 
 LIGHT = ("chatbot_sft.cli", "chatbot_sft.pipeline")  # none of them imports torch
@@ -201,6 +202,7 @@ def become(arguments: list[str], cwd: str, env: dict[str, str]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    strike.install()
     kind, *rest = arguments
     if kind == "-m":
         sys.path[0], sys.argv = cwd, rest

@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import strike
 from conftest import EXAMPLE, conversations, only_error, write_json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -247,31 +248,18 @@ def undisturbed(jobs, warm, tmp_path_factory):
     return results(folder / "sweep")
 
 
-def until(happened, process=None):
-    limit = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < limit
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_a_worker_that_is_killed_loses_nothing(jobs, undisturbed, tmp_path):
     sweep = tmp_path / "sweep"
-    process = subprocess.Popen(
-        command(*jobs, "sweep.workers=2", "hydra.sweep.dir=sweep"),
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    until((sweep / "0" / "checkpoints" / "checkpoint-2").exists, process)
-    killed = json.loads((sweep / "0" / ".lock.json").read_text())["pid"]
-    os.kill(killed, signal.SIGKILL)
-    out, err = process.communicate(timeout=600)
+    struck = strike.at(sweep / "0" / "checkpoints" / "checkpoint-4", once=tmp_path / "struck")
+    process = run(tmp_path, *jobs, "sweep.workers=2", "hydra.sweep.dir=sweep", env=strike.cold(struck))
+    out, err = process.stdout, process.stderr
     assert process.returncode == 0, err
     assert "was killed (SIGKILL), with job 0" in err
     assert results(sweep) == undisturbed
-    assert reports(sweep)[0]["training"]["resumed_from"] >= 2
+    assert reports(sweep)[0]["training"]["resumed_from"] == 2
     pids = {json.loads((sweep / name / ".lock.json").read_text())["pid"] for name in "012"}
-    assert killed not in pids
+    assert int((tmp_path / "struck").read_text()) not in pids
     assert re.search(r"^job 1  completed  step 10  loss ", err, re.MULTILINE), err
     assert "3 jobs: 3 completed" in out
 
@@ -279,18 +267,16 @@ def test_a_worker_that_is_killed_loses_nothing(jobs, undisturbed, tmp_path):
 @pytest.mark.slow
 def test_submitits_jobs_are_preempted_queued_again_and_go_on(jobs, undisturbed, launchers, tmp_path):
     sweep = tmp_path / "sweep"
-    process = subprocess.Popen(
-        command(*jobs, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"),
-        cwd=tmp_path, env={**os.environ, **launchers}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    place, once = sweep / "0" / "checkpoints" / "checkpoint-4", tmp_path / "struck"
+    struck = strike.at(place, number=signal.SIGUSR2, once=once, to_parent=True)
+    process = run(
+        tmp_path, *jobs, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep",
+        env=strike.cold({**launchers, **struck}),
     )  # fmt: skip
-    until((sweep / "0" / "checkpoints" / "checkpoint-2").exists, process)
-    worker = json.loads((sweep / "0" / ".lock.json").read_text())["pid"]
-    (parent,) = re.findall(r"^PPid:\s+(\d+)", Path(f"/proc/{worker}/status").read_text(), re.MULTILINE)
-    os.kill(int(parent), signal.SIGUSR2)
-    out, err = process.communicate(timeout=600)
+    out, err = process.stdout, process.stderr
     assert process.returncode == 0, err
     assert results(sweep) == undisturbed
-    assert reports(sweep)[0]["training"]["resumed_from"] >= 2
+    assert reports(sweep)[0]["training"]["resumed_from"] == 4
     logs = "".join(log.read_text() for log in sweep.glob(".submitit/*/*_log.*"))
     assert "this job is preempted" in logs
     assert logs.count("Starting with JobEnvironment") == 2

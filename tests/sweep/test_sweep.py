@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 
 import pytest
+import strike
 from conftest import conversations, write_json
 
 from chatbot_sft.run.report import Status
@@ -44,11 +46,9 @@ def test_a_sweep_killed_three_times_comes_to_what_an_undisturbed_one_does(warm, 
     words = ("training.max_steps=4", "training.save_steps=1", "lora.r=2,4,8", "seed=1,2")
     whole = warm.run(command(tiny, "whole", *words), tmp_path)
     assert whole.returncode == 0, whole.stderr
-    for step in (2, 3, 4):
-        started = warm.start(command(tiny, "killed", *words), tmp_path)
-        started.wait_until((tmp_path / "killed" / "0" / "checkpoints" / f"checkpoint-{step}").exists)
-        started.send_signal(9)
-        started.finish(120)
+    for moment in ("0/checkpoints/checkpoint-3", "0/report.json", "3/checkpoints/checkpoint-2"):
+        killed = warm.run(command(tiny, "killed", *words), tmp_path, strike.at(tmp_path / "killed" / moment))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
     last = warm.run(command(tiny, "killed", *words), tmp_path)
     assert last.returncode == 0, last.stderr
     assert results(tmp_path / "killed") == results(tmp_path / "whole")

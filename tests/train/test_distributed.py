@@ -91,6 +91,7 @@ def test_a_sharded_run_is_the_whole_one_to_its_exports(runs, warm, tiny_llama, t
         "training.shard=true",
         "training.batch_layout=auto",
         "save=merged_16bit",
+        "hydra.run.dir=outputs/sharded/run",  # both are forks of other processes, whose starts may be a second apart
     ]
     process, _ = together(warm, [*command_line(tiny_llama, tmp_path), *whole], tmp_path)
     one, sharded = report_of(runs[0]), report_of(tmp_path)

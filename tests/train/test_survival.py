@@ -1,17 +1,15 @@
 """Runs that are killed, preempted, changed, started again, or that diverge."""
 
 import json
-import os
-import random
 import re
 import shutil
 import signal
-import time
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 
 import pytest
+import strike
 from conftest import REPO, conversations, write_json
 
 from chatbot_sft.config import Config
@@ -29,25 +27,17 @@ class Forked:
     def __init__(self, warm):
         self.warm = warm
 
-    def start(self, config, days=0):
-        self.process = self.warm.start([REPO / "tests" / "forked.py", json.dumps(config), days], Path.cwd())
+    def start(self, config, days=0, env=None):
+        self.process = self.warm.start(
+            [REPO / "tests" / "forked.py", json.dumps(config), days], Path.cwd(), env
+        )
         return self.process.pid
 
     def exit_code(self):
         return self.process.finish(300).returncode
 
-    def run(self, config, days=0):
-        self.start(config, days)
-        return self.exit_code()
-
-    def kill_when(self, happened, config, number=signal.SIGKILL):
-        """Start a run, send it a signal as soon as `happened()`, return the exit code."""
-        child = self.start(config)
-        limit = time.monotonic() + 120
-        while not happened():
-            assert time.monotonic() < limit
-            time.sleep(0.001)
-        os.kill(child, number)
+    def run(self, config, days=0, env=None):
+        self.start(config, days, env)
         return self.exit_code()
 
 
@@ -98,16 +88,15 @@ def whole(forked, settings, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("runs") / "whole"
     place = folder / "checkpoints"
-    child = forked.start(settings(folder))
-    steps = set()
-    while os.path.exists(f"/proc/{child}"):  # noqa: PTH110
-        # One may be pruned while it is looked at; the one before which it was pruned is there then.
-        found = checkpoints.last_in(place) or checkpoints.last_in(place)
+    child = forked.start(settings(folder), env=strike.stopping_in(place))
+    steps = []
+    for _ in strike.stops(child):
+        found = checkpoints.last_in(place)
         assert found or not steps
-        steps |= {found.step} if found else set()
-        time.sleep(0.001)
+        steps += [found.step] if found else []
     assert forked.exit_code() == 0, log_of(folder)
-    assert len(steps) > 3
+    assert steps == sorted(steps)
+    assert set(steps) == set(range(2, STEPS + 1, 2))
     assert [path.name for path in place.glob("checkpoint-*")] == [f"checkpoint-{STEPS}"]
     return folder
 
@@ -150,28 +139,25 @@ def unfinished(whole, folder):
     return folder
 
 
-def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(forked, settings, whole, tmp_path):
-    """Killed while loading, while writing a checkpoint, at the end of an epoch and after the last checkpoint."""
+def test_a_run_killed_again_and_again_ends_as_if_it_never_was(forked, settings, tiny_llama, whole, tmp_path):
+    """Killed while loading, while writing a checkpoint, before one is there and as soon as it is, and after the last."""
     folder = tmp_path / "killed"
     place, config = folder / "checkpoints", settings(folder)
-    chance = random.Random(20)
-    after = time.monotonic() + chance.uniform(0.1, 0.5)
-    assert forked.kill_when(lambda: time.monotonic() > after, config) == -signal.SIGKILL
-    step = chance.choice([2, 4])
-    writing = place / checkpoints.SAVING / f"checkpoint-{step}"
-    assert forked.kill_when(writing.exists, config) == -signal.SIGKILL
-    assert forked.kill_when((place / "checkpoint-6").exists, config) == -signal.SIGKILL
-    last = chance.choice([8, 10])
-    assert forked.kill_when((place / f"checkpoint-{last}").exists, config) == -signal.SIGKILL
-    assert forked.kill_when((place / f"checkpoint-{STEPS}").exists, config) == -signal.SIGKILL
+    writing = place / checkpoints.SAVING / "checkpoint-4" / "trainer_state.json"
+    for path, moment in [
+        (tiny_llama / "config.json", strike.OPENED),
+        (writing, strike.OPENED),
+        (place / "checkpoint-8", strike.RENAMED_TO),
+        (place / "checkpoint-8", strike.RENAMED_FROM),
+        (place / f"checkpoint-{STEPS - 2}", strike.RENAMED_FROM),
+    ]:
+        assert forked.run(config, env=strike.at(path, moment)) == -signal.SIGKILL, log_of(folder)
     assert forked.run(config) == 0, log_of(folder)
     assert_the_same_run(folder, whole)
     training = report(folder)["training"]
     assert training["resumed_from"] == STEPS
     assert training["tokens_per_second"] is None  # no step was made in this start, and none before it told
-    resumed = [entry["step"] for entry in training["resumes"]]
-    assert resumed == sorted(resumed)
-    assert {6, STEPS} <= set(resumed)
+    assert [entry["step"] for entry in training["resumes"]] == [2, 6, 10, STEPS]
     assert not (place / checkpoints.SAVING).exists()
     assert "resumed | from step 6 at" in (folder / "report.md").read_text()
 
@@ -180,15 +166,13 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(forked, settings
 def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(number, forked, settings, whole, tmp_path):
     folder = tmp_path / "preempted"
     config = settings(folder)
-    assert forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config, number) == 143, log_of(
-        folder
-    )
+    asked = strike.at(folder / "checkpoints" / "checkpoint-4", number=number)
+    assert forked.run(config, env=asked) == 143, log_of(folder)
     left = report(folder)
-    step = checkpoints.last_in(folder / "checkpoints").step
+    assert checkpoints.last_in(folder / "checkpoints").step == 4
     assert left["status"] == "interrupted"
     assert (
-        left["error"]
-        == f"{number.name}: checkpoint at step {step}; the same command goes on from there: COMMAND"
+        left["error"] == f"{number.name}: checkpoint at step 4; the same command goes on from there: COMMAND"
         f" hydra.run.dir={folder}"
     )
     assert left["error"] in log_of(folder)
@@ -200,14 +184,10 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(number, forked
     assert (folder / "run.log").read_text().count("step 0: held out") == 1  # not again
 
 
-def test_a_signal_before_training_stops_at_once(forked, settings, tmp_path):
+def test_a_signal_before_training_stops_at_once(forked, settings, tiny_llama, tmp_path):
     folder = tmp_path / "early"
-    said = folder / "run.log"
-    config = settings(folder)
-    assert (
-        forked.kill_when(lambda: said.exists() and "engine: " in said.read_text(), config, signal.SIGTERM)
-        == 143
-    )
+    asked = strike.at(tiny_llama / "config.json", strike.OPENED, signal.SIGTERM)
+    assert forked.run(settings(folder), env=asked) == 143
     assert report(folder)["status"] == "interrupted"
     assert report(folder)["error"].startswith("SIGTERM: no checkpoint yet; ")
 
@@ -358,7 +338,8 @@ def test_a_finished_run_goes_on_with_more_steps(forked, settings, tmp_path):
 def test_a_flipped_byte_is_found_and_the_run_ends_as_if_it_never_was(forked, settings, whole, tmp_path):
     folder = tmp_path / "flipped"
     config = settings(folder, save_total_limit=2)
-    assert forked.kill_when((folder / "checkpoints" / "checkpoint-6").exists, config) == -signal.SIGKILL
+    asked = strike.at(folder / "checkpoints" / "checkpoint-8")
+    assert forked.run(config, env=asked) == -signal.SIGKILL
     last = checkpoints.last_in(folder / "checkpoints").folder
     content = bytearray((last / "adapter_model.safetensors").read_bytes())
     content[-1000] ^= 1
@@ -413,9 +394,8 @@ def test_a_run_on_unsloth_resumes_too(warm_unsloth, settings, tmp_path):
         return made
 
     assert forked.run(config(whole)) == 0, log_of(whole)
-    assert (
-        forked.kill_when((folder / "checkpoints" / "checkpoint-4").exists, config(folder)) == -signal.SIGKILL
-    )
+    asked = strike.at(folder / "checkpoints" / "checkpoint-6")
+    assert forked.run(config(folder), env=asked) == -signal.SIGKILL
     assert forked.run(config(folder)) == 0, log_of(folder)
     assert_the_same_run(folder, whole)
     assert report(folder)["training"]["resumed_from"] == 4
