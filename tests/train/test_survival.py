@@ -169,10 +169,12 @@ def test_a_signal_saves_a_checkpoint_and_the_same_command_goes_on(number, forked
     asked = strike.at(folder / "checkpoints" / "checkpoint-4", number=number)
     assert forked.run(config, env=asked) == 143, log_of(folder)
     left = report(folder)
-    assert checkpoints.last_in(folder / "checkpoints").step == 4
+    assert (
+        checkpoints.last_in(folder / "checkpoints").step == 5
+    )  # asked while step 4 is saved, it ends the next
     assert left["status"] == "interrupted"
     assert (
-        left["error"] == f"{number.name}: checkpoint at step 4; the same command goes on from there: COMMAND"
+        left["error"] == f"{number.name}: checkpoint at step 5; the same command goes on from there: COMMAND"
         f" hydra.run.dir={folder}"
     )
     assert left["error"] in log_of(folder)
