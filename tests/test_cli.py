@@ -264,8 +264,10 @@ def test_a_users_overlay_and_loader_from_a_file(launch, tiny, tmp_path):
 
 
 def test_a_target_that_is_not_there_is_named(launch, tmp_path):
-    error = only_error(launch("dataset._target_=my_lodaer.Mine"))
-    assert error.startswith("dataset._target_=my_lodaer.Mine: there is no module my_lodaer")
+    process = launch("dataset._target_=my_lodaer.Mine")
+    error = only_error(process)
+    assert error.startswith(f"dataset._target_=my_lodaer.Mine: there is no module my_lodaer in {tmp_path}, ")
+    assert "run: " not in process.stderr  # its directory has gone again
     error = only_error(launch("dataset._target_=os.system", "allow_targets=[os]"))
     assert error == "dataset._target_=os.system: has to be a subclass of chatbot_sft.data.DatasetLoader"
     error = only_error(launch("dataset._target_=chatbot_sft.data.DatasetLoaderr"))

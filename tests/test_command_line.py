@@ -260,7 +260,7 @@ def test_words_as_hydra_takes_them(typed, taken):
         (["hydra/sweeper=optuna"], "hydra/sweeper=optuna: not installed; `pip install hydra-optuna-sweeper`"),
         (
             ["hydra/launcher=joblib"],
-            "hydra/launcher=joblib: not installed; `pip install 'chatbot-sft[joblib]'`",
+            "hydra/launcher=joblib: not installed; `pip install 'hydra-joblib-launcher<2,>=1.2'`",
         ),
         (["--config-dir", "absent"], "--config-dir: "),
         (["-cn", "typo"], "--config-name typo: there is no typo.yaml"),
@@ -297,6 +297,32 @@ def test_habits_in_a_users_file_are_named(launch, tmp_path, text, message):
 
 
 OVERLAY = "# @package _global_\ntraining:\n  max_steps: 7\ndataset:\n  system_prompt: 'Je suis à Orléans'\n"
+
+
+@pytest.mark.parametrize(
+    ("entries", "way"),
+    [
+        (["a"], "experiment/a → experiment/a"),
+        (["/experiment: [quick, a@_here_]"], "experiment/a → experiment/a"),
+        (["/experiment: quick"], None),
+        (["b", "override /model: a"], "experiment/a → experiment/b → experiment/a"),
+    ],
+)
+def test_an_overlay_that_includes_itself_is_named(tmp_path, entries, way):
+    for name, listed in (("a", entries), ("b", ["/experiment: a"])):
+        file = tmp_path / "experiment" / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("\n".join(["# @package _global_", "defaults:", *(f"- {entry}" for entry in listed)]))
+    if way is None:
+        text_files.check_options(tmp_path)
+        return
+    with pytest.raises(UserError) as caught:
+        text_files.check_options(tmp_path)
+    place = tmp_path / "experiment" / "a.yaml"
+    assert (
+        str(caught.value)
+        == f"{place}: its defaults list includes itself ({way}); take one of these names out"
+    )
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-le"])

@@ -40,6 +40,13 @@ def test_every_file_of_ours_that_a_document_names_exists():
             assert (REPO / name).exists() or (ours / name).exists(), f"{document.name}: {name}"
 
 
+def test_an_installation_by_hand_is_that_of_make():
+    made = re.findall(r"--editable '(.+)'", (REPO / "Makefile").read_text(encoding="utf-8"))
+    for document in (REPO / "README.md", DOCS / "index.md"):
+        by_hand = re.findall(r"uv pip install .* -e '(.+?)'", document.read_text(encoding="utf-8"))
+        assert by_hand == made
+
+
 def test_every_link_of_a_document_leads_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):

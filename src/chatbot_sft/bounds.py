@@ -81,6 +81,6 @@ def check_batch(config: Config, rows: int, processes: int) -> None:
         *([f"{processes} processes"] if processes > 1 else []),
     ]
     raise UserError(
-        f"{' × '.join(factors)}: a step of {batch:,} conversations, and there are {rows:,} to train on;"
-        " lower one of them"
+        f"{' × '.join(factors)}: a step of {batch:,} conversations, and there"
+        f" {'is' if rows == 1 else 'are'} {rows:,} to train on; lower one of them"
     )

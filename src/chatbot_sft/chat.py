@@ -27,6 +27,7 @@ from chatbot_sft.inference.opening import find
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.engine import prepare_environment
 from chatbot_sft.report.plain import plain, plain_line, shown, shown_line
+from chatbot_sft.report.words import amount
 from chatbot_sft.served.chat_model import ServedModel, grouped, is_word
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ class Chat:
             if dropped:
                 self.note(
                     f"{speaker.title}: the context of {speaker.model.context:,} tokens is full; the oldest"
-                    f" {dropped} messages were dropped"
+                    f" {amount(dropped, 'message')} {'was' if dropped == 1 else 'were'} dropped"
                 )
         several = len(self.speakers) > 1
         prompts = [prompt for _, prompt in asked]
@@ -331,7 +332,7 @@ class Chat:
             if len(said) == self.max_new_tokens
             else f"the context of {model.context:,} tokens is full"
         )
-        return model.text(said), f"cut off after {len(said)} tokens: {limit}"
+        return model.text(said), f"cut off after {amount(len(said), 'token')}: {limit}"
 
     def printed(self, model: ChatModel | ServedModel, prompt: Sequence[Any]) -> tuple[str, str]:
         """`answer`, on lines of its own."""
@@ -373,7 +374,7 @@ class Chat:
             )
         rows = [{"messages": [*speaker.openings[0], *speaker.turns]} for speaker in talked]
         total = append_rows(Path(name).expanduser(), rows)
-        self.note(f"saved: {name} now has {total} {'conversation' if total == 1 else 'conversations'}")
+        self.note(f"saved: {name} now has {amount(total, 'conversation')}")
 
 
 def user(text: str) -> Message:

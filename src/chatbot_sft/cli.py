@@ -33,6 +33,7 @@ from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.logs import MaskedStream
 from chatbot_sft.report.plain import shown, shown_line
+from chatbot_sft.report.words import amount
 from chatbot_sft.resources import conf_dir
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import now
@@ -66,7 +67,9 @@ def entrypoint(config: DictConfig) -> float | None:
         if os.environ.get(SHOW_TRACEBACK):
             raise
         run_directory.withdraw(refused=isinstance(error, UserError))
-        sys.exit(f"{distributed.error_prefix()}{one_line(error, in_run=True)}")
+        sys.exit(
+            f"{distributed.error_prefix()}{one_line(error, Run(Path(config.paths.output_dir)).log_file)}"
+        )
 
 
 def _run(settings: Config, job: HydraConf) -> float | None:
@@ -109,7 +112,7 @@ def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
             return job.eval_loss
         job.eval_loss = _run(settings, of_hydra)
     except Exception as error:
-        job.status, job.error = "failed", one_line(error, in_run=True)
+        job.status, job.error = "failed", one_line(error, Run(job.folder).log_file)
         print(f"{distributed.error_prefix()}job {job.number}: {job.error} ({job.folder})", file=sys.stderr)
         if os.environ.get(SHOW_TRACEBACK) or os.getpid() not in MAIN:
             # Where a launcher runs jobs in other processes, only the exception comes back.
@@ -223,9 +226,9 @@ def start(words: list[str], as_json: bool = False) -> None:
     entrypoint()
 
 
-def one_line(error: BaseException, in_run: bool = False) -> str:
+def one_line(error: BaseException, log_file: Path | None = None) -> str:
     """What to tell a person, in one line that holds no secret and nothing a terminal would obey."""
-    return shown_line(said(error, in_run))
+    return shown_line(said(error, log_file))
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -238,7 +241,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _failed(jobs: Sequence[Job]) -> str:
-    return f"error: {len(jobs)} of {len(JOBS)} jobs failed"
+    return f"error: {len(jobs)} of {amount(len(JOBS), 'job')} failed"
 
 
 def _tell_jobs() -> None:

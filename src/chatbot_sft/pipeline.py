@@ -118,10 +118,11 @@ def _turns(
         until_the_end.enter_context(preemption.handled())
         open_loggers = loggers.Loggers()
         until_the_end.callback(open_loggers.finish, report)
-        log.info("run: %s", here.folder)
         try:
             if settings.task == "export":
-                save(earlier_saver(settings, report), report)
+                saver = earlier_saver(settings, report)
+                tell(here)
+                save(saver, report)
             elif settings.task == "evaluate":
                 from chatbot_sft.evaluation.task import evaluate
 
@@ -130,6 +131,7 @@ def _turns(
                 from chatbot_sft.served.task import verify
 
                 verify(settings, report)
+                tell(here)
             elif settings.task == "replay":
                 yield from replayed(settings, report, open_loggers, wait, named, loan, every)
             else:
@@ -157,6 +159,11 @@ def _turns(
             if first and not standing.left_by(report):
                 ending.write_reports(report, here)
     return report
+
+
+def tell(here: Run) -> None:
+    """Where the run is, once it has done something: the directory of one that is refused before goes again."""
+    log.info("run: %s", here.folder)
 
 
 def replayed(
@@ -206,6 +213,7 @@ def train(
     wait.end("start")
     prepared = prepare(stages)
     report.record(dataset=prepared.statistics)
+    tell(Run.of(settings))
     if distributed.is_first():
         show_findings(prepared)
     prepared.refuse_bad()

@@ -11,7 +11,7 @@ from typing import Any
 from chatbot_sft.config import Config
 from chatbot_sft.config.checks import check_target
 from chatbot_sft.errors import UserError, did_you_mean
-from chatbot_sft.trust import refuse_foreign
+from chatbot_sft.trust import refuse_foreign, searched
 
 
 def locate(section: str, target: str, allowed: Collection[str] = (), base: str | None = None) -> Any:
@@ -51,8 +51,8 @@ def _named(target: str, where: str, allowed: Collection[str] = ()) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UserError(
-            f"{where}: there is no module {error.name}; the file must stand in the current folder or in"
-            " --config-dir"
+            f"{where}: there is no module {error.name} in {searched()}; put its file there, or name its"
+            " folder with --config-dir or in PYTHONPATH"
         ) from None
     except SyntaxError as error:
         file, line = error.filename or module_name, f", line {error.lineno}" if error.lineno else ""

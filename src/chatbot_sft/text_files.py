@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -78,8 +81,9 @@ def check_options(folder: Path) -> None:
 
     Raises:
         UserError: one is no file, not UTF-8 or not YAML, or has a byte order mark before `# @package`, which Hydra
-            then does not see.
+            then does not see; or it includes itself.
     """
+    included: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
         if not file.is_file():
             raise UserError(f"{file}: no regular file; take it out of --config-dir")
@@ -90,6 +94,39 @@ def check_options(folder: Path) -> None:
                 " without one (BOM)"
             )
         check_yaml(text.removeprefix(MARK), file)
+        name = file.relative_to(folder).with_suffix("")
+        included[str(name)] = list(_included(text, str(name.parent)))
+    for option in included:
+        _refuse_circle(option, included, folder, ())
+
+
+def _included(text: str, group: str) -> Iterator[str]:
+    """The options, as `group/option`, that the defaults list of a file in `group` brings in; those that it overrides
+    are brought in by another.
+    """
+    values: Any = None
+    with contextlib.suppress(yaml.YAMLError):  # Hydra says what is wrong with it
+        values = yaml.safe_load(text)
+    given = values.get("defaults") if isinstance(values, dict) else None
+    for entry in given if isinstance(given, list) else []:
+        for key, options in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            within = str(key).removeprefix("optional ").partition("@")[0]
+            for option in options if isinstance(options, list) else [options]:
+                if isinstance(option, str) and not within.startswith("override "):
+                    place = f"{within}/{option.partition('@')[0]}" if within else option.partition("@")[0]
+                    yield place[1:] if place.startswith("/") else str(Path(group, place))
+
+
+def _refuse_circle(
+    option: str, included: Mapping[str, Sequence[str]], folder: Path, above: tuple[str, ...]
+) -> None:
+    if option in above:
+        way = " → ".join([*above[above.index(option) :], option])
+        raise UserError(
+            f"{folder / option}.yaml: its defaults list includes itself ({way}); take one of these names out"
+        )
+    for other in included.get(option, ()):
+        _refuse_circle(other, included, folder, (*above, option))
 
 
 def looks_like_utf16(start: bytes) -> bool:

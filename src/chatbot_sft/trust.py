@@ -81,7 +81,12 @@ def _installed(package: str) -> bool:
     return any(place.resolve() not in mine for place in places)
 
 
-def _users_folders() -> set[Path]:
+def searched() -> str:
+    """The folders of the user's own in which Python has looked for a module, in that order."""
+    return ", ".join(str(folder) for folder in _users_folders() if folder.is_dir())
+
+
+def _users_folders() -> dict[Path, None]:
     """Where Python looks for modules, but for its own library and what was installed there: the current folder,
     those of --config-dir, and what the user has in PYTHONPATH.
     """
@@ -91,7 +96,7 @@ def _users_folders() -> set[Path]:
         site.getusersitepackages(),
     }
     return {
-        Path(place).resolve()
+        Path(place).resolve(): None
         for place in (str(Path.cwd()), *sys.path)
         if place not in library
         and not {"site-packages", "dist-packages", "lib-dynload"} & {*Path(place).parts}

@@ -162,7 +162,11 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             {"task": "trian"},
             "task=trian: not one of train, check, plan, export, evaluate, verify, replay; did you mean train?",
         ),
-        ({"model": "llama"}, "model: expected keys and values, got 'llama'"),
+        (
+            {"model": "llama"},
+            "model: expected keys and values, got 'llama'; an option of it is chosen by model=OPTION, or in",
+        ),
+        ({"model": {"brings": 3}}, "model.brings: expected keys and values, got 3; write them below it"),
         ({"model": {"name": "???"}}, "model.name: not set; give it a value, for instance model.name=…"),
         ({"training": {"bf16": True}}, "training.bf16: set model.dtype"),
         (

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 from conftest import only_error, report_of
+from hydra.errors import HydraException
 
 from chatbot_sft import ConfigLoader, UserError
 from chatbot_sft.config import BringsConfig, Config
@@ -287,12 +288,27 @@ def test_shown_plainly(launch):
     )
 
 
-def test_an_overlay_with_nothing_under_a_section_is_named_with_its_line(tmp_path):
-    from chatbot_sft.config import hydra_glue
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lora:  # nothing", "{file}, line 3: lora: null, or nothing under `lora:` in a file; "),
+        (
+            "lora: 3",
+            "{file}, line 3: lora: expected keys and values, got 3; an option of it is chosen by lora=",
+        ),
+        ("paths: out", "{file}, line 3: paths: expected keys and values, got 'out'; "),
+        ("sweep: [1]", "experiment/mine.yaml: a list stands where a group has keys and values; "),
+        ("hydra: {run: 3}", "experiment/mine.yaml: hydra.run: expected keys and values, got 3; "),
+        ("model: {brings: 3}", "model.brings: expected keys and values, got 3; "),
+        ("debug: 3", "debug: an overlay is chosen on the command line; write debug=OPTION"),
+    ],
+)
+def test_an_overlay_without_keys_where_a_group_has_them(tmp_path, text, said):
+    from chatbot_sft.config import hydra_errors, hydra_glue
 
     file = tmp_path / "experiment" / "mine.yaml"
     file.parent.mkdir()
-    file.write_text("# @package _global_\ntraining: {max_steps: 3}\nlora:  # nothing\n")
-    with pytest.raises(UserError) as caught:
+    file.write_text(f"# @package _global_\ntraining: {{max_steps: 3}}\n{text}\n")
+    with pytest.raises((UserError, HydraException)) as caught:
         hydra_glue.composed(["experiment=mine"], config_dir=str(tmp_path))
-    assert str(caught.value).startswith(f"{file}, line 3: lora: null, or nothing under `lora:` in a file; ")
+    assert hydra_errors.said(caught.value).startswith(said.format(file=file))

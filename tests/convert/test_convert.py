@@ -395,6 +395,20 @@ def test_a_file_of_dataset_info_that_is_broken_is_said(place):
         converted("model_name_or_path: a\ndataset: identity\n")
 
 
+@pytest.mark.parametrize(("key", "ours"), [("dataset", "data_path"), ("eval_dataset", "eval_data_path")])
+def test_an_entry_of_dataset_info_that_is_none_is_said(place, key, ours):
+    Path("data/dataset_info.json").write_text('{"a": "rows.json"}')
+    for name, why in (
+        ("a", ": 'a' is rows.json, and an entry is an object with"),
+        ("A", " has no 'A'; did you mean a?"),
+    ):
+        made = converted(f"model_name_or_path: a\n{key}: {name}\n")
+        (line,) = (line for line in made.lines if line.key == key)
+        assert line.note.startswith(f"data/dataset_info.json{why}") and line.note.endswith(
+            f"dataset.{ours}=FILE"
+        )
+
+
 def test_a_secret_of_the_environment_stands_in_the_overlay_by_its_name(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "deadbeefcafe0123456789abcdef")
     assert overlay.written("deadbeefcafe0123456789abcdef") == '"${oc.env:WANDB_API_KEY}"'

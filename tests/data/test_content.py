@@ -15,7 +15,8 @@ from chatbot_sft.data import content, languages, near
 from chatbot_sft.data.contradictions import Facts
 from chatbot_sft.data.languages import other_language
 from chatbot_sft.data.template import ChatTokenizer
-from chatbot_sft.report.data_summary import facts
+from chatbot_sft.extras import install
+from chatbot_sft.report.data_summary import facts, remarks
 from chatbot_sft.report.found import sentences, worth_a_line
 
 ASKED = "When does the taproom open on Sundays, please tell me?"
@@ -165,7 +166,10 @@ def test_exact_duplicates_are_counted_once_and_left_out_with_the_rest(gate):
     made = gate(rows)
     assert numbers(made, content.NEAR) == [12]
     assert numbers(made, "exact duplicate") == [11]
+    said = "1 exact duplicate trained all the same; dataset.on_near_duplicate=drop leaves them out"
+    assert said in remarks(made.report)
     dropped = gate(rows, on_near_duplicate="drop")
+    assert "all the same" not in "".join(remarks(dropped.report))
     assert (dropped.statistics.rows_used, dropped.statistics.duplicates) == (10, 0)
     alone = gate([*conversations(9), NEAR[0], NEAR[0]], on_near_duplicate="drop")
     assert (alone.statistics.rows_used, alone.statistics.duplicates) == (10, 0)
@@ -210,19 +214,14 @@ def test_without_the_extra_notes_are_left_out_and_said(gate):
     made = gate([*conversations(9), *NEAR, FOREIGN])
     assert made.statistics.found == {}
     (said, other) = [text for name, text in facts(made.report) if text.startswith("not looked for")]
-    assert (
-        said
-        == "not looked for: near-duplicates among over 5 rows need datasketch: pip install 'chatbot-sft[data]'"
-    )
+    assert said == f"not looked for: near-duplicates among over 5 rows need datasketch: {install('data')}"
     assert "py3langid" in other
 
 
 @pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize("key", ["on_near_duplicate", "on_language_mismatch"])
 def test_what_decides_over_rows_is_refused_without_the_extra(gate, key):
-    with pytest.raises(
-        UserError, match=rf"^dataset.{key}=drop: .* need .*: pip install 'chatbot-sft\[data\]'$"
-    ):
+    with pytest.raises(UserError, match=rf"^dataset.{key}=drop: .* need .*: {install('data')}$"):
         gate([*conversations(9), *NEAR], **{key: "drop"})
 
 

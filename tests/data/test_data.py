@@ -154,7 +154,7 @@ def test_truncation_is_counted_and_a_row_without_an_answer_before_the_cut_is_bad
             UserError,
             match=(
                 r"row 1: every answer lies beyond model\.max_seq_length=128: the row has \d+ tokens; 1 of 3"
-                r" rows are bad"
+                r" rows is bad"
             ),
         ):
             loader(file, tokenizer, max_seq_length=128, on_bad_row=policy).prepare_dataset()

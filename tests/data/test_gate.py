@@ -73,7 +73,7 @@ def test_a_planted_fault_is_caught_with_its_row(tmp_path, chat, fault):
         made.check(chat)
     assert str(caught.value).startswith(f"{tmp_path}/data.json: row 5: {detail}")
     assert (
-        f"1 of 10 rows are bad (10.0%): {fault} (1); mend them, or leave them out with"
+        f"1 of 10 rows is bad (10.0%): {fault} (1); mend them, or leave them out with"
         " dataset.on_bad_row=drop" in str(caught.value)
     )
     (found,) = made.report["problems"][fault]["rows"]
@@ -170,7 +170,7 @@ def test_one_percent_of_bad_rows_is_left_out_and_counted(tmp_path, chat):
     made = loader(write_json(tmp_path / "data.json", rows))
     assert made.check(chat)["status"] == "passed"
     assert (made.statistics.rows, made.statistics.rows_used, made.statistics.bad_rows) == (100, 99, 1)
-    with pytest.raises(UserError, match=r"row 100: no assistant message.*1 of 100 rows are bad \(1.0%\)"):
+    with pytest.raises(UserError, match=r"row 100: no assistant message.*1 of 100 rows is bad \(1.0%\)"):
         loader(tmp_path / "data.json", on_bad_row="error").check(chat)
     with pytest.raises(UserError, match=r"2 of 101 rows are bad \(2.0%\)"):
         loader(write_json(tmp_path / "more.json", [*rows, {"messages": [user("a")]}])).check(chat)
@@ -480,7 +480,7 @@ def test_a_bad_file_stops_a_training_run_before_torch_is_imported(tmp_path):
         [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert only_error(process).startswith(
-        "my.json: row 6: messages 1 and 2 are both by user; 1 of 6 rows are bad (16.7%): repeated role (1);"
+        "my.json: row 6: messages 1 and 2 are both by user; 1 of 6 rows is bad (16.7%): repeated role (1);"
         " mend them"
     )
     assert "heavy: []" in process.stdout

@@ -11,6 +11,7 @@ from chatbot_sft import UserError
 from chatbot_sft.data import minhash, near
 from chatbot_sft.data.near import Said
 from chatbot_sft.data.shingles import in_common, normalised, shingles
+from chatbot_sft.extras import install
 
 WORDS = [
     "bia",
@@ -188,7 +189,7 @@ def test_bands_are_wide_and_miss_one_pair_in_a_hundred(threshold):
 def test_many_rows_need_datasketch(monkeypatch):
     monkeypatch.setattr(near, "FEW", 1)
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(UserError, match=r"need datasketch: pip install 'chatbot-sft\[data\]'"):
+    with pytest.raises(UserError, match=f"need datasketch: {install('data')}"):
         find(chats(3))
 
 

@@ -19,6 +19,7 @@ from chatbot_sft.data.personal.detector import KINDS, NEED_THEM, Detector
 from chatbot_sft.data.personal.rows import Look
 from chatbot_sft.data.preview import page
 from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.extras import install
 from chatbot_sft.report.data_summary import facts, remarks
 from chatbot_sft.report.masking import masked
 
@@ -357,7 +358,7 @@ def test_without_the_libraries_what_needs_none_is_found_and_more_is_not_promised
     assert any("looked for e-mail address, key or password alone" in text for text in remarks(told))
     with pytest.raises(
         UserError,
-        match=r'dataset.personal_data=redact finds .* with phonenumbers and python-stdnum: pip install "chatbot-sft\[data\]"',
+        match=rf"dataset.personal_data=redact finds .* with phonenumbers and python-stdnum: {install('data')};",
     ):
         loader(planted_data, personal_data="redact").check(chat)
 

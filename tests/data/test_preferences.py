@@ -260,7 +260,7 @@ def test_a_fault_of_a_pair_is_caught_with_its_row(kind, row, detail, read, tmp_p
     with pytest.raises(UserError) as caught:
         read([*rows, row], "dpo")
     assert str(caught.value).startswith(f"{tmp_path}/data.jsonl: row 4: {detail}")
-    assert f"1 of 4 rows are bad (25.0%): {kind} (1)" in str(caught.value)
+    assert f"1 of 4 rows is bad (25.0%): {kind} (1)" in str(caught.value)
     assert read([*rows, row], "dpo", on_bad_row="drop").report["rows_used"] == 3
 
 
@@ -290,7 +290,7 @@ def test_a_fault_of_a_thumb_is_caught_with_its_row(read):
 
 def test_labels_that_are_all_alike_are_refused(read):
     with pytest.raises(
-        UserError, match="all 2 answers to train on are desirable: objective=kto learns from the"
+        UserError, match="each of the 2 answers to train on is desirable: objective=kto learns from the"
     ):
         read([UP, {**UP, "prompt": "else"}], "kto")
 
@@ -300,7 +300,7 @@ def test_a_bad_row_is_told_beside_labels_that_are_all_alike(read):
     for policy in ("auto", "drop"):
         with pytest.raises(
             UserError,
-            match=r"all 3 answers to train on are desirable.*; and 1 of the rows is bad: row 4: label 'perhaps'",
+            match=r"each of the 3 answers to train on is desirable.*; and 1 of the rows is bad: row 4: label 'perhaps'",
         ):
             read(rows, "kto", on_bad_row=policy)
 

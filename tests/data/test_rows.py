@@ -185,7 +185,7 @@ def test_a_training_run_says_what_was_not_read(launch, tmp_path, tiny):
     )
     assert process.returncode == 0, process.stderr
     assert "data: not read: history (12 rows), messages[].reason (3), id (40)" in process.stderr
-    assert "\ntraining: training.warmup_steps=5 is not below the 1 steps of the run" in process.stderr
+    assert "\ntraining: training.warmup_steps=5 is not below the 1 step of the run" in process.stderr
     assert report_of(tmp_path)["dataset"]["not_read"] == {"history": 12, "messages[].reason": 3, "id": 40}
     assert "| not read | history (12 rows), messages[].reason (3), id (40) |" in (
         tmp_path / "run" / "report.md"

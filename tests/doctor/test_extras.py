@@ -2,7 +2,7 @@
 
 from chatbot_sft.config import Config
 from chatbot_sft.doctor import extras
-from chatbot_sft.doctor.extras import install
+from chatbot_sft.extras import install
 
 
 def test_extras_of_a_run(monkeypatch):
@@ -29,10 +29,3 @@ def test_extras_of_a_run(monkeypatch):
         ("fault", install("sweep")),
         ("note", install("evaluation")),
     ]
-
-
-def test_an_extra_is_what_it_asks_for_itself():
-    """Without the rest of chatbot-sft, of which overrides.txt leaves a part out."""
-    assert install("wandb") == "pip install 'wandb<1,>=0.30'"
-    assert "optuna" in install("importance")
-    assert "torch" not in install("data")

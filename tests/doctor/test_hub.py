@@ -125,5 +125,9 @@ def test_the_hub_is_not_asked_unless_the_user_says_so(answering, monkeypatch):
     settings = Config.from_mapping({"model": {"name": "org/open-1B"}})
     list(hub.hub(settings, online=False))
     monkeypatch.setattr(hub, "USER_SAYS_OFFLINE", True)
-    list(hub.hub(settings, online=True))
+    *_, found = hub.hub(settings, online=True)
+    assert (found.state, found.what) == (State.NOTE, "nothing was asked: HF_HUB_OFFLINE is set")
     assert answering == []
+    pushed = Config.from_mapping({"save": {"push_to_hub": True, "hub_model_id": "me/it"}})
+    found = next(hub.hub(pushed, online=False))
+    assert (found.state, found.repair) == (State.FAULT, "unset HF_HUB_OFFLINE")

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 from planted import smi
 
@@ -46,6 +47,7 @@ def test_places_that_cannot_be_written(small_disk, tmp_path):
         (tmp_path / "file" / "run", "file is a file"),
         (tmp_path / "link" / "run", "link is a link that leads nowhere"),
         (folder / "run", f"{folder} cannot be written"),
+        (Path("/proc/run"), "/proc"),  # whose permissions let root write
     ):
         (found,) = room.writable("output", place, "hydra.run.dir=/another/folder")
         assert (found.state, found.repair) == (State.FAULT, "hydra.run.dir=/another/folder")

@@ -171,6 +171,10 @@ def _of_call(node: ast.Call, file: Path, depth: int) -> list[str]:
         return [PASSES_ON]
     if called in ("shown_line", "shown") and node.args:
         return _texts(node.args[0], file, depth)
+    if called == "amount" and isinstance(node.args[1], ast.Constant):
+        return [f"… {node.args[1].value}{'es' if node.args[1].value.endswith('s') else 's'}"]
+    if called == "install":
+        return ["pip install …"]
     if called in ("did_you_mean", "question"):
         return ["", HINT]
     if called == "str" and node.args:

@@ -7,6 +7,7 @@ import pytest
 from chatbot_sft import UserError
 from chatbot_sft.evaluation import cases
 from chatbot_sft.evaluation.checks import CHECKS
+from chatbot_sft.extras import install
 
 QUESTION = [{"role": "user", "content": "When do you open?"}]
 
@@ -127,9 +128,7 @@ def test_a_check_whose_package_is_missing_says_what_to_install(module, check, va
     checks._chrf.cache_clear()
     checks._languages.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(
-        UserError, match=rf'needs {module.partition(".")[0]}: pip install "chatbot-sft\[evaluation\]"'
-    ):
+    with pytest.raises(UserError, match=rf"needs {module.partition('.')[0]}: {install('evaluation')}"):
         cases.read(a_file(tmp_path, {check: value}))
 
 

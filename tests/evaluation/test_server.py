@@ -236,7 +236,7 @@ def test_what_was_answered_is_kept_and_a_second_start_goes_on(server, tmp_path):
     at_once = ["evaluation.batch_size=1", "evaluation.retries=0", f"evaluation.url={server.url}"]
     server.faults, server.always = [None] * 3, "busy"
     with pytest.raises(
-        UserError, match=r"row 4: .*answers 503.*; 3 of 6 answers are kept; hydra.run.dir=.* goes on"
+        UserError, match=r"row 4: .*answers 503.*; 3 of 6 answers kept; hydra.run.dir=.* goes on"
     ):
         evaluate(tmp_path, *at_once)
     asked, server.always = len(server.requests), None

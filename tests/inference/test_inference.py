@@ -451,7 +451,7 @@ def test_what_is_no_gguf_file_is_said_in_a_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="has no chat template"):
         GGUFModel.load(file)
     monkeypatch.setitem(sys.modules, "cyllama.llama", None)
-    with pytest.raises(UserError, match=r'pip install "chatbot-sft\[gguf\]"'):
+    with pytest.raises(UserError, match=r"`pip install 'cyllama<0\.3,>=0\.2\.18'` brings it"):
         GGUFModel.load(file)
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from written_sweep import job, plausible, written
 
 from chatbot_sft.errors import UserError
+from chatbot_sft.extras import install
 from chatbot_sft.report.leaderboard import board as boards
 from chatbot_sft.report.leaderboard import columns, csv_file, files, importance, settings, terminal
 from chatbot_sft.report.leaderboard.answers import compared, questions
@@ -480,7 +481,7 @@ def test_without_optuna_a_line_says_how_to_get_it(tmp_path, monkeypatch):
     board = boards.of([plausible(tmp_path / "sweep")])
     assert importance.importance(board.jobs, board.keys, False) == (
         {},
-        'The importance of each key needs Optuna and scikit-learn: pip install "chatbot-sft[importance]"',
+        f"The importance of each key needs Optuna and scikit-learn: {install('importance')}",
     )
 
 

@@ -372,7 +372,7 @@ def test_a_logger_that_is_not_installed_names_its_extra(launch, tiny, monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError,
-        match=r"^training\.report_to=wandb: wandb is not installed; pip install 'chatbot-sft\[wandb\]'$",
+        match=r"^training\.report_to=wandb: wandb is not installed; pip install 'wandb<1,>=0.30'$",
     ):
         loggers.check(["wandb"])
 

@@ -19,13 +19,22 @@ from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.masking import by_name, masked, places, referring, resolved
 from chatbot_sft.report.plain import plain, plain_line, uncoloured
 from chatbot_sft.report.secrets_trained import check_secrets
-from chatbot_sft.report.words import moved, number
+from chatbot_sft.report.words import amount, moved, number
 from chatbot_sft.run.report import Training
 from chatbot_sft.run.report import write_json as write_report
 from chatbot_sft.train.outcome import refuse_ruined, rows_warnings, warnings
 
 PASSWORD = "correct-horse-9"
 PLANTED = ("MODEL_KEY", "DATA_KEY", "SYSTEM_SECRET", "PROMPT_PASSWORD", "PROJECT_TOKEN", "HUB_TOKEN")
+
+
+def test_how_many_there_are():
+    assert [amount(number, "bad row") for number in (0, 1, 2000)] == [
+        "0 bad rows",
+        "1 bad row",
+        "2,000 bad rows",
+    ]
+    assert (amount(2, "process"), amount(1.5, "epoch", "g")) == ("2 processes", "1.5 epochs")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_without_a_gpu_workers_share_the_threads(monkeypatch):
         (
             ["hydra/launcher=slurm", "sweep.workers=2"],
             "",
-            "hydra/launcher=submitit_slurm: not installed; `pip install 'chatbot-sft[submitit]'`",
+            "hydra/launcher=submitit_slurm: not installed; `pip install 'hydra-submitit-launcher<2,>=1.2'`",
         ),
         (["sweep.wait=false"], "", "sweep.wait=false: only with hydra/launcher=slurm; with basic"),
         (

@@ -442,9 +442,9 @@ def test_what_is_not_installed_is_one_line(monkeypatch):
     for settings, message in (
         (
             {"sampler": "tpe", "trials": 1},
-            "sweep.sampler=tpe: needs optuna; pip install 'chatbot-sft[sweep]'",
+            "sweep.sampler=tpe: needs optuna; pip install 'optuna<6,>=4.9'",
         ),
-        ({"pruner": "median"}, "sweep.pruner=median: needs optuna; pip install 'chatbot-sft[sweep]'"),
+        ({"pruner": "median"}, "sweep.pruner=median: needs optuna; pip install 'optuna<6,>=4.9'"),
     ):
         config = Config.from_mapping({"sweep": settings, "training": {"eval_steps": 1}})
         with pytest.raises(UserError) as error:

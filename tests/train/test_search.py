@@ -81,7 +81,7 @@ def test_what_was_not_tried_as_hopeless_is_not_faster_and_what_was_tried_had_a_c
 def test_a_short_run_takes_what_is_configured_and_says_so():
     rows, layouts = step([90, 60, 50, 40, 40, 30, 20, 10]), [Layout(2), Layout(1), Layout(4)]
     why_none = {steps: Search(rows, layouts[0], steps).why_none(layouts) for steps in (24, 400)}
-    assert why_none == {24: "24 steps are too few to try others", 400: None}
+    assert why_none == {24: "too few to try others: 24 steps", 400: None}
     alone = Search(step([90]), Layout(1), 400)
     assert alone.why_none([Layout(1)]) == "no other can be faster"
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.errors import (
     HydraException,
     MissingConfigException,
@@ -17,17 +20,15 @@ from yaml import YAMLError
 from chatbot_sft import command_line
 from chatbot_sft.config import OVERLAYS, aliases
 from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, not_yaml, question
+from chatbot_sft.extras import install
 
-# Options of Hydra that are packages of their own.
+# Options of Hydra that are packages of their own, and those that an extra of ours brings.
 PLUGINS = {
     "optuna": "hydra-optuna-sweeper", "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper",
-    "joblib": "'chatbot-sft[joblib]'",
-    "submitit_slurm": "'chatbot-sft[submitit]'", "submitit_local": "'chatbot-sft[submitit]'",
     "rq": "hydra-rq-launcher",
     "colorlog": "hydra-colorlog",
 }  # fmt: skip
-
-
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "submitit", "submitit_local": "submitit"}
 HYDRAS_GROUPS = [
     f"hydra/{name}"
     for name in ("launcher", "sweeper", "job_logging", "hydra_logging", "output", "help", "env")
@@ -39,6 +40,8 @@ def no_such_option(error: MissingConfigException) -> UserError:
     missing = error.missing_cfg_file or ""
     group, _, option = missing.partition("/") if not missing.startswith("hydra/") else missing.rpartition("/")
     options = error.options or []
+    if group.startswith("hydra/") and option in EXTRAS:
+        return UserError(f"{group}={option}: not installed; `{install(EXTRAS[option])}`")
     if group.startswith("hydra/") and option in PLUGINS:
         return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
     if not group or not options:
@@ -67,7 +70,7 @@ def no_such_option(error: MissingConfigException) -> UserError:
         ("lora", "lora"): "default",
     }.get((group, option))
     alias = alias or aliases.value_of({"save": "save.method"}.get(group, group), option)
-    installable = PLUGINS if group == "hydra/launcher" else {}
+    installable = [*PLUGINS, *EXTRAS] if group == "hydra/launcher" else []
     hint = question([f"{group}={alias}"]) if alias else did_you_mean(option, [*options, *installable])
     return UserError(f"{group}={option}: no such option{hint} ({choices})")
 
@@ -87,8 +90,19 @@ def _of_hydra(error: HydraException | OmegaConfBaseException) -> str:
         place = f"{cause.full_key}: " if cause.full_key else ""
         return f"{place}{why}"
     if found := re.match(r"In '(.+?)': \w+ raised while composing config:", text):
-        return f"{found[1]}.yaml: {plainly(rest[0] if rest else text)}"
+        return f"{found[1]}.yaml: {_no_keys(rest[0] if rest else text)}"
     return plainly(" ".join([text, *rest]))
+
+
+def _no_keys(text: str) -> str:
+    """What OmegaConf says of a value where keys and values belong; any other text as it is."""
+    if text.startswith("Cannot merge DictConfig with ListConfig"):
+        return "a list stands where a group has keys and values; write KEY: VALUE in its place"
+    if found := re.match(r"Merge error: \w+ is not a subclass of (\w+)\. value: (.*)", text):
+        parts = [one.name for one in fields(HydraConf) if getattr(one.type, "__name__", "") == found[1]]
+        place = ".".join(["hydra", *parts])
+        return f"{place}: expected keys and values, got {found[2]}; write them below it"
+    return plainly(text)
 
 
 def _of_omegaconf(error: OmegaConfBaseException) -> str:
@@ -158,8 +172,10 @@ HYDRA_SAYS: list[tuple[str, Callable[..., str]]] = [
 ]
 
 
-def said(error: BaseException, in_run: bool = False) -> str:
-    """Our own texts, Hydra's and YAML's as they are, anything else with its type and where the traceback is."""
+def said(error: BaseException, log_file: Path | None = None) -> str:
+    """Our own texts, Hydra's and YAML's as they are, anything else with its type and where the traceback is:
+    in the `log_file` of a run.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
@@ -182,5 +198,5 @@ def said(error: BaseException, in_run: bool = False) -> str:
         return f"not YAML: {not_yaml(error)}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    log_hint = "the traceback is in the run's run.log; " if in_run else ""
+    log_hint = f"the traceback is in {log_file}; " if log_file else ""
     return f"{type(error).__name__}: {text} ({log_hint}HYDRA_FULL_ERROR=1 shows the traceback here)"

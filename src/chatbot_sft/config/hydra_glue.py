@@ -33,7 +33,7 @@ from chatbot_sft.command_line import all_opened, left_out
 from chatbot_sft.config import OVERLAYS, SECTIONS, Config, effects, precedence
 from chatbot_sft.config.containers import as_dict, as_strings
 from chatbot_sft.config.hydra_errors import said
-from chatbot_sft.config.reading import added
+from chatbot_sft.config.reading import added, no_keys
 from chatbot_sft.config.schema import OF_SWEEP
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.resources import PACKAGE, conf_dir, examples_dir
@@ -169,6 +169,16 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> None:
 
     The command line beats the files, and every `${default:…}` is what it comes to.
     """
+    for section in SECTIONS:
+        given = config.get(section)
+        if given is not None and not isinstance(given, DictConfig):
+            raise UserError(_written_in(config, section, r"[^\s#].*") + no_keys(section, given))
+        if (
+            given
+            and section in precedence.BRINGING
+            and not isinstance(given.get("brings", {}), DictConfig | None)
+        ):
+            raise UserError(no_keys(f"{section}.brings", given.brings))
     training = {
         key.removeprefix("training."): value
         for key, value in named(overrides).items()
@@ -183,7 +193,9 @@ def check(config: DictConfig) -> Config:
     """What was composed; raises UserError where the schema refuses it."""
     for section in SECTIONS:
         if config.get(section) is None:
-            raise UserError(_emptied_in(config, section) + left_out(section, config.hydra.job.config_name))
+            raise UserError(
+                _written_in(config, section, "(null|~)?") + left_out(section, config.hydra.job.config_name)
+            )
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     # Hydra knows the run directory only once the job runs.
     placed = OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})
@@ -192,15 +204,17 @@ def check(config: DictConfig) -> Config:
     return checked
 
 
-def _emptied_in(config: DictConfig, section: str) -> str:
-    """`mine/experiment/my.yaml, line 2: ` where the user's overlay has nothing under `section:`; else empty."""
+def _written_in(config: DictConfig, section: str, value: str) -> str:
+    """`mine/experiment/my.yaml, line 2: ` where the user's overlay has what matches `value` behind `section:`; else
+    empty.
+    """
     runtime = config.hydra.runtime
     folders = [Path(one.path) for one in runtime.config_sources if one.provider == "command-line"]
     for folder, group in itertools.product(folders, OVERLAYS):
         file = folder / group / f"{runtime.choices.get(group)}.yaml"
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         for number, line in enumerate(lines, 1):
-            if re.fullmatch(rf"{section}:\s*(null|~)?\s*(#.*)?", line):
+            if re.fullmatch(rf"{section}:\s*{value}\s*(#.*)?", line):
                 return f"{file}, line {number}: "
     return ""
 

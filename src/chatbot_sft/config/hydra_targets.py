@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from chatbot_sft.config.hydra_glue import compose_for
 from chatbot_sft.errors import UserError
-from chatbot_sft.trust import refuse_foreign
+from chatbot_sft.trust import refuse_foreign, searched
 
 # What Hydra may make without being allowed to: our callbacks, its own plugins and those that are installed, which it
 # imports anyway, and what log files and samplers are made of. Not the rest of these packages: hydra.utils and
@@ -79,7 +79,10 @@ def _refuse(target: str, where: str, allowed: Sequence[str]) -> None:
     try:
         made_in = getattr(getattr(importlib.import_module(module), name), "__module__", "")
     except (ImportError, AttributeError, ValueError):
-        raise UserError(f"{where}: there is no {name or 'name'} in a module {module or target}") from None
+        raise UserError(
+            f"{where}: there is no {name or 'name'} in a module {module or target}; Python has looked in"
+            f" {searched()}, and among what is installed"
+        ) from None
     refuse_foreign(f"{made_in}.{name}", where, allowed, own=())
 
 

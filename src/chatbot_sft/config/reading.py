@@ -74,14 +74,18 @@ def read(config: Mapping[str, Any] | DictConfig) -> Config:
 def _given(name: str, section: Any, brings: Mapping[str, Any]) -> dict[str, Any]:
     """What is given for a section, with what the model brings where nothing is."""
     if not isinstance(section, Mapping):
-        raise UserError(
-            f"{name}: expected keys and values, got {section!r}; an option is chosen on the command line:"
-            f" {name}=OPTION"
-        )
+        raise UserError(no_keys(name, section))
     if name == "training":
         section = {**dict.fromkeys(ended_by(section)), **section}
     known = names(SECTIONS[name])
     return {**{key: value for key, value in brings.items() if key in known}, **section}
+
+
+def no_keys(where: str, value: Any) -> str:
+    """The text for a section, or a group of keys in it, that is given one `value`."""
+    chosen = f"; an option of it is chosen by {where}=OPTION, or in a defaults list by `- override /{where}: OPTION`"
+    how = chosen if where in SECTIONS else "; write them below it"
+    return f"{where}: expected keys and values, got {value!r}{how}"
 
 
 def _check_unknown(section: str, target: str, unknown: Mapping[str, Any]) -> None:
@@ -105,6 +109,8 @@ def _brought(plain: Mapping[str, Any]) -> dict[str, Any]:
         section = plain.get(name)
         if not isinstance(section, Mapping) or not section.get("brings"):
             continue
+        if not isinstance(section["brings"], Mapping):
+            raise UserError(no_keys(f"{name}.brings", section["brings"]))
         known = {f.name for f in fields(what)}
         for key in section["brings"]:
             if key not in known:
@@ -174,9 +180,11 @@ def no_such_key(
     `lists` where to look them up.
     """
     where = f"{section}.{key}" if section else key
-    if key == "experiment" and not section:
+    if key in OVERLAYS and not section:
+        if value is not None and not isinstance(value, Mapping):
+            return f"{key}: an overlay is chosen on the command line; write {key}=OPTION"
         return (
-            "experiment: an overlay has to begin with the line `# @package _global_`,"
+            f"{key}: an overlay has to begin with the line `# @package _global_`,"
             " so that its keys go to the top"
         )
     if key == section:

@@ -322,8 +322,8 @@ class DatasetConfig(Section):
     )
     on_near_duplicate: str = key(
         "note",
-        "training rows that say nearly the same as an earlier one; drop leaves them out; many rows need an extra:"
-        " pip install 'chatbot-sft[data]'",
+        "training rows that say nearly the same as an earlier one; drop leaves them out; many rows need the"
+        " extra data",
         choices=FOUND,
         through=ROWS,
     )
@@ -349,7 +349,7 @@ class DatasetConfig(Section):
     )
     on_language_mismatch: str = key(
         "note",
-        "answers in another language than their question; an extra: pip install 'chatbot-sft[data]'",
+        "answers in another language than their question; needs the extra data",
         choices=FOUND,
         through=ROWS,
     )
@@ -439,8 +439,7 @@ class TrainingConfig(Section):
     )
     report_to: Any = key(
         "none",
-        "none | tensorboard | wandb | mlflow | trackio, or a list; each is an extra:"
-        " pip install 'chatbot-sft[mlflow]'",
+        "none | tensorboard | wandb | mlflow | trackio, or a list; each is an extra of that name",
         decides=False,
     )
     resume: str = key(
@@ -675,7 +674,7 @@ class SweepConfig:
     sampler: str | None = key(
         None,
         "who chooses the points, from choices, ranges and intervals; null: every combination runs;"
-        " an extra: pip install 'chatbot-sft[sweep]'",
+        " needs the extra sweep",
         choices=SAMPLERS,
         decides=False,
     )
@@ -685,7 +684,7 @@ class SweepConfig:
     pruner: str | None = key(
         None,
         "all jobs take turns, and it ends the worst early by their held-out losses (training.eval_steps);"
-        " an extra: pip install 'chatbot-sft[sweep]'",
+        " needs the extra sweep",
         choices=PRUNERS,
         decides=False,
     )

@@ -9,6 +9,7 @@ from chatbot_sft.config.aliases import plain
 from chatbot_sft.convert.conversion import Conversion
 from chatbot_sft.convert.rules import Kind, Line
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.report.words import amount
 
 WIDTH, LONGEST = 118, 44
 
@@ -16,7 +17,7 @@ WIDTH, LONGEST = 118, 44
 def lines(conversion: Conversion) -> Iterator[str]:
     """All of it; each key of the file stands under one heading."""
     count = len(conversion.lines)
-    yield f"{shown_line(str(conversion.file))}: {conversion.peer.title}, {count} {'key' if count == 1 else 'keys'}"
+    yield f"{shown_line(str(conversion.file))}: {conversion.peer.title}, {amount(count, 'key')}"
     for kind in (Kind.CARRIED, Kind.CHANGED):
         yield from _part(kind.value, [line for line in conversion.lines if line.kind is kind])
     yield from _part(

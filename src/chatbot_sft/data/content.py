@@ -29,6 +29,7 @@ from chatbot_sft.data.split import Split
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import cases
 from chatbot_sft.evaluation.checks import refusal_in
+from chatbot_sft.extras import install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,9 +147,7 @@ def _cannot_look(policies: Mapping[str, str], wanted: Sequence[str], rows: int) 
         without[LANGUAGE] = "the languages of answers need py3langid"
     for kind, why in without.items():
         if policies[kind] != "note":
-            raise UserError(
-                f"dataset.{KINDS[kind][0]}={policies[kind]}: {why}: pip install 'chatbot-sft[data]'"
-            )
+            raise UserError(f"dataset.{KINDS[kind][0]}={policies[kind]}: {why}: {install('data')}")
     return without
 
 

@@ -20,6 +20,7 @@ from chatbot_sft.data.labels import placeholder
 from chatbot_sft.data.messages import BadRow
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.errors import UserError
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.report import DatasetStatistics
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def refusal(
     if rows == bad_rows == 1:
         return f"{what}; {WAYS_OUT[commonest]}" if commonest in WAYS_OUT else what
     kinds = Findings(dict(findings)).counts()
-    share = f"{bad_rows:,} of {rows:,} rows are bad ({100 * bad_rows / rows:.1f}%): {kinds}"
+    are = "is" if bad_rows == 1 else "are"
+    share = f"{bad_rows:,} of {amount(rows, 'row')} {are} bad ({100 * bad_rows / rows:.1f}%): {kinds}"
     if usable:
         return f"{what}; {share}; mend them, or leave them out with dataset.on_bad_row=drop"
     as_they_are = (
@@ -182,7 +184,7 @@ def schedule(settings: Config, rows: int) -> dict[str, Any]:
     warning = None
     if training.warm_up >= steps:
         warning = (
-            f"training.warmup_steps={training.warm_up:g} is not below the {steps} steps of the run: the"
+            f"training.warmup_steps={training.warm_up:g} is not below the {amount(steps, 'step')} of the run: the"
             " learning rate never reaches its full value"
         )
     return {
@@ -203,8 +205,8 @@ def none_held_out(settings: Config, statistics: DatasetStatistics, given: bool) 
         return None
     if s.leaked_rows:
         return (
-            f"nothing is held out: each of the {s.leaked_rows:,} conversations given for it is in the training"
-            " data as well"
+            f"nothing is held out: each of the {amount(s.leaked_rows, 'conversation')} given for it is in"
+            " the training data as well"
         )
     if given or not share:
         return None

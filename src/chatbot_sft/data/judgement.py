@@ -20,6 +20,7 @@ from chatbot_sft.data.preferences import (
     UNITS,
 )
 from chatbot_sft.data.store import flat
+from chatbot_sft.report.words import amount
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,16 +70,17 @@ class Judgement:
         alone = notes.get(NO_COUNTERPART, {"count": 0})["count"]
         if not self.kinds and not bad_rows and alone:
             return (
-                f"{path}: none of the {alone:,} answers has one to pair it with, to the same prompt and of the"
-                " other kind; objective=kto learns from single answers"
+                f"{path}: none of the {amount(alone, 'answer')} has one to pair it with, to the same prompt and of"
+                " the other kind; objective=kto learns from single answers"
             )
         if not self.kinds and not bad_rows and NO_THUMB in notes:
             return f"{path}: no answer has a thumb; objective=sft learns from conversations"
         if self.unit == ANSWERS and len(self.kinds) == 1:
             ((kind, count),) = self.kinds.items()
             return (
-                f"{path}: all {count:,} answers to train on are {kind}: objective={self.objective} learns from"
-                " the difference; add some of the other kind, or learn the answers themselves with objective=sft"
+                f"{path}: each of the {amount(count, 'answer')} to train on is {kind}: objective={self.objective}"
+                " learns from the difference; add some of the other kind, or learn the answers themselves with"
+                " objective=sft"
                 f"{_bad(bad_rows, problems)}"
             )
         return None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from chatbot_sft.data.messages import Message
 from chatbot_sft.data.plain import spoken, without_code
 from chatbot_sft.errors import UserError
+from chatbot_sft.extras import install
 
 LETTERS = 40  # of a question and of an answer; the language of less is guessed
 CERTAIN = 0.9  # how probable both languages are
@@ -65,8 +66,6 @@ def _classifier() -> Classify:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
-        raise UserError(
-            "dataset.on_language_mismatch needs py3langid: pip install 'chatbot-sft[data]'"
-        ) from None
+        raise UserError(f"dataset.on_language_mismatch needs py3langid: {install('data')}") from None
     classify: Classify = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True).classify
     return classify

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from chatbot_sft.data.shingles import distinct
 from chatbot_sft.errors import UserError
+from chatbot_sft.extras import install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,9 +43,7 @@ def signatures(sets: Iterable[np.ndarray]) -> np.ndarray:
     try:
         from datasketch import MinHash
     except ImportError:
-        raise UserError(
-            "dataset.on_near_duplicates: many rows need datasketch: pip install 'chatbot-sft[data]'"
-        ) from None
+        raise UserError(f"dataset.on_near_duplicates: many rows need datasketch: {install('data')}") from None
     # The hashes are there already: an array goes through as one value.
     empty = MinHash(num_perm=PERMUTATIONS, hashfunc=lambda hashes: hashes)
     made = bytearray()

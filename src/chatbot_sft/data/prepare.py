@@ -31,6 +31,7 @@ from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.data.tokenise import tokenised
 from chatbot_sft.data.user_text import UserText
 from chatbot_sft.data.usual import usual_system_prompt
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.report import DatasetStatistics
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class PreparedData:
         return (
             f"{s.path} ({formats}): {s.size}, {s.rows_held_out:,} held out; {s.tokens:,}"
             f" tokens, {round(100 * s.trainable_tokens / s.tokens)}% of them trained, longest {s.max_length:,}"
-            + (f"; {s.bad_rows:,} bad rows ({kinds})" if s.bad_rows else "")
+            + (f"; {amount(s.bad_rows, 'bad row')} ({kinds})" if s.bad_rows else "")
             + (f"; {s.truncated_rows:,} cut at {limit} tokens" if s.truncated_rows else "")
             + (f"; {s.dropped_rows:,} left out for their length" if s.dropped_rows else "")
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from string import Template
 
 from chatbot_sft.report.hypertext import escaped, hash_of, said
+from chatbot_sft.report.words import amount
 
 HIDDEN = -1  # in place of the id of a token that is a part of a secret
 
@@ -102,7 +103,7 @@ def _kinds(row: PreviewRow) -> list[str]:
 def _row(row: PreviewRow) -> str:
     shown, trained = len(row.tokens), sum(token.trained for token in row.tokens)
     missing = max(0, row.length - shown)
-    size = f"{shown:,} of {row.length:,} tokens" if missing else _tokens(shown)
+    size = f"{shown:,} of {row.length:,} tokens" if missing else amount(shown, "token")
     badges = ["<b>cut</b>"] if row.truncated else []
     if row.held_out:
         badges.append('<b title="measured on, not trained on">held out</b>')
@@ -113,7 +114,7 @@ def _row(row: PreviewRow) -> str:
         f"<div>{size}, {trained:,} trained{''.join(badges)}</div></header>",
         f"<ul>{problems}</ul>" if problems else "",
         *_sequences(row, missing),
-        f"<footer>cut here, {_tokens(missing)} left out</footer>" if missing else "",
+        f"<footer>cut here, {amount(missing, 'token')} left out</footer>" if missing else "",
         "</article>",
     )
     return "".join(parts)
@@ -129,10 +130,6 @@ def _sequences(row: PreviewRow, missing: int) -> Iterator[str]:
             yield f"<h3 class={kind}>{kind}</h3>"
         yield _bar(tokens, missing if number == len(parts) else 0)
         yield f"<p>{_text(tokens)}</p>"
-
-
-def _tokens(number: int) -> str:
-    return f"{number:,} token{'' if number == 1 else 's'}"
 
 
 def _bar(tokens: Sequence[PreviewToken], missing: int) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 
+DUPLICATE = "exact duplicate"
 TRAINED_ELSEWHERE, HELD_OUT_ELSEWHERE = "not held out: trained on", "not trained: held out"
 
 
@@ -75,7 +76,7 @@ def split(
         once, held_out = _drawn(np.flatnonzero(usable), dialogue, eval_fraction, seed)
     _, first = np.unique(identity[once], return_index=True)
     repeated = np.delete(once, first)
-    note_repeats(notes, "exact duplicate", table, identity, once[np.sort(first)], repeated)
+    note_repeats(notes, DUPLICATE, table, identity, once[np.sort(first)], repeated)
     return Split(np.repeat(once, uses[once]), once, held_out, len(repeated), leaked, notes)
 
 

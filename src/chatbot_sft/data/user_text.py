@@ -10,6 +10,7 @@ from chatbot_sft.data import unread
 from chatbot_sft.data.messages import Conversation
 from chatbot_sft.data.unread import Asked
 from chatbot_sft.errors import UserError
+from chatbot_sft.report.words import amount
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,7 @@ class UserText:
             unread.count(unread.unread_columns(item.values, read), not_read)
         texts = returned["text"]
         if len(texts) != len(batch) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{self.name}: expected one text for each of {len(batch)} conversations")
+            raise UserError(
+                f"{self.name}: expected one text for each of {amount(len(batch), 'conversation')}"
+            )
         return texts

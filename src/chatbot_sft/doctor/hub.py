@@ -108,7 +108,9 @@ def hub(settings: Config | None, online: bool) -> Iterator[Finding]:
         None,
     )
     by = f", through {proxy}" if proxy else ""
-    if USER_SAYS_OFFLINE:
+    if USER_SAYS_OFFLINE and settings is not None and settings.save.push_to_hub:
+        yield fault("hub", "save.push_to_hub=true, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+    elif USER_SAYS_OFFLINE:
         yield ok("hub", "offline (HF_HUB_OFFLINE)")
     else:
         yield ok(
@@ -131,7 +133,10 @@ def hub(settings: Config | None, online: bool) -> Iterator[Finding]:
         )
     else:
         yield ok("token", f"in {source}; not tried" if not online else f"in {source}")
-    if online and not USER_SAYS_OFFLINE:
+    if online and USER_SAYS_OFFLINE:
+        what = "nothing was asked: HF_HUB_OFFLINE is set"
+        yield note("online", what, "HF_HUB_OFFLINE=0 python -m chatbot_sft.doctor --online")
+    elif online:
         yield from _ask(settings)
 
 

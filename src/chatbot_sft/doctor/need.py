@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.optimization import REPLACED, state_bytes
+from chatbot_sft.report.words import amount
 
 if TYPE_CHECKING:
     from chatbot_sft.config import Config
@@ -109,7 +110,7 @@ def writes(settings: Config, size: Size, gpu: bool) -> list[Write]:
     count = checkpoints(settings)
     found = [
         Write(
-            f"{count} checkpoints",
+            amount(count, "checkpoint"),
             Path(training.output_dir),
             count * checkpoint,
             "hydra.run.dir=/larger/disk/run",

@@ -7,6 +7,7 @@ import os
 import pwd
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,12 +104,23 @@ def writable(name: str, place: Path, key: str) -> Iterator[Finding]:
         yield fault(name, what, key)
     elif not os.access(there, os.W_OK | os.X_OK):
         yield fault(name, f"{place}: {there} cannot be written (it belongs to {_owner(there)})", key)
+    elif why := _refuses(there):
+        yield fault(name, f"{place}: nothing can be made in {there} ({why})", key)
     elif there == place and there.stat().st_uid != os.geteuid():
         yield note(
             name, f"{place} belongs to {_owner(there)}", f"sudo chown -R $USER {shlex.quote(str(place))}"
         )
     else:
         yield ok(name, f"{place} can be written" if there == place else f"{place} can be made")
+
+
+def _refuses(folder: Path) -> str | None:
+    """Why no folder can be made in `folder`, whatever its permissions say: tried with one that goes again at once."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror
 
 
 def shared_memory(settings: Config) -> Iterator[Finding]:

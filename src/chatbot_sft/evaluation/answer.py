@@ -15,6 +15,7 @@ from chatbot_sft.data.messages import Message
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation.at_once import all_of
 from chatbot_sft.report.masking import masked
+from chatbot_sft.report.words import amount
 
 if TYPE_CHECKING:
     from chatbot_sft.evaluation.server import Server
@@ -160,7 +161,7 @@ class Remote:
             all_of(lambda prompt: self._ask(prompt, kept), missing, self.at_once, told)
         except UserError as error:
             count = sum(kept.get(prompt) is not None for prompt in prompts)
-            raise UserError(f"{error}; {count} of {len(prompts)} answers are kept") from None
+            raise UserError(f"{error}; {count} of {amount(len(prompts), 'answer')} kept") from None
         return [answer for prompt in prompts if (answer := kept.get(prompt))]
 
     def _ask(self, prompt: Prompt, kept: Keeping) -> Answer:

@@ -13,6 +13,7 @@ from chatbot_sft.data.messages import BadRow, Message, as_text, canonical_role, 
 from chatbot_sft.data.row import Row
 from chatbot_sft.errors import UserError, did_you_mean, from_here, listed
 from chatbot_sft.evaluation.checks import CHECKS, BadCheck, Check
+from chatbot_sft.report.words import amount
 
 OTHERS = ("messages", "tags", "id", "case_sensitive")  # keys of a case beside the checks
 ROLES = ("system", "user", "assistant", "tool")
@@ -60,7 +61,7 @@ def read(file: Path) -> list[Case]:
         rows = [case.row for case in cases if case.id == doubled[0]]
         bad.append(f"row {rows[1]}: the id {doubled[0]} is that of row {rows[0]} too")
     if bad:
-        more = f"; and {len(bad) - TOLD} more bad rows" if len(bad) > TOLD else ""
+        more = f"; and {amount(len(bad) - TOLD, 'more bad row')}" if len(bad) > TOLD else ""
         raise UserError(f"{name}: {'; '.join(bad[:TOLD])}{more}")
     if not cases:
         raise UserError(f"{name}: there is no case in it")

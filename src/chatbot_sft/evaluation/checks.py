@@ -19,8 +19,9 @@ from typing import Any, Protocol, Self
 from chatbot_sft.data.rendering import OutOfBounds, bounded
 from chatbot_sft.errors import UserError, did_you_mean, listed
 from chatbot_sft.evaluation.answer import Answer
+from chatbot_sft.extras import install
+from chatbot_sft.report.words import amount
 
-EXTRA = 'pip install "chatbot-sft[evaluation]"'
 SECONDS = 5.0  # for the regular expressions of one check; they take microseconds
 SHORT = 20  # letters; the language of less is guessed
 REFERENCE = 50.0  # chrF, where a case does not say: about the same sentence in other words
@@ -288,7 +289,9 @@ class MaxTokens:
             raise CannotTell("the server does not say how many tokens an answer has")
         if answer.tokens <= self.most:
             return ""
-        return f"has {answer.tokens:,} tokens, {'' if answer.ended else 'at least, '}over {self.most:,}"
+        return (
+            f"has {amount(answer.tokens, 'token')}, {'' if answer.ended else 'at least, '}over {self.most:,}"
+        )
 
 
 @dataclass(frozen=True)
@@ -488,4 +491,4 @@ def _languages() -> tuple[str, ...]:
 
 
 def _missing(check: str, package: str) -> UserError:
-    return UserError(f"the check {check} needs {package}: {EXTRA}")
+    return UserError(f"the check {check} needs {package}: {install('evaluation')}")

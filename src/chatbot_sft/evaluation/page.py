@@ -20,6 +20,7 @@ from chatbot_sft.evaluation.grade import Column, Graded
 from chatbot_sft.evaluation.report import ALL, UNTAGGED, Evaluation, Line
 from chatbot_sft.evaluation.table import chance
 from chatbot_sft.report.hypertext import hash_of, said
+from chatbot_sft.report.words import amount
 
 FILTERS = {"failed": "failed", "right": "turned right", "wrong": "turned wrong", "unjudged": "not judged"}
 WORDS = {True: "passed", False: "failed", None: "not judged"}
@@ -45,7 +46,7 @@ def page(evaluation: Evaluation) -> str:
         style=_part("css"),
         script=script,
         title=said(
-            f"{evaluation.golden.name}: {evaluation.share:.0%} of {len(evaluation.cases)} cases passed"
+            f"{evaluation.golden.name}: {evaluation.share:.0%} of {amount(len(evaluation.cases), 'case')} passed"
         ),
         facts="".join(
             f"<div><dt>{said(name)}</dt><dd>{said(value)}</dd></div>" for name, value in _facts(evaluation)
@@ -71,7 +72,7 @@ def _facts(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         yield column.title, column.name
     if system := evaluation.subject.system_prompt:
         yield "system prompt", system
-    yield "answers", f"greedy, at most {evaluation.max_new_tokens:,} tokens"
+    yield "answers", f"greedy, at most {amount(evaluation.max_new_tokens, 'token')}"
 
 
 def _sentences(evaluation: Evaluation) -> Iterator[str]:
@@ -162,7 +163,7 @@ def _length(graded: Graded) -> str:
     if graded.answer.tokens is None:
         return ""
     cut = ", cut off" if graded.answer.ended is False else ""
-    return f"{graded.answer.tokens:,} token{'' if graded.answer.tokens == 1 else 's'}{cut}"
+    return amount(graded.answer.tokens, "token") + cut
 
 
 def _expected(value: object) -> str:

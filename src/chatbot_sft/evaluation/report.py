@@ -12,6 +12,7 @@ from chatbot_sft.evaluation.cases import Case
 from chatbot_sft.evaluation.compare import Comparison, compared
 from chatbot_sft.evaluation.grade import Column, Graded
 from chatbot_sft.report.masking import masked
+from chatbot_sft.report.words import amount
 from chatbot_sft.run import report as run_report
 
 SCHEMA = 1
@@ -78,7 +79,7 @@ class Evaluation:
                 for name, reason in graded.untold.items():
                     reasons.setdefault(f"{name}: {reason.partition(': ')[0]}", []).append(case)
         return [
-            f"{len(cases)} {'case' if len(cases) == 1 else 'cases'} not judged, counted as not passed ({reason})"
+            f"{amount(len(cases), 'case')} not judged, counted as not passed ({reason})"
             for reason, cases in reasons.items()
         ]
 

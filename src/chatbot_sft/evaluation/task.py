@@ -28,6 +28,7 @@ from chatbot_sft.evaluation.table import table
 from chatbot_sft.logs import quiet
 from chatbot_sft.model.engine import prepare_environment
 from chatbot_sft.report.plain import shown
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report
 
@@ -156,6 +157,6 @@ def _refuse_below(minimum: float | None, evaluation: Evaluation) -> None:
     if minimum is not None and evaluation.share < minimum:
         passed = evaluation.subject.passed.count(True)
         raise UserError(
-            f"evaluation.minimum={minimum:g}: {passed} of {len(evaluation.cases)} cases passed"
+            f"evaluation.minimum={minimum:g}: {passed} of {amount(len(evaluation.cases), 'case')} passed"
             f" ({evaluation.share:.1%}); the page shows those that did not"
         )

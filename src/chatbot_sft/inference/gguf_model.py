@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chatbot_sft.data.messages import BadRow, Message
 from chatbot_sft.data.template import ChatTemplate
 from chatbot_sft.errors import UserError
+from chatbot_sft.extras import install
 from chatbot_sft.inference import room_for_answer
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ class GGUFModel:
         try:
             from cyllama.llama import llama_cpp
         except ImportError:
-            raise UserError(
-                f'{file}: GGUF files run in llama.cpp; `pip install "chatbot-sft[gguf]"` brings it'
-            ) from None
+            raise UserError(f"{file}: GGUF files run in llama.cpp; `{install('gguf')}` brings it") from None
 
         class Model(llama_cpp.LlamaModel):
             # cyllama 0.2 asks for it when it hands out logits.

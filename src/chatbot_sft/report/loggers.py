@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from chatbot_sft.errors import UserError, reason
+from chatbot_sft.extras import install
 from chatbot_sft.logs import quiet
 from chatbot_sft.report.markdown import markdown
 from chatbot_sft.report.masking import masked, masked_arguments
@@ -80,8 +81,8 @@ def check(names: list[str]) -> None:
         modules = MODULES.get(name) or OTHERS[name]
         missing = next((module for module in modules if importlib.util.find_spec(module) is None), None)
         if missing is not None:
-            package = f"'chatbot-sft[{name}]'" if name in MODULES else PACKAGE_OF.get(missing, missing)
-            raise UserError(f"training.report_to={name}: {missing} is not installed; pip install {package}")
+            how = install(name) if name in MODULES else f"pip install {PACKAGE_OF.get(missing, missing)}"
+            raise UserError(f"training.report_to={name}: {missing} is not installed; {how}")
         unset = [variable for variable in NEEDED.get(name, ()) if not os.environ.get(variable)]
         if unset:
             raise UserError(f"training.report_to={name}: set {' and '.join(unset)} in the environment")

@@ -13,7 +13,7 @@ from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
-from chatbot_sft.report.words import number
+from chatbot_sft.report.words import amount, number
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Replay, Report, SaveResult, Training
 
@@ -137,7 +137,7 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         rows.append(
             ("tokens", f"{data.tokens:,}, {share}; longest {data.max_length:,}, {data.truncated_rows:,} cut")
         )
-        bad = f"{data.bad_rows:,} bad, {data.duplicates:,} exact duplicates"
+        bad = f"{data.bad_rows:,} bad, {amount(data.duplicates, 'exact duplicate')}"
         linked = ", ".join(f"[{label}]({address})" for label, address in links.items())
         rows.append(("checked", f"{bad}; {linked}" if linked else bad))
         if data.found:
@@ -146,11 +146,11 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
             rows.append(("not read", sentence(data.not_read).replace("|", "\\|")))
         if data.personal_rows:
             kinds = ", ".join(f"{kind} ({count:,})" for kind, count in data.personal_data.items())
-            rows.append(("personal data", f"{kinds} in {data.personal_rows:,} of {data.rows:,} rows"))
+            rows.append(("personal data", f"{kinds} in {data.personal_rows:,} of {amount(data.rows, 'row')}"))
     if found := report.evaluation:
         if not model:
             rows.append(("model", inline(found.model)))
-        rows.append(("golden file", f"{inline(found.golden)}: {found.cases:,} cases"))
+        rows.append(("golden file", f"{inline(found.golden)}: {amount(found.cases, 'case')}"))
         shares = (("before", found.before), ("earlier", found.earlier), ("after", found.passed))
         known = [f"{name} {passed:.1%}" for name, passed in shares if passed is not None]
         rows.append(("golden cases passed", ", ".join(known)))
@@ -169,7 +169,9 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         peak = f", peak {layout['peak_gb']:.1f} GB" if layout["peak_gb"] else ""
         rows.append((f"layout {layout['layout']}", f"{took}{peak}"))
     if training:
-        steps = f"{training.steps:,} steps of {training.effective_batch_size} ({training.batch_layout})"
+        steps = (
+            f"{amount(training.steps, 'step')} of {training.effective_batch_size} ({training.batch_layout})"
+        )
         speed = (
             ""
             if training.tokens_per_second is None
@@ -183,7 +185,7 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
                 (
                     "float8 base",
                     f"loss {cost.loss_exact:.4f} → {cost.loss:.4f}, KL divergence {cost.kl_divergence:.3g} nats per"
-                    f" token, before training ({cost.conversations} conversations)",
+                    f" token, before training ({amount(cost.conversations, 'conversation')})",
                 )
             )
         rows.append(("training loss", f"{number(training.loss_first)} → {number(training.loss_last)}"))

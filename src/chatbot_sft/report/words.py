@@ -1,8 +1,14 @@
-"""Figures in words: how a loss moved, and a number that may be none."""
+"""Figures in words: how many there are, how a loss moved, and a number that may be none."""
 
 from __future__ import annotations
 
 import math
+
+
+def amount(number: float, noun: str, form: str = ",") -> str:
+    """ "1 row", "1,234 rows", "2 processes": a `number` in the format `form`, and what of."""
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:{form}} {noun}{plural}"
 
 
 def moved(before: float | None, after: float | None) -> str:

@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked, referring, resolved
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import DamagedReport, Report, write_json
 
@@ -278,7 +279,7 @@ def jobs(folder: Path, key: str = "") -> str:
     found.sort(key=lambda job: (len(job.name), job.name))  # job 10 behind job 9
     shown = ", ".join(f"{key}{job}" for job in found[:5])
     more = ", …" if len(found) > 5 else ""
-    return f"; it is a folder of {len(found)} runs, name one: {shown}{more}" if found else ""
+    return f"; it is a folder of {amount(len(found), 'run')}, name one: {shown}{more}" if found else ""
 
 
 def trains_nothing(report: Report | None) -> str:

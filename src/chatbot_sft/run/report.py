@@ -18,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.git import commit
 from chatbot_sft.run.versions import versions
 
@@ -208,8 +209,9 @@ class DatasetStatistics:
     def size(self) -> str:
         """How many there are. A row of a file may have any number of judged answers."""
         if self.unit == "conversations":
-            return f"{self.rows:,} conversations"
-        return f"{self.rows_used + self.rows_held_out:,} {self.unit} of {self.rows:,} rows"
+            return amount(self.rows, "conversation")
+        used = amount(self.rows_used + self.rows_held_out, self.unit.removesuffix("s"))
+        return f"{used} of {amount(self.rows, 'row')}"
 
 
 WEIGHTS = (".gguf", ".safetensors")  # how the names of files end that hold some

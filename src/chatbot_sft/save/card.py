@@ -16,7 +16,7 @@ from chatbot_sft.report.markup import cell, inline
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import plain_line
 from chatbot_sft.report.verification import verification_table
-from chatbot_sft.report.words import moved, number
+from chatbot_sft.report.words import amount, moved, number
 from chatbot_sft.save.gguf.export import file_names
 from chatbot_sft.save.verify.evidence import ANY_PROMPT
 from chatbot_sft.train.arguments import optimizer
@@ -150,14 +150,16 @@ def _body(trained: Trained, export: Export, picture: bool) -> Iterator[str]:
 def _facts(settings: Config, report: Report | None) -> Iterator[tuple[str, str]]:
     data, training = (report.dataset, report.training) if report else (None, None)
     if data:
-        rows = f"{data.rows_used:,} conversations trained, {data.rows_held_out:,} held out"
+        rows = f"{amount(data.rows_used, 'conversation')} trained, {data.rows_held_out:,} held out"
         yield "data", f"{rows}; fingerprint `{data.fingerprint[:16]}`"
         yield "tokens", f"{data.tokens:,} an epoch, {data.trainable_tokens:,} of them trained"
     options = settings.training
     if training:
-        steps = f"{training.steps:,} steps of {training.effective_batch_size} conversations"
+        steps = f"{amount(training.steps, 'step')} of {amount(training.effective_batch_size, 'conversation')}"
         yield "training", f"{steps}, {training.seconds:,.0f} s"
-    warm_up = f"{options.warm_up:.0%} of them" if 0 < options.warm_up < 1 else f"{options.warm_up:g} steps"
+    warm_up = (
+        f"{options.warm_up:.0%} of them" if 0 < options.warm_up < 1 else amount(options.warm_up, "step", "g")
+    )
     schedule = f"learning rate {options.learning_rate:g}, {options.lr_scheduler_type}, warm-up {warm_up}"
     yield "optimizer", f"{optimizer(settings)}, {schedule}"
     yield "length", f"{settings.model.max_seq_length:,} tokens at most; seed {settings.seed}"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from chatbot_sft.report.words import amount
 from chatbot_sft.save.verify.compare import first_difference
 from chatbot_sft.save.verify.kept import TrainedAnswer, TrainedAnswers
 from chatbot_sft.served.ask import Observed, Reply
@@ -207,7 +208,7 @@ def _fault_of_end(kept: TrainedAnswers, one: Compared, found: Judgement) -> Find
         what = f"answer {one.number} has {one.wrote_end!r} in its text"
         return Finding(ENDS, what, "The end token is written, not obeyed", advice)
     if one.cut:
-        what = f"answer {one.number} is cut after {one.agreed} tokens, {kept.max_new_tokens} were asked for"
+        what = f"answer {one.number} is cut after {amount(one.agreed, 'token')}, {kept.max_new_tokens} were asked for"
         limits = "a gateway caps max_tokens, or the context is short (vLLM --max-model-len, Ollama num_ctx)"
         return Finding(ENDS, what, "A limit of the server's", limits)
     goes_on = one.answer.ended and one.place is None and (one.after or one.reply.finish == "length")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from chatbot_sft.report.words import amount
 from chatbot_sft.save.verify.compare import KL_BOUNDS
 from chatbot_sft.save.verify.kept import TrainedAnswers
 from chatbot_sft.served.answers import Compared
@@ -33,7 +34,7 @@ def judge_probabilities(kept: TrainedAnswers, compared: Sequence[Compared], foun
         return
     kl, from_base, served = _mean(trained), _mean(base) if base else None, found.served
     found.rows[PROBABILITIES] = (
-        f"{kl:.2g} nats from the trained model's at {len(trained)} places; the bound of {served.kind} is"
+        f"{kl:.2g} nats from the trained model's at {amount(len(trained), 'place')}; the bound of {served.kind} is"
         f" {served.kl_bound:g}"
     )
     found.numbers |= {

@@ -21,6 +21,7 @@ from chatbot_sft.hydra_job import Job
 from chatbot_sft.objective import objective_of
 from chatbot_sft.report.masking import mask_yaml
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.report import Report, Status, now
 from chatbot_sft.sweep import points, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
@@ -167,11 +168,12 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
         waits = there == State.OPEN or (there == State.FAILED and settings.retry_failed)
         left += waits or settings.revive == point.number
         lines.append("  ".join([f"job {point.number}", *(["done"] if report else []), *point.overrides]))
-    total = f"{len(found.points)} jobs"
+    total = amount(len(found.points), "job")
     if settings.sampler:
         left = (settings.trials or 0) - len(found.points) + left
         among = "  ".join(jobs.space.typed)
-        total = f"{settings.trials or 'any number of'} jobs, which {settings.sampler} chooses from {among}"
+        trials = amount(settings.trials, "job") if settings.trials else "any number of jobs"
+        total = f"{trials}, which {settings.sampler} chooses from {among}"
     return [*lines, f"{total}; {estimate(reports, left)}; nothing was trained (sweep.dry_run=true)"]
 
 

@@ -7,6 +7,7 @@ import os
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import hardware
+from chatbot_sft.report.words import amount
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = "OMP_NUM_THREADS"
@@ -43,7 +44,10 @@ def places(workers: int | str, each: int = 1) -> list[dict[str, str]]:
         needed = f"sweep.workers={workers}" + (f" sweep.processes_per_job={each}" if each > 1 else "")
         twice = ",".join([cards[0]] * 2)
         hint = f"to put two on one, name it twice: {VISIBLE}={twice}" if each == 1 else "ask for fewer"
-        raise UserError(f"{needed}: {count * each} GPUs, and there are {len(cards)}; {hint}")
+        raise UserError(
+            f"{needed}: {amount(count * each, 'GPU')}, and there"
+            f" {'is' if len(cards) == 1 else 'are'} {len(cards)}; {hint}"
+        )
     threads = _threads(count, each)
     return [threads | {VISIBLE: ",".join(cards[n * each : (n + 1) * each])} for n in range(count)]
 

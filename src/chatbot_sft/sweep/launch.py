@@ -38,6 +38,7 @@ from chatbot_sft.errors import UserError, listed
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard import board, terminal
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import HOLDER, Run
 from chatbot_sft.run.report import Status
 from chatbot_sft.sweep import cards, study, worker_process
@@ -124,7 +125,7 @@ def conclude(place: Sweep, settings: DictConfig, asked: Sequence[signal.Signals]
         print(shown_line(found.fault), file=sys.stderr)
     _stop(asked)
     if failed := sum(job.status == Status.FAILED for job in found.jobs):
-        raise UserError(f"{failed} of {len(found.jobs)} jobs failed")
+        raise UserError(f"{failed} of {amount(len(found.jobs), 'job')} failed")
     left = [job.name for job in found.jobs if job.status not in ENDED]
     if left and settings.timeout is None:
         raise UserError(f"{listed(left, 3)}: not run to the end; {why or told(place)}")

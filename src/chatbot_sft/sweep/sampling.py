@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import SweepConfig
 from chatbot_sft.errors import UserError
+from chatbot_sft.extras import install
 from chatbot_sft.run.report import Report
 from chatbot_sft.sweep.directory import Point, Sweep
 from chatbot_sft.sweep.points import Axis, Space
@@ -28,14 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "sweep"  # of the study in its journal
-EXTRA = "pip install 'chatbot-sft[sweep]'"
 DAMAGED = "study.log.damaged"
 
 
-def check_installed(setting: str, package: str = "optuna", how: str = EXTRA) -> None:
+def check_installed(setting: str, package: str = "optuna", how: str | None = None) -> None:
     """Raises UserError where `setting` needs a package that is not there."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{setting}: needs {package}; {how}")
+        raise UserError(f"{setting}: needs {package}; {how or install('sweep')}")
 
 
 @dataclass

@@ -29,6 +29,8 @@ from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.report.plain import shown, shown_line
+from chatbot_sft.report.words import amount
+from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, Status
 from chatbot_sft.run.turn import Turn
 from chatbot_sft.run_directory import Held, held
@@ -89,7 +91,7 @@ class Worker:
         finally:
             self._tell(ended)
         if failed := [entry for entry in self.entries if entry.status == "failed"]:
-            raise UserError(f"{len(failed)} of {len(self.entries)} jobs failed")
+            raise UserError(f"{len(failed)} of {amount(len(self.entries), 'job')} failed")
 
     # Running
 
@@ -224,7 +226,7 @@ class Worker:
 
     def _failed(self, entry: Entry, error: Exception) -> None:
         """Record one line, and let go of the memory that the job had."""
-        entry.status, entry.error = "failed", shown_line(said(error, in_run=True))
+        entry.status, entry.error = "failed", shown_line(said(error, Run(entry.folder).log_file))
         print(
             f"{distributed.error_prefix()}job {entry.number}: {entry.error} ({entry.folder})", file=sys.stderr
         )
@@ -273,7 +275,7 @@ class Worker:
             print(shown_line(text), file=sys.stderr)
         if not self.settings.worker and (left := self.queue.left):
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
-            print(f"{left} of {whole} jobs not begun; the same command goes on: {again}")
+            print(f"{left} of {amount(whole, 'job')} not begun; the same command goes on: {again}")
         if ended and self.done > 1:
             lines = [*compare.table(self.place.folder), f"page  {self.place.leaderboard_file}"]
         else:

@@ -93,10 +93,12 @@ class Guard:
 def row_names(dataset: Dataset, indices: Sequence[int]) -> str:
     """`chats.json rows 4, 17` for rows of `dataset`; their indices where it does not say which those are."""
     if not {"file", "row"} <= set(dataset.column_names):
-        return f"rows {', '.join(map(str, sorted(indices)))} of the dataset (from 0)"
+        return f"row{'' if len(indices) == 1 else 's'} {', '.join(map(str, sorted(indices)))} of the dataset (from 0)"
     origins = dataset.select_columns(["file", "row"])[list(indices)]
     rows: dict[str, set[int]] = {}
     for file, row in zip(origins["file"], origins["row"], strict=True):
         rows.setdefault(file, set()).add(row)
-    lists = {file: ", ".join(map(str, sorted(numbers))) for file, numbers in sorted(rows.items())}
-    return ", ".join(f"{file} rows {numbers}" for file, numbers in lists.items())
+    return ", ".join(
+        f"{file} row{'' if len(numbers) == 1 else 's'} {', '.join(map(str, sorted(numbers)))}"
+        for file, numbers in sorted(rows.items())
+    )

@@ -20,6 +20,7 @@ from chatbot_sft.config import keys as every_key
 from chatbot_sft.config.schema import ROWS, plain_values
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import referring
+from chatbot_sft.report.words import amount
 from chatbot_sft.run import lock
 from chatbot_sft.run.checkpoints import (
     FORMAT,
@@ -200,7 +201,7 @@ def find_origin(settings: Config) -> Origin:
     if origin.extended:
         training = settings.training
         steps, epochs = training.max_steps, training.num_train_epochs
-        length = f"{epochs:g} epochs" if steps is None else f"{steps} steps"
+        length = amount(epochs or 0, "epoch", "g") if steps is None else amount(steps, "step")
         log.warning(
             "resume: the run had ended at step %d; it goes on to %s."
             " The learning rate's schedule is a new one: %s over %s, from step %d on",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from chatbot_sft.report.words import amount
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.rows import StepRows
 
@@ -71,7 +72,7 @@ class Search:
             return "no other can be faster"
         warm = max(work(Layout(1), self.warming_up).ratios(work(self.configured, self.typical)))
         if warm + 1 + min(map(alone.at_most, others)) > SHARE * self.steps:
-            return f"{self.steps} steps are too few to try others"
+            return f"too few to try others: {amount(self.steps, 'step')}"
         return None
 
     def why_not(self, layout: Layout, spent: float) -> str | None:

@@ -58,9 +58,7 @@ def training(given: Given) -> list[Line]:
     for name in names:
         entry = info.get(name) if info else {"hf_hub_url": name}
         if not isinstance(entry, Mapping):
-            lines += given.not_carried(
-                f"{where} has no {name!r}{did_you_mean(name, info)}; set dataset.data_path=FILE"
-            )
+            lines += given.not_carried(f"{_no_entry(name, info, where)}; set dataset.data_path=FILE")
             continue
         sources.append(_source(given, name, entry, Path(where).parent))
     if lines:  # a mixture without one of its parts would be another
@@ -82,8 +80,9 @@ def held_out(given: Given) -> list[Line]:
     if info is None or len(names) != 1:
         why = where if info is None else "held-out conversations are one file or folder"
         return given.not_carried(f"{why}: dataset.eval_data_path=FILE")
-    found = info.get(names[0]) if info else {"hf_hub_url": names[0]}
-    entry = found if isinstance(found, Mapping) else {}
+    entry = info.get(names[0]) if info else {"hf_hub_url": names[0]}
+    if not isinstance(entry, Mapping):
+        return given.not_carried(f"{_no_entry(names[0], info, where)}; dataset.eval_data_path=FILE")
     hub, file = entry.get("hf_hub_url"), entry.get("file_name")
     if not isinstance(hub or file, str):
         return given.not_carried(f"{where} names no file for it: dataset.eval_data_path=FILE")
@@ -91,6 +90,13 @@ def held_out(given: Given) -> list[Line]:
         {"dataset.eval_data_path": hub or str(Path(where).parent / str(file))},
         "its rows are read as those of the training data, or told from their content",
     )
+
+
+def _no_entry(name: str, info: Mapping[str, Any], where: str) -> str:
+    """What is wrong with what dataset_info.json has of `name`, where that is none of its entries."""
+    if name in info:
+        return f"{where}: {name!r} is {plain(info[name])}, and an entry is an object with file_name or hf_hub_url"
+    return f"{where} has no {name!r}{did_you_mean(name, info)}"
 
 
 def _names(value: Any) -> list[str]:

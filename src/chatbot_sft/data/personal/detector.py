@@ -14,6 +14,7 @@ from chatbot_sft.data.personal.numbers import COUNTRIES, Span, cards, ibans, nat
 from chatbot_sft.data.personal.phones import phones
 from chatbot_sft.data.personal.secrets import may_hold_secrets, secrets
 from chatbot_sft.errors import UserError, did_you_mean, listed
+from chatbot_sft.extras import install
 
 if TYPE_CHECKING:
     from chatbot_sft.config import DatasetConfig
@@ -28,7 +29,6 @@ KINDS = {
     SECRET: "key or password",  # "secret" would be masked, as a key that is called so
 }
 LIBRARIES = {"phonenumbers": "phonenumbers", "stdnum": "python-stdnum"}  # module → package
-EXTRA = 'pip install "chatbot-sft[data]"'
 NEED_THEM = (PHONE, CARD, IBAN, ID)
 VERSION = 2  # raise it with every change of what is found: cached rows are then made anew
 
@@ -94,7 +94,7 @@ class Detector:
         if not self.complete and policy != "note":
             raise UserError(
                 f"dataset.personal_data={policy} finds phone numbers, cards, IBANs and national numbers with"
-                f" {' and '.join(missing())}: {EXTRA}; or set dataset.personal_data=note or off"
+                f" {' and '.join(missing())}: {install('data')}; or set dataset.personal_data=note or off"
             )
         _known("national_numbers", self.countries, COUNTRIES)
         if self.regions and self.complete:

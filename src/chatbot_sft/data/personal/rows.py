@@ -13,6 +13,7 @@ from chatbot_sft.data.messages import Conversation
 from chatbot_sft.data.personal.detector import KINDS, Detector
 from chatbot_sft.data.personal.nested import placeholders, texts
 from chatbot_sft.data.preferences import CHOSEN
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.report import DatasetStatistics
 
 WAYS = (
@@ -119,7 +120,7 @@ def refusal(policy: str, statistics: DatasetStatistics, about: Mapping[str, Any]
     if not about or not about["rows"]:
         return None
     if policy == "drop" and about["left_out"] == rows:
-        return f"{path}: each of {rows:,} rows holds personal data ({counted(about)}): none is left; {WAYS}"
+        return f"{path}: each of {amount(rows, 'row')} holds personal data ({counted(about)}): none is left; {WAYS}"
     if policy != "error":
         return None
     kind, first = min(
@@ -127,7 +128,10 @@ def refusal(policy: str, statistics: DatasetStatistics, about: Mapping[str, Any]
         key=lambda item: (item[1]["file"], item[1]["row"]),
     )
     what = f"{first['file']}: row {first['row']}: {first['detail']}: {kind}"
-    return f"{what}; {about['rows']:,} of {rows:,} rows hold personal data ({counted(about)}); {WAYS}"
+    hold = "holds" if about["rows"] == 1 else "hold"
+    return (
+        f"{what}; {about['rows']:,} of {amount(rows, 'row')} {hold} personal data ({counted(about)}); {WAYS}"
+    )
 
 
 def counted(about: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from chatbot_sft.report.leaderboard import settings
 from chatbot_sft.report.leaderboard.job import HELD_OUT, Job, numbers, read, reported
 from chatbot_sft.report.leaderboard.rows import Row, differing, rivals, rows
 from chatbot_sft.report.masking import masked
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import REPORT
 from chatbot_sft.sweep.directory import Study, Sweep
 
@@ -45,7 +46,7 @@ class Board:
         jobs = self.jobs
         parts = Counter(str(job.status) for job in jobs)
         said = ", ".join(f"{count} {status}" for status, count in parts.most_common())
-        return f"{len(jobs)} {'job' if len(jobs) == 1 else 'jobs'}: {said}" if jobs else "no jobs yet"
+        return f"{amount(len(jobs), 'job')}: {said}" if jobs else "no jobs yet"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def of(folders: Sequence[Path], metric: str | None = None, maximise: bool | None
         Entry(number, name, run, settled[number])
         for number, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
-    return _board(f"{len(runs)} runs", entries, metric or HELD_OUT, maximise)
+    return _board(amount(len(runs), "run"), entries, metric or HELD_OUT, maximise)
 
 
 def of_sweep(folder: Path, metric: str | None = None, maximise: bool | None = None) -> Board:

@@ -8,12 +8,12 @@ import importlib.util
 import math
 from collections.abc import Sequence
 
+from chatbot_sft.extras import install
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.rows import SEED
 from chatbot_sft.report.leaderboard.settings import as_number
 
 FEWEST, FEWEST_WITHOUT_FOREST = 4, 16  # finished jobs that fANOVA, and PED-ANOVA, tell something from
-INSTALL = 'pip install "chatbot-sft[importance]"'
 Points = tuple[tuple[tuple[str, ...], float], ...]  # of each job its values, and the metric
 
 
@@ -25,9 +25,9 @@ def importance(jobs: Sequence[Job], keys: Sequence[str], maximise: bool) -> tupl
     if len(done) < FEWEST or len(compared) < 2:
         return {}, ""
     if importlib.util.find_spec("optuna") is None:
-        return {}, f"The importance of each key needs Optuna and scikit-learn: {INSTALL}"
+        return {}, f"The importance of each key needs Optuna and scikit-learn: {install('importance')}"
     if not _forest() and len(done) < FEWEST_WITHOUT_FOREST:
-        return {}, f"The importance of each key needs scikit-learn, for so few jobs: {INSTALL}"
+        return {}, f"The importance of each key needs scikit-learn, for so few jobs: {install('importance')}"
     points = tuple(
         (tuple(job.settings[key] for key in compared), job.value or 0.0)
         for job in sorted(done, key=lambda job: job.number)
@@ -61,7 +61,7 @@ def _evaluator() -> tuple[object, str]:
     importance = importlib.import_module("optuna.importance")
     if _forest():
         return importance.FanovaImportanceEvaluator(seed=0), "Optuna's fANOVA"
-    told = f"Optuna's PED-ANOVA (fANOVA, which is surer with few jobs, needs scikit-learn: {INSTALL})"
+    told = f"Optuna's PED-ANOVA (fANOVA, which is surer with few jobs, needs scikit-learn: {install('importance')})"
     return importance.PedAnovaImportanceEvaluator(target_quantile=0.5), told
 
 

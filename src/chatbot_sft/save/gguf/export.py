@@ -9,6 +9,7 @@ from pathlib import Path
 
 from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
+from chatbot_sft.extras import install
 from chatbot_sft.model import embedded
 from chatbot_sft.model.hub import is_local, tokenizer_folder
 from chatbot_sft.save.gguf import llama_cpp
@@ -33,7 +34,7 @@ def check_gguf(settings: Config) -> None:
         llama_cpp.quantizer(save.llama_cpp_dir)
     if save.verify and not llama_cpp.has_wheel():
         raise UserError(
-            f"save.verify=true: a GGUF file is checked by llama.cpp: {llama_cpp.INSTALL}, or set"
+            f"save.verify=true: a GGUF file is checked by llama.cpp: {install('gguf')}, or set"
             " save.verify=false"
         )
     source = embedded.resolve(name)

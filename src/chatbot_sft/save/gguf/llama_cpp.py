@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from chatbot_sft.errors import UserError
+from chatbot_sft.extras import install
 
 log = logging.getLogger("third_party")
 
 BINARY = "llama-quantize"
 PLACES = ("", "bin", "build/bin")  # in a checkout, an unpacked release, a build
-INSTALL = 'pip install "chatbot-sft[gguf]"'
 
 
 def has_wheel() -> bool:
@@ -44,7 +44,7 @@ def quantizer(folder: str | None) -> list[str]:
     if has_wheel():
         return [sys.executable, "-m", "chatbot_sft.save.gguf.llama_cpp"]
     raise UserError(
-        f"save.gguf_quantization: needs llama.cpp's quantiser: {INSTALL}, or name your llama.cpp with"
+        f"save.gguf_quantization: needs llama.cpp's quantiser: {install('gguf')}, or name your llama.cpp with"
         " save.llama_cpp_dir"
     )
 
