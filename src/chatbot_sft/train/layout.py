@@ -104,7 +104,7 @@ def uncaptured(layout: Layout) -> Layout:
 
 def step_down(layout: Layout, capture_recomputed: bool = True) -> Layout | None:
     """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; packed, where
-    small ones lose more, recomputation first. None at the end.
+    single conversations lose more, recomputation first. None at the end.
 
     `capture_recomputed`: whether layers that are recomputed can be captured.
     """
