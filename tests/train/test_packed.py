@@ -1,8 +1,10 @@
 """Conversations packed end to end: each gives the logits, losses and gradients that it gives alone."""
 
 import contextlib
+import gc
 import itertools
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -116,12 +118,138 @@ def test_no_batch_needs_more_pieces_than_its_shapes_have(sizes, lengths, longest
 
 def test_packed_layouts_get_less_hungry_and_end():
     ladder = packed_ladder(8, compiled=True, four_bit=True)
-    assert [layout.packs for layout in ladder] == [8, 8, 4, 2, 1, 1]
+    assert [layout.packs for layout in ladder] == [8, 8, 8, 4, 2, 1, 1]
     assert all(layout.packed for layout in ladder)
-    assert [layout.decoded for layout in ladder] == [True] + [False] * 5
-    assert [layout.checkpointing for layout in ladder] == [False] * 5 + [True]
+    assert [layout.decoded for layout in ladder] == [True] + [False] * 6
+    assert [layout.checkpointing for layout in ladder] == [False] * 2 + [True] * 5
+    assert [layout.captured for layout in ladder] == [True] * 6 + [False]
     assert ladder[0].describe(8) == "8 × 1 packed, no checkpointing, compiled, captured, base decoded"
     assert ladder[-1].describe(8) == "1 × 8 packed, checkpointing"
+
+
+class Card:
+    """A GPU of `total`, and a step that needs what `need` says of a layout. Graphs hold that until another layout is
+    used; what is let go stays reserved until the cache is emptied.
+    """
+
+    def __init__(self, monkeypatch, total, need):
+        import torch
+
+        self.total, self.need, self.layout = total, need, None
+        self.held = self.reserved = self.peak = 0
+        card = SimpleNamespace(total_memory=total)
+        monkeypatch.setattr(gc, "collect", lambda: None)  # of all that torch has, at each layout
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+        for name in ("empty_cache", "reset_peak_memory_stats", "max_memory_reserved"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def empty_cache(self):
+        self.reserved = self.held
+
+    def reset_peak_memory_stats(self):
+        self.peak = self.reserved
+
+    def max_memory_reserved(self):
+        return self.peak
+
+    def use_layout(self, layout):
+        if layout != self.layout:
+            self.layout, self.held = layout, 0
+
+    def trial_run(self, layout, rows):
+        import torch
+
+        self.use_layout(layout)
+        if self.need(layout) > self.total:
+            raise torch.OutOfMemoryError
+        self.held = self.need(layout) if layout.captured else 0
+        self.reserved = max(self.reserved, self.need(layout))
+        self.peak = max(self.peak, self.reserved)
+        return 1.0
+
+
+WHOLE = Layout(8, packed=True, captured=True, compiled=True)
+RECOMPUTED = replace(WHOLE, checkpointing=True)
+LEAST = Layout(1, packed=True, checkpointing=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("total", "recaptured", "taken"),
+    [
+        (200, True, replace(WHOLE, decoded=True)),
+        (150, True, WHOLE),  # over the margin with the base decoded, whose graphs are let go
+        (88, True, RECOMPUTED),
+        (12, True, RECOMPUTED),
+        (8, True, replace(RECOMPUTED, packs=4)),
+        (2, True, replace(RECOMPUTED, packs=1)),
+        (0.5, True, LEAST),
+        (150, False, WHOLE),
+        (88, False, replace(WHOLE, packs=4)),
+        (12, False, replace(WHOLE, packs=1)),
+        (8, False, LEAST),
+    ],
+)
+def test_with_less_memory_layers_are_recomputed_then_conversations_fewer(
+    monkeypatch, caplog, total, recaptured, taken
+):
+    from chatbot_sft.train import trials
+    from chatbot_sft.train.graphs import CaptureFailed
+
+    def need(layout):
+        if layout.captured and layout.checkpointing and not recaptured:
+            raise CaptureFailed("planted")
+        return layout.packs * (1 if layout.checkpointing else 10) + (60 if layout.decoded else 0)
+
+    card = Card(monkeypatch, total, need)
+    for place in ("largest", "disagreement", "packing.shapes"):
+        monkeypatch.setattr(f"chatbot_sft.train.trials.{place}", lambda *_: None)
+    step = SimpleNamespace(
+        args=SimpleNamespace(device="cuda"), pack=lambda shapes, layout: None,
+        settings=SimpleNamespace(training=SimpleNamespace(memory_margin=0.1)),
+        use_layout=card.use_layout, trial_run=card.trial_run,
+    )  # fmt: skip
+    ladder = packed_ladder(8, compiled=True, four_bit=True)
+    plan = trials.packed_plan(step, SimpleNamespace(batch_size=8), ladder, 500)
+    assert plan.layout == taken
+    assert plan.measurements[0].layout == ladder[0]
+    refused = "8 × 1 packed, checkpointing, compiled, captured: cannot be captured: planted" in caplog.text
+    assert refused == (not recaptured and taken != WHOLE)
+
+
+@pytest.mark.slow
+def test_a_measured_layout_does_not_pay_for_the_one_before(monkeypatch):
+    """The graphs of 8 captured take too much; 4 do not."""
+    import torch
+
+    from chatbot_sft.train import tuning
+    from chatbot_sft.train.rows import StepRows
+
+    card = Card(monkeypatch, 100, lambda layout: layout.packs * (12 if layout.captured else 11))
+    monkeypatch.setattr(tuning, "_on_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    step = StepRows([[row] for row in some_rows([3] * 8)])
+    trial = tuning.Trial(card.use_layout, card.trial_run, step, step, 500, 0.1)
+    layouts = [Layout(8, captured=True), Layout(4)]
+    plan = tuning.choose(layouts, layouts[1], trial, tuning.cache_key("peak", random.random()))
+    assert [found.why_not for found in plan.measurements] == ["over the memory margin", None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [RECOMPUTED, replace(WHOLE, packs=4), replace(WHOLE, decoded=True)])
+def test_graphs_serve_the_layout_alone_that_they_were_captured_for(monkeypatch, other):
+    from chatbot_sft.train import step as module
+
+    monkeypatch.setattr(module, "decode", lambda model: None)
+    step = SimpleNamespace(
+        layout=WHOLE, captured=None, packed=SimpleNamespace(captured="graphs"), shapes=None, encode=None, flat=None,
+        model=None, engine=SimpleNamespace(for_training=lambda model, checkpointing, random: None),
+    )  # fmt: skip
+    module.Step.use_layout(step, WHOLE)
+    assert step.packed.captured == "graphs"
+    module.Step.use_layout(step, other)
+    assert step.packed.captured is None
 
 
 # The head
@@ -235,6 +363,53 @@ def test_packed_conversations_train_as_each_alone_does_in_every_family(replica_m
 @pytest.mark.parametrize("lora", [{"use_rslora": True}, {"use_dora": True}])
 def test_packed_conversations_train_as_each_alone_does_with_every_adapter(replica_models, lora):
     assert_packed_is_alone(*replica_models("llama3b", **lora))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputed_layers_give_every_bit_of_losses_and_gradients(replica_models, monkeypatch, dropout):
+    """Without dropout they do not ask for the random state, which has no place in a graph."""
+    import torch
+
+    model, engine = replica_models("llama3b", lora_dropout=dropout)
+    assert engine.packable(model) is None
+    rows = some_rows((31, 9, 2, 60, 17))
+    count = torch.tensor(sum(row.trained_tokens for row in rows))
+    ours, passed = passes(model, engine), []
+    module = model.get_base_model().get_decoder().layers[0].mlp
+    module.register_forward_pre_hook(lambda *_: passed.append(None))
+
+    def run(checkpointing):
+        torch.manual_seed(2)
+        engine.for_training(model, checkpointing, random=bool(dropout))
+        model.zero_grad()
+        layout = Layout(8, packed=True, checkpointing=checkpointing)
+        return ours.run(rows, count, layout), gradients(model)
+
+    loss, expected = run(False)
+    assert len(passed) == 1
+    if not dropout:
+        monkeypatch.setattr(torch, "get_rng_state", lambda: pytest.fail("asks for the random state"))
+    again, found = run(True)
+    assert len(passed) == 3
+    assert torch.equal(again, loss)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+@pytest.mark.slow
+def test_dropout_that_is_recomputed_is_not_captured(replica_models):
+    """A graph of the backward pass draws its own numbers, not those of the forward pass."""
+    import torch
+
+    from chatbot_sft.train.graphs import CaptureFailed
+
+    model, engine = replica_models("llama3b", lora_dropout=0.3)
+    ours = passes(model, engine)
+    ours.random = True
+    with pytest.raises(CaptureFailed, match="another dropout"):
+        ours.run(some_rows((9, 5)), torch.tensor(8), RECOMPUTED)
 
 
 @pytest.mark.slow
@@ -400,7 +575,7 @@ def test_a_packed_step_that_runs_out_of_memory_goes_on_in_smaller_ones(trained_h
     monkeypatch.setattr("chatbot_sft.train.step.PackedPasses", Small)
     smaller = trained_here("smaller", True, "training.max_steps=3")
     assert whole.training.batch_layout == "8 × 1 packed, no checkpointing"
-    assert smaller.training.batch_layout == "4 × 2 packed, no checkpointing"
+    assert smaller.training.batch_layout == "4 × 2 packed, checkpointing"
     for one, other in zip(whole.history, smaller.history, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
@@ -454,7 +629,8 @@ def test_a_checkpoint_whose_optimizer_had_other_vectors_is_refused(monkeypatch, 
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path):
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path, recomputed):
     """Batches of one size whose longest conversations differ share a graph."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -475,7 +651,7 @@ def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path):
     model = engine.add_lora(model, settings, {"r": 4, "lora_alpha": 8, "target_modules": modules})
     engine.prepare(model)
     assert engine.packable(model) is None
-    engine.for_training(model, False)
+    engine.for_training(model, recomputed, random=False)
     shapes = packing.PackedShapes((256, 512), 8, 240)
     fast = passes(model, engine, shapes)
     fast.autocast = lambda: torch.autocast("cuda", torch.bfloat16)
@@ -494,7 +670,7 @@ def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path):
         expected = torch.nn.functional.cross_entropy(
             padded[:, :-1].flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum"
         )
-        loss = fast.run(rows, count, Layout(8, packed=True, compiled=True, captured=True))
+        loss = fast.run(rows, count, replace(WHOLE, checkpointing=recomputed))
         assert loss.item() == pytest.approx(expected.item() / count.item(), rel=5e-3)
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
         seen.add(shapes.size(sum(lengths)))

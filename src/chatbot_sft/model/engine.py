@@ -45,8 +45,10 @@ class Engine(Protocol):
     def checkpointing(self, settings: Config) -> bool | str:
         """Whether activations are recomputed in the backward pass; "unsloth": and offloaded."""
 
-    def for_training(self, model: Any, checkpointing: bool) -> None:
-        """Switch to training mode, with or without recomputed activations."""
+    def for_training(self, model: Any, checkpointing: bool, random: bool = True) -> None:
+        """Switch to training mode, with or without recomputed activations, which draw the same `random` numbers
+        again. Where there are none their state is not read: it cannot be in a graph.
+        """
 
     def for_inference(self, model: Any) -> None:
         """Switch to generation mode."""

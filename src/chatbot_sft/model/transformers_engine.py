@@ -57,11 +57,11 @@ def checkpointing(settings: Config) -> bool:
     return torch.cuda.is_available() if value == "unsloth" else bool(value)
 
 
-def for_training(model: Any, checkpointing: bool) -> None:
+def for_training(model: Any, checkpointing: bool, random: bool = True) -> None:
     model.train()
     model.config.use_cache = False
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": random})
     else:
         model.gradient_checkpointing_disable()
 

@@ -55,7 +55,8 @@ def checkpointing(settings: Config) -> bool | str:
     return False if value == "unsloth" and unsloth.DEVICE_TYPE == "cpu" else value
 
 
-def for_training(model: Any, checkpointing: bool) -> None:
+def for_training(model: Any, checkpointing: bool, random: bool = True) -> None:
+    """What it recomputes is never captured."""
     unsloth.FastLanguageModel.for_training(model, use_gradient_checkpointing=checkpointing)
 
 

@@ -102,16 +102,20 @@ def uncaptured(layout: Layout) -> Layout:
     return replace(layout, captured=False, compiled=False)
 
 
-def step_down(layout: Layout) -> Layout | None:
-    """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; None at
-    the end.
+def step_down(layout: Layout, capture_recomputed: bool = True) -> Layout | None:
+    """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; packed, where
+    single conversations lose more, recomputation first. None at the end.
+
+    `capture_recomputed`: whether layers that are recomputed can be captured.
     """
     if layout.packed:
         if layout.decoded:
             return replace(layout, decoded=False)
+        if not layout.checkpointing and (capture_recomputed or not layout.captured):
+            return replace(layout, checkpointing=True)
         if layout.packs > 1:
             return replace(layout, packs=math.ceil(layout.packs / 2))
-        return None if layout.checkpointing else Layout(1, packed=True, checkpointing=True)
+        return replace(uncaptured(layout), checkpointing=True) if layout.captured else None
     if layout.captured:
         return Layout(layout.packs, layout.padding_free, layout.checkpointing)
     if layout.packs > 1:
@@ -125,9 +129,20 @@ def step_down(layout: Layout) -> Layout | None:
 
 def packed_ladder(batch_size: int, compiled: bool, four_bit: bool) -> list[Layout]:
     """Packed layouts for `batch_size` packs a step, each less hungry than the one before: the first that fits
-    is the fastest.
+    is taken.
     """
-    ladder = [Layout(batch_size, packed=True, captured=True, compiled=compiled, decoded=four_bit)]
-    while (smaller := step_down(ladder[-1])) is not None:
+    return _ladder(Layout(batch_size, packed=True, captured=True, compiled=compiled, decoded=four_bit))
+
+
+def uncaptured_ladder(failed: Layout) -> list[Layout]:
+    """What is left of it where `failed` cannot be captured: of recomputed layers, those that are not may be."""
+    if failed.checkpointing:
+        return _ladder(replace(failed, checkpointing=False), capture_recomputed=False)
+    return _ladder(uncaptured(failed))
+
+
+def _ladder(layout: Layout, capture_recomputed: bool = True) -> list[Layout]:
+    ladder = [layout]
+    while (smaller := step_down(ladder[-1], capture_recomputed)) is not None:
         ladder.append(smaller)
     return ladder

@@ -12,7 +12,7 @@ import torch
 
 from chatbot_sft.model import head as heads
 from chatbot_sft.model.head import loss_and_gradient
-from chatbot_sft.train.graphs import CapturedLayers
+from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
 from chatbot_sft.train.judge import Judge, of_sequences, spread
 from chatbot_sft.train.packing import PackedShapes
 from chatbot_sft.train.rows import Row, packed, sequence_tensors, sequences
@@ -105,6 +105,9 @@ class PackedPasses:
 
     def _captured(self, batch: dict[str, torch.Tensor], layout: Layout) -> CapturedLayers:
         """The layers, compiled anew where they are to be captured for this batch."""
+        # The backward pass is a graph of its own, which draws its own numbers.
+        if layout.checkpointing and self.random:
+            raise CaptureFailed("layers that are recomputed would draw another dropout")
         if self.captured is None:
             self.captured = CapturedLayers(self.layers, self.random)
         if layout.compiled and not self.captured.hold(batch):

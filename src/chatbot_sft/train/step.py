@@ -97,7 +97,7 @@ class Step:
         """Switch to training mode, with or without recomputed activations; what was captured for another
         layout is let go.
         """
-        if not layout.captured or layout.decoded != self.layout.decoded:
+        if layout != self.layout:
             self.captured = None
             if self.packed is not None:
                 self.packed.captured = None
@@ -112,7 +112,7 @@ class Step:
         if self.flat is not None:
             self.flat.compute_in(torch.bfloat16 if layout.packed and self.precision == "bf16" else None)
         self.layout = layout
-        self.engine.for_training(self.model, layout.checkpointing)
+        self.engine.for_training(self.model, layout.checkpointing, random=not layout.captured)
 
     def not_packable(self) -> str | None:
         """Why conversations cannot be packed here; None where they can."""

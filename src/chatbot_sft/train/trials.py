@@ -14,7 +14,7 @@ from chatbot_sft import distributed
 from chatbot_sft.train import packing
 from chatbot_sft.train.evaluation import score_batch
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
-from chatbot_sft.train.layout import Layout, uncaptured
+from chatbot_sft.train.layout import Layout, uncaptured_ladder
 from chatbot_sft.train.randomness import undisturbed
 from chatbot_sft.train.rows import StepRows, sequences
 from chatbot_sft.train.tuning import Measurement, Plan, Trial, hungriest
@@ -47,7 +47,9 @@ def trial(step: Step, batches: Batches, steps: int) -> Trial:
         for packs in of_epoch
     }
     margin = step.settings.training.memory_margin
-    return Trial(step.trial_run, typical, longest, steps, margin, _tolerance(step), len(shapes))
+    return Trial(
+        step.use_layout, step.trial_run, typical, longest, steps, margin, _tolerance(step), len(shapes)
+    )
 
 
 def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int) -> Plan | None:
@@ -61,23 +63,26 @@ def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int)
     if different := agreed(disagreement(step, rows)):
         log.warning("layout: not packed: %s", different)
         return None
-    for layout in layouts:
+    left = list(layouts)
+    while left:
+        layout = left.pop(0)
         uncapturable: str | None = None
         try:
             measurement = _fitted(step, layout, rows)
         except CaptureFailed as error:
             measurement, uncapturable = Measurement(layout), str(error)
         if uncapturable := agreed(uncapturable):
-            log.warning(
-                "layout: %s: cannot be captured: %s", layout.describe(batches.batch_size), uncapturable
-            )
-            return packed_plan(step, batches, [uncaptured(layout) for layout in layouts], steps)
+            described = layout.describe(batches.batch_size)
+            log.warning("layout: %s: cannot be captured: %s", described, uncapturable)
+            tried = [found.layout for found in measured]
+            left = [other for other in uncaptured_ladder(layout) if other not in tried]
+            continue
         measured.append(hungriest(distributed.gathered(measurement)))
         if measured[-1].why_not is None:
             return Plan(layout, "packed", measured)
-        gc.collect()
-        torch.cuda.empty_cache()
-    return Plan(layouts[-1], "no layout fits the memory margin; the most frugal one is taken", measured)
+    return Plan(
+        measured[-1].layout, "no layout fits the memory margin; the most frugal one is taken", measured
+    )
 
 
 def agreed(objection: str | None) -> str | None:
@@ -88,8 +93,11 @@ def agreed(objection: str | None) -> str | None:
 def _fitted(step: Step, layout: Layout, rows: StepRows) -> Measurement:
     """Whether a step of `rows` leaves the memory margin free in this process."""
     total = torch.cuda.get_device_properties(step.args.device).total_memory
-    torch.cuda.reset_peak_memory_stats()
     try:
+        step.use_layout(layout)
+        gc.collect()
+        torch.cuda.empty_cache()  # else what the layout before held is in this one's peak
+        torch.cuda.reset_peak_memory_stats()
         with undisturbed():
             step.trial_run(layout, rows)
     except torch.OutOfMemoryError:

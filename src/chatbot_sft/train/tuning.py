@@ -4,6 +4,7 @@ cache.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -51,10 +52,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """What measuring needs: `run` does the forward and backward passes of a step, throws the gradients away
-    and returns the loss (a tensor).
+    """What measuring needs: `use` switches to a layout and lets go what another held, `run` does the forward and
+    backward passes of a step, throws the gradients away and returns the loss (a tensor).
     """
 
+    use: Callable[[Layout], object]
     run: Callable[[Layout, StepRows], Any]
     typical: StepRows
     longest: StepRows
@@ -237,6 +239,8 @@ def _try(layout: Layout, trial: Trial, limit: float, gpu: bool) -> tuple[Measure
     peak, first = None, 0.0
     try:
         if gpu:
+            trial.use(layout)
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             trial.run(layout, trial.longest)
