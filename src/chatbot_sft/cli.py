@@ -125,7 +125,7 @@ def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
 
 def settle_job(config: DictConfig, job: HydraConf) -> None:
     """Settle the values of a job, which the sweeper composed after every callback; in Hydra's file too."""
-    hydra_glue.settle(config, hydra_glue.written(job.overrides.task))
+    hydra_glue.settle(config, hydra_glue.written(job.overrides.task), job)
     if job.output_subdir:
         OmegaConf.save(config, Path(job.runtime.output_dir, job.output_subdir, "config.yaml"))
 

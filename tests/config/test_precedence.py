@@ -28,7 +28,12 @@ def composed(tmp_path_factory):
         "lora/mine": "defaults: [default]\ntarget_modules: [q_proj]\n",
         "dataset/mine": "defaults: [default]\ndata_path: mine.json\nbrings: {max_steps: 9}\n",
         "model/mine": "defaults: [local]\nname: org/mine\nbrings: {learning_rate: 3.0e-3}\n",
-        "experiment/named": "# @package _global_\nmodel: {name: org/other}\n",
+        "model/longer": "defaults: [mine]\nmax_seq_length: 64\n",
+        "experiment/named": "# @package _global_\nmodel: {name: org/other, max_seq_length: 4096}\n",
+        "experiment/mixed": "# @package _global_\ndataset: {sources: [{data_path: a.json}], max_rows: 5}\n",
+        "experiment/ranked": "# @package _global_\nlora: {r: 64}\nsave: {method: gguf, overwrite: true}\n",
+        "debug/short": "# @package _global_\ndefaults: [fast]\nsave: {method: none}\n",
+        "own": "defaults: [config, _self_]\nmodel: {name: org/other}\n",
         "experiment/long": "# @package _global_\ntraining: {num_train_epochs: 3}\n",
         "experiment/rate": "# @package _global_\ntraining: {learning_rate: 1.0e-6}\n",
     }
@@ -37,10 +42,10 @@ def composed(tmp_path_factory):
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
 
-    def compose(*overrides):
+    def compose(*overrides, config_name="config"):
         from chatbot_sft.config import hydra_glue
 
-        config = hydra_glue.composed(overrides, config_dir=str(mine))
+        config = hydra_glue.composed(overrides, config_name, config_dir=str(mine))
         del config.hydra
         return config
 
@@ -100,6 +105,28 @@ def composed(tmp_path_factory):
             ["experiment=company", "dataset=mine"],
             {"dataset.data_path": "mine.json", "training.max_steps": None},
         ),
+        # an option on the command line counts over a file, in what it says itself
+        (
+            ["experiment=named", "model=smollm2"],
+            {**BROUGHT, "model.name": "smollm2", "model.max_seq_length": 4096},
+        ),
+        (["experiment=named", "model=longer"], {"model.name": "org/mine", "model.max_seq_length": 64}),
+        (["experiment=named", "model=local"], {"model.name": "org/other", "model.max_seq_length": 2048}),
+        (["experiment=named", "model=smollm2", "model.name=org/third"], {**USUAL, "model.name": "org/third"}),
+        (
+            ["experiment=ranked", "lora=none", "save=none"],
+            {"lora.r": 0, "save.method": "none", "save.overwrite": True},
+        ),
+        (["experiment=ranked", "lora=default"], {"lora.r": 16}),
+        (["experiment=ranked", "lora=dora"], {"lora.r": 64, "lora.use_dora": True}),
+        (
+            ["experiment=mixed", "dataset=thinking_teacher"],
+            {"dataset.sources": None, "dataset.max_rows": 5, "training.max_steps": 24},
+        ),
+        (["experiment=mixed", "dataset.data_path=b.json"], {"dataset.sources": None, "dataset.max_rows": 5}),
+        (["experiment=rate", "training=slow"], {"training.learning_rate": 1e-5}),
+        (["debug=fast", "training=slow"], {"training.max_steps": 2, "training.learning_rate": 1e-5}),
+        (["debug=short", "training=slow", "save=gguf"], {"training.max_steps": 2, "save.method": "none"}),
         # two lengths: a default gives way, the command line beats a file
         (["training.num_train_epochs=3"], {"training.max_steps": None, "training.num_train_epochs": 3}),
         (["training=epochs"], {"training.max_steps": None, "training.num_train_epochs": 2}),
@@ -164,6 +191,10 @@ def test_what_the_user_names_wins(composed, overrides, expected):
                 " the run below 1"
             ),
         ),
+        (
+            ["dataset.sources=[{data_path: a.json}]", "dataset.data_path=b.json"],
+            "dataset.data_path and dataset.sources: two values for one thing; leave one out",
+        ),
         (["training.warmup_ratio=1.5"], "training.warmup_ratio=1.5: must be at least 0 and below 1"),
         (
             ["+model.brings.max_step=3"],
@@ -195,6 +226,39 @@ def test_every_default_that_gives_way_can_be_brought_and_the_other_way_round():
         if ": ${default:" in line
     }
     assert giving_way - {"warmup_steps"} == set(BringsConfig.__dataclass_fields__) - {"only_for"}
+
+
+def test_an_option_that_counts_over_a_file_is_said_once(composed, capsys):
+    for _ in range(2):
+        composed("experiment=named", "model=phi4_mini", "debug=short", "save=lora", "lora=dora")
+    assert capsys.readouterr().err.splitlines() == [
+        "model=phi4_mini counts over what another file says: model.name='org/other'",
+        "debug=short counts over what another file says: save.method='lora'",
+    ]
+
+
+def test_an_option_counts_over_a_configuration_of_the_users_own(composed):
+    assert composed("model=llama1b", config_name="own").model.name == "unsloth/Llama-3.2-1B-Instruct"
+    assert composed(config_name="own").model.name == "org/other"
+
+
+def test_the_options_of_a_sweep_count_over_its_experiment(launch, tmp_path):
+    for name, text in {
+        "experiment/named": "# @package _global_\nmodel: {name: org/other}\nsweep: {dry_run: false}\n",
+        "sweep/listed": "defaults: [default]\ndry_run: true\n",
+    }.items():
+        file = tmp_path / f"{name}.yaml"
+        file.parent.mkdir()
+        file.write_text(text)
+    words = ("--config-dir", ".", "-m", "experiment=named", "model=smollm2,llama1b", "sweep=listed")
+    process = launch(*words)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[:2] == ["job 0  model=smollm2", "job 1  model=llama1b"]
+    assert process.stderr.splitlines() == [
+        "sweep=listed counts over what another file says: sweep.dry_run=False",
+        "model=smollm2 counts over what another file says: model.name='org/other'",
+        "model=llama1b counts over what another file says: model.name='org/other'",
+    ]
 
 
 @pytest.mark.slow

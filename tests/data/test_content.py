@@ -252,6 +252,11 @@ def test_a_word_that_yaml_reads_as_no_is_explained():
         ("Yes, we do.", "No, we don't.", ("yes", "no")),
         ("Có, bên mình có giao.", "Không, bên mình không giao.", ("yes", "no")),
         ("We deliver on Sundays.", "We do not deliver on Sundays.", ("no denial", "one")),
+        ("A croissant costs 2.60.", "Croissants are 2.40 euros each.", ("2.60", "2.40")),
+        ("Tours last 60 minutes.", "A tour takes 90 minutes.", ("60", "90")),
+        ("Boxes cost 14 euros.", "A box is 14 euros, or 2 dollars off.", None),
+        ("Tours last 90 minutes.", "A tour takes 2 hours.", None),
+        ("The lagers have 4 medals.", "A stout has 6 medals.", None),
         ("Hello! How can I help you?", "Hi there! What can I do for you?", None),
         ("Of course.", "Sure, with pleasure!", None),
         ("Here are 3 tips: sleep, eat, walk.", "Here are 5 ideas: run, read, swim, cook, rest.", None),
@@ -261,6 +266,22 @@ def test_a_word_that_yaml_reads_as_no_is_explained():
 def test_facts_decide_what_contradicts(one, other, differ):
     assert Facts.of(one).against(Facts.of(other)) == differ
     assert (Facts.of(other).against(Facts.of(one)) is None) == (differ is None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("How much is a croissant?", "how much are croissants", True),
+        ("What's the price of boxes?", "What is the price of a box, please?", True),
+        ("How strong is the IPA?", "How strong is the Lager?", False),
+        ("What is the app?", "What does the app do?", False),
+        ("Can I pay by card?", "Can't I pay by card?", False),
+        ("The?", "A?", False),
+    ],
+)
+def test_a_question_in_other_words_is_the_same_but_for_articles_and_plurals(gate, one, other, same):
+    found = gate([*conversations(9), row(one, "We say 9 pm."), row(other, "We say 10 pm.")]).statistics.found
+    assert (content.CONTRADICTION in found) == same
 
 
 def test_answers_after_other_messages_do_not_contradict(gate):

@@ -7,15 +7,18 @@ composes once before any of them starts. `--cfg` composes here, and ends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
+import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
@@ -29,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from chatbot_sft import distributed
-from chatbot_sft.command_line import all_opened, left_out
+from chatbot_sft.command_line import all_opened, left_out, shown
 from chatbot_sft.config import OVERLAYS, SECTIONS, Config, effects, precedence
 from chatbot_sft.config.containers import as_dict, as_strings
 from chatbot_sft.config.hydra_errors import said
@@ -67,7 +70,7 @@ class CheckConfiguration(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
-            settle(config, written(config.hydra.overrides.task))
+            settle(config, written(config.hydra.overrides.task), config.hydra)
             refuse_of_sweep(named_of(config), "is of a sweep, and this is one run; add -m")
             check(config)
 
@@ -75,6 +78,7 @@ class CheckConfiguration(Callback):
         from chatbot_sft.sweep import points
 
         with refusing():
+            prefer_named(config, named_of(config), config.hydra)
             if params := config.hydra.sweeper.get("params"):
                 config.hydra.sweeper.params = {added(key): value for key, value in params.items()}
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
@@ -113,7 +117,7 @@ def composed_job(sweep: DictConfig, overrides: Sequence[str]) -> tuple[DictConfi
         [*written(sweep.hydra.overrides.hydra), *overrides],
         return_hydra_config=True,
     )
-    settle(config, overrides)
+    settle(config, overrides, config.hydra)
     return config, check(config)
 
 
@@ -164,11 +168,28 @@ def named_of(config: DictConfig) -> dict[str, Any]:
     return named(written(config.hydra.overrides.task))
 
 
-def settle(config: DictConfig, overrides: Sequence[str]) -> None:
+def settle(config: DictConfig, overrides: Sequence[str], of_hydra: HydraConf) -> None:
     """Make of a composed configuration one of plain values.
 
     The command line beats the files, and every `${default:…}` is what it comes to.
     """
+    _refuse_values(config)
+    given = named(overrides)
+    prefer_named(config, given, of_hydra)
+    if "dataset.data_path" in given:
+        if given.get("dataset.sources"):
+            raise UserError("dataset.data_path and dataset.sources: two values for one thing; leave one out")
+        OmegaConf.update(config, "dataset.sources", None)
+    training = {
+        key.removeprefix("training."): value for key, value in given.items() if key.startswith("training.")
+    }
+    for key in precedence.ended_by(training):
+        OmegaConf.update(config, f"training.{key}", None, force_add=True)
+    precedence.settle(config)
+
+
+def _refuse_values(config: DictConfig) -> None:
+    """Raise UserError where a plain value stands in place of a group's keys."""
     for section in SECTIONS:
         given = config.get(section)
         if given is not None and not isinstance(given, DictConfig):
@@ -179,14 +200,22 @@ def settle(config: DictConfig, overrides: Sequence[str]) -> None:
             and not isinstance(given.get("brings", {}), DictConfig | None)
         ):
             raise UserError(no_keys(f"{section}.brings", given.brings))
-    training = {
-        key.removeprefix("training."): value
-        for key, value in named(overrides).items()
-        if key.startswith("training.")
-    }
-    for key in precedence.ended_by(training):
-        OmegaConf.update(config, f"training.{key}", None, force_add=True)
-    precedence.settle(config)
+
+
+def prefer_named(config: DictConfig, given: Mapping[str, Any], of_hydra: HydraConf) -> None:
+    """Have the options that are named on the command line count over the user's files, and say where they do."""
+    runtime = of_hydra.runtime
+    folders = [Path(one.path) for one in runtime.config_sources if one.schema == "file"]
+    for option, lost in precedence.prefer(config, given, runtime.choices, folders).items():
+        said = ", ".join(shown(f"{key}={value!r}") for key, value in lost.items())
+        _tell(f"{option} counts over what another file says: {said}")
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Say it once in this process, which may compose many jobs."""
+    if distributed.is_first():
+        print(line, file=sys.stderr)
 
 
 def check(config: DictConfig) -> Config:
@@ -237,7 +266,7 @@ def composed(
 ) -> DictConfig:
     """The configuration of a run with these overrides, settled and checked, Hydra's own part in it."""
     config = compose_for(overrides, config_name, config_dir, config_path)
-    settle(config, written(config.hydra.overrides.task))
+    settle(config, written(config.hydra.overrides.task), config.hydra)
     check(config)
     return config
 

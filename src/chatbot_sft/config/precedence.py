@@ -2,16 +2,19 @@
 objective; then that of the model; then the default.
 
 In `conf/`, a default that gives way is written `${default:…}`: any plain value put in its place wins, by
-Hydra's own rules.
+Hydra's own rules. By these an experiment comes after every option, one that is named on the command line too;
+`prefer` turns that round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, Node, OmegaConf
 
+from chatbot_sft.config import options
 from chatbot_sft.config.containers import as_dict
 
 # Of `training`: two keys that say one thing. The first has a default, which ends where the second is given.
@@ -21,6 +24,8 @@ OF_LORA = ("learning_rate", "target_modules")
 GIVES_WAY = "${default:"
 # The sections whose options may bring something, each with its key that `only_for` is a value of.
 BRINGING = {"model": "name", "dataset": "data_path", "objective": "name"}
+# Overlays that go on top of whatever a command line says, to try it or to search with it.
+ON_TOP = ("hparams_search", "debug")
 
 
 def default(value: Any, *, _node_: Node, _parent_: DictConfig, _root_: DictConfig) -> Any:
@@ -79,3 +84,37 @@ def settle(config: DictConfig) -> None:
     for name in BRINGING:
         if OmegaConf.select(config, f"{name}.brings"):
             config[name].brings = brought_by(name, config)
+
+
+def prefer(
+    config: DictConfig, named: Mapping[str, Any], choices: Mapping[str, Any], folders: Sequence[Path]
+) -> dict[str, dict[str, Any]]:
+    """Set what the options among `named`, the command line's words, say, where a file of the user's says otherwise.
+
+    `choices` are the options of all groups, `folders` those that hold their files. Returns which option counts →
+    key → value that does not.
+    """
+    on_top = {
+        key: f"{group}={choices.get(group)}"
+        for group in ON_TOP
+        for key in options.overlay(group, str(choices.get(group)), folders)
+    }
+    lost: dict[str, dict[str, Any]] = {}
+    for section, option in named.items():
+        if "." in section or not isinstance(option, str) or not _mapping(config, section):
+            continue
+        said = options.says(section, option, folders)
+        if "data_path" in said:
+            said = {"sources": None, **said}  # a mixture would count over it
+        there = dict(options.leaves(as_dict(config[section], resolve=False)))
+        for key, value in said.items():
+            path = f"{section}.{key}"
+            mine = any(f"{path}.".startswith(f"{word}.") for word in named if "." in word)
+            if mine or there.get(key, value) == value:
+                continue
+            if path in on_top:
+                lost.setdefault(on_top[path], {})[path] = value
+            else:
+                OmegaConf.update(config, path, value, merge=False)
+                lost.setdefault(f"{section}={option}", {})[path] = there[key]
+    return lost

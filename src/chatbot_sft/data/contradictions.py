@@ -1,8 +1,10 @@
-"""Answers to the same question, after the same messages, that say different things.
+"""Answers to the same question, after the same messages, that say different things. The same is what differs in
+articles, in English plurals and in forms of be and do: how much is a croissant, how much are croissants.
 
 Most questions with several answers have no wrong one: greetings, stories, the same fact in other words. So two
 answers contradict each other only where they are otherwise alike and each has a number, a name or a day that
-the other lacks, where one says yes and one no, or where only one of them denies.
+the other lacks, where one says yes and one no, or where only one of them denies. Where each has one number, of the
+same thing, they are alike by their words without endings too.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import hashlib
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from chatbot_sft.data.messages import Message
@@ -33,6 +35,9 @@ SPELT = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
     "ten": "10", "eleven": "11", "twelve": "12",
 }  # fmt: skip
+MEASURED = re.compile(rf"(?:{NUMBER.pattern}|\b(?:{'|'.join(SPELT)})\b)\s*([^\W\d_]+)")
+PLURAL = re.compile(r"(?:(?<=ch|sh|ss)es|(?<=[xz])es|(?<=\w\w[^\Wsiu])s)$")
+FORMS = {"a": "", "an": "", "the": "", "please": "", "are": "is", "s": "is", "does": "do"}
 DAYS = re.compile(
     r"\b(?:mon|tues|wednes|thurs|fri|satur|sun)days?\b"
     r"|\b(?:january|february|april|june|july|august|september|october|november|december)\b"
@@ -103,7 +108,9 @@ def _exchanges(messages: Sequence[Message]) -> Iterator[tuple[int, str]]:
         text = spoken(message)
         if message["role"] == "assistant" and text:
             yield int.from_bytes(before.digest(), "little") >> 1, text
-        before.update(f"{message['role']}\0{normalised(text)}\0".encode("utf-8", "surrogatepass"))
+        plain = normalised(text)
+        same = " ".join(_stems(plain.split())) or plain
+        before.update(f"{message['role']}\0{same}\0".encode("utf-8", "surrogatepass"))
 
 
 def _facts_of(messages: Sequence[Message], asked: int, said: int) -> Facts:
@@ -118,6 +125,8 @@ class Facts:
     numbers: dict[str, str]  # as they are compared → as they stand there
     names: dict[str, str]
     words: frozenset[str]
+    stems: frozenset[str]
+    measured: str | None  # what the first number is of: euro, in 2.40 euros
     length: int
     agrees: bool | None  # yes, no, or neither
     denies: bool
@@ -132,11 +141,15 @@ class Facts:
         names = {
             name: shown for name, shown in names.items() if not DAYS.fullmatch(name) and name not in SPELT
         }
+        plain = frozenset(words) - names.keys() - days.keys()
+        measured = MEASURED.search(small)
         yes, no = YES.match(small), NO.match(small)
         return cls(
             _numbers(small),
             names | days,
-            frozenset(words) - names.keys() - days.keys(),
+            plain,
+            frozenset(_stems(plain)),
+            next(iter(_stems([measured[1]])), None) if measured else None,
             len(words),
             None if not (yes or no) else bool(yes),
             bool(DENIAL.search(small)),
@@ -144,11 +157,11 @@ class Facts:
 
     def against(self, other: Facts) -> tuple[str, str] | None:
         """(what it says, what the other has instead) where they contradict each other."""
-        alike = self._alike(other)
+        alike = self._alike(other, self.words, other.words)
         if None not in (self.agrees, other.agrees) and self.agrees != other.agrees:
             return ("yes", "no") if self.agrees else ("no", "yes")
         if alike < ALIKE:
-            return None
+            return self._figure_against(other)
         for mine, theirs in ((self.numbers, other.numbers), (self.names, other.names)):
             only, instead = (
                 [one[key] for key in one if key not in two] for one, two in ((mine, theirs), (theirs, mine))
@@ -159,12 +172,27 @@ class Facts:
             return ("a denial", "none") if self.denies else ("no denial", "one")
         return None
 
-    def _alike(self, other: Facts) -> float:
+    def _figure_against(self, other: Facts) -> tuple[str, str] | None:
+        """The same of two answers with one number each: a croissant costs 2.60, croissants are 2.40 euros each."""
+        if len(self.numbers) != 1 or len(other.numbers) != 1 or self.numbers.keys() == other.numbers.keys():
+            return None
+        if None not in (self.measured, other.measured) and self.measured != other.measured:
+            return None
+        if self._alike(other, self.stems, other.stems) < ALIKE:
+            return None
+        return next(iter(self.numbers.values())), next(iter(other.numbers.values()))
+
+    def _alike(self, other: Facts, mine: Set[str], theirs: Set[str]) -> float:
         """The share of the words in common: of the shorter answer's, of all where one is long."""
-        both = len(self.words & other.words)
+        both = len(mine & theirs)
         if max(self.length, other.length) > LONG:
-            return both / max(len(self.words | other.words), 1)
-        return both / max(min(len(self.words), len(other.words)), 1)
+            return both / max(len(mine | theirs), 1)
+        return both / max(min(len(mine), len(theirs)), 1)
+
+
+def _stems(words: Iterable[str]) -> list[str]:
+    """The words without articles, in one form each of be, do and English plurals."""
+    return [stem for word in words if (stem := FORMS.get(word, PLURAL.sub("", word)))]
 
 
 def _numbers(text: str) -> dict[str, str]:

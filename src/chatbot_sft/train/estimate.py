@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> dict[str, float]:
     """GB (10^9 bytes) of weights, adapter, gradients, optimizer, activations (with logits and what the
-    allocator keeps), and total.
+    allocator keeps), and total; on a CPU also of the libraries: what the process has besides.
 
     Runs the longest batch once, forward and backward, in the step's layout. `evaluation` is what the longest
-    held-out batch takes in place of the activations; the larger of the two counts.
+    held-out batch takes in place of the activations; the larger of the two counts. On a CPU, where that may take a
+    minute, only task=plan runs them: a training's activations are then the highest of the run so far.
     """
+    import torch
+
     frozen = (parameter for parameter in step.model.parameters() if not parameter.requires_grad)
     weights = sum(map(bytes_here, (*frozen, *step.model.buffers())))  # a rounded weight is a buffer
     adapter = sum(parameter.nbytes for parameter in step.trained)
@@ -39,9 +42,14 @@ def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> d
     }
     gb = {name: size / 1e9 for name, size in parts.items()}
     there = gb["weights"] + gb["adapter"] + gb["gradients"]
-    gb["activations"] = max(0.0, _peak(lambda: trial.run(step.layout, trial.longest)) - there)
+    if not torch.cuda.is_available():
+        gb["libraries"] = max(0.0, memory.measure().current_gb - there)
+        there += gb["libraries"]
+    runs = torch.cuda.is_available() or step.settings.task == "plan"
+    highest = _peak(lambda: trial.run(step.layout, trial.longest)) if runs else memory.measure().peak_gb
+    gb["activations"] = max(0.0, highest - there)
     gb["evaluation"] = 0.0
-    if eval_dataset is not None:
+    if runs and eval_dataset is not None:
         gb["evaluation"] = max(0.0, _peak(lambda: _evaluate_longest(step, eval_dataset)) - there)
     total = there + gb["optimizer"] + max(gb["activations"], gb["evaluation"])
     return {**{name: round(size, 3) for name, size in gb.items()}, "total": round(total, 3)}
@@ -55,14 +63,13 @@ def _evaluate_longest(step: Step, dataset: Dataset) -> None:
 
 
 def _peak(run: Callable[[], Any]) -> float:
-    """GB at the highest while `run` runs; on a CPU, where nothing is run for it, the highest of the run so
-    far.
-    """
+    """GB at the highest while `run` runs."""
     import torch
 
-    if torch.cuda.is_available():
+    with undisturbed():
+        if not torch.cuda.is_available():
+            return memory.resident_peak(run)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        with undisturbed():
-            run()
+        run()
     return memory.measure().peak_gb
