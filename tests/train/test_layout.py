@@ -429,7 +429,7 @@ def test_stepping_down_ends():
     layout, seen = Layout(8, captured=True), []
     while layout is not None:
         seen.append(layout)
-        layout = step_down(layout)
+        layout = step_down(layout, 8)
     assert seen[0].captured
     assert seen[-1] == Layout(1, checkpointing=True)
     assert len(seen) == len(set(seen)) == 6

@@ -102,17 +102,19 @@ def uncaptured(layout: Layout) -> Layout:
     return replace(layout, captured=False, compiled=False)
 
 
-def step_down(layout: Layout, capture_recomputed: bool = True) -> Layout | None:
-    """The next layout after `layout` ran out of memory: smaller micro-batches, then recomputation; packed, where
-    single conversations lose more, recomputation first. None at the end.
+def step_down(layout: Layout, batch_size: int, capture_recomputed: bool = True) -> Layout | None:
+    """The next layout after `layout` ran out of memory in a step of `batch_size` packs: smaller micro-batches, then
+    recomputation. Packed, all of them are recomputed at once before they are taken one by one, which loses more. None
+    at the end.
 
     `capture_recomputed`: whether layers that are recomputed can be captured.
     """
     if layout.packed:
         if layout.decoded:
             return replace(layout, decoded=False)
-        if not layout.checkpointing and (capture_recomputed or not layout.captured):
-            return replace(layout, checkpointing=True)
+        recomputable = capture_recomputed or not layout.captured
+        if recomputable and not layout.checkpointing and layout.packs <= 2:
+            return replace(layout, checkpointing=True, packs=batch_size)
         if layout.packs > 1:
             return replace(layout, packs=math.ceil(layout.packs / 2))
         return replace(uncaptured(layout), checkpointing=True) if layout.captured else None
@@ -131,18 +133,19 @@ def packed_ladder(batch_size: int, compiled: bool, four_bit: bool) -> list[Layou
     """Packed layouts for `batch_size` packs a step, each less hungry than the one before: the first that fits
     is taken.
     """
-    return _ladder(Layout(batch_size, packed=True, captured=True, compiled=compiled, decoded=four_bit))
+    whole = Layout(batch_size, packed=True, captured=True, compiled=compiled, decoded=four_bit)
+    return _ladder(whole, batch_size)
 
 
-def uncaptured_ladder(failed: Layout) -> list[Layout]:
+def uncaptured_ladder(failed: Layout, batch_size: int) -> list[Layout]:
     """What is left of it where `failed` cannot be captured: of recomputed layers, those that are not may be."""
     if failed.checkpointing:
-        return _ladder(replace(failed, checkpointing=False), capture_recomputed=False)
-    return _ladder(uncaptured(failed))
+        return _ladder(replace(failed, checkpointing=False), batch_size, capture_recomputed=False)
+    return _ladder(uncaptured(failed), batch_size)
 
 
-def _ladder(layout: Layout, capture_recomputed: bool = True) -> list[Layout]:
+def _ladder(layout: Layout, batch_size: int, capture_recomputed: bool = True) -> list[Layout]:
     ladder = [layout]
-    while (smaller := step_down(ladder[-1], capture_recomputed)) is not None:
+    while (smaller := step_down(ladder[-1], batch_size, capture_recomputed)) is not None:
         ladder.append(smaller)
     return ladder

@@ -195,7 +195,8 @@ class Step:
             except CaptureFailed as error:
                 why, smaller = f"cannot be captured ({error})", uncaptured(self.layout)
             except torch.OutOfMemoryError as error:
-                why, smaller = "out of memory", None if self.sharded else step_down(self.layout)
+                why = "out of memory"
+                smaller = None if self.sharded else step_down(self.layout, len(step.packs))
                 if smaller is None:
                     self.failure = UserError(
                         f"step {number}: out of memory ({self.layout.describe(len(step.packs))}); set a"

@@ -75,7 +75,7 @@ def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int)
             described = layout.describe(batches.batch_size)
             log.warning("layout: %s: cannot be captured: %s", described, uncapturable)
             tried = [found.layout for found in measured]
-            left = [other for other in uncaptured_ladder(layout) if other not in tried]
+            left = [other for other in uncaptured_ladder(layout, batches.batch_size) if other not in tried]
             continue
         measured.append(hungriest(distributed.gathered(measurement)))
         if measured[-1].why_not is None:
