@@ -131,7 +131,12 @@ def _turns(
 
                 verify(settings, report)
             elif settings.task == "replay":
-                yield from replayed(settings, report, open_loggers, wait, named, loan, every)
+                from chatbot_sft.replay.again import Again  # nothing that every start has to wait for
+
+                again = Again.of(settings, named)
+                report.run = settings.run
+                yield from train(again.settings, report, open_loggers, wait, (), loan, every, again.origin)
+                again.end(report)
             else:
                 yield from train(settings, report, open_loggers, wait, named, loan, every)
                 distributed.part()
@@ -157,24 +162,6 @@ def _turns(
             if first and not standing.left_by(report):
                 ending.write_reports(report, here)
     return report
-
-
-def replayed(
-    settings: Config,
-    report: Report,
-    open_loggers: loggers.Loggers,
-    wait: Wait,
-    named: Collection[str],
-    loan: Loan | None,
-    every: int | None,
-) -> Generator[Turn, None, None]:
-    """`train` as the lock of an earlier run says, and what came of it held against that run."""
-    from chatbot_sft.replay.again import Again  # nothing that every start has to wait for
-
-    again = Again.of(settings, named)
-    report.run = settings.run
-    yield from train(again.settings, report, open_loggers, wait, (), loan, every, again.origin)
-    again.end(report)
 
 
 def train(
