@@ -19,6 +19,7 @@ from chatbot_sft.replay.again import Again, check_overrides
 from chatbot_sft.replay.changes import Change, of_what_is_known, refusal
 from chatbot_sft.replay.places import Places
 from chatbot_sft.run.directory import Run
+from chatbot_sft.run.fingerprint import data_mark
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.provenance import Provenance
 from chatbot_sft.run.versions import versions
@@ -361,6 +362,18 @@ def test_files_are_found_where_they_went_with_the_run(tmp_path):
     assert config["model"]["name"] == str(there / "base")
     for name in ("smollm2", "org/model"):
         assert places.config({**config, "model": {"name": name}})["model"]["name"] == name
+    # The one that the run read wins, wherever else one of its name is.
+    for name in ("data/a.json", "base/model.safetensors", "gone.jsonl"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("[1]")
+    files = [here / "data" / "a.json", here / "base" / "model.safetensors"]
+    marks = [replace(data_mark(file), path=str(there / file.relative_to(here))) for file in files]
+    found = replace(places, marks=marks).config(config)
+    assert found["model"]["name"] == str(here / "base")
+    assert found["dataset"]["data_path"] == str(here / "data" / "*.json")
+    assert found["dataset"]["sources"][0]["data_path"] == str(here / "data" / "a.json")
+    assert found["evaluation"]["golden"] == str(there / "gone.jsonl")
+    assert places.config(config)["model"]["name"] == str(there / "base")  # of which nothing is known
     # The examples of another installation.
     example = places.place("/usr/lib/chatbot_sft/examples/white_crane.jsonl")
     assert example.is_file()

@@ -148,7 +148,9 @@ def _places(lock: Lock, config: Mapping[str, Any], run: Run) -> Places | None:
     if lock.provenance is None:
         return None
     folder = Path(lock.provenance.folder)
-    return Places(folder, folder / str(config["paths"].get("output_dir")), run.folder.resolve())
+    then = folder / str(config["paths"].get("output_dir"))
+    marks = [mark for marks in lock.provenance.files.values() for mark in marks]
+    return Places(folder, then, run.folder.resolve(), marks)
 
 
 def _with_secrets(where: str, config: dict[str, Any]) -> dict[str, Any]:
