@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -153,12 +153,21 @@ def test_another_python_decides_by_its_minor_version(run):
 
 
 def test_data_that_changed_are_named_with_their_hashes(run):
-    before = evidence.data(again(run).settings)[0].sha256
-    write_json(run.folder.parent / "chats.json", conversations(4))
-    with pytest.raises(
-        UserError, match=rf"data: .*/chats.json SHA-256 {before[:16]} → .*replay.allow=\[data\]$"
-    ):
+    before = evidence.data(again(run).settings)[0]
+    file = write_json(run.folder.parent / "chats.json", conversations(4))
+    said = (
+        rf"data: .*/chats.json SHA-256 {before.short}, {before.bytes} bytes → .*, {file.stat().st_size} bytes; make it"
+        r" as it was, name where it is as it was \(dataset.data_path=PATH\), or compare all the same:"
+        r" replay.allow=\[data\]$"
+    )
+    with pytest.raises(UserError, match=said):
         again(run)
+    held_out = write_json(run.folder.parent / "held_out.json", conversations(2))
+    edited(run, files={"data": [asdict(before), {**asdict(data_mark(held_out)), "sha256": "0" * 64}]})
+    with pytest.raises(
+        UserError, match=r"held_out.json .*\(dataset.data_path=PATH, dataset.eval_data_path=PATH\), or"
+    ):
+        again(run, dataset={"eval_data_path": str(held_out)})
     (change,) = again(run, "data", "versions").changes
     assert change.of == "data"
 
@@ -313,6 +322,35 @@ def test_damaged_settings_are_one_line(section, run):
     del lock["config"][section]
     write_json(run.lock_file, lock)
     with pytest.raises(UserError, match=f"its settings are damaged: there is no {section} in them"):
+        again(run)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        (
+            "batch_layout",
+            {"packs": "all"},
+            r"batch_layout: no way to cut .* \(packs=all\); take it from a copy",
+        ),
+        ("batch_layout", {"packs": 0}, r"batch_layout: no way to cut .* \(packs=0\); "),
+        (
+            "batch_layout",
+            {"packs": 2, "packed": 1},
+            r"batch_layout: no way to cut .* \(packs=2, packed=1\); ",
+        ),
+        ("batch_layout", {"rows": 2}, r"batch_layout: .* by another version of chatbot_sft \(rows=2\)"),
+        (
+            "config",
+            {"seed": "x"},
+            r"its settings are damaged, or of another version: seed='x': .*; take them",
+        ),
+        ("decides", {"model.engine": 7}, r"its settings are damaged, or of another version: model.engine=7"),
+    ],
+)
+def test_damaged_parts_of_a_lock_are_one_line(part, value, said, run):
+    edited(run, **{part: value})
+    with pytest.raises(UserError, match=f"^run=.*/run: {said}"):
         again(run)
 
 

@@ -16,6 +16,7 @@ from chatbot_sft.run import checkpoints, steps
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import Report, Status
+from chatbot_sft.train.layout import Layout
 
 TRAINS = ("train", "replay")
 TURNED_OUT = (
@@ -61,6 +62,8 @@ class Earlier:
                 f" there is nothing to replay{jobs(folder, 'run=')}"
             )
         lock = run.lock()
+        if lock.batch_layout:  # not only when the model is there
+            Layout.from_dict(lock.batch_layout, f"{where}: batch_layout")
         known = lock.config or run.config()
         _check_sections(where, known)
         places = _places(lock, known, run)
@@ -102,6 +105,9 @@ class Earlier:
     def settings(self, here: Config) -> Config:
         """Those of the run that is trained now: as they were and turned out, in the directory of `here`; nothing is
         exported, uploaded, asked of the model besides, or sent to a logger.
+
+        Raises:
+            UserError: they are none that a run may have.
         """
         config = {
             name: dict(part) if isinstance(part, Mapping) else part for name, part in self.config.items()
@@ -133,7 +139,13 @@ class Earlier:
             "replay": here["replay"],
             "allow_targets": here.allow_targets,  # said by who replays, not by who trained
         }
-        return Config.from_mapping(config | aside)
+        try:
+            return Config.from_mapping(config | aside)
+        except UserError as error:
+            raise UserError(
+                f"run={self.run.folder}: its settings are damaged, or of another version: {error}; take them from a"
+                " copy"
+            ) from None
 
 
 def _check_sections(where: str, config: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ class Places:
         run read it, else the first; where it was, if that is nowhere.
         """
         before = _normal(self.folder / Path(written).expanduser())
-        marks = [mark for mark in self.marks if _among(_normal(Path(mark.path)), before)]
+        marks = [mark for mark in self.marks if among(_normal(Path(mark.path)), before)]
         candidates = self._candidates(before)
         there = [number for number, place in enumerate(candidates) if _there(place)]
         as_read = (number for number in there if all(self._is_as_read(mark, number) for mark in marks))
@@ -95,7 +95,7 @@ def _normal(place: Path) -> Path:
     return Path(os.path.normpath(place))
 
 
-def _among(file: Path, named: Path) -> bool:
+def among(file: Path, named: Path) -> bool:
     """Whether the file is what is named, or in a folder that is, or matches a glob."""
     return file.is_relative_to(named) or fnmatchcase(str(file), str(named))
 
