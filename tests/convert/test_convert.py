@@ -284,6 +284,7 @@ def test_a_secret_is_neither_shown_nor_written(run, place):
         ("fp16: true", Kind.CARRIED, {"model.dtype": "float16"}),
         ("chat_template_jinja: ours.jinja", Kind.CARRIED, {"model.chat_template": "ours.jinja"}),
         ("fsdp: [full_shard]", Kind.NOT_CARRIED, {}),
+        ("fsdp: false\nadapter: lora", Kind.NOT_NEEDED, {}),
         ("save_strategy: 'no'", Kind.CARRIED, {"training.save_strategy": "no"}),
         ("eval_strategy: epoch", Kind.NOT_NEEDED, {}),
         ("hub_model_id: us/it", Kind.CHANGED, {"save.push_to_hub": True, "save.hub_model_id": "us/it"}),
