@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import a_report, composed, conversations, write_json
 
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, effects
 from chatbot_sft.config.schema import WEIGHTS
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import hardware
@@ -125,8 +125,10 @@ def test_what_decides_stops_unless_it_is_allowed(of, run, caplog):
     with pytest.raises(UserError, match=said) as error:
         again(run)
     assert str(error.value).endswith(f"replay.allow=[{of}]")
-    (change,) = again(run, of).changes
+    allowed = again(run, of)
+    (change,) = allowed.changes
     assert change.of == of
+    effects.refuse(allowed.settings)  # as a training begins
     assert f"replay: different here: {of}: " in caplog.text
 
 

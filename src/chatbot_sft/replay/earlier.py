@@ -136,7 +136,7 @@ class Earlier:
             "save": {"method": "none", "save_path": str(place.model)},
             "sweep": {},
             "evaluation": {"golden": golden},
-            "replay": here["replay"],
+            "replay": {"git": here.replay.git},  # what is allowed is asked here, and of no training
             "allow_targets": here.allow_targets,  # said by who replays, not by who trained
         }
         try:
