@@ -240,6 +240,23 @@ def test_two_runs_of_other_objectives_differ_in_its_name_and_in_their_rewards(co
     assert "objective._target_" in command("sft", "dpo")[1]
 
 
+def test_what_only_turned_out_is_no_difference_of_two_runs(command, tmp_path):
+    """A replay is given the engine that `auto` came to."""
+    asked = {"a": ("auto", 0.1), "b": ("unsloth", 0.2)}
+    for name, (engine, dropout) in asked.items():
+        job(tmp_path / name)
+        config = {"model": {"engine": engine, "dtype": None}, "lora": {"lora_dropout": dropout}}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+        decides = {**LOCK["decides"], "model.engine": "unsloth", "model.dtype": "float32"}
+        write_json(tmp_path / name / "lock.json", {**LOCK, "decides": decides})
+    code, out, _ = command("a", "b")
+    assert (code, "model." in out, "lora.lora_dropout" in out.splitlines()[0]) == (0, False, True)
+    decides["model.engine"] = "transformers"
+    write_json(tmp_path / "b" / "lock.json", {**LOCK, "decides": decides})
+    said = [" ".join(line.split()) for line in command("a", "b")[1].splitlines()]
+    assert [line for line in said if line.startswith("model.")] == ["model.engine unsloth → transformers"]
+
+
 def test_two_runs_without_a_lock_are_compared_by_what_there_is(command, tmp_path):
     job(tmp_path / "a")
     job(tmp_path / "b", status="failed", error="out of memory")

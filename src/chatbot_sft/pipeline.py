@@ -133,7 +133,12 @@ def _turns(
                 verify(settings, report)
                 tell(here)
             elif settings.task == "replay":
-                yield from replayed(settings, report, open_loggers, wait, named, loan, every)
+                from chatbot_sft.replay.again import Again  # nothing that every start has to wait for
+
+                again = Again.of(settings, named)
+                report.run = settings.run
+                yield from train(again.settings, report, open_loggers, wait, (), loan, every, again.origin)
+                again.end(report)
             else:
                 yield from train(settings, report, open_loggers, wait, named, loan, every)
                 distributed.part()
@@ -164,24 +169,6 @@ def _turns(
 def tell(here: Run) -> None:
     """Where the run is, once it has done something: the directory of one that is refused before goes again."""
     log.info("run: %s", here.folder)
-
-
-def replayed(
-    settings: Config,
-    report: Report,
-    open_loggers: loggers.Loggers,
-    wait: Wait,
-    named: Collection[str],
-    loan: Loan | None,
-    every: int | None,
-) -> Generator[Turn, None, None]:
-    """`train` as the lock of an earlier run says, and what came of it held against that run."""
-    from chatbot_sft.replay.again import Again  # nothing that every start has to wait for
-
-    again = Again.of(settings, named)
-    report.run = settings.run
-    yield from train(again.settings, report, open_loggers, wait, (), loan, every, again.origin)
-    again.end(report)
 
 
 def train(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO
+from conftest import REPO, write_json
 from omegaconf import OmegaConf
 
 from chatbot_sft.config.hydra_glue import composed
@@ -284,6 +284,7 @@ def test_a_secret_is_neither_shown_nor_written(run, place):
         ("fp16: true", Kind.CARRIED, {"model.dtype": "float16"}),
         ("chat_template_jinja: ours.jinja", Kind.CARRIED, {"model.chat_template": "ours.jinja"}),
         ("fsdp: [full_shard]", Kind.NOT_CARRIED, {}),
+        ("fsdp: false\nadapter: lora", Kind.NOT_NEEDED, {}),
         ("save_strategy: 'no'", Kind.CARRIED, {"training.save_strategy": "no"}),
         ("eval_strategy: epoch", Kind.NOT_NEEDED, {}),
         ("hub_model_id: us/it", Kind.CHANGED, {"save.push_to_hub": True, "save.hub_model_id": "us/it"}),
@@ -371,6 +372,8 @@ def test_the_example_of_a_page_is_what_the_command_prints(peer, run, place):
         r"^```\n\$ python -m chatbot_sft.convert (\S+)\n(.*?)```", text, re.DOTALL | re.MULTILINE
     )[0]
     (place / name).write_text(theirs)
+    for file in ("chats.jsonl", "data/support.json"):
+        write_json(place / file, [])
     for info in re.findall(r"^```json\n(.*?)```", text, re.DOTALL | re.MULTILINE):
         (place / "data" / "dataset_info.json").write_text(info)
     code, out, err = run(name)
@@ -412,3 +415,49 @@ def test_an_entry_of_dataset_info_that_is_none_is_said(place, key, ours):
 def test_a_secret_of_the_environment_stands_in_the_overlay_by_its_name(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "deadbeefcafe0123456789abcdef")
     assert overlay.written("deadbeefcafe0123456789abcdef") == '"${oc.env:WANDB_API_KEY}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        ("base_model: org/m\ndatasets:\n  - {path: gone.jsonl, type: alpaca}\n", "gone.jsonl"),
+        ("base_model: org/m\ndatasets:\n  - {path: org/rows, type: alpaca}\n", ""),
+        ("model_name_or_path: org/m\ntemplate: qwen\ndataset: one,absent\n", "data/absent.json"),
+    ],
+)
+def test_data_that_are_not_there_are_said_and_no_fault_of_the_file(text, gone, run, place):
+    several(place, one=1, absent=0)
+    (place / "a.yml").write_text(text)
+    code, out, err = run("a.yml", "--strict")
+    warning = f"{gone}: no such data file; set dataset.data_path"
+    assert (code, f"\nmissing\n  {warning}\n" in out) == (0, bool(gone))
+    assert err == (f"warning: {warning}\n" if gone else "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "counts", "kind", "said"),
+    [
+        ({"one": 9, "two": 6}, "", [5, 5], Kind.CHANGED, "there the first"),
+        ({"one": 9, "two": 3}, "", [5, None], Kind.CHANGED, "all rows of two, no more than that today"),
+        ({"one": 9, "two": 0}, "", [None, None], Kind.NOT_CARRIED, "not all of them are here"),
+        ({"one": 9, "two": 6}, "interleave_probs: 1,1", [None, None], Kind.NOT_CARRIED, "have weights"),
+    ],
+)
+def test_max_samples_of_several_files_is_a_count_where_there_are_more(rows, more, counts, kind, said, place):
+    """A count of more than there are would repeat them; one of as many as there are today would be stale tomorrow."""
+    several(place, **rows)
+    made = converted(
+        f"model_name_or_path: org/m\ntemplate: qwen\ndataset: one,two\nmax_samples: 5\n{more}\n", folder=place
+    )
+    assert [source.get("count") for source in made.settings["dataset.sources"]] == counts
+    (line,) = (line for line in made.lines if line.key == "max_samples")
+    assert (line.kind, said in line.note) == (kind, True)
+
+
+def several(place, **rows):
+    """Files of so many rows, none where there are none, and a dataset_info.json that names them."""
+    write_json(place / "data" / "dataset_info.json", {name: {"file_name": f"{name}.json"} for name in rows})
+    for name, count in rows.items():
+        row = {"instruction": "q", "input": "", "output": "a"}
+        if count:
+            write_json(place / "data" / f"{name}.json", [row] * count)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from conftest import a_report, composed, conversations, write_json
 
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, effects
 from chatbot_sft.config.schema import WEIGHTS
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import hardware
@@ -19,6 +19,7 @@ from chatbot_sft.replay.again import Again, check_overrides
 from chatbot_sft.replay.changes import Change, of_what_is_known, refusal
 from chatbot_sft.replay.places import Places
 from chatbot_sft.run.directory import Run
+from chatbot_sft.run.fingerprint import data_mark
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.provenance import Provenance
 from chatbot_sft.run.versions import versions
@@ -124,8 +125,10 @@ def test_what_decides_stops_unless_it_is_allowed(of, run, caplog):
     with pytest.raises(UserError, match=said) as error:
         again(run)
     assert str(error.value).endswith(f"replay.allow=[{of}]")
-    (change,) = again(run, of).changes
+    allowed = again(run, of)
+    (change,) = allowed.changes
     assert change.of == of
+    effects.refuse(allowed.settings)  # as a training begins
     assert f"replay: different here: {of}: " in caplog.text
 
 
@@ -152,12 +155,21 @@ def test_another_python_decides_by_its_minor_version(run):
 
 
 def test_data_that_changed_are_named_with_their_hashes(run):
-    before = evidence.data(again(run).settings)[0].sha256
-    write_json(run.folder.parent / "chats.json", conversations(4))
-    with pytest.raises(
-        UserError, match=rf"data: .*/chats.json SHA-256 {before[:16]} → .*replay.allow=\[data\]$"
-    ):
+    before = evidence.data(again(run).settings)[0]
+    file = write_json(run.folder.parent / "chats.json", conversations(4))
+    said = (
+        rf"data: .*/chats.json SHA-256 {before.short}, {before.bytes} bytes → .*, {file.stat().st_size} bytes; make it"
+        r" as it was, name where it is as it was \(dataset.data_path=PATH\), or compare all the same:"
+        r" replay.allow=\[data\]$"
+    )
+    with pytest.raises(UserError, match=said):
         again(run)
+    held_out = write_json(run.folder.parent / "held_out.json", conversations(2))
+    edited(run, files={"data": [asdict(before), {**asdict(data_mark(held_out)), "sha256": "0" * 64}]})
+    with pytest.raises(
+        UserError, match=r"held_out.json .*\(dataset.data_path=PATH, dataset.eval_data_path=PATH\), or"
+    ):
+        again(run, dataset={"eval_data_path": str(held_out)})
     (change,) = again(run, "data", "versions").changes
     assert change.of == "data"
 
@@ -315,6 +327,35 @@ def test_damaged_settings_are_one_line(section, run):
         again(run)
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        (
+            "batch_layout",
+            {"packs": "all"},
+            r"batch_layout: no way to cut .* \(packs=all\); take it from a copy",
+        ),
+        ("batch_layout", {"packs": 0}, r"batch_layout: no way to cut .* \(packs=0\); "),
+        (
+            "batch_layout",
+            {"packs": 2, "packed": 1},
+            r"batch_layout: no way to cut .* \(packs=2, packed=1\); ",
+        ),
+        ("batch_layout", {"rows": 2}, r"batch_layout: .* by another version of chatbot_sft \(rows=2\)"),
+        (
+            "config",
+            {"seed": "x"},
+            r"its settings are damaged, or of another version: seed='x': .*; take them",
+        ),
+        ("decides", {"model.engine": 7}, r"its settings are damaged, or of another version: model.engine=7"),
+    ],
+)
+def test_damaged_parts_of_a_lock_are_one_line(part, value, said, run):
+    edited(run, **{part: value})
+    with pytest.raises(UserError, match=f"^run=.*/run: {said}"):
+        again(run)
+
+
 def test_a_sweep_names_its_runs(run, tmp_path):
     with pytest.raises(
         UserError, match=r"no run.lock.json in it: .*it is a folder of 1 runs, name one: run=.*/run$"
@@ -361,6 +402,18 @@ def test_files_are_found_where_they_went_with_the_run(tmp_path):
     assert config["model"]["name"] == str(there / "base")
     for name in ("smollm2", "org/model"):
         assert places.config({**config, "model": {"name": name}})["model"]["name"] == name
+    # The one that the run read wins, wherever else one of its name is.
+    for name in ("data/a.json", "base/model.safetensors", "gone.jsonl"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_text("[1]")
+    files = [here / "data" / "a.json", here / "base" / "model.safetensors"]
+    marks = [replace(data_mark(file), path=str(there / file.relative_to(here))) for file in files]
+    found = replace(places, marks=marks).config(config)
+    assert found["model"]["name"] == str(here / "base")
+    assert found["dataset"]["data_path"] == str(here / "data" / "*.json")
+    assert found["dataset"]["sources"][0]["data_path"] == str(here / "data" / "a.json")
+    assert found["evaluation"]["golden"] == str(there / "gone.jsonl")
+    assert places.config(config)["model"]["name"] == str(there / "base")  # of which nothing is known
     # The examples of another installation.
     example = places.place("/usr/lib/chatbot_sft/examples/white_crane.jsonl")
     assert example.is_file()

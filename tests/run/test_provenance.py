@@ -161,6 +161,14 @@ def test_a_start_goes_on_behind_its_checkpoint_and_a_fresh_one_begins_anew(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["steps.jsonl"]
 
 
+def test_a_line_that_is_broken_takes_no_other_with_it(tmp_path):
+    file = tmp_path / "evaluations.jsonl"
+    answer = "one\u2028two\x85three"  # no end of a line, but for `str.splitlines`
+    whole = [json.dumps({"step": n, "answer": answer}, ensure_ascii=False).encode() for n in (1, 2)]
+    file.write_bytes(b"\n".join([whole[0], b"\xff", b'{"step": "3"}', whole[1]]))
+    assert steps.read(file) == [{"step": n, "answer": answer} for n in (1, 2)]
+
+
 def test_a_full_disk_is_said_once_and_stops_nothing(tmp_path, caplog):
     log = StepLog(tmp_path / "nowhere" / "steps.jsonl")
     log.begin(0)

@@ -23,6 +23,10 @@ from chatbot_sft.run.report import (
     Training,
 )
 
+PROVENANCE = {
+    "command": "", "folder": "/home", "seeds": {"seed": 1}, "driver": None, "template": "t", "files": {},
+    "code": {"sha256": "c"}, "git": None,
+}  # fmt: skip
 LOCK = Lock({"seed": 1, "lora.r": 16}, "tokenizer", "2026-01-02", {"torch": "2.11"}, "CPU")
 
 
@@ -117,6 +121,23 @@ def test_a_lock_is_written_without_secrets_and_read_with_them(tmp_path, monkeypa
         ({"date": "yesterday"}, r"not a lock: Invalid isoformat string"),
         ({"date": None}, r"not a lock"),
         ({"threads": "two"}, r'not a lock: threads is "two"'),
+        ({"threads": True}, r"not a lock: threads is true"),
+        ({"processes": 0}, r"not a lock: processes is 0"),
+        ({"tokenizer": 7}, r"not a lock: tokenizer is 7"),
+        ({"device": None}, r"not a lock: device is null"),
+        ({"versions": {"torch": 2}}, r"not a lock: versions.torch is 2"),
+        ({"batch_layout": "2 x 4"}, r'not a lock: batch_layout is "2 x 4"'),
+        ({"provenance": ""}, r"not a lock"),
+        ({"provenance": {**PROVENANCE, "template": 7}}, r"not a lock: provenance.template is 7"),
+        ({"provenance": {**PROVENANCE, "git": {}}}, r"not a lock: .*'commit'"),
+        (
+            {"provenance": {**PROVENANCE, "code": {"sha256": None}}},
+            r"not a lock: provenance.code.sha256 is null",
+        ),
+        (
+            {"provenance": {**PROVENANCE, "files": {"data": [{"path": "a", "bytes": "9", "sha256": "b"}]}}},
+            r'not a lock: provenance.files.data\[0\].bytes is "9"',
+        ),
         ({"processes": None}, r"not a lock: processes is null"),
         ({"config": []}, r"not a lock: config is \[\]"),
         ({"of_another": 1}, r"not a lock"),

@@ -202,8 +202,8 @@ try:
     pipeline.run({**config, "training": {**config["training"], "_target_": "mine.Trainer"}, "paths": {"output_dir": "run"}})
 except RuntimeError:
     pass
-with open("checkpoints/evaluations.jsonl", "a") as file:
-    file.write('{"step": 6, "loss": 1')
+with open("checkpoints/evaluations.jsonl", "ab") as file:
+    file.write(b'\\xff no record\\n{"step": 6, "loss": 1')
 from chatbot_sft.run.checkpoints import read
 from chatbot_sft.train.resume import Origin
 trainer.origin = Origin(checkpoint=read(Path("checkpoints/checkpoint-4").absolute()))

@@ -125,15 +125,13 @@ def _write(target: Path, text: str, overwrite: bool) -> None:
 
 
 def _ended(conversion: Conversion, strict: bool) -> int:
-    """Says on stderr what is left over; `strict` makes that an error."""
+    """Says on stderr what is left over, which `strict` makes an error, and which files are not there."""
     left = [shown_line(line.key) for line in conversion.leftovers]
-    if not left and not conversion.missing:
-        return 0
-    for missing in conversion.missing:
-        print(f"warning: {missing}", file=sys.stderr)
+    for missing in (*conversion.missing, *conversion.absent):
+        print(f"warning: {shown_line(missing)}", file=sys.stderr)
     if left:
         print(f"warning: not carried: {listed(left, 20)}", file=sys.stderr)
-    return NOT_CARRIED if strict else 0
+    return NOT_CARRIED if strict and (left or conversion.missing) else 0
 
 
 if __name__ == "__main__":

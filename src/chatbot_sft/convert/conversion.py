@@ -14,6 +14,8 @@ from chatbot_sft.config.aliases import plain
 from chatbot_sft.convert import options
 from chatbot_sft.convert.peer import Peer
 from chatbot_sft.convert.rules import LEFT_EMPTY, NOTHING, Given, Kind, Line, Rule, unknown
+from chatbot_sft.data.files import find
+from chatbot_sft.data_names import is_hub_id
 from chatbot_sft.errors import UserError
 from chatbot_sft.objective.base import objective_of
 
@@ -42,6 +44,15 @@ class Conversion:
     @property
     def leftovers(self) -> list[Line]:
         return [line for line in self.lines if line.kind is Kind.NOT_CARRIED]
+
+    @property
+    def absent(self) -> list[str]:
+        """Of the data that is named, what is not there: from the current folder, as a run looks for it."""
+        settings = self.settings
+        keys = ("dataset.data_path", "dataset.eval_data_path")
+        named = [settings[key] for key in keys if key in settings]
+        named += [source["data_path"] for source in settings.get("dataset.sources", [])]
+        return [fault for path in named if path != NO_DATA and (fault := _not_there(path))]
 
     def differing(self) -> dict[str, Any]:
         """`settings` without those that our config tree says already."""
@@ -146,6 +157,17 @@ def _default(rule: Rule, values: Mapping[str, Any], file: Path) -> list[Line]:
     if rule.default is NOTHING or given_empty or any(not _empty(values.get(name)) for name in rule.names):
         return []
     return rule.becomes(Given(rule.names[0], rule.default, values, file.parent))
+
+
+def _not_there(path: str) -> str:
+    """Why a run would find no data by that name; empty where it does, or has to ask the hub."""
+    if is_hub_id(path):
+        return ""
+    try:
+        find(path)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _empty(value: Any) -> bool:

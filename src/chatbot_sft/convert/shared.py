@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from chatbot_sft.convert.rules import OFF, Given, Line, as_number
+from chatbot_sft.convert.rules import OFF, SWITCHED_OFF, Given, Line, as_number
 
 ATTENTION = "the engine takes the fastest attention there is"
 KERNELS = "the engine has kernels of its own"
@@ -44,6 +45,32 @@ def learning_from(given: Given, objective: str, **settings: Any) -> list[Line]:
     """The option of a preference method, with what else of `objective` it needs."""
     own = {f"objective.{name}": value for name, value in settings.items()}
     return given.carried({"/objective": objective, **own})
+
+
+def method(given: Given, full: Sequence[Any], lora: Sequence[str]) -> list[Line]:
+    """What is trained, by the words that a peer has for all weights and for LoRA."""
+    if given.value in full:
+        return given.carried({"/lora": "none", "/save": "merged_16bit", "model.load_in_4bit": False})
+    if given.value in lora:
+        return given.carried(
+            {"/save": "lora"}, "the adapter alone is saved, as there; save=merged_16bit merges it"
+        )
+    return given.not_carried("there is LoRA, also over a base in 4 bits, and full fine-tuning (lora=none)")
+
+
+def sharded(given: Given, third: Sequence[str], frozen: bool) -> list[Line]:
+    """deepspeed, fsdp: the base in parts, where that is what it does (deepspeed, by a file whose name has one of
+    `third` in it) and can be had here: of a base in 16 bits that is `frozen`.
+    """
+    if given.value in OFF:
+        return given.not_needed(SWITCHED_OFF)
+    if given.key == "deepspeed" and not any(word in str(given.value) for word in third):
+        return given.not_needed(PROCESSES)
+    if not frozen:
+        return given.not_carried(SHARDED)
+    return given.changed(
+        {"training.shard": True}, f"each process keeps a part of the frozen base: {PROCESSES}"
+    )
 
 
 def run_directory(given: Given) -> list[Line]:

@@ -25,8 +25,8 @@ def lines(conversion: Conversion) -> Iterator[str]:
     )
     for kind in (Kind.NOT_NEEDED, Kind.NOT_CARRIED):
         yield from _part(kind.value, [line for line in conversion.lines if line.kind is kind])
-    if conversion.missing:
-        yield from ["", "missing", *(f"  {missing}" for missing in conversion.missing)]
+    if missing := [*conversion.missing, *conversion.absent]:
+        yield from ["", "missing", *(f"  {shown_line(one)}" for one in missing)]
 
 
 def _part(heading: str, found: Sequence[Line]) -> Iterator[str]:

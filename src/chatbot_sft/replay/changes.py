@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from chatbot_sft.config.schema import ADAPTER, DIFFERENCES, REFERENCE, ROWS, WEI
 from chatbot_sft.errors import UserError
 from chatbot_sft.model import hardware
 from chatbot_sft.replay import evidence
+from chatbot_sft.replay.places import among
 from chatbot_sft.run.fingerprint import SHORT, FileMark
 from chatbot_sft.run.lock import MACHINE, NOT_SET, Lock, changed
 from chatbot_sft.run.provenance import DATA
@@ -28,13 +29,16 @@ OF_UNSLOTH = ("unsloth", "unsloth_zoo", "xformers")
 
 @dataclass(frozen=True)
 class Change:
-    """`of` is one of `DIFFERENCES`, or "driver"; `decides` whether another result may come of it."""
+    """`of` is one of `DIFFERENCES`, or "driver"; `decides` whether another result may come of it. `key` is what a
+    command may name another file by.
+    """
 
     of: str
     what: str
     before: str
     after: str
     decides: bool = True
+    key: str = ""
 
     def __str__(self) -> str:
         return f"{self.of}: {self.what} {self.before} → {self.after}"
@@ -77,8 +81,10 @@ def refusal(changes: Sequence[Change], allowed: Sequence[str]) -> str | None:
         return None
     classes = [name for name in DIFFERENCES if name in {*allowed, *(change.of for change in deciding)}]
     said = "; ".join(map(str, deciding[:4])) + (f" and {len(deciding) - 4} more" if len(deciding) > 4 else "")
+    keys = dict.fromkeys(change.key for change in deciding if change.key)
+    named = f", name where it is as it was ({', '.join(f'{key}=PATH' for key in keys)})" if keys else ""
     return (
-        f"what decides the result is different here: {said}; make it as it was, or compare all the same:"
+        f"what decides the result is different here: {said}; make it as it was{named}, or compare all the same:"
         f" replay.allow=[{','.join(classes)}]"
     )
 
@@ -154,7 +160,8 @@ def _files(lock: Lock, settings: Config, where: str) -> Iterator[Change]:
                 f" ({Path(marks[0].path).name} had SHA-256 {marks[0].sha256}); put it back, or name where it is now:"
                 f" {key}=PATH"
             )
-        yield from _marks(of, marks, now.get(key, []))
+        for change in _marks(of, marks, now.get(key, [])):
+            yield replace(change, key=_data_key(settings, change.what) if key == DATA else key)
 
 
 def _marks(of: str, before: Sequence[FileMark], after: Sequence[FileMark]) -> Iterator[Change]:
@@ -164,7 +171,16 @@ def _marks(of: str, before: Sequence[FileMark], after: Sequence[FileMark]) -> It
         return
     for was, now in zip(before, after, strict=True):
         if was.sha256 != now.sha256:
-            yield Change(of, now.path, f"SHA-256 {was.short}", now.short)
+            sizes = [f"{mark.short}, {mark.bytes:,} bytes" for mark in (was, now)]
+            yield Change(of, now.path, f"SHA-256 {sizes[0]}", sizes[1])
+
+
+def _data_key(settings: Config, file: str) -> str:
+    """By which a file of the data is named."""
+    held_out = settings.dataset.eval_data_path
+    if held_out and among(Path(file), Path(held_out).expanduser().absolute()):
+        return "dataset.eval_data_path"
+    return "dataset.sources" if settings.dataset.sources else "dataset.data_path"
 
 
 def _content(weights: Any) -> str:

@@ -17,6 +17,7 @@ from chatbot_sft.run import checkpoints, steps
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.report import Report, Status
+from chatbot_sft.train.layout import Layout
 
 TRAINS = ("train", "replay")
 TURNED_OUT = (
@@ -62,6 +63,8 @@ class Earlier:
                 f" there is nothing to replay{jobs(folder, 'run=')}"
             )
         lock = run.lock()
+        if lock.batch_layout:  # not only when the model is there
+            Layout.from_dict(lock.batch_layout, f"{where}: batch_layout")
         known = lock.config or run.config()
         _check_sections(where, known)
         places = _places(lock, known, run)
@@ -103,6 +106,9 @@ class Earlier:
     def settings(self, here: Config) -> Config:
         """Those of the run that is trained now: as they were and turned out, in the directory of `here`; nothing is
         exported, uploaded, asked of the model besides, or sent to a logger.
+
+        Raises:
+            UserError: they are none that a run may have.
         """
         config = {
             name: dict(part) if isinstance(part, Mapping) else part for name, part in self.config.items()
@@ -131,10 +137,16 @@ class Earlier:
             "save": {"method": "none", "save_path": str(place.model)},
             "sweep": {},
             "evaluation": {"golden": golden},
-            "replay": here["replay"],
+            "replay": {"git": here.replay.git},  # what is allowed is asked here, and of no training
             "allow_targets": here.allow_targets,  # said by who replays, not by who trained
         }
-        return Config.from_mapping(config | aside)
+        try:
+            return Config.from_mapping(config | aside)
+        except UserError as error:
+            raise UserError(
+                f"run={self.run.folder}: its settings are damaged, or of another version: {error}; take them from a"
+                " copy"
+            ) from None
 
 
 def _check_sections(where: str, config: Mapping[str, Any]) -> None:
@@ -149,7 +161,9 @@ def _places(lock: Lock, config: Mapping[str, Any], run: Run) -> Places | None:
     if lock.provenance is None:
         return None
     folder = Path(lock.provenance.folder)
-    return Places(folder, folder / str(config["paths"].get("output_dir")), run.folder.resolve())
+    then = folder / str(config["paths"].get("output_dir"))
+    marks = [mark for marks in lock.provenance.files.values() for mark in marks]
+    return Places(folder, then, run.folder.resolve(), marks)
 
 
 def _with_secrets(where: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -16,16 +16,10 @@ from chatbot_sft.config import Config, deciding
 from chatbot_sft.config.schema import ADAPTER, BATCH, REFERENCE, ROWS, WEIGHTS
 from chatbot_sft.config.schema import keys as known_keys
 from chatbot_sft.report.masking import referring, resolved
+from chatbot_sft.run.kinds import fault
 from chatbot_sft.run.provenance import Provenance
 
 SCHEMA = 2  # of run.lock.json; 1, lock.json, had neither `threads` nor `config` nor `provenance`
-
-# Of what is read from a file; the rest is words.
-KINDS: dict[str, Any] = {
-    **dict.fromkeys(("decides", "versions", "batch_layout", "config"), dict),
-    "processes": int,
-    "threads": int | None,
-}
 
 # `decides` has them once the model is loaded: as they turned out.
 MACHINE = ("model.engine", "model.dtype", "training.optim", "training.loop")
@@ -75,15 +69,16 @@ class Lock:
             )
         try:
             explained = values.get("provenance")
-            lock = cls(**{**values, "provenance": explained and Provenance.from_json(explained)})
+            known = None if explained is None else Provenance.from_json(explained)
+            lock = cls(**{**values, "provenance": known})
             datetime.fromisoformat(lock.date)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"not a lock: {error}") from None
-        for name, kind in KINDS.items():
-            if not isinstance(value := getattr(lock, name), kind):
-                raise ValueError(f"not a lock: {name} is {json.dumps(value)}")
-        if lock.threads is not None and lock.threads < 1:
-            raise ValueError(f"not a lock: threads is {lock.threads}")
+        if found := fault(lock, cls):
+            raise ValueError(f"not a lock: {found}")
+        for name in ("processes", "threads"):
+            if (number := getattr(lock, name)) is not None and number < 1:
+                raise ValueError(f"not a lock: {name} is {number}")
         return lock
 
 

@@ -45,7 +45,7 @@ class Provenance:
             TypeError, KeyError: it is none.
         """
         files = {key: [FileMark(**mark) for mark in marks] for key, marks in values["files"].items()}
-        git = Git(**values["git"]) if values["git"] else None
+        git = None if values["git"] is None else Git(**values["git"])
         return cls(**{**values, "files": files, "code": Code(**values["code"]), "git": git})
 
     def flat(self) -> dict[str, Any]:

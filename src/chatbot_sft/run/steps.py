@@ -57,17 +57,19 @@ def _line(figures: Mapping[str, Any]) -> str:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """The steps in `file`, or evaluations, in their order; a line that was cut off, or is no record, is passed by."""
+    """The steps in `file`, or evaluations, in their order; a line that was cut off, is not UTF-8, or is no record, is
+    passed by. An answer may hold what else ends a line for `str.splitlines`.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+        lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    except OSError:
         return []
     return [figures for line in lines if (figures := _figures(line)) is not None]
 
 
-def _figures(line: str) -> dict[str, Any] | None:
+def _figures(line: bytes) -> dict[str, Any] | None:
     try:
-        figures = json.loads(line)
+        figures = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     return figures if isinstance(figures, dict) and isinstance(figures.get("step"), int) else None

@@ -24,6 +24,7 @@ from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.model.sharding import sharded
 from chatbot_sft.objective.sequences import PREFERRED
 from chatbot_sft.report.masking import masked
+from chatbot_sft.run import steps
 from chatbot_sft.run.directory import EVALUATIONS
 from chatbot_sft.run.report import finite
 from chatbot_sft.train.batches import PackedDataset, row_counts
@@ -285,7 +286,7 @@ class Evaluations:
 
     def begin(self, state: Any) -> None:
         """As training begins, at step `state.global_step`: go on from the records up to there."""
-        earlier = _lines(self._file) if state.global_step else []
+        earlier = steps.read(self._file) if state.global_step else []
         known = {record["step"]: record for record in earlier if record["step"] <= state.global_step}
         known.update({record["step"]: record for record in self.records})
         self.records[:] = [known[step] for step in sorted(known)]
@@ -296,7 +297,7 @@ class Evaluations:
         """Go on from the record of the model that training began with, where an earlier start of this run
         made one and put the same `questions` to it; whether it did.
         """
-        base = [record for record in _lines(self._file) if record["step"] == 0][-1:]
+        base = [record for record in steps.read(self._file) if record["step"] == 0][-1:]
         if not base or [sample["prompt"] for sample in base[0]["samples"]] != list(questions):
             return False
         self.records[:] = base
@@ -376,11 +377,3 @@ class Evaluations:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(finite(masked(record)), ensure_ascii=False) + "\n"
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The records of `file`; a last line that was cut off as the process died is left out."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]

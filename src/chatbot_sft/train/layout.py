@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from chatbot_sft.errors import UserError
+from chatbot_sft.run.kinds import fault
 from chatbot_sft.train.rows import Row, StepRows, padded, padding_free
 
 
@@ -42,20 +43,23 @@ class Layout:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
-        """What `as_dict` made of one.
+    def from_dict(cls, values: Mapping[str, Any], where: str = "layout") -> Layout:
+        """What `as_dict` made of one; `where` begins what is said of another.
 
         Raises:
-            UserError: a version that has other layouts made it.
+            UserError: a version that has other layouts made it, or it is damaged.
         """
+        known = ", ".join(f"{name}={value}" for name, value in values.items())
         try:
-            return cls(**values)
+            layout = cls(**values)
         except TypeError:
-            known = ", ".join(f"{name}={value}" for name, value in values.items())
             raise UserError(
-                f"layout: the run was cut into micro-batches by another version of chatbot_sft ({known}), as this one"
-                " cannot; go on with that version"
+                f"{where}: the run was cut into micro-batches by another version of chatbot_sft ({known}), as this"
+                " one cannot; go on with that version"
             ) from None
+        if fault(layout, cls) or layout.packs < 1:
+            raise UserError(f"{where}: no way to cut a run into micro-batches ({known}); take it from a copy")
+        return layout
 
     def groups(self, step: StepRows) -> Iterator[list[Row]]:
         """The conversations of each micro-batch; neighbours in length, because a step's packs are sorted by

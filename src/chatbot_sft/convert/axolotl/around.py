@@ -47,15 +47,9 @@ def push(given: Given) -> list[Line]:
 
 
 def sharded(given: Given) -> list[Line]:
-    """deepspeed, fsdp: the frozen base in parts, where that is what it does and can be had here."""
-    whole = given.key == "deepspeed" and "zero3" not in str(given.value)
-    if whole:
-        return given.not_needed(shared.PROCESSES)
-    if given.get("adapter") in OFF or given.get("load_in_4bit") is True:
-        return given.not_carried(shared.SHARDED)
-    return given.changed(
-        {"training.shard": True}, f"each process keeps a part of the frozen base: {shared.PROCESSES}"
-    )
+    """deepspeed, fsdp."""
+    frozen = given.get("adapter") not in OFF and given.get("load_in_4bit") is not True
+    return shared.sharded(given, ("zero3",), frozen)
 
 
 MACHINE = (

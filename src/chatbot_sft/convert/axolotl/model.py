@@ -18,13 +18,7 @@ from chatbot_sft.convert.rules import (
 
 def adapter(given: Given) -> list[Line]:
     """lora, qlora; left empty it is full fine-tuning."""
-    if given.value in OFF:
-        return given.carried({"/lora": "none", "/save": "merged_16bit", "model.load_in_4bit": False})
-    if given.value in ("lora", "qlora"):
-        return given.carried(
-            {"/save": "lora"}, "the adapter alone is saved, as there; save=merged_16bit merges it"
-        )
-    return given.not_carried("there is LoRA, also over a base in 4 bits, and full fine-tuning (lora=none)")
+    return shared.method(given, OFF, ("lora", "qlora"))
 
 
 def load_in_4bit(given: Given) -> list[Line]:

@@ -21,15 +21,8 @@ from chatbot_sft.convert.rules import (
 
 def sharded(given: Given) -> list[Line]:
     """deepspeed, fsdp."""
-    if given.value in OFF:
-        return given.not_needed(SWITCHED_OFF)
-    if given.key == "deepspeed" and not any(word in str(given.value) for word in ("z3", "zero3")):
-        return given.not_needed(shared.PROCESSES)
-    if not has_adapter(given) or given.get("quantization_bit") not in OFF:
-        return given.not_carried(shared.SHARDED)
-    return given.changed(
-        {"training.shard": True}, f"each process keeps a part of the frozen base: {shared.PROCESSES}"
-    )
+    frozen = has_adapter(given) and given.get("quantization_bit") in OFF
+    return shared.sharded(given, ("z3", "zero3"), frozen)
 
 
 def loggers(given: Given) -> list[Line]:

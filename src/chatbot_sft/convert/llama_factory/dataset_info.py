@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from chatbot_sft.convert.rules import OFF, Given, Kind, Line, as_number, unknown
 from chatbot_sft.convert.sources import Source, settled
 from chatbot_sft.data.messages import canonical_role, decoded
 from chatbot_sft.data.sources import read_rows
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.errors import UserError, did_you_mean, listed
 
 INFO = "dataset_info.json"
 JOINED = "the input stands under the instruction after an empty line; there after a line's end"
@@ -261,20 +261,29 @@ def _weighted(given: Given, sources: list[Source]) -> None:
 
 
 def _counted(given: Given, sources: list[Source]) -> None:
-    """max_samples as the count of each source, where there are several."""
-    most = given.get("max_samples")
-    for source in sources if len(sources) > 1 else []:
-        rows = rows_up_to(source.parts[0].get("data_path"), most)
-        if rows:
-            source.parts[0]["count"] = rows
+    """max_samples as the count of each source that has more rows, where there are several."""
+    parts = [source.parts[0] for source in sources]
+    for part, more in zip(parts, have_more(parts, given.get("max_samples")), strict=True):
+        if more:
+            part["count"] = given.get("max_samples")
 
 
-def rows_up_to(path: Any, most: Any) -> int | None:
-    """How many rows of a file are taken, at most so many; None where there is no such file, or no such number."""
-    if not isinstance(path, str) or not isinstance(most, int) or most < 1 or not Path(path).exists():
+def have_more(sources: Sequence[Mapping[str, Any]], most: Any) -> list[bool | None]:
+    """Of each of several sources whether it has more rows than `most`: a count of more than it has would repeat
+    them. None of all where one cannot be counted here, or weights say how many are taken.
+    """
+    unknown: list[bool | None] = [None] * len(sources)
+    if len(sources) < 2 or not isinstance(most, int) or any("weight" in source for source in sources):
+        return unknown
+    found = [_has_more(source.get("data_path"), most) for source in sources]
+    return unknown if None in found else found
+
+
+def _has_more(path: Any, most: int) -> bool | None:
+    if not isinstance(path, str) or most < 1 or not Path(path).exists():
         return None
     try:
-        return sum(1 for _ in itertools.islice(read_rows(path), most))
+        return sum(1 for _ in itertools.islice(read_rows(path), most + 1)) > most
     except UserError:
         return None
 
@@ -302,14 +311,16 @@ def at_most(given: Given) -> list[Line]:
     names = _names(given.get("dataset"))
     if len(names) > 1:
         told = training(given.of("dataset", given.get("dataset")))
-        sources = told[0].settings.get("dataset.sources", [])
-        if len(sources) == len(names) and all("count" in source for source in sources):
+        more = have_more(told[0].settings.get("dataset.sources", []), given.value)
+        if more and None not in more:
+            whole = [name for name, has_more in zip(names, more, strict=True) if not has_more]
+            all_rows = f"; all rows of {listed(whole)}, no more than that today" if whole else ""
             return given.changed(
-                {},
-                "count of each source: that many, or all that it has; drawn with the seed, there the first",
+                {}, f"count of each source that has more: drawn with the seed, there the first{all_rows}"
             )
         return given.not_carried(
-            "of each dataset there: a count in each of dataset.sources, or dataset.max_rows of all"
+            "of each dataset there, and not all of them are here to be counted, or have weights instead: a count in"
+            " each of dataset.sources, or dataset.max_rows of all"
         )
     return given.changed({"dataset.max_rows": given.value}, "drawn with the seed; there the first")
 

@@ -29,13 +29,7 @@ def has_adapter(given: Given) -> bool:
 
 def method(given: Given) -> list[Line]:
     """`finetuning_type`"""
-    if given.value == "full":
-        return given.carried({"/lora": "none", "/save": "merged_16bit", "model.load_in_4bit": False})
-    if given.value == "lora":
-        return given.carried(
-            {"/save": "lora"}, "the adapter alone is saved, as there; save=merged_16bit merges it"
-        )
-    return given.not_carried("there is LoRA, also over a base in 4 bits, and full fine-tuning (lora=none)")
+    return shared.method(given, ("full",), ("lora",))
 
 
 def quantised(given: Given) -> list[Line]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from chatbot_sft.errors import UserError
 from chatbot_sft.report.leaderboard.columns import metric, share, short, whole
 from chatbot_sft.report.leaderboard.job import Job
-from chatbot_sft.report.leaderboard.settings import flat, is_place, says_nothing_more
+from chatbot_sft.report.leaderboard.settings import configured, is_place, lock, says_nothing_more
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import moved
-from chatbot_sft.run.directory import LOCK, Run
+from chatbot_sft.run.directory import LOCK
 from chatbot_sft.run.lock import NOT_SET, Difference, Lock, changed
 from chatbot_sft.run.lock import differences as in_locks
 
@@ -52,11 +49,11 @@ def lines(first: Job, second: Job) -> list[str]:
 
 def _parts(first: Path, second: Path) -> dict[str, list[tuple[str, str, str]]]:
     """By the locks, which hold all that decides a result; of a run without one by its configuration alone."""
-    locks = _lock(first), _lock(second)
-    configured = _configured(first), _configured(second)
+    locks = lock(first), lock(second)
+    composed = configured(first), configured(second)
     known = [_worded(change) for change in _changes(*locks) if not _of_name(change)]
-    keys = dict.fromkeys(key for one in configured for key in one)
-    settings = changed(*configured, keys) if all(configured) else []
+    keys = dict.fromkeys(key for one in composed for key in one)
+    settings = changed(*composed, keys) if all(composed) else []
     in_lock = {key for key, *_ in known}
     known += [
         _worded(change)
@@ -99,22 +96,6 @@ def _part_of(key: str) -> str:
     if key.startswith(CODE):
         return "code"
     return "device" if key.startswith(DEVICE) else "configuration"
-
-
-def _lock(folder: Path) -> Lock | None:
-    try:
-        return Run(folder).lock()
-    except UserError:
-        return None
-
-
-def _configured(folder: Path) -> dict[str, Any]:
-    """config.yaml, flat and without secrets; {} where there is none."""
-    try:
-        given = yaml.safe_load(Run(folder).config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return dict(flat(masked(given))) if isinstance(given, Mapping) else {}
 
 
 def _results(first: Job, second: Job) -> Iterator[tuple[str, str, str]]:

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from chatbot_sft.config.schema import PASSED
 from chatbot_sft.report.masking import masked
+from chatbot_sft.run import steps
 from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
 from chatbot_sft.run.report import DamagedReport, Report, Sample, Status, dotted
 
@@ -109,7 +110,8 @@ def read(
     status, error = _status(run, report, fault, running, told)
     if running:  # what an earlier start of it reported is not this one's
         report = None
-    curve = _curve(report.evaluations) if report and report.evaluations else _curve_so_far(run)
+    kept = report.evaluations if report and report.evaluations else steps.read(run.checkpoints / EVALUATIONS)
+    curve = _curve(kept)
     value = number_at(values, metric) if report else None
     if value is None and metric == HELD_OUT and curve and status != UNREADABLE:
         value = curve[-1][1]
@@ -218,22 +220,6 @@ def _alive(pid: int, since: float) -> bool:
         return bool(psutil.Process(pid).create_time() <= since + 1)
     except psutil.Error:
         return False
-
-
-def _curve_so_far(run: Run) -> tuple[tuple[int, float], ...]:
-    """From the evaluations that a run writes down as it makes them; the last line may be half."""
-    file = run.checkpoints / EVALUATIONS
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
-    return _curve(records)
 
 
 def _curve(records: list[Any]) -> tuple[tuple[int, float], ...]:

@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from chatbot_sft.config.schema import OUR_PACKAGE
+from chatbot_sft.errors import UserError
 from chatbot_sft.report.leaderboard.rows import differing
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
+from chatbot_sft.run.lock import MACHINE, Lock
 
 # They say where a run is, not what it was.
 PLACES = ("paths.", "hydra.", "sweep.", "run", "training.output_dir", "save.save_path")
@@ -49,8 +51,27 @@ def _typed(folder: Path) -> dict[str, str] | None:
 
 def _configured(folder: Path) -> dict[str, str] | None:
     """By config.yaml: all that it was composed of."""
+    settings = configured(folder)
+    return _without_places(settings) if settings else None
+
+
+def configured(folder: Path) -> dict[str, str]:
+    """config.yaml, flat and without secrets, what it leaves to the machine as the lock says that it turned out: a
+    replay is given that. {} where there is none.
+    """
     given = _yaml(Run(folder).config_file)
-    return _without_places(flat(masked(given))) if isinstance(given, dict) else None
+    settings = flat(masked(given)) if isinstance(given, dict) else {}
+    known = lock(folder)
+    turned_out = flat(masked(known.decides)) if known else {}
+    return settings | {key: turned_out[key] for key in MACHINE if key in settings and key in turned_out}
+
+
+def lock(folder: Path) -> Lock | None:
+    """The run's; None where it kept none that can be read."""
+    try:
+        return Run(folder).lock()
+    except UserError:
+        return None
 
 
 def _without_places(settings: Mapping[str, str]) -> dict[str, str]:
