@@ -26,6 +26,8 @@ from typing import Any
 import psutil
 from hydra.experimental.callback import Callback
 
+from chatbot_sft.sweep.display import Display
+
 
 def handlers() -> list[logging.Handler]:
     """Of every logger there is."""
@@ -82,9 +84,18 @@ class Census(Callback):
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
+        self.looking = threading.Lock()  # the sweep's display opens files, in a thread of its own
+        update = Display.update
+
+        def alone(display: Display) -> None:
+            with self.looking:
+                update(display)
+
+        Display.update = alone
         tempfile.tempdir = None  # a process that was forked has its parent's: TMPDIR counts
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
-        line = {"job": int(config.hydra.job.num), **count()}
+        with self.looking:
+            line = {"job": int(config.hydra.job.num), **count()}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

@@ -225,7 +225,7 @@ def test_bash_completes_what_is_typed(installed):
     def typed(keys: str, expected: str) -> None:
         nonlocal said
         os.write(terminal, keys.encode())
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 300
         while expected.encode() not in said:
             assert time.monotonic() < limit, said.decode(errors="replace")
             if select.select([terminal], [], [], 1)[0]:
