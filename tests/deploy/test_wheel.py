@@ -74,7 +74,7 @@ def installed(built, tmp_path_factory):
 
     def run(*command, cwd=folder):
         return subprocess.run(
-            list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+            list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=600
         )
 
     run.folder, run.environment, run.env = folder, environment, env

@@ -48,7 +48,7 @@ def small(tmp_path_factory):
 def chat(*arguments, typed="", **environment) -> subprocess.CompletedProcess:
     env = {**os.environ, **environment}
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], input=typed, env=env, capture_output=True, text=True, timeout=300
+        [*COMMAND, *map(str, arguments)], input=typed, env=env, capture_output=True, text=True, timeout=600
     )
 
 
