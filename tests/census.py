@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 from hydra.experimental.callback import Callback
 
-from chatbot_sft.sweep.display import Display
+from chatbot_sft.sweep import display
 
 
 def handlers() -> list[logging.Handler]:
@@ -84,18 +84,19 @@ class Census(Callback):
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
-        self.looking = threading.Lock()  # the sweep's display opens files, in a thread of its own
-        update = Display.update
+        # The sweep's display opens files and keeps what it read: it looks as a job ends, not when its thread has a turn.
+        display.OFTEN = 1e6
+        enter = display.Display.__enter__
 
-        def alone(display: Display) -> None:
-            with self.looking:
-                update(display)
+        def noted(shown: display.Display) -> display.Display:
+            self.shown = shown
+            return enter(shown)
 
-        Display.update = alone
+        display.Display.__enter__ = noted
         tempfile.tempdir = None  # a process that was forked has its parent's: TMPDIR counts
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
-        with self.looking:
-            line = {"job": int(config.hydra.job.num), **count()}
+        self.shown.update()
+        line = {"job": int(config.hydra.job.num), **count()}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
