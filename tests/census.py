@@ -26,6 +26,8 @@ from typing import Any
 import psutil
 from hydra.experimental.callback import Callback
 
+from chatbot_sft.sweep import display
+
 
 def handlers() -> list[logging.Handler]:
     """Of every logger there is."""
@@ -82,9 +84,19 @@ class Census(Callback):
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
+        # The sweep's display opens files and keeps what it read: it looks as a job ends, not when its thread has a turn.
+        display.OFTEN = 1e6
+        enter = display.Display.__enter__
+
+        def noted(shown: display.Display) -> display.Display:
+            self.shown = shown
+            return enter(shown)
+
+        display.Display.__enter__ = noted
         tempfile.tempdir = None  # a process that was forked has its parent's: TMPDIR counts
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
+        self.shown.update()
         line = {"job": int(config.hydra.job.num), **count()}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

@@ -14,18 +14,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 from warm import Warm
 
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLE = REPO / "data" / "thinking_teacher_conversations.json"
 SEED = Path(__file__).with_name("seed.yaml")  # the sft.yaml of the original training module's document
 
-# A first call that imports something is no slow example. The same examples each time: chance decides no submission.
-# `pytest --hypothesis-profile=explore` looks for new ones.
-settings.register_profile("chatbot_sft", deadline=None, derandomize=True)
-settings.register_profile("explore", deadline=None, max_examples=1000)
+# A first call that imports something is no slow example, and a busy machine no slow strategy. The same examples each time:
+# chance decides no submission. `pytest --hypothesis-profile=explore` looks for new ones.
+TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("chatbot_sft", derandomize=True, **TIMELESS)
+settings.register_profile("explore", max_examples=1000, **TIMELESS)
 settings.load_profile("chatbot_sft")
+# Nor does the order of the tests: Hypothesis draws from the constants of every module that happens to be imported.
+providers._get_local_constants = lambda: providers._local_constants
 # Two workers on two cores: a thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A freed tensor's memory is kept for the next one: page faults were a third of a run's time.
@@ -223,7 +227,7 @@ def browse(tmp_path_factory):
         process = subprocess.run(
             [*command, *(arguments or ["--dump-dom"]), path.as_uri() + fragment],
             capture_output=True,
-            timeout=60,
+            timeout=300,
         )
         told = process.stderr.decode(errors="replace")
         assert process.returncode == 0, told

@@ -22,6 +22,7 @@ for name in sys.argv[2:]:
     print(name, "reused" if reused else "made", flush=True)
 held = (folder / "rows").open("rb")
 time.sleep(float(sys.argv[1]))
+sys.stdin.read()
 print("read", len(held.read()), flush=True)
 """
 
@@ -33,16 +34,17 @@ def own(tmp_path, monkeypatch):
     return folder
 
 
-def start(*names, seconds=0.0, gb=None):
-    """A process that keeps entries of 1 MB and lives on for `seconds`."""
+def start(*names, seconds=0.0, gb=None, stdin=subprocess.DEVNULL):
+    """A process that keeps entries of 1 MB and lives on for `seconds`, and until its `stdin` ends."""
     env = os.environ if gb is None else {**os.environ, "CHATBOT_SFT_CACHE_GB": str(gb)}
     return subprocess.Popen(
-        [sys.executable, "-c", KEEP, str(seconds), *names], env=env, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", KEEP, str(seconds), *names],
+        env=env, stdin=stdin, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def keep(*names, gb=None):
-    output, _ = start(*names, gb=gb).communicate(timeout=60)
+    output, _ = start(*names, gb=gb).communicate(timeout=600)
     return output
 
 
@@ -60,7 +62,7 @@ def test_what_was_used_longest_ago_goes_and_what_a_process_uses_stays(own):
     keep("data/old", "data/older", "findings/recent")
     for name, seconds in (("data/older", 300), ("data/old", 200), ("findings/recent", 100)):
         aged(own / name, seconds)
-    user = start("data/older", seconds=30)  # uses the oldest
+    user = start("data/older", stdin=subprocess.PIPE)  # uses the oldest
     try:
         assert user.stdout.readline() == "older reused\n"
         aged(own / "data/older", 300)
@@ -90,7 +92,7 @@ def test_many_processes_that_keep_and_delete_at_once_find_whole_entries(own):
     names = [f"data/{number}" for number in range(3)]
     processes = [start(*names, *reversed(names), seconds=0.2, gb=0.0011) for _ in range(4)]
     for process in processes:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0
         assert output.endswith(f"read {MB}\n"), output
     assert not [path.name for path in own.rglob("*") if cache_bound.GONE in path.name]

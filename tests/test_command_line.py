@@ -410,7 +410,7 @@ def test_fish_completes(programs, program):
     def candidates(line):
         told = f"{completion.SCRIPTS['fish']}\ncomplete -C '{line}'"
         done = subprocess.run(
-            ["fish", "--no-config", "-c", told], capture_output=True, text=True, env=programs, timeout=60
+            ["fish", "--no-config", "-c", told], capture_output=True, text=True, env=programs, timeout=600
         )
         return done.stdout.split(), done.stderr
 
@@ -441,7 +441,7 @@ def test_zsh_completes(programs, program, tmp_path):
         os.write(terminal, "".join(f"{line}\n" for line in [f"cd {tmp_path}", *typed]).encode())
         said = b""
         with contextlib.suppress(OSError):  # the end of a pseudo-terminal
-            while select.select([terminal], [], [], 60)[0]:
+            while select.select([terminal], [], [], 300)[0]:
                 said += os.read(terminal, 65536)
     finally:
         os.kill(shell, signal.SIGKILL)

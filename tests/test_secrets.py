@@ -126,7 +126,7 @@ def test_no_planted_secret_comes_out(warm, tiny, chatty, tmp_path):
     processes = []
 
     def run(*words, module="chatbot_sft", succeeds=True):
-        process = warm.run(["-m", module, *map(str, words)], work, environment, 300)
+        process = warm.run(["-m", module, *map(str, words)], work, environment)
         processes.append(SimpleNamespace(words=words, text=process.stdout + process.stderr))
         assert succeeds is None or (process.returncode == 0) is succeeds, (
             words,

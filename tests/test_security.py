@@ -362,10 +362,10 @@ REFUSED = {
 def test_a_template_ends_and_reaches_nothing(name, monkeypatch):
     monkeypatch.setattr(rendering, "SECONDS", 1.0)
     monkeypatch.setattr(rendering, "AGAIN", 0.1)
-    began = time.perf_counter()
+    began = time.process_time()  # which is the same on a busy machine
     with pytest.raises((UserError, BadRow), match="chat template"):
         ChatTemplate(REFUSED[name]).render(ASK)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -451,11 +451,11 @@ def test_a_gguf_file_that_lies_of_its_lengths_is_refused(name, tmp_path):
 
 
 def test_a_pattern_that_searches_for_years_ends(monkeypatch):
-    monkeypatch.setattr(checks, "SECONDS", 0.3)
     answer = SimpleNamespace(spoken="a" * 60 + "!")
+    assert checks.Regex.read("a+!", True).fault(answer) == ""
+    monkeypatch.setattr(checks, "SECONDS", 0.3)
     with pytest.raises(checks.CannotTell, match="its regular expression takes over 0 seconds here"):
         checks.Regex.read("(a+)+$", True).fault(answer)
-    assert checks.Regex.read("a+!", True).fault(answer) == ""
 
 
 # What comes out

@@ -164,10 +164,21 @@ def serve(listener: socket.socket) -> dict:
             waiting -= {waiter for waiter in waiting if os.waitpid(waiter, os.WNOHANG)[0]}
             for file in files:
                 os.close(file)
-        if not workers:
+        if not workers and closed(listener):
             for waiter in waiting:
                 os.waitpid(waiter, 0)
             sys.exit()
+
+
+def closed(listener: socket.socket) -> bool:
+    """Unless somebody has come since the last one left. Who comes holds the lock: nobody comes in between."""
+    address = Path(listener.getsockname())
+    with FileLock(f"{address}.lock"):
+        if select.select([listener], [], [], 0)[0]:
+            return False
+        address.unlink()
+        listener.close()
+        return True
 
 
 def asked(order: int, out: int, err: int, reply: int) -> dict:

@@ -180,7 +180,7 @@ def test_a_device_is_refused(path):
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path, launch):
     os.mkfifo(tmp_path / "pipe.jsonl")
-    error = only_error(launch(f"dataset.data_path={tmp_path / 'pipe.jsonl'}", timeout=60))
+    error = only_error(launch(f"dataset.data_path={tmp_path / 'pipe.jsonl'}"))
     assert error.endswith(
         "pipe.jsonl: a pipe or device, no file; data is read more than once, so save it to a file first"
     )

@@ -477,7 +477,7 @@ def test_a_bad_file_stops_a_training_run_before_torch_is_imported(tmp_path):
     )
     arguments = ["dataset.data_path=my.json", "hydra.run.dir=run"]
     process = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert only_error(process).startswith(
         "my.json: row 6: messages 1 and 2 are both by user; 1 of 6 rows is bad (16.7%): repeated role (1);"

@@ -26,7 +26,7 @@ def script(folder: Path, bucket: Path) -> str:
 def run(folder: Path, bucket: Path, **variables: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "HOME": str(folder), **TASK["envs"], **variables}
     command = ["bash", "-c", script(folder, bucket)]
-    return subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("part", ["setup", "run"])

@@ -74,7 +74,7 @@ def installed(built, tmp_path_factory):
 
     def run(*command, cwd=folder):
         return subprocess.run(
-            list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+            list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True, timeout=600
         )
 
     run.folder, run.environment, run.env = folder, environment, env
@@ -225,7 +225,7 @@ def test_bash_completes_what_is_typed(installed):
     def typed(keys: str, expected: str) -> None:
         nonlocal said
         os.write(terminal, keys.encode())
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 300
         while expected.encode() not in said:
             assert time.monotonic() < limit, said.decode(errors="replace")
             if select.select([terminal], [], [], 1)[0]:

@@ -85,6 +85,7 @@ def answering(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "USER_SAYS_OFFLINE", False)
+    monkeypatch.setattr(hub, "SECONDS", 300)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     yield asked
     server.shutdown()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import Counter
 
 from answering import Answering, Handler
@@ -20,6 +19,7 @@ class FaultyServer(Answering):
         self.faults, self.always, self.models = [], None, ["mai"]
         self.requests, self.headers, self.paths = [], [], Counter()
         self.usage = True
+        self.over = threading.Event()  # nobody waits for a late answer any more
         self._lock = threading.Lock()
         outer = self
 
@@ -82,16 +82,15 @@ class FaultyServer(Answering):
                 self.reply(200, b'data: {"choices": [{"delta": {"content": "ni', "text/event-stream")
 
             def slow(self):
-                time.sleep(1.5)
+                outer.over.wait(600)
 
             def drip(self):
                 self.send_response(200)
                 self.send_header("Content-Length", "1000")
                 self.end_headers()
-                for _ in range(30):
+                while not outer.over.wait(0.05):
                     self.wfile.write(b" ")
                     self.wfile.flush()
-                    time.sleep(0.1)
 
             def hang_up(self):
                 self.close_connection = True
@@ -100,3 +99,7 @@ class FaultyServer(Answering):
                 self.reply(302, b"", Location="http://example.com/v1")
 
         super().__init__(Asked)
+
+    def close(self):
+        self.over.set()
+        super().close()

@@ -1,11 +1,13 @@
 """A server as it may be: down, slow, busy, wrong, half; each is one line, and what was answered is kept."""
 
 import json
-import socket
+import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import composed, only_error
 from faulty_server import FaultyServer
+from ports import reserved
 
 from chatbot_sft import UserError
 from chatbot_sft.config import Config
@@ -15,6 +17,7 @@ from chatbot_sft.evaluation.server import Server
 from chatbot_sft.run.directory import Run
 
 QUESTION = [{"role": "user", "content": "When?"}]
+LATE = ("slow", "drip")  # faults that a client gives up waiting for
 
 
 @pytest.fixture
@@ -27,7 +30,30 @@ def server(monkeypatch):
 
 
 def client(server, **more):
-    return Server(server.url, **{"model": "mai", "timeout": 0.6, "retries": 2, "pause": 0.01, **more})
+    return Server(server.url, **{"model": "mai", "retries": 2, "pause": 0.01, **more})
+
+
+def impatient(server, monkeypatch, waits=()):
+    """A client that waits for 0.2 s; for as long as `waits` say in its next tries, each of which begins once the server
+    has read the one before, however busy the machine.
+    """
+    asking, tries, waits = client(server, timeout=0.2), iter(range(1, 9)), iter(waits)
+
+    def between_two_tries(seconds):
+        read(server, next(tries))
+        asking.timeout = asking.client.timeout = next(waits, asking.timeout)
+
+    clock = SimpleNamespace(sleep=between_two_tries, monotonic=time.monotonic)
+    monkeypatch.setattr("chatbot_sft.evaluation.server.time", clock)
+    return asking
+
+
+def read(server, requests):
+    """The server has read so many, and no more."""
+    limit = time.monotonic() + 120
+    while len(server.requests) < requests and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert len(server.requests) == requests
 
 
 def test_an_answer(server):
@@ -40,10 +66,11 @@ def test_an_answer(server):
     assert client(server, retries=0).answer(QUESTION, 50).tokens is None
 
 
-@pytest.mark.parametrize("fault", ["busy", "half", "events", "hang_up", "slow", "drip"])
-def test_what_may_pass_is_tried_again(fault, server):
+@pytest.mark.parametrize("fault", ["busy", "half", "events", "hang_up", *LATE])
+def test_what_may_pass_is_tried_again(fault, server, monkeypatch):
     server.faults = [fault]
-    assert client(server).answer(QUESTION, 50).text == "echo: When?"
+    asking = impatient(server, monkeypatch, [120]) if fault in LATE else client(server)
+    assert asking.answer(QUESTION, 50).text == "echo: When?"
     assert len(server.requests) == 2
 
 
@@ -54,8 +81,8 @@ def test_what_may_pass_is_tried_again(fault, server):
         ("half", 3, "the reply broke off"),
         ("events", 3, "the reply is no JSON"),
         ("hang_up", 3, "the reply broke off"),
-        ("slow", 3, "no whole reply within 0.6 s (evaluation.timeout), 3 times"),
-        ("drip", 3, "no whole reply within 0.6 s (evaluation.timeout), 3 times"),
+        ("slow", 3, "no whole reply within 0.2 s (evaluation.timeout), 3 times"),
+        ("drip", 3, "no whole reply within 0.2 s (evaluation.timeout), 3 times"),
         ("error", 1, "answers 400: context length exceeded"),
         ("error_in_200", 1, "answers with an error: out of memory"),
         ("html", 1, "answers with a web page; does the address end in /v1?"),
@@ -68,20 +95,21 @@ def test_what_may_pass_is_tried_again(fault, server):
         ("elsewhere", 1, "it sends on to http://example.com/v1; name that address"),
     ],
 )
-def test_what_does_not_pass_is_one_line(fault, tries, message, server):
+def test_what_does_not_pass_is_one_line(fault, tries, message, server, monkeypatch):
     server.always = fault
+    asking = impatient(server, monkeypatch) if fault in LATE else client(server)
     with pytest.raises(UserError) as caught:
-        client(server).answer(QUESTION, 50)
+        asking.answer(QUESTION, 50)
     assert str(caught.value).startswith(f"evaluation.url={server.url}: {message}")
-    assert len(server.requests) == tries
+    read(server, tries)
 
 
 def test_nobody_is_there():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(
-        UserError, match=rf"evaluation.url=http://127.0.0.1:{port}/v1: no server answers .*, 2 times"
+    with (
+        reserved() as port,
+        pytest.raises(
+            UserError, match=rf"evaluation.url=http://127.0.0.1:{port}/v1: no server answers .*, 2 times"
+        ),
     ):
         Server(f"http://127.0.0.1:{port}/v1/", retries=1, pause=0.01).choose()
 

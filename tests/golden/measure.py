@@ -13,7 +13,6 @@ import gc
 import json
 import logging
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,6 +24,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS)]
 
 from cases import CASES, COMMON, conversations  # noqa: E402
+from ports import reserved  # noqa: E402
 
 
 def main(engine: str, folder: Path, overrides: list[str]) -> None:
@@ -107,10 +107,14 @@ def in_child(folder: Path, work: Callable[[], None], processes: int = 1) -> None
     """Do `work` in forked processes that find each other as torchrun's do; what they print is in
     `folder`.out.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     log = folder.with_suffix(".out")
+    with reserved() as port:
+        codes = exit_codes(work, processes, port, log)
+    if any(codes):
+        sys.exit(f"{folder.name}: exit codes {codes}\n{log.read_text(encoding='utf-8')[-3000:]}")
+
+
+def exit_codes(work: Callable[[], None], processes: int, port: int, log: Path) -> list[int]:
     children = []
     for rank in range(processes):
         child = os.fork()
@@ -140,9 +144,7 @@ def in_child(folder: Path, work: Callable[[], None], processes: int = 1) -> None
                 sys.stderr.flush()
                 os._exit(status)
         children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    if any(codes):
-        sys.exit(f"{folder.name}: exit codes {codes}\n{log.read_text(encoding='utf-8')[-3000:]}")
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def small(tmp_path_factory):
 def chat(*arguments, typed="", **environment) -> subprocess.CompletedProcess:
     env = {**os.environ, **environment}
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], input=typed, env=env, capture_output=True, text=True, timeout=300
+        [*COMMAND, *map(str, arguments)], input=typed, env=env, capture_output=True, text=True, timeout=600
     )
 
 
@@ -78,7 +78,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.screen, text.encode())
 
-    def until(self, pattern: str, timeout: float = 120) -> str:
+    def until(self, pattern: str, timeout: float = 300) -> str:
         """What appears up to the end of `pattern`, without escape sequences."""
         end = time.monotonic() + timeout
         while True:
@@ -95,7 +95,7 @@ class Terminal:
                 raise AssertionError(f"it ended without {pattern!r}: {text!r}") from None
 
     def ended(self) -> int:
-        return self.process.wait(30)
+        return self.process.wait(300)
 
 
 # ---- one answer
@@ -106,7 +106,7 @@ def test_help_imports_neither_torch_nor_a_model_library():
         [sys.executable, "-X", "importtime", *COMMAND[1:], "--help"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert process.returncode == 0
     assert "--before" in process.stdout

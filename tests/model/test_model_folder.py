@@ -332,8 +332,8 @@ HOSTILE = {
 def test_a_template_that_never_ends_or_fills_the_memory_is_stopped(name, monkeypatch):
     from chatbot_sft.data import rendering
 
-    monkeypatch.setattr(rendering, "SECONDS", 2.0)
-    with pytest.raises((UserError, BadRow), match="chat template"):
+    with monkeypatch.context() as patch, pytest.raises((UserError, BadRow), match="chat template"):
+        patch.setattr(rendering, "SECONDS", 1.0)
         ChatTemplate(HOSTILE[name]).render([{"role": "user", "content": "?"}])
     assert ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": "?"}]) == "?"
 
@@ -419,7 +419,7 @@ def test_a_template_of_ones_own_is_in_the_key_of_the_tokenised_rows(launch, fold
         "dataset.data_path=my.json",
     )
     cached = [
-        launch(*common, *more, f"hydra.run.dir=r{n}")
+        launch(*common, *more, f"hydra.run.dir=r{n}", env={"CHATBOT_SFT_CACHE": str(tmp_path / "cache")})
         for n, more in enumerate([(), ("model.chat_template=mine.jinja",), ()])
     ]
     assert [process.returncode for process in cached] == [0, 0, 0]

@@ -153,7 +153,7 @@ def test_two_processes_train_the_losses_of_one(tiny, launch, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CHATBOT_SFT_CACHE": str(tmp_path / "cache")},
     )
     assert together.returncode == 0, together.stderr

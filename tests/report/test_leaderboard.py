@@ -436,9 +436,7 @@ def test_a_page_that_is_written_again_reads_only_what_is_new(tmp_path, monkeypat
         "chatbot_sft.report.leaderboard.job.masked", lambda value: read.append(value) or value
     )
     write_json(sweep / "7" / "report.json", a_report(evaluations=[{"step": 1, "loss": 1.0}]))
-    start = time.perf_counter()
     files.write(boards.of([sweep]), sweep)
-    assert time.perf_counter() - start < 2
     assert len([value for value in read if isinstance(value, dict)]) == 1
 
 

@@ -84,7 +84,7 @@ def sweep(tiny, tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     runs = cwd / "outputs" / "multirun" / "today"
     assert (runs / "1" / "report.json").exists(), process.stderr

@@ -11,11 +11,11 @@ import shlex
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
 from hub_double import Failure, Repo, fine_grained, serve, user
+from ports import reserved
 
 TOKEN = "hf_" + "".join(random.Random(3).choices("abcdefghijklmnopqrstuvwxyz", k=34))
 NAME = "bia/chat"
@@ -36,7 +36,7 @@ from chatbot_sft.save import hub_push
 network.allow_network(False)
 from huggingface_hub import constants, get_session
 
-hub_push.CHECK_SECONDS = hub_push.PUSH_SECONDS = float(os.environ.get("SECONDS", 10))
+hub_push.CHECK_SECONDS = hub_push.PUSH_SECONDS = float(os.environ.get("SECONDS", 120))
 time.sleep = lambda seconds: None  # the library's, between two tries
 out = sys.stdout
 with run_log(Path("run.log")):
@@ -93,7 +93,7 @@ class Client:
 
     def end(self):
         """Everything that was logged and shown."""
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=300)
         return (self.folder / "run.log").read_text(encoding="utf-8") + (self.folder / "stderr").read_text(
             encoding="utf-8"
         )
@@ -234,13 +234,9 @@ def test_a_user_who_is_offline_stays_so(hub, client, export):
 
 
 def test_a_hub_that_is_not_there_is_found_out_at_once(client):
-    with serve() as gone:
-        pass
-    started = time.monotonic()
-    assert (
-        client(gone.url).ask()["error"].startswith(f"save.hub_model_id={NAME}: no answer from {gone.url} (")
-    )
-    assert time.monotonic() - started < 8
+    with reserved() as port:
+        error = client(f"http://127.0.0.1:{port}", SECONDS="3600").ask()["error"]
+    assert error.startswith(f"save.hub_model_id={NAME}: no answer from http://127.0.0.1:{port} (")
 
 
 def test_a_hub_that_says_nothing_is_not_waited_for(hub, client, export):

@@ -5,10 +5,10 @@ one in cyllama; and a proxy in front of one, with faults to plant.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,37 +16,34 @@ import urllib.request
 from pathlib import Path
 
 from answering import Answering, Handler
+from ports import reserved
 
 SERVING = Path(sys.prefix) / "serving"  # what transformers serve needs, beside the environment
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @contextlib.contextmanager
-def started(command, port, cwd, env=None):
-    """A server that `command` starts: a function that waits until it is healthy, and says its address."""
-    log = cwd / f"server-{port}.log"
-    with log.open("wb") as out:
+def started(command, cwd, env=None):
+    """A server that `command` starts, with a port at its end: a function that waits until it is healthy, and says its
+    address.
+    """
+    with reserved() as port, (cwd / f"server-{port}.log").open("w+") as log:
         process = subprocess.Popen(
-            command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=out, stderr=subprocess.STDOUT
-        )
+            [*command, "--port", str(port)],
+            cwd=cwd, env={**os.environ, **(env or {})}, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            yield functools.partial(ready, process, port, Path(log.name))
+        finally:
+            process.terminate()
+            process.wait(300)
 
-    def ready():
-        latest = time.monotonic() + 180
-        while not healthy(port):
-            assert process.poll() is None and time.monotonic() < latest, log.read_text()
-            time.sleep(0.2)
-        return f"http://127.0.0.1:{port}/v1"
 
-    try:
-        yield ready
-    finally:
-        process.terminate()
-        process.wait(30)
+def ready(process, port, log):
+    latest = time.monotonic() + 600
+    while not healthy(port):
+        assert process.poll() is None and time.monotonic() < latest, log.read_text()
+        time.sleep(0.2)
+    return f"http://127.0.0.1:{port}/v1"
 
 
 def healthy(port) -> bool:
@@ -59,18 +56,32 @@ def healthy(port) -> bool:
 
 def transformers_serve(cwd):
     """Of any model that a request names by its folder."""
-    port = free_port()
-    command = [Path(sys.executable).with_name("transformers"), "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]  # fmt: skip
+    command = [
+        Path(sys.executable).with_name("transformers"),
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--device",
+        "cpu",
+    ]
     path = os.pathsep.join(filter(None, [str(SERVING), os.environ.get("PYTHONPATH")]))
-    return started(command, port, cwd, {"PYTHONPATH": path, "HF_HOME": str(cwd / "hf")})
+    return started(command, cwd, {"PYTHONPATH": path, "HF_HOME": str(cwd / "hf")})
 
 
 def llama_server(file, cwd, *flags):
-    port = free_port()
     command = [
-        shutil.which("llama-server"), "-m", file, "--host", "127.0.0.1", "--port", str(port), "-t", "1", "-c", "512", *flags,
-    ]  # fmt: skip
-    return started(command, port, cwd)
+        shutil.which("llama-server"),
+        "-m",
+        file,
+        "--host",
+        "127.0.0.1",
+        "-t",
+        "1",
+        "-c",
+        "512",
+        *flags,
+    ]
+    return started(command, cwd)
 
 
 class Proxy(Answering):
@@ -100,7 +111,7 @@ class Proxy(Answering):
         request = urllib.request.Request(
             f"{self.behind}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=600) as reply:
             return json.loads(reply.read())
 
     def healthy(self, body):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import socket
 
 import pytest
+from ports import reserved
 from rich.console import Console
 
 from chatbot_sft import chat
@@ -101,10 +101,10 @@ def test_what_is_no_server(words, message, stand_in):
 
 
 def test_nobody_is_there():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(UserError, match=rf"^url=http://127.0.0.1:{port}/v1: no server answers"):
+    with (
+        reserved() as port,
+        pytest.raises(UserError, match=rf"^url=http://127.0.0.1:{port}/v1: no server answers"),
+    ):
         ServedModel.open([f"url=http://127.0.0.1:{port}/v1"])
 
 

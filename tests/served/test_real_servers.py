@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 from conftest import only_error, random_llama, write_json
-from real_servers import Proxy, free_port, llama_server, transformers_serve
+from ports import reserved
+from real_servers import Proxy, llama_server, transformers_serve
 
 from chatbot_sft.evaluation.server import Server
 from chatbot_sft.save.verify.kept import TrainedAnswers
@@ -107,13 +108,13 @@ def test_a_server_of_llama_cpp_with_a_template_of_its_own(judged, run):
     from cyllama.llama.server.python import PythonServer, ServerConfig
 
     (file,) = (run / "model" / "gguf").glob("*.gguf")
-    port = free_port()
-    server = PythonServer(ServerConfig(str(file), port=port, n_ctx=512, model_alias=file.name))
-    assert server.start()
-    try:
-        found = judged(f"http://127.0.0.1:{port}/v1")
-    finally:
-        server.stop()
+    with reserved() as port:
+        server = PythonServer(ServerConfig(str(file), port=port, n_ctx=512, model_alias=file.name))
+        assert server.start()
+        try:
+            found = judged(f"http://127.0.0.1:{port}/v1")
+        finally:
+            server.stop()
     assert (found.served.kind, causes(found)) == ("q8_0", ["Another chat template, or none"])
 
 

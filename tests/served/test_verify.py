@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import pytest
 from conftest import a_report, only_error, write_json
+from ports import reserved
 from stand_in import SYSTEM, kept
 
 from chatbot_sft.command_line import of_a_server
@@ -107,11 +107,9 @@ def test_a_key_of_verify_elsewhere(launch):
 
 
 def test_nobody_is_there(launch, run):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/v1"
-    process = launch("task=verify", f"run={run}", f"url={url}", "evaluation.retries=0")
+    with reserved() as port:
+        url = f"http://127.0.0.1:{port}/v1"
+        process = launch("task=verify", f"run={run}", f"url={url}", "evaluation.retries=0")
     assert only_error(process).startswith(f"evaluation.url={url}: no server answers")
 
 
