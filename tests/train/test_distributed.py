@@ -1,12 +1,12 @@
 """One run in two processes: the losses of one, one run directory, one log, one report."""
 
 import json
-import socket
 import subprocess
 import sys
 
 import pytest
 from conftest import conversations, report_of, write_json
+from ports import reserved
 
 
 def command_line(model, folder) -> list[str]:
@@ -19,22 +19,18 @@ def command_line(model, folder) -> list[str]:
     ]  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
-
-
 def together(warm, arguments, folder, local=2, each=({}, {})):
     """Two forked processes that find each other as torchrun's do, on one machine or on two; `each`: what more
     is in the environment of one.
     """
-    meeting = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
-    meeting |= {"LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": 2 // local}
-    started = []
-    for rank, more in enumerate(each):
-        place = {**meeting, "RANK": rank, "LOCAL_RANK": rank % local, **more}
-        started.append(warm.start(arguments, folder, {name: str(value) for name, value in place.items()}))
-    ended = [process.finish(300) for process in started]
+    with reserved() as port:
+        meeting = {"WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        meeting |= {"LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": 2 // local}
+        started = []
+        for rank, more in enumerate(each):
+            place = {**meeting, "RANK": rank, "LOCAL_RANK": rank % local, **more}
+            started.append(warm.start(arguments, folder, {name: str(value) for name, value in place.items()}))
+        ended = [process.finish() for process in started]
     assert [process.returncode for process in ended] == [0, 0], [process.stderr for process in ended]
     return ended
 
