@@ -195,7 +195,7 @@ def load_engine(requested: str) -> tuple[Engine, Choice]:
     prepare_environment()
     with uncollected():  # a sixth of the time
         imported = _imported(requested)
-    gc.freeze()  # it stays: no later look for garbage, 0.4 s each, goes through half a million objects
+        gc.freeze()  # it stays: no look for garbage, the next one first, has to go through half a million objects
     return imported
 
 
