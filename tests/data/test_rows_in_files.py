@@ -150,7 +150,7 @@ def test_a_doubled_key_is_refused_by_the_gate(tmp_path, launch):
     error = only_error(launch("task=check", f"dataset.data_path={written(tmp_path / 'a.jsonl', rows)}"))
     assert (
         "a.jsonl: row 4: the key 'messages' stands twice in one object, with different values; 1 of 4 rows"
-        " are bad (25.0%): doubled key (1)" in error
+        " is bad (25.0%): doubled key (1)" in error
     )
 
 

@@ -260,7 +260,7 @@ def test_what_cannot_be_replayed_says_why(run):
     write_json(run.report_file, report)
     edited(run, processes=2)
     with pytest.raises(
-        UserError, match=r"trained by 2 processes, and here are 1; .*torchrun --nproc-per-node 2$"
+        UserError, match=r"trained by 2 processes, and here is 1; .*torchrun --nproc-per-node 2$"
     ):
         again(run)
     run.lock_file.write_text("{")
@@ -358,7 +358,7 @@ def test_damaged_parts_of_a_lock_are_one_line(part, value, said, run):
 
 def test_a_sweep_names_its_runs(run, tmp_path):
     with pytest.raises(
-        UserError, match=r"no run.lock.json in it: .*it is a folder of 1 runs, name one: run=.*/run$"
+        UserError, match=r"no run.lock.json in it: .*it is a folder of 1 run, name one: run=.*/run$"
     ):
         again(Run(tmp_path))
 

@@ -118,6 +118,7 @@ def test_an_answer_to_another_question_is_a_difference(tmp_path):
     assert not found["answers"].reproduced
 
 
+@pytest.mark.slow
 def test_files_that_are_not_those_of_the_report_are_a_difference(tmp_path):
     import torch
     from safetensors.torch import save_file

@@ -69,7 +69,7 @@ def test_without_a_gpu_workers_share_the_threads(monkeypatch):
         (
             ["sweep.workers=2"],
             "3",
-            "sweep.workers=2: 2 GPUs, and there are 1; to put two on one, name it twice: CUDA_VISIBLE_DEVICES=3,3",
+            "sweep.workers=2: 2 GPUs, and there is 1; to put two on one, name it twice: CUDA_VISIBLE_DEVICES=3,3",
         ),
         (
             ["sweep.workers=2", "sweep.processes_per_job=2"],
