@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import strike
@@ -97,11 +96,8 @@ class Started:
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
         """Until it has said so."""
-        self.wait_until(lambda: text in self.said(), seconds)
-
-    def wait_until(self, happened: Callable[[], bool], seconds: float = 120) -> None:
         limit = time.monotonic() + seconds
-        while not happened():
+        while text not in self.said():
             assert time.monotonic() < limit, self.said()
             time.sleep(0.01)
 

@@ -19,12 +19,12 @@ def says(group: str, option: str, folders: Sequence[Path]) -> dict[str, Any]:
     files = _files(group, option, folders)
     if len(files) > 1 and files[0][0].is_relative_to(conf_dir()):
         del files[0]
-    return {key: value for _, keys in files for key, value in keys.items()}
+    return _merged(files)
 
 
 def overlay(group: str, option: str, folders: Sequence[Path]) -> dict[str, Any]:
     """Key with its section → value of an overlay and of those it builds on."""
-    return {key: value for _, keys in _files(group, option, folders) for key, value in keys.items()}
+    return _merged(_files(group, option, folders))
 
 
 def leaves(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -34,6 +34,10 @@ def leaves(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
             yield from leaves(value, f"{above}{key}.")
         elif value != "???":
             yield f"{above}{key}", value
+
+
+def _merged(files: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    return {key: value for _, keys in files for key, value in keys.items()}
 
 
 def _files(group: str, option: str, folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:

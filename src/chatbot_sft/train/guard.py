@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -93,12 +93,13 @@ class Guard:
 def row_names(dataset: Dataset, indices: Sequence[int]) -> str:
     """`chats.json rows 4, 17` for rows of `dataset`; their indices where it does not say which those are."""
     if not {"file", "row"} <= set(dataset.column_names):
-        return f"row{'' if len(indices) == 1 else 's'} {', '.join(map(str, sorted(indices)))} of the dataset (from 0)"
+        return f"{_rows(indices)} of the dataset (from 0)"
     origins = dataset.select_columns(["file", "row"])[list(indices)]
     rows: dict[str, set[int]] = {}
     for file, row in zip(origins["file"], origins["row"], strict=True):
         rows.setdefault(file, set()).add(row)
-    return ", ".join(
-        f"{file} row{'' if len(numbers) == 1 else 's'} {', '.join(map(str, sorted(numbers)))}"
-        for file, numbers in sorted(rows.items())
-    )
+    return ", ".join(f"{file} {_rows(numbers)}" for file, numbers in sorted(rows.items()))
+
+
+def _rows(numbers: Collection[int]) -> str:
+    return f"row{'' if len(numbers) == 1 else 's'} {', '.join(map(str, sorted(numbers)))}"
