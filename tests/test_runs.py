@@ -625,7 +625,7 @@ def test_a_glob_over_options_is_a_sweep(launch, data, swept, jobs):
 def test_an_interrupted_sweep_does_not_begin_the_next_job(warm, tmp_path, tiny):
     sweep = [*tiny, "training.max_steps=100000", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep"]
     started = warm.start(["-m", "chatbot_sft", "-m", *sweep], tmp_path)
-    started.wait_for("\njob 0  running  step ")
+    started.wait_for("job 0  running  step ")
     started.send_signal(signal.SIGINT)
     run = started.finish()
     assert run.returncode == 130, run.stderr

@@ -368,7 +368,7 @@ def test_a_full_disk_while_saving_leaves_nothing_half_written(launch, tiny, tmp_
 
 def test_ctrl_c_leaves_a_report_that_says_so(warm, tiny, tmp_path):
     started = warm.start(["-m", "chatbot_sft", *tiny, "training.max_steps=100000", "save=none"], tmp_path)
-    started.wait_for("\nstep 1/")
+    started.wait_for("step 1/")
     started.send_signal(signal.SIGINT)
     process = started.finish()
     stderr = process.stderr
