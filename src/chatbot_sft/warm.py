@@ -1,4 +1,5 @@
-"""What the jobs of one process share: the frozen base, and what it answered before any of them was trained.
+"""What the jobs of one process share: the frozen base, what it answered before any of them was trained, and what
+was captured over it.
 
 Imports, the tokenised rows (`cache`) and what the compiler made are there for every later job in any case.
 """
@@ -15,6 +16,7 @@ from chatbot_sft.config import Config
 from chatbot_sft.model import hardware, memory
 from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.model.precision import weights_dtype
+from chatbot_sft.train.captures import Captures
 
 if TYPE_CHECKING:
     from chatbot_sft.model.engine import Engine
@@ -33,6 +35,7 @@ class Held:
 
         self.model, self.loaded = model, Structure(model)
         self.answers: dict[Hashable, dict[str, Any]] = {}
+        self.captures = Captures()
         # Unsloth keeps what it found out about a model in the environment.
         self.marks = _marks()
 
@@ -87,6 +90,11 @@ class Loan:
             lora.init_lora_weights in (True, "gaussian") and not lora.use_dora and not settings.model.adapter
         )
         return self.held.answers if self.held and zero else None
+
+    @property
+    def captures(self) -> Captures:
+        """What is captured over the base; a run's own where it has its own."""
+        return self.held.captures if self.held else Captures()
 
     def kept(self) -> Callable[[], None]:
         """A part of `process`: what stands in the base now; before it was lent, what was loaded."""

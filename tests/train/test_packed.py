@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.train import packing
+from chatbot_sft.train.captures import Captures
 from chatbot_sft.train.layout import Layout, packed_ladder
 from chatbot_sft.train.rows import Row, packed
 
@@ -244,7 +245,8 @@ def test_graphs_serve_the_layout_alone_that_they_were_captured_for(monkeypatch, 
 
     monkeypatch.setattr(module, "decode", lambda model: None)
     step = SimpleNamespace(
-        layout=WHOLE, captured=None, packed=SimpleNamespace(captured="graphs"), shapes=None, encode=None, flat=None,
+        layout=WHOLE, captured=None, packed=SimpleNamespace(captured="graphs"), shapes=None, decoded=None, flat=None,
+        captures=Captures(),
         model=None, engine=SimpleNamespace(for_training=lambda model, checkpointing, random: None),
     )  # fmt: skip
     module.Step.use_layout(step, WHOLE)

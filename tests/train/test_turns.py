@@ -304,3 +304,79 @@ def on_unsloth(arguments, folder):
     report = json.loads((folder / "turns" / "dora" / "report.json").read_text(encoding="utf-8"))
     assert report["model"]["engine"] == "unsloth"
     assert not [name for name in warm.latest.model.state_dict() if "lora" in name]
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """As on a GPU, without one: conversations are packed, an adapter has a copy in bfloat16, and layers that were
+    captured for a shape are right as long as what they read and write is where it was. The shapes that were captured.
+    """
+    import torch
+
+    from chatbot_sft.train import packing, planning, step
+    from chatbot_sft.train.layout import Layout
+    from chatbot_sft.train.tuning import Plan
+
+    shapes = []
+
+    class Graphs:
+        def __init__(self, random=False, read=None):
+            self.places = {}
+
+        def hold(self, inputs):
+            return str(inputs) in self.places
+
+        def run(self, layers, inputs, head):
+            parameters = layers.__self__.model.parameters()
+            places = [(p.data_ptr(), p.grad.data_ptr() if p.requires_grad else None) for p in parameters]
+            shape = inputs["input_ids"].shape
+            if shape not in self.places:
+                self.places[shape] = places
+                shapes.append(shape)
+            assert places == self.places[shape]
+            hidden = layers(**inputs)
+            loss, gradient = head(hidden.detach())
+            hidden.backward(gradient)
+            return loss
+
+    class Step(step.Step):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.gradients = self.flat = step.FlatParameters(self.trained, self.captures)
+            self.precision = "bf16"
+
+    def planned(job, batches, step, trial, as_configured):
+        assert step.not_packable() is None
+        layout = Layout(2, packed=True, captured=True)
+        step.pack(lambda layout: packing.shapes(batches, trial.steps, layout), layout)
+        return Plan(layout, "asked for here")
+
+    monkeypatch.setattr(planning, "planned", planned)
+    monkeypatch.setattr(step, "CapturedLayers", Graphs)
+    monkeypatch.setattr(step, "Step", Step)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return shapes
+
+
+def test_jobs_with_adapters_of_one_form_share_what_is_captured(captured, tiny, tmp_path, monkeypatch):
+    """The same to the bit, alone and in turns."""
+    more = {
+        "one": ["lora.r=4"],
+        "another": ["lora.r=4", "training.learning_rate=2e-2"],
+        "wider": ["lora.r=8"],
+    }
+    monkeypatch.setattr(sys.modules[__name__], "JOBS", more)
+
+    def trained(folder, warm, every):
+        runs = {name: started(name, tiny, folder, warm, every) for name in more}
+        ends = in_turns(runs) if every else {name: in_turns({name: run})[name] for name, run in runs.items()}
+        assert [end.status for end in ends.values()] == [Status.COMPLETED] * 3
+        taken, captured[:] = list(captured), []
+        return {name: figures(folder / name) for name in more}, taken
+
+    alone, each = trained(tmp_path / "alone", None, 0)
+    for place, every in enumerate((0, 1)):
+        found, taken = trained(tmp_path / str(place), Warm(), every)
+        for name in more:
+            assert_same(found[name], alone[name])
+        assert len(taken) * 3 == len(each) * 2

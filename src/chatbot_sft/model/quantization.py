@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.errors import refuse_with
@@ -61,9 +62,17 @@ def nf4(compute_dtype: torch.dtype) -> Any:
     )
 
 
-def decode(model: Any) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Decoded:
+    """16-bit layers in place of 4-bit ones, as long as somebody keeps them in memory."""
+
+    layers: list[torch.nn.Module]
+    encode: Callable[[], None]  # puts the 4 bits back
+
+
+def decode(model: Any) -> Decoded:
     """Put 16-bit layers of the same numbers in place of the 4-bit ones of `model`'s decoder, which otherwise
-    are decoded twice a step, in each pass. Returns what puts these back.
+    are decoded twice a step, in each pass.
 
     Raises:
         torch.OutOfMemoryError: there is no room for them; `model` is as it was.
@@ -86,4 +95,6 @@ def decode(model: Any) -> Callable[[], None]:
         _decoded[layer] = weakref.ref(plain)
         return plain
 
-    return functools.partial(put_back, replace_layers(model, decoded))
+    taken = replace_layers(model, decoded)
+    layers = [getattr(parent, name) for parent, name, _ in taken]
+    return Decoded(layers, functools.partial(put_back, taken))

@@ -8,8 +8,10 @@ blocks of 256 values: every matrix begins at a block of its own, so the result i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
+
+from chatbot_sft.train.captures import Captures
 
 if TYPE_CHECKING:
     import torch
@@ -99,10 +101,11 @@ class FlatParameters(Gradients):
 
     After `compute_in` another dtype a copy in that one takes part in forward and backward passes, and
     `vector` stays what the optimizer moves (mixed precision as in arXiv 1710.03740): one cast a step, not one
-    of each matrix each time it is used.
+    of each matrix each time it is used. That copy is in the place that `captures` has for it: what stands there is
+    of one step.
     """
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], captures: Captures | None = None) -> None:
         import torch
 
         super().__init__(parameters)
@@ -120,9 +123,15 @@ class FlatParameters(Gradients):
         for parameter, place in zip(self.parameters, self.master.places, strict=True):
             place.copy_(parameter.data)
             parameter.data = place
+        self.captures = captures or Captures()
         self.copy: _Vector | None = None
         self.before: torch.Tensor | None = None
         self.gradients = self.master.gradients
+
+    @property
+    def form(self) -> Hashable:
+        """Equal for parameters that can stand in one place."""
+        return (*(parameter.shape for parameter in self.parameters), self.vector.device)
 
     def compute_in(self, dtype: torch.dtype | None) -> None:
         """The dtype of forward and backward passes from here on; None: the parameters' own."""
@@ -132,8 +141,12 @@ class FlatParameters(Gradients):
         if dtype is None or dtype == self.vector.dtype:
             self.copy = None
         elif self.copy is None:  # one that is there stays where graphs know it
-            copy = torch.zeros_like(self.vector.data, dtype=dtype)
-            self.copy = _Vector(copy, torch.zeros_like(copy), self._views)
+
+            def copied() -> _Vector:
+                copy = torch.zeros_like(self.vector.data, dtype=dtype)
+                return _Vector(copy, torch.zeros_like(copy), self._views)
+
+            self.copy = self.captures.place((self.form, dtype), copied)
         self.gradients = (self.copy or self.master).gradients
 
     def attach(self) -> None:

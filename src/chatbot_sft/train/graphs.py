@@ -18,6 +18,10 @@ import torch
 
 LENGTHS = 128  # rows are padded to a multiple of so many tokens, to keep the shapes few
 Inputs = dict[str, torch.Tensor]
+Layers = Callable[..., torch.Tensor]
+Head = Callable[
+    [torch.Tensor], tuple[torch.Tensor, torch.Tensor]
+]  # hidden states: the loss, and its gradient
 
 
 class CaptureFailed(Exception):
@@ -55,15 +59,18 @@ _grounds: weakref.WeakValueDictionary[int, _Ground] = weakref.WeakValueDictionar
 
 
 class CapturedLayers:
-    """`layers(**inputs)`, to the hidden states (rows, length, width), replayed from graphs.
+    """`layers(**inputs)`, to the hidden states (rows, length, width), replayed from graphs. The layers are asked
+    where a shape first comes; later they may be another run's, whose weights are in the same places.
 
     The backward graphs add to gradients where these were when the shape was captured: they have to stay in
     place (`gradients.Gradients`).
     """
 
-    def __init__(self, layers: Callable[..., torch.Tensor], random: bool = False) -> None:
-        """`random`: each pass draws its own dropout, so a graph cannot be held against the layers."""
-        self.layers, self.random = layers, random
+    def __init__(self, random: bool = False, read: object = None) -> None:
+        """`random`: each pass draws its own dropout, so a graph cannot be held against the layers. `read` is what
+        they read that nobody else may keep in memory.
+        """
+        self.random, self.read = random, read
         self.ground = _Ground.of_process()
         self.graphs: dict[tuple[torch.Size, ...], _Graphs] = {}
 
@@ -76,9 +83,7 @@ class CapturedLayers:
         """Whether there are graphs for inputs of these shapes."""
         return _shapes(inputs) in self.graphs
 
-    def run(
-        self, inputs: Inputs, head: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
+    def run(self, layers: Layers, inputs: Inputs, head: Head) -> torch.Tensor:
         """Forward and backward pass of one micro-batch on the GPU. `head` makes of the hidden states the loss,
         which is returned, and its gradient, of their shape.
 
@@ -86,27 +91,27 @@ class CapturedLayers:
             CaptureFailed: the layers cannot be captured; nothing was computed, and the process goes on as
                 before.
         """
-        graphs = self._forward(inputs)
+        graphs = self._forward(layers, inputs)
         loss, gradient = head(graphs.hidden)
         graphs.hidden_gradient.copy_(gradient)
         graphs.backward.replay()
         return loss
 
-    def hidden(self, inputs: Inputs) -> torch.Tensor:
+    def hidden(self, layers: Layers, inputs: Inputs) -> torch.Tensor:
         """The hidden states alone, until the next pass. Raises CaptureFailed as `run` does."""
-        return self._forward(inputs).hidden
+        return self._forward(layers, inputs).hidden
 
-    def _forward(self, inputs: Inputs) -> _Graphs:
+    def _forward(self, layers: Layers, inputs: Inputs) -> _Graphs:
         shapes = _shapes(inputs)
         if shapes not in self.graphs:
-            self.graphs[shapes] = self._capture(inputs)
+            self.graphs[shapes] = self._capture(layers, inputs)
         graphs = self.graphs[shapes]
         for name, tensor in inputs.items():
             graphs.inputs[name].copy_(tensor, non_blocking=True)
         graphs.forward.replay()
         return graphs
 
-    def _capture(self, inputs: Inputs) -> _Graphs:
+    def _capture(self, layers: Layers, inputs: Inputs) -> _Graphs:
         inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         pool, stream = self.ground.pool, self.ground.stream
         stream.wait_stream(torch.cuda.current_stream())
@@ -120,12 +125,12 @@ class CapturedLayers:
             # Compiles, and allocates what the capture must find ready: from the graphs' own memory, in which
             # the capture then finds room.
             with torch.cuda.stream(stream), torch.cuda.use_mem_pool(pool):
-                expected = self.layers(**inputs)
+                expected = layers(**inputs)
                 expected.backward(torch.zeros_like(expected))
                 expected = expected.detach()
             torch.cuda.current_stream().wait_stream(stream)
             with capture(forward):
-                hidden = self.layers(**inputs)
+                hidden = layers(**inputs)
             gradient = torch.zeros_like(hidden)
             with capture(backward):
                 hidden.backward(gradient)

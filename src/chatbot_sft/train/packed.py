@@ -12,7 +12,7 @@ import torch
 
 from chatbot_sft.model import head as heads
 from chatbot_sft.model.head import loss_and_gradient
-from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
+from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed, Head
 from chatbot_sft.train.judge import Judge, of_sequences, spread
 from chatbot_sft.train.packing import PackedShapes
 from chatbot_sft.train.rows import Row, packed, sequence_tensors, sequences
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from chatbot_sft.train.layout import Layout
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
-Head = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class PackedPasses:
     """Forward and backward passes of `model`. `shapes` says in which sizes conversations come, `random` whether
-    the layers have dropout.
+    the layers have dropout, `graphs` where those of a layout are.
     """
 
     def __init__(
@@ -39,9 +38,11 @@ class PackedPasses:
         smoothing: float,
         shapes: PackedShapes,
         random: bool = False,
+        graphs: Callable[[Layout], CapturedLayers] | None = None,
     ) -> None:
         self.model, self.engine, self.autocast, self.pad = model, engine, autocast, pad_token_id
         self.smoothing, self.shapes, self.random = smoothing, shapes, random
+        self.graphs = graphs or (lambda layout: CapturedLayers(random))
         self.captured: CapturedLayers | None = None
 
     def run(self, rows: Sequence[Row], count: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -87,7 +88,7 @@ class PackedPasses:
         with torch.no_grad():
             if layout.captured and not self.random:
                 with torch.enable_grad():  # what is captured has a backward pass
-                    hidden = self._captured(batch, layout).hidden(batch)
+                    hidden = self._captured(batch, layout).hidden(self.layers, batch)
             else:
                 with evaluating(self.model), uncompiled():
                     hidden = self.layers(**batch)
@@ -96,7 +97,7 @@ class PackedPasses:
 
     def _pass(self, batch: dict[str, torch.Tensor], head: Head, layout: Layout) -> torch.Tensor:
         if layout.captured:
-            return self._captured(batch, layout).run(batch, head)
+            return self._captured(batch, layout).run(self.layers, batch, head)
         with uncompiled():
             hidden = self.layers(**batch)
             loss, gradient = head(hidden.detach())
@@ -109,7 +110,7 @@ class PackedPasses:
         if layout.checkpointing and self.random:
             raise CaptureFailed("layers that are recomputed would draw another dropout")
         if self.captured is None:
-            self.captured = CapturedLayers(self.layers, self.random)
+            self.captured = self.graphs(layout)
         if layout.compiled and not self.captured.hold(batch):
             self.engine.compile_layers(self.model)  # again: another run may have compiled its own since
         return self.captured

@@ -29,6 +29,7 @@ from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import planning
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.batches import KINDS, PARTS
+from chatbot_sft.train.captures import Captures
 from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.resume import Origin, settle
@@ -86,6 +87,7 @@ class Session:
         self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the layout when it is chosen
         self.answers: dict[Hashable, dict[str, Any]] = {}  # evaluations of bases before training
         self.question: Hashable = None  # which of them is this one's
+        self.captures = Captures()  # what runs on the same base have captured
         # What is made on the way.
         self.loop = ""  # "native" or "trl", once created
         self.job: Any = None  # what is trained: a `job.Job`
@@ -180,7 +182,13 @@ class Session:
             )
             self.job.state.is_world_process_zero = args.process_index == 0
             self.step = Step(
-                self.model, self.engine, self.settings, args, self.tokenizer.pad_token_id, self.objective
+                self.model,
+                self.engine,
+                self.settings,
+                args,
+                self.tokenizer.pad_token_id,
+                self.objective,
+                self.captures,
             )
         self._use(loop, why)
         if args.process_index == 0:

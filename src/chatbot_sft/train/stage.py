@@ -23,6 +23,7 @@ from chatbot_sft.run.report import Plan
 from chatbot_sft.run.turn import Turn
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import resume
+from chatbot_sft.train.captures import Captures
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.outcome import Outcome, history, outcome, plan_of, used_settings
 from chatbot_sft.train.resume import Origin
@@ -42,14 +43,15 @@ class Record(Protocol):
 @dataclass(frozen=True)
 class Start:
     """How a training begins: `origin` says where, `lock` what decides its result, `wait` what was waited for
-    until now; `loggers` are opened with it. `answers` are evaluations that other runs made of the same base
-    before training, where this one may take them over.
+    until now; `loggers` are opened with it. `captures` are those of the base, `answers` evaluations that other
+    runs made of it before training, where this one may take them over.
     """
 
     origin: Origin
     lock: Lock
     wait: Wait
     loggers: Loggers
+    captures: Captures
     answers: dict[Hashable, dict[str, Any]] | None = None
 
 
@@ -76,6 +78,7 @@ def begin(
     model, tokenizer = trainable.model, trainable.tokenizer
     session = session_class(settings, model, tokenizer, prepared.training, prepared.held_out)
     session.origin, session.wait, session.loggers = start.origin, start.wait, start.loggers
+    session.captures = start.captures
     session.sample_prompts, session.warnings = prepared.questions(), warnings
     session.alike = _alike(settings, start)
     session.setup()

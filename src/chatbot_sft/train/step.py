@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +18,11 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.model.loss import quantised
-from chatbot_sft.model.quantization import decode
+from chatbot_sft.model.quantization import Decoded, decode
 from chatbot_sft.model.sharding import shard
 from chatbot_sft.objective.base import Objective
 from chatbot_sft.objective.sequences import Totals
+from chatbot_sft.train.captures import Captures
 from chatbot_sft.train.gradients import FlatParameters, Gradients, flattens
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
 from chatbot_sft.train.judge import Judge, beside_totals, figure_names, sequences_of
@@ -44,7 +47,14 @@ class Step:
     """
 
     def __init__(
-        self, model: Any, engine: Engine, settings: Config, args: Any, pad_token_id: int, objective: Objective
+        self,
+        model: Any,
+        engine: Engine,
+        settings: Config,
+        args: Any,
+        pad_token_id: int,
+        objective: Objective,
+        captures: Captures | None = None,
     ) -> None:
         self.model, self.engine, self.settings, self.objective = model, engine, settings, objective
         self.args, self.pad = args, pad_token_id
@@ -64,7 +74,8 @@ class Step:
         self.captured: CapturedLayers | None = None
         self.packed: PackedPasses | None = None  # where a layout packs
         self.shapes: Callable[[Layout], PackedShapes] | None = None  # and into what
-        self.encode: Callable[[], None] | None = None  # where the base was decoded: puts its 4 bits back
+        self.decoded: Decoded | None = None  # the base, where a layout has it so
+        self.captures = captures or Captures()
         self.failure: UserError | None = None  # why this process, of several, cannot go on
         # What the objective reports of a step beside its loss.
         self.figures = [] if objective.means_tokens else figure_names(objective)
@@ -72,7 +83,7 @@ class Step:
         one_vector = flattens(self.trained) and (
             "8bit" in args.optim or (args.device.type == "cuda" and by_element(args.optim))
         )
-        self.flat = FlatParameters(self.trained) if one_vector else None
+        self.flat = FlatParameters(self.trained, self.captures) if one_vector else None
         self.gradients = self.flat or Gradients(self.trained)
         self.smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
         self.scaler = torch.amp.GradScaler(args.device.type) if self.precision == "fp16" else None
@@ -100,15 +111,16 @@ class Step:
         if layout != self.layout:
             self.captured = None
             if self.packed is not None:
+                self.captures.let_go(self.packed.captured)
                 self.packed.captured = None
         sizes = (layout.packs, layout.captured)
         if layout.packed and self.shapes is not None and sizes != (self.layout.packs, self.layout.captured):
             self.pack(self.shapes, layout)
-        if layout.decoded and self.encode is None:
-            self.encode = decode(self.model)
-        elif not layout.decoded and self.encode is not None:
-            self.encode()
-            self.encode = None
+        if layout.decoded and self.decoded is None:
+            self.decoded = decode(self.model)
+        elif not layout.decoded and self.decoded is not None:
+            self.decoded.encode()
+            self.decoded = None
         if self.flat is not None:
             self.flat.compute_in(torch.bfloat16 if layout.packed and self.precision == "bf16" else None)
         self.layout = layout
@@ -139,8 +151,18 @@ class Step:
         smoothing, random = self.args.label_smoothing_factor, bool(self.settings.lora.lora_dropout)
         self.shapes = shapes
         self.packed = PackedPasses(
-            self.model, self.engine, self.autocast, self.pad, smoothing, shapes(layout), random
+            self.model, self.engine, self.autocast, self.pad, smoothing, shapes(layout), random, self.graphs
         )
+
+    def graphs(self, layout: Layout) -> CapturedLayers:
+        """Those of `layout`, maybe of a run before with an adapter of the same form."""
+        random = bool(self.settings.lora.lora_dropout)
+        if self.flat is None or self.flat.copy is None:  # its weights have no place but their own
+            return CapturedLayers(random)
+        lora = json.dumps(asdict(self.settings.lora), sort_keys=True)
+        key = (self.flat.form, lora, self.precision, layout, self.passes().shapes)
+        read = (self.flat.copy, self.decoded and self.decoded.layers)
+        return self.captures.layers(key, lambda: CapturedLayers(random, read))
 
     def capturable(self) -> bool:
         """Whether `layout.captured` may be tried: an adapter alone over a whole base, nothing random in the
@@ -297,8 +319,8 @@ class Step:
             return loss.detach(), gradient
 
         if self.captured is None:
-            self.captured = CapturedLayers(self._padded_layers)
-        return self.captured.run({"input_ids": batch["input_ids"]}, head)
+            self.captured = CapturedLayers()
+        return self.captured.run(self._padded_layers, {"input_ids": batch["input_ids"]}, head)
 
     def _padded_layers(self, input_ids: torch.Tensor) -> torch.Tensor:
         with self.autocast():

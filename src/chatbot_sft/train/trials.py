@@ -77,6 +77,9 @@ def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int)
             tried = [found.layout for found in measured]
             left = [other for other in uncaptured_ladder(layout, batches.batch_size) if other not in tried]
             continue
+        if measurement.why_not and step.captures.let_go_others(step.passes().captured):
+            left.insert(0, layout)  # there may be room where the runs before have left graphs
+            continue
         measured.append(hungriest(distributed.gathered(measurement)))
         if measured[-1].why_not is None:
             return Plan(layout, "packed", measured)
