@@ -227,7 +227,7 @@ def browse(tmp_path_factory):
         process = subprocess.run(
             [*command, *(arguments or ["--dump-dom"]), path.as_uri() + fragment],
             capture_output=True,
-            timeout=300,
+            timeout=600,
         )
         told = process.stderr.decode(errors="replace")
         assert process.returncode == 0, told

@@ -94,7 +94,7 @@ class Started:
         size = os.fstat(self.err.fileno()).st_size
         return os.pread(self.err.fileno(), size, 0).decode("utf-8", "replace")
 
-    def wait_for(self, text: str, seconds: float = 120) -> None:
+    def wait_for(self, text: str, seconds: float = 600) -> None:
         """Until it has said so."""
         limit = time.monotonic() + seconds
         while text not in self.said():

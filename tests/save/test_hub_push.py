@@ -93,7 +93,7 @@ class Client:
 
     def end(self):
         """Everything that was logged and shown."""
-        self.process.communicate(timeout=300)
+        self.process.communicate(timeout=600)
         return (self.folder / "run.log").read_text(encoding="utf-8") + (self.folder / "stderr").read_text(
             encoding="utf-8"
         )

@@ -324,7 +324,7 @@ def test_slurm_gets_an_array_of_workers_and_the_command_does_not_wait(launchers,
         "hydra.launcher.partition=gpu", "hydra.launcher.mem_gb=64", "hydra.launcher.timeout_min=600",
         "+hydra.launcher.additional_parameters={mail-type: FAIL}", "hydra.sweep.dir=sweep",
         env={**launchers, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
-        timeout=120,
+        timeout=600,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert "python -m chatbot_sft.compare sweep shows how far they are" in process.stdout

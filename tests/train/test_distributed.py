@@ -298,7 +298,7 @@ def by_hand(request, tiny_llama, tmp_path_factory):
         else:
             process = subprocess.run(
                 [sys.executable, "-m", *ACCELERATE, "run.py", *given],
-                cwd=folder, capture_output=True, text=True, timeout=300,
+                cwd=folder, capture_output=True, text=True, timeout=600,
             )  # fmt: skip
         assert process.returncode == 0, process.stderr
         printed.append(json.loads(process.stdout.splitlines()[-1]))

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import itertools
 import random
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -192,17 +193,22 @@ LEAST = Layout(1, packed=True, checkpointing=True)
         (8, False, LEAST),
     ],
 )
+@pytest.mark.parametrize("left_there", [0, 50])
 def test_with_less_memory_conversations_are_fewer_then_layers_recomputed(
-    monkeypatch, caplog, total, recaptured, taken
+    monkeypatch, caplog, total, recaptured, taken, left_there
 ):
+    """Whatever runs before have `left_there`: their graphs go first."""
     from chatbot_sft.train import trials
     from chatbot_sft.train.graphs import CaptureFailed
 
     def need(layout):
         if layout.captured and layout.checkpointing and not recaptured:
             raise CaptureFailed("planted")
-        return layout.packs * (1 if layout.checkpointing else 10) + (60 if layout.decoded else 0)
+        own = layout.packs * (1 if layout.checkpointing else 10) + (60 if layout.decoded else 0)
+        return own + (left_there if before() else 0)
 
+    captures = Captures()
+    before = weakref.ref(captures.layers("a run before", SimpleNamespace))
     card = Card(monkeypatch, total, need)
     for place in ("largest", "disagreement", "packing.shapes"):
         monkeypatch.setattr(f"chatbot_sft.train.trials.{place}", lambda *_: None)
@@ -210,6 +216,7 @@ def test_with_less_memory_conversations_are_fewer_then_layers_recomputed(
         args=SimpleNamespace(device="cuda"), pack=lambda shapes, layout: None,
         settings=SimpleNamespace(training=SimpleNamespace(memory_margin=0.1)),
         use_layout=card.use_layout, trial_run=card.trial_run,
+        captures=captures, passes=lambda: SimpleNamespace(captured=None),
     )  # fmt: skip
     ladder = packed_ladder(8, compiled=True, four_bit=True)
     plan = trials.packed_plan(step, SimpleNamespace(batch_size=8), ladder, 500)

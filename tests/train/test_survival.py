@@ -34,7 +34,7 @@ class Forked:
         return self.process.pid
 
     def exit_code(self):
-        return self.process.finish(300).returncode
+        return self.process.finish().returncode
 
     def run(self, config, days=0, env=None):
         self.start(config, days, env)
@@ -207,7 +207,7 @@ def test_sigterm_ends_a_whole_sweep(warm, tiny, tmp_path):
     started = warm.start(sweep, tmp_path)
     started.wait_for("job 0  running  step ")
     started.send_signal(signal.SIGTERM)
-    process = started.finish(60)
+    process = started.finish()
     stderr = process.stderr
     assert process.returncode == 143
     assert "Traceback" not in stderr
