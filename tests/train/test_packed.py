@@ -130,14 +130,14 @@ def test_packed_layouts_get_less_hungry_and_end():
 
 
 class Card:
-    """A GPU of `total`, and a step that needs what `need` says of a layout. Graphs hold that until another layout is
-    used; what is let go stays reserved until the cache is emptied.
+    """A GPU of `total`, and a step that needs what `need` says of a layout beside what runs before have `left` there.
+    Graphs hold that until another layout is used; what is let go stays reserved until the cache is emptied.
     """
 
-    def __init__(self, monkeypatch, total, need):
+    def __init__(self, monkeypatch, total, need, left=lambda: 0):
         import torch
 
-        self.total, self.need, self.layout = total, need, None
+        self.total, self.need, self.left, self.layout = total, need, left, None
         self.held = self.reserved = self.peak = 0
         card = SimpleNamespace(total_memory=total)
         monkeypatch.setattr(gc, "collect", lambda: None)  # of all that torch has, at each layout
@@ -146,7 +146,7 @@ class Card:
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
 
     def empty_cache(self):
-        self.reserved = self.held
+        self.reserved = self.held + self.left()
 
     def reset_peak_memory_stats(self):
         self.peak = self.reserved
@@ -162,10 +162,11 @@ class Card:
         import torch
 
         self.use_layout(layout)
-        if self.need(layout) > self.total:
+        needed = self.need(layout)
+        if needed + self.left() > self.total:
             raise torch.OutOfMemoryError
-        self.held = self.need(layout) if layout.captured else 0
-        self.reserved = max(self.reserved, self.need(layout))
+        self.held = needed if layout.captured else 0
+        self.reserved = max(self.reserved, needed + self.left())
         self.peak = max(self.peak, self.reserved)
         return 1.0
 
@@ -204,12 +205,11 @@ def test_with_less_memory_conversations_are_fewer_then_layers_recomputed(
     def need(layout):
         if layout.captured and layout.checkpointing and not recaptured:
             raise CaptureFailed("planted")
-        own = layout.packs * (1 if layout.checkpointing else 10) + (60 if layout.decoded else 0)
-        return own + (left_there if before() else 0)
+        return layout.packs * (1 if layout.checkpointing else 10) + (60 if layout.decoded else 0)
 
     captures = Captures()
-    before = weakref.ref(captures.layers("a run before", SimpleNamespace))
-    card = Card(monkeypatch, total, need)
+    before = weakref.ref(captures.layers("a run before", type("Graphs", (), {})))
+    card = Card(monkeypatch, total, need, lambda: left_there if before() else 0)
     for place in ("largest", "disagreement", "packing.shapes"):
         monkeypatch.setattr(f"chatbot_sft.train.trials.{place}", lambda *_: None)
     step = SimpleNamespace(
