@@ -2,13 +2,14 @@
 of positions at a time, so that all logits are never there at once.
 
 The gradient of the loss by the logits is known as soon as these are: softmax minus the label. Liger Kernel
-(arXiv 2410.10989) computes it so; here the matrix products are PyTorch's and the rest is one compiled function.
+(arXiv 2410.10989) computes it so, in the place of the logits; here the matrix products are PyTorch's and the rest is
+one compiled function. That place has one size in all steps: of many sizes the allocator would keep a gigabyte.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -36,20 +37,18 @@ def loss_and_gradient(
     gradient = torch.empty_like(hidden)
     chunk = _compiled(cross_entropy, hidden.is_cuda)
     with torch.no_grad():
-        for start in range(0, len(hidden), CHUNK):
-            rows = hidden[start : start + CHUNK].to(weight.dtype)
-            loss, by_logits = chunk(rows @ weight.t(), targets[start : start + CHUNK], count, smoothing)
-            total += loss
-            gradient[start : start + CHUNK] = by_logits @ weight
+        for part, rows, logits in _chunks(hidden, weight):
+            total += chunk(logits, targets[part], count, smoothing)
+            gradient[part] = logits @ weight
             if weight.requires_grad:
-                _add_gradient(weight, by_logits, rows)
+                _add_gradient(weight, logits, rows)
     return total, gradient
 
 
 def cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, count: torch.Tensor, smoothing: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, gradient by the logits): `logits` (positions, vocabulary), the gradient of their dtype."""
+) -> torch.Tensor:
+    """The loss; its gradient by `logits` (positions, vocabulary) takes their place."""
     z = logits.float()
     normaliser = z.logsumexp(-1, keepdim=True)
     kept = (targets != IGNORED)[:, None]
@@ -61,7 +60,9 @@ def cross_entropy(
         of_all = normaliser - z.mean(-1, keepdim=True)
         of_target = (1 - smoothing) * of_target + smoothing * of_all
         by_logits = by_logits - smoothing / z.shape[1]
-    return (of_target * kept).sum() / count, (by_logits * kept / count).to(logits.dtype)
+    loss = (of_target * kept).sum() / count
+    logits.copy_(by_logits * kept / count)
+    return loss
 
 
 # Where what a position weighs is known only after all of them are: two passes.
@@ -72,9 +73,8 @@ def log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, targets: torch
     found = torch.empty(len(hidden), device=hidden.device)
     chunk = _compiled(log_probability, hidden.is_cuda)
     with torch.no_grad():
-        for start in range(0, len(hidden), CHUNK):
-            logits = hidden[start : start + CHUNK].to(weight.dtype) @ weight.t()
-            found[start : start + CHUNK] = chunk(logits, targets[start : start + CHUNK])
+        for part, _, logits in _chunks(hidden, weight):
+            found[part] = chunk(logits, targets[part])
     return found
 
 
@@ -93,21 +93,28 @@ def gradient(
     found = torch.empty_like(hidden)
     chunk = _compiled(_by_logits, hidden.is_cuda)
     with torch.no_grad():
-        for start in range(0, len(hidden), CHUNK):
-            part = slice(start, start + CHUNK)
-            rows = hidden[part].to(weight.dtype)
-            by_logits = chunk(rows @ weight.t(), targets[part], by_logp[part])
-            found[part] = by_logits @ weight
+        for part, rows, logits in _chunks(hidden, weight):
+            chunk(logits, targets[part], by_logp[part])
+            found[part] = logits @ weight
             if weight.requires_grad:
-                _add_gradient(weight, by_logits, rows)
+                _add_gradient(weight, logits, rows)
     return found
 
 
-def _by_logits(logits: torch.Tensor, targets: torch.Tensor, by_logp: torch.Tensor) -> torch.Tensor:
-    """One where the target is, less the probabilities, times what the position weighs."""
+def _by_logits(logits: torch.Tensor, targets: torch.Tensor, by_logp: torch.Tensor) -> None:
+    """One where the target is, less the probabilities, times what the position weighs: in the place of `logits`."""
     z = logits.float()
     is_target = torch.arange(z.shape[1], device=z.device)[None] == targets[:, None]
-    return ((is_target.float() - z.softmax(-1)) * by_logp[:, None]).to(logits.dtype)
+    logits.copy_((is_target.float() - z.softmax(-1)) * by_logp[:, None])
+
+
+def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """(part, states, logits) of each chunk of positions: the logits until the next."""
+    place = torch.empty(CHUNK, len(weight), dtype=weight.dtype, device=hidden.device)
+    for start in range(0, len(hidden), CHUNK):
+        part = slice(start, start + CHUNK)
+        rows = hidden[part].to(weight.dtype)
+        yield part, rows, torch.mm(rows, weight.t(), out=place[: len(rows)])
 
 
 def _add_gradient(weight: torch.Tensor, by_logits: torch.Tensor, rows: torch.Tensor) -> None:
