@@ -163,7 +163,7 @@ def opened(word: str, own_config: bool = False) -> str:
     Raises:
         UserError: a section or a key that is taken away.
     """
-    parsed = OverridesParser.create().parse_override(word)
+    parsed = _read(word)
     key = parsed.key_or_group
     ours = key.partition(".")[0] != "hydra" and "/" not in key and schema.known_override(key)
     if parsed.is_delete() and (ours or refused_overrides.is_ours(key)):
@@ -358,7 +358,7 @@ def as_text(override: str, parsed: Override) -> str:
         return override
     key = parsed.key_or_group
     values = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
-    texts = [as_text(value, OverridesParser.create().parse_override(value)) for value in values]
+    texts = [as_text(value, _read(value)) for value in values]
     return override if texts == values else f"{key}=" + ",".join(text.partition("=")[2] for text in texts)
 
 
@@ -414,7 +414,18 @@ def _is_key(text: str) -> bool:
 
 def _parsed(word: str) -> Override | None:
     try:
-        parsed = OverridesParser.create().parse_override(word)
+        parsed = _read(word)
     except HydraException:
         return None
     return parsed if parsed.key_or_group else None
+
+
+@functools.lru_cache(maxsize=256)
+def _read(word: str) -> Override:
+    """As Hydra's grammar reads it, which takes milliseconds; asked for more than once."""
+    return _grammar().parse_override(word)
+
+
+@functools.cache
+def _grammar() -> OverridesParser:
+    return OverridesParser.create()

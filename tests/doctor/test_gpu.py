@@ -4,8 +4,10 @@ import sys
 
 from planted import smi, torch_for
 
-from chatbot_sft.doctor import gpu
+from chatbot_sft.config import Config
+from chatbot_sft.doctor import gpu, takes
 from chatbot_sft.doctor.finding import State
+from chatbot_sft.model import engine, hardware
 
 
 def test_torch_for_the_cpu_beside_a_card(tmp_path, monkeypatch):
@@ -50,3 +52,19 @@ def test_a_card_that_is_not_there(monkeypatch, tmp_path):
         assert [one.state for one in found] == [state]
         assert said in found[0].what
     assert gpu.of_the_run() == []
+
+
+def test_the_engine_is_the_one_that_the_run_takes(monkeypatch, tmp_path):
+    """On a card that packs conversations `auto` goes by the model, as far as it is here."""
+    monkeypatch.setattr(engine.importlib.metadata, "version", lambda package: "2026.10.9")
+    monkeypatch.setattr(hardware, "gpus", lambda: (hardware.Gpu("NVIDIA H200", 150.8, "580", 9.0),))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    packs = "transformers (auto: packs conversations on NVIDIA H200)"
+    for name, more, said in (
+        (str(tmp_path), {}, packs),
+        (str(tmp_path), {"objective": {"name": "dpo"}}, "transformers (auto: objective=dpo)"),
+        (str(tmp_path / "other"), {}, "unsloth (auto: unsloth 2026.10.9 on NVIDIA H200)"),
+        ("nobody/not-here", {}, "unsloth (auto: unsloth 2026.10.9 on NVIDIA H200)"),
+    ):
+        (found,) = takes.check(Config.from_mapping({"model": {"name": name}, **more}))
+        assert found.what == said

@@ -21,6 +21,7 @@ from chatbot_sft.config import hydra_glue, kind_of
 from chatbot_sft.errors import UserError
 
 TIMES = settings.default.max_examples  # 100; 1,000 where new ones are looked for
+PARSER = OverridesParser.create()
 LOOSE = {"max_examples": 3 * TIMES, "suppress_health_check": list(HealthCheck)}
 
 
@@ -42,7 +43,8 @@ def test_a_word_is_refused_in_a_line_or_hydra_reads_what_is_written(word):
         return
     if accepted.help or not accepted.overrides:
         return
-    parsed, read = (OverridesParser.create().parse_override(one) for one in (word, *opened))
+    parsed = PARSER.parse_override(word)
+    read = parsed if opened == [word] else PARSER.parse_override(*opened)
     assert read.key_or_group == parsed.key_or_group
     assert (read.key_or_group and read.package is None) or "/" in read.key_or_group
     if not parsed.is_sweep_override() and not kind_of(parsed.key_or_group).startswith("str"):
@@ -62,7 +64,7 @@ def test_a_command_is_refused_in_a_line_or_its_configuration_has_every_word(type
     overrides = {}
     for word in typed:
         if word != "--":
-            parsed = OverridesParser.create().parse_override(word)
+            parsed = PARSER.parse_override(word)
             overrides[parsed.key_or_group] = parsed
     own_class = any("_target_" in key for key in overrides)
     checked = hydra_glue.check(config)

@@ -62,17 +62,14 @@ PLAIN = {"model": {"name": "smollm2"}}
     ],
 )
 def test_auto_takes_the_plain_engine_where_that_packs(monkeypatch, changes, packs):
-    monkeypatch.setattr(engine, "architecture", lambda settings: "llama")
     monkeypatch.setattr(engine.importlib.metadata, "version", lambda package: "2.11.0+cu130")
     settings = Config.from_mapping({**PLAIN, **changes})
     monkeypatch.setattr(hardware, "gpus", lambda: (hardware.Gpu("NVIDIA H200", 150.8, "580", 9.0),))
-    assert engine.trains_packed(settings) is packs
-    monkeypatch.setattr(engine, "architecture", lambda settings: "gpt2")
-    assert not engine.trains_packed(settings)
-    monkeypatch.setattr(engine, "architecture", lambda settings: "llama")
+    assert engine.trains_packed(settings, lambda settings: "llama") is packs
+    assert not engine.trains_packed(settings, lambda settings: "gpt2")
     for cards in ((), (hardware.Gpu("Tesla T4", 15.6, "580", 7.5),)):
         monkeypatch.setattr(hardware, "gpus", lambda cards=cards: cards)
-        assert not engine.trains_packed(settings)
+        assert not engine.trains_packed(settings, lambda settings: "llama")
 
 
 def test_gpus_are_read_from_nvidia_smi(monkeypatch, tmp_path):

@@ -19,11 +19,21 @@ ROWS = 3  # tokenised rows in the cache, as a multiple of the data's own size
 
 
 def check(settings: Config) -> Iterator[Finding]:
-    """The engine that trains, told from versions and hardware alone."""
-    from chatbot_sft.model.engine import expected
+    """The engine that trains, told from versions, hardware and what is trained."""
+    from chatbot_sft.model.engine import by_what_is_trained, expected
 
-    choice = expected(settings.model.engine)
+    choice = by_what_is_trained(settings, _architecture) or expected(settings.model.engine)
     yield ok("engine", f"{choice.name} ({choice.reason})")
+
+
+def _architecture(settings: Config) -> str | None:
+    """By what is here of the model: the hub is not asked."""
+    from chatbot_sft.model_files import read_json
+
+    folder = hub.model_folder(settings)
+    if folder is None or not (folder / "config.json").is_file():
+        return None
+    return read_json(folder / "config.json", f"model.name={settings.model.name}").get("model_type")
 
 
 def size(settings: Config) -> Size | None:

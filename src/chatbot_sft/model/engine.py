@@ -8,6 +8,7 @@ import functools
 import gc
 import importlib.metadata
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -151,23 +152,28 @@ def expected(requested: str) -> Choice:
 
 def engine_of(settings: Config) -> tuple[Engine, Choice]:
     """`load_engine` of the engine that `settings` lead to here: `auto` goes by what is trained, too."""
-    if settings.model.engine == "auto" and settings.training.shard:
-        return load_engine("transformers")[0], Choice("transformers", "auto: training.shard=true")
-    if settings.model.engine == "auto" and not settings.objective.is_sft:
-        return load_engine("transformers")[0], Choice(
-            "transformers", f"auto: objective={settings.objective.name}"
-        )
+    decided = by_what_is_trained(settings, architecture)
+    return (load_engine(decided.name)[0], decided) if decided else load_engine(settings.model.engine)
+
+
+def by_what_is_trained(settings: Config, of: Callable[[Config], str | None]) -> Choice | None:
+    """The engine, where what is trained decides it; None where `expected` does. `of` as `trains_packed` takes it."""
+    auto, objective = settings.model.engine == "auto", settings.objective
+    if auto and settings.training.shard:
+        return Choice("transformers", "auto: training.shard=true")
+    if auto and not objective.is_sft:
+        return Choice("transformers", f"auto: objective={objective.name}")
     if settings.model.load_in_fp8:
-        return load_engine("transformers")[0], Choice("transformers", "model.load_in_fp8=true")
-    if settings.model.engine == "auto" and trains_packed(settings):
-        reason = f"auto: packs conversations on {hardware.gpus()[0].name}"
-        return load_engine("transformers")[0], Choice("transformers", reason)
-    return load_engine(settings.model.engine)
+        return Choice("transformers", "model.load_in_fp8=true")
+    if auto and trains_packed(settings, of):
+        return Choice("transformers", f"auto: packs conversations on {hardware.gpus()[0].name}")
+    return None
 
 
-def trains_packed(settings: Config) -> bool:
+def trains_packed(settings: Config, of: Callable[[Config], str | None]) -> bool:
     """Whether the plain engine packs and captures this training here, which beat Unsloth's layers where it was
-    measured (benchmarks/README.md): an adapter in bfloat16. Nothing is imported for it.
+    measured (benchmarks/README.md): an adapter in bfloat16. `of` says the model's architecture; nothing is
+    imported.
     """
     model, lora, training = settings.model, settings.lora, settings.training
     cards = hardware.gpus()
@@ -183,7 +189,7 @@ def trains_packed(settings: Config) -> bool:
         and not model.new_tokens
         and not lora.modules_to_save
         and not settings.sft_arguments.get("neftune_noise_alpha")
-        and architecture(settings) in PACKED
+        and of(settings) in PACKED
     )
 
 
