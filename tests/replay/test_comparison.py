@@ -170,8 +170,13 @@ def test_weights_are_held_against_each_other_matrix_by_matrix(tmp_path):
     save_file({"A": one + torch.tensor([[0.0, 0.02], [0.0, 0.0]]), "B": two}, name)
     (found,) = weights(was, now, report, again, Noise(weights=0.1))
     assert (found.first, found.before, found.reproduced) == ("A", "1", True)
-    assert found.largest == pytest.approx(0.01)
+    assert found.largest == pytest.approx(0.02 / 7**0.5)
+    assert str(found).endswith(", in all 0.76% (noise up to 10%)")
     assert not weights(was, now, report, again, CPU)[0].reproduced
+    save_file({"A": one + 0.01, "B": two * 1.5}, name)  # the farthest is told, not the first
+    assert weights(was, now, report, again, GPU)[0].first == "B"
+    save_file({"A": one * math.nan, "B": two}, name)
+    assert not weights(was, now, report, again, GPU)[0].reproduced
     save_file({"A": one}, name)
     assert str(weights(was, now, report, again, GPU)[0]).startswith("differs: B: (3,) → (none)")
     save_file({"A": one, "B": two, "C": two.clone()}, name)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 WHAT = "trained weights"
+TINY = 1e-12
 
 
 def compared(before: Run, after: Run, report: Report | None, now: Report, noise: Noise) -> list[Compared]:
@@ -61,18 +62,24 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _files(before: list[Path], after: list[Path], noise: float) -> Compared:
-    """`largest` is that of a matrix's distance to the other by its norm; the values are where they differ most."""
+    """`largest` is the distance of all weights to the others, by their norm; told is the matrix that is farthest by
+    its own, and its values that differ most.
+    """
     was, is_now = dict(_tensors(before)), dict(_tensors(after))
-    first, said, largest = None, ("", ""), 0.0
+    squares, of_norm, farthest = 0.0, 0.0, -1.0
+    first, said = None, ("", "")
     for name, tensor in was.items():
         other = is_now.get(name)
         if other is None or other.shape != tensor.shape:
             return Compared(WHAT, len(was), name, str(tuple(tensor.shape)), _shape(other), math.inf, noise)
-        if (apart := _apart(tensor, other)) is not None and (first is None or apart[0] > largest):
-            first, largest, said = name, *apart
+        distance, norm, values = _apart(tensor, other)
+        squares, of_norm = squares + distance**2, of_norm + norm**2
+        if values and distance / norm > farthest:
+            first, farthest, said = name, distance / norm, values
     if extra := is_now.keys() - was.keys():
         return Compared(WHAT, len(was), min(extra), "(none)", _shape(is_now[min(extra)]), math.inf, noise)
-    return Compared(WHAT, len(was), first, *said, largest, noise)
+    largest = math.sqrt(squares / max(of_norm, TINY))
+    return Compared(WHAT, len(was), first, *said, largest, noise, "in all")
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -84,18 +91,20 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, opened.get_tensor(name)
 
 
-def _apart(before: torch.Tensor, after: torch.Tensor) -> tuple[float, tuple[str, str]] | None:
-    """(their distance by the norm of the first, the two values that are farthest apart); None where they are the same
-    to the bit.
+def _apart(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, tuple[str, str] | None]:
+    """(their distance, the norm of the first, the two values that are farthest apart; None where they are the same to
+    the bit).
     """
     import torch
 
-    if torch.equal(before, after):
-        return None
     was, now = before.double().flatten(), after.double().flatten()
+    norm = max(float(was.norm()), TINY)
+    if torch.equal(before, after):
+        return 0.0, norm, None
     place = int((was - now).abs().nan_to_num(math.inf).argmax())
-    distance = float((was - now).norm() / was.norm().clamp_min(1e-12))
-    return (math.inf if math.isnan(distance) else distance), (f"{was[place]:.9g}", f"{now[place]:.9g}")
+    distance = float((was - now).norm())
+    said = f"{was[place]:.9g}", f"{now[place]:.9g}"
+    return (math.inf if math.isnan(distance) else distance), norm, said
 
 
 def _shape(tensor: Any) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Compared:
     """`first` is where it first differs (a step, or a tensor's name; None: nowhere), with the value of the run and
-    that of the replay; `largest` the largest difference, relative to the run's value, and `noise` what of it is
-    granted. `count` is how many figures there are.
+    that of the replay; `largest` the largest difference, relative to the run's value, or what `by` says of it, and
+    `noise` what of it is granted. `count` is how many figures there are.
     """
 
     what: str
@@ -19,6 +19,7 @@ class Compared:
     after: str = ""
     largest: float = 0.0
     noise: float = 0.0
+    by: str = "at most"
 
     @property
     def identical(self) -> bool:
@@ -32,6 +33,6 @@ class Compared:
         if self.identical:
             return "identical to the bit"
         apart = f"{self.before} → {self.after}"
-        by = "" if self.largest == float("inf") else f", at most {100 * self.largest:.2g}%"
+        by = "" if self.largest == float("inf") else f", {self.by} {100 * self.largest:.2g}%"
         granted = f" (noise up to {100 * self.noise:g}%)" if self.noise else ""
         return f"{'within the noise' if self.reproduced else 'differs'}: {self.first}: {apart}{by}{granted}"
