@@ -517,6 +517,31 @@ def test_the_optimizer_moves_whole_weights_and_the_passes_see_them_in_bfloat16()
     assert parameters[0][0, 0].item() == pytest.approx(0.98, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_weights_in_bfloat16_learn_the_same_through_their_copy():
+    """To the bit: the copy, which runs of one form share, is but another place."""
+    import torch
+
+    from chatbot_sft.train.gradients import FlatParameters
+
+    def learned(dtype):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(64, 80, dtype=torch.bfloat16)) for _ in range(2)]
+        flat = FlatParameters(parameters)
+        flat.compute_in(dtype)
+        optimizer = torch.optim.AdamW([flat.vector], lr=1e-2)
+        for _ in range(5):
+            flat.attach()
+            for _ in range(3):  # micro-batches
+                sum((p * torch.randn(64, 80, dtype=torch.bfloat16)).sum() for p in parameters).backward()
+                flat.collect()
+            optimizer.step()
+        flat.whole()
+        return flat.vector.data
+
+    assert torch.equal(learned(None), learned(torch.bfloat16))
+
+
 @pytest.fixture
 def trained_here(tiny, tmp_path, monkeypatch):
     """`trained_here(name, late, **overrides)` trains in this process and gives the report; `late`: as on a

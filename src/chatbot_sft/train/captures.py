@@ -31,9 +31,10 @@ class Captures:
         return place
 
     def layers(self, key: Hashable, make: Callable[[], CapturedLayers]) -> CapturedLayers:
-        """Those that were captured under `key`, or new ones."""
-        if key not in self._layers:
-            self._layers[key] = make()
+        """Those that a run before has captured under `key`, or new ones."""
+        if there := self._layers.get(key):
+            return there.hand_over()
+        self._layers[key] = make()
         return self._layers[key]
 
     def let_go(self, layers: CapturedLayers | None) -> None:

@@ -138,7 +138,7 @@ class FlatParameters(Gradients):
         import torch
 
         self.whole()
-        if dtype is None or dtype == self.vector.dtype:
+        if dtype is None:
             self.copy = None
         elif self.copy is None:  # one that is there stays where graphs know it
 

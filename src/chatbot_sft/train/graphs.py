@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+APART = 0.1  # of the norm of hidden states: compiled layers round otherwise than these do
 LENGTHS = 128  # rows are padded to a multiple of so many tokens, to keep the shapes few
 Inputs = dict[str, torch.Tensor]
 Layers = Callable[..., torch.Tensor]
@@ -71,6 +72,7 @@ class CapturedLayers:
         they read that nobody else may keep in memory.
         """
         self.random, self.read = random, read
+        self.unseen: set[tuple[torch.Size, ...]] = set()  # shapes that this run has not seen yet
         self.ground = _Ground.of_process()
         self.graphs: dict[tuple[torch.Size, ...], _Graphs] = {}
 
@@ -105,11 +107,33 @@ class CapturedLayers:
         shapes = _shapes(inputs)
         if shapes not in self.graphs:
             self.graphs[shapes] = self._capture(layers, inputs)
-        graphs = self.graphs[shapes]
+        return self._replayed(inputs)
+
+    def _replayed(self, inputs: Inputs) -> _Graphs:
+        graphs = self.graphs[_shapes(inputs)]
         for name, tensor in inputs.items():
             graphs.inputs[name].copy_(tensor, non_blocking=True)
         graphs.forward.replay()
         return graphs
+
+    def hand_over(self) -> CapturedLayers:
+        """To another run, which has each graph proved as it first comes to it."""
+        self.unseen = set(self.graphs)
+        return self
+
+    def prove(self, layers: Layers, inputs: Inputs) -> None:
+        """Forget a graph of a run before that computes something else than `layers`: what it reads may be gone."""
+        shapes = _shapes(inputs)
+        if shapes not in self.unseen:
+            return
+        self.unseen.discard(shapes)
+        if self.random:
+            return
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            expected = layers(**inputs).float()
+            apart = (self._replayed(inputs).hidden.float() - expected).norm()
+            if not apart <= APART * expected.norm():
+                del self.graphs[shapes]
 
     def _capture(self, layers: Layers, inputs: Inputs) -> _Graphs:
         inputs = {name: tensor.clone() for name, tensor in inputs.items()}

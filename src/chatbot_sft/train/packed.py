@@ -111,6 +111,7 @@ class PackedPasses:
             raise CaptureFailed("layers that are recomputed would draw another dropout")
         if self.captured is None:
             self.captured = self.graphs(layout)
+        self.captured.prove(self.layers, batch)
         if layout.compiled and not self.captured.hold(batch):
             self.engine.compile_layers(self.model)  # again: another run may have compiled its own since
         return self.captured
