@@ -45,7 +45,6 @@ from chatbot_sft.save.verify.evidence import gather
 from chatbot_sft.seed_api import DatasetLoader, ModelLoader
 from chatbot_sft.targets import locate
 from chatbot_sft.train import resume, stage
-from chatbot_sft.train.captures import Captures
 from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.outcome import refuse_ruined
 from chatbot_sft.train.resume import Origin
@@ -235,7 +234,7 @@ def train(
 
     wait.end("weights")
     answers = loan.answers(settings) if loan else None
-    captures = loan.captures if loan else Captures()
+    captures = loan.captures if loan else None
     begun = stage.Start(origin, lock, wait, open_loggers, captures, answers)
     session = stage.begin(stages.session, settings, model, prepared, begun, report.record)
     if settings.task == "plan":

@@ -92,9 +92,9 @@ class Loan:
         return self.held.answers if self.held and zero else None
 
     @property
-    def captures(self) -> Captures:
-        """What is captured over the base; a run's own where it has its own."""
-        return self.held.captures if self.held else Captures()
+    def captures(self) -> Captures | None:
+        """What is captured over the base; None where a run has its own."""
+        return self.held.captures if self.held else None
 
     def kept(self) -> Callable[[], None]:
         """A part of `process`: what stands in the base now; before it was lent, what was loaded."""

@@ -524,11 +524,12 @@ def test_weights_in_bfloat16_learn_the_same_through_their_copy():
 
     from chatbot_sft.train.gradients import FlatParameters
 
-    def learned(dtype):
+    def learned(dtype, captures):
         torch.manual_seed(0)
         parameters = [torch.nn.Parameter(torch.randn(64, 80, dtype=torch.bfloat16)) for _ in range(2)]
-        flat = FlatParameters(parameters)
+        flat = FlatParameters(parameters, captures)
         flat.compute_in(dtype)
+        assert (flat.copy is None) == (captures is None)
         optimizer = torch.optim.AdamW([flat.vector], lr=1e-2)
         for _ in range(5):
             flat.attach()
@@ -539,7 +540,7 @@ def test_weights_in_bfloat16_learn_the_same_through_their_copy():
         flat.whole()
         return flat.vector.data
 
-    assert torch.equal(learned(None), learned(torch.bfloat16))
+    assert torch.equal(learned(torch.bfloat16, None), learned(torch.bfloat16, Captures()))
 
 
 @pytest.fixture

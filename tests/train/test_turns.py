@@ -357,7 +357,7 @@ def captured(monkeypatch):
     class Step(step.Step):
         def __init__(self, *arguments):
             super().__init__(*arguments)
-            self.gradients = self.flat = step.FlatParameters(self.trained, self.captures)
+            self.gradients = self.flat = step.FlatParameters(self.trained, arguments[-1])
             self.precision = "bf16"
 
     def planned(job, batches, step, trial, as_configured):

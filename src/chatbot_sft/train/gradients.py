@@ -101,8 +101,8 @@ class FlatParameters(Gradients):
 
     After `compute_in` another dtype a copy in that one takes part in forward and backward passes, and
     `vector` stays what the optimizer moves (mixed precision as in arXiv 1710.03740): one cast a step, not one
-    of each matrix each time it is used. That copy is in the place that `captures` has for it: what stands there is
-    of one step.
+    of each matrix each time it is used. Runs that share `captures` have the copy in one place, in any dtype: what
+    stands there is of one step.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], captures: Captures | None = None) -> None:
@@ -123,7 +123,7 @@ class FlatParameters(Gradients):
         for parameter, place in zip(self.parameters, self.master.places, strict=True):
             place.copy_(parameter.data)
             parameter.data = place
-        self.captures = captures or Captures()
+        self.captures = captures
         self.copy: _Vector | None = None
         self.before: torch.Tensor | None = None
         self.gradients = self.master.gradients
@@ -138,15 +138,16 @@ class FlatParameters(Gradients):
         import torch
 
         self.whole()
-        if dtype is None:
+
+        def copied() -> _Vector:
+            copy = torch.zeros_like(self.vector.data, dtype=dtype)
+            return _Vector(copy, torch.zeros_like(copy), self._views)
+
+        if dtype is None or (dtype == self.vector.dtype and self.captures is None):
             self.copy = None
         elif self.copy is None:  # one that is there stays where graphs know it
-
-            def copied() -> _Vector:
-                copy = torch.zeros_like(self.vector.data, dtype=dtype)
-                return _Vector(copy, torch.zeros_like(copy), self._views)
-
-            self.copy = self.captures.place((self.form, dtype), copied)
+            place = (self.form, dtype)
+            self.copy = self.captures.place(place, copied) if self.captures else copied()
         self.gradients = (self.copy or self.master).gradients
 
     def attach(self) -> None:

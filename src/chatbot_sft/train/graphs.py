@@ -20,9 +20,8 @@ APART = 0.1  # of the norm of hidden states: compiled layers round otherwise tha
 LENGTHS = 128  # rows are padded to a multiple of so many tokens, to keep the shapes few
 Inputs = dict[str, torch.Tensor]
 Layers = Callable[..., torch.Tensor]
-Head = Callable[
-    [torch.Tensor], tuple[torch.Tensor, torch.Tensor]
-]  # hidden states: the loss, and its gradient
+# Of hidden states the loss, and its gradient.
+Head = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class CaptureFailed(Exception):

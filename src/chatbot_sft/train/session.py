@@ -29,7 +29,6 @@ from chatbot_sft.run.wait import Wait
 from chatbot_sft.train import planning
 from chatbot_sft.train.arguments import sft_arguments
 from chatbot_sft.train.batches import KINDS, PARTS
-from chatbot_sft.train.captures import Captures
 from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.resume import Origin, settle
@@ -38,6 +37,8 @@ from chatbot_sft.train.tuning import Plan
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from chatbot_sft.train.captures import Captures
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Session:
         self.on_layout: Callable[[Layout], None] = lambda layout: None  # told the layout when it is chosen
         self.answers: dict[Hashable, dict[str, Any]] = {}  # evaluations of bases before training
         self.question: Hashable = None  # which of them is this one's
-        self.captures = Captures()  # what runs on the same base have captured
+        self.captures: Captures | None = None  # what runs on the same base share
         # What is made on the way.
         self.loop = ""  # "native" or "trl", once created
         self.job: Any = None  # what is trained: a `job.Job`

@@ -43,15 +43,15 @@ class Record(Protocol):
 @dataclass(frozen=True)
 class Start:
     """How a training begins: `origin` says where, `lock` what decides its result, `wait` what was waited for
-    until now; `loggers` are opened with it. `captures` are those of the base, `answers` evaluations that other
-    runs made of it before training, where this one may take them over.
+    until now; `loggers` are opened with it. `captures` and `answers` are what other runs of the same base
+    share: graphs, and evaluations of it before training, where this one may take them over.
     """
 
     origin: Origin
     lock: Lock
     wait: Wait
     loggers: Loggers
-    captures: Captures
+    captures: Captures | None = None
     answers: dict[Hashable, dict[str, Any]] | None = None
 
 

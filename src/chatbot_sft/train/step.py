@@ -83,7 +83,7 @@ class Step:
         one_vector = flattens(self.trained) and (
             "8bit" in args.optim or (args.device.type == "cuda" and by_element(args.optim))
         )
-        self.flat = FlatParameters(self.trained, self.captures) if one_vector else None
+        self.flat = FlatParameters(self.trained, captures) if one_vector else None
         self.gradients = self.flat or Gradients(self.trained)
         self.smoother = LabelSmoother(args.label_smoothing_factor) if args.label_smoothing_factor else None
         self.scaler = torch.amp.GradScaler(args.device.type) if self.precision == "fp16" else None
