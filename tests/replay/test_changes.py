@@ -164,6 +164,10 @@ def test_data_that_changed_are_named_with_their_hashes(run):
     )
     with pytest.raises(UserError, match=said):
         again(run)
+    two = write_json(run.folder.parent / "two.json", conversations(2))
+    said = rf"data: .*/two.json in place of .*/chats.json SHA-256 {before.short}, .* → "
+    with pytest.raises(UserError, match=said):
+        again(run, dataset={"data_path": str(two)})
     held_out = write_json(run.folder.parent / "held_out.json", conversations(2))
     edited(run, files={"data": [asdict(before), {**asdict(data_mark(held_out)), "sha256": "0" * 64}]})
     with pytest.raises(
@@ -193,6 +197,11 @@ def test_a_base_that_changed_or_is_gone_is_named(run):
         UserError, match=r"weights: .*/base/model.safetensors SHA-256 .*replay.allow=\[weights\]$"
     ):
         again(run)
+    said = (
+        r"model.name=nope: nothing that could be read there; the run read .*/base: name where that is now, or"
+    )
+    with pytest.raises(UserError, match=said):
+        again(run, "weights", model={"name": "nope"})
     shutil.rmtree(base)
     with pytest.raises(
         UserError, match=r"model.name: .*/base is gone \(config.json had SHA-256 .*model.name=PATH$"
