@@ -72,6 +72,7 @@ def run(tmp_path, monkeypatch):
     history = [{"step": step, "loss": 2.0} for step in (1, 2)]
     report = a_report()
     write_json(place.report_file, {**report, "training": {**report["training"], "history": history}})
+    place.steps_file.write_text("".join(f'{{"step": {step}, "loss": 2.0}}\n' for step in (1, 2, 3, 4)))
     return place
 
 
@@ -256,8 +257,9 @@ def test_what_trained_nothing_is_not_replayed(task, run):
 
 def test_what_cannot_be_replayed_says_why(run):
     report = json.loads(run.report_file.read_text())
-    lock = run.lock_file.read_text()
+    lock, steps = run.lock_file.read_text(), run.steps_file.read_text()
     write_json(run.report_file, {**report, "training": {}, "status": "failed", "error": "memory ran out"})
+    run.steps_file.unlink()
     with pytest.raises(UserError, match="it ended before its first step; there is nothing to compare with"):
         again(run)
     run.lock_file.unlink()
@@ -266,6 +268,7 @@ def test_what_cannot_be_replayed_says_why(run):
     ):
         again(run)
     run.lock_file.write_text(lock)
+    run.steps_file.write_text(steps)
     write_json(run.report_file, report)
     edited(run, processes=2)
     with pytest.raises(
@@ -325,6 +328,26 @@ def test_code_of_a_model_runs_only_where_who_replays_says_so(run):
         again(run)
     assert again(run, model={"trust_remote_code": True}).settings.model.trust_remote_code
     check_overrides(["model.trust_remote_code=true"])
+
+
+@pytest.mark.parametrize("loop", ["native", "trl"])  # trl: the report has steps 1 and 2 of it
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (None, "it is gone"),
+        ([], "none can be read"),
+        (["hello"], "none can be read"),
+        (['{"step": 1}', '{"ste'], "step 2 of 4 is not in it, or cannot be read"),
+        (['{"step": 2}', '{"step": 3}', '{"step": 4}'], "step 1 of 4 is not in it, or cannot be read"),
+    ],
+)
+def test_a_completed_run_without_its_steps_is_refused_before_it_is_trained_again(lines, said, loop, run):
+    edited(run, decides={"training.loop": loop})
+    run.steps_file.unlink()
+    if lines is not None:
+        run.steps_file.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=rf"/run/steps.jsonl: {said}; take it from a copy of the run$"):
+        again(run)
 
 
 @pytest.mark.parametrize("section", ["paths", "model", "dataset", "training"])
