@@ -28,6 +28,7 @@ DECIDES = {
     "model.engine": "transformers",
     "training.loop": "native",
     "training.optim": "adamw_torch",
+    "model.dtype": "float32",
     "seed": 1,
 }
 
@@ -53,6 +54,7 @@ def run(tmp_path, monkeypatch):
         "model.name=base",
         "dataset.data_path=chats.json",
         "training.report_to=none",
+        "seed=1",
     )
     settings = Config.from_mapping({**config, "paths": {"output_dir": "run"}})
     explained = Provenance(
@@ -77,11 +79,11 @@ def run(tmp_path, monkeypatch):
 
 
 def edited(run: Run, **parts) -> None:
-    """Its lock says otherwise: parts of it, those of the provenance by their own names."""
+    """Its lock says otherwise: parts of it, those of the provenance by their own names; {} empties one."""
     lock = json.loads(run.lock_file.read_text())
     for name, value in parts.items():
         holder = lock if name in lock else lock["provenance"]
-        holder[name] = {**holder[name], **value} if isinstance(value, dict) else value
+        holder[name] = {**holder[name], **value} if isinstance(value, dict) and value else value
     write_json(run.lock_file, lock)
 
 
@@ -97,6 +99,10 @@ def test_nothing_is_different_where_it_was_trained(run, caplog):
     caplog.set_level("INFO")
     found = again(run)
     assert found.changes == []
+    assert "nothing is different here" not in caplog.text  # the rows and the engine are not known yet
+    found.hold(replace(run.lock(), decides={"seed": 1}))
+    assert "nothing is different here" not in caplog.text
+    found.hold(run.lock())
     assert "replay: nothing is different here" in caplog.text
     settings = found.settings
     assert (settings.task, settings.run, settings.save.methods) == ("train", None, [])
@@ -379,6 +385,15 @@ def test_damaged_settings_are_one_line(section, run):
             {"seed": "x"},
             r"its settings are damaged, or of another version: seed='x': .*; take them",
         ),
+        (
+            "decides",
+            {"seed": 2},
+            (
+                r"its run.lock.json was edited, or is damaged: its decides and its config say two things: seed 2 → 1;"
+                " take it from a copy$"
+            ),
+        ),
+        ("config", {}, "its run.lock.json is damaged: no config in it; take it from a copy$"),
         ("decides", {"model.engine": 7}, r"its settings are damaged, or of another version: model.engine=7"),
     ],
 )

@@ -15,7 +15,7 @@ from chatbot_sft.report.masking import REFERENCE, is_secret
 from chatbot_sft.report.words import amount
 from chatbot_sft.run import checkpoints, steps
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
-from chatbot_sft.run.lock import Lock
+from chatbot_sft.run.lock import MACHINE, SCHEMA, Lock, changed, decided
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.train.layout import Layout
 
@@ -65,6 +65,10 @@ class Earlier:
         lock = run.lock()
         if lock.batch_layout:  # not only when the model is there
             Layout.from_dict(lock.batch_layout, f"{where}: batch_layout")
+        if lock.schema == SCHEMA and not lock.config:
+            raise UserError(
+                f"{where}: its {run.lock_file.name} is damaged: no config in it; take it from a copy"
+            )
         known = lock.config or run.config()
         _check_sections(where, known)
         places = _places(lock, known, run)
@@ -142,12 +146,20 @@ class Earlier:
             "allow_targets": here.allow_targets,  # said by who replays, not by who trained
         }
         try:
-            return Config.from_mapping(config | aside)
+            settings = Config.from_mapping(config | aside)
+            written = decided(Config.from_mapping(self.lock.config)) if self.lock.config else {}
         except UserError as error:
             raise UserError(
                 f"run={self.run.folder}: its settings are damaged, or of another version: {error}; take them from a"
                 " copy"
             ) from None
+        both = written.keys() & self.lock.decides.keys() - set(MACHINE)
+        if edited := changed(self.lock.decides, written, sorted(both)):
+            raise UserError(
+                f"run={self.run.folder}: its {self.run.lock_file.name} was edited, or is damaged: its decides and its"
+                f" config say two things: {edited[0]}; take it from a copy"
+            )
+        return settings
 
 
 def _check_sections(where: str, config: Mapping[str, Any]) -> None:
