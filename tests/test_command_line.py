@@ -220,6 +220,10 @@ def test_a_value_that_hydra_cannot_read_is_quoted_so_that_it_can(value):
             "lora.r: not understood as key=value; no space stands beside the equals sign: lora.r=8",
         ),
         (
+            ["model=glob([a-l]*)"],
+            "model=glob([a-l]*): not understood as key=value; quote it: 'model=glob(\"[a-l]*\")'",
+        ),
+        (
             ["dataset.columns={a:", "b}"],
             "dataset.columns={a:: not understood as key=value; quote it: 'dataset.columns={a: b}'",
         ),

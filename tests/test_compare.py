@@ -200,6 +200,7 @@ def test_two_runs_are_held_against_each_other(command, tmp_path):
     ]
     assert not list(tmp_path.glob("leaderboard.*"))
     assert command("a", "b", "--output", "page")[0] == 0
+    assert command("a", "b", "--output", "a/report.json")[0] != 0
     assert (tmp_path / "page" / "leaderboard.html").is_file()
 
 

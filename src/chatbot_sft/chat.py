@@ -63,10 +63,11 @@ def parse() -> argparse.Namespace:
         " [model=NAME] [api_key_variable=NAME]: a server; a second one stands beside it",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="print the answer to TEXT and nothing else")
-    parser.add_argument(
+    system = parser.add_mutually_exclusive_group()
+    system.add_argument(
         "--system", metavar="TEXT", help="the system message; without it, the one the model was trained with"
     )
-    parser.add_argument(
+    system.add_argument(
         "--no-system",
         dest="system",
         action="store_const",

@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
     if two_runs and not arguments.json:
         _print(["", *differences.lines(*board.jobs)])
     if arguments.output or len(paths) == 1:
-        _write_files(board, arguments.output or paths[0])
+        _write_files(board, arguments.output or paths[0], asked=arguments.output is not None)
     if board.fault:
         raise UserError(board.fault)
     if arguments.promote:
@@ -118,12 +118,16 @@ def run(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
         _print([promotion.told(target, job, board)])
 
 
-def _write_files(board: Board, folder: Path) -> None:
-    """A directory that takes no files is said, and no reason not to go on."""
+def _write_files(board: Board, folder: Path, asked: bool) -> None:
+    """A directory that takes no files is said, and no reason not to go on but where it was `asked` for."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files.write(board, folder)
     except OSError as error:
+        if asked:
+            raise UserError(
+                f"--output {folder}: cannot be written: {error.strerror or error}; name a folder"
+            ) from None
         print(f"warning: {shown_line(str(folder))}: not written: {error.strerror or error}", file=sys.stderr)
         return
     _print([f"page  {Sweep(folder).leaderboard_file}"])

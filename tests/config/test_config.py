@@ -218,7 +218,7 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         ({"task": "evaluate", "evaluation": {"golden": "g"}}, "task=evaluate needs one of run=PATH"),
         (
             {"task": "evaluate", "run": "x", "evaluation": {"golden": "g", "url": "http://a/v1"}},
-            "task=evaluate needs one of run=PATH",
+            "run=x and evaluation.url=http://a/v1: task=evaluate asks one of them; leave one out",
         ),
         ({"evaluation": {"url": "localhost:8000"}}, "evaluation.url=localhost:8000: not an address such as"),
         (

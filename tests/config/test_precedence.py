@@ -7,6 +7,7 @@ from hydra.errors import HydraException
 
 from chatbot_sft import ConfigLoader, UserError
 from chatbot_sft.config import BringsConfig, Config
+from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.resources import conf_dir
 
 EXAMPLES = 100  # steps that the default data brings
@@ -28,6 +29,9 @@ def composed(tmp_path_factory):
         "lora/mine": "defaults: [default]\ntarget_modules: [q_proj]\n",
         "dataset/mine": "defaults: [default]\ndata_path: mine.json\nbrings: {max_steps: 9}\n",
         "model/mine": "defaults: [local]\nname: org/mine\nbrings: {learning_rate: 3.0e-3}\n",
+        "model/bare": "name: org/bare\n",
+        "objective/bare": "name: dpo\n",
+        "dataset/absolute": "defaults: [/dataset/default]\ndata_path: mine.json\n",
         "model/longer": "defaults: [mine]\nmax_seq_length: 64\n",
         "experiment/named": "# @package _global_\nmodel: {name: org/other, max_seq_length: 4096}\n",
         "experiment/mixed": "# @package _global_\ndataset: {sources: [{data_path: a.json}], max_rows: 5}\n",
@@ -71,6 +75,8 @@ def composed(tmp_path_factory):
             {"training.max_steps": 9, "training.learning_rate": 1e-5},
         ),
         (["training=bare"], {"training.max_steps": 7}),
+        (["model=bare"], {"model.name": "org/bare", "training.learning_rate": 2e-4}),
+        (["objective=bare"], {"objective.name": "dpo"}),
         (["experiment=rate"], {"training.max_steps": EXAMPLES, "training.learning_rate": 1e-6}),
         (
             ["training.learning_rate=2.0e-4"],
@@ -209,12 +215,20 @@ def test_what_the_user_names_wins(composed, overrides, expected):
             "dataset.brings.max_step: a dataset's option may bring max_steps, only_for; did you mean max_steps?",
         ),
         (["++dataset.brings.max_steps=many"], "dataset.brings.max_steps='many': "),
+        (["dataset=absolute"], "dataset.dataset: no such key; a file in dataset/ holds the keys of dataset"),
+        (
+            ["model=bare", "model.revision=abc"],
+            (
+                "model.revision: the chosen model=OPTION has no such key, as its file builds on no other; begin"
+                " it with `defaults: [local]`"
+            ),
+        ),
     ],
 )
 def test_two_words_of_the_users_are_refused(composed, overrides, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises((UserError, HydraException)) as caught:
         composed(*overrides)
-    assert str(caught.value).startswith(message)
+    assert said(caught.value).startswith(message)
 
 
 def test_every_default_that_gives_way_can_be_brought_and_the_other_way_round():

@@ -196,6 +196,17 @@ def test_another_format_in_the_same_file_is_named():
         to_conversation(Row("data.json", 7, {"instruction": "a", "output": "b"}), "messages", Reading({}))
 
 
+def test_rows_that_cannot_be_read_say_so_and_not_which_columns_they_lack():
+    faulty = [Row("a.csv", number, {}, ("fields", f"line {number + 1} has 3 fields")) for number in (1, 2)]
+    said = r"^a.csv: row 1: line 2 has 3 fields; none of 2 rows looked at can be read; mend them$"
+    with pytest.raises(UserError, match=said):
+        detect(faulty, Reading({}))
+    with pytest.raises(UserError, match=said):
+        check_columns("a.csv", faulty, {"instruction": "question"})
+    with pytest.raises(UserError, match=r"a.csv: row 3 has no 'messages'; it has Frage"):
+        detect([*faulty, Row("a.csv", 3, {"Frage": "a"})], Reading({}))
+
+
 def test_an_unknown_format_says_which_columns_there_are():
     with pytest.raises(UserError) as caught:
         read({"mesages": SAID, "id": 1})

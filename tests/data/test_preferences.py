@@ -128,6 +128,7 @@ def test_pairs_are_told_from_their_content(row, read, chat):
         ({"question": "hi", "answer": "hello", "label": "True"}, '"True"', '"False"'),
         ({"messages": PROMPT + GOOD, "label": "up"}, '"up"', '"down"'),  # LLaMA-Factory
         ({"messages": [user("hi"), assistant("hello", feedback="👍")]}, "👍", "👎"),
+        ({"messages": [user("hi"), assistant("hello", feedback="👍🏿")]}, "👍🏿", "👎🏻"),
         ({"conversations": [*SHARED, {"from": "gpt", "value": "hello", "feedback": True}]}, "true", "false"),
     ],
 )

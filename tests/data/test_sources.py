@@ -29,7 +29,7 @@ ROW = '{"messages": [{"role": "assistant", "content": "a"}]}'
         ("[{}, {]", "row 2 is not JSON"),
         (
             "[\n{},\n\n{'a': 1}]",
-            "row 2 is not JSON: Expecting property name enclosed in double quotes (line 4 of the file)",
+            "line 4 has 'single quotes', as Python prints, where JSON has \"double\" ones; write it with json.dumps",
         ),
         ('[{"a": "cut he', "row 1 is not JSON: Unterminated string starting at (line 1 of the file)"),
         ("[{} {}]", "row 2 is not JSON: expected a comma before it"),
@@ -39,6 +39,17 @@ ROW = '{"messages": [{"role": "assistant", "content": "a"}]}'
         (" \n ", "no conversations in it"),
         ("[]", "no conversations in it"),
         ('{"messages": 1', "not JSON"),
+        (
+            f"{ROW},\n{ROW},\n",
+            "line 1 ends with a comma; leave them out where each line is a row, or put [ ]",
+        ),
+        (f"{ROW}\n{ROW},\n", "line 2 ends with a comma; leave"),
+        (f"[{ROW},\n{ROW},\n]", "line 3 has a comma before its ]; take it out"),
+        ('{"messages": [],}\n', "line 1 has a comma before its }; take it out"),
+        (f"\n// mine\n{ROW}\n", "line 2 has a comment, and JSON has none; take it out"),
+        ('{\n"messages": [], # none\n}', "line 2 has a comment"),
+        ("{'messages': []}\n", "line 1 has 'single quotes'"),
+        ('{\n"a": 1\n},\n{\n"a": 2\n}', "JSON objects one after another; write one a line"),
         (
             '{"data": [{"messages": []}]}',
             "expected a JSON list of conversations, found an object; save the list under its key 'data'",

@@ -101,7 +101,9 @@ def test_an_id_stands_once(tmp_path):
     [
         (None, "no such file"),
         ("", "there is no case in it"),
-        ("question,answer\na,b\n", "not JSON"),
+        ("question,answer\na,b\n", r"not JSON \(.*\); a JSON list or one JSON object a line is read$"),
+        ('{"a": [{"exact": "x"}]}', "expected a JSON list of cases, found an object; save the list under"),
+        ('{"prompt": "Is it?", "exact": "x"}', r"row 1: messages is missing: .*; it has prompt, exact$"),
         ('{"messages": [', "not JSON"),
         ("<html>", "a web page, not data"),
     ],

@@ -184,6 +184,7 @@ def test_a_run_before_and_after(launch, warm, tiny, tmp_path):
         (("text.gguf", "--temperature", "-1"), "-1: not a number from 0 on"),
         (("text.gguf", "--temperature", "warm"), "warm: not a number from 0 on"),
         (("text.gguf", "--max-new-tokens", "0"), "0: not a whole number above 0"),
+        (("text.gguf", "--system", "x", "--no-system"), "--no-system: not allowed with argument --system"),
         (("text.gguf", "other", "--before"), "--before: takes one PATH"),
         (("text.gguf", "--before"), "what it was trained on is not written in it"),
         (("text.gguf", "--loud"), "--loud"),

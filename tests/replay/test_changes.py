@@ -28,6 +28,7 @@ DECIDES = {
     "model.engine": "transformers",
     "training.loop": "native",
     "training.optim": "adamw_torch",
+    "model.dtype": "float32",
     "seed": 1,
 }
 
@@ -53,6 +54,7 @@ def run(tmp_path, monkeypatch):
         "model.name=base",
         "dataset.data_path=chats.json",
         "training.report_to=none",
+        "seed=1",
     )
     settings = Config.from_mapping({**config, "paths": {"output_dir": "run"}})
     explained = Provenance(
@@ -72,15 +74,16 @@ def run(tmp_path, monkeypatch):
     history = [{"step": step, "loss": 2.0} for step in (1, 2)]
     report = a_report()
     write_json(place.report_file, {**report, "training": {**report["training"], "history": history}})
+    place.steps_file.write_text("".join(f'{{"step": {step}, "loss": 2.0}}\n' for step in (1, 2, 3, 4)))
     return place
 
 
 def edited(run: Run, **parts) -> None:
-    """Its lock says otherwise: parts of it, those of the provenance by their own names."""
+    """Its lock says otherwise: parts of it, those of the provenance by their own names; {} empties one."""
     lock = json.loads(run.lock_file.read_text())
     for name, value in parts.items():
         holder = lock if name in lock else lock["provenance"]
-        holder[name] = {**holder[name], **value} if isinstance(value, dict) else value
+        holder[name] = {**holder[name], **value} if isinstance(value, dict) and value else value
     write_json(run.lock_file, lock)
 
 
@@ -96,6 +99,10 @@ def test_nothing_is_different_where_it_was_trained(run, caplog):
     caplog.set_level("INFO")
     found = again(run)
     assert found.changes == []
+    assert "nothing is different here" not in caplog.text  # the rows and the engine are not known yet
+    found.hold(replace(run.lock(), decides={"seed": 1}))
+    assert "nothing is different here" not in caplog.text
+    found.hold(run.lock())
     assert "replay: nothing is different here" in caplog.text
     settings = found.settings
     assert (settings.task, settings.run, settings.save.methods) == ("train", None, [])
@@ -164,6 +171,10 @@ def test_data_that_changed_are_named_with_their_hashes(run):
     )
     with pytest.raises(UserError, match=said):
         again(run)
+    two = write_json(run.folder.parent / "two.json", conversations(2))
+    said = rf"data: .*/two.json in place of .*/chats.json SHA-256 {before.short}, .* → "
+    with pytest.raises(UserError, match=said):
+        again(run, dataset={"data_path": str(two)})
     held_out = write_json(run.folder.parent / "held_out.json", conversations(2))
     edited(run, files={"data": [asdict(before), {**asdict(data_mark(held_out)), "sha256": "0" * 64}]})
     with pytest.raises(
@@ -193,6 +204,11 @@ def test_a_base_that_changed_or_is_gone_is_named(run):
         UserError, match=r"weights: .*/base/model.safetensors SHA-256 .*replay.allow=\[weights\]$"
     ):
         again(run)
+    said = (
+        r"model.name=nope: nothing that could be read there; the run read .*/base: name where that is now, or"
+    )
+    with pytest.raises(UserError, match=said):
+        again(run, "weights", model={"name": "nope"})
     shutil.rmtree(base)
     with pytest.raises(
         UserError, match=r"model.name: .*/base is gone \(config.json had SHA-256 .*model.name=PATH$"
@@ -247,8 +263,9 @@ def test_what_trained_nothing_is_not_replayed(task, run):
 
 def test_what_cannot_be_replayed_says_why(run):
     report = json.loads(run.report_file.read_text())
-    lock = run.lock_file.read_text()
+    lock, steps = run.lock_file.read_text(), run.steps_file.read_text()
     write_json(run.report_file, {**report, "training": {}, "status": "failed", "error": "memory ran out"})
+    run.steps_file.unlink()
     with pytest.raises(UserError, match="it ended before its first step; there is nothing to compare with"):
         again(run)
     run.lock_file.unlink()
@@ -257,6 +274,7 @@ def test_what_cannot_be_replayed_says_why(run):
     ):
         again(run)
     run.lock_file.write_text(lock)
+    run.steps_file.write_text(steps)
     write_json(run.report_file, report)
     edited(run, processes=2)
     with pytest.raises(
@@ -318,6 +336,26 @@ def test_code_of_a_model_runs_only_where_who_replays_says_so(run):
     check_overrides(["model.trust_remote_code=true"])
 
 
+@pytest.mark.parametrize("loop", ["native", "trl"])  # trl: the report has steps 1 and 2 of it
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (None, "it is gone"),
+        ([], "none can be read"),
+        (["hello"], "none can be read"),
+        (['{"step": 1}', '{"ste'], "step 2 of 4 is not in it, or cannot be read"),
+        (['{"step": 2}', '{"step": 3}', '{"step": 4}'], "step 1 of 4 is not in it, or cannot be read"),
+    ],
+)
+def test_a_completed_run_without_its_steps_is_refused_before_it_is_trained_again(lines, said, loop, run):
+    edited(run, decides={"training.loop": loop})
+    run.steps_file.unlink()
+    if lines is not None:
+        run.steps_file.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=rf"/run/steps.jsonl: {said}; take it from a copy of the run$"):
+        again(run)
+
+
 @pytest.mark.parametrize("section", ["paths", "model", "dataset", "training"])
 def test_damaged_settings_are_one_line(section, run):
     lock = json.loads(run.lock_file.read_text())
@@ -347,6 +385,15 @@ def test_damaged_settings_are_one_line(section, run):
             {"seed": "x"},
             r"its settings are damaged, or of another version: seed='x': .*; take them",
         ),
+        (
+            "decides",
+            {"seed": 2},
+            (
+                r"its run.lock.json was edited, or is damaged: its decides and its config say two things: seed 2 → 1;"
+                " take it from a copy$"
+            ),
+        ),
+        ("config", {}, "its run.lock.json is damaged: no config in it; take it from a copy$"),
         ("decides", {"model.engine": 7}, r"its settings are damaged, or of another version: model.engine=7"),
     ],
 )

@@ -205,7 +205,11 @@ def check_task(config: Config) -> None:
     if config.task == "evaluate":
         if evaluation.golden is None:
             raise UserError("task=evaluate needs evaluation.golden=FILE, the cases, one JSON object a line")
-        if (config.run is None) == (evaluation.url is None):
+        if config.run is not None and evaluation.url is not None:
+            raise UserError(
+                f"run={config.run} and evaluation.url={evaluation.url}: task=evaluate asks one of them; leave one out"
+            )
+        if config.run is None and evaluation.url is None:
             raise UserError(
                 "task=evaluate needs one of run=PATH (a run, an export, an adapter or a .gguf file) and"
                 " evaluation.url=http://HOST:PORT/v1 (a server)"

@@ -18,7 +18,8 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import YAMLError
 
 from chatbot_sft import command_line
-from chatbot_sft.config import OVERLAYS, aliases
+from chatbot_sft.config import OVERLAYS, SECTIONS, aliases
+from chatbot_sft.config.reading import known_override
 from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, not_yaml, question
 from chatbot_sft.extras import install
 
@@ -130,6 +131,18 @@ def _of_omegaconf(error: OmegaConfBaseException) -> str:
     return plainly(text)
 
 
+def _no_such_key(key: str) -> str:
+    """One of ours is missing where the chosen option is a file of the user's that builds on none of ours."""
+    section = key.partition(".")[0]
+    if section in SECTIONS and known_override(key):
+        base = {"model": "local", "objective": "sft"}.get(section, "default")
+        return (
+            f"{key}: the chosen {section}=OPTION has no such key, as its file builds on no other;"
+            f" begin it with `defaults: [{base}]`"
+        )
+    return f"{key}: no such key; --cfg job shows those that there are"
+
+
 def plainly(text: str) -> str:
     """A library's sentence in one line, without the full stop."""
     return " ".join(text.split()).removesuffix(".")
@@ -142,7 +155,7 @@ HYDRA_SAYS: list[tuple[str, Callable[..., str]]] = [
         r"Could not override '(hydra/[^']+|[^'.]+/[^']+)'",
         lambda group: f"{group}: no such group{did_you_mean(group, HYDRAS_GROUPS) or f'; {LIST}'}",
     ),
-    (r"Could not override '([^']+)'", "{}: no such key; --cfg job shows those that there are".format),
+    (r"Could not override '([^']+)'", _no_such_key),
     (
         r"Could not delete from config. '([^']+)' does not exist",
         "~{}: there is nothing of that name; leave it out".format,

@@ -197,7 +197,7 @@ def _refuse_values(config: DictConfig) -> None:
         if (
             given
             and section in precedence.BRINGING
-            and not isinstance(given.get("brings", {}), DictConfig | None)
+            and not isinstance(given.get("brings"), DictConfig | None)
         ):
             raise UserError(no_keys(f"{section}.brings", given.brings))
 

@@ -25,6 +25,7 @@ from chatbot_sft.data.messages import (
 from chatbot_sft.data.row import Row
 from chatbot_sft.data.unread import BOOKKEEPING, unread_columns, unread_keys
 from chatbot_sft.errors import UserError, did_you_mean, listed
+from chatbot_sft.report.words import amount
 
 MIXED_FORMATS = "mixed formats"
 Columns = Mapping[str, str]  # our name of a field → the file's
@@ -331,7 +332,7 @@ def detect(rows: Sequence[Row], reading: Reading) -> tuple[str, Columns]:
     and so is a question with its answer under the names that tables give them.
 
     Raises:
-        UserError: no row is of any format; says which columns there are.
+        UserError: no row is of any format, or can be read; says which columns there are.
     """
     for row in rows:
         detected = _crossed(row.values, reading)
@@ -340,7 +341,16 @@ def detect(rows: Sequence[Row], reading: Reading) -> tuple[str, Columns]:
         if detected := detected or _paired(row, reading):
             name, columns = detected
             return name, with_system(columns, row.values)
-    raise UserError(_unrecognised(rows[0], reading))
+    _refuse_unread(rows)
+    raise UserError(_unrecognised(next((row for row in rows if row.values), rows[0]), reading))
+
+
+def _refuse_unread(rows: Sequence[Row]) -> None:
+    """Raises UserError where none of `rows` could be read: which columns there are is not known then."""
+    faults = [row.fault for row in rows if row.fault and not row.values]
+    if rows and len(faults) == len(rows):
+        none = f"none of {amount(len(rows), 'row')} looked at can be read"
+        raise UserError(f"{rows[0].where}: {faults[0][1]}; {none}; mend them")
 
 
 def _crossed(values: Mapping[str, Any], reading: Reading) -> tuple[str, Columns] | None:
@@ -442,6 +452,7 @@ def check_columns(source: str, rows: Sequence[Row], columns: Columns) -> None:
             hint = did_you_mean(name, FIELDS)
             raise UserError(f"dataset.columns.{name}: no such field{hint} (there are {', '.join(FIELDS)})")
         if column not in present and name not in KEYS:
+            _refuse_unread(rows)
             hint = did_you_mean(column, present)
             raise UserError(f"{source}: no column {column!r} for {name}{hint} (it has {listed(present)})")
 

@@ -17,6 +17,7 @@ from chatbot_sft.data.messages import sort_of
 from chatbot_sft.data.row import Fault, Row
 from chatbot_sft.errors import UserError, listed
 
+CONVERSATIONS = "conversations"
 # An object that has one of them is a row.
 ROW_COLUMNS = {
     "messages", "conversations", "instruction", "output", "prompt", "completion", "text", "chosen", "rejected",
@@ -72,8 +73,8 @@ class Decoder:
         return value
 
 
-def rows(name: str, stream: streams.ByteStream, longest: int) -> Iterator[Row]:
-    """Each row; its number is the item of a list, the line of JSONL.
+def rows(name: str, stream: streams.ByteStream, longest: int, of: str = CONVERSATIONS) -> Iterator[Row]:
+    """Each row; its number is the item of a list, the line of JSONL. `of` is what rows of the file are.
 
     Raises:
         UserError: not JSON, not objects, or a row of more than `longest` characters.
@@ -85,7 +86,7 @@ def rows(name: str, stream: streams.ByteStream, longest: int) -> Iterator[Row]:
     if not start:
         return iter(())
     pieces = itertools.chain([start], pieces)
-    return _items(name, pieces, line, longest) if start[0] == "[" else _lines(name, pieces, line, longest)
+    return _items(name, pieces, line, longest) if start[0] == "[" else _lines(name, pieces, line, longest, of)
 
 
 def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterator[Row]:
@@ -107,10 +108,14 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
             if not buffer:
                 return ""
 
+    def in_line(position: int) -> int:
+        return line + buffer.count("\n", 0, position)
+
     def broken(reason: str, position: int) -> UserError:
-        in_line = line + buffer.count("\n", 0, position)
+        if slip := _slip(buffer, position):
+            return UserError(f"{name}: line {in_line(position)} {slip}")
         return UserError(
-            f"{name}: row {number} is not JSON: {reason} (line {in_line} of the file); mend it there"
+            f"{name}: row {number} is not JSON: {reason} (line {in_line(position)} of the file); mend it there"
         )
 
     while True:
@@ -120,6 +125,8 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
         if number and following == ",":
             at += 1
             following = significant()
+            if following == "]":
+                raise UserError(f"{name}: line {in_line(at)} has a comma before its ]; take it out")
         elif number and following:
             number += 1
             raise broken("expected a comma before it", at)
@@ -154,16 +161,16 @@ def _items(name: str, pieces: Iterator[str], line: int, longest: int) -> Iterato
         raise UserError(f"{name}: more text after the list ({following!r}); is it two files in one?")
 
 
-def _lines(name: str, pieces: Iterator[str], first: int, longest: int) -> Iterator[Row]:
+def _lines(name: str, pieces: Iterator[str], first: int, longest: int, of: str) -> Iterator[Row]:
     """Rows of JSONL. A file of one object alone may be the whole data in an object: that is said."""
-    decoded = _decoded_lines(name, streams.lines(pieces, longest), first, longest)
+    decoded = _decoded_lines(name, streams.lines(pieces, longest), first, longest, of)
     begin = list(itertools.islice(decoded, 2))
     if len(begin) == 1 and (inside := _data_inside(begin[0].values)):
-        raise UserError(f"{name}: expected a JSON list of conversations, found an object{inside}")
+        raise UserError(f"{name}: expected a JSON list of {of}, found an object{inside}")
     return itertools.chain(begin, decoded)
 
 
-def _decoded_lines(name: str, lines: Iterator[str], first: int, longest: int) -> Iterator[Row]:
+def _decoded_lines(name: str, lines: Iterator[str], first: int, longest: int, of: str) -> Iterator[Row]:
     """A line that is not JSON is a bad row between others; at the end it says that the file is cut short."""
     decoder = Decoder()
     number = first - 1
@@ -182,9 +189,10 @@ def _decoded_lines(name: str, lines: Iterator[str], first: int, longest: int) ->
                     raise json.JSONDecodeError("Extra data", line, end)
             except json.JSONDecodeError as error:
                 if number == first:
-                    raise _no_jsonl(name, line, lines, error, longest) from None
+                    raise _no_jsonl(name, line, lines, error, longest, first, of) from None
                 reason = f"not JSON: {error.msg.removesuffix(' at')} at character {error.colno}"
-                broken = Row(name, number, {}, ("not JSON", f"the line is {reason}"))
+                slip = _slip(line, error.pos)
+                broken = Row(name, number, {}, ("not JSON", f"the line {slip or f'is {reason}'}"))
             except (ValueError, RecursionError) as error:
                 if number == first:
                     raise UserError(f"{name}: line {number} {_beyond(error)}") from None
@@ -195,39 +203,63 @@ def _decoded_lines(name: str, lines: Iterator[str], first: int, longest: int) ->
         hint = "; is it all of the data in one object?" if number < first else ""
         raise _too_long(name, f"line {number + 1}", longest, hint) from None
     if broken:
+        if slip:
+            raise UserError(f"{name}: line {broken.number} {slip}")
         raise UserError(f"{name}: line {broken.number} is {reason}, and the last one; is the file cut short?")
 
 
-def _no_jsonl(name: str, first: str, rest: Iterator[str], error: ValueError, longest: int) -> UserError:
-    """What to say of a file whose first line is no JSON value: it may be one object over many lines."""
+def _slip(text: str, at: int) -> str | None:
+    """What a person, or Python, wrote at the place where JSON ends; None where it is nothing that is known."""
+    there, before = text[at:].lstrip(), text[:at].rstrip()
+    if there.startswith(("//", "/*", "#")):
+        return "has a comment, and JSON has none; take it out"
+    if there.startswith("'"):
+        return (
+            "has 'single quotes', as Python prints, where JSON has \"double\" ones; write it with json.dumps"
+        )
+    if there.startswith(("]", "}")) and before.endswith(","):
+        return f"has a comma before its {there[0]}; take it out"
+    if there == ",":
+        return "ends with a comma; leave them out where each line is a row, or put [ ] around all"
+    return None
+
+
+def _no_jsonl(
+    name: str, first: str, rest: Iterator[str], error: json.JSONDecodeError, longest: int, line: int, of: str
+) -> UserError:
+    """What to say of a file whose first line, of that number, is no JSON value: it may be one object over many
+    lines.
+    """
+    if slip := _slip(first, error.pos):
+        return UserError(f"{name}: line {line} {slip}")
     if first.startswith("{"):
         whole, size = [first], len(first)
-        for line in rest:
-            whole.append(line)
-            size += len(line)
+        for more in rest:
+            whole.append(more)
+            size += len(more)
             if size > longest:
                 return UserError(
-                    f"{name}: expected a JSON list of conversations or one JSON object a line,"
+                    f"{name}: expected a JSON list of {of} or one JSON object a line,"
                     " found an object over many lines"
                 )
         try:
             inside = _data_inside(json.loads("\n".join(whole)))
-            return UserError(f"{name}: expected a JSON list of conversations, found an object{inside}")
+            return UserError(f"{name}: expected a JSON list of {of}, found an object{inside}")
         except json.JSONDecodeError as of_the_whole:
-            if of_the_whole.msg == "Extra data" and of_the_whole.doc[of_the_whole.pos] == "{":
+            if of_the_whole.msg == "Extra data" and of_the_whole.doc[of_the_whole.pos] in "{,":
                 return UserError(
                     f"{name}: JSON objects one after another;"
                     " write one a line (`jq -c .` does) or a list of them"
                 )
+            if slip := _slip(of_the_whole.doc, of_the_whole.pos):
+                return UserError(f"{name}: line {line + of_the_whole.lineno - 1} {slip}")
             error = of_the_whole
         except ValueError as too_long:
             return UserError(f"{name}: row 1 {_beyond(too_long)}")
         except RecursionError as too_deep:
             return UserError(f"{name}: row 1 {_beyond(too_deep)}")
-    return UserError(
-        f"{name}: not JSON ({error}); a JSON list or one JSON object a line is read,"
-        " and .csv, .parquet, .arrow by their names"
-    )
+    others = ", and .csv, .parquet, .arrow by their names" if of == CONVERSATIONS else ""
+    return UserError(f"{name}: not JSON ({error}); a JSON list or one JSON object a line is read{others}")
 
 
 def _object(name: str, where: str, value: Any) -> dict[str, Any]:

@@ -63,6 +63,7 @@ VERDICTS = {
     "true": True, "1": True, "1.0": True, "up": True, "thumbs_up": True, "👍": True, "like": True,
     "false": False, "0": False, "0.0": False, "down": False, "thumbs_down": False, "👎": False, "dislike": False,
 }  # fmt: skip
+SKIN_TONE = re.compile("[\U0001f3fb-\U0001f3ff]")  # behind a thumb
 TRANSCRIPT = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")  # of Anthropic's hh-rlhf
 
 
@@ -400,7 +401,11 @@ def _openai(row: Row, reading: Reading) -> Row:
 
 def _verdict(where: str, value: Any) -> str:
     """Raises BadRow where it is neither yes nor no."""
-    verdict = VERDICTS.get(str(value).strip().lower()) if isinstance(value, (bool, int, float, str)) else None
+    verdict = (
+        VERDICTS.get(SKIN_TONE.sub("", str(value)).strip().lower())
+        if isinstance(value, (bool, int, float, str))
+        else None
+    )
     if verdict is None:
         raise BadRow("bad label", f"{where} {shown(value)} is neither true nor false (or 1, 0, up, down)")
     return DESIRABLE if verdict else UNDESIRABLE

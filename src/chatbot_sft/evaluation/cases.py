@@ -18,6 +18,7 @@ from chatbot_sft.report.words import amount
 OTHERS = ("messages", "tags", "id", "case_sensitive")  # keys of a case beside the checks
 ROLES = ("system", "user", "assistant", "tool")
 LONGEST = 10**7  # characters of a line
+NO_MESSAGES = 'messages is missing: [{"role": "user", "content": "…"}]'
 TOLD = 3  # bad rows that an error names
 
 
@@ -97,14 +98,18 @@ def _rows(file: Path, name: str) -> Iterator[Row]:
         for member, stream in members:
             kind, whole = streams.kind(member, stream)
             if kind != "json":
-                raise UserError(f"{name}: expected JSONL, one case a line, or a JSON list")
-            yield from json_rows.rows(member, whole, LONGEST)
+                raise UserError(
+                    f"{name}: expected JSONL, one case a line, or a JSON list of them; save it so"
+                )
+            yield from json_rows.rows(member, whole, LONGEST, "cases")
 
 
 def _case(row: Row) -> Case:
     values = row.values
     if row.fault:
         raise BadCase(row.fault[1])
+    if "messages" not in values and not any(did_you_mean(key, ["messages"]) for key in values):
+        raise BadCase(f"{NO_MESSAGES}; it has {listed(values) or 'nothing'}")
     for key in values:
         if key not in CHECKS and key not in OTHERS:
             known = [*CHECKS, *OTHERS]
@@ -147,7 +152,7 @@ def _messages(values: Mapping[str, Any]) -> list[Message]:
     """The conversation up to the question. Answers within it are given as they stand."""
     turns = values.get("messages")
     if turns is None:
-        raise BadCase('messages is missing: [{"role": "user", "content": "…"}]')
+        raise BadCase(NO_MESSAGES)
     if not isinstance(turns, list) or not turns:
         raise BadCase("messages: expected a list of {role, content}")
     messages = [_message(number, turn) for number, turn in enumerate(turns, 1)]

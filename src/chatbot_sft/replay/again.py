@@ -23,7 +23,7 @@ from chatbot_sft.report.plain import shown
 from chatbot_sft.report.terminal import replay_lines
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.lock import Lock
+from chatbot_sft.run.lock import MACHINE, Lock
 from chatbot_sft.run.report import Replay, Report
 from chatbot_sft.train.resume import Origin, find_origin
 from chatbot_sft.trust import SAID_ANEW, said_anew
@@ -100,10 +100,7 @@ class Again:
                 " threads it was trained: those are not compared",
                 earlier.run.lock_file.name,
             )
-        found = changes.before_the_start(earlier.lock, again.settings, where)
-        again._judge(found)
-        if not found:
-            log.info("replay: nothing is different here")
+        again._judge(changes.before_the_start(earlier.lock, again.settings, where))
         return again
 
     @property
@@ -129,6 +126,8 @@ class Again:
     def hold(self, now: Lock) -> None:
         known = changes.of_what_is_known(self.earlier.lock, now)
         self._judge([change for change in known if change not in self.changes])
+        if not self.changes and now.decides.keys() >= set(MACHINE):  # all is known
+            log.info("replay: nothing is different here")
 
     def _judge(self, found: list[Change]) -> None:
         """Say what was found; refuse where it decides."""

@@ -155,10 +155,18 @@ def _files(lock: Lock, settings: Config, where: str) -> Iterator[Change]:
             continue  # it decides no row
         of = "data" if key in (DATA, "evaluation.golden") else "weights"
         if marks and not now.get(key):
+            read = Path(marks[0].path)
+            section, _, name = key.partition(".")
+            given = settings[section][name] if name else None
+            was = read.parent if of == "weights" else read
+            if given and not among(read, Path(given).expanduser().absolute()):
+                raise UserError(
+                    f"{where}: {key}={given}: nothing that could be read there; the run read {was}: name where that"
+                    f" is now, or leave {key} out"
+                )
             raise UserError(
-                f"{where}: {key}: {Path(marks[0].path).parent if of == 'weights' else marks[0].path} is gone"
-                f" ({Path(marks[0].path).name} had SHA-256 {marks[0].sha256}); put it back, or name where it is now:"
-                f" {key}=PATH"
+                f"{where}: {key}: {was} is gone ({read.name} had SHA-256 {marks[0].sha256}); put it back, or name"
+                f" where it is now: {key}=PATH"
             )
         for change in _marks(of, marks, now.get(key, [])):
             yield replace(change, key=_data_key(settings, change.what) if key == DATA else key)
@@ -172,7 +180,8 @@ def _marks(of: str, before: Sequence[FileMark], after: Sequence[FileMark]) -> It
     for was, now in zip(before, after, strict=True):
         if was.sha256 != now.sha256:
             sizes = [f"{mark.short}, {mark.bytes:,} bytes" for mark in (was, now)]
-            yield Change(of, now.path, f"SHA-256 {sizes[0]}", sizes[1])
+            other = f"in place of {was.path} " if was.path != now.path else ""
+            yield Change(of, now.path, f"{other}SHA-256 {sizes[0]}", sizes[1])
 
 
 def _data_key(settings: Config, file: str) -> str:

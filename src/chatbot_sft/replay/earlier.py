@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from chatbot_sft.report.masking import REFERENCE, is_secret
 from chatbot_sft.report.words import amount
 from chatbot_sft.run import checkpoints, steps
 from chatbot_sft.run.directory import Run, jobs, trains_nothing
-from chatbot_sft.run.lock import Lock
-from chatbot_sft.run.report import Report, Status
+from chatbot_sft.run.lock import MACHINE, SCHEMA, Lock, changed, decided
+from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.train.layout import Layout
 
 TRAINS = ("train", "replay")
@@ -65,14 +65,19 @@ class Earlier:
         lock = run.lock()
         if lock.batch_layout:  # not only when the model is there
             Layout.from_dict(lock.batch_layout, f"{where}: batch_layout")
+        if lock.schema == SCHEMA and not lock.config:
+            raise UserError(
+                f"{where}: its {run.lock_file.name} is damaged: no config in it; take it from a copy"
+            )
         known = lock.config or run.config()
         _check_sections(where, known)
         places = _places(lock, known, run)
         config = _with_secrets(where, places.config(known) if places else known)
         config["model"]["name"] = base_now(run, config["model"].get("name"))
-        earlier = cls(
-            run, lock, config, report, steps.read(run.steps_file), _begins(where, run, report, places)
-        )
+        written = steps.read(run.steps_file)
+        if report is not None and report.training is not None and lock.provenance is not None:
+            _check_steps(run.steps_file, written, _steps(lock, report, report.training), report.training)
+        earlier = cls(run, lock, config, report, written, _begins(where, run, report, places))
         if not earlier.last_step:
             raise UserError(f"{where}: it ended before its first step; there is nothing to compare with")
         return earlier
@@ -141,12 +146,20 @@ class Earlier:
             "allow_targets": here.allow_targets,  # said by who replays, not by who trained
         }
         try:
-            return Config.from_mapping(config | aside)
+            settings = Config.from_mapping(config | aside)
+            written = decided(Config.from_mapping(self.lock.config)) if self.lock.config else {}
         except UserError as error:
             raise UserError(
                 f"run={self.run.folder}: its settings are damaged, or of another version: {error}; take them from a"
                 " copy"
             ) from None
+        both = written.keys() & self.lock.decides.keys() - set(MACHINE)
+        if edited := changed(self.lock.decides, written, sorted(both)):
+            raise UserError(
+                f"run={self.run.folder}: its {self.run.lock_file.name} was edited, or is damaged: its decides and its"
+                f" config say two things: {edited[0]}; take it from a copy"
+            )
+        return settings
 
 
 def _check_sections(where: str, config: Mapping[str, Any]) -> None:
@@ -154,6 +167,31 @@ def _check_sections(where: str, config: Mapping[str, Any]) -> None:
     for name in ("paths", "model", "dataset", "training"):
         if not isinstance(config.get(name), Mapping):
             raise UserError(f"{where}: its settings are damaged: there is no {name} in them")
+
+
+def _steps(lock: Lock, report: Report, training: Training) -> Collection[int]:
+    """Those that a training which ended has written down: all, and TRL's loop those that it logged."""
+    if lock.decides.get("training.loop") == "native":
+        return range(1, training.steps + 1)
+    return [record["step"] for record in report.history or ()]
+
+
+def _check_steps(
+    file: Path, written: Sequence[Mapping[str, Any]], asked: Collection[int], training: Training
+) -> None:
+    """Raises UserError where one of those that are `asked` for is not there."""
+    known = {record["step"] for record in written}
+    first = (
+        min(known, default=0) if training.resumes else 0
+    )  # what began elsewhere has not the steps of there
+    lacking = next((step for step in asked if step >= first and step not in known), None)
+    if lacking is not None:
+        why = (
+            f"step {lacking} of {training.steps} is not in it, or cannot be read"
+            if known
+            else "none can be read"
+        )
+        raise UserError(f"{file}: {why if file.is_file() else 'it is gone'}; take it from a copy of the run")
 
 
 def _places(lock: Lock, config: Mapping[str, Any], run: Run) -> Places | None:

@@ -106,7 +106,12 @@ def decides(
         values[ADAPTER] = adapter
     if reference:
         values[REFERENCE] = reference
-    return referring(json.loads(json.dumps(values | deciding(settings), default=str)))
+    return referring(values) | decided(settings)
+
+
+def decided(settings: Config) -> dict[str, Any]:
+    """Of that what the settings say by themselves."""
+    return referring(json.loads(json.dumps(deciding(settings), default=str)))
 
 
 @dataclass(frozen=True)
