@@ -421,6 +421,14 @@ def test_a_sampled_sweep_is_repeatable_and_a_killed_one_goes_on_as_it_would_have
         Config.from_mapping(OmegaConf.from_dotlist(point))
 
 
+def test_a_point_drawn_twice_has_a_folder_each_time(tmp_path):
+    """Also where its values alone say which."""
+    trials = sampled(tmp_path, trials=3)
+    told(trials)
+    queue = Queue(Sweep(tmp_path), Sweep(tmp_path).study(), trials.settings, lambda *_: "drawn", trials)
+    assert [point.folder for point in queue.points()] == ["drawn", "drawn.1", "drawn.2"]
+
+
 def test_a_journal_cut_in_a_line_goes_on_and_a_damaged_one_is_made_again(tmp_path, caplog):
     whole = told(sampled(tmp_path))
     place = Sweep(tmp_path)
@@ -560,13 +568,21 @@ def test_what_is_no_sweep_is_refused_before_a_folder_is_made(launch, tmp_path, w
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_of_checks_by_each_sweeper(launch, tmp_path, data_file):
-    for sweeper in ("study", "basic"):
-        process = launch(
-            "-m", "task=check", f"dataset.data_path={data_file}", "seed=1,2", f"hydra/sweeper={sweeper}"
-        )
-        assert process.returncode == 0, process.stderr
-        assert process.stdout.count("  completed  ") == 2
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["seed=1,2"],
+        ["seed=1,2", "hydra/sweeper=basic"],
+        # The point is drawn twice, and runs as often, in a folder of its own.
+        ["seed=choice(1)", "sweep.sampler=random", "sweep.trials=2"],
+    ],
+)
+def test_a_sweep_of_checks_by_each_sweeper(launch, tmp_path, data_file, words):
+    asked = ["task=check", f"dataset.data_path={data_file}", "hydra.sweep.dir=sweep", *words]
+    process = launch("-m", *asked)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("  completed  ") == 2
+    assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/report.json")) == ["0", "1"]
 
 
 @pytest.fixture
