@@ -560,6 +560,8 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "seed=1,2", "sweep.points=absent.yaml"], "sweep.points=absent.yaml: No such file or directory"),
         (["-m", "seed=1,2", "sweep.pruner=median"], "sweep.pruner=median needs evaluations during training"),
         (["-m", "seed=1,2", "hydra/sweeper=basic", "sweep.fail_fast=true"], "sweep.fail_fast: is of hydra/sweeper=study, and this is basic"),
+        (["-m", "task=replay", "run=run", "training.max_steps=1,2", "sweep.dry_run=true"], "training.max_steps: task=replay takes everything from the run"),
+        (["-m", "task=export", "run=a,b", "lora.r=8", "hydra/sweeper=basic"], "lora.r: task=export takes everything but save.* from the run"),
         (["seed=1", "sweep.fail_fast=true"], "sweep.fail_fast: is of a sweep, and this is one run; add -m"),
     ],
 )  # fmt: skip

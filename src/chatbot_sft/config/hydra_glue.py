@@ -112,13 +112,17 @@ def composed_job(sweep: DictConfig, overrides: Sequence[str]) -> tuple[DictConfi
     """The configuration of one job of the composed `sweep`, settled, Hydra's own part in it; the same checked,
     without that part.
     """
+    from chatbot_sft import start  # nothing that `--help` has to wait for
+
     config = compose(
         sweep.hydra.job.config_name,
         [*written(sweep.hydra.overrides.hydra), *overrides],
         return_hydra_config=True,
     )
     settle(config, overrides, config.hydra)
-    return config, check(config)
+    settings = check(config)
+    start.refuse_task(settings, [word for word in overrides if not word.startswith(OF_SWEEP)])
+    return config, settings
 
 
 def composed_jobs(

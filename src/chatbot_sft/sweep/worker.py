@@ -21,7 +21,6 @@ from pathlib import Path
 from chatbot_sft import compare, distributed, preemption
 from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
-from chatbot_sft.export import check_overrides
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.jobs import Job as Entry
 from chatbot_sft.jobs import refuse_shared, table, waited_since
@@ -126,8 +125,6 @@ class Worker:
                 entry.began = True
                 if distributed.is_first():
                     job.write_files()
-                if job.settings.task == "export":
-                    check_overrides(list(job.named))
                 job.begin()
                 return Taken(entry, job, claim.pop_all())
             except Held as error:
