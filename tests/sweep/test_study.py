@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from chatbot_sft import UserError, pipeline, preemption
 from chatbot_sft.config import Config
+from chatbot_sft.config.hydra_glue import refuse_own_search
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.run.report import Report, Status, Training
@@ -562,12 +563,30 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "seed=1,2", "hydra/sweeper=basic", "sweep.fail_fast=true"], "sweep.fail_fast: is of hydra/sweeper=study, and this is basic"),
         (["-m", "task=replay", "run=run", "training.max_steps=1,2", "sweep.dry_run=true"], "training.max_steps: task=replay takes everything from the run"),
         (["-m", "task=export", "run=a,b", "lora.r=8", "hydra/sweeper=basic"], "lora.r: task=export takes everything but save.* from the run"),
+        (["-m", "hparams_search=rate_rank,seeds"], "job 0 (hparams_search=rate_rank): hydra.sweeper.params.training.learning_rate: of the whole sweep, and an option of one job brings it; run each search"),
         (["seed=1", "sweep.fail_fast=true"], "sweep.fail_fast: is of a sweep, and this is one run; add -m"),
     ],
 )  # fmt: skip
 def test_what_is_no_sweep_is_refused_before_a_folder_is_made(launch, tmp_path, words, message):
     assert message in only_error(launch(*words))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_option_of_one_job_says_nothing_of_the_sweep():
+    def config(params, **sweep):
+        return OmegaConf.create(
+            {"hydra": {"sweeper": {"params": params}}, "sweep": {"trials": None, **sweep}}
+        )
+
+    whole = config({"++seed": "1,2"}, sampler="tpe")
+    refuse_own_search(config({"seed": "1,2"}, sampler="tpe"), whole)
+    for own, said in (
+        (config({"seed": "1,3"}, sampler="tpe"), r"^hydra\.sweeper\.params\.seed: "),
+        (config({"seed": "1,2"}, sampler="tpe", trials=3), r"^sweep\.trials: "),
+        (config(None, sampler=None), r"^sweep\.sampler: "),
+    ):
+        with pytest.raises(UserError, match=said):
+            refuse_own_search(own, whole)
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,30 @@ def composed_job(sweep: DictConfig, overrides: Sequence[str]) -> tuple[DictConfi
     )
     settle(config, overrides, config.hydra)
     settings = check(config)
+    refuse_own_search(config, sweep)
     start.refuse_task(settings, [word for word in overrides if not word.startswith(OF_SWEEP)])
     return config, settings
+
+
+def refuse_own_search(job: DictConfig, sweep: DictConfig) -> None:
+    """Raises UserError where an option of this job says how the sweep is run: nobody would read it."""
+    of_all = _search(sweep)
+    for key, value in _search(job).items():
+        if of_all.get(key) != value:
+            raise UserError(
+                f"{key}: of the whole sweep, and an option of one job brings it;"
+                " run each search as a sweep of its own"
+            )
+
+
+def _search(config: DictConfig) -> dict[str, Any]:
+    """Key → value of what says which jobs there are, and how they are run."""
+    params, said = config.hydra.sweeper.get("params"), as_dict(config.sweep, resolve=False)
+    swept = as_dict(params, resolve=False) if params else {}
+    return {
+        **{f"hydra.sweeper.params.{key.lstrip('+')}": value for key, value in swept.items()},
+        **{f"{OF_SWEEP}{key}": value for key, value in said.items()},
+    }
 
 
 def composed_jobs(
