@@ -564,6 +564,9 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "task=replay", "run=run", "training.max_steps=1,2", "sweep.dry_run=true"], "training.max_steps: task=replay takes everything from the run"),
         (["-m", "task=export", "run=a,b", "lora.r=8", "hydra/sweeper=basic"], "lora.r: task=export takes everything but save.* from the run"),
         (["-m", "hparams_search=rate_rank,seeds"], "job 0 (hparams_search=rate_rank): hydra.sweeper.params.training.learning_rate: of the whole sweep, and an option of one job brings it; run each search"),
+        (["-m", "lora.r=8,16", "save.save_path=x", "save.overwrite=true", "sweep.dry_run=true"], "save.save_path=x: job 0 and job 1 would both write there; write it with ${hydra.job.num} in it"),
+        (["-m", "lora.r=8,16", "seed=1,2", "training.output_dir=x/${seed}", "sweep.sampler=random", "sweep.trials=2"], "training.output_dir=x/1: job 0 and job 1 would both write there"),
+        (["-m", "lora.r=8,16", "hydra.sweep.subdir=same"], "hydra.sweep.subdir=same: job 0 and job 1 would both write there"),
         (["seed=1", "sweep.fail_fast=true"], "sweep.fail_fast: is of a sweep, and this is one run; add -m"),
     ],
 )  # fmt: skip

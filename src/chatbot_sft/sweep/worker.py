@@ -23,7 +23,7 @@ from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.jobs import Job as Entry
-from chatbot_sft.jobs import refuse_shared, table, waited_since
+from chatbot_sft.jobs import table, waited_since
 from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
@@ -115,7 +115,6 @@ class Worker:
         self.entries.append(entry)
         with contextlib.ExitStack() as claim:
             try:
-                refuse_shared(entry, self.entries, point.folder)
                 job = self.at(point)
                 if self._stays(entry, job):
                     return None
