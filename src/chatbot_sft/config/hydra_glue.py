@@ -72,12 +72,14 @@ class CheckConfiguration(Callback):
         with refusing():
             settle(config, written(config.hydra.overrides.task), config.hydra)
             refuse_of_sweep(named_of(config), "is of a sweep, and this is one run; add -m")
+            refuse_other_directory(config, "run", "is of a sweep, and this is one run; add -m, or name")
             check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from chatbot_sft.sweep import points
 
         with refusing():
+            refuse_other_directory(config, "sweep", "is of one run, and this is a sweep; name")
             prefer_named(config, named_of(config), config.hydra)
             if params := config.hydra.sweeper.get("params"):
                 config.hydra.sweeper.params = {added(key): value for key, value in params.items()}
@@ -101,6 +103,17 @@ def refuse_of_sweep(names: Collection[str], why: str) -> None:
     for name in names:
         if name.startswith(OF_SWEEP):
             raise UserError(f"{name}: {why}")
+
+
+def refuse_other_directory(config: DictConfig, mine: str, why: str) -> None:
+    """Raises UserError where the user has named the directory of a run for a sweep, or of a sweep for a run; a script
+    may name both.
+    """
+    given = dict(word.split("=", 1) for word in written(config.hydra.overrides.hydra) if "=" in word)
+    other = {"run": "sweep", "sweep": "run"}[mine]
+    named = given.get(f"hydra.{other}.dir")
+    if named and f"hydra.{mine}.dir" not in given:
+        raise UserError(f"hydra.{other}.dir={named}: {why} hydra.{mine}.dir={named}")
 
 
 def loader() -> ConfigLoader:
