@@ -541,6 +541,12 @@ def test_a_dry_run_lists_the_jobs_and_makes_no_folder(launch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_list_that_the_command_line_replaces_is_told(launch):
+    process = launch("-m", "hparams_search=seeds", "seed=7", "sweep.dry_run=true")
+    assert process.stdout.startswith("job 0\n1 job; ")
+    assert process.stderr == "seed of the command line counts over what the search tries: seed=1,2,3\n"
+
+
 @pytest.mark.parametrize("name", ["rate_rank", "seeds", "tpe"])
 def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
     process = launch(f"hparams_search={name}", "sweep.dry_run=true")

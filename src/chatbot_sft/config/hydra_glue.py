@@ -82,6 +82,7 @@ class CheckConfiguration(Callback):
             refuse_other_directory(config, "sweep", "is of one run, and this is a sweep; name")
             prefer_named(config, named_of(config), config.hydra)
             if params := config.hydra.sweeper.get("params"):
+                _tell_lost(params, named_of(config))
                 config.hydra.sweeper.params = {added(key): value for key, value in params.items()}
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
             if sweeper == OURS:
@@ -248,6 +249,13 @@ def prefer_named(config: DictConfig, given: Mapping[str, Any], of_hydra: HydraCo
     for option, lost in precedence.prefer(config, given, runtime.choices, folders).items():
         said = ", ".join(shown(f"{key}={value!r}") for key, value in lost.items())
         _tell(f"{option} counts over what another file says: {said}")
+
+
+def _tell_lost(params: Mapping[str, Any], given: Collection[str]) -> None:
+    """Say which lists of a search the command line has taken the place of."""
+    for key, value in params.items():
+        if key.lstrip("+") in given:
+            _tell(f"{key} of the command line counts over what the search tries: {shown(f'{key}={value}')}")
 
 
 @functools.cache
