@@ -74,12 +74,9 @@ def entrypoint(config: DictConfig) -> float | None:
 
 def _run(settings: Config, job: HydraConf) -> float | None:
     from chatbot_sft import hydra_job, pipeline
-    from chatbot_sft.export import check_overrides
     from chatbot_sft.report.terminal import ending
 
     RUNS.append(Path(settings.paths.output_dir))
-    if settings.task == "export":
-        check_overrides(job.overrides.task)
     named = hydra_glue.named(hydra_glue.written(job.overrides.task))
     report = pipeline.run(settings, hydra_job.command(job), _began(), named)
     if not distributed.is_first():

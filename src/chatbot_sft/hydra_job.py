@@ -7,6 +7,7 @@ them may be under way in one process: `Job` does what `run_job` does, in parts.
 from __future__ import annotations
 
 import contextlib
+import copy
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,10 @@ class Job:
         number: int,
         context: HydraContext | None = None,
     ) -> Job:
-        """That of a composed `config`, in `folder`/`subdir`; None for what hydra.sweep.subdir says."""
+        """That of a composed `config`, in `folder`/`subdir`; None for what hydra.sweep.subdir says. `config` stays as
+        it was: a sampler may draw its point again.
+        """
+        config = copy.deepcopy(config)
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.id = str(number)
             config.hydra.job.num = number

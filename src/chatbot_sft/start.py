@@ -26,9 +26,20 @@ from chatbot_sft.train import resume
 
 def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Raises UserError where the run directory, or a place beside it, is none for this run; or `overrides`
-    are none of an export, an evaluation or a verification.
+    are none of its task.
     """
     settings = located(Config.from_mapping(config))
+    refuse_task(settings, overrides)
+    places.check_run(settings)
+    refuse_written_over(settings)
+    refuse_taken(settings)
+    resume.refuse_completed(settings)
+
+
+def refuse_task(settings: Config, overrides: Sequence[str]) -> None:
+    """Raises UserError where `overrides` are none of an export, an evaluation, a replay or a verification, or what
+    these read is none to begin with.
+    """
     if settings.task == "export":
         check_overrides(list(overrides))
     if settings.task == "evaluate" or settings.training.golden_steps is not None:
@@ -43,10 +54,6 @@ def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
         from chatbot_sft.served import task as verification
 
         verification.refuse(settings, overrides)
-    places.check_run(settings)
-    refuse_written_over(settings)
-    refuse_taken(settings)
-    resume.refuse_completed(settings)
 
 
 def refuse_written_over(settings: Config) -> None:

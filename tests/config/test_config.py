@@ -93,6 +93,18 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
             {"sweep": {"pruner": "median"}},
             "sweep.pruner=median needs evaluations during training: set training.eval_steps",
         ),
+        (
+            {"sweep": {"pruner": "halving"}, "training": {"eval_steps": 50, "max_steps": 100}},
+            "sweep.pruner=halving: the first evaluation comes too late to end any job (training.eval_steps=50)",
+        ),
+        (
+            {"sweep": {"pruner": "median"}, "training": {"eval_steps": 0.7}},
+            "sweep.pruner=median: the first evaluation comes too late to end any job (training.eval_steps=0.7)",
+        ),
+        (
+            {"sweep": {"pruner": "hyperband"}, "training": {"eval_steps": 100, "max_steps": 100}},
+            "sweep.pruner=hyperband: the first evaluation comes too late to end any job (training.eval_steps=100)",
+        ),
         ({"sweep": {"turn": 5}}, "sweep.turn=5 needs sweep.pruner"),
         (
             {"sweep": {"workers": "all"}},
@@ -115,6 +127,10 @@ from chatbot_sft.config import Config, TrainingConfig, sft_arguments
         (
             {"sweep": {"metric": "evaluation.passed", "pruner": "median"}, "training": {"eval_steps": 1}},
             "sweep.metric=evaluation.passed: no job would ask them",
+        ),
+        (
+            {"sweep": {"metric": ["a", "a"], "sampler": "nsgaii", "trials": 2}},
+            "sweep.metric: a is there twice; name it once",
         ),
         ({"sweep": {"metric": ["a", "b"]}}, "sweep.metric: two metrics need sweep.sampler=nsgaii"),
         (

@@ -41,7 +41,7 @@ def test_the_run_is_written_into_the_bucket_in_which_a_run_can_be_written():
     (place, bucket), *others = TASK["file_mounts"].items()
     assert not others
     assert bucket["mode"] == "MOUNT_CACHED"
-    assert f"hydra.run.dir={place}/$RUN" in TASK["run"]
+    assert f"hydra.run.dir={place}/$RUN hydra.sweep.dir={place}/$RUN" in TASK["run"]
 
 
 def test_its_environment_is_what_this_one_has():
@@ -72,5 +72,6 @@ def test_several_cards_are_several_processes(tmp_path):
     torchrun.write_text('#!/bin/sh\necho "$@"\n')
     torchrun.chmod(0o755)
     done = run(tmp_path, tmp_path / "bucket", SKYPILOT_NUM_GPUS_PER_NODE="4")
-    expected = f"--standalone --nproc-per-node=4 -m chatbot_sft experiment=quick hydra.run.dir={tmp_path}/bucket/first"
+    place = tmp_path / "bucket" / "first"
+    expected = f"--standalone --nproc-per-node=4 -m chatbot_sft experiment=quick hydra.run.dir={place} hydra.sweep.dir={place}"
     assert done.stdout.strip() == expected

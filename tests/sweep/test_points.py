@@ -159,6 +159,8 @@ def test_a_file_that_holds_no_points_is_named(tmp_path, text, message):
         (["lora.r=range(8,8)"], [], "lora.r=range(8,8): stands for no value; there is nothing to run"),
         (["lora.r=8"], ["lora.r"], "sweep.zip: lora.r has no list of values on the command line"),
         (["lora.r=8,16"], ["lora.rank"], "sweep.zip: lora.rank has no list of values"),
+        (["lora.r=8,16"], ["lora.r"], "sweep.zip=[lora.r]: a list goes hand in hand with another; name two keys or more"),
+        (["lora.r=8,16", "seed=1,2"], ["lora.r", "seed", "lora.r"], "sweep.zip=[lora.r,seed,lora.r]: a list goes"),
         (["sweep.trials=1,2"], [], "sweep.trials=1,2: says how the sweep is run; give it one value"),
         (["lora.r=tag(lgo, interval(1,2))"], [], "lora.r=tag(lgo, interval(1,2)): the tag lgo means nothing here"),
         (["lora.r=interval(1,1)"], [], "lora.r=interval(1,1): an interval has two ends"),

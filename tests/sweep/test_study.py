@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from chatbot_sft import UserError, pipeline, preemption
 from chatbot_sft.config import Config
+from chatbot_sft.config.hydra_glue import refuse_own_search
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.run.report import Report, Status, Training
@@ -421,6 +422,14 @@ def test_a_sampled_sweep_is_repeatable_and_a_killed_one_goes_on_as_it_would_have
         Config.from_mapping(OmegaConf.from_dotlist(point))
 
 
+def test_a_point_drawn_twice_has_a_folder_each_time(tmp_path):
+    """Also where its values alone say which."""
+    trials = sampled(tmp_path, trials=3)
+    told(trials)
+    queue = Queue(Sweep(tmp_path), Sweep(tmp_path).study(), trials.settings, lambda *_: "drawn", trials)
+    assert [point.folder for point in queue.points()] == ["drawn", "drawn.1", "drawn.2"]
+
+
 def test_a_journal_cut_in_a_line_goes_on_and_a_damaged_one_is_made_again(tmp_path, caplog):
     whole = told(sampled(tmp_path))
     place = Sweep(tmp_path)
@@ -532,6 +541,12 @@ def test_a_dry_run_lists_the_jobs_and_makes_no_folder(launch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_list_that_the_command_line_replaces_is_told(launch):
+    process = launch("-m", "hparams_search=seeds", "seed=7", "sweep.dry_run=true")
+    assert process.stdout.startswith("job 0\n1 job; ")
+    assert process.stderr == "seed of the command line counts over what the search tries: seed=1,2,3\n"
+
+
 @pytest.mark.parametrize("name", ["rate_rank", "seeds", "tpe"])
 def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
     process = launch(f"hparams_search={name}", "sweep.dry_run=true")
@@ -552,6 +567,14 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "seed=1,2", "sweep.points=absent.yaml"], "sweep.points=absent.yaml: No such file or directory"),
         (["-m", "seed=1,2", "sweep.pruner=median"], "sweep.pruner=median needs evaluations during training"),
         (["-m", "seed=1,2", "hydra/sweeper=basic", "sweep.fail_fast=true"], "sweep.fail_fast: is of hydra/sweeper=study, and this is basic"),
+        (["-m", "task=replay", "run=run", "training.max_steps=1,2", "sweep.dry_run=true"], "training.max_steps: task=replay takes everything from the run"),
+        (["-m", "task=export", "run=a,b", "lora.r=8", "hydra/sweeper=basic"], "lora.r: task=export takes everything but save.* from the run"),
+        (["-m", "hparams_search=rate_rank,seeds"], "job 0 (hparams_search=rate_rank): hydra.sweeper.params.training.learning_rate: of the whole sweep, and an option of one job brings it; run each search"),
+        (["-m", "lora.r=8,16", "save.save_path=x", "save.overwrite=true", "sweep.dry_run=true"], "save.save_path=x: job 0 and job 1 would both write there; write it with ${hydra.job.num} in it"),
+        (["-m", "lora.r=8,16", "seed=1,2", "training.output_dir=x/${seed}", "sweep.sampler=random", "sweep.trials=2"], "training.output_dir=x/1: job 0 and job 1 would both write there"),
+        (["-m", "lora.r=8,16", "hydra.sweep.subdir=same"], "hydra.sweep.subdir=same: job 0 and job 1 would both write there"),
+        (["-m", "seed=1,2", "hydra.run.dir=a b"], "hydra.run.dir=a b: is of one run, and this is a sweep; name hydra.sweep.dir=a b"),
+        (["seed=1", "hydra.sweep.dir=x"], "hydra.sweep.dir=x: is of a sweep, and this is one run; add -m, or name hydra.run.dir=x"),
         (["seed=1", "sweep.fail_fast=true"], "sweep.fail_fast: is of a sweep, and this is one run; add -m"),
     ],
 )  # fmt: skip
@@ -560,13 +583,38 @@ def test_what_is_no_sweep_is_refused_before_a_folder_is_made(launch, tmp_path, w
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_of_checks_by_each_sweeper(launch, tmp_path, data_file):
-    for sweeper in ("study", "basic"):
-        process = launch(
-            "-m", "task=check", f"dataset.data_path={data_file}", "seed=1,2", f"hydra/sweeper={sweeper}"
+def test_an_option_of_one_job_says_nothing_of_the_sweep():
+    def config(params, **sweep):
+        return OmegaConf.create(
+            {"hydra": {"sweeper": {"params": params}}, "sweep": {"trials": None, **sweep}}
         )
-        assert process.returncode == 0, process.stderr
-        assert process.stdout.count("  completed  ") == 2
+
+    whole = config({"++seed": "1,2"}, sampler="tpe")
+    refuse_own_search(config({"seed": "1,2"}, sampler="tpe"), whole)
+    for own, said in (
+        (config({"seed": "1,3"}, sampler="tpe"), r"^hydra\.sweeper\.params\.seed: "),
+        (config({"seed": "1,2"}, sampler="tpe", trials=3), r"^sweep\.trials: "),
+        (config(None, sampler=None), r"^sweep\.sampler: "),
+    ):
+        with pytest.raises(UserError, match=said):
+            refuse_own_search(own, whole)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["seed=1,2"],
+        ["seed=1,2", "hydra/sweeper=basic"],
+        # The point is drawn twice, and runs as often, in a folder of its own.
+        ["seed=choice(1)", "sweep.sampler=random", "sweep.trials=2"],
+    ],
+)
+def test_a_sweep_of_checks_by_each_sweeper(launch, tmp_path, data_file, words):
+    asked = ["task=check", f"dataset.data_path={data_file}", "hydra.sweep.dir=sweep", *words]
+    process = launch("-m", *asked)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("  completed  ") == 2
+    assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/report.json")) == ["0", "1"]
 
 
 @pytest.fixture

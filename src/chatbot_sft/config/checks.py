@@ -348,6 +348,8 @@ def _check_sweep(config: Config) -> None:
             f"sweep.pruner={sweep.pruner} needs evaluations during training: set training.eval_steps,"
             " for instance 0.1"
         )
+    if sweep.pruner and not sweep.judged_by_answers:
+        _check_first_evaluation(sweep.pruner, config.training)
     if sweep.pruner == "hyperband" and config.training.max_steps is None:
         raise UserError(
             "sweep.pruner=hyperband shares out steps before any is taken, and training.num_train_epochs does not"
@@ -356,6 +358,21 @@ def _check_sweep(config: Config) -> None:
     if sweep.turn is not None and sweep.pruner is None:
         raise UserError(
             f"sweep.turn={sweep.turn} needs sweep.pruner: without one each job runs to its end at once"
+        )
+
+
+def _check_first_evaluation(pruner: str, training: TrainingConfig) -> None:
+    """Raises UserError where no job could be ended: halving spares what has come to half of the run, and the others
+    but hyperband want a second evaluation.
+    """
+    steps, last = training.eval_steps or 0, training.max_steps
+    if steps >= 1 and last is None:
+        return  # it is known when the data are
+    share = steps / last if steps >= 1 and last else steps
+    if share >= (1 if pruner == "hyperband" else 0.5):
+        raise UserError(
+            f"sweep.pruner={pruner}: the first evaluation comes too late to end any job"
+            f" (training.eval_steps={steps:g}); evaluate more often, for instance training.eval_steps=0.1"
         )
 
 
@@ -373,6 +390,10 @@ def _check_metrics(sweep: SweepConfig) -> None:
         raise UserError(
             f"sweep.direction={sweep.direction}: {len(directions)} directions for {len(metrics)}"
             f" metric{'s' if len(metrics) > 1 else ''} (sweep.metric={sweep.metric}); give as many"
+        )
+    if len(set(metrics)) < len(metrics):
+        raise UserError(
+            f"sweep.metric: {metrics[0]} is there twice; name it once, or another number beside it"
         )
     if len(metrics) > 1:
         if sweep.pruner:

@@ -72,14 +72,17 @@ class CheckConfiguration(Callback):
         with refusing():
             settle(config, written(config.hydra.overrides.task), config.hydra)
             refuse_of_sweep(named_of(config), "is of a sweep, and this is one run; add -m")
+            refuse_other_directory(config, "run", "is of a sweep, and this is one run; add -m, or name")
             check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from chatbot_sft.sweep import points
 
         with refusing():
+            refuse_other_directory(config, "sweep", "is of one run, and this is a sweep; name")
             prefer_named(config, named_of(config), config.hydra)
             if params := config.hydra.sweeper.get("params"):
+                _tell_lost(params, named_of(config))
                 config.hydra.sweeper.params = {added(key): value for key, value in params.items()}
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
             if sweeper == OURS:
@@ -103,6 +106,17 @@ def refuse_of_sweep(names: Collection[str], why: str) -> None:
             raise UserError(f"{name}: {why}")
 
 
+def refuse_other_directory(config: DictConfig, mine: str, why: str) -> None:
+    """Raises UserError where the user has named the directory of a run for a sweep, or of a sweep for a run; a script
+    may name both.
+    """
+    given = dict(word.split("=", 1) for word in written(config.hydra.overrides.hydra) if "=" in word)
+    other = {"run": "sweep", "sweep": "run"}[mine]
+    named = given.get(f"hydra.{other}.dir")
+    if named and f"hydra.{mine}.dir" not in given:
+        raise UserError(f"hydra.{other}.dir={named}: {why} hydra.{mine}.dir={named}")
+
+
 def loader() -> ConfigLoader:
     """Hydra's, which knows the options of groups."""
     return GlobalHydra.instance().config_loader()
@@ -112,13 +126,39 @@ def composed_job(sweep: DictConfig, overrides: Sequence[str]) -> tuple[DictConfi
     """The configuration of one job of the composed `sweep`, settled, Hydra's own part in it; the same checked,
     without that part.
     """
+    from chatbot_sft import start  # nothing that `--help` has to wait for
+
     config = compose(
         sweep.hydra.job.config_name,
         [*written(sweep.hydra.overrides.hydra), *overrides],
         return_hydra_config=True,
     )
     settle(config, overrides, config.hydra)
-    return config, check(config)
+    settings = check(config)
+    refuse_own_search(config, sweep)
+    start.refuse_task(settings, [word for word in overrides if not word.startswith(OF_SWEEP)])
+    return config, settings
+
+
+def refuse_own_search(job: DictConfig, sweep: DictConfig) -> None:
+    """Raises UserError where an option of this job says how the sweep is run: nobody would read it."""
+    of_all = _search(sweep)
+    for key, value in _search(job).items():
+        if of_all.get(key) != value:
+            raise UserError(
+                f"{key}: of the whole sweep, and an option of one job brings it;"
+                " run each search as a sweep of its own"
+            )
+
+
+def _search(config: DictConfig) -> dict[str, Any]:
+    """Key → value of what says which jobs there are, and how they are run."""
+    params, said = config.hydra.sweeper.get("params"), as_dict(config.sweep, resolve=False)
+    swept = as_dict(params, resolve=False) if params else {}
+    return {
+        **{f"hydra.sweeper.params.{key.lstrip('+')}": value for key, value in swept.items()},
+        **{f"{OF_SWEEP}{key}": value for key, value in said.items()},
+    }
 
 
 def composed_jobs(
@@ -209,6 +249,13 @@ def prefer_named(config: DictConfig, given: Mapping[str, Any], of_hydra: HydraCo
     for option, lost in precedence.prefer(config, given, runtime.choices, folders).items():
         said = ", ".join(shown(f"{key}={value!r}") for key, value in lost.items())
         _tell(f"{option} counts over what another file says: {said}")
+
+
+def _tell_lost(params: Mapping[str, Any], given: Collection[str]) -> None:
+    """Say which lists of a search the command line has taken the place of."""
+    for key, value in params.items():
+        if key.lstrip("+") in given:
+            _tell(f"{key} of the command line counts over what the search tries: {shown(f'{key}={value}')}")
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from chatbot_sft.report.masking import mask_yaml
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.report import Report, Status, now
-from chatbot_sft.sweep import points, study
+from chatbot_sft.sweep import outputs, points, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.display import Display
 from chatbot_sft.sweep.points import Space
@@ -80,6 +80,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
     composed = hydra_glue.composed_jobs(checked, jobs.compose, numbered=not settings.sampler)
+    outputs.refuse_shared(Job.at(job, jobs.folder, None, number) for number, job in enumerate(composed))
     wanted = [] if settings.sampler else checked
     if settings.dry_run:
         for line in listing(jobs, settings, wanted):

@@ -155,7 +155,7 @@ def _refuse_no_option(axis: Axis, word: str) -> None:
 
 def settings(config: Any) -> SweepConfig:
     """The section `sweep` of a composed sweep, checked, but for what asks something of the jobs."""
-    anything_asked = {"eval_steps": 1, "golden_steps": 1, "max_steps": 1}
+    anything_asked = {"eval_steps": 1, "golden_steps": 1, "max_steps": 100}
     return Config.from_mapping({"sweep": _plain(config.sweep), "training": anything_asked}).sweep
 
 
@@ -264,7 +264,11 @@ def _zipped(axes: Mapping[str, Axis], keys: Sequence[str]) -> list[Axis]:
             raise UserError(
                 f"sweep.zip: {key} has no list of values on the command line, for instance {key}=…,…"
             )
-    chosen = [by_name[key] for key in dict.fromkeys(keys)]
+    if keys and (len(keys) == 1 or len(set(keys)) < len(keys)):
+        raise UserError(
+            f"sweep.zip=[{','.join(keys)}]: a list goes hand in hand with another; name two keys or more, each once"
+        )
+    chosen = [by_name[key] for key in keys]
     lengths = {axis.key: len(axis.values) for axis in chosen}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{bare(key)} has {count}" for key, count in lengths.items())

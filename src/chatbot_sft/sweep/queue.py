@@ -81,11 +81,15 @@ class Queue:
             self.place.write_study(self.study)
 
     def _folder_of(self, number: int, overrides: Sequence[str]) -> str:
-        """Its own number where the schema refuses the job, which has then no other name."""
+        """Its own number where the schema refuses the job, which has then no other name. A point that is drawn again
+        has the name of the first, and its number behind it.
+        """
         try:
-            return self.new_folder(number, overrides)
+            folder = self.new_folder(number, overrides)
         except UserError:
             return str(number)
+        taken = {point.folder for point in self.study.points}
+        return f"{folder}.{number}" if folder in taken else folder
 
     def over(self) -> bool:
         """Whether no other job may begin."""

@@ -21,10 +21,9 @@ from pathlib import Path
 from chatbot_sft import compare, distributed, preemption
 from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
-from chatbot_sft.export import check_overrides
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.jobs import Job as Entry
-from chatbot_sft.jobs import refuse_shared, table, waited_since
+from chatbot_sft.jobs import table, waited_since
 from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
@@ -116,7 +115,6 @@ class Worker:
         self.entries.append(entry)
         with contextlib.ExitStack() as claim:
             try:
-                refuse_shared(entry, self.entries, point.folder)
                 job = self.at(point)
                 if self._stays(entry, job):
                     return None
@@ -126,8 +124,6 @@ class Worker:
                 entry.began = True
                 if distributed.is_first():
                     job.write_files()
-                if job.settings.task == "export":
-                    check_overrides(list(job.named))
                 job.begin()
                 return Taken(entry, job, claim.pop_all())
             except Held as error:
