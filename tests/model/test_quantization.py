@@ -34,11 +34,11 @@ def test_a_decoded_base_has_the_same_numbers_until_it_is_put_back(four_bit):
     before, ids = layers(), torch.arange(5, 25)[None]
     four_bit.train()
     expected = four_bit(ids).logits
-    encode = decode(four_bit)
+    decoded = decode(four_bit)
     assert before
     assert layers() == []
     assert torch.allclose(four_bit(ids).logits, expected, atol=1e-5)
-    encode()
+    decoded.encode()
     assert layers() == before
 
 
