@@ -160,6 +160,7 @@ assert loss == torch.tensor(0.1).add(0.1) and (half.gradient == 3).all(), loss  
 from types import SimpleNamespace
 from chatbot_sft.errors import UserError
 from chatbot_sft.train import trials
+from chatbot_sft.train.captures import Captures
 from chatbot_sft.train.graphs import CaptureFailed
 from chatbot_sft.train.layout import Layout, packed_ladder
 rank, peak = dist.get_rank(), {}
@@ -174,7 +175,7 @@ def trial_run(layout, rows):
         raise torch.OutOfMemoryError
     peak["now"] = 95 if layout.packs == 4 and rank == 0 else 50 + rank
 training = SimpleNamespace(training=SimpleNamespace(memory_margin=0.1))
-step = SimpleNamespace(args=SimpleNamespace(device="cuda"), settings=training, pack=lambda shapes, layout: None, use_layout=lambda layout: None, trial_run=trial_run)
+step = SimpleNamespace(args=SimpleNamespace(device="cuda"), settings=training, pack=lambda shapes, layout: None, use_layout=lambda layout: None, trial_run=trial_run, captures=Captures(), passes=lambda: SimpleNamespace(captured=None))
 plan = trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8, compiled=True, four_bit=False), 500)
 assert plan.layout == Layout(2, packed=True), plan
 assert [found.why_not for found in plan.measurements] == ["out of memory", "over the memory margin", None]
