@@ -385,8 +385,8 @@ def _joined(words: Sequence[str], place: int) -> str:
 
 def _quoted_inside(key: str, value: str) -> str:
     """A list, a mapping or a glob() whose parts are quoted each, empty where `value` is none of them."""
-    if call := re.fullmatch(r"(glob\()(.*)\)", value):
-        return f"{key}={call[1]}{written_out('', call[2])[1:]})"
+    if call := re.fullmatch(r"glob\((.*)\)", value):
+        return f"{key}=glob({written_out('', call[1])[1:]})"
     if re.fullmatch(r"\[.*\]", value):
         parts = ",".join(written_out("", part.strip())[1:] for part in value[1:-1].split(","))
         return f"{key}=[{parts}]"

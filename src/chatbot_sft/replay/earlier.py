@@ -181,9 +181,8 @@ def _check_steps(
 ) -> None:
     """Raises UserError where one of those that are `asked` for is not there."""
     known = {record["step"] for record in written}
-    first = (
-        min(known, default=0) if training.resumes else 0
-    )  # what began elsewhere has not the steps of there
+    # What began elsewhere has not the steps of there.
+    first = min(known, default=0) if training.resumes else 0
     lacking = next((step for step in asked if step >= first and step not in known), None)
     if lacking is not None:
         why = (

@@ -156,13 +156,13 @@ class Step:
 
     def graphs(self, layout: Layout) -> CapturedLayers:
         """Those of `layout`, maybe of a run before with an adapter of the same form."""
-        random = bool(self.settings.lora.lora_dropout)
+        passes = self.passes()
         if self.flat is None or self.flat.copy is None:  # its weights have no place but their own
-            return CapturedLayers(random)
+            return CapturedLayers(passes.random)
         lora = json.dumps(asdict(self.settings.lora), sort_keys=True)
-        key = (self.flat.form, lora, self.precision, layout, self.passes().shapes)
+        key = (self.flat.form, lora, self.precision, layout, passes.shapes)
         read = (self.flat.copy, self.decoded and self.decoded.layers)
-        return self.captures.layers(key, lambda: CapturedLayers(random, read))
+        return self.captures.layers(key, lambda: CapturedLayers(passes.random, read))
 
     def capturable(self) -> bool:
         """Whether `layout.captured` may be tried: an adapter alone over a whole base, nothing random in the
