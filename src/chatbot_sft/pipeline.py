@@ -251,10 +251,11 @@ def train(
     for warning in outcome.training.warnings:
         log.warning("training: %s", warning)
     refuse_ruined(outcome.training, settings, len(model.tokenizer))
-    if distributed.is_first():
-        save(saver, report)
-    else:
-        saver.accompany()
+    with session.step.inference():
+        if distributed.is_first():
+            save(saver, report)
+        else:
+            saver.accompany()
 
 
 @dataclass(frozen=True)

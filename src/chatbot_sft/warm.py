@@ -30,22 +30,23 @@ class Held:
     decides them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, runs: float) -> None:
         from chatbot_sft.model.structure import Structure
 
         self.model, self.loaded = model, Structure(model)
         self.answers: dict[Hashable, dict[str, Any]] = {}
-        self.captures = Captures()
+        self.captures = Captures(runs)
         # Unsloth keeps what it found out about a model in the environment.
         self.marks = _marks()
 
 
 class Warm:
     """One for each worker process. The base that was used last is kept; another is freed as soon as no run that
-    is under way has it.
+    is under way has it. `runs` is what `Captures` asks for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runs: float = 1.0) -> None:
+        self.runs = runs
         self._held: WeakValueDictionary[Hashable, Held] = WeakValueDictionary()
         self.latest: Held | None = None
 
@@ -54,7 +55,7 @@ class Warm:
         held = self._held.get(key)
         if held is None:
             self.let_go()
-            held = self._held[key] = Held(load())
+            held = self._held[key] = Held(load(), self.runs)
         self.latest = held
         return held
 

@@ -480,6 +480,27 @@ def test_cmaes_needs_a_package_of_its_own_and_numbers(monkeypatch, caplog):
     ]
 
 
+# What is worth compiling for the jobs of a sweep
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "runs"),
+    [
+        (["lora.r=8", "seed=1"], {}, 1),
+        (["lora.r=8,16", "training.learning_rate=1e-4,3e-4,1e-3,3e-3"], {}, 4),
+        (["+lora.r=8,16", "model.max_seq_length=512,1024"], {}, 1),
+        (["seed=1,2,3,4,5,6"], {"pruner": "halving"}, 2),
+        (["seed=1,2,3,4,5,6"], {"workers": 3}, 6),  # this process starts them, and trains nothing
+        (["seed=1,2,3,4,5,6"], {"workers": 3, "worker": True}, 2),
+        ([], {"sampler": "tpe", "trials": 20}, 20),
+    ],
+)
+def test_a_form_of_adapter_serves_so_many_runs(tmp_path, words, settings, runs):
+    found = joined(Sweep(tmp_path), words) if words else begun(words=words)
+    queue = Queue(Sweep(tmp_path), found, replace(Config().sweep, **settings), lambda number, _: str(number))
+    assert queue.runs_of_a_form == pytest.approx(runs)
+
+
 # Several workers: here threads, with all that they share in the sweep's directory
 
 

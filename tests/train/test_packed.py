@@ -408,6 +408,72 @@ def test_recomputed_layers_give_every_bit_of_losses_and_gradients(replica_models
         assert torch.equal(found[name], gradient), name
 
 
+@pytest.fixture
+def compiled(monkeypatch):
+    """The graphs that layers are compiled to, where PyTorch would make kernels of them."""
+    import torch
+
+    graphs, compile_layer = [], torch.nn.Module.compile
+
+    def kernels(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda layer, backend=kernels: compile_layer(layer, backend=backend)
+    )
+    yield graphs
+    torch.compiler.reset()
+
+
+def one_kernel(query, key, value, bounds, scaling, sliding_window):
+    """One call, as on a GPU, where the compiler does not look into it; each token sees all before it."""
+    import torch
+
+    grouped = query.shape[1] != key.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
+    ).transpose(1, 2)
+
+
+@pytest.mark.slow
+def test_layers_are_compiled_once_for_packed_rows_of_all_sizes(replica_models, compiled, monkeypatch):
+    """For a padded batch they are not, as evaluations have."""
+    import torch
+
+    from chatbot_sft.model import packed_attention
+    from chatbot_sft.train import estimate
+    from chatbot_sft.train.packed import uncompiled
+    from chatbot_sft.train.step import Step
+
+    model, engine = replica_models("llama3b")
+    assert engine.packable(model) is None
+    monkeypatch.setattr(packed_attention, "_one_by_one", one_kernel)
+    packs = passes(model, engine)
+    made = []
+    for lengths in ((31, 9, 2, 60, 17), (90, 90, 90), (90, 90, 90, 90, 90), (40, 12)):
+        batch = packs.batch(some_rows(lengths))
+        del batch["positions"], batch["targets"]
+        with torch.no_grad(), uncompiled():
+            expected = packs.layers(**batch)
+        packs._compile(batch)
+        hidden = packs.layers(**batch)
+        hidden.sum().backward()
+        assert torch.allclose(hidden, expected, atol=1e-5)
+        made.append(len(compiled))
+    assert made[0] and made == made[:1] * 4
+
+    step = SimpleNamespace(
+        model=model, pad=0, args=SimpleNamespace(device="cpu"), autocast=contextlib.nullcontext, settings=None,
+        gradients=SimpleNamespace(whole=lambda: None), layout=WHOLE, use_layout=lambda layout: None,
+    )  # fmt: skip
+    step.inference = lambda: Step.inference(step)
+    monkeypatch.setattr(estimate, "batches_of", lambda *_: ["two rows"])
+    monkeypatch.setattr(estimate, "PackedDataset", lambda dataset: {"two rows": some_rows((50, 50))})
+    estimate._evaluate_longest(step, None)
+    assert made[0] == len(compiled)
+
+
 @pytest.mark.slow
 def test_dropout_that_is_recomputed_is_not_captured(replica_models):
     """A graph of the backward pass draws its own numbers, not those of the forward pass."""

@@ -4,6 +4,7 @@ imports torch, transformers and PEFT.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -171,17 +172,22 @@ def packed_hidden_states(
     ).last_hidden_state
 
 
-def compile_layers(model: Any) -> None:
-    # The first size is compiled as it is, the second for all that come; asked for all from the start
-    # (dynamic=True) the compiler takes seven times as long. So it does for an adapter of another shape beside
-    # one that is compiled (85 s on an H200, PyTorch 2.11): it begins anew, with what the cache has.
+def compile_layers(model: Any, run_half: Callable[[], object]) -> None:
+    # The compiler takes the first size that it sees as it is, and compiles for all that come with the second.
+    # So the first is but traced. Asked for all from the start (dynamic=True) it takes seven times as long; so
+    # it does for an adapter of another shape beside one that is compiled (85 s on an H200, PyTorch 2.11): it
+    # begins anew, with what the cache has.
     base = base_of(model)
+    layers = base.get_decoder().layers
     adapter = list(model.peft_config.values()) if isinstance(model, PeftModel) else None
     form = [base.config.to_dict(), base.dtype, adapter]
-    if _compiled_for and _compiled_for != form:
+    if _compiled_for != form:
         torch.compiler.reset()
-    _compiled_for[:] = form
-    for layer in base.get_decoder().layers:
+        for layer in layers:
+            layer.compile(backend="eager")
+        run_half()
+        _compiled_for[:] = form
+    for layer in layers:
         layer.compile()
 
 

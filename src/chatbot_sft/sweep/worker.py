@@ -64,10 +64,10 @@ class Worker:
     done: int = 0  # jobs that have trained to their end
     numbers: set[str] = field(default_factory=set)  # the names of those in their reports
     trained: int = 0  # jobs that this process has begun
-    warm: Warm = field(default_factory=Warm)  # what they share
 
     def __post_init__(self) -> None:
         queue = self.queue
+        self.warm = Warm(queue.runs_of_a_form)  # what they share
         self.place, self.settings, self.trials = queue.place, queue.settings, queue.trials
         self.entries = queue.entries
 

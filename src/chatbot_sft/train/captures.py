@@ -19,7 +19,9 @@ class Captures:
     there is of the step that is under way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runs: float = 1.0) -> None:
+        """`runs`: how many whole runs what is compiled for one form serves, about."""
+        self.runs = runs
         self._places: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         self._layers: dict[Hashable, CapturedLayers] = {}
 

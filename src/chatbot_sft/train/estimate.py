@@ -57,8 +57,9 @@ def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> d
 
 def _evaluate_longest(step: Step, dataset: Dataset) -> None:
     rows = PackedDataset(dataset)[batches_of(dataset, step.settings, step.args)[0]]
-    step.model.eval()
-    score_batch(step.model, rows, step.pad, step.args.device, step.autocast)
+    with step.inference():
+        step.model.eval()
+        score_batch(step.model, rows, step.pad, step.args.device, step.autocast)
     step.use_layout(step.layout)
 
 

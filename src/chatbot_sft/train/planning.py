@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 LIKE = 32
 # Optimizer steps; below, capturing costs more seconds than it saves.
 WORTH_CAPTURING = 200
-WORTH_COMPILING = 400_000  # tokens of a run; the same of packed layouts, which are captured in any case
+# Tokens, of all runs that it serves; the same of packed layouts, which are captured in any case.
+WORTH_COMPILING = 400_000
 
 
 def configured(settings: Config, engine: Engine, model: Any) -> Layout:
@@ -110,7 +111,7 @@ def _packed(job: Job, batches: Batches, step: Step, trial: Trial) -> Plan | None
     if why_not := agreed(step.not_packable()):
         log.info("layout: not packed: %s", why_not)
         return None
-    compiled = packing.tokens(batches, trial.steps) >= WORTH_COMPILING
+    compiled = step.captures.runs * packing.tokens(batches, trial.steps) >= WORTH_COMPILING
     ladder = packed_ladder(job.settings.effective_batch_size, compiled, quantised(step.model))
     plan = packed_plan(step, batches, ladder, trial.steps)
     if plan is None:
