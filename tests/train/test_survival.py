@@ -311,6 +311,10 @@ def test_a_finished_run_goes_on_with_more_steps(forked, settings, tmp_path):
         config = settings(folder, max_steps=steps, lr_scheduler_type="constant", **shared)
         assert forked.run(config) == 0, log_of(folder)
     assert_the_same_run(folder, whole)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        found = {path.read_bytes() for path in (whole / "checkpoints").glob(f"checkpoint-*/{name}")}
+        assert found == {(whole / "model" / name).read_bytes()}
+        assert len([*(whole / "checkpoints").glob(f"checkpoint-*/{name}")]) == 4
     longer = report(folder)["training"]
     assert longer["resumed_from"] == 4
     parts = longer["seconds_to_first_step_by_part"]
