@@ -38,6 +38,7 @@ WORDS = {  # one slip in the last word
     "key that is taken away": (["~lroa"], "lora"),
     "flag": (["--confg-dir=x"], "--config-dir"),
     "topic of --help": (["--help", "lora.lora_alhpa"], "lora.lora_alpha"),
+    "one of several topics of --help": (["--help", "lora.r", "lora.lora_alhpa"], "lora.lora_alpha"),
     "group of --help": (["--help", "modle"], "model"),
     "task": (["task=trian"], "train"),
     "engine": (["model.engine=unslot"], "unsloth"),

@@ -140,7 +140,8 @@ def _no_such_key(key: str) -> str:
             f"{key}: the chosen {section}=OPTION has no such key, as its file builds on no other;"
             f" begin it with `defaults: [{base}]`"
         )
-    return f"{key}: no such key; --cfg job shows those that there are"
+    topic = section if section in SECTIONS else "alone"
+    return f"{key}: no such key; --help {topic} lists them"
 
 
 def plainly(text: str) -> str:
