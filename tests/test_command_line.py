@@ -272,6 +272,10 @@ def test_a_value_that_hydra_cannot_read_is_quoted_so_that_it_can(value):
             ["outputs/my run", "task=replay"],
             "outputs/my run: not understood as key=value; a run is named with 'run=outputs/my run'",
         ),
+        (
+            ["task=replay", "long " * 100],
+            f"{'long ' * 100}: not understood as key=value; if it belongs to task=replay",
+        ),
         (["task=export", "save=gguf", "."], ".: not understood as key=value; a run is named with run=."),
         (
             ["task=verify", "run=outputs/my", "files/two"],

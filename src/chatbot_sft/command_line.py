@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
+import os
 import platform
 import re
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import NoReturn
 
 from hydra import __version__ as hydra_version
@@ -323,7 +324,8 @@ def _is_run(word: str, before: str, words: Sequence[str]) -> bool:
     if not {*OF_A_RUN} & {*words} or any(other.startswith("run=") for other in words):
         return False
     is_path = "/" in word and PurePath(word).suffix not in (*DATA, *YAML)
-    return Path(word).is_dir() or (is_path and (before in OF_A_RUN or "=" not in before))
+    is_folder = os.path.isdir(word)  # noqa: PTH112 - Path's raises where a name is too long for one
+    return is_folder or (is_path and (before in OF_A_RUN or "=" not in before))
 
 
 def _refuse_of_one_run(override: Override) -> None:
