@@ -89,6 +89,7 @@ def test_help_names_every_loss():
         (["save.method"], ["  save.method=merged_16bit  "]),
         (["seed", "experiment"], ["  seed=3407  ", "  experiment: company, quick"]),
         (["training.neftune_noise_alpha"], ["  training.neftune_noise_alpha: of TRL's SFTConfig"]),
+        (["dataset.on_bad_row", "role"], ["  dataset.on_bad_row="]),
         (["paths", "task=check"], ["paths", "  paths.output_dir=outputs/<date>/<time>"]),
     ],
 )

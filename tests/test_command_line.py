@@ -131,6 +131,17 @@ def test_text_that_yaml_read_as_something_else_is_refused(value, read_as):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dataset": {"foo": {"bar": 1}}}, "dataset.foo: no such key; --help dataset lists them"),
+        ({"zzz": 1}, "zzz: no such key; --help alone lists them"),
+    ],
+)
+def test_a_key_that_means_nothing_is_told_where_the_others_are_listed(given, said):
+    assert error_of(given) == said
+
+
 def test_a_null_where_none_may_stand_is_said():
     assert error_of({"training": {"learning_rate": None}}).startswith("training.learning_rate: null")
 
@@ -222,6 +233,68 @@ def test_a_value_that_hydra_cannot_read_is_quoted_so_that_it_can(value):
         (
             ["model=glob([a-l]*)"],
             "model=glob([a-l]*): not understood as key=value; quote it: 'model=glob(\"[a-l]*\")'",
+        ),
+        (
+            ["-m", "lora.r=8,", "16"],
+            "lora.r=8,: not understood as key=value; no space stands beside a comma: lora.r=8,16",
+        ),
+        (
+            ["-m", "seed=1", "lora.r=8", ",16,", "32"],
+            ",16,: not understood as key=value; no space stands beside a comma: lora.r=8,16,32",
+        ),
+        (
+            ["-m", "model=llama1b,", "llama3b"],
+            "model=llama1b,: not understood as key=value; no space stands beside a comma: model=llama1b,llama3b",
+        ),
+        (
+            ["-m", "training.optim=choice(adamw_8bit,", "adamw_torch)"],
+            "training.optim=choice(adamw_8bit,: not understood as key=value;"
+            " no space stands beside a comma: 'training.optim=choice(adamw_8bit,adamw_torch)'",
+        ),
+        (
+            ["-m", "lora.r=range(8,", "32,", "8)"],
+            "lora.r=range(8,: not understood as key=value; no space stands beside a comma: 'lora.r=range(8,32,8)'",
+        ),
+        (
+            ["-m", "dataset.data_path=choice(a (1).json,b.json)"],
+            "dataset.data_path=choice(a (1).json,b.json): not understood as key=value; quote it:"
+            " 'dataset.data_path=choice(\"a (1).json\",b.json)'",
+        ),
+        (
+            ["dataset.system_prompt=Hi,", "there"],
+            "dataset.system_prompt=Hi,: not understood as key=value; quote it: 'dataset.system_prompt=\"Hi, there\"'",
+        ),
+        (
+            ["task=evaluate", "outputs/two", "evaluation.golden=my.jsonl"],
+            "outputs/two: not understood as key=value; a run is named with run=outputs/two",
+        ),
+        (
+            ["outputs/my run", "task=replay"],
+            "outputs/my run: not understood as key=value; a run is named with 'run=outputs/my run'",
+        ),
+        (
+            ["task=replay", "long " * 100],
+            f"{'long ' * 100}: not understood as key=value; if it belongs to task=replay",
+        ),
+        (["task=export", "save=gguf", "."], ".: not understood as key=value; a run is named with run=."),
+        (
+            ["task=verify", "run=outputs/my", "files/two"],
+            "files/two: not understood as key=value; if it belongs to run=outputs/my, quote both:",
+        ),
+        (
+            ["task=train", "outputs/two"],
+            "outputs/two: not understood as key=value; if it belongs to task=train, quote both:",
+        ),
+        (
+            ["-m", "lora.r=8,16", "--dry-run"],
+            "--dry-run: settings are written without dashes, as key=value: sweep.d",
+        ),
+        (["--dry-run"], "--dry-run: settings are written without dashes, as key=value: task=check"),
+        (["-m", "lora.r=8,16", "dry_run=true"], "dry_run: no such key; did you mean sweep.dry_run=true?"),
+        (
+            ["-m", "training.learning_rate=[1e-4,1e-3]"],
+            "training.learning_rate=[1e-4,1e-3]: takes no list; write values behind commas, without brackets:"
+            " training.learning_rate=1e-4,1e-3",
         ),
         (
             ["dataset.columns={a:", "b}"],

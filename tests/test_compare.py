@@ -1,9 +1,12 @@
 """`python -m chatbot_sft.compare`: what it prints, writes and promotes, and how it refuses."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -340,9 +343,25 @@ def test_best_is_the_best_seed_of_the_best_row(command, tmp_path):
     assert "promoted job 0" in out
 
 
+def exporting(monkeypatch, done):
+    """Has `done` of the words in place of the process that exports."""
+
+    def started(words, **_):
+        ended = done(words)
+        return contextlib.nullcontext(
+            SimpleNamespace(stdout=io.StringIO(ended.stderr), returncode=ended.returncode)
+        )
+
+    monkeypatch.setattr(promotion.subprocess, "Popen", started)
+
+
 def test_an_export_that_fails_promotes_nothing(command, sweep, tmp_path, monkeypatch):
-    monkeypatch.setattr(promotion.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1))
-    code, _, _ = command("sweep", "--promote", "best")
+    exporting(
+        monkeypatch, lambda words: subprocess.CompletedProcess(words, 1, "", f"{words[-1]}: no space\n")
+    )
+    code, _, err = command("sweep", "--promote", "best")
+    target = tmp_path / "outputs" / "promoted" / f"{tmp_path.name}_sweep_job1"
+    assert err == f"save.save_path='{target}/model': no space\n"  # and not where it was staged
     assert code == "error: sweep/1: its export failed, as said above; nothing was promoted"
     assert list((tmp_path / "outputs" / "promoted").iterdir()) == []
 
@@ -378,9 +397,10 @@ def test_a_job_without_an_export_is_exported(launch, tiny, warm, command, tmp_pa
 
     process = launch("-m", *tiny, "lora.r=4", "save=none", "hydra.sweep.dir=sweep")
     assert process.returncode == 0, process.stderr
-    monkeypatch.setattr(promotion.subprocess, "run", lambda words, **_: warm.run(words[1:], tmp_path))
+    exporting(monkeypatch, lambda words: warm.run(words[1:], tmp_path))
     code, _, err = command("sweep", "--promote", "0", "--save", "lora", "--name", "bot")
     assert code == 0, err
+    assert ".bot." not in err
     target = tmp_path / "outputs" / "promoted" / "bot"
     assert find(target).path == target / "model"
     assert (target / "model" / "adapter_config.json").is_file()

@@ -249,7 +249,7 @@ def test_both_engines_agree_on_the_embedded_model(launch, warm, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "my.json: no such data file; set dataset.data_path"),
+        (None, "my.json: no such data file; is it spelled so? a relative path begins in "),
         ("{", "my.json: not JSON"),
         ('{"a": 1}', "my.json: row 1 has no 'messages'"),
         ("[]", "my.json: no conversations in it"),

@@ -210,6 +210,7 @@ def start(words: list[str], as_json: bool = False) -> None:
         text_files.check_options(Path(given.config_dir))
     if given.help:
         print(help_text(command_line.topics(given), given.config_dir), flush=True)
+        command_line.refuse_no_topic(given)
         return
     if given.cfg:
         config = hydra_glue.given(given)

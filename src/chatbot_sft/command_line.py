@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
+import os
 import platform
 import re
 import shlex
@@ -33,8 +34,11 @@ FLAGS_WITH_VALUE = (
     "--experimental-rerun",
 )  # fmt: skip
 TASKS = ("train", "check", "plan", "export", "evaluate", "verify", "replay")
+OF_A_RUN = ("task=export", "task=evaluate", "task=verify", "task=replay")  # these take run=
 PROGRAMS = ("chat", "doctor")  # of this package, beside the launcher
 YAML = (".yaml", ".yml")
+DATA = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
+SWEEPS = {"-m", "--multirun"}
 OF_A_FILE = ("config", "config_file", "yaml")  # flags of other tools that name a file of settings
 NOTHING = {"lora": "lora=none trains every weight", "save": "save=none trains without saving"}
 SECRET = re.compile(r"token|secret|password|api_?key|auth", re.IGNORECASE)
@@ -79,16 +83,19 @@ def check(words: Sequence[str]) -> Namespace:
     several = given.multirun or "hydra.mode" in keys or in_files
     for word in given.overrides:
         if given.help and _is_key(word) and PurePath(word).suffix not in YAML:
-            check_topic(word)
-            continue
+            continue  # a topic
         parsed = _parsed(word)
         if parsed is None:
             raise UserError(not_understood(word, given.overrides))
         refused_overrides.refuse(parsed)
         if parsed.is_sweep_override() and not several:
             raise UserError(several_values(parsed))
+        if given.multirun:
+            _refuse_of_one_run(parsed)
         if parsed.key_or_group in OF_A_FILE and (value := word.partition("=")[2]):
             raise UserError(f"{parsed.key_or_group}: no such key; {overlay(value)}")
+    if given.help and not topics(given):  # else `cli` says first what there is to say of the others
+        refuse_no_topic(given)
     if (given.package or given.resolve) and not given.cfg:
         raise UserError("--package and --resolve: are of --cfg; write --cfg job before them")
     if given.experimental_rerun:
@@ -111,16 +118,21 @@ def refuse_json(given: Namespace, sweeps: bool) -> None:
         raise UserError(f"--json: {flag} runs nothing that reports; leave one of them out")
 
 
-def check_topic(word: str) -> None:
-    """Raises UserError where `--help` has nothing to say of `word`."""
-    passed = word in {f"training.{key}" for key in sft_arguments.PASSED}
-    if not (passed or word in schema.SECTIONS or word in schema.OVERLAYS or schema.find(word)):
-        raise UserError(f"--help {schema.no_such_topic(word)}")
-
-
 def topics(given: Namespace) -> list[str]:
     """The sections, groups and keys that `--help lora save.method experiment` asks for."""
-    return [word for word in given.overrides if _is_key(word)]
+    return [word for word in given.overrides if _is_key(word) and _is_topic(word)]
+
+
+def refuse_no_topic(given: Namespace) -> None:
+    """Raises UserError where `--help` is asked for something that there is nothing to say of."""
+    for word in given.overrides:
+        if _is_key(word) and not _is_topic(word):
+            raise UserError(f"--help {schema.no_such_topic(word)}")
+
+
+def _is_topic(word: str) -> bool:
+    passed = word in {f"training.{key}" for key in sft_arguments.PASSED}
+    return passed or word in schema.SECTIONS or word in schema.OVERLAYS or schema.find(word) is not None
 
 
 def for_hydra(words: Sequence[str], given: Namespace) -> list[str]:
@@ -226,7 +238,7 @@ def _no_such_flag(flag: str, words: Sequence[str]) -> str:
         flag = f"{flag} {following}" if value == following else flag
     if key in OF_A_FILE:
         return f"{name}: no such flag; {overlay('my_run')}"
-    setting = _setting(key, value)
+    setting = _setting(f"sweep.{key}" if key == "dry_run" and SWEEPS & {*words} else key, value)
     if SECRET.search(key):
         flag, setting = name, ""
     if setting:
@@ -260,6 +272,9 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     if not word.strip():
         return "'': an empty word on the command line; leave it out, or put what it belongs to in quotes"
     key, equals, _ = word.partition("=")
+    first = place if equals and _is_key(key) else place - 1  # of the words that may be one value
+    if first >= 0 and (together := _with_commas(words, first)):
+        return f"{start}; no space stands beside a comma: {shlex.quote(together)}"
     if equals and _is_key(key):
         whole = _joined(words, place)
         return f"{start}; quote it: {shlex.quote(whole)}" if whole else f"{start}; {_in_a_file(key)}"
@@ -270,6 +285,8 @@ def not_understood(word: str, words: Sequence[str]) -> str:
     if before.endswith("="):
         written = re.sub(r"\s*=\s*", "=", " ".join(words[max(place - 1, 0) : place + 1]), count=1)
         return f"{start}; no space stands beside the equals sign: {shlex.quote(written)}"
+    if _is_run(word, before, words):
+        return f"{start}; a run is named with {shlex.quote(written_out('run', word))}"
     if "=" in before and _is_key(before.partition("=")[0]):
         whole = _joined(words, place - 1)
         hint = f"; if it belongs to {shown(before)}, quote both: {shlex.quote(whole)}"
@@ -282,11 +299,47 @@ def not_understood(word: str, words: Sequence[str]) -> str:
         return f"{start}; that is a program of its own: {PROGRAM}.{word}"
     if PurePath(word).suffix in YAML:
         return f"{start}; {overlay(word)}"
-    if PurePath(word).suffix in (".json", ".jsonl", ".csv", ".parquet", ".arrow"):
+    if PurePath(word).suffix in DATA:
         return f"{start}; data is named with {shlex.quote(written_out('dataset.data_path', word))}"
     if _is_key(word):
         return f"{start}; give it a value: {_with_sections(word)}=…"
     return f"{start}, for instance training.max_steps=100"
+
+
+def _with_commas(words: Sequence[str], first: int) -> str:
+    """Values of a sweep that the shell cut at the spaces beside their commas, without these; or an empty string."""
+    parts = words[first : _end(words, first)]
+    at_commas = all(one.endswith(",") or two.startswith(",") for one, two in itertools.pairwise(parts))
+    together = "".join(parts)
+    parsed = _parsed(together) if at_commas and not SECRET.search(together.partition("=")[0]) else None
+    if parsed is None or not parsed.is_sweep_override():
+        return ""
+    entry = schema.find(parsed.key_or_group)
+    is_text = entry and entry.kind.startswith("str") and not entry.about.choices and "(" not in together
+    return "" if is_text else together
+
+
+def _is_run(word: str, before: str, words: Sequence[str]) -> bool:
+    """Whether `word` names the run of a task that takes one, which the words do not name otherwise."""
+    if not {*OF_A_RUN} & {*words} or any(other.startswith("run=") for other in words):
+        return False
+    is_path = "/" in word and PurePath(word).suffix not in (*DATA, *YAML)
+    is_folder = os.path.isdir(word)  # noqa: PTH112 - Path's raises where a name is too long for one
+    return is_folder or (is_path and (before in OF_A_RUN or "=" not in before))
+
+
+def _refuse_of_one_run(override: Override) -> None:
+    """Raises UserError for what one run has by that name, or in that form, and a sweep by another."""
+    key, word = override.key_or_group, shown(override.input_line or "")
+    value = None if override.is_sweep_override() else override.value()
+    if key == "dry_run":
+        raise UserError(f"{key}: no such key; did you mean sweep.{word}?")
+    kind = schema.kind_of(key) or sft_arguments.known().get(key.removeprefix("training."), "")
+    if isinstance(value, list) and value and kind and not re.search("list|dict|Any", kind):
+        values = word.partition("=")[2].strip()[1:-1]
+        raise UserError(
+            f"{word}: takes no list; write values behind commas, without brackets: {shlex.quote(f'{key}={values}')}"
+        )
 
 
 def several_values(override: Override) -> str:
@@ -368,10 +421,14 @@ def shown(word: str) -> str:
     return f"{key}=…" if equals and SECRET.search(key) else word
 
 
+def _end(words: Sequence[str], place: int) -> int:
+    """Where the next key=value behind `place` stands."""
+    return next((n for n, word in enumerate(words) if n > place and "=" in word), len(words))
+
+
 def _joined(words: Sequence[str], place: int) -> str:
     """The value from `place` on that the shell cut at its spaces, quoted for Hydra; or an empty string."""
-    rest = next((n for n, word in enumerate(words) if n > place and "=" in word), len(words))
-    whole = " ".join(words[place:rest])
+    whole = " ".join(words[place : _end(words, place)])
     key, _, value = whole.partition("=")
     if SECRET.search(key):
         return f'{key}="…"'
@@ -384,9 +441,12 @@ def _joined(words: Sequence[str], place: int) -> str:
 
 
 def _quoted_inside(key: str, value: str) -> str:
-    """A list, a mapping or a glob() whose parts are quoted each, empty where `value` is none of them."""
+    """A list, a mapping, a glob() or choice() whose parts are quoted each, empty where `value` is none of them."""
     if call := re.fullmatch(r"glob\((.*)\)", value):
         return f"{key}=glob({written_out('', call[1])[1:]})"
+    if call := re.fullmatch(r"choice\((.*)\)", value):
+        parts = ",".join(written_out("", part.strip())[1:] for part in call[1].split(","))
+        return f"{key}=choice({parts})"
     if re.fullmatch(r"\[.*\]", value):
         parts = ",".join(written_out("", part.strip())[1:] for part in value[1:-1].split(","))
         return f"{key}=[{parts}]"

@@ -386,6 +386,14 @@ def test_every_type_of_axolotls_datasets_is_on_its_page():
     assert not [name for name in ALPACA if f"`{name}`" not in text]
 
 
+@pytest.mark.parametrize(
+    ("peer", "key", "meant"), [("axolotl", "lora_rank", "lora_r"), ("llama-factory", "lora_r", "lora_rank")]
+)
+def test_a_word_of_another_tool_is_answered_with_the_peers(peer, key, meant, tmp_path):
+    made = convert({key: 8}, command.PEERS[peer], tmp_path / "a.yml")
+    assert next(line.note for line in made.lines if line.key == key).endswith(f"; did you mean {meant}?")
+
+
 @pytest.mark.parametrize("peer", command.PEERS.values(), ids=lambda peer: peer.name)
 def test_a_key_has_one_rule(peer):
     names = [name for rule in peer.every() for name in rule.names]
@@ -429,7 +437,7 @@ def test_data_that_are_not_there_are_said_and_no_fault_of_the_file(text, gone, r
     several(place, one=1, absent=0)
     (place / "a.yml").write_text(text)
     code, out, err = run("a.yml", "--strict")
-    warning = f"{gone}: no such data file; set dataset.data_path"
+    warning = f"{gone}: no such data file; is it spelled so? a relative path begins in {place}"
     assert (code, f"\nmissing\n  {warning}\n" in out) == (0, bool(gone))
     assert err == (f"warning: {warning}\n" if gone else "")
 

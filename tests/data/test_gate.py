@@ -338,6 +338,12 @@ def test_a_file_of_only_bad_rows_is_refused_whatever_the_policy(tmp_path, chat):
             loader(file, on_bad_row=policy).check(chat)
 
 
+def test_that_the_good_rows_are_held_out_is_said(tmp_path, chat):
+    file = write_json(tmp_path / "data.json", [*conversations(1), *[{"messages": [user("a")]}] * 8])
+    with pytest.raises(UserError, match=r"; 1 is held out, and none is left to train on: mend them$"):
+        loader(file, eval_fraction=0.5).check(chat)
+
+
 def test_duplicates_are_named(tmp_path, chat):
     rows = conversations(5)
     made = loader(write_json(tmp_path / "data.json", [*rows, rows[1], rows[1]]))

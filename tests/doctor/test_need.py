@@ -66,7 +66,7 @@ def test_weights_are_counted_in_the_files(tiny_llama):
 
 def test_memory_of_methods():
     """What is frozen in 4 bits, 16 and 32; what full fine-tuning adds; 8-bit optimizers are a GPU's."""
-    size = need.Size(1e9, 1e8, 1e7, "by its name")
+    size = need.Size(1e9, 1e8, 1e7, "by the name org/Some-1B")
     four = Config.from_mapping({})
     sixteen = Config.from_mapping({"model": {"load_in_4bit": False}})
     whole = Config.from_mapping(

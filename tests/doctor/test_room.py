@@ -33,7 +33,7 @@ def test_a_card_that_is_taken_or_too_small(monkeypatch, tmp_path):
     assert of_memory("org/Some-1B").state is State.OK
     found = of_memory("org/Large-13B", load_in_4bit=False)
     assert (found.state, found.repair) == (State.FAULT, "python -m chatbot_sft model.load_in_4bit=true")
-    assert "13.00B weights by its name" in found.what
+    assert "13.00B weights by the name org/Large-13B" in found.what
     assert of_memory("org/Large-13B").state is State.OK
     assert of_memory("org/Large-70B").repair == "python -m chatbot_sft model=smollm2"
 

@@ -86,6 +86,7 @@ def _started(words: list[str]) -> DictConfig | None:
         text_files.check_options(Path(given.config_dir))
     if given.help:
         help_text(command_line.topics(given), given.config_dir)
+        command_line.refuse_no_topic(given)
         return None
     overrides = command_line.all_opened(given.overrides, given)
     command_line.for_hydra(words, given)

@@ -38,6 +38,7 @@ WORDS = {  # one slip in the last word
     "key that is taken away": (["~lroa"], "lora"),
     "flag": (["--confg-dir=x"], "--config-dir"),
     "topic of --help": (["--help", "lora.lora_alhpa"], "lora.lora_alpha"),
+    "one of several topics of --help": (["--help", "lora.r", "lora.lora_alhpa"], "lora.lora_alpha"),
     "group of --help": (["--help", "modle"], "model"),
     "task": (["task=trian"], "train"),
     "engine": (["model.engine=unslot"], "unsloth"),
@@ -79,6 +80,26 @@ def test_a_slip_on_the_command_line(kind):
     with pytest.raises(Refused) as caught:
         started(words)
     assert "did you mean" in str(caught.value) and meant in str(caught.value).partition("did you mean")[2]
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "said"),
+    [
+        ("model/mine", "locl", "there is no model/locl.yaml in conf/ or in --config-dir; did you mean model/local?"),
+        ("model/mine", "/modl/local", "there is no modl/local.yaml in conf/ or in --config-dir; did you mean model/local?"),
+        ("model/mine", "zzz", "there is no model/zzz.yaml in conf/ or in --config-dir; name one that is there"),
+        ("experiment/mine", "override /modl: llama3b", "no group modl was chosen; did you mean override /model?"),
+        ("experiment/mine", "override model: llama3b", "no group experiment/model was chosen; did you mean override /model?"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_a_defaults_list_of_ones_own(tmp_path, file, entry, said):
+    folder = tmp_path / file.partition("/")[0]
+    folder.mkdir()
+    package = "# @package _global_\n" if folder.name == "experiment" else ""
+    (folder / "mine.yaml").write_text(f"{package}defaults:\n  - {entry}\n")
+    with pytest.raises(Refused) as caught:
+        started(["--config-dir", str(tmp_path), f"{folder.name}=mine"])
+    assert str(caught.value) == f"{file}.yaml: defaults: {said}"
 
 
 @pytest.mark.parametrize(

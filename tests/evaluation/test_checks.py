@@ -177,5 +177,6 @@ def test_language():
     assert fault("language", "vi", "We open at nine on Tuesday morning.") == "is in en, not in vi"
     assert fault("language", "vi", "Lager: 4.5%") == ""  # too short to tell
     assert fault("language", "vi", "12") == "has no words"
-    with pytest.raises(BadCheck, match='"english" is no language code'):
-        CHECKS["language"].read("english", False)
+    for code in ("english", "xx", "zxx"):
+        with pytest.raises(BadCheck, match=f'"{code}" is no language code; en, vi, de, …'):
+            CHECKS["language"].read(code, False)

@@ -20,8 +20,9 @@ from yaml import YAMLError
 from chatbot_sft import command_line
 from chatbot_sft.config import OVERLAYS, SECTIONS, aliases
 from chatbot_sft.config.reading import known_override
-from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, not_yaml, question
+from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, near, not_yaml, question
 from chatbot_sft.extras import install
+from chatbot_sft.resources import conf_dir
 
 # Options of Hydra that are packages of their own, and those that an extra of ours brings.
 PLUGINS = {
@@ -45,6 +46,8 @@ def no_such_option(error: MissingConfigException) -> UserError:
         return UserError(f"{group}={option}: not installed; `{install(EXTRAS[option])}`")
     if group.startswith("hydra/") and option in PLUGINS:
         return UserError(f"{group}={option}: not installed; `pip install {PLUGINS[option]}`")
+    if not options and (named := re.match(r"In '(.+?)': Could not load", str(error))):
+        return UserError(_no_such_default(named[1], missing))
     if not group or not options:
         return UserError(
             f"--config-name {missing}: there is no {missing}.yaml in conf/ or in --config-dir;"
@@ -74,6 +77,20 @@ def no_such_option(error: MissingConfigException) -> UserError:
     installable = [*PLUGINS, *EXTRAS] if group == "hydra/launcher" else []
     hint = question([f"{group}={alias}"]) if alias else did_you_mean(option, [*options, *installable])
     return UserError(f"{group}={option}: no such option{hint} ({choices})")
+
+
+def _no_such_default(file: str, missing: str) -> str:
+    """A slip in the defaults list of a file of one's own."""
+    known = [path.relative_to(conf_dir()).with_suffix("").as_posix() for path in conf_dir().rglob("*.yaml")]
+    hint = did_you_mean(missing, sorted(known)) or "; name one that is there"
+    return f"{file}.yaml: defaults: there is no {missing}.yaml in conf/ or in --config-dir{hint}"
+
+
+def _nothing_to_override(file: str, group: str) -> str:
+    """The same, where an entry of it overrides a choice."""
+    meant = near(group.rpartition("/")[2], [*SECTIONS, *OVERLAYS])
+    hint = question([f"override /{name}" for name in meant]) or f"; {LIST}"
+    return f"{file}.yaml: defaults: no group {group} was chosen{hint}"
 
 
 def _of_hydra(error: HydraException | OmegaConfBaseException) -> str:
@@ -140,7 +157,8 @@ def _no_such_key(key: str) -> str:
             f"{key}: the chosen {section}=OPTION has no such key, as its file builds on no other;"
             f" begin it with `defaults: [{base}]`"
         )
-    return f"{key}: no such key; --cfg job shows those that there are"
+    topic = section if section in SECTIONS else "alone"
+    return f"{key}: no such key; --help {topic} lists them"
 
 
 def plainly(text: str) -> str:
@@ -151,6 +169,7 @@ def plainly(text: str) -> str:
 # How Hydra begins, and what we say. What an override of ours may be is told before Hydra sees it.
 LIST = "--help lists those that there are"
 HYDRA_SAYS: list[tuple[str, Callable[..., str]]] = [
+    (r"In '(.+?)': Could not override '([^'@]+)", _nothing_to_override),
     (
         r"Could not override '(hydra/[^']+|[^'.]+/[^']+)'",
         lambda group: f"{group}: no such group{did_you_mean(group, HYDRAS_GROUPS) or f'; {LIST}'}",

@@ -168,19 +168,13 @@ def no_such_topic(word: str) -> str:
     """The text for a `word` that `--help` is asked about, and that is no section, group or key."""
     section, _, name = word.rpartition(".")
     if section not in SECTIONS:
-        return no_such_key("", word, None, [*SECTIONS, *OVERLAYS, *TOP], "--help alone lists them")
+        return no_such_key("", word, None, [*SECTIONS, *OVERLAYS, *TOP])
     passed = sft_arguments.known() if section == "training" else ()
-    return no_such_key(
-        section, name, None, [*names(SECTIONS[section]), *passed], f"--help {section} lists them"
-    )
+    return no_such_key(section, name, None, [*names(SECTIONS[section]), *passed])
 
 
-def no_such_key(
-    section: str, key: str, value: Any, known: list[str], lists: str = "--cfg job shows those that there are"
-) -> str:
-    """The text for a key that is not there; `section` is empty at the top, `known` what stands beside it,
-    `lists` where to look them up.
-    """
+def no_such_key(section: str, key: str, value: Any, known: list[str]) -> str:
+    """The text for a key that is not there; `section` is empty at the top, `known` what stands beside it."""
     where = f"{section}.{key}" if section else key
     if key in OVERLAYS and not section:
         if value is not None and not isinstance(value, Mapping):
@@ -204,7 +198,8 @@ def no_such_key(
         return f"{where}: no such key" + (question([alias.setting]) if alias.setting else f"; {alias.note}")
     nearest = near(key, [name for name in known if not name.startswith("_")])
     hint = question([f"{section}.{name}" if section else name for name in nearest])
-    return f"{where}: no such key{hint or f'; {lists}'}"
+    topic = section or "alone"
+    return f"{where}: no such key{hint or f'; --help {topic} lists them'}"
 
 
 def _for_another(section: str, key: str, value: Any, known: list[str]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatbot_sft.config import Config, effects
-from chatbot_sft.config.aliases import plain
+from chatbot_sft.config.aliases import look_up, plain
 from chatbot_sft.convert import options
 from chatbot_sft.convert.peer import Peer
 from chatbot_sft.convert.rules import LEFT_EMPTY, NOTHING, Given, Kind, Line, Rule, unknown
@@ -81,7 +81,7 @@ def convert(values: Mapping[str, Any], peer: Peer, file: Path) -> Conversion:
         rule = peer.rules.get(name)
         given = Given(name, value, values, file.parent)
         if rule is None:
-            lines.append(unknown(name, list(peer.rules), peer.title))
+            lines.append(unknown(name, list(peer.rules), peer.title, _called(name, peer)))
         elif _empty(value) and not rule.null:
             lines += given.not_needed(LEFT_EMPTY)
         else:
@@ -98,6 +98,12 @@ def convert(values: Mapping[str, Any], peer: Peer, file: Path) -> Conversion:
     ]
     made.defaults = [line for line in made.defaults if line.settings.keys() & made.differing().keys()]
     return made
+
+
+def _called(name: str, peer: Peer) -> str:
+    """The peer's key for what another tool calls `name`; empty where it is nobody's word."""
+    ours = look_up("", name)
+    return next((key for key, rule in peer.rules.items() if ours and rule.here == f"`{ours.setting}`"), "")
 
 
 def say_what_stays(lines: Sequence[Line], peer: Peer, settings: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chatbot_sft.config.schema import find
-from chatbot_sft.errors import did_you_mean
+from chatbot_sft.errors import did_you_mean, question
 
 NOTHING = object()  # no default that would have to be written
 # Values that leave a feature out, whatever it is.
@@ -201,13 +201,10 @@ def as_number(value: Any) -> float | None:
     return number if abs(number) < 1e15 else None  # NaN is none either
 
 
-def unknown(key: str, known: list[str], title: str) -> Line:
-    """A key that the peer does not have: told, never guessed."""
-    return Line(
-        key,
-        Kind.NOT_CARRIED,
-        note=f"no key of {title} as we know it{did_you_mean(key, known) or '; see its manual'}",
-    )
+def unknown(key: str, known: list[str], title: str, meant: str = "") -> Line:
+    """A key that the peer does not have: told, never guessed; `meant` is what it certainly means."""
+    hint = question([meant]) if meant else did_you_mean(key, known)
+    return Line(key, Kind.NOT_CARRIED, note=f"no key of {title} as we know it{hint or '; see its manual'}")
 
 
 def _plain(value: Any) -> str:

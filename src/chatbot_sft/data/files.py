@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chatbot_sft.data_names import KINDS, is_url, kind_by_name
-from chatbot_sft.errors import UserError, did_you_mean, listed
+from chatbot_sft.errors import UserError, did_you_mean, from_here, listed
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 WORDS = {
@@ -65,7 +65,7 @@ def find(path: str) -> Selection:
         beside = [other.name for other in expanded.parent.iterdir()] if expanded.parent.is_dir() else []
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
-    hint = did_you_mean(expanded.name, beside) or "; set dataset.data_path"
+    hint = did_you_mean(expanded.name, beside) or from_here(expanded)
     raise UserError(f"{path}: no such data file{hint}")
 
 

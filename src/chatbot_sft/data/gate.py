@@ -69,7 +69,7 @@ def verdict(
     with on_bad_row=warn.
     """
     s, policy = statistics, settings.dataset.on_bad_row
-    if error := refusal(s.path, s.rows, s.bad_rows, problems, policy, s.rows_used, tokenised):
+    if error := refusal(s, problems, policy, tokenised):
         return error
     if s.rows_held_out and not s.rows_used:
         return (
@@ -92,9 +92,10 @@ def first_of(findings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusal(
-    path: str, rows: int, bad_rows: int, findings: Mapping[str, Any], policy: str, usable: int, tokenised: int
+    statistics: DatasetStatistics, findings: Mapping[str, Any], policy: str, tokenised: int
 ) -> str | None:
     """Why it must not go on with that many bad rows; None where there are few enough."""
+    rows, bad_rows, usable = statistics.rows, statistics.bad_rows, statistics.rows_used
     if not bad_rows or (policy == "drop" and usable):
         return None
     if usable and (policy == "warn" or (policy == "auto" and bad_rows <= TOLERATED * rows)):
@@ -114,7 +115,9 @@ def refusal(
         if tokenised and policy != "warn"
         else "mend them"
     )
-    return f"{what}; {share}; none is left to train on: {WAYS_OUT.get(commonest, as_they_are)}"
+    held_out = statistics.rows_held_out
+    others = f"{held_out:,} {'is' if held_out == 1 else 'are'} held out, and " if held_out else ""
+    return f"{what}; {share}; {others}none is left to train on: {WAYS_OUT.get(commonest, as_they_are)}"
 
 
 def template_facts(tokenizer: ChatTokenizer, encoder: Encoder, given: str | None = None) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def size_of(settings: Config, folder: Path | None, name: str) -> Size | None:
         return None
     embeddings = dims["vocabulary"] * dims["hidden"] * _tables(text) if dims else 0.1 * weights
     trained = weights if settings.full_finetuning else _adapter(settings, dims, weights)
-    known = "by its files" if counted else "by its config.json" if dims else "by its name"
+    known = "by its files" if counted else "by its config.json" if dims else f"by the name {name}"
     if not dims:
         return Size(weights, embeddings, trained, known)
     return Size(weights, embeddings, trained, known, dims["layers"], dims["hidden"], dims["vocabulary"])

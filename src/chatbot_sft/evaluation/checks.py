@@ -487,7 +487,8 @@ def _languages() -> tuple[str, ...]:
         import py3langid
     except ImportError:
         raise _missing("language", "py3langid") from None
-    return tuple(sorted(str(code) for code, _ in py3langid.rank("")))
+    no_language = "zxx"  # ISO's code for what is in none
+    return tuple(sorted({str(code) for code, _ in py3langid.rank("")} - {no_language}))
 
 
 def _missing(check: str, package: str) -> UserError:

@@ -64,7 +64,7 @@ def promote(board: Board, sweep: Path, job: Job, name: str | None, overwrite: bo
     staged = target.with_name(f".{name}.{os.getpid()}")
     try:
         staged.mkdir(parents=True)
-        save = _copied(report, job.folder, staged) or _exported(job.folder, staged, method)
+        save = _copied(report, job.folder, staged) or _exported(job.folder, staged, target, method)
         _write(replace(report, save=_moved(save, staged, target)), board, job, staged)
         _put(staged, target, overwrite)
     except OSError as error:
@@ -135,8 +135,9 @@ def _refuse_links_out(place: Path) -> None:
             raise UserError(f"{path}: a link out of the export; nothing was promoted")
 
 
-def _exported(folder: Path, staged: Path, method: str) -> SaveResult:
-    """By `task=export`, in a process of its own: it is the one that knows how to load what was trained.
+def _exported(folder: Path, staged: Path, target: Path, method: str) -> SaveResult:
+    """By `task=export`, in a process of its own: it is the one that knows how to load what was trained. Its log
+    names the place where a person finds the model in the end.
 
     Raises:
         UserError: it came to nothing.
@@ -147,7 +148,12 @@ def _exported(folder: Path, staged: Path, method: str) -> SaveResult:
         *(f"run={_quoted(folder.absolute())}", f"hydra.run.dir={_quoted(work)}"),
         *(f"save={method}", f"save.save_path={_quoted(staged / 'model')}"),
     ]
-    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as export:
+        for line in export.stdout or ():
+            print(line.replace(staged.name, target.name), end="", file=sys.stderr, flush=True)
+    if export.returncode:
         raise UserError(f"{folder}: its export failed, as said above; nothing was promoted")
     save = Run(work).finished_report().save
     shutil.rmtree(work)
