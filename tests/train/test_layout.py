@@ -481,7 +481,7 @@ def test_a_run_too_short_to_try_layouts_takes_what_is_configured(launch, tiny, t
     process = launch(*tiny, *arguments)
     assert process.returncode == 0, process.stderr
     assert (
-        "layout: 2 × 4 padded, no checkpointing (as configured: too few to try others: 2 steps)\n"
+        "layout: 2 × 4 padded, no checkpointing (as configured: trying others would take too much of 2 steps)\n"
         in process.stderr
     )
     training = report_of(tmp_path)["training"]
