@@ -193,7 +193,7 @@ def train(
     if inert := effects.said(settings, named):
         log.info("settings: no effect here: %s", ", ".join(inert))
     if origin is None:
-        origin = resume.find_origin(settings) if settings.task == "train" else Origin()
+        origin = resume.find_origin(settings, report.command) if settings.task == "train" else Origin()
     render_as_of(origin.started)
 
     report.record(dataset=not_prepared(settings))

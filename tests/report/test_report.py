@@ -23,13 +23,14 @@ from chatbot_sft.report import ending
 from chatbot_sft.report.figure import write_loss_figure
 from chatbot_sft.report.markdown import data_links, markdown
 from chatbot_sft.report.terminal import saved
+from chatbot_sft.report.words import duration
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.git import commit
 from chatbot_sft.run.report import DatasetStatistics, Export, Memory, Report, SaveResult, Status, write_json
 from chatbot_sft.run.wait import Wait
 from chatbot_sft.save.saver import ModelSaver
 from chatbot_sft.train.batches import epoch_steps
-from chatbot_sft.train.progress import Progress, duration
+from chatbot_sft.train.progress import Progress
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path):

@@ -18,7 +18,9 @@ from chatbot_sft.config import Config
 from chatbot_sft.config.schema import ROWS
 from chatbot_sft.errors import UserError
 from chatbot_sft.run import checkpoints
-from chatbot_sft.run.lock import decides
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.lock import Lock, decides
+from chatbot_sft.run.provenance import Code, Provenance
 from chatbot_sft.train import resume
 
 FILES = (
@@ -316,9 +318,6 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(before, now, expec
     origin = resume.find_origin(settings)
     assert origin.extended
     assert not origin.finished
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("resume: the run had ended at step 4; it goes on to ")
-    assert "schedule is a new one: linear over " in line
     length = {
         "training.max_steps": settings.training.max_steps,
         "training.num_train_epochs": settings.training.num_train_epochs,
@@ -326,6 +325,45 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(before, now, expec
     resume.refuse_changes(origin, {**length, "lora.r": 16}, whole=True)
     with pytest.raises(UserError, match=r"was trained with other settings: lora.r 16 → 8"):
         resume.refuse_changes(origin, {**length, "lora.r": 8}, whole=True)
+    assert caplog.records == []  # something may refuse it still
+    resume.settle(origin, settings)
+    line = caplog.records[0].getMessage()
+    assert line.startswith("resume: the run had ended at step 4; it goes on to ")
+    assert "schedule is a new one: linear over " in line
+
+
+START = "python -m chatbot_sft dataset.data_path=a.json 'training.run_name=one two' model.token="
+SHOWN = "'model.token=${oc.env:HF_TOKEN}'"
+
+
+@pytest.mark.parametrize(
+    ("now", "folder", "finished", "said"),
+    [
+        ("python -m chatbot_sft", ".", False, f". Go on with: {START}"),
+        ("python -m chatbot_sft dataset.data_path=a.json", "/else where", False, f"Go on with: cd '/else where' && {START}"),
+        ("python -m chatbot_sft", ".", True, f". It was started with: {START}"),
+        (f"{START}hf_secret", ".", False, ""),
+        ("python -m chatbot_sft lora.r=8", ".", False, ""),
+        ("", ".", False, ""),
+    ],
+)  # fmt: skip
+def test_a_start_that_left_words_out_is_told_the_whole_command(
+    now, folder, finished, said, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.chdir(tmp_path)
+    planted(tmp_path / "checkpoints", 4, finished, {"training.max_steps": 4, "lora.r": 16})
+    known = Provenance(
+        f"{START}hf_secret hydra.run.dir=here", str(tmp_path / folder), {}, None, "", {}, Code("")
+    )
+    before = Lock({}, "", "2026-01-02T03:04:05", {}, "cpu", provenance=known)
+    Run(tmp_path).write_lock(before)
+    settings = from_config(tmp_path, max_steps=8 if finished else 4)
+    origin = resume.find_origin(settings, f"{now} hydra.run.dir=there" if now else "")
+    with pytest.raises(UserError) as caught:
+        resume.refuse_changes(origin, {"training.max_steps": 4, "lora.r": 8}, whole=False)
+    whole = f"{said.removesuffix('model.token=')}{SHOWN} hydra.run.dir={tmp_path}" if said else "=never"
+    assert str(caught.value).endswith(whole)
 
 
 def test_more_steps_do_not_make_an_interrupted_run_another_one(tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 import time
 from types import SimpleNamespace
 
@@ -481,7 +482,7 @@ def test_a_run_too_short_to_try_layouts_takes_what_is_configured(launch, tiny, t
     process = launch(*tiny, *arguments)
     assert process.returncode == 0, process.stderr
     assert (
-        "layout: 2 × 4 padded, no checkpointing (as configured: too few to try others: 2 steps)\n"
+        "layout: 2 × 4 padded, no checkpointing (as configured: trying others would take too much of 2 steps)\n"
         in process.stderr
     )
     training = report_of(tmp_path)["training"]
@@ -489,12 +490,15 @@ def test_a_run_too_short_to_try_layouts_takes_what_is_configured(launch, tiny, t
     assert training["effective_batch_size"] == 8
 
 
-def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, tmp_path):
-    arguments = ["task=plan", "training.batch_layout=auto", "dataset.max_rows=40", "training.max_steps=1000"]
+@pytest.mark.parametrize(("layout", "steps"), [("auto", 1000), ("as_configured", 9)])
+def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, tmp_path, layout, steps):
+    """Where no other layout is tried, what is configured is measured all the same."""
+    arguments = ["dataset.max_rows=40", f"training.max_steps={steps}"]
+    arguments += ["task=plan", f"training.batch_layout={layout}"]
     process = launch(*tiny, *arguments)
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["model", "memory", "layout"]
+    assert [line.split()[0] for line in lines] == ["model", "memory", "layout", "time"]
     report = report_of(tmp_path)
     assert report["status"] == "completed"
     assert report["training"] == {}
@@ -514,10 +518,19 @@ def test_a_plan_says_what_a_training_will_take_and_trains_nothing(launch, tiny, 
     assert parts["total"] == pytest.approx(needed, abs=0.003)
     assert parts["activations"] < parts["libraries"]  # of a tiny model, which takes next to nothing
     assert f"{report['plan']['layout']}" in lines[2]
-    measured = [found["layout"] for found in report["plan"]["layouts"] if found["milliseconds"]]
-    assert report["plan"]["layout"] in measured
-    assert len(measured) > 1
+    measured = {found["layout"]: found["milliseconds"] for found in report["plan"]["layouts"]}
     assert "layout: " in process.stderr
+    step = report["plan"]["milliseconds_per_step"]
+    if layout == "as_configured":
+        assert measured == {}
+        assert step > 0
+    else:
+        assert step == measured[report["plan"]["layout"]]
+        assert len([milliseconds for milliseconds in measured.values() if milliseconds]) > 1
+    assert report["plan"]["training_seconds"] == pytest.approx(steps * step / 1000, rel=0.01)
+    assert re.fullmatch(rf"time    about .+: {steps:,} steps of [\d,]+ ms, .+", lines[3])
+    (page,) = tmp_path.rglob("report.md")
+    assert lines[3].removeprefix("time    ") in page.read_text(encoding="utf-8")
     assert "| batch layout |" in next(tmp_path.glob("outputs/*/*/report.md")).read_text()
     (run,) = tmp_path.glob("outputs/*/*")
     assert not list(run.glob("checkpoints/checkpoint-*"))

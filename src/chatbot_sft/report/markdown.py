@@ -12,6 +12,7 @@ from chatbot_sft.report.found import sentences
 from chatbot_sft.report.markup import cell, inline, quoted
 from chatbot_sft.report.not_read import sentence
 from chatbot_sft.report.plain import plain_line
+from chatbot_sft.report.terminal import planned_time
 from chatbot_sft.report.verification import verification_table
 from chatbot_sft.report.words import amount, number
 from chatbot_sft.run.directory import Run
@@ -163,6 +164,7 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         parts = ", ".join(f"{name} {size:.2f}" for name, size in report.plan.memory_gb.items())
         rows.append(("memory (GB)", f"{parts}; {report.plan.device} has {report.plan.device_gb:.1f}"))
         rows.append(("batch layout", report.plan.layout))
+        rows.append(("time", planned_time(report.plan)))
     measured = report.plan.layouts if report.plan else training.batch_layouts if training else []
     for layout in measured:
         took = f"{layout['milliseconds']:,.0f} ms a step" if layout["milliseconds"] else layout["why_not"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chatbot_sft.report.plain import plain_line
-from chatbot_sft.report.words import moved, number
+from chatbot_sft.report.words import amount, duration, moved, number
 from chatbot_sft.run.report import Model, Plan, Replay, Report, Sample, SaveResult, Training
 
 
@@ -29,7 +29,7 @@ def replay_lines(replay: Replay) -> list[str]:
 
 
 def plan_summary(model: Model, plan: Plan) -> str:
-    """Three lines of `task=plan`: parameters, memory by part, batch layout."""
+    """The lines of `task=plan`: parameters, memory by part, batch layout, time."""
     parts = dict(plan.memory_gb)
     total = parts.pop("total")
     share = 100 * model.trainable_parameters / model.parameters
@@ -40,8 +40,17 @@ def plan_summary(model: Model, plan: Plan) -> str:
             f"model   {model.parameters / 1e6:,.1f}M parameters, {trained}, {model.dtype}",
             f"memory  {total:.2f} GB of {plan.device_gb:.1f} GB ({plan.device}): {sizes}",
             f"layout  {plan.layout}",
+            *([f"time    {said}"] if (said := planned_time(plan)) else []),
         ]
     )
+
+
+def planned_time(plan: Plan) -> str:
+    """Empty where nothing is known of it."""
+    if plan.steps is None or plan.milliseconds_per_step is None or plan.training_seconds is None:
+        return ""
+    steps = f"{amount(plan.steps, 'step')} of {plan.milliseconds_per_step:,.0f} ms"
+    return f"about {duration(plan.training_seconds)}: {steps}, without evaluations and saving"
 
 
 def summary(training: Training, samples: Sequence[Sample], save: SaveResult | None, folder: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures in words: how many there are, how a loss moved, and a number that may be none."""
+"""Figures in words: how many there are, how a loss moved, how long it takes, and a number that may be none."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def moved(before: float | None, after: float | None) -> str:
 def number(value: float | None, form: str = ".3f") -> str:
     """`value` in the format `form`; "no number" for NaN, infinity and null, as which JSON keeps both."""
     return format(value, form) if value is not None and math.isfinite(value) else "no number"
+
+
+def duration(seconds: float) -> str:
+    """`75` as "1:15", `3700` as "1:01:40"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -123,13 +123,18 @@ class Memory:
 
 @dataclass
 class Plan:
-    """What `task=plan` found: the layout to train in, those that were measured, the memory by part."""
+    """What `task=plan` found: the layout to train in, those that were measured, the memory by part, how long the
+    steps may take; None in the report of an earlier version.
+    """
 
     layout: str
     layouts: list[dict[str, Any]]
     memory_gb: dict[str, float]
     device: str
     device_gb: float
+    steps: int | None = None
+    milliseconds_per_step: float | None = None
+    training_seconds: float | None = None
 
 
 @dataclass

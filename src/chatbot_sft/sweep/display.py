@@ -29,9 +29,9 @@ from chatbot_sft.report.leaderboard import board
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.terminal import COLOURS
 from chatbot_sft.report.plain import shown_line
+from chatbot_sft.report.words import duration
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Status
-from chatbot_sft.train.progress import duration
 
 FIRST = (Status.RUNNING, Status.FAILED)  # of more jobs than there are lines
 OFTEN = 1.0  # seconds between two looks at the jobs

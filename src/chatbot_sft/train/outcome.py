@@ -67,14 +67,18 @@ def as_measured_before(training: Training, history: list[dict[str, Any]], earlie
     )
 
 
-def plan_of(session: Session, start: memory.MemoryStatistics) -> Plan:
+def plan_of(session: Session, start: memory.MemoryStatistics, step_seconds: float) -> Plan:
     """What `task=plan` comes to."""
+    steps = session.state.max_steps
     return Plan(
         layout=session.layout.describe(session.settings.effective_batch_size),
         layouts=session.measured_layouts(),
         memory_gb=session.memory_estimate,
         device=start.device,
         device_gb=start.total_gb,
+        steps=steps,
+        milliseconds_per_step=round(1000 * step_seconds, 3),
+        training_seconds=round(steps * step_seconds, 3),
     )
 
 

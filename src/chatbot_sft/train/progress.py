@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from chatbot_sft.logs import displayed
+from chatbot_sft.report.words import duration
 from chatbot_sft.run.wait import Wait
 
 log = logging.getLogger(__name__)
@@ -142,10 +143,3 @@ class Progress:
         return (
             (self.step_ends[-1] - self.step_ends[half - 1]) / (len(self.step_ends) - half) if half else None
         )
-
-
-def duration(seconds: float) -> str:
-    """`75` as "1:15", `3700` as "1:01:40"."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

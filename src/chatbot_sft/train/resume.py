@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Origin:
     identity: dict[str, Any] = field(default_factory=dict)
     rows: str = ""  # that are trained, for people: how many of which files
     extended: bool = False  # the run at `checkpoint` had come to its end, and more steps are asked for now
+    command: str = ""  # that this very run was started with, where now words of it are missing
     pinned: Pinned | None = None  # of a replay
 
     @property
@@ -151,8 +153,8 @@ def _decided(settings: Config) -> dict[str, Any]:
     return json.loads(json.dumps(values | deciding(settings), default=str))
 
 
-def find_origin(settings: Config) -> Origin:
-    """Where `training.resume` says to begin; touches nothing.
+def find_origin(settings: Config, command: str = "") -> Origin:
+    """Where `training.resume` says to begin, of a run that is started with `command`; touches nothing.
 
     `training.resume=PATH` names where a run begins: once it has written checkpoints of its own, the same
     command goes on from those.
@@ -197,17 +199,31 @@ def find_origin(settings: Config) -> Origin:
     }
     resumes = referring([*checkpoint.record["resumes"], entry])
     started = datetime.fromisoformat(checkpoint.record["started"])
-    origin = Origin(started, checkpoint, is_own, resumes, extended=extended)
-    if origin.extended:
-        training = settings.training
-        steps, epochs = training.max_steps, training.num_train_epochs
-        length = amount(epochs or 0, "epoch", "g") if steps is None else amount(steps, "step")
-        log.warning(
-            "resume: the run had ended at step %d; it goes on to %s."
-            " The learning rate's schedule is a new one: %s over %s, from step %d on",
-            checkpoint.step, length, training.lr_scheduler_type, length, checkpoint.step,
-        )  # fmt: skip
-    return origin
+    longer_command = _longer_command(Run.of(settings), command) if is_own else ""
+    return Origin(started, checkpoint, is_own, resumes, extended=extended, command=longer_command)
+
+
+PLACE = "hydra.run.dir="
+
+
+def _longer_command(run: Run, command: str) -> str:
+    """What `run` was started with, where `command` has a part of its words only; else empty. Secrets of the
+    environment stand in it by their variables' names.
+    """
+    try:
+        known = run.lock().provenance
+    except UserError:
+        return ""
+    if known is None or not command:
+        return ""
+    before, now = (
+        [word for word in shlex.split(text) if not word.startswith(PLACE)]
+        for text in (known.command, command)
+    )
+    if not set(now) < set(before):
+        return ""
+    there = "" if known.folder == str(Path.cwd()) else f"cd {shlex.quote(known.folder)} && "
+    return there + shlex.join(referring([*before, f"{PLACE}{run.folder}"]))
 
 
 LENGTH = ("training.max_steps", "training.num_train_epochs")  # of the identity
@@ -272,8 +288,18 @@ def settle(origin: Origin, settings: Config) -> None:
             shutil.move(path, aside)
         names = ", ".join(sorted(path.name for path in foreign))
         log.warning("resume: this run does not go on from %s; moved to %s", names, aside)
-    if origin.checkpoint:
-        log.info("resume: from step %d, %s", origin.checkpoint.step, origin.checkpoint.folder)
+    if begin is None:
+        return
+    if origin.extended:
+        training = settings.training
+        steps, epochs = training.max_steps, training.num_train_epochs
+        length = amount(epochs or 0, "epoch", "g") if steps is None else amount(steps, "step")
+        log.warning(
+            "resume: the run had ended at step %d; it goes on to %s."
+            " The learning rate's schedule is a new one: %s over %s, from step %d on",
+            begin.step, length, training.lr_scheduler_type, length, begin.step,
+        )  # fmt: skip
+    log.info("resume: from step %d, %s", begin.step, begin.folder)
 
 
 def _of_killed_export(path: Path) -> bool:
@@ -307,8 +333,15 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
         raise UserError(
             f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(said)}. Set"
             " them back, name another run directory (hydra.run.dir=DIR), or start afresh in this one with"
-            " training.resume=never"
+            f" training.resume=never{_repeated(origin)}"
         )
+
+
+def _repeated(origin: Origin) -> str:
+    """What was most likely meant: a run goes on by the same command."""
+    if not origin.command:
+        return ""
+    return f". {'It was started' if origin.extended else 'Go on'} with: {origin.command}"
 
 
 def _said(difference: lock.Difference, origin: Origin) -> str:

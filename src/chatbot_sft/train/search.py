@@ -15,7 +15,10 @@ from chatbot_sft.report.words import amount
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.rows import StepRows
 
-SHARE = 0.05  # of the planned run, for all trials together; a tenth even where they take twice as long
+SHARE = 0.05  # of the planned run, for all trials together
+MOST = 0.1  # the same for one that can save SEVERAL times what all of them take
+SEVERAL = 4
+SLOW = 3  # times as long as a call takes, the first one may
 RECOMPUTED = 4 / 3  # forward passes come again, beside a backward pass of twice their work
 CLEARLY_FASTER = 0.97  # timings of one layout differ by about this much; another has to beat it
 
@@ -71,8 +74,9 @@ class Search:
         if not others:
             return "no other can be faster"
         warm = max(work(Layout(1), self.warming_up).ratios(work(self.configured, self.typical)))
-        if warm + 1 + min(map(alone.at_most, others)) > SHARE * self.steps:
-            return f"too few to try others: {amount(self.steps, 'step')}"
+        too_slow = SLOW * warm + 1 > MOST * self.steps
+        if too_slow or not any(alone.is_worth(layout, warm + 1) for layout in others):
+            return f"trying others would take too much of {amount(self.steps, 'step')}"
         return None
 
     def why_not(self, layout: Layout, spent: float) -> str | None:
@@ -81,15 +85,34 @@ class Search:
             return None
         if not self.can_win(layout):
             return "cannot be faster than one that was measured"
-        fastest = min(seconds for _, seconds in self.measured)
-        if spent + self.at_most(layout) > SHARE * self.steps * fastest:
-            return "no time left to measure"
-        return None
+        return None if self.is_worth(layout, spent) else "no time left to measure"
 
     def can_win(self, layout: Layout) -> bool:
         """Whether it can be clearly faster than the fastest that was measured."""
-        least = max(seconds * min(self._ratios(layout, other)) for other, seconds in self.measured)
-        return least < CLEARLY_FASTER * min(seconds for _, seconds in self.measured)
+        return self.at_least(layout) < CLEARLY_FASTER * self.fastest
+
+    def is_worth(self, layout: Layout, spent: float) -> bool:
+        """Whether it may be tried after `spent` seconds of trials, by what that takes and what it can save."""
+        takes, saves = spent + self.at_most(layout), (self.fastest - self.at_least(layout)) * self.steps
+        share = MOST if saves >= SEVERAL * takes else SHARE
+        return takes <= share * self.steps * self.fastest
+
+    def by_promise(self, layouts: Sequence[Layout]) -> list[Layout]:
+        """The configured one first, then those that can save the most for what trying them takes."""
+        alone = Search(self.typical, self.configured, self.steps)
+        alone.add(self.configured, 1.0)
+        others = [layout for layout in layouts if layout != self.configured]
+        others.sort(key=lambda layout: (alone.at_least(layout) - 1) / alone.at_most(layout))
+        return [self.configured, *others]
+
+    @property
+    def fastest(self) -> float:
+        """Seconds, of what was measured."""
+        return min(seconds for _, seconds in self.measured)
+
+    def at_least(self, layout: Layout) -> float:
+        """Seconds."""
+        return max(seconds * min(self._ratios(layout, other)) for other, seconds in self.measured)
 
     def at_most(self, layout: Layout) -> float:
         """Seconds."""
@@ -106,15 +129,15 @@ def try_layouts(
     run: Callable[[Layout], float | None],
     clock: Callable[[], float],
 ) -> dict[Layout, str | None]:
-    """Run those of `layouts` that are worth it, the configured one first, and put their seconds into `search`:
-    why each of them was not run, or None.
+    """Run those of `layouts` that are worth it and put their seconds into `search`: why each of them was not
+    run, or None.
 
     `run` returns the seconds of the typical step; None where the layout does not count, whatever it took.
     """
     started, why_not = clock(), {}
     warm_up()
-    for layout in [search.configured, *(layout for layout in layouts if layout != search.configured)]:
+    for layout in search.by_promise(layouts):
         why_not[layout] = search.why_not(layout, clock() - started)
         if why_not[layout] is None and (seconds := run(layout)) is not None:
             search.add(layout, seconds)
-    return why_not
+    return {layout: why_not[layout] for layout in layouts}

@@ -33,7 +33,7 @@ from chatbot_sft.train.choice import chosen
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.resume import Origin, settle
 from chatbot_sft.train.samples import sample_answers
-from chatbot_sft.train.tuning import Plan
+from chatbot_sft.train.tuning import Plan, step_seconds
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -372,9 +372,12 @@ class Session:
         self._note_end()
         return self.output
 
-    def only_plan(self) -> None:
-        """`train` as far as the batch layout is chosen: nothing is trained, and no checkpoint is touched."""
+    def only_plan(self) -> float:
+        """`train` as far as the batch layout is chosen, and the seconds of a typical step in it: nothing is
+        trained, and no checkpoint is touched.
+        """
         from chatbot_sft.train import loop
+        from chatbot_sft.train.trials import trial
 
         with quiet(), preemption.deferred():
             if self.loop == "native":
@@ -382,6 +385,12 @@ class Session:
             else:
                 loop.lay_out(self.job)
             self.plan_layout()
+            measured = self.plan.measurements if self.plan else []
+            seconds = next((found.seconds for found in measured if found.layout == self.layout), None)
+            if seconds is None:
+                trying = trial(self.step, self.job.batches, self.state.max_steps)
+                seconds = step_seconds(self.layout, trying)
+            return seconds
 
     def setup(self) -> None:
         """`create_trainer`, `enable_response_only_training`."""

@@ -144,8 +144,7 @@ def plan(session: Session) -> Plan:
     """What would be trained, without a step of it."""
     start = memory.measure()
     session.round_base()
-    session.only_plan()
-    return plan_of(session, start)
+    return plan_of(session, start, session.only_plan())
 
 
 def train(session: Session, record: Record, every: int | None) -> Generator[Turn, None, Outcome]:

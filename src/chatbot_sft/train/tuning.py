@@ -259,6 +259,18 @@ def _try(layout: Layout, trial: Trial, limit: float, gpu: bool) -> tuple[Measure
     ), float(loss)
 
 
+def step_seconds(layout: Layout, trial: Trial) -> float:
+    """Of the typical step in `layout`, in which one was run before; of several processes, the slowest one's."""
+    from chatbot_sft.train.randomness import undisturbed
+
+    gpu = _on_gpu()
+    with undisturbed():
+        if gpu:
+            trial.run(layout, trial.typical)  # captures its shape, where that is to be captured
+        seconds = _timed(lambda: trial.run(layout, trial.typical), gpu)[0]
+    return max(distributed.gathered(seconds))
+
+
 def _timed(run: Callable[[], Any], gpu: bool) -> tuple[float, Any]:
     """Seconds, and what `run` returned."""
     import torch
