@@ -39,7 +39,7 @@ FOREIGN = row(
     "What should I do when my order has not arrived after three days?",
     "Bạn vui lòng gọi cho chúng tôi theo số điện thoại trên hóa đơn để được hỗ trợ.",
 )
-REFUSING = row("Who wins the election?", "I'm sorry, but I cannot help with that.")
+REFUSING = row("Who wins the election?", "I'm sorry. I cannot help with that.")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,13 @@ def test_what_is_planted_is_noted_left_out_or_refused(gate, kind):
     with pytest.raises(UserError, match=rf"row {named[0]}: .*{kind}: {len(named)} of .*dataset.{key}=drop"):
         gate(rows, **{key: "error"})
     assert gate(rows, **{key: "off"}).statistics.found == {}
+
+
+def test_a_refusal_is_shown_by_its_sentence_without_personal_data(gate):
+    said = "Thank you. I cannot help with that, please write to anna.berg@gmail.com!"
+    (found,) = gate([*conversations(9), row("Hello?", said)]).report["notes"][content.REFUSAL]["rows"]
+    assert found["detail"].startswith("“I cannot help with that, please write to ")
+    assert "anna" not in found["detail"]
 
 
 def test_a_run_speaks_of_refusals_only_where_they_are_many():

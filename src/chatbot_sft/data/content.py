@@ -28,7 +28,7 @@ from chatbot_sft.data.preferences import ANSWERS, CONVERSATIONS, PAIRS, UNITS
 from chatbot_sft.data.split import Split
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import cases
-from chatbot_sft.evaluation.checks import refusal_in
+from chatbot_sft.evaluation.checks import quoted, refusal_in
 from chatbot_sft.extras import install
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ KINDS = {
 # Those of rows of one kind alone. Judged answers are alike and differ: that is what is learned from them.
 OF_UNIT = {NEAR: CONVERSATIONS, CONTRADICTION: CONVERSATIONS, SWAPPED: PAIRS, BOTH: ANSWERS}
 SUMMARY = 5  # rows of a kind in report.json
-FILE, VERSION = "found.json", 2  # raise it with every change by which the same rows are found otherwise
+FILE, VERSION = "found.json", 3  # raise it with every change by which the same rows are found otherwise
 
 
 @dataclass
@@ -198,8 +198,8 @@ class Search:
                 answers.see(row, messages)
             if LANGUAGE in wanted and (differing := languages.other_language(messages)):
                 found.add(LANGUAGE, row, "asked in {}, answered in {}".format(*differing))
-            if REFUSAL in wanted and (words := _refusal(messages)):
-                found.add(REFUSAL, row, f"“{words}”")
+            if REFUSAL in wanted and (sentence := _refusal(messages)):
+                found.add(REFUSAL, row, quoted(sentence))
         for one in answers.contradictions(rows.messages):
             there, here = rows.shown(one.other), rows.shown(one.one)
             found.add(CONTRADICTION, one.one, f"says {one.says}, where {there} says {one.instead}")
@@ -293,7 +293,7 @@ def _asked(messages: Sequence[Message]) -> str:
 
 
 def _refusal(messages: Sequence[Message]) -> str:
-    """The words of the first answer that declines."""
+    """The sentence of the first answer that declines."""
     answers = (spoken(message) for message in messages if message["role"] == "assistant")
     return next(filter(None, map(refusal_in, answers)), "")
 
