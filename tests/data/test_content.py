@@ -149,6 +149,21 @@ def test_a_held_out_share_is_compared_too(gate):
     assert content.HELD_OUT not in gate(rows, eval_on_training=True).statistics.found
 
 
+def test_what_contradicts_a_held_out_row_is_said_of_the_row_that_is_trained(gate):
+    rows, held_out = [*conversations(9), CONTRADICTING[0]], [CONTRADICTING[1], *CONTRADICTING, FOREIGN]
+    noted = gate(rows, held_out)
+    (found,) = noted.report["notes"][content.CONTRADICTION]["rows"]
+    said = "says 9 pm, where row 1 of held.json, held out, says 10 pm"
+    assert (found["row"], found["detail"]) == (10, said)
+    assert noted.statistics.found[content.CONTRADICTION]["of"] == 10
+    dropped = gate(rows, held_out, on_contradiction="drop").statistics
+    assert dropped.rows_used == 9
+    assert dropped.held_out_fingerprint == noted.statistics.held_out_fingerprint
+    assert gate(conversations(9), held_out).statistics.found == {}
+    with pytest.raises(UserError, match=rf"row 10: {said}; contradiction: 1 of 10 training rows"):
+        gate(rows, held_out, on_contradiction="error")
+
+
 def test_golden_questions_that_are_trained_on(gate):
     rows = [*conversations(9), NEAR[0], *CONTRADICTING]
     made = gate(rows, golden=["Where is the moon?", "When do you close?!"], on_contamination="drop")
