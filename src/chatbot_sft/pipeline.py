@@ -29,7 +29,7 @@ from chatbot_sft.replay.evidence import provenance
 from chatbot_sft.report import ending, loggers
 from chatbot_sft.report.data_summary import of_schedule, remarks
 from chatbot_sft.report.findings import show_findings
-from chatbot_sft.report.found import worth_a_line
+from chatbot_sft.report.found import sentences
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.secrets_trained import check_secrets
 from chatbot_sft.run.directory import Run
@@ -206,7 +206,7 @@ def train(
     prepared.refuse_bad()
     if settings.task == "check":  # the table has said all of it
         return
-    for remark in (*remarks(prepared.findings), *worth_a_line(prepared.statistics.found)):
+    for remark in (*remarks(prepared.findings), *sentences(prepared.statistics.found)):
         log.warning("data: %s", remark)
     for remark in of_schedule(prepared.findings["training"], named):
         log.warning("training: %s", remark)

@@ -17,7 +17,7 @@ from chatbot_sft.data.languages import other_language
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.extras import install
 from chatbot_sft.report.data_summary import facts, remarks
-from chatbot_sft.report.found import sentences, worth_a_line
+from chatbot_sft.report.found import sentences
 
 ASKED = "When does the taproom open on Sundays, please tell me?"
 SAID = "The taproom opens at ten on Sundays, and the kitchen opens an hour later."
@@ -110,13 +110,6 @@ def test_a_refusal_is_shown_by_its_sentence_without_personal_data(gate):
     (found,) = gate([*conversations(9), row("Hello?", said)]).report["notes"][content.REFUSAL]["rows"]
     assert found["detail"].startswith("“I cannot help with that, please write to ")
     assert "anna" not in found["detail"]
-
-
-def test_a_run_speaks_of_refusals_only_where_they_are_many():
-    few, many = ({content.REFUSAL: {"count": count, "of": 100, "rows": [{"row": 7}]}} for count in (9, 10))
-    assert worth_a_line(few) == []
-    assert worth_a_line(many) == ["refusal: 10 of 100, 10% (rows 7 and 9 more)"]
-    assert len(worth_a_line({content.REFUSAL: {**few[content.REFUSAL], "left_out": 9}})) == 1
 
 
 def test_a_held_out_row_that_is_nearly_trained_on_falsifies_the_loss(gate):
