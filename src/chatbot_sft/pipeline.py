@@ -27,9 +27,9 @@ from chatbot_sft.preemption import Preempted
 from chatbot_sft.process import in_turns
 from chatbot_sft.replay.evidence import provenance
 from chatbot_sft.report import ending, loggers
-from chatbot_sft.report.data_summary import remarks
+from chatbot_sft.report.data_summary import of_schedule, remarks
 from chatbot_sft.report.findings import show_findings
-from chatbot_sft.report.found import worth_a_line
+from chatbot_sft.report.found import sentences
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.secrets_trained import check_secrets
 from chatbot_sft.run.directory import Run
@@ -202,14 +202,14 @@ def train(
     report.record(dataset=prepared.statistics)
     tell(Run.of(settings))
     if distributed.is_first():
-        show_findings(prepared)
+        show_findings(prepared, named)
     prepared.refuse_bad()
     if settings.task == "check":  # the table has said all of it
         return
-    for remark in (*remarks(prepared.findings), *worth_a_line(prepared.statistics.found)):
+    for remark in (*remarks(prepared.findings), *sentences(prepared.statistics.found)):
         log.warning("data: %s", remark)
-    if warning := prepared.findings["training"]["warning"]:
-        log.warning("training: %s", warning)
+    for remark in of_schedule(prepared.findings["training"], named):
+        log.warning("training: %s", remark)
     bounds.check_rows(settings, prepared.statistics, distributed.processes())
     origin.rows = masked(prepared.counted)
     lock = locked(settings, prepared, origin, report.command)

@@ -17,7 +17,7 @@ from chatbot_sft.data.languages import other_language
 from chatbot_sft.data.template import ChatTokenizer
 from chatbot_sft.extras import install
 from chatbot_sft.report.data_summary import facts, remarks
-from chatbot_sft.report.found import sentences, worth_a_line
+from chatbot_sft.report.found import sentences
 
 ASKED = "When does the taproom open on Sundays, please tell me?"
 SAID = "The taproom opens at ten on Sundays, and the kitchen opens an hour later."
@@ -39,7 +39,7 @@ FOREIGN = row(
     "What should I do when my order has not arrived after three days?",
     "Bạn vui lòng gọi cho chúng tôi theo số điện thoại trên hóa đơn để được hỗ trợ.",
 )
-REFUSING = row("Who wins the election?", "I'm sorry, but I cannot help with that.")
+REFUSING = row("Who wins the election?", "I'm sorry. I cannot help with that.")
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +105,11 @@ def test_what_is_planted_is_noted_left_out_or_refused(gate, kind):
     assert gate(rows, **{key: "off"}).statistics.found == {}
 
 
-def test_a_run_speaks_of_refusals_only_where_they_are_many():
-    few, many = ({content.REFUSAL: {"count": count, "of": 100, "rows": [{"row": 7}]}} for count in (9, 10))
-    assert worth_a_line(few) == []
-    assert worth_a_line(many) == ["refusal: 10 of 100, 10% (rows 7 and 9 more)"]
-    assert len(worth_a_line({content.REFUSAL: {**few[content.REFUSAL], "left_out": 9}})) == 1
+def test_a_refusal_is_shown_by_its_sentence_without_personal_data(gate):
+    said = "Thank you. I cannot help with that, please write to anna.berg@gmail.com!"
+    (found,) = gate([*conversations(9), row("Hello?", said)]).report["notes"][content.REFUSAL]["rows"]
+    assert found["detail"].startswith("“I cannot help with that, please write to ")
+    assert "anna" not in found["detail"]
 
 
 def test_a_held_out_row_that_is_nearly_trained_on_falsifies_the_loss(gate):
@@ -140,6 +140,21 @@ def test_a_held_out_share_is_compared_too(gate):
     with pytest.raises(UserError, match=r"dataset.on_contamination=drop leaves no row to train on"):
         gate(rows, eval_fraction=0.2, on_contamination="drop")
     assert content.HELD_OUT not in gate(rows, eval_on_training=True).statistics.found
+
+
+def test_what_contradicts_a_held_out_row_is_said_of_the_row_that_is_trained(gate):
+    rows, held_out = [*conversations(9), CONTRADICTING[0]], [CONTRADICTING[1], *CONTRADICTING, FOREIGN]
+    noted = gate(rows, held_out)
+    (found,) = noted.report["notes"][content.CONTRADICTION]["rows"]
+    said = "says 9 pm, where row 1 of held.json, held out, says 10 pm"
+    assert (found["row"], found["detail"]) == (10, said)
+    assert noted.statistics.found[content.CONTRADICTION]["of"] == 10
+    dropped = gate(rows, held_out, on_contradiction="drop").statistics
+    assert dropped.rows_used == 9
+    assert dropped.held_out_fingerprint == noted.statistics.held_out_fingerprint
+    assert gate(conversations(9), held_out).statistics.found == {}
+    with pytest.raises(UserError, match=rf"row 10: {said}; contradiction: 1 of 10 training rows"):
+        gate(rows, held_out, on_contradiction="error")
 
 
 def test_golden_questions_that_are_trained_on(gate):

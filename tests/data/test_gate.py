@@ -11,7 +11,10 @@ import pytest
 from conftest import EXAMPLE, conversations, only_error, report_of, write_json
 
 from chatbot_sft import DatasetLoader, UserError
+from chatbot_sft.config import Config
+from chatbot_sft.data.gate import schedule
 from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.report.data_summary import of_schedule
 
 
 def user(content, **extra):
@@ -410,7 +413,7 @@ def test_lengths_steps_and_the_template_are_reported(chat):
     )
     assert report["notes"]["an answer cut in two"]["count"] <= over
     assert report["training"] == {
-        "effective_batch_size": 8, "steps_per_epoch": 28, "steps": 30, "epochs": 1.071,
+        "effective_batch_size": 8, "steps_per_epoch": 28, "steps": 30, "epochs": 1.071, "some_never": False,
         "warning": "training.warmup_steps=40 is not below the 30 steps of the run: the learning rate never reaches its full value",
     }  # fmt: skip
     assert report["template"] == {
@@ -420,6 +423,35 @@ def test_lengths_steps_and_the_template_are_reported(chat):
         "leaves_thoughts_out": False, "opens_thought": False,
     }  # fmt: skip
     assert 0.5 < report["trainable_share"] < 0.8
+
+
+@pytest.mark.parametrize(
+    ("settings", "named", "rows", "said"),
+    [
+        ({}, (), 2000, "30 steps, a default, are 0.12 epochs: "),
+        ({"model": {"brings": {"max_steps": 24}}}, (), 200, "24 steps, a default, are 0.96 epochs: "),
+        ({}, (), 240, None),
+        ({}, ["training.max_steps"], 2000, None),
+        ({"training": {"max_steps": 29}}, (), 2000, None),
+        ({"training": {"num_train_epochs": 0.5}}, (), 2000, None),
+        ({"dataset": {"brings": {"max_steps": 30}}}, (), 2000, None),
+        ({"model": {"brings": {"max_steps": 24}}, "training": {"max_steps": 30}}, (), 2000, None),
+        ({"training": {"packing": True}}, (), 2000, None),  # how many are in a sequence?
+    ],
+)
+def test_steps_that_nobody_chose_and_that_leave_data_out_are_noted(settings, named, rows, said):
+    lines = of_schedule(schedule(Config.from_mapping(settings), rows), named)
+    repair = (
+        "part of the data is never trained on; training.num_train_epochs=3 trains on all of it, three times"
+    )
+    assert len(lines) == bool(said)
+    assert not said or (lines[0].startswith(said) and lines[0].endswith(repair))
+
+
+def test_a_step_of_two_processes_is_of_twice_as_many(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = schedule(Config.from_mapping({}), 480)
+    assert (found["effective_batch_size"], found["steps_per_epoch"], found["epochs"]) == (16, 30, 1)
 
 
 @pytest.mark.parametrize(
@@ -462,9 +494,18 @@ def test_the_check_task_reports_and_stops(launch, tmp_path):
     assert json.loads((tmp_path / "again" / "data_report.json").read_text())["cached"] is True
     assert again.stdout.replace("again/", "run/") == process.stdout
     write_json(tmp_path / "mine.json", conversations(20, history=[]) + conversations(1, history="x"))
-    noted = launch("task=check", "dataset.data_path=mine.json", "training.warmup_steps=40")
+    own = (
+        "dataset.data_path=mine.json",
+        "training.per_device_train_batch_size=1",
+        "training.gradient_accumulation_steps=1",
+    )
+    noted = launch("task=check", *own, "training.warmup_steps=40", "model.brings={max_steps: 18}")
     assert noted.returncode == 0, noted.stderr
-    for said in ("not read: history", "training.warmup_steps=40 is not below"):
+    for said in (
+        "not read: history",
+        "training.warmup_steps=40 is not below",
+        "18 steps, a default, are 0.947 epochs",
+    ):
         assert (noted.stdout + noted.stderr).count(said) == 1, noted
     judged = launch("task=check", "objective=dpo", "dataset=white_crane_pairs", "hydra.run.dir=judged")
     assert re.search("pairs +60: 54 trained, 6 held out", judged.stdout), judged.stderr

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatbot_sft.evaluation.answer import Answer
-from chatbot_sft.evaluation.checks import CHECKS, BadCheck, CannotTell, json_in, numbers_in
+from chatbot_sft.evaluation.checks import (
+    CHECKS,
+    REFUSED_WITHIN,
+    BadCheck,
+    CannotTell,
+    json_in,
+    numbers_in,
+    refusal_in,
+)
 
 
 def fault(check, value, text, case_sensitive=False, **more):
@@ -32,9 +40,9 @@ def fault(check, value, text, case_sensitive=False, **more):
         ("regex", r"^\d+ dong$", "320 DONG", ""),
         ("regex", ["nine", r"\bten\b"], "nine, often", r"“\bten\b” is not found"),
         ("refuses", True, "I’m sorry, that is not mine to say.", ""),
-        ("refuses", True, "Dạ em xin lỗi ạ", ""),
+        ("refuses", True, "Dạ em xin lỗi ạ", "does not refuse"),
         ("refuses", True, "We open at nine.", "does not refuse"),
-        ("refuses", False, "I cannot help with that.", "refuses (“cannot help”)"),
+        ("refuses", False, "I cannot help with that.", "refuses (“I cannot help with that.”)"),
         ("refuses", False, "We open at nine.", ""),
         ("number", 320000, "It costs 320,000 dong.", ""),
         ("number", 320000, "Giá 320.000 đồng", ""),
@@ -50,6 +58,74 @@ def fault(check, value, text, case_sensitive=False, **more):
 )  # fmt: skip
 def test_what_holds_and_what_is_said(check, value, text, said):
     assert fault(check, value, text, tokens=3, ended=True) == said
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "I'm sorry, but I can't make an exception.",
+        "Unfortunately we are not able to open your account.",
+        "I am currently unable to provide a list of prices.",
+        "Sorry, can't help with that.",
+        "Unable to say.",
+        "Sorry, we can’t.",
+        "I can't recommend a cure, sorry.",
+        "As an AI, I do not drink.",
+        "I'm afraid that is not something I can discuss.",
+        "I don't know who the owners are.",
+        "I do not have profit figures.",
+        "We do not have that information.",
+        "I have no weather data, sorry.",
+        "Rất tiếc, em không thể trả lời câu hỏi này.",
+        "Việc này em không giúp được ạ.",
+        "Về hộp quà em không có thông tin.",
+        "Phí xử lý thì Mai không rõ.",
+        "Das weiß ich leider nicht.",
+        "Leider kann ich Ihnen dazu nichts sagen.",
+        "Ich kann Ihnen damit leider nicht helfen.",
+        "Dazu habe ich leider keine Informationen.",
+        "Désolé, je ne peux malheureusement pas vous aider.",
+        "Je n'ai pas cette information.",
+        "Lo siento, no puedo ayudarte.",
+        "Lo siento, no lo sé.",
+    ],
+)
+def test_a_sentence_that_declines_is_a_refusal_and_is_shown(sentence):
+    assert refusal_in(f"Thank you! {sentence} We are there every day.") == sentence.replace("’", "'")
+    assert not refusal_in(f"{'. ' * (REFUSED_WITHIN // 2)}{sentence}")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Sorry to hear that. Order 48213 left our warehouse on Monday; it should reach you by Friday.",
+        "I am sorry. Please send a photo, we send the right item today.",
+        "I am sorry that your kettle broke. Send it in, and we replace it free of charge.",
+        "Unfortunately we do not ship abroad, but you may collect it.",
+        "Sorry, tours must be booked 3 days ahead.",
+        "I'm sorry you were unable to log in. Here is a new link.",
+        "Sorry that we could not deliver on Monday; it comes today.",
+        "We apologize for the delay: you cannot give the parcel back after 30 days.",
+        "If we can't tell from the photo, we send a new one.",
+        "We can't help but smile at that!",
+        "A small Lager won't do any harm.",
+        "As an AI for this brewery, I answer at night too.",
+        "Em xin lỗi đã để anh chờ. Đơn tới trong hôm nay ạ.",
+        "Rất tiếc, tất cả bia bên em đều chứa gluten.",
+        "Bạn không thể đổi trả sau 30 ngày.",
+        "Leider ist der Laden montags zu, dienstags sind wir wieder da.",
+        "Tut mir leid, das Paket kommt morgen; es kann nicht umgeleitet werden.",
+        "Désolée pour le retard, le colis arrive demain, vous ne pouvez pas le perdre.",
+        "Lo siento mucho. Le enviamos otro hoy.",
+    ],
+)
+def test_an_apology_and_what_a_shop_does_not_do_are_no_refusal(answer):
+    assert refusal_in(answer) == ""
+
+
+def test_of_a_long_refusal_its_first_words_are_shown_and_no_part_of_a_number():
+    said = refusal_in(f"I cannot help with that, so please call Anna {'Maria ' * 4}on +84 912 345 678 today.")
+    assert said == f"I cannot help with that, so please call Anna {'Maria ' * 4}on…"
 
 
 def test_case_counts_where_that_is_said():

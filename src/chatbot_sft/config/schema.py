@@ -909,28 +909,41 @@ class Config(Mapping[str, Any]):
     @property
     def brought(self) -> dict[str, list[str]]:
         """What the options of model, data and objective brought and nobody changed: section → "key=value"s."""
-        model, dataset, objective = self.model, self.dataset, self.objective
-        sections = {
-            "model": {"name": model.name, "brings": model.brings},
-            "dataset": {"data_path": dataset.data_path, "sources": dataset.sources, "brings": dataset.brings},
-            "objective": {"name": objective.name, "brings": objective.brings},
-            "lora": {"r": self.lora.r},
-        }
         used = {
             name: getattr(section, name)
-            for section in (model, self.lora, self.training)
+            for section in (self.model, self.lora, self.training)
             for name in names(type(section))
         }
         found = {}
         for section in BRINGING:
             counts = {
-                key: value for key, value in brought_by(section, sections).items() if used.get(key) == value
+                key: value
+                for key, value in brought_by(section, self._bringing).items()
+                if used.get(key) == value
             }
             found[section] = [
                 f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
                 for key, value in counts.items()
             ]
         return found
+
+    @property
+    def usual_steps(self) -> bool:
+        """Whether training.max_steps is what it is where nobody chose it for these data, as far as values can tell:
+        the default, or what the model brings.
+        """
+        model, data = (brought_by(name, self._bringing).get("max_steps") for name in ("model", "dataset"))
+        return data is None and self.training.max_steps == (model or TrainingConfig().max_steps)
+
+    @property
+    def _bringing(self) -> dict[str, dict[str, Any]]:
+        model, dataset, objective = self.model, self.dataset, self.objective
+        return {
+            "model": {"name": model.name, "brings": model.brings},
+            "dataset": {"data_path": dataset.data_path, "sources": dataset.sources, "brings": dataset.brings},
+            "objective": {"name": objective.name, "brings": objective.brings},
+            "lora": {"r": self.lora.r},
+        }
 
     @property
     def effective_batch_size(self) -> int:

@@ -28,7 +28,7 @@ from chatbot_sft.data.preferences import ANSWERS, CONVERSATIONS, PAIRS, UNITS
 from chatbot_sft.data.split import Split
 from chatbot_sft.errors import UserError
 from chatbot_sft.evaluation import cases
-from chatbot_sft.evaluation.checks import refusal_in
+from chatbot_sft.evaluation.checks import quoted, refusal_in
 from chatbot_sft.extras import install
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ KINDS = {
 # Those of rows of one kind alone. Judged answers are alike and differ: that is what is learned from them.
 OF_UNIT = {NEAR: CONVERSATIONS, CONTRADICTION: CONVERSATIONS, SWAPPED: PAIRS, BOTH: ANSWERS}
 SUMMARY = 5  # rows of a kind in report.json
-FILE, VERSION = "found.json", 2  # raise it with every change by which the same rows are found otherwise
+FILE, VERSION = "found.json", 4  # raise it with every change by which the same rows are found otherwise
 
 
 @dataclass
@@ -198,12 +198,10 @@ class Search:
                 answers.see(row, messages)
             if LANGUAGE in wanted and (differing := languages.other_language(messages)):
                 found.add(LANGUAGE, row, "asked in {}, answered in {}".format(*differing))
-            if REFUSAL in wanted and (words := _refusal(messages)):
-                found.add(REFUSAL, row, f"“{words}”")
-        for one in answers.contradictions(rows.messages):
-            there, here = rows.shown(one.other), rows.shown(one.one)
-            found.add(CONTRADICTION, one.one, f"says {one.says}, where {there} says {one.instead}")
-            found.add(CONTRADICTION, one.other, f"says {one.instead}, where {here} says {one.says}")
+            if REFUSAL in wanted and (sentence := _refusal(messages)):
+                found.add(REFUSAL, row, quoted(sentence))
+        if CONTRADICTION in wanted:
+            self._contradictions(answers, rows, found)
         for kind in (SWAPPED, BOTH):
             if kind in wanted:
                 self._opposites(kind, rows, found)
@@ -229,6 +227,19 @@ class Search:
         for row, other in alike.across:
             found.drop(HELD_OUT, row)
             found.add(HELD_OUT, other, f"nearly the same as {rows.shown(row)}")
+
+    def _contradictions(self, answers: Answers, rows: Rows, found: Collected) -> None:
+        """Of the training rows whose `answers` were seen, among each other and with held-out ones."""
+        held_out = self.chosen.held_out.tolist()
+        for row in held_out:
+            answers.see(row, rows.messages(row))
+        apart = set(held_out)
+        for one in answers.contradictions(rows.messages):
+            sides = ((one.one, one.says, one.other, one.instead), (one.other, one.instead, one.one, one.says))
+            for row, says, other, instead in sides:
+                if row not in apart:
+                    there = f"{rows.shown(other)}, held out," if other in apart else rows.shown(other)
+                    found.add(CONTRADICTION, row, f"says {says}, where {there} says {instead}")
 
     def _opposites(self, kind: str, rows: Rows, found: Collected) -> None:
         import numpy as np
@@ -293,7 +304,7 @@ def _asked(messages: Sequence[Message]) -> str:
 
 
 def _refusal(messages: Sequence[Message]) -> str:
-    """The words of the first answer that declines."""
+    """The sentence of the first answer that declines."""
     answers = (spoken(message) for message in messages if message["role"] == "assistant")
     return next(filter(None, map(refusal_in, answers)), "")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatbot_sft import distributed
 from chatbot_sft.config import Config
 from chatbot_sft.data.encode import CALL_LEFT_OUT, NO_TURNS, Encoder
 from chatbot_sft.data.formats import MIXED_FORMATS
@@ -174,11 +175,11 @@ def lengths(tokens: np.ndarray, limit: int) -> dict[str, Any]:
 
 
 def schedule(settings: Config, rows: int) -> dict[str, Any]:
-    """Optimizer steps and epochs that the present settings make of `rows` training rows, and what looks wrong
-    about them.
+    """Optimizer steps and epochs that the present settings make of `rows` training rows, whether some are never
+    trained on though nobody chose that, and what looks wrong about them.
     """
-    training = settings.training
-    per_epoch = math.ceil(rows / settings.effective_batch_size)
+    training, batch = settings.training, settings.effective_batch_size * distributed.processes()
+    per_epoch = math.ceil(rows / batch)
     steps = (
         training.max_steps
         if training.max_steps is not None
@@ -191,10 +192,11 @@ def schedule(settings: Config, rows: int) -> dict[str, Any]:
             " learning rate never reaches its full value"
         )
     return {
-        "effective_batch_size": settings.effective_batch_size,
+        "effective_batch_size": batch,
         "steps_per_epoch": per_epoch,
         "steps": steps,
         "epochs": round(steps / per_epoch, 3) if per_epoch else 0,
+        "some_never": steps < per_epoch and settings.usual_steps and not training.packing,
         "warning": warning,
     }
 

@@ -143,17 +143,34 @@ class Regex:
         return f"{', '.join(missing)} is not found" if missing else ""
 
 
-# Words with which an assistant declines or says that it does not know, near the beginning of an answer.
+# Words with which an assistant declines or says that it does not know, in small letters. What others cannot do is
+# none of it, nor an apology: "I am sorry, you cannot pay by cheque" answers the question.
+ITSELF = r"(?:\b(?<!if )(?:i|we)(?:'m|'re| am| are)? (?:\w+ )?|^|\bsorry,? (?:but )?)"
 REFUSALS = re.compile(
-    r"\b(?:sorry|apologi[sz]e|unfortunately|as an ai|no information|unable to|not able to"
-    r"|(?:can't|cannot|can not|couldn't|won't) (?:help|assist|answer|provide|share|tell|give|say|do|discuss|comply)"
-    r"|(?:i|we) (?:don't|do not) (?:know|have|offer|sell|answer)"
-    r"|xin lỗi|rất tiếc|không thể|(?:không|chưa) (?:có thông tin|biết|rõ)"
-    r"|tut mir leid|leider|kann (?:ich )?nicht|weiß (?:ich )?nicht"
-    r"|désolée?|je ne (?:peux|sais) pas|lo siento|no puedo|no sé)\b",
-    re.IGNORECASE,
+    rf"{ITSELF}(?:can't|cannot|can not|won't) (?:\w+ly )?(?:help(?! but)|assist|answer|provide|share|tell|give|say|do"
+    r"|discuss|comply|disclose|create|generate|write)\b"
+    rf"|{ITSELF}(?:couldn't (?:say|tell)|(?:don't|do not) (?:know|answer)|not (?:able|allowed|permitted) to"
+    r"|unable to)\b"
+    r"|\bi (?:don't|do not) have\b|\b(?:we (?:don't|do not) have|have no) (?:\w+ )?(?:information|data)\b"
+    r"|\bno information\b|\bnot (?:something (?:i|we) can|mine to)\b"
+    r"|\bas an ai\b.*(?:n't|\bnot|\bcannot|\bunable)\b"
+    r"|(?<!bạn )(?<!khách )(?<!hàng )\bkhông thể\b|\b(?:không|chưa) (?:có thông tin|biết|rõ)\b"
+    r"|\bkhông (?:giúp|hỗ trợ|trả lời|cung cấp|làm) được\b"
+    r"|(?:\b(?:ich|wir) (?:kann|können|darf|dürfen)|\b(?:kann|können|darf|dürfen) (?:ich|wir)|^kann)\b"
+    r"[^,]*\bnichts?\b"
+    r"|\b(?:ich weiß|weiß ich|wir wissen|wissen wir|^weiß)(?: \w+){0,2} nicht\b"
+    r"|\b(?:ich habe|habe ich|wir haben|haben wir)\b[^,]*\bkeine (?:informationen|angaben|auskunft)\b"
+    r"|\b(?:je|nous) ne (?:peux|pouvons|sais|savons)(?: \w+)? pas\b|\bje n'ai (?:pas|aucune)\b"
+    r"|\bno (?:te |le |les |os )?(?:puedo|podemos)\b|\bno (?:lo )?sé\b"
 )
+# With an apology in the same sentence, whatever it is that cannot be done.
+APOLOGY = re.compile(r"\b(?:sorry|apologi[sz]e|unfortunately|afraid)\b")
+CANNOT = re.compile(r"\b(?:i|we)(?: \w+)? (?:can't|cannot|can not)\b")
+# One of these is in each of them; most sentences have none, and are not searched.
+DENIALS = ("n't", "not", "no ", "unable", "không", "chưa", "nicht", "keine", "pas", "aucune")
+SENTENCE = re.compile(r"\S.*?(?:[.!?…](?=\s)|$)", re.MULTILINE)
 REFUSED_WITHIN = 200  # characters
+SHOWN = 80  # characters of a sentence
 
 
 @dataclass(frozen=True)
@@ -362,11 +379,25 @@ CHECKS: dict[str, type[Check]] = {
 
 
 def refusal_in(answer: str) -> str:
-    """The words with which an answer declines, empty where it does not."""
-    found = REFUSALS.search(
-        unicodedata.normalize("NFC", answer[: 2 * REFUSED_WITHIN])[:REFUSED_WITHIN].replace("’", "'")
-    )
-    return found[0] if found else ""
+    """The first sentence with which an answer declines, cut short; empty where none does."""
+    text = unicodedata.normalize("NFC", answer[: 2 * REFUSED_WITHIN]).replace("’", "'")
+    for sentence in SENTENCE.finditer(text):
+        if _declines(sentence[0][: max(REFUSED_WITHIN - sentence.start(), 0)].lower()):
+            return _beginning(sentence[0])
+    return ""
+
+
+def _declines(said: str) -> bool:
+    if not any(word in said for word in DENIALS):
+        return False
+    return bool(REFUSALS.search(said) or (APOLOGY.search(said) and CANNOT.search(said)))
+
+
+def _beginning(sentence: str) -> str:
+    """Its first words, and no number at the end: half a phone number would not be known as one."""
+    if len(sentence) <= SHOWN:
+        return sentence
+    return re.sub(r"(?:\s+\S*\d\S*)*\s+\S*$", "…", sentence[: SHOWN - 1])
 
 
 def folded(text: str, case_sensitive: bool = False) -> str:
@@ -416,7 +447,7 @@ def _readings(groups: Sequence[str], separators: Sequence[str]) -> Iterator[str]
 
 
 def quoted(text: str) -> str:
-    return f"“{_cut(' '.join(text.split()), 80)}”"
+    return f"“{_cut(' '.join(text.split()), SHOWN)}”"
 
 
 def _either(texts: Sequence[str]) -> str:

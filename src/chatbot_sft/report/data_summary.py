@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,10 @@ SHOWN = 5  # rows that are named in a line
 MOST = 0.5  # share of the rows from which any other note is said in the run
 
 
-def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Print the gate's report as a table, and the `files` with the whole of it and the preview."""
+def show(report: Mapping[str, Any], files: Sequence[Path], named: Collection[str] = ()) -> None:
+    """Print the gate's report as a table, and the `files` with the whole of it and the preview. `named` are the keys
+    that the user wrote on the command line.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -52,7 +54,7 @@ def show(report: Mapping[str, Any], files: Sequence[Path]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in facts(report):
+    for name, value in facts(report, named):
         table.add_row(name, Text(shown_line(value)))
     _print(console, table, pipe)
     rows = [(kind, tally, "red") for kind, tally in report["problems"].items()]
@@ -107,8 +109,8 @@ def _from_the_end(one: Sequence[str], other: Sequence[str]) -> Iterable[str]:
     return (a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) pairs of the report in words."""
+def facts(report: Mapping[str, Any], named: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(name, value) pairs of the report in words; `named` are the keys that the user wrote on the command line."""
     lengths, template, training = report["lengths"], report["template"], report["training"]
     sources = ", ".join(
         f"{source['path']} ({source['format']}{_columns(source)}{_taken(source)})"
@@ -141,11 +143,22 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         *_nothing_personal(report),
     ]
-    schedule = [training["warning"]] if training["warning"] else []
     if judged := report["judgement"]:
         table.insert(2, ("judged", _judged(judged)))
     missing = [f"not looked for: {why}: {install('data')}" for why in report["not_looked_for"]]
-    return table + [("note", text) for text in (*remarks(report), *missing, *schedule)]
+    return table + [("note", text) for text in (*remarks(report), *missing, *of_schedule(training, named))]
+
+
+def of_schedule(training: Mapping[str, Any], named: Collection[str]) -> list[str]:
+    """What looks wrong about the steps of a run."""
+    lines = [training["warning"]] if training["warning"] else []
+    if training["some_never"] and "training.max_steps" not in named:
+        steps, epochs = amount(training["steps"], "step"), amount(training["epochs"], "epoch", "g")
+        lines.append(
+            f"{steps}, a default, are {epochs}: part of the data is never trained on;"
+            " training.num_train_epochs=3 trains on all of it, three times"
+        )
+    return lines
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chatbot_sft.data.content import GOLDEN, HELD_OUT, REFUSAL
+from chatbot_sft.data.content import GOLDEN, HELD_OUT
 
 SHOWN = 5  # rows that are named
-MANY = 0.1  # share of the rows from which a run speaks of refusals: most data mean some
 
 
 def sentences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -17,17 +16,6 @@ def sentences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         f"{kind}: {_counted(tally)} ({_rows(kind, tally)}){_left_out(tally)}" for kind, tally in found.items()
     ]
-
-
-def worth_a_line(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Those that a run says before it trains."""
-    return sentences(
-        {
-            kind: tally
-            for kind, tally in found.items()
-            if kind != REFUSAL or "left_out" in tally or tally["count"] >= MANY * tally["of"]
-        }
-    )
 
 
 def share(tally: Mapping[str, Any]) -> str:
