@@ -152,6 +152,26 @@ def test_columns_as_text_are_written_out():
     )
 
 
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        ({"customer": "usr"}, ".customer=usr: not one of system, user, assistant, tool; did you mean user?"),
+        ({"user": "customer"}, ".user=customer: the other way round: the file's word is the key, the role the value; write dataset.roles.customer=user"),
+        ({"Agent": "assistant", "agent": "user"}, ".Agent: it is there twice, in other capitals, which do not count; leave one out"),
+        ("customer", "=customer: expected names and values; write for instance 'dataset.roles={customer: user}'"),
+        ({"customer": None}, "={'customer': None}: expected names and values"),
+    ],
+)  # fmt: skip
+def test_roles_are_of_the_four(roles, said):
+    assert error_of({"dataset": {"roles": roles}}) == f"dataset.roles{said}"
+
+
+def test_the_roles_of_a_source_are_of_the_four():
+    source = {"data_path": "a.json", "roles": {"agent": "bot"}}
+    said = "dataset.roles.agent=bot: not one of system, user, assistant, tool"
+    assert error_of({"dataset": {"sources": [source]}}) == said
+
+
 @pytest.mark.parametrize("word", ["data_pth", "eval_fractoin", "path"])
 def test_a_typo_beside_a_users_own_class_is_refused(word):
     error = error_of({"dataset": {"_target_": "my.Mine", word: 1}})

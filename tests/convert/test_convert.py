@@ -332,6 +332,22 @@ def test_a_key_of_llama_factory(lines, key, kind, settings, tmp_path, monkeypatc
     assert (found.kind, found.settings) == (kind, settings)
 
 
+@pytest.mark.parametrize(
+    ("names", "kind", "settings"),
+    [
+        ("[human, user]", Kind.NOT_NEEDED, {}),
+        ("[customer, user]", Kind.CARRIED, {"dataset.roles.customer": "user"}),
+        ("a.customer", Kind.NOT_CARRIED, {}),  # in our paths a dot parts two keys
+    ],
+)
+def test_roles_of_axolotls_rows(names, kind, settings, tmp_path):
+    made = converted(
+        f"base_model: a/b\ndatasets: [{{path: a.json, roles: {{user: {names}}}}}]\n", folder=tmp_path
+    )
+    found = next(found for found in made.lines if found.key == "datasets[0].roles")
+    assert (found.kind, found.settings) == (kind, settings)
+
+
 def test_defaults_there_that_are_others_here_are_written(tmp_path):
     """From the schemas that the tables name: sequence_len 512, cosine, no weight decay …; lora_alpha twice the rank."""
     axolotl = converted("base_model: a/b\nadapter: lora\n", folder=tmp_path)

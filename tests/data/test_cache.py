@@ -57,7 +57,7 @@ def test_the_same_data_is_made_once_and_anything_that_matters_makes_it_anew(tmp_
     assert loader(file, on_bad_row="drop", eval_fraction=0.5).check(chat)["cached"] is True
     for changed in (
         {"thinking": "drop"}, {"train_on": "all"}, {"overflow": "split"}, {"system_prompt": "s"}, {"max_rows": 5}, {"max_seq_length": 100},
-        {"format": "messages"},
+        {"format": "messages"}, {"roles": {"customer": "user"}},
     ):  # fmt: skip
         assert loader(file, **changed).check(chat)["cached"] is False, changed
     assert loader(file, max_rows=5, seed=1).check(chat)["cached"] is False  # here the seed draws the rows

@@ -3,6 +3,7 @@ ignored.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -22,9 +23,7 @@ def read(values, columns=None, **options):
     reading = Reading({"messages": "messages", "text": "text", **(columns or {})}, **options)
     row = Row("data.json", 1, values)
     name, found = detect([row], reading)
-    conversation = to_conversation(
-        row, name, Reading(found, reading.thinking, reading.thinking_field, reading.system_prompt)
-    )
+    conversation = to_conversation(row, name, replace(reading, columns=found))
     return name, conversation.messages, conversation
 
 
@@ -61,6 +60,30 @@ def test_the_given_part_of_a_prompt_is_not_trained():
     ]
     conversation = read({"prompt": given, "completion": [{"role": "assistant", "content": "d"}]})[2]
     assert conversation.trained == [True, False, True, True]
+
+
+ROLES = {"customer": "user", "agent": "assistant"}
+ASKED, ANSWERED = ({"role": word, "content": turn["content"]} for word, turn in zip(ROLES, SAID, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "trained"),
+    [
+        ({"messages": [ASKED, {**ANSWERED, "role": " Agent"}]}, [True, True]),
+        ({"conversations": [{"from": "customer", "value": "hi"}, {"from": "agent", "value": "hello"}]}, [True, True]),
+        ({"prompt": [ASKED, ANSWERED, ASKED], "completion": [ANSWERED]}, [True, False, True, True]),
+    ],
+)  # fmt: skip
+def test_roles_that_the_file_calls_otherwise_are_read(values, trained):
+    _, messages, conversation = read(values, roles=ROLES)
+    assert messages == SAID * (len(trained) // 2)
+    assert (conversation.trained, conversation.named) == (trained, set(ROLES))
+
+
+def test_a_role_is_what_the_file_means_by_it_even_under_the_other_name():
+    turned = {"assistant": "user", "user": "assistant"}
+    messages = [{**turn, "role": role} for turn, role in zip(SAID, turned, strict=True)]
+    assert read({"messages": messages}, roles=turned)[1] == SAID
 
 
 def test_train_false_and_weight_0_are_read():
@@ -165,6 +188,9 @@ def test_dropping_a_thought_leaves_the_answer_whole(before, thought, after):
         ([{"role": "user"}], "not messages", "message 1: expected an object with role and content, found role"),
         (["hi"], "not messages", "message 1: expected an object with role and content, found a text"),
         ([{"role": "asistant", "content": "a"}], "unknown role", "message 1: role 'asistant' is none of system, user, assistant, tool"),
+        ([{"role": "customer", "content": "a"}, {"role": "Agent", "content": "b"}, {"role": "boss", "content": "c"}, SAID[0]], "unknown role",
+         "assistant, tool; say what it is: dataset.roles.customer=user dataset.roles.Agent=assistant dataset.roles.boss=…"),
+        ([{"role": "khách hàng", "content": "a"}], "unknown role", 'in a file in --config-dir: dataset.roles: {"khách hàng": …}'),
         ([{"role": None, "content": "a"}], "unknown role", "message 1: role None is none of"),
         ([{"role": "user", "content": 3.5}], "not text", "message 1: content is a number with a fraction, not text"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "not text", "content has a part of type 'image'; only text can be trained"),

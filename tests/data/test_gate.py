@@ -514,6 +514,20 @@ def test_the_check_task_reports_and_stops(launch, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_roles_that_a_bad_row_offers_are_read(launch, tmp_path):
+    talk = [{"role": "customer", "content": "hi"}, {"role": "agent", "content": "hello"}]
+    rows = [{"messages": [{**talk[0], "content": f"q{n}"}, talk[1]]} for n in range(9)]
+    check = ("task=check", f"dataset.data_path={write_json(tmp_path / 'logs.json', rows)}")
+    refused = launch(*check, "hydra.run.dir=run")
+    offered = re.findall(r"dataset\.roles\.\w+=\w+", only_error(refused))
+    assert offered == ["dataset.roles.customer=user", "dataset.roles.agent=assistant"]
+    read = launch(*check, *offered, "dataset.roles.boss=user", "hydra.run.dir=again")
+    assert read.returncode == 0, read.stderr
+    assert re.search("conversations +9: 8 trained, 1 held out", read.stdout)
+    assert (read.stdout + read.stderr).count("dataset.roles: no row read has boss") == 1
+
+
+@pytest.mark.slow
 def test_a_bad_file_stops_a_training_run_before_torch_is_imported(tmp_path):
     rows = [*conversations(5), {"messages": [user("a"), user("b"), assistant("c")]}]
     write_json(tmp_path / "my.json", rows)

@@ -138,6 +138,23 @@ def test_labels_are_told_from_their_content(row, up, down, read, chat):
     assert loader.report["not_read"] == {}
 
 
+@pytest.mark.parametrize(
+    ("rows", "objective"),
+    [
+        ([{"prompt": PROMPT, "chosen": GOOD, "rejected": BAD}], "dpo"),
+        ([{"chosen": PROMPT + GOOD, "rejected": PROMPT + BAD}], "dpo"),
+        ([{"messages": PROMPT + GOOD, "label": True}, {"messages": PROMPT + BAD, "label": False}], "kto"),
+        ([THUMBS], "kto"),
+    ],
+)
+def test_roles_that_the_file_calls_otherwise_are_read(rows, objective, read, chat):
+    own = json.loads(json.dumps(rows).replace('"user"', '"customer"').replace('"assistant"', '"agent"'))
+    usual = list(sequences(read(rows, objective), chat))
+    made = read(own, objective, roles={"customer": "user", "agent": "assistant"})
+    assert list(sequences(made, chat)) == usual
+    assert made.report["sources"][0]["roles"] == {"customer": len(rows), "agent": len(rows)}
+
+
 def test_each_thumb_is_a_row_with_all_that_was_said_before(read, chat):
     loader = read([THUMBS, {"messages": PROMPT + GOOD}], "kto")
     ((first,), (second,)) = sequences(loader, chat)

@@ -274,6 +274,22 @@ def test_a_column_map_that_the_format_does_not_use_is_refused(tmp_path, chat):
     )
 
 
+def test_roles_are_part_of_what_the_rows_are(tmp_path, chat):
+    """Of one source or of all; what none of the files has is said once, and other roles are other rows."""
+    talk = [{"role": "customer", "content": "hi"}, {"role": "agent", "content": "hello"}]
+    logs = write_json(tmp_path / "logs.json", [{"messages": talk}] * 2)
+    usual = write_json(tmp_path / "usual.json", [{"messages": SAID}] * 2)
+    own = {"customer": "user", "agent": "assistant"}
+    report = loader(logs, roles={**own, "Boss": "system"}).check(chat)
+    assert (report["bad_rows"], report["sources"][0]["roles"]) == (0, {"customer": 2, "agent": 2, "boss": 0})
+    assert remarks(report)[0] == "dataset.roles: no row read has boss"
+    other = loader(logs, roles={"customer": "system", "agent": "assistant"}, on_bad_row="warn").check(chat)
+    assert not other["cached"] and other["fingerprint"] != report["fingerprint"]
+    sources = [{"data_path": str(logs), "roles": own}, {"data_path": str(usual)}]
+    mixed = loader(None, sources=sources, roles={"boss": "system"}).check(chat)
+    assert (mixed["bad_rows"], remarks(mixed)[0]) == (0, "dataset.roles: no row read has boss")
+
+
 def test_notes_on_most_rows_are_said_in_the_run(tmp_path, chat):
     rows = [
         {"messages": [{"role": "user", "content": f"q{n}"}, answer(content="a\ufffdb" if n < 6 else "ab")]}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from chatbot_sft.config.schema import (
     FORMATS,
     OUR_PACKAGE,
     PASSED,
+    ROLES,
     SECTIONS,
     SOURCE_BOUNDS,
     Config,
@@ -54,6 +56,7 @@ def check_values(config: Config) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"training.{name}={value}: must be a finite number")
     _check_sources(config.dataset)
+    _check_roles(config.dataset)
     check_lora(config)
     config.training.loggers  # noqa: B018 (raises for a name that is no logger)
     check_save(config)
@@ -151,6 +154,23 @@ def _check_sources(dataset: DatasetConfig) -> None:
         one_of("dataset.format", source.format, FORMATS)
         if source.weight is not None and source.count is not None:
             raise UserError(f"dataset.sources: {source.data_path} has a weight and a count; give one of them")
+
+
+def _check_roles(dataset: DatasetConfig) -> None:
+    for roles in (dataset.roles, *(source.roles or {} for source in dataset.mixture)):
+        words = [name.strip().lower() for name in roles]
+        for name, role in roles.items():
+            key = f"dataset.roles.{name}"
+            if name in ROLES and role not in ROLES:
+                raise UserError(
+                    f"{key}={role}: the other way round: the file's word is the key, the role the value;"
+                    f" write {shlex.quote(f'dataset.roles.{role}={name}')}"
+                )
+            one_of(key, role, ROLES)
+            if words.count(name.strip().lower()) > 1:
+                raise UserError(
+                    f"{key}: it is there twice, in other capitals, which do not count; leave one out"
+                )
 
 
 def check_save(config: Config) -> None:

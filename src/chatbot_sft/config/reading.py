@@ -214,7 +214,7 @@ def _source(number: int, given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping) or "data_path" not in given:
         raise UserError(
             f"{where}={given!r}: expected {{data_path: …}}, with format, columns,"
-            " weight or count where they are needed"
+            " roles, weight or count where they are needed"
         )
     known = [f.name for f in fields(SourceConfig)]
     for key, value in given.items():
@@ -248,11 +248,11 @@ def _typed(section: str, schema: type, values: dict[str, Any]) -> dict[str, Any]
                     f"{where}: a list is not read; name a folder or a glob,"
                     f" or write dataset.sources=[{files}]"
                 ) from None
-            kind, _, optional = kinds[key].partition(" ")
+            kind = kinds[key].partition(" ")[0]
             if kind.startswith("list["):
                 raise UserError(f"{where}={value!r}: expected a list{hint or '; write [A,B]'}") from None
             if kind in _EXPECTED:
-                or_null = ", or null" if optional else ""
+                or_null = ", or null" if kinds[key].endswith("| None") else ""
                 raise UserError(f"{where}={value!r}: expected {_EXPECTED[kind]}{or_null}") from None
             raise UserError(f"{where}={value!r}: expected {kinds[key]}{hint}") from None
     plain = as_dict(typed, resolve=False)
@@ -282,7 +282,8 @@ def _check_kind(where: str, kind: str, value: Any) -> None:
         )
     if kind.startswith("dict") and isinstance(value, str):
         pairs = re.findall(r"([\w.-]+)\s*[:=]\s*([^,{}]+)", value.strip("{}"))
-        inner = ", ".join(f"{name}: {text.strip()}" for name, text in pairs) or "instruction: question"
+        inner = ", ".join(f"{name}: {text.strip()}" for name, text in pairs)
+        inner = inner or ("customer: user" if where.endswith(".roles") else "instruction: question")
         example = "for instance " if not pairs else ""
         raise UserError(f"{where}={value}: expected names and values; write {example}'{where}={{{inner}}}'")
 

@@ -26,6 +26,7 @@ FORMATS = (
     "auto", "json", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference",
     "unpaired_preference", "thumbs",
 )  # fmt: skip
+ROLES = ("system", "user", "assistant", "tool")  # of a message
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR = "all-linear"
 METHODS = ("lora", "merged_16bit", "merged_4bit", "gguf")
@@ -209,6 +210,7 @@ class SourceConfig:
     data_path: str = MISSING
     format: str | None = None
     columns: dict[str, str] | None = None
+    roles: dict[str, str] | None = None
     config_name: str | None = None
     split: str | None = None
     revision: str | None = None
@@ -240,6 +242,11 @@ class DatasetConfig(Section):
     message_field: str = key("messages", "column of [{role, content, thinking?}, …]", through=ROWS)
     columns: dict[str, str] = key(
         {}, "other columns by the format's names: {instruction: question, output: answer}", through=ROWS
+    )
+    roles: dict[str, str] = key(
+        {},
+        "what the file calls the roles system, user, assistant and tool: {customer: user, agent: assistant}",
+        through=ROWS,
     )
     # SourceConfigs.
     sources: list[Any] | None = key(
@@ -379,7 +386,7 @@ class DatasetConfig(Section):
         return replace(item, **own)
 
 
-_INHERITED = ("format", "columns", "config_name", "split", "revision")
+_INHERITED = ("format", "columns", "roles", "config_name", "split", "revision")
 
 
 @dataclass

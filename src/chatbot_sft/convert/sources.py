@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chatbot_sft.config.aliases import plain
+from chatbot_sft.config.schema import ROLES
 from chatbot_sft.convert.rules import Kind, Line
 
 # A source's columns that have a key of their own where it is the only one.
@@ -29,6 +30,11 @@ class Source:
         self.lines.append(line)
         self.parts.append(part or {})
         self.beside.append({f"dataset.{name}": value for name, value in beside.items()})
+
+
+def may_be_named(word: Any, role: Any) -> bool:
+    """Whether `dataset.roles` can say that a file's `word` is `role`: in our paths a dot parts two keys."""
+    return isinstance(word, str) and bool(word.strip()) and "." not in word and role in ROLES
 
 
 def settled(sources: Sequence[Source]) -> list[Line]:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from chatbot_sft.config import DatasetConfig, SourceConfig
+from chatbot_sft.config.schema import ROLES
 from chatbot_sft.data import unread
 from chatbot_sft.data.encode import Refused, in_batches
 from chatbot_sft.data.formats import JUDGED, Reading, check_columns, check_used, detect, to_conversation
-from chatbot_sft.data.messages import ROLES, BadRow, Conversation
+from chatbot_sft.data.messages import BadRow, Conversation
 from chatbot_sft.data.preferences import (
     NO_THUMB,
     PAIRS,
@@ -51,7 +52,10 @@ def conversations(
     given = source.columns or {}
     columns = {"messages": dataset.message_field, "text": dataset.text_field, **given}
     names_of = frozenset(ROLES) if own_text else template.names_of
-    reading = Reading(columns, dataset.thinking, template.thinking_field, dataset.system_prompt, names_of)
+    roles = {word.strip().lower(): role for word, role in (source.roles or {}).items()}
+    reading = Reading(
+        columns, dataset.thinking, template.thinking_field, dataset.system_prompt, names_of, roles
+    )
     begin = next(in_batches(rows, LOOKED_AT, lambda row: len(repr(row.values))), [])
     named = {ours: theirs for ours, theirs in columns.items() if ours != theirs or ours in given}
     check_columns(source.data_path, begin, named)
@@ -73,6 +77,8 @@ def conversations(
     about |= {"format": name or "the formatting function's own", "rows": 0}
     if others := {ours: theirs for ours, theirs in reading.columns.items() if columns.get(ours) != theirs}:
         about["columns"] = others
+    if roles:
+        about["roles"] = dict.fromkeys(roles, 0)  # in how many rows
     made = _made(itertools.chain(begin, rows), name, reading, unit, own_text, uses, about, not_read)
     yield from paired(made) if unit == PAIRS else made
 
@@ -104,6 +110,8 @@ def _made(
                 several = [Conversation(row.file, row.number, None, text="", values=row.values)]
             if not several:
                 yield Refused(row.file, row.number, NO_THUMB, "", fault=False)
+            for role in {role for made in several for role in made.named}:
+                about["roles"][role] += 1
             for number, made in enumerate(several):
                 made.uses = 1 if uses is None else uses[index]
                 # What a function of the user's own makes of the columns is seen when it is called; the messages

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from chatbot_sft.config.schema import ROLES
 from chatbot_sft.data.messages import (
     EMPTY,
     MARKS,
-    ROLES,
     BadRow,
     Conversation,
     Message,
@@ -41,6 +41,9 @@ class Reading:
     thinking_field: str | None = None
     system_prompt: str | None = None
     names_of: frozenset[str] = frozenset(ROLES)  # roles of whose messages the template writes the `name`
+    roles: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the file's name of a role, in small letters → the role
 
     def name(self, name: str) -> str:
         """The file's name of a field."""
@@ -49,6 +52,15 @@ class Reading:
     def of(self, values: Mapping[str, Any], name: str) -> Any:
         return values.get(self.columns.get(name, name))
 
+    def role(self, word: Any) -> Any:
+        """The role that a message's `word` for it means."""
+        own = self.roles.get(_small(word)) if self.roles else None
+        return own or canonical_role(word)
+
+    def named(self, turns: Sequence[Message], role_key: str) -> set[str]:
+        """Those of `roles` that messages have."""
+        return self.roles.keys() & {_small(turn[role_key]) for turn in turns} if self.roles else set()
+
     def text(self, values: Mapping[str, Any], name: str) -> str:
         """A field that holds text.
 
@@ -56,6 +68,10 @@ class Reading:
             BadRow: it holds something else.
         """
         return as_text(self.name(name), self.of(values, name))
+
+
+def _small(word: Any) -> str:
+    return word.strip().lower() if isinstance(word, str) else ""
 
 
 def messages(values: Mapping[str, Any], reading: Reading) -> Turns:
@@ -97,7 +113,7 @@ def prompt_completion(values: Mapping[str, Any], reading: Reading) -> Turns:
     if not isinstance(completion, list):
         completion = [turn_of("assistant", reading.text(values, "completion"))]
     return [
-        (reading.name("prompt"), [untrained(turn) for turn in prompt]),
+        (reading.name("prompt"), [untrained(turn, reading) for turn in prompt]),
         (reading.name("completion"), completion),
     ]
 
@@ -106,9 +122,9 @@ def turn_of(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def untrained(turn: Any) -> Any:
+def untrained(turn: Any, reading: Reading) -> Any:
     """An answer that stands in a prompt, whatever its own marks are."""
-    if not isinstance(turn, dict) or canonical_role(turn.get("role")) != "assistant":
+    if not isinstance(turn, dict) or reading.role(turn.get("role")) != "assistant":
         return turn
     return {**{key: value for key, value in turn.items() if key not in MARKS}, "train": False}
 
@@ -212,7 +228,7 @@ def conversation(
     """
     role_key, content_key = (reading.name(key) for key in keys)
     turns = [turn for _, part in parts for turn in part]
-    chat = to_messages(turns, reading.thinking, reading.thinking_field, role_key, content_key)
+    chat = to_messages(turns, reading.thinking, reading.thinking_field, role_key, content_key, reading.role)
     allowed, unread = may_be_trained(turns, chat), list(unread)
     at = 0
     for column, part in parts:
@@ -223,7 +239,10 @@ def conversation(
         chat.insert(0, turn_of("system", system))
         allowed.insert(0, True)
     tools = _tools(row.values, reading)
-    return Conversation(row.file, row.number, chat, allowed, tools, values=row.values, unread=unread)
+    named = reading.named(turns, role_key)
+    return Conversation(
+        row.file, row.number, chat, allowed, tools, values=row.values, unread=unread, named=named
+    )
 
 
 def columns_read(format_name: str, reading: Reading) -> frozenset[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from chatbot_sft.config.schema import ROLES
 from chatbot_sft.errors import did_you_mean, listed
 
-ROLES = ("system", "user", "assistant", "tool")
 ALIASES = {
     "developer": "system", "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant",
     "model": "assistant", "chatgpt": "assistant",
@@ -19,6 +19,14 @@ ALIASES = {
     "function": "tool", "ipython": "tool",
     "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
+KNOWN = (*ROLES, *ALIASES)
+UNKNOWN_ROLE = "unknown role"
+# What a role that `dataset.roles` has to name most likely is: said, never assumed.
+LIKELY = {
+    **dict.fromkeys(("customer", "client", "guest", "visitor", "caller", "requester"), "user"),
+    **dict.fromkeys(("agent", "support", "staff", "operator", "advisor", "representative"), "assistant"),
+}
+WORD = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)  # what may stand in a key of the command line
 CALLING = ("function_call", "tool_call")  # roles whose content is the JSON of a call
 # Where files keep an answer's reasoning.
 THOUGHTS = ("thinking", "reasoning_content", "reasoning", "thought", "thoughts")
@@ -47,7 +55,8 @@ class Conversation:
     """One row, ready for the template: its messages or, where it has none, its ready-made `text`.
 
     `trained` says of each message whether the row allows it to be trained (`"train": false` and `"weight": 0`
-    do not); `unread` are its columns and keys that nothing was made of. Of a judged answer, `part` says how it
+    do not); `unread` are its columns and keys that nothing was made of, `named` the roles of `dataset.roles` that
+    it has. Of a judged answer, `part` says how it
     was judged and `begin` is the number of messages before it.
     """
 
@@ -60,9 +69,18 @@ class Conversation:
     uses: int = 1  # how often a mixture takes it
     values: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
     part: str = ""
     begin: int = 0
     dialogue: int = 0  # 0: the hash of what it says
+
+
+def canonical_role(role: Any) -> Any:
+    """`user` for human, `assistant` for gpt and Assistant, …; anything unknown in small letters."""
+    if role in ROLES or not isinstance(role, str):
+        return role
+    word = role.strip().lower()
+    return ALIASES.get(word, word)
 
 
 def to_messages(
@@ -71,21 +89,31 @@ def to_messages(
     thinking_field: str | None,
     role_key: str = "role",
     content_key: str = "content",
+    role_of: Callable[[Any], Any] = canonical_role,
 ) -> list[Message]:
     """`[{"role", "content", …}]` as templates take them, from a list of messages (or its JSON, as in CSV).
 
     `thinking="keep"` puts an answer's reasoning (`THOUGHTS`) before it, as `<think>…</think>` or, where the
     template reads it from a field of its own, in `thinking_field`; `"last"` does so for the last assistant
     message alone, `"drop"` for none. A `<think>…</think>` that a content begins with is reasoning too.
+    `role_of` says which role a message's word for it means.
 
     Raises:
         BadRow: not a list, a message without role or text, an unknown role, empty content, no assistant
             message.
     """
     turns = decoded_turns(turns)
-    messages = [
-        _message(f"message {number}", turn, role_key, content_key) for number, turn in enumerate(turns, 1)
-    ]
+    try:
+        messages = [
+            _message(f"message {number}", turn, role_key, content_key, role_of)
+            for number, turn in enumerate(turns, 1)
+        ]
+    except BadRow as bad:
+        if bad.kind != UNKNOWN_ROLE:
+            raise
+        words = [turn.get(role_key) for turn in turns if isinstance(turn, dict)]
+        others = [word for word in words if isinstance(word, str) and role_of(word) not in ROLES]
+        raise BadRow(bad.kind, f"{bad.detail}{_roles_to_name(others)}") from None
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         raise BadRow("no assistant turn", "no assistant message, so there is nothing to learn from it")
@@ -109,14 +137,6 @@ def may_be_trained(turns: Sequence[Message], messages: Sequence[Message]) -> lis
         len(turn) == 2 or _may_be_trained(f"message {number}", turn, message["role"] == "assistant")
         for number, (turn, message) in enumerate(zip(turns, messages, strict=True), 1)
     ]
-
-
-def canonical_role(role: Any) -> Any:
-    """`user` for human, `assistant` for gpt and Assistant, …; anything unknown in small letters."""
-    if role in ROLES or not isinstance(role, str):
-        return role
-    word = role.strip().lower()
-    return ALIASES.get(word, word)
 
 
 def decoded(text: str) -> Any:
@@ -212,7 +232,26 @@ def _small(value: Any) -> bool:
     return isinstance(value, int) and abs(value) < 10**20
 
 
-def _message(where: str, turn: Any, role_key: str, content_key: str) -> Message:
+def _roles_to_name(words: Sequence[str]) -> str:
+    """The options that say what the roles are that a row calls `words`; a slip is mended in the file."""
+    likely = {
+        word: LIKELY.get(word.strip().lower(), "…")
+        for word in words
+        if len(word) <= 60 and not did_you_mean(word, KNOWN)
+    }
+    if not likely:
+        return ""
+    if all(map(WORD.fullmatch, likely)):
+        return "; say what it is: " + " ".join(
+            f"dataset.roles.{word}={role}" for word, role in likely.items()
+        )
+    pairs = ", ".join(f"{json.dumps(word, ensure_ascii=False)}: {role}" for word, role in likely.items())
+    return f"; say what it is, in a file in --config-dir: dataset.roles: {{{pairs}}}"
+
+
+def _message(
+    where: str, turn: Any, role_key: str, content_key: str, role_of: Callable[[Any], Any]
+) -> Message:
     if (
         not isinstance(turn, dict)
         or role_key not in turn
@@ -222,11 +261,11 @@ def _message(where: str, turn: Any, role_key: str, content_key: str) -> Message:
         raise BadRow(
             "not messages", f"{where}: expected an object with {role_key} and {content_key}, found {given}"
         )
-    role = canonical_role(turn[role_key])
+    role = role_of(turn[role_key])
     if role not in ROLES:
-        near = did_you_mean(role[:60], (*ROLES, *ALIASES)) if isinstance(role, str) else ""
+        near = did_you_mean(role[:60], KNOWN) if isinstance(role, str) else ""
         raise BadRow(
-            "unknown role", f"{where}: role {shown(turn[role_key])} is none of {', '.join(ROLES)}{near}"
+            UNKNOWN_ROLE, f"{where}: role {shown(turn[role_key])} is none of {', '.join(ROLES)}{near}"
         )
     content = turn.get(content_key)
     calls = _calls(where, turn) if len(turn) > 2 or content_key not in turn else []

@@ -33,7 +33,6 @@ from chatbot_sft.data.messages import (
     Conversation,
     Message,
     as_text,
-    canonical_role,
     decoded_turns,
     shown,
 )
@@ -412,7 +411,7 @@ def _verdict(where: str, value: Any) -> str:
 
 
 def _role(turn: Any, reading: Reading) -> Any:
-    return canonical_role(turn.get(reading.name("role"))) if isinstance(turn, dict) else None
+    return reading.role(turn.get(reading.name("role"))) if isinstance(turn, dict) else None
 
 
 def _two_answers(values: Mapping[str, Any], reading: Reading) -> tuple[str, Columns] | None:

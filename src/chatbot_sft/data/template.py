@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.data.messages import ROLES, THOUGHTS, BadRow, Message
+from chatbot_sft.config.schema import ROLES
+from chatbot_sft.data.messages import THOUGHTS, BadRow, Message
 from chatbot_sft.data.rendering import (
     BYTES,
     LONGEST,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft.config.schema import ROLES
 from chatbot_sft.data import json_rows, streams
 from chatbot_sft.data.messages import BadRow, Message, as_text, canonical_role, sort_of
 from chatbot_sft.data.row import Row
@@ -16,7 +17,6 @@ from chatbot_sft.evaluation.checks import CHECKS, BadCheck, Check
 from chatbot_sft.report.words import amount
 
 OTHERS = ("messages", "tags", "id", "case_sensitive")  # keys of a case beside the checks
-ROLES = ("system", "user", "assistant", "tool")
 LONGEST = 10**7  # characters of a line
 NO_MESSAGES = 'messages is missing: [{"role": "user", "content": "…"}]'
 TOLD = 3  # bad rows that an error names

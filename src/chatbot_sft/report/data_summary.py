@@ -165,6 +165,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     """What is not wrong with any one row, but worth a look."""
     template = report["template"]
     lines = [f"not read: {sentence(report['not_read'])}"] if report["not_read"] else []
+    if absent := _roles_of_no_row(report):
+        lines.append(f"dataset.roles: no row read has {listed(absent)}")
     for kind, note in report["notes"].items():
         if kind in report["found"]:
             continue
@@ -199,6 +201,12 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     if (personal := report["personal_data"]) and personal["rows"]:
         lines.append(f"personal data: {personal_data(personal, report['rows'])}")
     return lines
+
+
+def _roles_of_no_row(report: Mapping[str, Any]) -> list[str]:
+    """The names of `dataset.roles` that none of the files has."""
+    counts = [source.get("roles", {}) for source in report["sources"]]
+    return [role for role in dict.fromkeys(itertools.chain(*counts)) if not any(c.get(role) for c in counts)]
 
 
 def _accounts(report: Mapping[str, Any]) -> str:

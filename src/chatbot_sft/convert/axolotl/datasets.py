@@ -10,7 +10,7 @@ from chatbot_sft.config.aliases import plain
 from chatbot_sft.convert import shared
 from chatbot_sft.convert.axolotl.types_of_rows import columns_of, read_type
 from chatbot_sft.convert.rules import LEFT_EMPTY, OFF, Given, Kind, Line, unknown
-from chatbot_sft.convert.sources import Source, settled
+from chatbot_sft.convert.sources import Source, may_be_named, settled
 from chatbot_sft.data.messages import MARKS, THOUGHTS, canonical_role
 from chatbot_sft.data_names import is_url
 
@@ -208,16 +208,19 @@ def _roles(inner: Given, entry: Mapping[str, Any], made: Source) -> None:
     if not isinstance(inner.value, Mapping):
         made.add(inner.not_carried("roles and their names were expected")[0])
         return
-    other = [
-        f"{name} for {role}"
+    other = {
+        name: canonical_role(role)
         for role, names in inner.value.items()
         for name in (names if isinstance(names, list) else [names])
         if canonical_role(name) != canonical_role(role)
-    ]
-    if other:
+    }
+    lost = [f"{name} for {role}" for name, role in other.items() if not may_be_named(name, role)]
+    if lost:
         made.add(
-            inner.not_carried(f"not read as a role: {', '.join(map(plain, other))}; rename it in the file")[0]
+            inner.not_carried(f"not read as a role: {', '.join(map(plain, lost))}; rename it in the file")[0]
         )
+    elif other:
+        made.add(Line(inner.key, Kind.CARRIED), {f"roles.{name}": role for name, role in other.items()})
     else:
         made.add(inner.not_needed("these names are read as the same roles")[0])
 

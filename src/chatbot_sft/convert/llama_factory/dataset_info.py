@@ -10,7 +10,7 @@ from typing import Any
 from chatbot_sft import text_files
 from chatbot_sft.config.aliases import plain
 from chatbot_sft.convert.rules import OFF, Given, Kind, Line, as_number, unknown
-from chatbot_sft.convert.sources import Source, settled
+from chatbot_sft.convert.sources import Source, may_be_named, settled
 from chatbot_sft.data.messages import canonical_role, decoded
 from chatbot_sft.data.sources import read_rows
 from chatbot_sft.errors import UserError, did_you_mean, listed
@@ -186,8 +186,12 @@ def _rows(given: Given, name: str, entry: Mapping[str, Any], made: Source) -> No
         for tag, (usual, role) in TAGS.items():
             word = tags.get(tag, usual if tags.get("role_tag", "from") == "from" else None)
             if word is not None and canonical_role(word) != role:
-                why = f"{plain(word)} is not read as {role}: rename it in the file"
-                made.add(Line(f"{label}.tags.{tag}", Kind.NOT_CARRIED, note=why))
+                key = f"{label}.tags.{tag}"
+                if tag != "function_tag" and may_be_named(word, role):
+                    made.add(Line(key, Kind.CARRIED), {f"roles.{word}": role})
+                else:  # a role that says that its content is a call is read by its usual name alone
+                    why = f"{plain(word)} is not read as {role}: rename it in the file"
+                    made.add(Line(key, Kind.NOT_CARRIED, note=why))
     part = {"format": form, **{f"columns.{ours}": str(theirs) for ours, theirs in {**mine, **about}.items()}}
     kind = Kind.CHANGED if note else Kind.CARRIED
     made.add(
