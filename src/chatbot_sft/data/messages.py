@@ -56,8 +56,7 @@ class Conversation:
 
     `trained` says of each message whether the row allows it to be trained (`"train": false` and `"weight": 0`
     do not); `unread` are its columns and keys that nothing was made of, `named` the roles of `dataset.roles` that
-    it has. Of a judged answer, `part` says how it
-    was judged and `begin` is the number of messages before it.
+    it has. Of a judged answer, `part` says how it was judged and `begin` is the number of messages before it.
     """
 
     file: str
