@@ -20,7 +20,7 @@ SITE := mkdocs-material
 help:
 	@echo 'make train      fine-tune the embedded model on the example conversations'
 	@echo 'make test       every test, as CI runs them'
-	@echo 'make test-fast  the tests without a model and without torch, in less than a minute'
+	@echo 'make test-fast  the tests without a model and without torch: four fifths of them'
 	@echo 'make lint       ruff and mypy: errors, format, types'
 	@echo 'make docs       build the site of docs/ into site/; a broken link is an error'
 	@echo 'make setup      build .venv alone'
