@@ -113,9 +113,12 @@ class Queue:
             for point in self.study.points
         }
         jobs = max(len(self.study.points), self.settings.trials or 0)
+        return self.share_of(jobs) / max(1, len(forms)) * (LEFT_BY_A_PRUNER if self.settings.pruner else 1)
+
+    def share_of(self, jobs: int) -> float:
+        """How many of `jobs` this worker has, about."""
         workers = self.settings.workers if self.settings.worker else 1
-        share = jobs / workers if isinstance(workers, int) else 1
-        return share / max(1, len(forms)) * (LEFT_BY_A_PRUNER if self.settings.pruner else 1)
+        return jobs / workers if isinstance(workers, int) else 1
 
     @property
     def left(self) -> int:

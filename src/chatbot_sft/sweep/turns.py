@@ -50,8 +50,7 @@ class InTurns(Worker):
     @property
     def _share(self) -> int:
         """How many jobs take turns in this process: with other workers not all of them."""
-        workers = self.settings.workers if self.settings.worker else 1
-        return math.ceil(len(self.queue.study.points) / workers) if isinstance(workers, int) else 1
+        return math.ceil(self.queue.share_of(len(self.queue.study.points)))
 
     def _turn(self, taken: Taken, live: list[Taken]) -> bool:
         """A turn of a job; whether it may be judged now: it goes on, and has another held-out loss."""
