@@ -12,7 +12,7 @@ from chatbot_sft.config.schema import ROLES
 from chatbot_sft.data import unread
 from chatbot_sft.data.encode import Refused, in_batches
 from chatbot_sft.data.formats import JUDGED, Reading, check_columns, check_used, detect, to_conversation
-from chatbot_sft.data.messages import BadRow, Conversation
+from chatbot_sft.data.messages import BadRow, Conversation, role_word
 from chatbot_sft.data.preferences import (
     NO_THUMB,
     PAIRS,
@@ -52,7 +52,7 @@ def conversations(
     given = source.columns or {}
     columns = {"messages": dataset.message_field, "text": dataset.text_field, **given}
     names_of = frozenset(ROLES) if own_text else template.names_of
-    roles = {word.strip().lower(): role for word, role in (source.roles or {}).items()}
+    roles = {role_word(word): role for word, role in (source.roles or {}).items()}
     reading = Reading(
         columns, dataset.thinking, template.thinking_field, dataset.system_prompt, names_of, roles
     )

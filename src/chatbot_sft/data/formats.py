@@ -19,6 +19,7 @@ from chatbot_sft.data.messages import (
     decoded,
     decoded_turns,
     may_be_trained,
+    role_word,
     sort_of,
     to_messages,
 )
@@ -71,7 +72,7 @@ class Reading:
 
 
 def _small(word: Any) -> str:
-    return word.strip().lower() if isinstance(word, str) else ""
+    return role_word(word) if isinstance(word, str) else ""
 
 
 def messages(values: Mapping[str, Any], reading: Reading) -> Turns:

@@ -78,8 +78,13 @@ def canonical_role(role: Any) -> Any:
     """`user` for human, `assistant` for gpt and Assistant, …; anything unknown in small letters."""
     if role in ROLES or not isinstance(role, str):
         return role
-    word = role.strip().lower()
+    word = role_word(role)
     return ALIASES.get(word, word)
+
+
+def role_word(word: str) -> str:
+    """As words for roles are compared: capitals do not count, nor spaces around them."""
+    return word.strip().lower()
 
 
 def to_messages(
@@ -234,7 +239,7 @@ def _small(value: Any) -> bool:
 def _roles_to_name(words: Sequence[str]) -> str:
     """The options that say what the roles are that a row calls `words`; a slip is mended in the file."""
     likely = {
-        word: LIKELY.get(word.strip().lower(), "…")
+        word: LIKELY.get(role_word(word), "…")
         for word in words
         if len(word) <= 60 and not did_you_mean(word, KNOWN)
     }
@@ -268,7 +273,7 @@ def _message(
         )
     content = turn.get(content_key)
     calls = _calls(where, turn) if len(turn) > 2 or content_key not in turn else []
-    if turn[role_key] != role and turn[role_key].strip().lower() in CALLING:
+    if turn[role_key] != role and role_word(turn[role_key]) in CALLING:
         said = _decoded_call(where, content) if isinstance(content, str) else content
         calls, content = [*calls, *(said if isinstance(said, list) else [said])], ""
     message: Message = {
