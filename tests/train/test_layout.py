@@ -317,7 +317,7 @@ def trial(seconds, steps=100, losses=None):
         return losses.get(layout, 1.0)
 
     step = StepRows([[row] for row in made([[5, 6, 7]] * 8)])
-    return Trial(lambda layout: None, run, step, step, steps, 0.1), calls
+    return Trial(lambda layout: None, run, step, step, steps, 0.1, 1e-4), calls
 
 
 def test_the_fastest_layout_is_taken_and_remembered():

@@ -239,7 +239,7 @@ def test_a_measured_layout_does_not_pay_for_the_one_before(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     step = StepRows([[row] for row in some_rows([3] * 8)])
-    trial = tuning.Trial(card.use_layout, card.trial_run, step, step, 500, 0.1)
+    trial = tuning.Trial(card.use_layout, card.trial_run, step, step, 500, 0.1, 1e-4)
     layouts = [Layout(8, captured=True), Layout(4)]
     plan = tuning.choose(layouts, layouts[1], trial, tuning.cache_key("peak", random.random()))
     assert [found.why_not for found in plan.measurements] == ["over the memory margin", None]

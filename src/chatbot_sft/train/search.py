@@ -1,9 +1,10 @@
 """Which layouts are worth trying on a CPU, where a trial costs about what a step of the run does. Imports no
 torch.
 
-Time goes there by padded tokens, by the pairs of tokens that attention looks at, and by micro-batches. So a
-layout takes at least the smallest of its three ratios to a layout that was measured, times what that took,
-and at most the largest.
+Time goes there by padded tokens and the pairs of them that attention looks at, and by micro-batches. A pair costs
+what its products do beside those of a token, or up to DEARER times as much, by how attention is computed. So a layout
+takes at least the smallest of its three ratios to a layout that was measured (tokens with cheap pairs, tokens with
+dear ones, micro-batches), times what that took, and at most the largest.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ MOST = 0.1  # the same for one that can save SEVERAL times what all of them take
 SEVERAL = 4
 SLOW = 3  # times as long as a call takes, the first one may
 RECOMPUTED = 4 / 3  # forward passes come again, beside a backward pass of twice their work
+DEARER = 4  # a model of 135M parameters on two cores: 1.6 times what the products make of it
 CLEARLY_FASTER = 0.97  # timings of one layout differ by about this much; another has to beat it
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step takes time for."""
+    """What a step takes time for; tokens are with padding, and with what their pairs cost."""
 
-    tokens: float  # with padding
-    pairs: float
+    least: float  # tokens
+    most: float  # tokens, where pairs are DEARER
     micro_batches: float
 
     def ratios(self, other: Work) -> list[float]:
@@ -36,8 +38,8 @@ class Work:
         return [a / b for a, b in zip(mine, others, strict=True)]
 
 
-def work(layout: Layout, step: StepRows) -> Work:
-    """That of `step` in `layout`."""
+def work(layout: Layout, step: StepRows, pair: float) -> Work:
+    """That of `step` in `layout`; `pair` is what a pair of tokens costs at least, in tokens."""
     tokens = pairs = batches = 0
     for rows in layout.groups(step):
         lengths = [len(row) for row in rows]
@@ -46,16 +48,17 @@ def work(layout: Layout, step: StepRows) -> Work:
         pairs += shape[0] * shape[1] ** 2
         batches += 1
     times = RECOMPUTED if layout.checkpointing else 1.0
-    return Work(times * tokens, times * pairs, times * batches)
+    return Work(times * (tokens + pair * pairs), times * (tokens + DEARER * pair * pairs), times * batches)
 
 
 @dataclass
 class Search:
-    """The trials for a run of `steps` steps like `typical`."""
+    """The trials for a run of `steps` steps like `typical`, where a pair of tokens costs as much as `pair` tokens."""
 
     typical: StepRows
     configured: Layout
     steps: int
+    pair: float
     measured: list[tuple[Work, float]] = field(default_factory=list)  # with seconds
 
     @property
@@ -64,16 +67,15 @@ class Search:
         return StepRows(self.typical.packs[-1:])
 
     def add(self, layout: Layout, seconds: float) -> None:
-        self.measured.append((work(layout, self.typical), seconds))
+        self.measured.append((self._work(layout), seconds))
 
     def why_none(self, layouts: Sequence[Layout]) -> str | None:
         """Why nothing is to be tried; None where warming up, what is configured and one more are worth it."""
-        alone = Search(self.typical, self.configured, self.steps)
-        alone.add(self.configured, 1.0)
+        alone = self._of_configured()
         others = [layout for layout in layouts if layout != self.configured and alone.can_win(layout)]
         if not others:
             return "no other can be faster"
-        warm = max(work(Layout(1), self.warming_up).ratios(work(self.configured, self.typical)))
+        warm = max(work(Layout(1), self.warming_up, self.pair).ratios(self._work(self.configured)))
         too_slow = SLOW * warm + 1 > MOST * self.steps
         if too_slow or not any(alone.is_worth(layout, warm + 1) for layout in others):
             return f"trying others would take too much of {amount(self.steps, 'step')}"
@@ -99,8 +101,7 @@ class Search:
 
     def by_promise(self, layouts: Sequence[Layout]) -> list[Layout]:
         """The configured one first, then those that can save the most for what trying them takes."""
-        alone = Search(self.typical, self.configured, self.steps)
-        alone.add(self.configured, 1.0)
+        alone = self._of_configured()
         others = [layout for layout in layouts if layout != self.configured]
         others.sort(key=lambda layout: (alone.at_least(layout) - 1) / alone.at_most(layout))
         return [self.configured, *others]
@@ -118,8 +119,17 @@ class Search:
         """Seconds."""
         return min(seconds * max(self._ratios(layout, other)) for other, seconds in self.measured)
 
+    def _of_configured(self) -> Search:
+        """The same where what is configured takes a second."""
+        alone = Search(self.typical, self.configured, self.steps, self.pair)
+        alone.add(self.configured, 1.0)
+        return alone
+
     def _ratios(self, layout: Layout, other: Work) -> list[float]:
-        return work(layout, self.typical).ratios(other)
+        return self._work(layout).ratios(other)
+
+    def _work(self, layout: Layout) -> Work:
+        return work(layout, self.typical, self.pair)
 
 
 def try_layouts(

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import gc
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -48,8 +48,24 @@ def trial(step: Step, batches: Batches, steps: int) -> Trial:
     }
     margin = step.settings.training.memory_margin
     return Trial(
-        step.use_layout, step.trial_run, typical, longest, steps, margin, _tolerance(step), len(shapes)
+        step.use_layout,
+        step.trial_run,
+        typical,
+        longest,
+        steps,
+        margin,
+        pair_cost(step.model),
+        _tolerance(step),
+        len(shapes),
     )
+
+
+def pair_cost(model: Any) -> float:
+    """What attention computes for a pair of tokens, as a share of what the layers compute for a token: 4 floating
+    point operations an element of the hidden state in each layer, beside 2 a parameter.
+    """
+    text = model.config.get_text_config()
+    return 2 * text.hidden_size * text.num_hidden_layers / model.num_parameters()
 
 
 def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int) -> Plan | None:

@@ -62,6 +62,7 @@ class Trial:
     longest: StepRows
     steps: int  # optimizer steps of the planned run
     memory_margin: float
+    pair: float  # what attention costs for two tokens, in tokens
     tolerance: float = 5e-3  # relative difference between the losses of two layouts that is rounding
     shapes: int = 1  # different shapes that capturing would meet
 
@@ -76,7 +77,7 @@ def choose(layouts: Sequence[Layout], configured: Layout, trial: Trial, key: str
     memory = part_folder("layouts") / f"{key}.json"
     measurements, reason = _remembered(memory, layouts), "measured by an earlier run"
     if measurements is None:
-        search, gpu = Search(trial.typical, configured, trial.steps), _on_gpu()
+        search, gpu = Search(trial.typical, configured, trial.steps, trial.pair), _on_gpu()
         if not gpu and (why_none := search.why_none(layouts)):
             return Plan(configured, f"as configured: {why_none}")
         measurements = _measure(layouts, configured, trial) if gpu else _tried(layouts, search, trial)
