@@ -20,12 +20,12 @@ def step(lengths: list[int]) -> StepRows:
 
 
 class Machine:
-    """One on which a step takes `costs` for each token, each pair (in tokens) and each micro-batch; the first call is
-    `slow` times as slow.
+    """One on which a step takes `costs` for each token, each pair (in tokens) and each micro-batch, after the first
+    call has compiled for `compiling` seconds.
     """
 
-    def __init__(self, costs: tuple[float, float, float], typical: StepRows, slow: float = 1.0) -> None:
-        self.costs, self.typical, self.slow = costs, typical, slow
+    def __init__(self, costs: tuple[float, float, float], typical: StepRows, compiling: float = 0.0) -> None:
+        self.costs, self.typical, self.compiling = costs, typical, compiling
         self.now, self.ran = 0.0, []
 
     def seconds(self, layout: Layout, rows: StepRows | None = None) -> float:
@@ -39,7 +39,7 @@ class Machine:
             return {}
 
         def warm_up() -> None:
-            self.now += self.slow * self.seconds(Layout(1), search.warming_up)
+            self.now += self.compiling + self.seconds(Layout(1), search.warming_up)
 
         def run(layout: Layout) -> float:
             self.ran.append(layout)
@@ -52,13 +52,22 @@ class Machine:
 LENGTHS = st.lists(st.integers(2, 600), min_size=2, max_size=16)
 
 
-@given(LENGTHS, st.sampled_from([1, 2, 4, 8]), st.booleans(), st.integers(1, 2000), COSTS, st.floats(1, 3))
-def test_trials_take_less_than_a_tenth_of_the_run(lengths, packs, recomputed, steps, costs, slow):
-    machine = Machine(costs, step(lengths), slow)
+@given(
+    LENGTHS,
+    st.sampled_from([1, 2, 4, 8]),
+    st.booleans(),
+    st.integers(1, 2000),
+    COSTS,
+    st.sampled_from([0, 1e9]),
+)
+def test_trials_take_less_than_a_tenth_of_the_run(lengths, packs, recomputed, steps, costs, compiling):
+    """What is compiled meanwhile is compiled for the run."""
+    machine = Machine(costs, step(lengths), compiling)
     configured = Layout(packs, checkpointing=recomputed)
     layouts = candidates(configured, len(lengths), packing=False, gpu=False, capturable=False)
     why_not = machine.search(layouts, steps)
-    assert machine.now <= 0.1 * steps * machine.seconds(configured)
+    trials = machine.now - compiling if why_not else machine.now
+    assert trials <= 0.1 * steps * machine.seconds(configured)
     if steps < 10:
         assert not why_not
 

@@ -19,7 +19,6 @@ from chatbot_sft.train.rows import StepRows
 SHARE = 0.05  # of the planned run, for all trials together
 MOST = 0.1  # the same for one that can save SEVERAL times what all of them take
 SEVERAL = 4
-SLOW = 3  # times as long as a call takes, the first one may
 RECOMPUTED = 4 / 3  # forward passes come again, beside a backward pass of twice their work
 DEARER = 4  # a model of 135M parameters on two cores: 1.6 times what the products make of it
 CLEARLY_FASTER = 0.97  # timings of one layout differ by about this much; another has to beat it
@@ -63,7 +62,7 @@ class Search:
 
     @property
     def warming_up(self) -> StepRows:
-        """What is run first, in Layout(1): first calls are slow."""
+        """What is run first, in Layout(1): first calls are slow, and compile what the run needs in any case."""
         return StepRows(self.typical.packs[-1:])
 
     def add(self, layout: Layout, seconds: float) -> None:
@@ -75,14 +74,12 @@ class Search:
         others = [layout for layout in layouts if layout != self.configured and alone.can_win(layout)]
         if not others:
             return "no other can be faster"
-        warm = max(work(Layout(1), self.warming_up, self.pair).ratios(self._work(self.configured)))
-        too_slow = SLOW * warm + 1 > MOST * self.steps
-        if too_slow or not any(alone.is_worth(layout, warm + 1) for layout in others):
+        if not any(alone.is_worth(layout, 1.0) for layout in others):
             return f"trying others would take too much of {amount(self.steps, 'step')}"
         return None
 
     def why_not(self, layout: Layout, spent: float) -> str | None:
-        """Why `layout` is not tried, where trials have taken `spent` seconds; None where it is."""
+        """Why `layout` is not tried, where trials have taken `spent` seconds, warming up apart; None where it is."""
         if not self.measured:
             return None
         if not self.can_win(layout):
@@ -95,7 +92,8 @@ class Search:
 
     def is_worth(self, layout: Layout, spent: float) -> bool:
         """Whether it may be tried after `spent` seconds of trials, by what that takes and what it can save."""
-        takes, saves = spent + self.at_most(layout), (self.fastest - self.at_least(layout)) * self.steps
+        takes = self._warmed_up + spent + self.at_most(layout)
+        saves = (self.fastest - self.at_least(layout)) * self.steps
         share = MOST if saves >= SEVERAL * takes else SHARE
         return takes <= share * self.steps * self.fastest
 
@@ -117,13 +115,21 @@ class Search:
 
     def at_most(self, layout: Layout) -> float:
         """Seconds."""
-        return min(seconds * max(self._ratios(layout, other)) for other, seconds in self.measured)
+        return self._at_most(self._work(layout))
 
     def _of_configured(self) -> Search:
         """The same where what is configured takes a second."""
         alone = Search(self.typical, self.configured, self.steps, self.pair)
         alone.add(self.configured, 1.0)
         return alone
+
+    @property
+    def _warmed_up(self) -> float:
+        """Seconds that warming up takes at most, compiling apart."""
+        return self._at_most(work(Layout(1), self.warming_up, self.pair))
+
+    def _at_most(self, of: Work) -> float:
+        return min(seconds * max(of.ratios(other)) for other, seconds in self.measured)
 
     def _ratios(self, layout: Layout, other: Work) -> list[float]:
         return self._work(layout).ratios(other)
@@ -144,8 +150,8 @@ def try_layouts(
 
     `run` returns the seconds of the typical step; None where the layout does not count, whatever it took.
     """
-    started, why_not = clock(), {}
     warm_up()
+    started, why_not = clock(), {}
     for layout in search.by_promise(layouts):
         why_not[layout] = search.why_not(layout, clock() - started)
         if why_not[layout] is None and (seconds := run(layout)) is not None:
