@@ -249,13 +249,46 @@ def test_the_native_loop_builds_the_optimizer_that_transformers_does(optim, tmp_
         args.optim_args = "momentum=0.5"
     theirs = Trainer(model, args).create_optimizer()
     ours = build_optimizer(args, model, None)
-    assert type(ours) is type(theirs)
+    assert isinstance(ours, type(theirs))
     assert ours.defaults == theirs.defaults
     for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
         assert [id(parameter) for parameter in group.pop("params")] == [
             id(parameter) for parameter in other.pop("params")
         ]
         assert group == other
+
+
+@pytest.mark.parametrize(
+    "optim", ["adamw_bnb_8bit", "lion_8bit", "ademamix_8bit", "rmsprop_bnb_8bit", "lion_32bit"]
+)
+def test_an_optimizer_of_bitsandbytes_moves_weights_as_it_does_and_does_not_wait(
+    optim, tmp_path, monkeypatch
+):
+    """Some parameters are too small for 8 bits, one has no gradient."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    from chatbot_sft.train.optimizer import build_optimizer
+
+    args = TrainingArguments(
+        output_dir=str(tmp_path), optim=optim, learning_rate=0.3, use_cpu=True, report_to="none"
+    )
+    moved, waits = {}, []
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.sync_gpu", waits.append)
+    for whose in ("theirs", "ours"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(70, 60), torch.nn.LayerNorm(60), torch.nn.Linear(60, 3))
+        optimizer = (
+            build_optimizer(args, model, None) if whose == "ours" else Trainer(model, args).create_optimizer()
+        )
+        for _ in range(3):
+            optimizer.zero_grad()
+            model[:2](torch.ones(2, 70)).square().sum().backward()
+            optimizer.step()
+        moved[whose] = [parameter.detach().clone() for parameter in model.parameters()]
+        assert bool(waits) == (whose == "theirs")
+        waits.clear()
+    torch.testing.assert_close(moved["ours"], moved["theirs"], rtol=0, atol=0)
 
 
 def test_a_whole_run_in_trls_loop(launch, tiny, tmp_path):
