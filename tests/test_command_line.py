@@ -403,6 +403,7 @@ OVERLAY = "# @package _global_\ntraining:\n  max_steps: 7\ndataset:\n  system_pr
         (["/experiment: [quick, a@_here_]"], "experiment/a → experiment/a"),
         (["/experiment: quick"], None),
         (["b", "override /model: a"], "experiment/a → experiment/b → experiment/a"),
+        (["override /experiment: b"], "experiment/a → experiment/b → experiment/a"),
     ],
 )
 def test_an_overlay_that_includes_itself_is_named(tmp_path, entries, way):

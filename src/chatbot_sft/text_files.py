@@ -102,7 +102,7 @@ def check_options(folder: Path) -> None:
 
 def _included(text: str, group: str) -> Iterator[str]:
     """The options, as `group/option`, that the defaults list of a file in `group` brings in; those that it overrides
-    are brought in by another.
+    in other groups are brought in by another.
     """
     values: Any = None
     with contextlib.suppress(yaml.YAMLError):  # Hydra says what is wrong with it
@@ -111,6 +111,7 @@ def _included(text: str, group: str) -> Iterator[str]:
     for entry in given if isinstance(given, list) else []:
         for key, options in entry.items() if isinstance(entry, dict) else [("", entry)]:
             within = str(key).removeprefix("optional ").partition("@")[0]
+            within = f"/{group}" if within.removeprefix("override ") == f"/{group}" else within
             for option in options if isinstance(options, list) else [options]:
                 if isinstance(option, str) and not within.startswith("override "):
                     place = f"{within}/{option.partition('@')[0]}" if within else option.partition("@")[0]
