@@ -312,6 +312,10 @@ def test_a_value_that_hydra_cannot_read_is_quoted_so_that_it_can(value):
         (["--dry-run"], "--dry-run: settings are written without dashes, as key=value: task=check"),
         (["-m", "lora.r=8,16", "dry_run=true"], "dry_run: no such key; did you mean sweep.dry_run=true?"),
         (
+            ["-m", "model=[smollm2,llama1b]"],
+            "model=[smollm2,llama1b]: is one job of all of these; write model=smollm2,llama1b for a job each",
+        ),
+        (
             ["-m", "training.learning_rate=[1e-4,1e-3]"],
             "training.learning_rate=[1e-4,1e-3]: takes no list; write values behind commas, without brackets:"
             " training.learning_rate=1e-4,1e-3",

@@ -335,8 +335,10 @@ def _refuse_of_one_run(override: Override) -> None:
     if key == "dry_run":
         raise UserError(f"{key}: no such key; did you mean sweep.{word}?")
     kind = schema.kind_of(key) or sft_arguments.known().get(key.removeprefix("training."), "")
+    values = word.partition("=")[2].strip()[1:-1]
+    if isinstance(value, list) and len(value) > 1 and key in schema.SECTIONS:
+        raise UserError(f"{word}: is one job of all of these; write {key}={values} for a job each")
     if isinstance(value, list) and value and kind and not re.search("list|dict|Any", kind):
-        values = word.partition("=")[2].strip()[1:-1]
         raise UserError(
             f"{word}: takes no list; write values behind commas, without brackets: {shlex.quote(f'{key}={values}')}"
         )
