@@ -295,6 +295,19 @@ def test_the_winner_is_copied_with_its_lock_its_report_and_its_table(which, comm
     assert (mark["job"], mark["value"], mark["settings"]) == (1, 1.5, {"lora.r": "16"})
 
 
+def test_a_promotion_out_of_a_sweep_that_goes_on_says_so(command, tmp_path):
+    losses = [{"loss": 1.5}, {"status": "interrupted"}, {"status": "waiting"}, {"status": "failed"}]
+    sweep = written(
+        tmp_path / "sweep", [{"overrides": [f"lora.r={at}"], **job} for at, job in enumerate(losses)]
+    )
+    exported(sweep / "0", weights="w")
+    code, out, _ = command("sweep", "--promote", "best", "--name", "bot")
+    assert code == 0
+    assert "promoted job 0, held-out loss 1.5000 (2 of 4 jobs not ended): " in out
+    mark = json.loads((tmp_path / "outputs" / "promoted" / "bot" / "promotion.json").read_text())
+    assert (mark["jobs"], mark["jobs_not_ended"]) == (4, 2)
+
+
 def test_an_earlier_promotion_stays_unless_it_is_to_be_replaced(command, sweep, tmp_path):
     exported(sweep / "1", weights="new")
     place = tmp_path / "outputs" / "promoted"

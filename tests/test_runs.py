@@ -67,7 +67,7 @@ def test_a_directory_in_use_is_refused_and_left_as_it_is(launch, tmp_path, data)
         error
         == sweep
         == "mine: process 4711 on elsewhere is running in it; wait for its end, or name another directory"
-        " (hydra.run.dir=DIR)"
+        " (hydra.run.dir=DIR; of a sweep hydra.sweep.dir=DIR)"
     )
     assert (tmp_path / "mine" / ".hydra" / "config.yaml").read_text() == "of the run that is running"
     assert not (tmp_path / "mine" / "report.json").exists()
@@ -560,7 +560,7 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
     assert (
         refused.value.code
         == "error: outputs/20-01-55: process 4711 on here (chatbot-sft) is running in it; wait for its end, "
-        "or name another directory (hydra.run.dir=DIR)"
+        "or name another directory (hydra.run.dir=DIR; of a sweep hydra.sweep.dir=DIR)"
     )
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["20-01-55"]
 

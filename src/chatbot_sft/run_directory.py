@@ -208,7 +208,7 @@ def _lock(folder: Path) -> BaseFileLock:
     except Timeout:
         raise Held(
             f"{folder}: {_holder(folder)} is running in it; wait for its end,"
-            " or name another directory (hydra.run.dir=DIR)"
+            " or name another directory (hydra.run.dir=DIR; of a sweep hydra.sweep.dir=DIR)"
         ) from None
     except OSError as error:
         raise UserError(

@@ -70,6 +70,7 @@ def test_a_row_for_each_job_the_best_first_and_only_the_keys_that_differ(tmp_pat
     [
         ({"status": "waiting"}, "waiting", ""),
         ({"status": "running", "losses": [3.0, 1.9]}, "running", ""),
+        ({"status": "running", "losses": [3.0]}, "running", ""),
         ({"status": "pruned", "error": "pruned at step 60"}, "pruned", "pruned at step 60"),
         ({"status": "interrupted", "error": "SIGTERM"}, "interrupted", "SIGTERM"),
     ],
@@ -81,8 +82,13 @@ def test_what_a_job_is_now(given, status, error, tmp_path):
     there = board.jobs[1]
     assert (there.status, there.error) == (status, error)
     if status == "running":  # the half line at the end of its evaluations is passed over
-        assert there.curve == ((0, 3.0), (10, 1.9))
-        assert (there.value, there.steps) == (1.9, 10)
+        assert there.curve == tuple(zip((0, 10), given["losses"], strict=False))
+        trained = len(given["losses"]) > 1  # the base's own loss is no result
+        assert (there.value, there.held_out, there.steps) == ((1.9, 1.9, 10) if trained else (None,) * 3)
+    stopped = [
+        note for note in board.notes if note.startswith("the sweep was stopped; this goes on with it: ")
+    ]
+    assert bool(stopped) == (status == "interrupted")
 
 
 def test_a_job_whose_process_is_gone_does_not_run(tmp_path):

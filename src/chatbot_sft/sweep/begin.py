@@ -103,6 +103,8 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
             found.errors.clear()
         if distributed.is_first() and not (settings.worker and place.study()):
             write(place, found, config)
+    if distributed.is_first() and not settings.worker:
+        print(shown_line(f"sweep: {place.folder}"), file=sys.stderr)
     if config.hydra.job.chdir:
         hydra_job.tell_chdir(config.hydra)
     if trials:

@@ -15,6 +15,7 @@ from chatbot_sft.report.leaderboard.rows import Row, differing, rivals, rows
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import REPORT
+from chatbot_sft.run.report import Status
 from chatbot_sft.sweep.directory import Study, Sweep
 
 
@@ -35,6 +36,11 @@ class Board:
     def jobs(self) -> list[Job]:
         """By number."""
         return sorted((job for row in self.rows for job in row.jobs), key=lambda job: job.number)
+
+    @property
+    def not_ended(self) -> list[Job]:
+        """Those of which there may be more."""
+        return [job for job in self.jobs if job.under_way or job.status == Status.INTERRUPTED]
 
     @property
     def metric_name(self) -> str:
@@ -154,7 +160,7 @@ def _board(
     table = rows(jobs, maximise)
     fault = _no_metric(metric, jobs)
     beside = [*_other_rows(metric, jobs), *_other_losses(metric, keys)]
-    said = [*notes, *_spread(table), *beside, *([fault] if fault else [])]
+    said = [*notes, *_spread(table), *beside, *_stopped(jobs, command), *([fault] if fault else [])]
     return Board(title, metric, maximise, keys, table, command, said, fault)
 
 
@@ -169,6 +175,14 @@ def _spread(table: Sequence[Row]) -> list[str]:
         f"{table[0].name} is first, but {others} cannot be told from it: the difference is smaller than the"
         f" spread over seeds (up to {spread:.2g})"
     ]
+
+
+def _stopped(jobs: Sequence[Job], command: str) -> list[str]:
+    """Where a sweep was stopped, and how it goes on."""
+    states = [job.status for job in jobs]
+    if not command or Status.RUNNING in states or Status.INTERRUPTED not in states:
+        return []
+    return [f"the sweep was stopped; this goes on with it: {command}"]
 
 
 def _other_rows(metric: str, jobs: Sequence[Job]) -> list[str]:

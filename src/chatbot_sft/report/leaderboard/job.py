@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -51,16 +51,16 @@ class Job:
 
     @property
     def held_out(self) -> float | None:
-        """The held-out loss, of a job without a report the last that was measured."""
+        """The held-out loss, of a job without a report the last that was measured since it began to train."""
         training = self.report.training if self.report else None
         if training and training.eval_loss is not None:
             return training.eval_loss
-        return self.curve[-1][1] if self.curve else None
+        return last[1] if (last := _last(self.curve)) else None
 
     @property
     def steps(self) -> int | None:
         training = self.report.training if self.report else None
-        return training.steps if training else (self.curve[-1][0] if self.curve else None)
+        return training.steps if training else (last[0] if (last := _last(self.curve)) else None)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -113,8 +113,8 @@ def read(
     kept = report.evaluations if report and report.evaluations else steps.read(run.checkpoints / EVALUATIONS)
     curve = _curve(kept)
     value = number_at(values, metric) if report else None
-    if value is None and metric == HELD_OUT and curve and status != UNREADABLE:
-        value = curve[-1][1]
+    if value is None and metric == HELD_OUT and (last := _last(curve)) and status != UNREADABLE:
+        value = last[1]
     if running and metric == PASSED:
         value = number_at(run.progress() or {}, "passed")
     return Job(number, name, folder, settings, status, error, value, report, curve)
@@ -220,6 +220,11 @@ def _alive(pid: int, since: float) -> bool:
         return bool(psutil.Process(pid).create_time() <= since + 1)
     except psutil.Error:
         return False
+
+
+def _last(curve: Sequence[tuple[int, float]]) -> tuple[int, float] | None:
+    """The end of a curve; None where the base alone was evaluated."""
+    return curve[-1] if curve and curve[-1][0] > 0 else None
 
 
 def _curve(records: list[Any]) -> tuple[tuple[int, float], ...]:

@@ -17,6 +17,7 @@ from chatbot_sft.report.ending import write_reports
 from chatbot_sft.report.leaderboard import files
 from chatbot_sft.report.leaderboard.board import Board
 from chatbot_sft.report.leaderboard.job import Job
+from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, SaveResult, now, write_json
 
@@ -196,6 +197,8 @@ def _write(report: Report, board: Board, job: Job, staged: Path) -> None:
         "metric": board.metric,
         "value": job.value,
         "settings": dict(job.settings),
+        "jobs": len(board.jobs),
+        "jobs_not_ended": len(board.not_ended),
         "promoted": now(),
     }
     write_json(mark, staged / MARK)
@@ -218,4 +221,6 @@ def _put(staged: Path, target: Path, overwrite: bool) -> None:
 def told(target: Path, job: Job, board: Board) -> str:
     """The last line for a person."""
     value = "" if job.value is None else f", {board.metric_name} {job.value:.4f}"
-    return f"promoted {job.name}{value}: {target}"
+    of = amount(len(board.jobs), "job")
+    left = f" ({len(board.not_ended)} of {of} not ended)" if board.not_ended else ""
+    return f"promoted {job.name}{value}{left}: {target}"
