@@ -594,6 +594,8 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "lora.r=8,16", "save.save_path=x", "save.overwrite=true", "sweep.dry_run=true"], "save.save_path=x: job 0 and job 1 would both write there; write it with ${hydra.job.num} in it"),
         (["-m", "lora.r=8,16", "seed=1,2", "training.output_dir=x/${seed}", "sweep.sampler=random", "sweep.trials=2"], "training.output_dir=x/1: job 0 and job 1 would both write there"),
         (["-m", "lora.r=8,16", "hydra.sweep.subdir=same"], "hydra.sweep.subdir=same: job 0 and job 1 would both write there"),
+        (["-m", "lora.r=8,16", "hydra.sweep.subdir=../${lora.r}"], "/8 is not in the sweep's directory; hydra.sweep.subdir='${hydra.job.num}'"),
+        (["-m", "lora.r=8,16", f"hydra.sweep.subdir={'x' * 255}${{lora.r}}"], "hydra.sweep.subdir of job 0: a name of over 255 bytes; hydra.sweep.subdir="),
         (["-m", "seed=1,2", "hydra.run.dir=a b"], "hydra.run.dir=a b: is of one run, and this is a sweep; name hydra.sweep.dir=a b"),
         (["seed=1", "hydra.sweep.dir=x"], "hydra.sweep.dir=x: is of a sweep, and this is one run; add -m, or name hydra.run.dir=x"),
         (["seed=1", "sweep.fail_fast=true"], "sweep.fail_fast: is of a sweep, and this is one run; add -m"),

@@ -14,7 +14,7 @@ from chatbot_sft.replay.places import Places
 from chatbot_sft.report.masking import REFERENCE, is_secret
 from chatbot_sft.report.words import amount
 from chatbot_sft.run import checkpoints, steps
-from chatbot_sft.run.directory import Run, jobs, trains_nothing
+from chatbot_sft.run.directory import Run, jobs, no_such_run, trains_nothing
 from chatbot_sft.run.lock import MACHINE, SCHEMA, Lock, changed, decided
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.train.layout import Layout
@@ -49,9 +49,7 @@ class Earlier:
         """
         run, where = Run(folder), f"run={folder}"
         if not folder.is_dir():
-            raise UserError(
-                f"{where}: no such folder; name the directory of a run, for instance outputs/<date>/<time>"
-            )
+            raise UserError(f"{where}: {no_such_run(folder)}")
         report = run.finished_report() if run.report_file.is_file() else None
         if report is not None and report.task not in TRAINS:
             nothing = trains_nothing(report) or f"the directory of a task={report.task}, which trains nothing"

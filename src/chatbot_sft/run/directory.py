@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.report.masking import masked, referring, resolved
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.lock import Lock
@@ -206,9 +206,7 @@ class Run:
         """
         where = f"run={self.folder}"
         if not self.folder.is_dir():
-            raise UserError(
-                f"{where}: no such folder; name the directory of a run, for instance outputs/<date>/<time>"
-            )
+            raise UserError(f"{where}: {no_such_run(self.folder)}")
         if not self.report_file.is_file():
             raise UserError(f"{where}: not a run directory: no {REPORT} in it{jobs(self.folder, 'run=')}")
         try:
@@ -271,6 +269,13 @@ class Run:
     def write_report(self, report: Report) -> None:
         """report.json, in one step and without secrets."""
         write_json(masked(report.to_json()), self.report_file)
+
+
+def no_such_run(folder: Path) -> str:
+    """What to say of a `folder` that is not there and should be a run's directory."""
+    beside = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    hint = did_you_mean(folder.name, beside)
+    return f"no such folder{hint or '; name the directory of a run, for instance outputs/<date>/<time>'}"
 
 
 def jobs(folder: Path, key: str = "") -> str:

@@ -17,7 +17,7 @@ from chatbot_sft.errors import UserError, reason
 from chatbot_sft.evaluation.server import Server, check_variable
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown, shown_line
-from chatbot_sft.run.directory import Run, trains_nothing
+from chatbot_sft.run.directory import Run, no_such_run, trains_nothing
 from chatbot_sft.run.report import Report, write_json
 from chatbot_sft.save.verify.kept import TrainedAnswers
 from chatbot_sft.served.ask import Observed, observe
@@ -81,9 +81,7 @@ def find(named: str) -> Run:
     """
     where, folder = f"run={named}", Path(named).expanduser()
     if not folder.exists():
-        raise UserError(
-            f"{where}: no such folder; name the directory of a run, for instance outputs/<date>/<time>"
-        )
+        raise UserError(f"{where}: {no_such_run(folder)}")
     places = [folder, *list(folder.resolve().parents)[:2]]  # an export is in its run, or in a folder there
     for place in places:
         if Run(place).trained_answers_file.is_file():
