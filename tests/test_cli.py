@@ -74,7 +74,9 @@ def test_help_says_what_a_command_without_arguments_would_take():
     }.items():  # fmt: skip
         section, _, name = path.partition(".")
         value = aliases.plain(config[section][name])
-        assert re.search(rf" {path}=\S+ {re.escape(value)} by default, which {option} brings; ", text), path
+        assert re.search(
+            rf" {path}=\S+ {re.escape(value)} in the quick start, as {option} brings it; ", text
+        ), path
 
 
 def test_help_names_every_loss():

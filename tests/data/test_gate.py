@@ -391,6 +391,8 @@ def test_what_is_held_out_is_never_trained_on(tmp_path, chat):
 
 
 def test_lengths_steps_and_the_template_are_reported(chat):
+    from chatbot_sft.report.data_summary import remarks
+
     made = DatasetLoader(
         {
             "model": {"name": "smollm2", "max_seq_length": 300},
@@ -411,7 +413,10 @@ def test_lengths_steps_and_the_template_are_reported(chat):
             if made.prepared.entry.table().column("truncated")[int(row)].as_py()
         )
     )
-    assert report["notes"]["an answer cut in two"]["count"] <= over
+    cut = report["notes"]["an answer cut in two"]["count"]
+    assert 0 < cut <= over
+    (said,) = [text for text in remarks(report) if "cut in two" in text]
+    assert said.startswith(f"an answer cut in two in {cut} of 244 rows: trained without its end; ")
     assert report["training"] == {
         "effective_batch_size": 8, "steps_per_epoch": 28, "steps": 30, "epochs": 1.071, "some_never": False,
         "warning": "training.warmup_steps=40 is not below the 30 steps of the run: the learning rate never reaches its full value",

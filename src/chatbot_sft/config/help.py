@@ -105,7 +105,7 @@ def key_lines(key: Key) -> Iterator[str]:
     text = f"{choices}; {key.about.help}" if choices else key.about.help
     if key.name in brought() and key.section in ("model", "training", "lora"):
         value, option = brought()[key.name]
-        text = f"{aliases.plain(value)} by default, which {option} brings; {text}"
+        text = f"{aliases.plain(value)} in the quick start, as {option} brings it; {text}"
     wrapped = textwrap.wrap(text, WIDTH - COLUMN, break_long_words=False, break_on_hyphens=False)
     if len(start) > COLUMN - 2:
         yield start

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatbot_sft.data.encode import JUDGED_CUT, THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
+from chatbot_sft.data.encode import CUT, JUDGED_CUT, THINKING_LEFT_OUT, THOUGHT_MISSING, TOOLS_LEFT_OUT
 from chatbot_sft.data.personal.detector import KINDS
 from chatbot_sft.data.personal.rows import counted
 from chatbot_sft.data.preferences import CONVERSATIONS, NO_COUNTERPART, NO_THUMB
@@ -31,6 +31,7 @@ SAID = {
     THOUGHT_MISSING: (
         "a trained model will be asked to go on inside a thought, and has learned to answer without one"
     ),
+    CUT: "trained without its end; raise model.max_seq_length, or set dataset.overflow=drop or split",
     JUDGED_CUT: "a part of it is compared, and its end is not learned; raise model.max_seq_length",
     NO_THUMB: None,
 }
