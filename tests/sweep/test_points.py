@@ -173,6 +173,7 @@ def test_a_list_of_points_in_a_file(tmp_path, suffix):
         ("- 8", "entry 1: expected keys and values"),
         ("- {lora.r: 8}\n- {}", "entry 2: expected keys and values"),
         ("- {lora.r: 8}\n- {lora.r: 8}", "entry 2: the same as entry 1"),
+        ("- {lora.r: 8, seed: 1}\n- {seed: 1, lora.r: 8}", "entry 2: the same as entry 1"),
         ("- {lora.r: 8", "points.yaml, line 1, column 3: a bracket that is not closed"),
         ("- {sweep.trials: 8}", "entry 1: sweep.trials says how the sweep is run"),
         ("- {hydra.job.chdir: true}", "entry 1: hydra.job.chdir says how the sweep is run"),

@@ -329,17 +329,16 @@ def _of_file(name: str) -> Axis:
         raise UserError(f"{where}: expected a list of jobs, for instance `- {{lora.r: 8, seed: 1}}`")
     if not entries:
         raise UserError(f"{where}: an empty list; there is nothing to run")
-    values: list[tuple[str, ...]] = []
+    values: dict[frozenset[str], tuple[str, ...]] = {}  # by the same words in any order
     for number, entry in enumerate(_plain(entries), 1):
         if not isinstance(entry, dict) or not entry:
             raise UserError(f"{where}, entry {number}: expected keys and values, for instance {{lora.r: 8}}")
         value = tuple(_written(where, number, entry))
-        if value in values:
-            raise UserError(
-                f"{where}, entry {number}: the same as entry {values.index(value) + 1}; leave one out"
-            )
-        values.append(value)
-    return Axis("sweep.points", where, tuple(values))
+        if (words := frozenset(value)) in values:
+            first = list(values).index(words) + 1
+            raise UserError(f"{where}, entry {number}: the same as entry {first}; leave one out")
+        values[words] = value
+    return Axis("sweep.points", where, tuple(values.values()))
 
 
 def _written(where: str, number: int, entry: Mapping[Any, Any], section: str = "") -> Iterable[str]:
