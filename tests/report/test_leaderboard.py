@@ -344,10 +344,30 @@ def test_equal_answers_stand_together_behind_the_best_jobs(tmp_path):
         (["++lora.r=8", "model=llama3b"], {"lora.r": "8", "model": "llama3b"}),
         (["training.optim='a b'", "~save"], {"training.optim": "a b", "save": ""}),
         (["save.hub_token=abcdefgh1234"], {"save.hub_token": "***"}),
+        (
+            ["a='null'", "b=null", "c='8'", 'd="1e-4"'],
+            {"a": "'null'", "b": "null", "c": "'8'", "d": '"1e-4"'},
+        ),
+        (
+            ["a='True'", "b='[x]'", "c='{x: y}'", "d='inf'"],
+            {"a": "'True'", "b": "'[x]'", "c": "'{x: y}'", "d": "'inf'"},
+        ),
+        (
+            ["a='nullable'", "b='8 bit'", "c=''", "d='${oc.env:A}'"],
+            {"a": "nullable", "b": "8 bit", "c": "", "d": "${oc.env:A}"},
+        ),
     ],
 )
 def test_overrides_are_keys_and_values(overrides, expected):
     assert settings.of_overrides(overrides) == expected
+
+
+def test_what_is_text_in_quotes_alone_is_a_row_of_its_own(tmp_path):
+    prompts = [f"dataset.system_prompt={prompt}" for prompt in ("null", "'null'")]
+    jobs = [point(prompt, f"seed={seed}", loss=1.5) for prompt in prompts for seed in (1, 2)]
+    board = boards.of([written(tmp_path / "sweep", jobs)])
+    assert [len(row.jobs) for row in board.rows] == [2, 2]
+    assert [columns.setting(row, "dataset.system_prompt") for row in board.rows] == ["null", "'null'"]
 
 
 @pytest.mark.parametrize(("losses", "expected"), [([3, 2, 1], "█▅▁"), ([1, 1], "▁▁"), ([1], ""), ([], "")])

@@ -68,6 +68,42 @@ def test_the_command_line_beats_the_params_of_a_file():
     assert len(list(found.points())) == 4
 
 
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_the_later_word_of_a_key_wins_whatever_plus_signs_it_has(plus):
+    key = "training.max_grad_norm"
+    fixed = space([f"++{key}=0.5,1", "seed=1,2", f"{plus}{key}=3"], {f"++{key}": "5,6"})
+    assert [fixed.job(point) for point in fixed.points()] == [
+        ["seed=1", f"{plus}{key}=3"],
+        ["seed=2", f"{plus}{key}=3"],
+    ]
+    swept = space([f"{key}=1", f"++{key}=2", "seed=1", f"{plus}{key}=3,4"])
+    assert [swept.job(point) for point in swept.points()] == [
+        ["seed=1", f"{plus}{key}=3"],
+        ["seed=1", f"{plus}{key}=4"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dataset.roles.a=user,assistant", "++dataset.roles={a: user}"],
+        ["++dataset.roles={a: user},{a: assistant}", "dataset.roles.a=user"],
+    ],
+)
+def test_a_word_behind_a_swept_one_that_sets_a_part_of_it_or_the_whole_is_refused(words):
+    with pytest.raises(UserError) as error:
+        points(*words)
+    assert str(error.value).startswith(f"{words[1]}: sets what {words[0]} tries, or a part of it")
+    assert str(error.value).endswith(
+        "leave one of them out, or write what both say as values of dataset.roles"
+    )
+
+
+def test_a_part_may_be_swept_behind_the_whole_and_before_it_the_option_of_a_group():
+    assert len(points("dataset.roles={a: user}", "dataset.roles.a=user,assistant")) == 2
+    assert len(points("model=llama1b,llama3b", "model.revision=x")) == 2
+
+
 def test_a_job_has_its_overrides_in_the_order_of_the_command_line():
     found = space(
         ["lora.r=8,16", "run=x", "lora.lora_alpha=1,2", "seed=3"], zipped=["lora.lora_alpha", "lora.r"]
@@ -137,6 +173,7 @@ def test_a_list_of_points_in_a_file(tmp_path, suffix):
         ("- 8", "entry 1: expected keys and values"),
         ("- {lora.r: 8}\n- {}", "entry 2: expected keys and values"),
         ("- {lora.r: 8}\n- {lora.r: 8}", "entry 2: the same as entry 1"),
+        ("- {lora.r: 8, seed: 1}\n- {seed: 1, lora.r: 8}", "entry 2: the same as entry 1"),
         ("- {lora.r: 8", "points.yaml, line 1, column 3: a bracket that is not closed"),
         ("- {sweep.trials: 8}", "entry 1: sweep.trials says how the sweep is run"),
         ("- {hydra.job.chdir: true}", "entry 1: hydra.job.chdir says how the sweep is run"),

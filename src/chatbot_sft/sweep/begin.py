@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,19 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from chatbot_sft import distributed, hydra_job, run_directory
-from chatbot_sft.config import SweepConfig, hydra_glue
+from chatbot_sft.config import Config, SweepConfig, hydra_glue
 from chatbot_sft.config.schema import OUR_PACKAGE
-from chatbot_sft.errors import UserError
+from chatbot_sft.errors import UserError, listed
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.objective import objective_of
-from chatbot_sft.report.masking import mask_yaml
+from chatbot_sft.report.masking import MASK, mask_yaml
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.report import Report, Status, now
 from chatbot_sft.sweep import outputs, points, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.display import Display
-from chatbot_sft.sweep.points import Space
+from chatbot_sft.sweep.points import Space, bare, key_of
 from chatbot_sft.sweep.queue import Queue
 from chatbot_sft.sweep.sampling import Trials
 from chatbot_sft.sweep.study import State
@@ -42,20 +42,40 @@ class Jobs:
     space: Space
     context: HydraContext
     folder: Path
-    composed: dict[frozenset[str], DictConfig] = field(
-        default_factory=dict
-    )  # by what sweep.json has of a point
+    composed: dict[frozenset[str], tuple[DictConfig, Config]] = field(default_factory=dict)  # by its point
+    written: dict[frozenset[str], Sequence[str]] = field(default_factory=dict)  # by what sweep.json has of it
+    by_settings: dict[str, Sequence[str]] = field(default_factory=dict)
 
     def compose(self, point: Sequence[str]) -> DictConfig:
         """Raises UserError where the schema refuses it, or its objective."""
-        key = frozenset(study.of_job(point))
+        key = frozenset(point)
         if key not in self.composed:
             job, settings = hydra_glue.composed_job(self.config, self.space.job(point))
             # A class of the user's own is found once the sweep has begun.
             if settings.objective._target_.startswith(OUR_PACKAGE):
                 objective_of(settings)
-            self.composed[key] = job
-        return self.composed[key]
+            self.composed[key] = job, settings
+        return self.composed[key][0]
+
+    def compose_another(self, point: Sequence[str]) -> DictConfig:
+        """`compose`, of one of the points that the sweep begins with.
+
+        Raises:
+            UserError: another is the same job, or looks the same in sweep.json, which has no secrets.
+        """
+        shown = study.of_job(point)
+        if self.config.sweep.sampler and (keys := _keys(word for word in shown if MASK in word)):
+            raise UserError(
+                _of_secrets(keys, "what is masked as a secret would stand in a sampler's journal")
+            )
+        first = self.written.setdefault(frozenset(shown), point)
+        if keys := _keys(word for word in point if word not in first):
+            raise UserError(_of_secrets(keys, "two jobs differ only in what is masked as a secret"))
+        job = self.compose(point)
+        same = self.by_settings.setdefault(repr(self.composed[frozenset(point)][1]), point)
+        if same is not point:
+            raise UserError(f"comes to the same as {' '.join(map(bare, same))}; leave one of them out")
+        return job
 
     def place(self, number: int, point: Sequence[str]) -> str:
         """The folder of a new point, relative to the sweep's."""
@@ -63,7 +83,24 @@ class Jobs:
         return str(job.hydra.sweep.subdir)
 
     def at(self, point: Point) -> Job:
-        return Job.at(self.compose(point.overrides), self.folder, point.folder, point.number, self.context)
+        """Raises UserError where sweep.json has it without its secrets, and this command does not name them."""
+        words = self.written.get(frozenset(point.overrides), point.overrides)
+        if words is point.overrides and (secret := [word for word in words if MASK in word]):
+            raise UserError(
+                f"{secret[0]}: a job of another start, and sweep.json has no secrets; give that start's command"
+            )
+        return Job.at(self.compose(words), self.folder, point.folder, point.number, self.context)
+
+
+def _keys(words: Iterable[str]) -> list[str]:
+    return [bare(key_of(word)) for word in words]
+
+
+def _of_secrets(keys: Sequence[str], why: str) -> str:
+    return (
+        f"{listed(keys)}: {why}; have environment variables hold the values, {keys[0]}='${{oc.env:NAME}}', or write"
+        " them without what looks like a secret"
+    )
 
 
 def sweep(config: DictConfig, context: HydraContext) -> None:
@@ -79,7 +116,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     space = points.of_config(config, context.config_loader)
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
-    composed = hydra_glue.composed_jobs(checked, jobs.compose, numbered=not settings.sampler)
+    composed = hydra_glue.composed_jobs(checked, jobs.compose_another, numbered=not settings.sampler)
     outputs.refuse_shared(Job.at(job, jobs.folder, None, number) for number, job in enumerate(composed))
     wanted = [] if settings.sampler else checked
     if settings.dry_run:

@@ -66,7 +66,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """`fixed` overrides are those that every job has; `order` are all keys of the command line, as typed."""
+    """`fixed` overrides are those that every job has; `order` are all keys of the command line, each where
+    it was last written.
+    """
 
     fixed: list[str]
     axes: list[Axis] = field(default_factory=list)
@@ -80,7 +82,7 @@ class Space:
     def job(self, point: Sequence[str]) -> list[str]:
         """All overrides of the job at `point`, in the order of the command line."""
         places = {key: place for place, key in enumerate(self.order)}
-        return sorted([*self.fixed, *point], key=lambda word: places.get(key_of(word), len(places)))
+        return sorted([*self.fixed, *point], key=lambda word: places.get(bare(key_of(word)), len(places)))
 
     def points(self) -> Iterator[list[str]]:
         """Every combination, the first axis slowest: the swept overrides of each job."""
@@ -118,20 +120,21 @@ def space(
     axes: dict[str, Axis] = {}
     order: dict[str, None] = {}
     for override, parsed in zip(given, OverridesParser.create(loader).parse_overrides(given), strict=True):
-        key = parsed.get_key_element()
+        key = bare(parsed.get_key_element())
+        for one in (order, fixed, axes):
+            one.pop(key, None)  # the later word wins: the command line is behind the params
         order[key] = None
-        fixed.pop(key, None)
-        axes.pop(key, None)  # the command line is behind the params, and wins
+        _refuse_around(axes, key, override)
         if not parsed.is_sweep_override():
             fixed[key] = override
-        elif bare(key).startswith(OF_SWEEP):
+        elif key.startswith(OF_SWEEP):
             raise UserError(f"{override}: says how the sweep is run; give it one value")
         else:
             axes[key] = _axis(override, parsed)
     together = _zipped(axes, zipped)
     if file is not None:
         listed_in = _of_file(file)
-        taken = {bare(key) for key in (*fixed, *axes)}
+        taken = {*fixed, *axes}
         for word in itertools.chain(*listed_in.values):
             if (key := bare(key_of(word))) in taken:
                 raise UserError(
@@ -143,6 +146,19 @@ def space(
             if refused_overrides.is_group(bare(key_of(word))):
                 _refuse_no_option(axis, word)
     return Space(list(fixed.values()), together, list(order))
+
+
+def _refuse_around(axes: Mapping[str, Axis], key: str, override: str) -> None:
+    """Raise UserError for a word behind a swept one that sets a part of it too, or the whole that it is a part of:
+    jobs would be listed by values that they do not have. A group's option is no such whole: its keys count over it.
+    """
+    for swept, axis in axes.items():
+        whole, part = sorted((swept, key), key=len)
+        if part.startswith(f"{whole}.") and not refused_overrides.is_group(whole):
+            raise UserError(
+                f"{override}: sets what {axis.typed} tries, or a part of it; leave one of them out, or write what"
+                f" both say as values of {whole}"
+            )
 
 
 def _refuse_no_option(axis: Axis, word: str) -> None:
@@ -258,9 +274,8 @@ def _no_grid(axis: Axis) -> str:
 
 def _zipped(axes: Mapping[str, Axis], keys: Sequence[str]) -> list[Axis]:
     """The axes, those of `keys` as one in which they go hand in hand, where the first of them stood."""
-    by_name = {bare(key): axis for key, axis in axes.items()}
     for key in keys:
-        if key not in by_name:
+        if key not in axes:
             raise UserError(
                 f"sweep.zip: {key} has no list of values on the command line, for instance {key}=…,…"
             )
@@ -268,7 +283,7 @@ def _zipped(axes: Mapping[str, Axis], keys: Sequence[str]) -> list[Axis]:
         raise UserError(
             f"sweep.zip=[{','.join(keys)}]: a list goes hand in hand with another; name two keys or more, each once"
         )
-    chosen = [by_name[key] for key in keys]
+    chosen = [axes[key] for key in keys]
     lengths = {axis.key: len(axis.values) for axis in chosen}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{bare(key)} has {count}" for key, count in lengths.items())
@@ -314,17 +329,16 @@ def _of_file(name: str) -> Axis:
         raise UserError(f"{where}: expected a list of jobs, for instance `- {{lora.r: 8, seed: 1}}`")
     if not entries:
         raise UserError(f"{where}: an empty list; there is nothing to run")
-    values: list[tuple[str, ...]] = []
+    values: dict[frozenset[str], tuple[str, ...]] = {}  # by the same words in any order
     for number, entry in enumerate(_plain(entries), 1):
         if not isinstance(entry, dict) or not entry:
             raise UserError(f"{where}, entry {number}: expected keys and values, for instance {{lora.r: 8}}")
         value = tuple(_written(where, number, entry))
-        if value in values:
-            raise UserError(
-                f"{where}, entry {number}: the same as entry {values.index(value) + 1}; leave one out"
-            )
-        values.append(value)
-    return Axis("sweep.points", where, tuple(values))
+        if (words := frozenset(value)) in values:
+            first = list(values).index(words) + 1
+            raise UserError(f"{where}, entry {number}: the same as entry {first}; leave one out")
+        values[words] = value
+    return Axis("sweep.points", where, tuple(values.values()))
 
 
 def _written(where: str, number: int, entry: Mapping[Any, Any], section: str = "") -> Iterable[str]:

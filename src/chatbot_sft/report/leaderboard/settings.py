@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from chatbot_sft.run.lock import MACHINE, Lock
 
 # They say where a run is, not what it was.
 PLACES = ("paths.", "hydra.", "sweep.", "run", "training.output_dir", "save.save_path")
+
+# What Hydra reads as something else than text where no quotes are around it.
+NO_TEXT = re.compile(r"(null|true|false|[+-]?(inf|nan|\.?\d[\d_.]*(e[+-]?\d+)?))$|[\[{]", re.IGNORECASE)
 
 
 def of_overrides(overrides: Iterable[str]) -> dict[str, str]:
@@ -112,8 +116,9 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
 
 
 def _unquoted(value: str) -> str:
+    """Without quotes, where it is the same text without: `'null'` is not `null`, nor `'8'` a number."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if quoted else value
+    return value[1:-1] if quoted and not NO_TEXT.match(value[1:-1]) else value
 
 
 def as_number(text: str | None) -> float | None:

@@ -1,0 +1,87 @@
+"""From a sweep's command line to its jobs: each is the one that its point says. Nothing is composed by Hydra."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from chatbot_sft import UserError
+from chatbot_sft.config import Config
+from chatbot_sft.hydra_job import Job
+from chatbot_sft.sweep import begin, study
+from chatbot_sft.sweep.begin import Jobs
+from chatbot_sft.sweep.directory import Point
+from chatbot_sft.sweep.points import space
+
+FILES = ['dataset.data_path="token=A/c.json"', 'dataset.data_path="token=B/c.json"']
+SECRETS = ["model.revision=hf_" + letter * 34 for letter in "ab"]
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    """`jobs(words)` of a sweep whose jobs are composed of their overrides alone."""
+
+    def composed(sweep, overrides):
+        job = OmegaConf.from_dotlist([word.replace('"', "") for word in overrides])
+        return job, Config.from_mapping(OmegaConf.to_container(job))
+
+    monkeypatch.setattr(begin.hydra_glue, "composed_job", composed)
+    monkeypatch.setattr(Job, "at", lambda config, *_: config)
+
+    def of(*words, sampler=None):
+        return Jobs(OmegaConf.create({"sweep": {"sampler": sampler}}), space(words), None, tmp_path)
+
+    return of
+
+
+def of_sweep_json(number, words):
+    return Point(number, study.of_job(words), str(number))
+
+
+def test_a_job_is_composed_of_the_words_that_were_written_not_of_those_that_sweep_json_has(jobs):
+    made = jobs(f"{SECRETS[0]},main", "seed=1,2")
+    points = list(made.space.points())
+    for point in points:
+        made.compose_another(point)
+    found = [made.at(of_sweep_json(number, point)) for number, point in enumerate(points)]
+    assert [(job.model.revision, job.seed) for job in found] == [
+        ("hf_" + "a" * 34, 1), ("hf_" + "a" * 34, 2), ("main", 1), ("main", 2)
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"^model\.revision=\*\*\*: "):
+        made.at(of_sweep_json(4, [SECRETS[1], "seed=3"]))
+
+
+@pytest.mark.parametrize("words", [FILES, SECRETS])
+def test_jobs_that_differ_in_what_is_masked_alone_are_refused(jobs, words):
+    key = words[0].partition("=")[0]
+    made = jobs(f"{words[0]},{words[1].partition('=')[2]}", "seed=1,2")
+    made.compose_another([words[0], "seed=1"])
+    made.compose_another([words[0], "seed=2"])
+    with pytest.raises(UserError) as error:
+        made.compose_another([words[1], "seed=1"])
+    assert str(error.value).startswith(f"{key}: two jobs differ only in what is masked as a secret; ")
+    assert f"{key}='${{oc.env:NAME}}'" in str(error.value)
+
+
+def test_a_sampler_is_given_no_secrets_to_choose_from(jobs):
+    made = jobs(f"{SECRETS[0]},main", "seed=1,2", sampler="random")
+    with pytest.raises(
+        UserError, match=r"^model\.revision: what is masked as a secret would stand in a sampler"
+    ):
+        made.compose_another([SECRETS[0], "seed=1"])
+    made.compose_another(["model.revision=main", "seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["lora.r=8"], ["lora.r=08"]),
+        (["lora.r=8", "seed=1"], ["seed=1", "lora.r=8"]),
+        (["dataset.roles={a: user}"], ["dataset.roles.a=user"]),
+    ],
+)
+def test_a_job_that_comes_to_the_same_as_another_is_refused(jobs, first, second):
+    made = jobs("seed=1,2")
+    made.compose_another(first)
+    made.compose_another(["seed=3"])
+    with pytest.raises(UserError) as error:
+        made.compose_another(second)
+    assert str(error.value) == f"comes to the same as {' '.join(first)}; leave one of them out"
