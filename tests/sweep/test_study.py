@@ -10,14 +10,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from conftest import TRAINING, a_report, only_error, write_json
+from conftest import MODEL, TRAINING, a_report, only_error, write_json
 from omegaconf import OmegaConf
 
 from chatbot_sft import UserError, pipeline, preemption
 from chatbot_sft.config import Config
 from chatbot_sft.config.hydra_glue import refuse_own_search
+from chatbot_sft.model.base import description, located
+from chatbot_sft.model.earlier import adopt
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
+from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.run.turn import Pruned, Turn
 from chatbot_sft.sweep import pruning, study
@@ -89,6 +92,80 @@ def test_a_sweep_json_that_cannot_be_read_is_one_line(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=r"sweep\.json: cannot be read .*; name another directory"):
         joined(Sweep(tmp_path))
+
+
+# Jobs that are done
+
+
+def a_job(folder, name="hub/model", **lora):
+    """The settings of a job in `folder`, as Hydra composes them."""
+    parts = {"output_dir": str(folder / "checkpoints")}, {"save_path": str(folder / "model")}
+    return Config.from_mapping(
+        {"paths": {"output_dir": str(folder)}, "training": parts[0], "save": parts[1], "lora": lora}
+        | {"model": {"name": name, "load_in_4bit": False}}
+    )
+
+
+def done(folder, settings):
+    """Leave there what a run of `settings` leaves that has ended."""
+    settings = adopt(located(settings))
+    base = description(settings, folder)
+    run = Run(folder)
+    folder.mkdir(parents=True)
+    run.write_config(settings.to_dict())
+    run.write_report(Report.from_json(a_report(model={**MODEL, "name": base["name"], "base": base})))
+    return run
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """A folder to begin in, with a model, and a run that trained an adapter for it."""
+    home = tmp_path / "home"
+    base = home / "base"
+    write_json(made(base) / "config.json", {"model_type": "llama"})
+    adapter = made(home / "run" / "model")
+    rows = {"dtype": "F32", "shape": [8, 1], "data_offsets": [0, 32]}
+    header = json.dumps({"q_proj.lora_A.weight": rows}).encode()
+    (adapter / "adapter_model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(32)
+    )
+    lora = {
+        "base_model_name_or_path": str(base),
+        "r": 8,
+        "target_modules": ["q_proj"],
+        "init_lora_weights": True,
+    }
+    write_json(adapter / "adapter_config.json", lora)
+    write_json(home / "run" / "report.json", a_report(model={**MODEL, "name": str(base)}))
+    monkeypatch.chdir(home)
+    return home
+
+
+def made(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["hub/model", "base", "run"])
+def test_a_job_is_done_whatever_way_its_model_is_named(at_home, name):
+    settings = a_job(at_home / "s" / "0", name)
+    run = done(at_home / "s" / "0", settings)
+    assert study.state(run, settings, ()) == study.State.DONE
+    with pytest.raises(UserError, match="already completed"):
+        study.state(run, a_job(at_home / "s" / "0", name, lora_dropout=0.1), ())
+
+
+@pytest.mark.parametrize(("name", "moves"), [("hub/model", "s"), ("base", "s"), ("base", ".")])
+def test_a_job_is_done_wherever_the_sweep_is_now(at_home, monkeypatch, name, moves):
+    """Alone, or with its model."""
+    done(at_home / "s" / "0", a_job(at_home / "s" / "0", name))
+    (at_home / moves).rename(at_home.parent / "moved")
+    monkeypatch.chdir(at_home if moves == "s" else at_home.parent / "moved")
+    run = Run(next((at_home.parent / "moved").glob("**/0")))
+    assert study.state(run, a_job(run.folder, name), ()) == study.State.DONE
+    for other in (a_job(run.folder, name, r=4), a_job(run.folder, "hub/other")):
+        with pytest.raises(UserError, match="already completed"):
+            study.state(run, other, ())
 
 
 # The metric

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from chatbot_sft.config.schema import PATH_KEYS
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked, referring, resolved
 from chatbot_sft.report.words import amount
@@ -238,13 +239,15 @@ class Run:
         return config
 
     def has_config(self, config: Mapping[str, Any]) -> bool:
-        """Whether it was composed to just that; how a sweep around it is run makes it no other."""
+        """Whether it was composed to just that; how a sweep around it is run, and where it is, make it no other."""
         try:
             before = OmegaConf.to_container(OmegaConf.load(self.config_file))
         except (OSError, YAMLError):
             return False
-        aside = {"sweep": None, "replay": None}
-        return isinstance(before, dict) and before | aside == referring(dict(config)) | aside
+        try:
+            return isinstance(before, dict) and _wherever(before) == _wherever(referring(dict(config)))
+        except (KeyError, TypeError):  # a part of it is gone
+            return False
 
     def lock(self) -> Lock:
         """What decides its result, as far as it is known yet.
@@ -271,6 +274,17 @@ class Run:
     def write_report(self, report: Report) -> None:
         """report.json, in one step and without secrets."""
         write_json(masked(report.to_json()), self.report_file)
+
+
+def _wherever(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """`config` without the sweep around its run, and places in the run's directory as they are from there."""
+    folder = Path(config["paths"]["output_dir"])
+    found = dict(config)
+    for section, key in PATH_KEYS:
+        place = Path(config[section][key])
+        inside = place.relative_to(folder) if place.is_relative_to(folder) else place
+        found[section] = {**config[section], key: inside}
+    return found | dict.fromkeys(("sweep", "replay", "paths"))
 
 
 def jobs(folder: Path, key: str = "") -> str:

@@ -98,7 +98,8 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     with place.alone() if distributed.is_first() else contextlib.nullcontext():
         found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
         for point in found.points:
-            study.state(place.run(point), jobs.at(point).settings)  # refuses what is another job's
+            job = jobs.at(point)
+            study.state(place.run(point), job.settings, job.named)  # refuses what is another job's
         if settings.retry_failed and not settings.worker:
             found.errors.clear()
         if distributed.is_first() and not (settings.worker and place.study()):
@@ -165,7 +166,7 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
     lines, reports, left = [], [], 0
     for point in found.points:
         job, run = jobs.at(point), place.run(point)
-        there = study.state(run, job.settings)
+        there = study.state(run, job.settings, job.named)
         report = run.report() if there == State.DONE else None
         reports += [report] if report else []
         waits = there == State.OPEN or (there == State.FAILED and settings.retry_failed)

@@ -111,16 +111,16 @@ def _named(point: Point) -> str:
     return f"job {point.number} ({' '.join(point.overrides) or 'one job alone'})"
 
 
-def state(run: Run, settings: Config) -> State:
-    """What stands of an earlier start in a job's directory.
+def state(run: Run, settings: Config, named: Collection[str]) -> State:
+    """What stands of an earlier start in the directory of a job whose `settings` have these keys `named`.
 
     Raises:
-        UserError: another configuration was trained to its end there, or report.json is none of a run.
+        UserError: another configuration was trained to its end there.
     """
-    report = run.report()
+    report = run.peek()  # of one that is none of a run the job itself says so
     if report is None or report.task != "train" or settings.task != "train":
         return State.OPEN
-    if finished(settings):
+    if finished(settings, named):
         return State.DONE
     if report.status == Status.COMPLETED:
         start.refuse(settings)  # it may be asked for more steps

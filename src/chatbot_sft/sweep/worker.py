@@ -164,7 +164,7 @@ class Worker:
     def _stays(self, entry: Entry, job: Job) -> bool:
         """Whether an earlier start has left what this job is; `entry` then says it."""
         run = self.place.run(self.queue.point(entry.number))
-        there, report = study.state(run, job.settings), run.peek()
+        there, report = study.state(run, job.settings, job.named), run.peek()
         if there == State.DONE and report:
             entry.status = "done before"
             entry.eval_loss = report.training.eval_loss if report.training else None
