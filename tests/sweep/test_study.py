@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 from conftest import MODEL, TRAINING, a_report, only_error, write_json
 from omegaconf import OmegaConf
 
-from chatbot_sft import UserError, pipeline, preemption
+from chatbot_sft import UserError, pipeline, preemption, start
 from chatbot_sft.config import Config
 from chatbot_sft.config.hydra_glue import refuse_own_search
 from chatbot_sft.model.base import description, located
@@ -199,7 +200,7 @@ class Jobs:
         self.settings = Config.from_mapping(
             {"sweep": settings, "training": {"eval_steps": 1, "max_steps": 8}}
         ).sweep
-        self.trials, self.does, self.ran = trials, {}, []
+        self.trials, self.does, self.ran, self.loss = trials, {}, [], float
         monkeypatch.setattr(pipeline, "run", self.run)
         monkeypatch.setattr(pipeline, "turns", self.turns)
 
@@ -230,7 +231,7 @@ class Jobs:
         does = self.does.get(settings.seed)
         if does:
             does()
-        return self.leave(settings.seed, "completed", loss=float(settings.seed))
+        return self.leave(settings.seed, "completed", loss=self.loss(settings.seed))
 
     def turns(self, settings, command, began, named, warm, every):
         """Eight evaluations; a job's loss is the worse the higher its number is."""
@@ -337,10 +338,54 @@ def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, cap
     assert "job 2: " in (said := capsys.readouterr().err) and "is running in it" in said
 
 
-def test_a_metric_that_no_job_reports_is_said_in_one_line(tmp_path, monkeypatch, capsys):
-    Jobs(tmp_path, monkeypatch, metric="training.eval_los").work()
+@pytest.mark.parametrize(
+    ("metric", "hint"),
+    [("training.eval_los", "; did you mean training.eval_loss?"), ("training.eval_loss", None)],
+)
+def test_a_metric_that_no_job_reports_is_said_once(tmp_path, monkeypatch, capsys, metric, hint):
+    """With an error for one that was asked for: of the default nobody may know that nothing is held out."""
+    jobs = Jobs(tmp_path, monkeypatch, metric=metric)
+    if hint:
+        with pytest.raises(UserError, match=f"^sweep.metric={metric}: no job reports it{re.escape(hint)}$"):
+            jobs.work()
+    else:
+        jobs.loss = lambda seed: None
+        jobs.work()
     told = [line for line in capsys.readouterr().err.splitlines() if "sweep.metric" in line]
-    assert told == ["sweep.metric=training.eval_los: no job reports it; did you mean training.eval_loss?"]
+    assert len(told) == (hint is None)
+    assert jobs.statuses == ["completed"] * 4
+
+
+def test_a_report_of_something_else_fails_its_job_alone(tmp_path, monkeypatch):
+    jobs = Jobs(tmp_path, monkeypatch)
+    made(tmp_path / "2")
+    write_json(tmp_path / "2" / "report.json", {})
+    point = Point(2, [], "2")
+    jobs.does[2] = lambda: start.refuse(jobs.at(point).settings)  # as a run begins
+    assert study.state(jobs.place.run(point), jobs.at(point).settings, ()) == study.State.OPEN
+    with pytest.raises(UserError, match=r"^1 of 4 jobs failed$"):
+        jobs.work()
+    assert jobs.statuses == ["completed", "completed", "failed", "completed"]
+    assert "report.json: not the report of a run" in jobs.place.study().errors[2]
+    assert (tmp_path / "2" / "report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (9, "sweep.revive=9: no such job; pruned are 1, 3"),
+        (0, "sweep.revive=0: job 0 is completed; pruned are 1, 3"),
+        (1, None),
+        (2, None),
+    ],
+)
+def test_a_job_with_nothing_left_to_train_is_not_revived(number, message):
+    states = dict(enumerate(map(study.State, ("done", "pruned", "open", "pruned"))))
+    with pytest.raises(UserError, match=f"^{message}$") if message else nullcontext():
+        study.refuse_revived(number, states)
+    if number == 9:
+        with pytest.raises(UserError, match="none was pruned, leave it out"):
+            study.refuse_revived(number, {0: study.State.DONE})
 
 
 @pytest.mark.parametrize("left", ["{", '{"status": "comp', None])

@@ -5,7 +5,7 @@ Imports no torch, no Hydra and no Optuna.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 
 from chatbot_sft import start
@@ -125,6 +125,18 @@ def state(run: Run, settings: Config, named: Collection[str]) -> State:
     if report.status == Status.COMPLETED:
         start.refuse(settings)  # it may be asked for more steps
     return {Status.FAILED: State.FAILED, Status.PRUNED: State.PRUNED}.get(report.status, State.OPEN)
+
+
+def refuse_revived(number: int, states: Mapping[int, State]) -> None:
+    """Raises UserError where sweep.revive names none of the jobs, or one that has nothing left to train."""
+    if (
+        states.get(number, State.DONE) != State.DONE
+    ):  # one that was stopped meanwhile goes on by the same command
+        return
+    pruned = [str(job) for job, there in states.items() if there == State.PRUNED]
+    why = f"job {number} is completed" if number in states else "no such job"
+    what = f"pruned are {listed(pruned, ALL)}" if pruned else "none was pruned, leave it out"
+    raise UserError(f"sweep.revive={number}: {why}; {what}")
 
 
 def record(sweep: Sweep, number: int, error: str | None) -> None:

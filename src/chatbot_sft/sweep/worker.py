@@ -26,7 +26,7 @@ from chatbot_sft.jobs import Job as Entry
 from chatbot_sft.jobs import table, waited_since
 from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
-from chatbot_sft.report.leaderboard.job import numbers
+from chatbot_sft.report.leaderboard.job import HELD_OUT, numbers
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import Run
@@ -75,7 +75,7 @@ class Worker:
         """Run every job that is free.
 
         Raises:
-            UserError: how many jobs have failed.
+            UserError: how many jobs have failed; that no job has the metric that was asked for.
             Preempted: a signal asked the sweep to stop.
         """
         ended = False
@@ -89,8 +89,13 @@ class Worker:
                 raise
         finally:
             self._tell(ended)
+        faults = []
         if failed := [entry for entry in self.entries if entry.status == "failed"]:
-            raise UserError(f"{len(failed)} of {amount(len(self.entries), 'job')} failed")
+            faults.append(f"{len(failed)} of {amount(len(self.entries), 'job')} failed")
+        if ended and self._asked_for and (unjudged := self._unjudged()):
+            faults.append(unjudged)
+        if faults:
+            raise UserError("; ".join(faults))
 
     # Running
 
@@ -267,7 +272,7 @@ class Worker:
         """
         if not distributed.is_first():
             return
-        if text := self._unjudged():
+        if (text := self._unjudged()) and not (ended and self._asked_for):
             print(shown_line(text), file=sys.stderr)
         if not self.settings.worker and (left := self.queue.left):
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
@@ -278,6 +283,13 @@ class Worker:
             lines = list(table(sorted(self.entries, key=lambda entry: entry.number)))
         for line in lines:
             print(shown_line(line))
+
+    @property
+    def _asked_for(self) -> bool:
+        """Whether this process ends with an error where no job has the metric: of the default nobody may know that
+        nothing is held out, and of several workers the process says it that began them.
+        """
+        return self.settings.metrics != [HELD_OUT] and not self.settings.worker
 
     def _unjudged(self) -> str:
         """What to say where no job that trained has the metric."""
