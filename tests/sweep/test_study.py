@@ -152,8 +152,14 @@ def test_a_job_is_done_whatever_way_its_model_is_named(at_home, name):
     settings = a_job(at_home / "s" / "0", name)
     run = done(at_home / "s" / "0", settings)
     assert study.state(run, settings, ()) == study.State.DONE
-    with pytest.raises(UserError, match="already completed"):
+    with pytest.raises(UserError) as refused:
         study.state(run, a_job(at_home / "s" / "0", name, lora_dropout=0.1), ())
+    said = str(refused.value)
+    assert "s/0: this job is already completed, with other settings: " in said
+    assert "lora.lora_dropout 0.0 → 0.1" in said
+    assert said.endswith(
+        "; name another directory for the sweep (hydra.sweep.dir=DIR), or move this one away"
+    )
 
 
 @pytest.mark.parametrize(("name", "moves"), [("hub/model", "s"), ("base", "s"), ("base", ".")])

@@ -47,6 +47,8 @@ FILES = (
 )
 
 
+ELSEWHERE = "hydra.run.dir=DIR; of a sweep hydra.sweep.dir=DIR"  # what names another directory
+
 # What a run writes that is refused before it has done anything: that it was, which the terminal says too.
 OF_A_REFUSAL = {"run.log", REPORT, "report.md"}
 
@@ -187,7 +189,7 @@ class Run:
         except DamagedReport:
             raise UserError(
                 f"{self.report_file}: not the report of a run, and a run would write its own over it;"
-                " name another directory (hydra.run.dir=DIR)"
+                f" name another directory ({ELSEWHERE})"
             ) from None
         except (ValueError, RecursionError):
             return None

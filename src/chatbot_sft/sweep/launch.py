@@ -123,15 +123,13 @@ def conclude(place: Sweep, settings: DictConfig, asked: Sequence[signal.Signals]
     found = board.of_sweep(place.folder)
     terminal.show(found, Console(highlight=False))
     _stop(asked)
-    faults = []
-    if failed := sum(job.status == Status.FAILED for job in found.jobs):
-        faults.append(f"{failed} of {amount(len(found.jobs), 'job')} failed")
-    if found.fault and found.metric == HELD_OUT:
+    failed = sum(job.status == Status.FAILED for job in found.jobs)
+    if found.fault and (failed or found.metric == HELD_OUT):  # see Worker
         print(shown_line(found.fault), file=sys.stderr)
-    elif found.fault:
-        faults.append(f"sweep.metric={found.fault}")
-    if faults:
-        raise UserError("; ".join(faults))
+    if failed:
+        raise UserError(f"{failed} of {amount(len(found.jobs), 'job')} failed")
+    if found.fault and found.metric != HELD_OUT:
+        raise UserError(found.fault)
     left = [job.name for job in found.jobs if job.status not in ENDED]
     if left and settings.timeout is None:
         raise UserError(f"{listed(left, 3)}: not run to the end; {why or told(place)}")

@@ -13,12 +13,14 @@ from chatbot_sft.config import Config
 from chatbot_sft.config.schema import OF_SWEEP
 from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, near, question
 from chatbot_sft.jobs import finished
+from chatbot_sft.model.base import located
 from chatbot_sft.report.leaderboard.job import number_at
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import PARTS, Report, Status, dotted, numbers_of_a_part
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import key_of
+from chatbot_sft.train.resume import refuse_completed
 
 OTHER = "Give what it had, or name another directory (hydra.sweep.dir=DIR)"
 
@@ -123,7 +125,9 @@ def state(run: Run, settings: Config, named: Collection[str]) -> State:
     if finished(settings, named):
         return State.DONE
     if report.status == Status.COMPLETED:
-        start.refuse(settings)  # it may be asked for more steps
+        here = located(settings)
+        start.refuse_taken(here)
+        refuse_completed(here, of_sweep=True)  # it may be asked for more steps
     return {Status.FAILED: State.FAILED, Status.PRUNED: State.PRUNED}.get(report.status, State.OPEN)
 
 

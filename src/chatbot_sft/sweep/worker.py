@@ -89,13 +89,10 @@ class Worker:
                 raise
         finally:
             self._tell(ended)
-        faults = []
-        if failed := [entry for entry in self.entries if entry.status == "failed"]:
-            faults.append(f"{len(failed)} of {amount(len(self.entries), 'job')} failed")
-        if ended and self._asked_for and (unjudged := self._unjudged()):
-            faults.append(unjudged)
-        if faults:
-            raise UserError("; ".join(faults))
+        if failed := self._failures:
+            raise UserError(f"{len(failed)} of {amount(len(self.entries), 'job')} failed")
+        if ended and self._asked_for and (text := self._unjudged()):
+            raise UserError(text)
 
     # Running
 
@@ -285,18 +282,23 @@ class Worker:
             print(shown_line(line))
 
     @property
+    def _failures(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.status == "failed"]
+
+    @property
     def _asked_for(self) -> bool:
         """Whether this process ends with an error where no job has the metric: of the default nobody may know that
-        nothing is held out, and of several workers the process says it that began them.
+        nothing is held out, of several workers the process says it that began them, and failed jobs are an error
+        already.
         """
-        return self.settings.metrics != [HELD_OUT] and not self.settings.worker
+        return self.settings.metrics != [HELD_OUT] and not self.settings.worker and not self._failures
 
-    def _unjudged(self) -> str:
-        """What to say where no job that trained has the metric."""
-        if not self.done:
-            return ""
-        said_ = [study.no_value(self.numbers, metric) for metric in self.settings.metrics]
-        return "; ".join(text for text in said_ if text)
+    def _unjudged(self) -> str | None:
+        """What to say of a metric that no job has which trained; None where there is nothing to say."""
+        for metric in self.settings.metrics if self.done else ():
+            if text := study.no_value(self.numbers, metric):
+                return text
+        return None
 
 
 def let_go(error: BaseException) -> None:
