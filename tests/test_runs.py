@@ -588,21 +588,26 @@ def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(laun
     ]
 
 
-def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny):
-    sweep = ("-m", *tiny, "training.max_steps=1", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep")
+def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny, tiny_llama):
+    """Its model by a relative path, and its directory moved."""
+    (tmp_path / "base").symlink_to(tiny_llama)
+    words = ["model.name=base" if word.startswith("model.name=") else word for word in tiny]
+    sweep = ("-m", *words, "training.max_steps=1", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep")
     first = launch(*sweep)
     assert first.returncode == 0, first.stderr
     losses = [report_of(tmp_path / "sweep" / job)["training"]["eval_loss"] for job in "01"]
     shutil.rmtree(tmp_path / "sweep" / "1")
+    shutil.move(tmp_path / "sweep", tmp_path / "moved")
+    sweep = (*sweep[:-1], "hydra.sweep.dir=moved")
     again = launch(*sweep)
     assert again.returncode == 0, again.stderr
     assert "job 0: done before" in again.stderr
     assert "job 1: done before" not in again.stderr
-    assert [report_of(tmp_path / "sweep" / job)["training"]["eval_loss"] for job in "01"] == losses
-    assert again.stdout.splitlines()[-2:] == ["2 jobs: 2 completed", "page  sweep/leaderboard.html"]
+    assert [report_of(tmp_path / "moved" / job)["training"]["eval_loss"] for job in "01"] == losses
+    assert again.stdout.splitlines()[-2:] == ["2 jobs: 2 completed", "page  moved/leaderboard.html"]
     # Another space in the same directory is no repetition: nothing is taken for what it is not.
     other = launch(*(f"{word},8" if word.startswith("lora.r=") else word for word in sweep), "seed=1")
-    assert "sweep: the sweep there was begun with other settings: seed=1 was not there. Give" in only_error(
+    assert "moved: the sweep there was begun with other settings: seed=1 was not there. Give" in only_error(
         other
     )
 

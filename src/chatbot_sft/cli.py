@@ -102,7 +102,7 @@ def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
     try:
         refuse_shared(job, JOBS, of_hydra.sweep.subdir)
         settings = Config.from_mapping(config)
-        if report := finished(settings):
+        if report := finished(settings, hydra_glue.named(hydra_glue.written(of_hydra.overrides.task))):
             job.status = "done before"
             job.eval_loss = report.training.eval_loss if report.training else None
             print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from chatbot_sft.config import Config
 from chatbot_sft.errors import UserError
+from chatbot_sft.model.base import known_base, located, moved
+from chatbot_sft.model.earlier import adopt
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, Status
 
@@ -55,15 +58,21 @@ def table(jobs: Sequence[Job]) -> Iterator[str]:
         yield f"job {job.number}  {job.status}{loss}{own}  {job.folder}"
 
 
-def finished(config: Mapping[str, Any]) -> Report | None:
-    """The report of a training that ended in `config`'s run directory, with just this configuration.
+def finished(config: Mapping[str, Any], named: Collection[str] = ()) -> Report | None:
+    """The report of a training that ended in `config`'s run directory, with just this configuration, of which the
+    user has `named` these keys; wherever the directory is now, and its base that went with it.
 
     Raises:
-        UserError: there is a report.json that is none of ours.
+        UserError: the adapter that it begins with is gone.
     """
     if config["task"] != "train":
         return None
     run = Run.of(config)
-    report = run.report()
-    done = report is not None and (report.task, report.status) == ("train", Status.COMPLETED)
-    return report if done and run.has_config(config) else None
+    report = run.peek()
+    if report is None or (report.task, report.status) != ("train", Status.COMPLETED):
+        return None
+    settings = adopt(located(Config.from_mapping(config)), named)  # as a run keeps them
+    if moved(run.folder) == settings.model.name:
+        then = known_base(run.folder)["name"]
+        settings = replace(settings, model=replace(settings.model, name=then))
+    return report if run.has_config(settings.to_dict()) else None

@@ -28,7 +28,7 @@ from chatbot_sft.config.containers import as_dict
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
-from chatbot_sft.run.directory import HOLDER, OF_A_REFUSAL, REPORT, Run
+from chatbot_sft.run.directory import ELSEWHERE, HOLDER, OF_A_REFUSAL, REPORT, Run
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -208,11 +208,11 @@ def _lock(folder: Path) -> BaseFileLock:
     except Timeout:
         raise Held(
             f"{folder}: {_holder(folder)} is running in it; wait for its end,"
-            " or name another directory (hydra.run.dir=DIR; of a sweep hydra.sweep.dir=DIR)"
+            f" or name another directory ({ELSEWHERE})"
         ) from None
     except OSError as error:
         raise UserError(
-            f"{folder}: {error.strerror or error}; name another directory (hydra.run.dir=DIR)"
+            f"{folder}: {error.strerror or error}; name another directory ({ELSEWHERE})"
         ) from None
     (folder / HOLDER).write_text(
         json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "command": _command()}), encoding="utf-8"
@@ -232,9 +232,9 @@ def _make(folder: Path, exist_ok: bool) -> None:
     except FileExistsError:
         if folder.is_dir():
             raise
-        raise UserError(f"{folder}: is a file; a run needs a directory (hydra.run.dir=DIR)") from None
+        raise UserError(f"{folder}: is a file; a run needs a directory ({ELSEWHERE})") from None
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; name another directory (hydra.run.dir=DIR)") from None
+        raise UserError(f"{folder}: {error.strerror}; name another directory ({ELSEWHERE})") from None
 
 
 def _holder(folder: Path) -> str:

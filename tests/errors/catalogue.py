@@ -152,7 +152,11 @@ def _texts(node: ast.expr, file: Path, depth: int) -> list[str]:
             return _some([text for value in values for text in _texts(value, table[0], depth + 1)])
     if isinstance(node, ast.Attribute) and node.attr == "strerror":
         return [SYSTEM]
-    if isinstance(node, ast.Attribute) and ast.unparse(node) in ("report.error", "board.fault"):
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+        "report.error",
+        "board.fault",
+        "found.fault",
+    ):
         return [PASSES_ON]
     if isinstance(node, ast.Call):
         return _of_call(node, file, depth)

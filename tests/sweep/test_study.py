@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +11,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from conftest import TRAINING, a_report, only_error, write_json
+from conftest import MODEL, TRAINING, a_report, only_error, write_json
 from omegaconf import OmegaConf
 
-from chatbot_sft import UserError, pipeline, preemption
+from chatbot_sft import UserError, pipeline, preemption, start
 from chatbot_sft.config import Config
 from chatbot_sft.config.hydra_glue import refuse_own_search
+from chatbot_sft.model.base import description, located
+from chatbot_sft.model.earlier import adopt
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
+from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.run.turn import Pruned, Turn
 from chatbot_sft.sweep import pruning, study
@@ -91,6 +95,86 @@ def test_a_sweep_json_that_cannot_be_read_is_one_line(tmp_path, text):
         joined(Sweep(tmp_path))
 
 
+# Jobs that are done
+
+
+def a_job(folder, name="hub/model", **lora):
+    """The settings of a job in `folder`, as Hydra composes them."""
+    parts = {"output_dir": str(folder / "checkpoints")}, {"save_path": str(folder / "model")}
+    return Config.from_mapping(
+        {"paths": {"output_dir": str(folder)}, "training": parts[0], "save": parts[1], "lora": lora}
+        | {"model": {"name": name, "load_in_4bit": False}}
+    )
+
+
+def done(folder, settings):
+    """Leave there what a run of `settings` leaves that has ended."""
+    settings = adopt(located(settings))
+    base = description(settings, folder)
+    run = Run(folder)
+    folder.mkdir(parents=True)
+    run.write_config(settings.to_dict())
+    run.write_report(Report.from_json(a_report(model={**MODEL, "name": base["name"], "base": base})))
+    return run
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """A folder to begin in, with a model, and a run that trained an adapter for it."""
+    home = tmp_path / "home"
+    base = home / "base"
+    write_json(made(base) / "config.json", {"model_type": "llama"})
+    adapter = made(home / "run" / "model")
+    rows = {"dtype": "F32", "shape": [8, 1], "data_offsets": [0, 32]}
+    header = json.dumps({"q_proj.lora_A.weight": rows}).encode()
+    (adapter / "adapter_model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(32)
+    )
+    lora = {
+        "base_model_name_or_path": str(base),
+        "r": 8,
+        "target_modules": ["q_proj"],
+        "init_lora_weights": True,
+    }
+    write_json(adapter / "adapter_config.json", lora)
+    write_json(home / "run" / "report.json", a_report(model={**MODEL, "name": str(base)}))
+    monkeypatch.chdir(home)
+    return home
+
+
+def made(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["hub/model", "base", "run"])
+def test_a_job_is_done_whatever_way_its_model_is_named(at_home, name):
+    settings = a_job(at_home / "s" / "0", name)
+    run = done(at_home / "s" / "0", settings)
+    assert study.state(run, settings, ()) == study.State.DONE
+    with pytest.raises(UserError) as refused:
+        study.state(run, a_job(at_home / "s" / "0", name, lora_dropout=0.1), ())
+    said = str(refused.value)
+    assert "s/0: this job is already completed, with other settings: " in said
+    assert "lora.lora_dropout 0.0 → 0.1" in said
+    assert said.endswith(
+        "; name another directory for the sweep (hydra.sweep.dir=DIR), or move this one away"
+    )
+
+
+@pytest.mark.parametrize(("name", "moves"), [("hub/model", "s"), ("base", "s"), ("base", ".")])
+def test_a_job_is_done_wherever_the_sweep_is_now(at_home, monkeypatch, name, moves):
+    """Alone, or with its model."""
+    done(at_home / "s" / "0", a_job(at_home / "s" / "0", name))
+    (at_home / moves).rename(at_home.parent / "moved")
+    monkeypatch.chdir(at_home if moves == "s" else at_home.parent / "moved")
+    run = Run(next((at_home.parent / "moved").glob("**/0")))
+    assert study.state(run, a_job(run.folder, name), ()) == study.State.DONE
+    for other in (a_job(run.folder, name, r=4), a_job(run.folder, "hub/other")):
+        with pytest.raises(UserError, match="already completed"):
+            study.state(run, other, ())
+
+
 # The metric
 
 
@@ -122,7 +206,7 @@ class Jobs:
         self.settings = Config.from_mapping(
             {"sweep": settings, "training": {"eval_steps": 1, "max_steps": 8}}
         ).sweep
-        self.trials, self.does, self.ran = trials, {}, []
+        self.trials, self.does, self.ran, self.loss = trials, {}, [], float
         monkeypatch.setattr(pipeline, "run", self.run)
         monkeypatch.setattr(pipeline, "turns", self.turns)
 
@@ -153,7 +237,7 @@ class Jobs:
         does = self.does.get(settings.seed)
         if does:
             does()
-        return self.leave(settings.seed, "completed", loss=float(settings.seed))
+        return self.leave(settings.seed, "completed", loss=self.loss(settings.seed))
 
     def turns(self, settings, command, began, named, warm, every):
         """Eight evaluations; a job's loss is the worse the higher its number is."""
@@ -260,10 +344,54 @@ def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, cap
     assert "job 2: " in (said := capsys.readouterr().err) and "is running in it" in said
 
 
-def test_a_metric_that_no_job_reports_is_said_in_one_line(tmp_path, monkeypatch, capsys):
-    Jobs(tmp_path, monkeypatch, metric="training.eval_los").work()
+@pytest.mark.parametrize(
+    ("metric", "hint"),
+    [("training.eval_los", "; did you mean training.eval_loss?"), ("training.eval_loss", None)],
+)
+def test_a_metric_that_no_job_reports_is_said_once(tmp_path, monkeypatch, capsys, metric, hint):
+    """With an error for one that was asked for: of the default nobody may know that nothing is held out."""
+    jobs = Jobs(tmp_path, monkeypatch, metric=metric)
+    if hint:
+        with pytest.raises(UserError, match=f"^sweep.metric={metric}: no job reports it{re.escape(hint)}$"):
+            jobs.work()
+    else:
+        jobs.loss = lambda seed: None
+        jobs.work()
     told = [line for line in capsys.readouterr().err.splitlines() if "sweep.metric" in line]
-    assert told == ["sweep.metric=training.eval_los: no job reports it; did you mean training.eval_loss?"]
+    assert len(told) == (hint is None)
+    assert jobs.statuses == ["completed"] * 4
+
+
+def test_a_report_of_something_else_fails_its_job_alone(tmp_path, monkeypatch):
+    jobs = Jobs(tmp_path, monkeypatch)
+    made(tmp_path / "2")
+    write_json(tmp_path / "2" / "report.json", {})
+    point = Point(2, [], "2")
+    jobs.does[2] = lambda: start.refuse(jobs.at(point).settings)  # as a run begins
+    assert study.state(jobs.place.run(point), jobs.at(point).settings, ()) == study.State.OPEN
+    with pytest.raises(UserError, match=r"^1 of 4 jobs failed$"):
+        jobs.work()
+    assert jobs.statuses == ["completed", "completed", "failed", "completed"]
+    assert "report.json: not the report of a run" in jobs.place.study().errors[2]
+    assert (tmp_path / "2" / "report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (9, "sweep.revive=9: no such job; pruned are 1, 3"),
+        (0, "sweep.revive=0: job 0 is completed; pruned are 1, 3"),
+        (1, None),
+        (2, None),
+    ],
+)
+def test_a_job_with_nothing_left_to_train_is_not_revived(number, message):
+    states = dict(enumerate(map(study.State, ("done", "pruned", "open", "pruned"))))
+    with pytest.raises(UserError, match=f"^{message}$") if message else nullcontext():
+        study.refuse_revived(number, states)
+    if number == 9:
+        with pytest.raises(UserError, match="none was pruned, leave it out"):
+            study.refuse_revived(number, {0: study.State.DONE})
 
 
 @pytest.mark.parametrize("left", ["{", '{"status": "comp', None])

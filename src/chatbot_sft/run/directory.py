@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from chatbot_sft.config.schema import PATH_KEYS
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.report.masking import masked, referring, resolved
 from chatbot_sft.report.words import amount
@@ -45,6 +46,8 @@ FILES = (
     "verify.json",
 )
 
+
+ELSEWHERE = "hydra.run.dir=DIR; of a sweep hydra.sweep.dir=DIR"  # what names another directory
 
 # What a run writes that is refused before it has done anything: that it was, which the terminal says too.
 OF_A_REFUSAL = {"run.log", REPORT, "report.md"}
@@ -186,7 +189,7 @@ class Run:
         except DamagedReport:
             raise UserError(
                 f"{self.report_file}: not the report of a run, and a run would write its own over it;"
-                " name another directory (hydra.run.dir=DIR)"
+                f" name another directory ({ELSEWHERE})"
             ) from None
         except (ValueError, RecursionError):
             return None
@@ -236,13 +239,15 @@ class Run:
         return config
 
     def has_config(self, config: Mapping[str, Any]) -> bool:
-        """Whether it was composed to just that; how a sweep around it is run makes it no other."""
+        """Whether it was composed to just that; how a sweep around it is run, and where it is, make it no other."""
         try:
             before = OmegaConf.to_container(OmegaConf.load(self.config_file))
         except (OSError, YAMLError):
             return False
-        aside = {"sweep": None, "replay": None}
-        return isinstance(before, dict) and before | aside == referring(dict(config)) | aside
+        try:
+            return isinstance(before, dict) and _wherever(before) == _wherever(referring(dict(config)))
+        except (KeyError, TypeError):  # a part of it is gone
+            return False
 
     def lock(self) -> Lock:
         """What decides its result, as far as it is known yet.
@@ -276,6 +281,17 @@ def no_such_run(folder: Path) -> str:
     beside = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
     hint = did_you_mean(folder.name, beside)
     return f"no such folder{hint or '; name the directory of a run, for instance outputs/<date>/<time>'}"
+
+
+def _wherever(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """`config` without the sweep around its run, and places in the run's directory as they are from there."""
+    folder = Path(config["paths"]["output_dir"])
+    found = dict(config)
+    for section, key in PATH_KEYS:
+        place = Path(config[section][key])
+        inside = place.relative_to(folder) if place.is_relative_to(folder) else place
+        found[section] = {**config[section], key: inside}
+    return found | dict.fromkeys(("sweep", "replay", "paths"))
 
 
 def jobs(folder: Path, key: str = "") -> str:

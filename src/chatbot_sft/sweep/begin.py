@@ -134,8 +134,9 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     place = Sweep(jobs.folder)
     with place.alone() if distributed.is_first() else contextlib.nullcontext():
         found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
-        for point in found.points:
-            study.state(place.run(point), jobs.at(point).settings)  # refuses what is another job's
+        states = {point.number: state_of(place, jobs, point) for point in found.points}
+        if settings.revive is not None and not settings.worker:
+            study.refuse_revived(settings.revive, states)
         if settings.retry_failed and not settings.worker:
             found.errors.clear()
         if distributed.is_first() and not (settings.worker and place.study()):
@@ -154,6 +155,12 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     queue = Queue(place, found, settings, jobs.place, trials)
     worker = InTurns if settings.pruner else Worker
     worker(queue, jobs.at, shown_in(place) if shows else None).run()
+
+
+def state_of(place: Sweep, jobs: Jobs, point: Point) -> State:
+    """Raises UserError where another job's is in its directory."""
+    job = jobs.at(point)
+    return study.state(place.run(point), job.settings, job.named)
 
 
 def shown_in(place: Sweep) -> Display:
@@ -199,11 +206,13 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
     """
     place = Sweep(jobs.folder)
     found = study.joined(place, begun(jobs, settings), wanted, jobs.place)
+    states = {point.number: state_of(place, jobs, point) for point in found.points}
+    if settings.revive is not None:
+        study.refuse_revived(settings.revive, states)
     lines, reports, left = [], [], 0
     for point in found.points:
-        job, run = jobs.at(point), place.run(point)
-        there = study.state(run, job.settings)
-        report = run.report() if there == State.DONE else None
+        there = states[point.number]
+        report = place.run(point).report() if there == State.DONE else None
         reports += [report] if report else []
         waits = there == State.OPEN or (there == State.FAILED and settings.retry_failed)
         left += waits or settings.revive == point.number

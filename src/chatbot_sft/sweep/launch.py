@@ -37,6 +37,7 @@ from chatbot_sft.config.hydra_errors import said
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard import board, terminal
+from chatbot_sft.report.leaderboard.job import HELD_OUT
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import HOLDER, Run
@@ -121,11 +122,14 @@ def conclude(place: Sweep, settings: DictConfig, asked: Sequence[signal.Signals]
     """Show what became of each job, and end as the sweep did. `why` is what is known of jobs that were left."""
     found = board.of_sweep(place.folder)
     terminal.show(found, Console(highlight=False))
-    if found.fault:
-        print(shown_line(found.fault), file=sys.stderr)
     _stop(asked)
-    if failed := sum(job.status == Status.FAILED for job in found.jobs):
+    failed = sum(job.status == Status.FAILED for job in found.jobs)
+    if found.fault and (failed or found.metric == HELD_OUT):  # see Worker
+        print(shown_line(found.fault), file=sys.stderr)
+    if failed:
         raise UserError(f"{failed} of {amount(len(found.jobs), 'job')} failed")
+    if found.fault and found.metric != HELD_OUT:
+        raise UserError(found.fault)
     left = [job.name for job in found.jobs if job.status not in ENDED]
     if left and settings.timeout is None:
         raise UserError(f"{listed(left, 3)}: not run to the end; {why or told(place)}")

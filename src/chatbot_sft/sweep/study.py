@@ -5,7 +5,7 @@ Imports no torch, no Hydra and no Optuna.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 
 from chatbot_sft import start
@@ -13,12 +13,14 @@ from chatbot_sft.config import Config
 from chatbot_sft.config.schema import OF_SWEEP
 from chatbot_sft.errors import ALL, UserError, did_you_mean, listed, near, question
 from chatbot_sft.jobs import finished
+from chatbot_sft.model.base import located
 from chatbot_sft.report.leaderboard.job import number_at
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import PARTS, Report, Status, dotted, numbers_of_a_part
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import key_of
+from chatbot_sft.train.resume import refuse_completed
 
 OTHER = "Give what it had, or name another directory (hydra.sweep.dir=DIR)"
 
@@ -111,20 +113,34 @@ def _named(point: Point) -> str:
     return f"job {point.number} ({' '.join(point.overrides) or 'one job alone'})"
 
 
-def state(run: Run, settings: Config) -> State:
-    """What stands of an earlier start in a job's directory.
+def state(run: Run, settings: Config, named: Collection[str]) -> State:
+    """What stands of an earlier start in the directory of a job whose `settings` have these keys `named`.
 
     Raises:
-        UserError: another configuration was trained to its end there, or report.json is none of a run.
+        UserError: another configuration was trained to its end there.
     """
-    report = run.report()
+    report = run.peek()  # of one that is none of a run the job itself says so
     if report is None or report.task != "train" or settings.task != "train":
         return State.OPEN
-    if finished(settings):
+    if finished(settings, named):
         return State.DONE
     if report.status == Status.COMPLETED:
-        start.refuse(settings)  # it may be asked for more steps
+        here = located(settings)
+        start.refuse_taken(here)
+        refuse_completed(here, of_sweep=True)  # it may be asked for more steps
     return {Status.FAILED: State.FAILED, Status.PRUNED: State.PRUNED}.get(report.status, State.OPEN)
+
+
+def refuse_revived(number: int, states: Mapping[int, State]) -> None:
+    """Raises UserError where sweep.revive names none of the jobs, or one that has nothing left to train."""
+    if (
+        states.get(number, State.DONE) != State.DONE
+    ):  # one that was stopped meanwhile goes on by the same command
+        return
+    pruned = [str(job) for job, there in states.items() if there == State.PRUNED]
+    why = f"job {number} is completed" if number in states else "no such job"
+    what = f"pruned are {listed(pruned, ALL)}" if pruned else "none was pruned, leave it out"
+    raise UserError(f"sweep.revive={number}: {why}; {what}")
 
 
 def record(sweep: Sweep, number: int, error: str | None) -> None:

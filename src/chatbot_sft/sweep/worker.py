@@ -26,7 +26,7 @@ from chatbot_sft.jobs import Job as Entry
 from chatbot_sft.jobs import table, waited_since
 from chatbot_sft.model import memory
 from chatbot_sft.preemption import Preempted
-from chatbot_sft.report.leaderboard.job import numbers
+from chatbot_sft.report.leaderboard.job import HELD_OUT, numbers
 from chatbot_sft.report.plain import shown, shown_line
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import Run
@@ -75,7 +75,7 @@ class Worker:
         """Run every job that is free.
 
         Raises:
-            UserError: how many jobs have failed.
+            UserError: how many jobs have failed; that no job has the metric that was asked for.
             Preempted: a signal asked the sweep to stop.
         """
         ended = False
@@ -89,8 +89,10 @@ class Worker:
                 raise
         finally:
             self._tell(ended)
-        if failed := [entry for entry in self.entries if entry.status == "failed"]:
+        if failed := self._failures:
             raise UserError(f"{len(failed)} of {amount(len(self.entries), 'job')} failed")
+        if ended and self._asked_for and (text := self._unjudged()):
+            raise UserError(text)
 
     # Running
 
@@ -164,7 +166,7 @@ class Worker:
     def _stays(self, entry: Entry, job: Job) -> bool:
         """Whether an earlier start has left what this job is; `entry` then says it."""
         run = self.place.run(self.queue.point(entry.number))
-        there, report = study.state(run, job.settings), run.peek()
+        there, report = study.state(run, job.settings, job.named), run.peek()
         if there == State.DONE and report:
             entry.status = "done before"
             entry.eval_loss = report.training.eval_loss if report.training else None
@@ -267,7 +269,7 @@ class Worker:
         """
         if not distributed.is_first():
             return
-        if text := self._unjudged():
+        if (text := self._unjudged()) and not (ended and self._asked_for):
             print(shown_line(text), file=sys.stderr)
         if not self.settings.worker and (left := self.queue.left):
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
@@ -279,12 +281,24 @@ class Worker:
         for line in lines:
             print(shown_line(line))
 
-    def _unjudged(self) -> str:
-        """What to say where no job that trained has the metric."""
-        if not self.done:
-            return ""
-        said_ = [study.no_value(self.numbers, metric) for metric in self.settings.metrics]
-        return "; ".join(text for text in said_ if text)
+    @property
+    def _failures(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.status == "failed"]
+
+    @property
+    def _asked_for(self) -> bool:
+        """Whether this process ends with an error where no job has the metric: of the default nobody may know that
+        nothing is held out, of several workers the process says it that began them, and failed jobs are an error
+        already.
+        """
+        return self.settings.metrics != [HELD_OUT] and not self.settings.worker and not self._failures
+
+    def _unjudged(self) -> str | None:
+        """What to say of a metric that no job has which trained; None where there is nothing to say."""
+        for metric in self.settings.metrics if self.done else ():
+            if text := study.no_value(self.numbers, metric):
+                return text
+        return None
 
 
 def let_go(error: BaseException) -> None:

@@ -108,8 +108,9 @@ class Origin:
         return self.checkpoint is not None and self.checkpoint.record["finished"] and not self.extended
 
 
-def refuse_completed(settings: Config) -> None:
-    """Raises UserError where the run directory holds the report of a training that came to its end.
+def refuse_completed(settings: Config, of_sweep: bool = False) -> None:
+    """Raises UserError where the run directory holds the report of a training that came to its end; `of_sweep`: that
+    of a job, which has its place from there.
 
     Unless `training.resume` is never, or more steps are asked for than it had.
     """
@@ -121,11 +122,17 @@ def refuse_completed(settings: Config) -> None:
         last = last_in(Path(settings.training.output_dir))
         if last and longer(last, settings):
             return
-        if others := _other_settings(run, settings):
+        others = "; ".join(map(str, _other_settings(run, settings)))
+        if of_sweep:
+            differing = f", with other settings: {others}" if others else ""
             raise UserError(
-                f"{run.folder}: this run is already completed, with other settings:"
-                f" {'; '.join(map(str, others))}. Name another run directory (hydra.run.dir=DIR), or start"
-                " afresh in this one with training.resume=never"
+                f"{run.folder}: this job is already completed{differing}; name another directory for the sweep"
+                " (hydra.sweep.dir=DIR), or move this one away"
+            )
+        if others:
+            raise UserError(
+                f"{run.folder}: this run is already completed, with other settings: {others}. Name another run"
+                " directory (hydra.run.dir=DIR), or start afresh in this one with training.resume=never"
             )
         raise UserError(
             f"{run.folder}: this run is already completed; name another run directory (hydra.run.dir=DIR), or"
@@ -332,8 +339,8 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
         said = (_said(difference, origin) for difference in differences)
         raise UserError(
             f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(said)}. Set"
-            " them back, name another run directory (hydra.run.dir=DIR), or start afresh in this one with"
-            f" training.resume=never{_repeated(origin)}"
+            " them back, name another directory (hydra.run.dir=DIR; of a sweep hydra.sweep.dir=DIR), or start afresh"
+            f" in this one with training.resume=never{_repeated(origin)}"
         )
 
 
