@@ -77,7 +77,7 @@ def _run(settings: Config, job: HydraConf) -> float | None:
     from chatbot_sft.report.terminal import ending
 
     RUNS.append(Path(settings.paths.output_dir))
-    named = hydra_glue.named(hydra_glue.written(job.overrides.task))
+    named = hydra_glue.named_of(job)
     report = pipeline.run(settings, hydra_job.command(job), _began(), named)
     if not distributed.is_first():
         return None
@@ -102,7 +102,7 @@ def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
     try:
         refuse_shared(job, JOBS, of_hydra.sweep.subdir)
         settings = Config.from_mapping(config)
-        if report := finished(settings, hydra_glue.named(hydra_glue.written(of_hydra.overrides.task))):
+        if report := finished(settings, hydra_glue.named_of(of_hydra)):
             job.status = "done before"
             job.eval_loss = report.training.eval_loss if report.training else None
             print(f"job {job.number}: done before, {job.folder}", file=sys.stderr)

@@ -53,6 +53,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return question(near(word, list(known)))
 
 
+def beside(path: Path) -> list[str]:
+    """The names in the folder where `path` should be."""
+    return [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
 def question(names: Sequence[str]) -> str:
     """``"; did you mean X?"``, ``"; did you mean X, Y or Z?"``, nothing for no name."""
     if not names:

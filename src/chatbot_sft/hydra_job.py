@@ -143,7 +143,7 @@ class Job:
     @property
     def named(self) -> dict[str, Any]:
         """Key → value of what the user wrote for it."""
-        return hydra_glue.named_of(self.config)
+        return hydra_glue.named_of(self.hydra)
 
     def write_files(self) -> None:
         """.hydra in its folder, as Hydra writes it, but without secrets."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from chatbot_sft.errors import UserError, did_you_mean, from_here
+from chatbot_sft.errors import UserError, beside, did_you_mean, from_here
 from chatbot_sft.installed import folder_of
 from chatbot_sft.text_files import decoded
 
@@ -42,8 +42,8 @@ def check_folder(name: str, trust_remote_code: bool, allow_pickle: bool = False)
         )
         raise UserError(f"{where}: {why}")
     if not folder.is_dir():
-        beside = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(f"{where}: no such folder{did_you_mean(folder.name, beside) or from_here(folder)}")
+        hint = did_you_mean(folder.name, beside(folder)) or from_here(folder)
+        raise UserError(f"{where}: no such folder{hint}")
     if not (folder / "config.json").exists():
         raise UserError(
             f"{where}: no config.json in it, so it is not a Hugging Face model folder"

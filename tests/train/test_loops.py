@@ -258,6 +258,7 @@ def test_the_native_loop_builds_the_optimizer_that_transformers_does(optim, tmp_
         assert group == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optim", ["adamw_bnb_8bit", "lion_8bit", "ademamix_8bit", "rmsprop_bnb_8bit", "lion_32bit"]
 )

@@ -71,7 +71,7 @@ class CheckConfiguration(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with refusing():
             settle(config, written(config.hydra.overrides.task), config.hydra)
-            refuse_of_sweep(named_of(config), "is of a sweep, and this is one run; add -m")
+            refuse_of_sweep(named_of(config.hydra), "is of a sweep, and this is one run; add -m")
             refuse_other_directory(config, "run", "is of a sweep, and this is one run; add -m, or name")
             check(config)
 
@@ -80,15 +80,15 @@ class CheckConfiguration(Callback):
 
         with refusing():
             refuse_other_directory(config, "sweep", "is of one run, and this is a sweep; name")
-            prefer_named(config, named_of(config), config.hydra)
+            prefer_named(config, named_of(config.hydra), config.hydra)
             if params := config.hydra.sweeper.get("params"):
-                _tell_lost(params, named_of(config))
+                _tell_lost(params, named_of(config.hydra))
                 config.hydra.sweeper.params = {added(key): value for key, value in params.items()}
             sweeper = config.hydra.runtime.choices["hydra/sweeper"]
             if sweeper == OURS:
                 return  # it does this itself, and the jobs are composed once
             refuse_of_sweep(
-                named_of(config), f"is of hydra/sweeper={OURS}, and this is {sweeper}; leave it out"
+                named_of(config.hydra), f"is of hydra/sweeper={OURS}, and this is {sweeper}; leave it out"
             )
             # Hydra's own runs every combination. Another one chooses among more than can be walked.
             found = points.space(
@@ -203,9 +203,9 @@ def named(overrides: Sequence[str]) -> dict[str, Any]:
     return {item.key_or_group: item.value() for item in parsed}
 
 
-def named_of(config: DictConfig) -> dict[str, Any]:
-    """The same of a composed configuration."""
-    return named(written(config.hydra.overrides.task))
+def named_of(job: HydraConf) -> dict[str, Any]:
+    """The same of what was composed."""
+    return named(written(job.overrides.task))
 
 
 def settle(config: DictConfig, overrides: Sequence[str], of_hydra: HydraConf) -> None:
@@ -276,7 +276,7 @@ def check(config: DictConfig) -> Config:
     # Hydra knows the run directory only once the job runs.
     placed = OmegaConf.merge(settings, {"paths": {"output_dir": "outputs"}})
     checked = Config.from_mapping(as_dict(placed, resolve=True))
-    effects.refuse(checked, named_of(config))
+    effects.refuse(checked, named_of(config.hydra))
     return checked
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chatbot_sft.data_names import KINDS, is_url, kind_by_name
-from chatbot_sft.errors import UserError, did_you_mean, from_here, listed
+from chatbot_sft.errors import UserError, beside, did_you_mean, from_here, listed
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 WORDS = {
@@ -62,10 +62,9 @@ def find(path: str) -> Selection:
             return Selection({TRAIN: [_regular(expanded)]})
         if any(letter in path for letter in "*?["):
             return _matching(path, expanded)
-        beside = [other.name for other in expanded.parent.iterdir()] if expanded.parent.is_dir() else []
+        hint = did_you_mean(expanded.name, beside(expanded)) or from_here(expanded)
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
-    hint = did_you_mean(expanded.name, beside) or from_here(expanded)
     raise UserError(f"{path}: no such data file{hint}")
 
 

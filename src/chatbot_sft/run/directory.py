@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from chatbot_sft.config.schema import PATH_KEYS
-from chatbot_sft.errors import UserError, did_you_mean
+from chatbot_sft.errors import UserError, beside, did_you_mean
 from chatbot_sft.report.masking import masked, referring, resolved
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.lock import Lock
@@ -278,8 +278,7 @@ class Run:
 
 def no_such_run(folder: Path) -> str:
     """What to say of a `folder` that is not there and should be a run's directory."""
-    beside = [other.name for other in folder.parent.iterdir()] if folder.parent.is_dir() else []
-    hint = did_you_mean(folder.name, beside)
+    hint = did_you_mean(folder.name, beside(folder))
     return f"no such folder{hint or '; name the directory of a run, for instance outputs/<date>/<time>'}"
 
 

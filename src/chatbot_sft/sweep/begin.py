@@ -134,9 +134,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     place = Sweep(jobs.folder)
     with place.alone() if distributed.is_first() else contextlib.nullcontext():
         found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
-        states = {point.number: state_of(place, jobs, point) for point in found.points}
-        if settings.revive is not None and not settings.worker:
-            study.refuse_revived(settings.revive, states)
+        states_of(place, jobs, found, None if settings.worker else settings.revive)
         if settings.retry_failed and not settings.worker:
             found.errors.clear()
         if distributed.is_first() and not (settings.worker and place.study()):
@@ -157,10 +155,19 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     worker(queue, jobs.at, shown_in(place) if shows else None).run()
 
 
-def state_of(place: Sweep, jobs: Jobs, point: Point) -> State:
-    """Raises UserError where another job's is in its directory."""
-    job = jobs.at(point)
-    return study.state(place.run(point), job.settings, job.named)
+def states_of(place: Sweep, jobs: Jobs, found: Study, revive: int | None) -> dict[int, State]:
+    """What an earlier start has left of each job, by its number.
+
+    Raises:
+        UserError: another job's is in a directory, or the job `revive` has nothing left to train.
+    """
+    states = {}
+    for point in found.points:
+        job = jobs.at(point)
+        states[point.number] = study.state(place.run(point), job.settings, job.named)
+    if revive is not None:
+        study.refuse_revived(revive, states)
+    return states
 
 
 def shown_in(place: Sweep) -> Display:
@@ -206,9 +213,7 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
     """
     place = Sweep(jobs.folder)
     found = study.joined(place, begun(jobs, settings), wanted, jobs.place)
-    states = {point.number: state_of(place, jobs, point) for point in found.points}
-    if settings.revive is not None:
-        study.refuse_revived(settings.revive, states)
+    states = states_of(place, jobs, found, settings.revive)
     lines, reports, left = [], [], 0
     for point in found.points:
         there = states[point.number]

@@ -37,7 +37,7 @@ from chatbot_sft.run.checkpoints import (
     named,
     verified,
 )
-from chatbot_sft.run.directory import Run
+from chatbot_sft.run.directory import ELSEWHERE, Run
 from chatbot_sft.run.report import Status
 
 log = logging.getLogger(__name__)
@@ -339,8 +339,8 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
         said = (_said(difference, origin) for difference in differences)
         raise UserError(
             f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(said)}. Set"
-            " them back, name another directory (hydra.run.dir=DIR; of a sweep hydra.sweep.dir=DIR), or start afresh"
-            f" in this one with training.resume=never{_repeated(origin)}"
+            f" them back, name another directory ({ELSEWHERE}), or start afresh in this one with"
+            f" training.resume=never{_repeated(origin)}"
         )
 
 
