@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from chatbot_sft import distributed
 from chatbot_sft.model import packed_attention
+from chatbot_sft.model.joined import adjoin
 from chatbot_sft.model.loss import add_fused_head, base_of, cast_adapter, fused_loss, own_loss
 from chatbot_sft.model.quantization import nf4
 
@@ -39,6 +40,8 @@ def load(source: str, settings: Config, dtype: torch.dtype) -> Any:
     )
     if settings.full_finetuning and checkpointing(settings):
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if torch.cuda.is_available() and not (settings.full_finetuning or settings.training.shard):
+        adjoin(model)
     return model
 
 
