@@ -17,8 +17,7 @@ import torch
 from transformers.trainer_pt_utils import LabelSmoother
 
 from chatbot_sft.errors import UserError
-from chatbot_sft.model.joined import join
-from chatbot_sft.model.layers import Taken, put_back
+from chatbot_sft.model.joined import Joined, join
 from chatbot_sft.model.loss import quantised
 from chatbot_sft.model.quantization import Decoded, decode
 from chatbot_sft.model.sharding import shard
@@ -77,7 +76,7 @@ class Step:
         self.packed: PackedPasses | None = None  # where a layout packs
         self.shapes: Callable[[Layout], PackedShapes] | None = None  # and into what
         self.decoded: Decoded | None = None  # the base, where a layout has it so
-        self.apart: Taken = []  # layers that are one product now, where a layout has them so
+        self.joined: list[Joined] = []  # projections, where a layout has them so
         self.captures = captures or Captures()
         self.failure: UserError | None = None  # why this process, of several, cannot go on
         # What the objective reports of a step beside its loss.
@@ -128,17 +127,18 @@ class Step:
     def _use_layers(self, layout: Layout) -> None:
         """Have the base and its adapter as `layout` computes them: decoded or not, apart or joined."""
         together = layout.packed and layout.captured
-        if layout.decoded == (self.decoded is not None) and together == bool(self.apart):
+        if layout.decoded == (self.decoded is not None) and together == bool(self.joined):
             return
-        put_back(self.apart)
-        self.apart = []
+        for joined in self.joined:
+            joined.separate()
+        self.joined = []
         if layout.decoded and self.decoded is None:
             self.decoded = decode(self.model)
         elif not layout.decoded and self.decoded is not None:
             self.decoded.encode()
             self.decoded = None
         if together:
-            self.apart = join(self.model)
+            self.joined = join(self.model)
 
     def not_packable(self) -> str | None:
         """Why conversations cannot be packed here; None where they can."""
