@@ -250,10 +250,9 @@ def test_a_measured_layout_does_not_pay_for_the_one_before(monkeypatch):
 def test_graphs_serve_the_layout_alone_that_they_were_captured_for(monkeypatch, other):
     from chatbot_sft.train import step as module
 
-    monkeypatch.setattr(module, "decode", lambda model: None)
     step = SimpleNamespace(
         layout=WHOLE, captured=None, packed=SimpleNamespace(captured="graphs"), shapes=None, decoded=None, flat=None,
-        captures=Captures(),
+        captures=Captures(), _use_layers=lambda layout: None,
         model=None, engine=SimpleNamespace(for_training=lambda model, checkpointing, random: None),
     )  # fmt: skip
     module.Step.use_layout(step, WHOLE)
@@ -408,11 +407,108 @@ def test_recomputed_layers_give_every_bit_of_losses_and_gradients(replica_models
         assert torch.equal(found[name], gradient), name
 
 
+# Projections that are one product
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "lora", "products"),
+    [
+        *((option, {}, 0 if "phi" in option else 2) for option in OPTIONS),
+        ("llama3b", {"use_rslora": True, "rank_pattern": {"k_proj": 2}, "alpha_pattern": {"up_proj": 2}}, 2),
+        ("llama3b", {"target_modules": ["k_proj", "v_proj"]}, 1),
+        ("llama3b", {"target_modules": ["o_proj", "down_proj"]}, 0),
+        ("llama3b", {"use_dora": True}, 0),
+        ("llama3b", {"lora_dropout": 0.1}, 0),
+    ],
+)
+def test_joined_projections_train_as_they_do_apart(replica_models, option, lora, products):
+    """`products` in each layer; Phi's weights are joined already."""
+    import torch
+
+    from chatbot_sft.model.joined import join
+
+    model, engine = replica_models(option, **lora)
+    assert engine.packable(model) is None
+    rows, packs = some_rows((31, 9, 2, 60, 17)), passes(model, engine)
+    count = torch.tensor(sum(row.trained_tokens for row in rows))
+    ids = torch.arange(5, 25)[None]
+
+    def train():
+        torch.manual_seed(2)
+        model.train()
+        model.zero_grad()
+        return packs.run(rows, count, Layout(8, packed=True)), gradients(model)
+
+    def others():
+        """What an adapter that is switched off gives, and an evaluation."""
+        with torch.no_grad(), model.disable_adapter():
+            off = model(ids).logits
+        with torch.no_grad():
+            return off, model.eval()(ids).logits
+
+    (loss, expected), before = train(), others()
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    joined = join(model)
+    assert len(joined) == products * model.config.get_text_config().num_hidden_layers
+    again, found = train()
+    assert again.item() == pytest.approx(loss.item(), rel=2e-6)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-5 * gradient.abs().max().item() + 1e-9), name
+    assert all(map(torch.equal, others(), before))
+    assert all(one.read is None and not one.parts for one in joined)  # no states are held on to
+    for one in joined:
+        one.separate()
+    after = model.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in weights.items())
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert train()[0] == loss
+
+
+@pytest.mark.slow
+def test_joined_projections_that_read_different_states_are_not_mixed_up(replica_models):
+    """As in a model that gives its keys something else to read."""
+    import torch
+
+    from chatbot_sft.model.joined import join
+
+    model, _ = replica_models("llama3b")
+    attention = model.get_base_model().get_decoder().layers[0].self_attn
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    states = [torch.randn(1, 5, attention.q_proj.in_features) for _ in projections]
+    expected = [project(x) for project, x in zip(projections, states, strict=True)]
+    join(model)
+    found = [project(x) for project, x in zip(projections, states, strict=True)]
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_weights_in_one_place_are_not_copied_again():
+    import torch
+
+    from chatbot_sft.model.joined import in_one_place
+
+    weights = [torch.nn.Parameter(torch.randn(rows, 8), requires_grad=False) for rows in (6, 2, 2)]
+    expected = torch.cat(weights)
+    whole = in_one_place(weights)
+    again = in_one_place(weights)
+    assert torch.equal(again, expected)
+    assert whole.data_ptr() == again.data_ptr() == weights[0].data_ptr()
+    weights[1].data.zero_()
+    assert not again[6:8].any()
+    assert in_one_place(weights[::-1]).data_ptr() != whole.data_ptr()
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """The graphs that layers are compiled to, where PyTorch would make kernels of them."""
     import torch
 
+    from chatbot_sft.model import transformers_engine
+
+    monkeypatch.setattr(transformers_engine, "_compiled_for", [])
     graphs, compile_layer = [], torch.nn.Module.compile
 
     def kernels(graph, inputs):
@@ -437,11 +533,15 @@ def one_kernel(query, key, value, bounds, scaling, sliding_window):
 
 
 @pytest.mark.slow
-def test_layers_are_compiled_once_for_packed_rows_of_all_sizes(replica_models, compiled, monkeypatch):
+@pytest.mark.parametrize("together", [False, True])
+def test_layers_are_compiled_once_for_packed_rows_of_all_sizes(
+    replica_models, compiled, monkeypatch, together
+):
     """For a padded batch they are not, as evaluations have."""
     import torch
 
     from chatbot_sft.model import packed_attention
+    from chatbot_sft.model.joined import join
     from chatbot_sft.train import estimate
     from chatbot_sft.train.packed import uncompiled
     from chatbot_sft.train.step import Step
@@ -450,6 +550,7 @@ def test_layers_are_compiled_once_for_packed_rows_of_all_sizes(replica_models, c
     assert engine.packable(model) is None
     monkeypatch.setattr(packed_attention, "_one_by_one", one_kernel)
     packs = passes(model, engine)
+    assert not together or join(model)
     made = []
     for lengths in ((31, 9, 2, 60, 17), (90, 90, 90), (90, 90, 90, 90, 90), (40, 12)):
         batch = packs.batch(some_rows(lengths))
@@ -731,14 +832,16 @@ def test_a_checkpoint_whose_optimizer_had_other_vectors_is_refused(monkeypatch, 
 
 @pytest.mark.gpu
 @pytest.mark.slow
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path, recomputed):
+def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path, recomputed, together):
     """Batches of one size whose longest conversations differ share a graph."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from chatbot_sft.config import Config
     from chatbot_sft.model import transformers_engine as engine
+    from chatbot_sft.model.joined import join
 
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -749,7 +852,7 @@ def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path, recompu
     )
     settings = Config.from_mapping({"model": {"name": str(tmp_path), "load_in_4bit": False}})
     model = engine.load(str(tmp_path), settings, torch.bfloat16)
-    modules = ["q_proj", "v_proj", "down_proj"]
+    modules = ["q_proj", "v_proj", "up_proj", "down_proj"]
     model = engine.add_lora(model, settings, {"r": 4, "lora_alpha": 8, "target_modules": modules})
     engine.prepare(model)
     assert engine.packable(model) is None
@@ -760,6 +863,7 @@ def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path, recompu
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
+    assert not together or len(join(model)) == 6
     seen = set()
     # The last but one leaves more than the longest conversation that its graph was told of.
     for lengths in ((40, 40, 40, 40, 40, 40), (230, 10), (60, 60, 120), (200, 60), (200, 200, 60)):

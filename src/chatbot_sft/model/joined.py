@@ -32,14 +32,14 @@ class Joined:
         bases = [_base(layer) for layer in layers]
         self.layers, self.sizes = list(layers), [base.out_features for base in bases]
         self.weight = in_one_place([base.weight for base in bases])
-        biases = [base.bias for base in bases if base.bias is not None]
-        self.bias = torch.cat(biases) if biases else None
+        self.bias = None if bases[0].bias is None else [base.bias for base in bases]
         adapted = [(layer, name) for layer in layers if (name := _adapter(layer))]
+        self.adapted = adapted[0][0]  # all are switched off together
         self.adapters = [(layer.lora_A[name], layer.lora_B[name]) for layer, name in adapted]
         self.scales = [float(layer.scaling[name]) for layer, name in adapted]
-        self.starts = [sum(self.sizes[: self.layers.index(layer)]) for layer, _ in adapted]
+        self.places = [self.layers.index(layer) for layer, _ in adapted]
         self.read: Tensor | None = None
-        self.parts: tuple[Tensor, ...] = ()
+        self.parts: Sequence[Tensor] = ()
         for index, layer in enumerate(layers):
             layer.joined, layer.index = self, index
             # A method, because the compiler would take any other callable for one of this layer alone.
@@ -48,8 +48,7 @@ class Joined:
     def part(self, index: int, x: Tensor) -> Tensor:
         """(…, in) to (…, out) of layer `index`."""
         layer = self.layers[index]
-        alone = isinstance(layer, LoraLayer) and layer.disable_adapters
-        if alone or not layer.training or x.dtype != self.weight.dtype:
+        if not layer.training or self.adapted.disable_adapters or x.dtype != self.weight.dtype:
             return type(layer).forward(layer, x)
         if self.read is not x:  # the first; or a model in which the others read something else
             self.read, self.parts = x, self._parts(x)
@@ -58,12 +57,13 @@ class Joined:
             self.read, self.parts = None, ()
         return part
 
-    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _parts(self, x: Tensor) -> Sequence[Tensor]:
         a, b = ([layer.weight.to(x.dtype) for layer in side] for side in zip(*self.adapters, strict=True))
-        rows = x.reshape(-1, x.shape[-1])
-        y, _ = _product(rows, self.weight, a, b, self.scales, self.starts)
-        y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], len(self.weight)).split(self.sizes, -1)
+        parts = _Product.apply(
+            x.reshape(-1, x.shape[-1]), self.weight, self.sizes, self.places, self.scales, *a, *b
+        )
+        parts = [part.view(*x.shape[:-1], -1) for part in parts]
+        return parts if self.bias is None else [y + bias for y, bias in zip(parts, self.bias, strict=True)]
 
     def separate(self) -> None:
         """Each layer by itself again."""
@@ -147,70 +147,105 @@ def _alike(layers: Sequence[Any]) -> bool:
     return len(forms) == 1
 
 
-# The product. An operator of its own, because the adapter's share is added in place, which the compiler would undo.
+# The product. Operators of their own, because an adapter's share is added in place, which the compiler would undo.
+
+
+class _Product(torch.autograd.Function):
+    """x (rows, in) to (rows, size) for each of `sizes`, of which weight (all sizes, in) has the rows. Adapter n is of
+    part `places[n]`, and then come its matrices, each a (rank, in) and each b (size, rank).
+
+    The gradients of the parts come apart: put in one place, the compiler would compute each of them for it again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        sizes: list[int],
+        places: list[int],
+        scales: list[float],
+        *ab: Tensor,
+    ) -> tuple[Tensor, ...]:
+        a, b = list(ab[: len(places)]), list(ab[len(places) :])
+        y, low = _products(x, weight, sizes, places, scales, a, b)
+        ctx.save_for_backward(x, low, weight, *ab)
+        ctx.known = sizes, places, scales
+        return y.split(sizes, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, weight, *ab = ctx.saved_tensors
+        sizes, places, scales = ctx.known
+        a, b = ab[: len(places)], ab[len(places) :]
+        dx, da, *db = _gradients(list(dy), x, low, weight, sizes, places, scales, a, b)
+        return dx, None, None, None, None, *da.split([len(matrix) for matrix in a]), *db
 
 
 @torch.library.custom_op("chatbot_sft::joined", mutates_args=())
-def _product(
-    x: Tensor, weight: Tensor, a: list[Tensor], b: list[Tensor], scales: list[float], starts: list[int]
+def _products(
+    x: Tensor,
+    weight: Tensor,
+    sizes: list[int],
+    places: list[int],
+    scales: list[float],
+    a: list[Tensor],
+    b: list[Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """x (rows, in), weight (out, in), adapters a (rank, in) and b (part of out, rank), each from its row `start` of
-    the weight on, to the sum (rows, out) and to x times each a (rows, all ranks).
-    """
-    y, h = x @ weight.t(), x @ torch.cat(a).t()
-    for place, low, matrix, scale in zip(_places(y, b, starts), _by_adapter(h, a), b, scales, strict=True):
-        place.addmm_(low, matrix.t(), alpha=scale)
-    return y, h
+    """x times the weight and each adapter (rows, all sizes), and times each a (rows, all ranks)."""
+    y, low = x @ weight.t(), x @ torch.cat(a).t()
+    parts = y.split(sizes, -1)
+    for place, scale, by_a, matrix in zip(places, scales, _by_adapter(low, a), b, strict=True):
+        parts[place].addmm_(by_a, matrix.t(), alpha=scale)
+    return y, low
 
 
-@_product.register_fake
-def _(x: Tensor, weight: Tensor, a: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
+@_products.register_fake
+def _(
+    x: Tensor, weight: Tensor, _sizes: Any, _places: Any, _scales: Any, a: list[Tensor], _b: Any
+) -> tuple[Tensor, ...]:
     rows = x.shape[0]
     return x.new_empty(rows, len(weight)), x.new_empty(rows, sum(map(len, a)))
 
 
 @torch.library.custom_op("chatbot_sft::joined_gradients", mutates_args=())
 def _gradients(
-    dy: Tensor, x: Tensor, h: Tensor, weight: Tensor, a: list[Tensor], b: list[Tensor], scales: list[float],
-    starts: list[int],
-) -> list[Tensor]:  # fmt: skip
-    """Those of x, of each a below the other, and of each b."""
-    dh, db = torch.empty_like(h), [torch.empty_like(matrix) for matrix in b]
-    lows = zip(_places(dy, b, starts), _by_adapter(h, a), _by_adapter(dh, a), b, db, scales, strict=True)
-    for place, low, dlow, matrix, dmatrix, scale in lows:
-        torch.addmm(dlow, place, matrix, beta=0, alpha=scale, out=dlow)
-        torch.addmm(dmatrix, place.t(), low, beta=0, alpha=scale, out=dmatrix)
-    dx = (dy @ weight).addmm_(dh, torch.cat(a))
-    return [dx, dh.t() @ x, *db]
+    dy: list[Tensor],
+    x: Tensor,
+    low: Tensor,
+    weight: Tensor,
+    sizes: list[int],
+    places: list[int],
+    scales: list[float],
+    a: list[Tensor],
+    b: list[Tensor],
+) -> list[Tensor]:
+    """Those of x, of all a (all ranks, in), and of each b."""
+    dlow, db = torch.empty_like(low), [torch.empty_like(matrix) for matrix in b]
+    of_adapters = zip(places, scales, _by_adapter(low, a), _by_adapter(dlow, a), b, db, strict=True)
+    for place, scale, by_a, gradient, matrix, of_matrix in of_adapters:
+        torch.addmm(gradient, dy[place], matrix, beta=0, alpha=scale, out=gradient)
+        torch.addmm(of_matrix, dy[place].t(), by_a, beta=0, alpha=scale, out=of_matrix)
+    dx = dlow @ torch.cat(a)
+    for gradient, rows in zip(dy, weight.split(sizes), strict=True):
+        dx.addmm_(gradient, rows)
+    return [dx, dlow.t() @ x, *db]
 
 
 @_gradients.register_fake
 def _(
-    dy: Tensor, x: Tensor, h: Tensor, weight: Tensor, a: list[Tensor], b: list[Tensor], *_: Any
+    _dy: Any,
+    x: Tensor,
+    low: Tensor,
+    _weight: Any,
+    _sizes: Any,
+    _places: Any,
+    _scales: Any,
+    _a: Any,
+    b: list[Tensor],
 ) -> list[Tensor]:
-    return [torch.empty_like(x), x.new_empty(h.shape[1], x.shape[1]), *map(torch.empty_like, b)]
+    return [torch.empty_like(x), x.new_empty(low.shape[1], x.shape[1]), *map(torch.empty_like, b)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, a, b, ctx.scales, ctx.starts = inputs
-    ctx.adapters = len(a)
-    ctx.save_for_backward(x, output[1], weight, *a, *b)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, dy: Tensor, _: Any) -> tuple[Any, ...]:
-    x, h, weight, *matrices = ctx.saved_tensors
-    a, b = matrices[: ctx.adapters], matrices[ctx.adapters :]
-    dx, da, *db = _gradients(dy.contiguous(), x, h, weight, a, b, ctx.scales, ctx.starts)
-    return dx, None, list(da.split([len(matrix) for matrix in a])), db, None, None
-
-
-_product.register_autograd(_backward, setup_context=_keep)
-
-
-def _places(y: Tensor, b: Sequence[Tensor], starts: Sequence[int]) -> list[Tensor]:
-    return [y[:, start : start + len(matrix)] for matrix, start in zip(b, starts, strict=True)]
-
-
-def _by_adapter(h: Tensor, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return h.split([len(matrix) for matrix in a], -1)
+def _by_adapter(low: Tensor, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return low.split([len(matrix) for matrix in a], -1)
