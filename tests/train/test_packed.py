@@ -881,3 +881,65 @@ def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path, recompu
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
         seen.add(shapes.size(sum(lengths)))
     assert len(fast.captured.graphs) == len(seen) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_a_captured_step_does_not_wait_for_the_device(tmp_path, monkeypatch):
+    """Neither for its batch nor in its optimizer, once the sizes are captured."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from chatbot_sft.config import Config
+    from chatbot_sft.model import transformers_engine as engine
+    from chatbot_sft.objective import objective_of
+    from chatbot_sft.train.arguments import sft_arguments
+    from chatbot_sft.train.figures import Figures
+    from chatbot_sft.train.optimizer import build_optimizer
+    from chatbot_sft.train.rows import StepRows
+    from chatbot_sft.train.step import Step
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    sizes = {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1000}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(
+        tmp_path
+    )
+    settings = Config.from_mapping({
+        "model": {"name": str(tmp_path), "load_in_4bit": False},
+        "training": {"optim": "adamw_8bit"},
+        "paths": {"output_dir": str(tmp_path / "run")},
+    })  # fmt: skip
+    model = engine.load(str(tmp_path), settings, torch.bfloat16)
+    lora = {"r": 16, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "down_proj"]}
+    model = engine.add_lora(model, settings, lora)
+    args = sft_arguments(settings, engine, "native")
+    step = Step(model, engine, settings, args, 0, objective_of(settings))
+    assert step.not_packable() is None
+    layout = replace(WHOLE, compiled=False)
+    step.pack(lambda layout: packing.PackedShapes((256, 512), 8, 240), layout)
+    step.use_layout(layout)
+    assert len(step.joined) == 2
+    assert not step.waits
+    optimizer = build_optimizer(args, model, step.flat)
+
+    def take(number):
+        rows = some_rows((200, 60, 150), 1000, seed=number)
+        whole = StepRows([[row] for row in rows])
+        values = step.backward(whole, whole.totals, number)
+        loss, stop = step.over_all_processes(values, False)
+        norm = step.clip(optimizer)
+        figures = Figures([loss, norm, stop])
+        step.take(optimizer)
+        return figures
+
+    first = take(1).read()
+    take(2)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("waits"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        taken = [take(number) for number in range(3, 8)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    monkeypatch.undo()
+    assert all(figure.isfinite() for figures in (first, taken[-1].read()) for figure in figures)
