@@ -589,9 +589,12 @@ def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(laun
 
 
 def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny, tiny_llama):
-    """Its model by a relative path, and its directory moved."""
+    """Its model and its data by a relative path, and its directory moved; other data are refused."""
     (tmp_path / "base").symlink_to(tiny_llama)
-    words = ["model.name=base" if word.startswith("model.name=") else word for word in tiny]
+    chats = conversations(12)
+    write_json(tmp_path / "chats.json", chats)
+    words = [word for word in tiny if not word.startswith(("model.name=", "dataset.data_path="))]
+    words += ["model.name=base", "dataset.data_path=chats.json"]
     sweep = ("-m", *words, "training.max_steps=1", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep")
     first = launch(*sweep)
     assert first.returncode == 0, first.stderr
@@ -605,6 +608,14 @@ def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny, tiny_
     assert "job 1: done before" not in again.stderr
     assert [report_of(tmp_path / "moved" / job)["training"]["eval_loss"] for job in "01"] == losses
     assert again.stdout.splitlines()[-2:] == ["2 jobs: 2 completed", "page  moved/leaderboard.html"]
+    (tmp_path / "chats.json").write_text(json.dumps(chats, indent=1))  # the same rows, and no longer the same bytes
+    assert launch(*sweep, "sweep.dry_run=true").stdout.startswith("job 0  done  lora.r=2\njob 1  done  lora.r=4\n")
+    write_json(tmp_path / "chats.json", chats[1:])
+    assert only_error(launch(*sweep)) == (
+        "moved: the training rows, held-out rows are not those that job 0, job 1 had: changed since: chats.json; put that"
+        " back as it was, name another directory for the sweep (hydra.sweep.dir=DIR), or move moved/0, moved/1 away, and"
+        " those jobs run again"
+    )
     # Another space in the same directory is no repetition: nothing is taken for what it is not.
     other = launch(*(f"{word},8" if word.startswith("lora.r=") else word for word in sweep), "seed=1")
     assert "moved: the sweep there was begun with other settings: seed=1 was not there. Give" in only_error(

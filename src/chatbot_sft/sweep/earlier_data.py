@@ -1,0 +1,164 @@
+"""Whether the ended jobs of a sweep that goes on had the data that it would train on now: none could be held against
+another otherwise. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from chatbot_sft.config import Config
+from chatbot_sft.config.schema import ROWS
+from chatbot_sft.data.template import render_as_of
+from chatbot_sft.data_names import is_hub_id
+from chatbot_sft.errors import UserError, listed
+from chatbot_sft.hydra_job import Job
+from chatbot_sft.model.base import located
+from chatbot_sft.model.earlier import adopt
+from chatbot_sft.replay import evidence
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.fingerprint import FileMark, data_mark
+from chatbot_sft.run.lock import Lock
+from chatbot_sft.run.provenance import DATA
+from chatbot_sft.sweep.directory import Point, Sweep
+
+TRAINED, HELD_OUT, ANSWERS = "training rows", "held-out rows", "golden answers"
+GOLDEN = "evaluation.golden"  # of a lock's files
+
+
+@dataclass(frozen=True)
+class Change:
+    """Which `parts` of its data are not what a job had, and which `files` are others, or ids of the hub."""
+
+    parts: Sequence[str] = ()
+    files: Sequence[str] = ()
+
+
+def refuse(place: Sweep, ended: Sequence[tuple[Point, Job]], by_answers: bool) -> None:
+    """Raises UserError where one of the `ended` jobs had other rows than it would have now; or other golden answers,
+    where jobs are judged `by_answers`.
+    """
+    data, other, same = Data(), list[tuple[Run, str, Change]](), set[str]()
+    for point, job in ended:
+        run = place.run(point)
+        if (change := data.change(run, job, by_answers)).parts:
+            other.append((run, f"job {point.number}", change))
+        else:
+            same |= {mark.path for mark in data.marks(job.settings)}
+    if other:
+        runs, jobs, changes = zip(*other, strict=True)
+        parts = listed(dict.fromkeys(part for change in changes for part in change.parts))
+        files = dict.fromkeys(file for change in changes for file in change.files)
+        raise UserError(
+            f"{place.folder}: the {parts} are not those that {listed(jobs, 3)} had{_changed(files)};"
+            f" {_back(files, same)}name another directory for the sweep (hydra.sweep.dir=DIR), or"
+            f" move {listed((run.folder for run in runs), 3)}{_journal(place)} away, and those jobs run again"
+        )
+
+
+def _changed(files: Iterable[str]) -> str:
+    names = [Path(file).name if Path(file).is_absolute() else file for file in files]
+    return f": changed since: {listed(names, 3)}" if names else ""
+
+
+def _back(files: Iterable[str], same: Collection[str]) -> str:
+    """Nothing is to put back of what the hub has, nor where jobs that are not refused were trained on the `same`."""
+    there = [file for file in files if Path(file).is_absolute()]
+    return "put that back as it was, " if there and not set(there).intersection(same) else ""
+
+
+def _journal(place: Sweep) -> str:
+    """What the jobs came to stands in it too."""
+    return f" and {place.journal_file}" if place.journal_file.exists() else ""
+
+
+@dataclass
+class Data:
+    """What jobs would be trained on now, looked at once for all that name the same."""
+
+    marked: dict[str, list[FileMark]] = field(default_factory=dict)
+    prepared: dict[str, tuple[str, str] | None] = field(default_factory=dict)
+
+    def change(self, run: Run, job: Job, by_answers: bool) -> Change:
+        """Since `run` was trained. What cannot be had now is for those jobs to say that need it."""
+        now, hub = self.marks(job.settings), _of_the_hub(job.settings)
+        if not now and not hub:
+            return Change()
+        lock = _lock(run)
+        before = lock.provenance.files if lock and lock.provenance else {}
+        had = before.get(DATA, [])
+        changed = bool(had) and [mark.sha256 for mark in had] != [mark.sha256 for mark in now]
+        parts, files = [], _others(had, now) if changed else hub
+        if changed or hub or not had:
+            parts = self._other_rows(run, lock, job, changed)
+        golden = job.settings.evaluation.golden if by_answers else None
+        asked, asks = before.get(GOLDEN), Path(golden or "").expanduser()
+        if asked and asks.is_file() and (answers := _others(asked, [data_mark(asks)])):
+            parts, files = [*parts, ANSWERS], [*(files if parts else []), *answers]
+        return Change(parts, files)
+
+    def marks(self, settings: Config) -> list[FileMark]:
+        """Of the files that it names; none where one is gone."""
+        key = repr(settings.dataset)
+        if key not in self.marked:
+            try:
+                self.marked[key] = evidence.data(settings)
+            except UserError:
+                self.marked[key] = []
+        return self.marked[key]
+
+    def _other_rows(self, run: Run, lock: Lock | None, job: Job, changed: bool) -> list[str]:
+        """In which rows the data differ; where none can be made of it, in those to train if a file `changed`."""
+        report = run.peek()
+        had = report.dataset if report else None
+        if report is None or had is None or not had.fingerprint:
+            return []
+        trained = str(lock.decides[ROWS]) if lock else had.fingerprint[:16]
+        rows = self._rows(job, datetime.fromisoformat(lock.date if lock else report.started))
+        if rows is None:
+            return [TRAINED] if changed else []
+        parts = [TRAINED] if rows[0][:16] != trained else []
+        # What transformers' own tokenizer made of them in the end are other rows: `DatasetLoader.prepare_for`.
+        comparable = had.held_out_fingerprint and had.fingerprint.startswith(trained)
+        if comparable and had.held_out_fingerprint != rows[1]:
+            parts.append(HELD_OUT)
+        return parts
+
+    def _rows(self, job: Job, started: datetime) -> tuple[str, str] | None:
+        """The fingerprints of those to train and to hold out, as of that day; None where they cannot be had."""
+        from chatbot_sft import pipeline
+
+        settings = job.settings
+        training = (settings.rows_seed, settings.training.response_only, started.date())
+        key = repr((settings.dataset, settings.model, settings.objective, *training))
+        if key not in self.prepared:
+            render_as_of(started)
+            try:
+                stages = pipeline.Stages.of(adopt(located(settings), job.named))
+                found = pipeline.prepare(stages).statistics
+                self.prepared[key] = found.fingerprint, found.held_out_fingerprint
+            except UserError:
+                self.prepared[key] = None
+        return self.prepared[key]
+
+
+def _others(before: Sequence[FileMark], now: Sequence[FileMark]) -> list[str]:
+    """Where the files are that had other bytes, or are gone."""
+    had, has = ({mark.sha256 for mark in marks} for marks in (before, now))
+    added = [mark.path for mark in now if mark.sha256 not in had]
+    return added or [mark.path for mark in before if mark.sha256 not in has]
+
+
+def _of_the_hub(settings: Config) -> list[str]:
+    dataset = settings.dataset
+    named = [*(source.data_path for source in dataset.mixture), dataset.eval_data_path or ""]
+    return [name for name in named if is_hub_id(name)]
+
+
+def _lock(run: Run) -> Lock | None:
+    try:
+        return run.lock()
+    except UserError:
+        return None
