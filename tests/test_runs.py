@@ -608,13 +608,17 @@ def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny, tiny_
     assert "job 1: done before" not in again.stderr
     assert [report_of(tmp_path / "moved" / job)["training"]["eval_loss"] for job in "01"] == losses
     assert again.stdout.splitlines()[-2:] == ["2 jobs: 2 completed", "page  moved/leaderboard.html"]
-    (tmp_path / "chats.json").write_text(json.dumps(chats, indent=1))  # the same rows, and no longer the same bytes
-    assert launch(*sweep, "sweep.dry_run=true").stdout.startswith("job 0  done  lora.r=2\njob 1  done  lora.r=4\n")
+    (tmp_path / "chats.json").write_text(
+        json.dumps(chats, indent=1)
+    )  # the same rows, and no longer the same bytes
+    assert launch(*sweep, "sweep.dry_run=true").stdout.startswith(
+        "job 0  done  lora.r=2\njob 1  done  lora.r=4\n"
+    )
     write_json(tmp_path / "chats.json", chats[1:])
     assert only_error(launch(*sweep)) == (
-        "moved: the training rows, held-out rows are not those that job 0, job 1 had: changed since: chats.json; put that"
-        " back as it was, name another directory for the sweep (hydra.sweep.dir=DIR), or move moved/0, moved/1 away, and"
-        " those jobs run again"
+        "moved: the training rows and held-out rows of chats.json are not those that moved/0, moved/1 had; put it back as"
+        " it was, name another directory for the sweep (hydra.sweep.dir=DIR), or move these away (and study.log, where"
+        " one is), so that they run again"
     )
     # Another space in the same directory is no repetition: nothing is taken for what it is not.
     other = launch(*(f"{word},8" if word.startswith("lora.r=") else word for word in sweep), "seed=1")

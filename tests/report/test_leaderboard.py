@@ -27,6 +27,10 @@ from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.page import page
 from chatbot_sft.report.leaderboard.rows import rows, undecided
 from chatbot_sft.report.plain import plain
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.fingerprint import FileMark
+from chatbot_sft.run.lock import Lock
+from chatbot_sft.run.provenance import Code, Provenance
 
 HOSTILE = """<script>document.title='owned'</script>"><img src=x onerror="document.title='owned'"></td></table><!-- $title %{x} \0 \u202e"""
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
@@ -274,6 +278,39 @@ def test_seeds_are_one_row_with_mean_and_spread_and_say_what_they_cannot_tell(tm
     assert note.startswith("job 0 +2 is first, but job 3 +2 cannot be told from it")
     assert note in terminal.lines(board)
     assert html.escape(note) in page(board)
+
+
+def locked(sweep, number, rows, named="tr.json", golden="asked"):
+    """The lock of a job whose data file says these `rows`; None: of an earlier version, which names no file."""
+    marks = {
+        "data": [FileMark(f"/{named}", 1, rows or "")],
+        "evaluation.golden": [FileMark("/golden.jsonl", 1, golden)],
+    }
+    known = Provenance("", "", {}, None, "", marks, Code("")) if rows else None
+    lock = Lock(
+        {}, "", "2026-11-29T12:00:00", {}, "cpu", config={"dataset": {"data_path": named}}, provenance=known
+    )
+    Run(sweep / str(number)).write_lock(lock)
+
+
+def test_seeds_of_other_data_are_no_row_and_the_note_says_why(tmp_path):
+    jobs = [
+        {**job, "dataset": {"path": "tr.json", "held_out_fingerprint": said}}
+        for job, said in zip(seeds("1e-4", 1.50, 1.54, 1.90), ("one", "one", "another"), strict=True)
+    ]
+    sweep = written(tmp_path / "sweep", jobs)
+    for number, said in enumerate(("old", "old", "new")):
+        locked(sweep, number, said)
+    board = boards.of([sweep])
+    assert [[job.number for job in row.jobs] for row in board.rows] == [[0, 1], [2]]
+    (note,) = board.notes  # and none that names dataset.split_seed
+    assert note.startswith("job 0, job 1 had other data than job 2: their files were changed in between")
+    locked(sweep, 2, None)
+    assert len(boards.of([sweep]).rows) == 1
+    locked(sweep, 2, "new", named="other.json")  # which is a setting of its own, not a change
+    assert not any("changed in between" in note for note in boards.of([sweep]).notes)
+    locked(sweep, 2, "old", golden="asks")
+    assert [len(boards.of([sweep], metric).rows) for metric in (None, "evaluation.passed")] == [1, 2]
 
 
 some_jobs = st.lists(

@@ -21,16 +21,15 @@ from chatbot_sft.replay import evidence
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.fingerprint import FileMark, data_mark
 from chatbot_sft.run.lock import Lock
-from chatbot_sft.run.provenance import DATA
+from chatbot_sft.run.provenance import DATA, GOLDEN
 from chatbot_sft.sweep.directory import Point, Sweep
 
 TRAINED, HELD_OUT, ANSWERS = "training rows", "held-out rows", "golden answers"
-GOLDEN = "evaluation.golden"  # of a lock's files
 
 
 @dataclass(frozen=True)
 class Change:
-    """Which `parts` of its data are not what a job had, and which `files` are others, or ids of the hub."""
+    """Which `parts` of its data are not what a job had, and of which `files` they are, or ids of the hub."""
 
     parts: Sequence[str] = ()
     files: Sequence[str] = ()
@@ -40,38 +39,31 @@ def refuse(place: Sweep, ended: Sequence[tuple[Point, Job]], by_answers: bool) -
     """Raises UserError where one of the `ended` jobs had other rows than it would have now; or other golden answers,
     where jobs are judged `by_answers`.
     """
-    data, other, same = Data(), list[tuple[Run, str, Change]](), set[str]()
+    data, other, same = Data(), dict[Path, Change](), set[str]()
     for point, job in ended:
         run = place.run(point)
         if (change := data.change(run, job, by_answers)).parts:
-            other.append((run, f"job {point.number}", change))
+            other[run.folder] = change
         else:
             same |= {mark.path for mark in data.marks(job.settings)}
     if other:
-        runs, jobs, changes = zip(*other, strict=True)
-        parts = listed(dict.fromkeys(part for change in changes for part in change.parts))
-        files = dict.fromkeys(file for change in changes for file in change.files)
+        parts = dict.fromkeys(part for change in other.values() for part in change.parts)
+        files = dict.fromkeys(file for change in other.values() for file in change.files)
         raise UserError(
-            f"{place.folder}: the {parts} are not those that {listed(jobs, 3)} had{_changed(files)};"
-            f" {_back(files, same)}name another directory for the sweep (hydra.sweep.dir=DIR), or"
-            f" move {listed((run.folder for run in runs), 3)}{_journal(place)} away, and those jobs run again"
+            f"{place.folder}: the {' and '.join(parts)} of {listed(map(_shown, files), 3)} are not those that"
+            f" {listed(other, 3)} had; {_back(files, same)}name another directory for the sweep"
+            " (hydra.sweep.dir=DIR), or move these away (and study.log, where one is), so that they run again"
         )
 
 
-def _changed(files: Iterable[str]) -> str:
-    names = [Path(file).name if Path(file).is_absolute() else file for file in files]
-    return f": changed since: {listed(names, 3)}" if names else ""
+def _shown(file: str) -> str:
+    return Path(file).name if Path(file).is_absolute() else file
 
 
 def _back(files: Iterable[str], same: Collection[str]) -> str:
     """Nothing is to put back of what the hub has, nor where jobs that are not refused were trained on the `same`."""
     there = [file for file in files if Path(file).is_absolute()]
-    return "put that back as it was, " if there and not set(there).intersection(same) else ""
-
-
-def _journal(place: Sweep) -> str:
-    """What the jobs came to stands in it too."""
-    return f" and {place.journal_file}" if place.journal_file.exists() else ""
+    return "put it back as it was, " if there and not set(there).intersection(same) else ""
 
 
 @dataclass
@@ -90,7 +82,7 @@ class Data:
         before = lock.provenance.files if lock and lock.provenance else {}
         had = before.get(DATA, [])
         changed = bool(had) and [mark.sha256 for mark in had] != [mark.sha256 for mark in now]
-        parts, files = [], _others(had, now) if changed else hub
+        parts, files = [], _others(had, now) if changed else hub or [mark.path for mark in now]
         if changed or hub or not had:
             parts = self._other_rows(run, lock, job, changed)
         golden = job.settings.evaluation.golden if by_answers else None
