@@ -295,6 +295,19 @@ def test_a_failing_job_stops_nobody_and_runs_again(tmp_path, monkeypatch, capsys
     assert not jobs.place.study().errors
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_a_page_that_could_not_be_written_is_not_named(tmp_path, monkeypatch, capsys, full):
+    def page(_):
+        if full:
+            raise OSError(28, "No space left on device")
+        return ""
+
+    monkeypatch.setattr("chatbot_sft.report.leaderboard.files.page", page)
+    jobs = Jobs(tmp_path, monkeypatch)
+    jobs.work()
+    assert (f"page  {tmp_path}" in capsys.readouterr().out) == (not full)
+
+
 @pytest.mark.parametrize(
     ("settings", "ran"), [({"fail_fast": True}, [0]), ({"max_failures": 1}, [0, 1]), ({"timeout": 1e-9}, [])]
 )

@@ -64,6 +64,7 @@ class Worker:
     done: int = 0  # jobs that have trained to their end
     numbers: set[str] = field(default_factory=set)  # the names of those in their reports
     trained: int = 0  # jobs that this process has begun
+    page_stands: bool = True  # unless it could not be written
 
     def __post_init__(self) -> None:
         queue = self.queue
@@ -240,7 +241,7 @@ class Worker:
     def _page(self) -> None:
         """Write the leaderboard as it stands now, where no display does."""
         if distributed.is_first() and not self.display:
-            compare.write(self.place.folder)
+            self.page_stands = compare.write(self.place.folder)
 
     # The end
 
@@ -275,7 +276,8 @@ class Worker:
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
             print(f"{left} of {amount(whole, 'job')} not begun; the same command goes on: {again}")
         if ended and self.done > 1:
-            lines = [*compare.table(self.place.folder), f"page  {self.place.leaderboard_file}"]
+            page = [f"page  {self.place.leaderboard_file}"] if (self.display or self).page_stands else []
+            lines = [*compare.table(self.place.folder), *page]
         else:
             lines = list(table(sorted(self.entries, key=lambda entry: entry.number)))
         for line in lines:
