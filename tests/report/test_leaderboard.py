@@ -239,7 +239,7 @@ def test_rewards_have_columns_where_an_objective_has_some(tmp_path):
     assert " 0.5000         100%" in second
     assert third.split()[:3] == ["job", "2", "0.5"]
     assert "reward accuracy" in page(board)
-    assert csv_file.text(board).splitlines()[:2] == [
+    assert csv_file.text(board, folder).splitlines()[:2] == [
         "rank,job,objective.beta,training.eval_loss,mean,spread,held_out_loss,steps,tokens_per_second,peak_gb,seconds,status,error,folder,reward_margin,reward_accuracy",
         "1,0,0.1,1.5,1.5,,1.5,4,100.0,7.2,1.0,completed,,0,0.25,0.75",
     ]
@@ -443,6 +443,31 @@ def test_the_csv_file_has_a_line_for_each_job(tmp_path):
         *("held_out_loss", "steps", "tokens_per_second", "peak_gb", "seconds", "status", "error", "folder"),
     ]
     assert lines[0]["rank"] == lines[1]["rank"] == "1"
+
+
+def test_a_folder_of_the_csv_file_is_found_from_there(tmp_path):
+    """Of two sweeps, and of one whose jobs are deeper."""
+    for name in ("one", "two"):
+        written(tmp_path / name, [point("lora.r=8", loss=1.5), point("lora.r=16", loss=1.6)])
+    sweep = json.loads((tmp_path / "two" / "sweep.json").read_text())
+    sweep["points"][1]["folder"] = "data=a/b"
+    (tmp_path / "two" / "data=a").mkdir()
+    (tmp_path / "two" / "1").rename(tmp_path / "two" / "data=a" / "b")
+    write_json(tmp_path / "two" / "sweep.json", sweep)
+    (tmp_path / "out").mkdir()
+    files.write(boards.of([tmp_path / "one", tmp_path / "two"]), tmp_path / "out")
+    files.write(boards.of([tmp_path / "two"]), tmp_path / "two")
+    folders = {
+        place: {
+            row["folder"]
+            for row in csv.DictReader(io.StringIO((tmp_path / place / "leaderboard.csv").read_text()))
+        }
+        for place in ("out", "two")
+    }
+    assert folders == {
+        "out": {"../one/0", "../one/1", "../two/0", "../two/data=a/b"},
+        "two": {"0", "data=a/b"},
+    }
 
 
 def test_nothing_that_a_run_says_is_more_than_text(tmp_path):
