@@ -358,18 +358,30 @@ def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    ("metric", "hint"),
-    [("training.eval_los", "; did you mean training.eval_loss?"), ("training.eval_loss", None)],
+    ("metric", "hint", "sampler"),
+    [
+        ("training.eval_los", "; did you mean training.eval_loss?", None),
+        ("training.eval_los", "; did you mean training.eval_loss?", "random"),
+        ("training.eval_loss", None, None),
+    ],
 )
-def test_a_metric_that_no_job_reports_is_said_once(tmp_path, monkeypatch, capsys, metric, hint):
-    """With an error for one that was asked for: of the default nobody may know that nothing is held out."""
+def test_a_metric_that_no_job_reports_is_said_once(tmp_path, monkeypatch, capsys, metric, hint, sampler):
+    """With an error for one that was asked for: of the default nobody may know that nothing is held out. Where a
+    sampler chooses by it, when the first job has ended too.
+    """
     jobs = Jobs(tmp_path, monkeypatch, metric=metric)
+    jobs.settings = replace(jobs.settings, sampler=sampler)
+    early = []
+    jobs.does[1] = lambda: early.append(capsys.readouterr().err)
     if hint:
         with pytest.raises(UserError, match=f"^sweep.metric={metric}: no job reports it{re.escape(hint)}$"):
             jobs.work()
     else:
         jobs.loss = lambda seed: None
         jobs.work()
+    assert (f"the sampler learns nothing of job 0: sweep.metric={metric}" in early[0]) == (
+        sampler is not None
+    )
     told = [line for line in capsys.readouterr().err.splitlines() if "sweep.metric" in line]
     assert len(told) == (hint is None)
     assert jobs.statuses == ["completed"] * 4

@@ -222,6 +222,10 @@ class Worker:
         if not pruned and report.task == "train":
             self.done += 1
             self.numbers.update(numbers(report.to_json()))
+            if self.settings.sampler and self.done == 1 and (text := self._unjudged()):
+                print(
+                    shown_line(f"the sampler learns nothing of job {entry.number}: {text}"), file=sys.stderr
+                )
 
     def _failed(self, entry: Entry, error: Exception) -> None:
         """Record one line, and let go of the memory that the job had."""
