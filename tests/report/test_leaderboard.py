@@ -118,10 +118,15 @@ def test_a_job_that_was_started_again_runs_and_its_old_report_does_not_count(tmp
     assert boards.of([sweep]).jobs[0].status == "failed"
 
 
-def test_a_job_that_failed_before_it_had_a_report(tmp_path):
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_job_that_failed_before_it_had_a_report(taken, tmp_path):
+    """Its process has taken its directory, and goes on with other jobs."""
     sweep = written(tmp_path / "sweep", [point("lora.r=8", status="waiting"), point("lora.r=16")])
     study = json.loads((sweep / "sweep.json").read_text())
     write_json(sweep / "sweep.json", {**study, "errors": {"0": "lora.r=8: no\nsuch thing"}})
+    if taken:
+        (sweep / "0").mkdir()
+        write_json(sweep / "0" / ".lock.json", {"pid": os.getpid(), "host": os.uname().nodename})
     failed = boards.of([sweep]).jobs[0]
     assert (failed.status, failed.error) == ("failed", "lora.r=8: no such thing")
 

@@ -295,6 +295,18 @@ def test_a_failing_job_stops_nobody_and_runs_again(tmp_path, monkeypatch, capsys
     assert not jobs.place.study().errors
 
 
+def test_an_earlier_report_is_none_of_a_start_that_was_refused_before_it_had_one(
+    tmp_path, monkeypatch, fails
+):
+    jobs = Jobs(tmp_path, monkeypatch)
+    jobs.place.write_study(replace(jobs.study, begun="2026-11-29T20:00:00+00:00"))
+    jobs.leave(1, "failed", started="2026-11-29T19:00:00+00:00", error="another error")
+    jobs.does[1] = fails
+    with pytest.raises(UserError, match=r"^1 of 4 jobs failed$"):
+        jobs.work()
+    assert "out of memory" in jobs.place.study().errors[1]
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_a_page_that_could_not_be_written_is_not_named(tmp_path, monkeypatch, capsys, full):
     def page(_):

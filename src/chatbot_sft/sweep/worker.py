@@ -237,7 +237,7 @@ class Worker:
             print(shown("".join(traceback.format_exception(error))), file=sys.stderr)
         if distributed.is_first():
             report = self.place.run(self.queue.point(entry.number)).peek()
-            reported = report is not None and report.status == Status.FAILED
+            reported = report and report.status == Status.FAILED and report.started >= self.queue.study.begun
             study.record(self.place, entry.number, None if reported else entry.error)
             self._page()
         let_go(error)

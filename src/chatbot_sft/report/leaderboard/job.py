@@ -119,8 +119,8 @@ def read(
     """The job in `folder`, whatever is wrong with it. `told` is how it failed, where the sweep knows that."""
     run = Run(folder)
     values, report, fault = _reported(run.report_file)
-    running = _runs(run)
-    status, error = _status(run, report, fault, running, told)
+    status, error = _status(run, report, fault, _runs(run), told)
+    running = status == Status.RUNNING
     if running:  # what an earlier start of it reported is not this one's
         report = None
     kept = report.evaluations if report and report.evaluations else steps.read(run.checkpoints / EVALUATIONS)
@@ -215,10 +215,10 @@ def _locked(run: Run, changed: int, size: int, by_answers: bool) -> Data | None:
 
 def _status(run: Run, report: Report | None, fault: str, running: bool, told: str) -> tuple[str, str]:
     """(status, error in one line)."""
+    if told and (report is None or report.status != Status.COMPLETED):  # its process may go on with others
+        return Status.FAILED, _one_line(told)
     if running:
         return Status.RUNNING, ""
-    if told and (report is None or report.status != Status.COMPLETED):
-        return Status.FAILED, _one_line(told)
     if fault:
         return UNREADABLE, fault
     if report:
