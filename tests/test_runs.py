@@ -258,19 +258,29 @@ def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
 
     folder = tmp_path / "run"
     training_in(folder)
-    config = {"paths": {"output_dir": str(folder)}, "save": {"method": "none"}, "lora": {"r": 8}}
+
+    def asked(folder, **save):
+        places = {"training": {"output_dir": f"{folder}/checkpoints"}, "paths": {"output_dir": str(folder)}}
+        return {**places, "save": {"save_path": f"{folder}/model", **save}, "lora": {"r": 8}}
+
+    config = asked(folder, method="none")
     OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
-    other = {**config, "save": {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}}
-    with pytest.raises(UserError) as error:
-        pipeline.run(other)
-    assert str(error.value).endswith(
-        f"for another export of it: task=export run={folder} 'save.method=[lora,gguf]'"
-        " save.gguf_quantization=q8_0"
-    )
+    other = {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}
+    moved = tmp_path / "moved"
+    for place in (folder, moved):
+        if place == moved:
+            folder.rename(moved)
+        with pytest.raises(UserError) as error:
+            pipeline.run(asked(place, **other))
+        assert str(error.value).endswith(
+            f"for another export of it: task=export run={place} 'save.method=[lora,gguf]'"
+            " save.gguf_quantization=q8_0"
+        )
+    moved.rename(folder)
     # Back from a GGUF of another kind: the command has no key that would be refused there.
-    OmegaConf.save(Config.from_mapping(other).to_dict(), folder / "config.yaml")
+    OmegaConf.save(Config.from_mapping(asked(folder, **other)).to_dict(), folder / "config.yaml")
     with pytest.raises(UserError) as error:
-        pipeline.run({**config, "save": {"method": "merged_16bit"}})
+        pipeline.run(asked(folder, method="merged_16bit"))
     assert str(error.value).endswith(f"task=export run={folder} save.method=merged_16bit")
     OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
     with pytest.raises(UserError, match="this run is already completed; name another"):
