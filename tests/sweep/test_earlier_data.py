@@ -9,7 +9,6 @@ from conftest import a_report
 from chatbot_sft import UserError, pipeline
 from chatbot_sft.config import Config
 from chatbot_sft.replay import evidence
-from chatbot_sft.run.fingerprint import data_mark
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.provenance import Code, Provenance
 from chatbot_sft.run.report import Report
@@ -23,6 +22,8 @@ class Ended:
     def __init__(self, folder, monkeypatch):
         self.place, self.jobs, self.prepared = Sweep(folder / "s"), [], []
         self.file("tr.json", "old"), self.file("ev.json", "held"), self.file("golden.jsonl", "asked")
+        (folder / "base").mkdir()
+        self.file("base/config.json", "{}"), self.file("base/model.safetensors", "weights")
         monkeypatch.chdir(folder)
         monkeypatch.setattr(pipeline, "prepare", self.prepare)
         monkeypatch.setattr(pipeline.Stages, "of", lambda settings: settings)
@@ -51,7 +52,7 @@ class Ended:
                 "seed": 1,
                 "dataset": {"data_path": "tr.json", "eval_data_path": "ev.json", **parts},
                 "evaluation": {"golden": "golden.jsonl"},
-                "model": {"name": "hub/model", "load_in_4bit": False},
+                "model": {"name": "base", "load_in_4bit": False},
             }
         )
         number = len(self.jobs)
@@ -65,11 +66,7 @@ class Ended:
             "held_out_fingerprint": rows.held_out_fingerprint,
         }
         run.write_report(Report.from_json(a_report(dataset=found)))
-        files = {
-            "data": evidence.data(settings),
-            "evaluation.golden": [data_mark(self.place.folder.parent / "golden.jsonl")],
-        }
-        known = Provenance("", "", {}, None, "", files, Code(""))
+        known = Provenance("", "", {}, None, "", evidence.files(settings), Code(""))
         lock = Lock({"dataset (training rows)": rows.fingerprint[:16]}, "", "2026-11-29T12:00:00", {}, "cpu")
         if locked:
             run.write_lock(replace(lock, provenance=known))
@@ -160,6 +157,14 @@ def test_rows_of_the_hub_are_compared_where_they_can_be_had(ended):
 
     ended.hub = unreachable
     assert ended.refusal() is None
+
+
+def test_weights_to_begin_with_count_and_the_version_in_their_config_does_not(ended):
+    ended.job()
+    ended.file("base/config.json", '{"transformers_version": "6"}')
+    assert ended.refusal() is None
+    ended.file("base/model.safetensors", "others")
+    assert ended.refusal() == f"the weights of model.safetensors are not those that s/0 had; {BACK}"
 
 
 def test_data_that_are_gone_are_for_the_jobs_to_say(ended):

@@ -1,5 +1,5 @@
-"""Whether the ended jobs of a sweep that goes on had the data that it would train on now: none could be held against
-another otherwise. Imports no torch.
+"""Whether the ended jobs of a sweep that goes on had the data, and the weights to begin with, that they would have
+now: they could not be held against the others otherwise. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from chatbot_sft.model.base import located
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.replay import evidence
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.fingerprint import FileMark, data_mark
+from chatbot_sft.run.fingerprint import FileMark
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.provenance import DATA, GOLDEN
 from chatbot_sft.sweep.directory import Point, Sweep
 
-TRAINED, HELD_OUT, ANSWERS = "training rows", "held-out rows", "golden answers"
+TRAINED, HELD_OUT, ANSWERS, WEIGHTS = "training rows", "held-out rows", "golden answers", "weights"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Change:
 
 
 def refuse(place: Sweep, ended: Sequence[tuple[Point, Job]], by_answers: bool) -> None:
-    """Raises UserError where one of the `ended` jobs had other rows than it would have now; or other golden answers,
-    where jobs are judged `by_answers`.
+    """Raises UserError where one of the `ended` jobs had other rows or weights than it would have now; or other
+    golden answers, where jobs are judged `by_answers`.
     """
     data, other, same = Data(), dict[Path, Change](), set[str]()
     for point, job in ended:
@@ -45,7 +46,7 @@ def refuse(place: Sweep, ended: Sequence[tuple[Point, Job]], by_answers: bool) -
         if (change := data.change(run, job, by_answers)).parts:
             other[run.folder] = change
         else:
-            same |= {mark.path for mark in data.marks(job.settings)}
+            same |= {mark.path for marks in data.marks(job).values() for mark in marks}
     if other:
         parts = dict.fromkeys(part for change in other.values() for part in change.parts)
         files = dict.fromkeys(file for change in other.values() for file in change.files)
@@ -70,35 +71,41 @@ def _back(files: Iterable[str], same: Collection[str]) -> str:
 class Data:
     """What jobs would be trained on now, looked at once for all that name the same."""
 
-    marked: dict[str, list[FileMark]] = field(default_factory=dict)
+    marked: dict[str, dict[str, list[FileMark]]] = field(default_factory=dict)
     prepared: dict[str, tuple[str, str] | None] = field(default_factory=dict)
 
     def change(self, run: Run, job: Job, by_answers: bool) -> Change:
         """Since `run` was trained. What cannot be had now is for those jobs to say that need it."""
-        now, hub = self.marks(job.settings), _of_the_hub(job.settings)
-        if not now and not hub:
-            return Change()
+        now, hub = self.marks(job), _of_the_hub(job.settings)
         lock = _lock(run)
         before = lock.provenance.files if lock and lock.provenance else {}
-        had = before.get(DATA, [])
-        changed = bool(had) and [mark.sha256 for mark in had] != [mark.sha256 for mark in now]
-        parts, files = [], _others(had, now) if changed else hub or [mark.path for mark in now]
+        if not now:
+            return Change()
+        had, has = before.get(DATA, []), now[DATA]
+        changed = bool(had) and [mark.sha256 for mark in had] != [mark.sha256 for mark in has]
+        parts, files = [], _others(had, has) if changed else hub or [mark.path for mark in has]
         if changed or hub or not had:
             parts = self._other_rows(run, lock, job, changed)
-        golden = job.settings.evaluation.golden if by_answers else None
-        asked, asks = before.get(GOLDEN), Path(golden or "").expanduser()
-        if asked and asks.is_file() and (answers := _others(asked, [data_mark(asks)])):
-            parts, files = [*parts, ANSWERS], [*(files if parts else []), *answers]
+        files = files if parts else []
+        for key in sorted(before.keys() & now.keys() - {DATA}):
+            part = ANSWERS if key == GOLDEN else WEIGHTS
+            # Whose config.json another version of a library may have written.
+            was, is_now = (
+                [mark for mark in of[key] if Path(mark.path).name != CONFIG] for of in (before, now)
+            )
+            if (by_answers or part == WEIGHTS) and (others := _others(was, is_now)):
+                parts, files = [*parts, part], [*files, *others]
         return Change(parts, files)
 
-    def marks(self, settings: Config) -> list[FileMark]:
-        """Of the files that it names; none where one is gone."""
-        key = repr(settings.dataset)
+    def marks(self, job: Job) -> dict[str, list[FileMark]]:
+        """Of the files that its settings name, as a lock has them; {} where one is gone."""
+        settings = job.settings
+        key = repr((settings.dataset, settings.model, settings.objective, settings.evaluation.golden))
         if key not in self.marked:
             try:
-                self.marked[key] = evidence.data(settings)
+                self.marked[key] = evidence.files(adopt(located(settings), job.named))
             except UserError:
-                self.marked[key] = []
+                self.marked[key] = {}
         return self.marked[key]
 
     def _other_rows(self, run: Run, lock: Lock | None, job: Job, changed: bool) -> list[str]:
