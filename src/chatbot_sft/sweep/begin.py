@@ -174,7 +174,8 @@ def states_of(place: Sweep, jobs: Jobs, found: Study, settings: SweepConfig) -> 
     if settings.revive is not None:
         study.refuse_revived(settings.revive, states)
     if ended and distributed.is_first():
-        earlier_data.refuse(place, ended, settings.judged_by_answers)
+        by_answers = any(metric.startswith("evaluation.") for metric in settings.metrics)
+        earlier_data.refuse(place, ended, by_answers)
     return states
 
 
