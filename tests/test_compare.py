@@ -151,7 +151,7 @@ def test_what_is_wrong_is_one_line(words, error, command, sweep, tmp_path):
 
 
 def test_a_sweep_is_never_broken_by_its_leaderboard(sweep, tmp_path, caplog, monkeypatch):
-    compare.write(tmp_path / "nowhere")
+    assert not compare.write(tmp_path / "nowhere")
     assert "no such" in caplog.text or "no sweep" in caplog.text
     assert compare.table(tmp_path / "nowhere") != []
 
@@ -159,7 +159,7 @@ def test_a_sweep_is_never_broken_by_its_leaderboard(sweep, tmp_path, caplog, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("chatbot_sft.report.leaderboard.files.page", full)
-    compare.write(sweep)
+    assert not compare.write(sweep)
     assert "No space left on device" in caplog.text
     assert not list(sweep.glob(".leaderboard*"))
 

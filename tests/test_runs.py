@@ -258,19 +258,29 @@ def test_a_finished_run_asked_for_another_export_is_told_how(tmp_path):
 
     folder = tmp_path / "run"
     training_in(folder)
-    config = {"paths": {"output_dir": str(folder)}, "save": {"method": "none"}, "lora": {"r": 8}}
+
+    def asked(folder, **save):
+        places = {"training": {"output_dir": f"{folder}/checkpoints"}, "paths": {"output_dir": str(folder)}}
+        return {**places, "save": {"save_path": f"{folder}/model", **save}, "lora": {"r": 8}}
+
+    config = asked(folder, method="none")
     OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
-    other = {**config, "save": {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}}
-    with pytest.raises(UserError) as error:
-        pipeline.run(other)
-    assert str(error.value).endswith(
-        f"for another export of it: task=export run={folder} 'save.method=[lora,gguf]'"
-        " save.gguf_quantization=q8_0"
-    )
+    other = {"method": ["lora", "gguf"], "gguf_quantization": "q8_0"}
+    moved = tmp_path / "moved"
+    for place in (folder, moved):
+        if place == moved:
+            folder.rename(moved)
+        with pytest.raises(UserError) as error:
+            pipeline.run(asked(place, **other))
+        assert str(error.value).endswith(
+            f"for another export of it: task=export run={place} 'save.method=[lora,gguf]'"
+            " save.gguf_quantization=q8_0"
+        )
+    moved.rename(folder)
     # Back from a GGUF of another kind: the command has no key that would be refused there.
-    OmegaConf.save(Config.from_mapping(other).to_dict(), folder / "config.yaml")
+    OmegaConf.save(Config.from_mapping(asked(folder, **other)).to_dict(), folder / "config.yaml")
     with pytest.raises(UserError) as error:
-        pipeline.run({**config, "save": {"method": "merged_16bit"}})
+        pipeline.run(asked(folder, method="merged_16bit"))
     assert str(error.value).endswith(f"task=export run={folder} save.method=merged_16bit")
     OmegaConf.save(Config.from_mapping(config).to_dict(), folder / "config.yaml")
     with pytest.raises(UserError, match="this run is already completed; name another"):
@@ -589,9 +599,12 @@ def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(laun
 
 
 def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny, tiny_llama):
-    """Its model by a relative path, and its directory moved."""
+    """Its model and its data by a relative path, and its directory moved; other data are refused."""
     (tmp_path / "base").symlink_to(tiny_llama)
-    words = ["model.name=base" if word.startswith("model.name=") else word for word in tiny]
+    chats = conversations(12)
+    write_json(tmp_path / "chats.json", chats)
+    words = [word for word in tiny if not word.startswith(("model.name=", "dataset.data_path="))]
+    words += ["model.name=base", "dataset.data_path=chats.json"]
     sweep = ("-m", *words, "training.max_steps=1", "lora.r=2,4", "save=none", "hydra.sweep.dir=sweep")
     first = launch(*sweep)
     assert first.returncode == 0, first.stderr
@@ -605,6 +618,18 @@ def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny, tiny_
     assert "job 1: done before" not in again.stderr
     assert [report_of(tmp_path / "moved" / job)["training"]["eval_loss"] for job in "01"] == losses
     assert again.stdout.splitlines()[-2:] == ["2 jobs: 2 completed", "page  moved/leaderboard.html"]
+    (tmp_path / "chats.json").write_text(
+        json.dumps(chats, indent=1)
+    )  # the same rows, and no longer the same bytes
+    assert launch(*sweep, "sweep.dry_run=true").stdout.startswith(
+        "job 0  done  lora.r=2\njob 1  done  lora.r=4\n"
+    )
+    write_json(tmp_path / "chats.json", chats[1:])
+    assert only_error(launch(*sweep)) == (
+        "moved: the training rows and held-out rows of chats.json are not those that moved/0, moved/1 had; put it back as"
+        " it was, name another directory for the sweep (hydra.sweep.dir=DIR), or move these away (and study.log, where"
+        " one is), so that they run again"
+    )
     # Another space in the same directory is no repetition: nothing is taken for what it is not.
     other = launch(*(f"{word},8" if word.startswith("lora.r=") else word for word in sweep), "seed=1")
     assert "moved: the sweep there was begun with other settings: seed=1 was not there. Give" in only_error(

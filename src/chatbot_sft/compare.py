@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 METHODS = ("merged_16bit", "lora", "merged_4bit", "gguf")
 
 
-def write(folder: Path) -> None:
+def write(folder: Path) -> bool:
     """leaderboard.csv and leaderboard.html of the sweep in `folder`, as it stands now.
 
-    Called while a sweep runs, so it never breaks one: what cannot be written is said.
+    Called while a sweep runs, so it never breaks one: what cannot be written is said, and False returned.
     """
     try:
         files.write(boards.of_sweep(folder), folder)
@@ -38,6 +38,9 @@ def write(folder: Path) -> None:
         log.warning("leaderboard: %s", error)
     except OSError as error:
         log.warning("leaderboard: %s: %s", folder, error.strerror or error)
+    else:
+        return True
+    return False
 
 
 def table(folder: Path) -> list[str]:

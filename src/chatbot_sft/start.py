@@ -19,7 +19,7 @@ from chatbot_sft.export import check_overrides
 from chatbot_sft.model.base import located
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import checkpoints
-from chatbot_sft.run.directory import Run
+from chatbot_sft.run.directory import Run, wherever
 from chatbot_sft.run.report import Status
 from chatbot_sft.train import resume
 
@@ -98,23 +98,23 @@ def refuse_taken(settings: Config) -> None:
 
 
 def other_export(run: Run, config: Mapping[str, Any]) -> str:
-    """The save.* overrides in which `config` differs from what `run` was; empty where anything else, or
-    nothing, does.
+    """The save.* overrides in which `config` differs from what `run` was, wherever it is now; empty where anything
+    else, or nothing, does.
     """
+    asked = referring(dict(config))
     try:
         before = OmegaConf.to_container(OmegaConf.load(run.config_file))
-    except (OSError, YAMLError):
+        if not isinstance(before, dict):
+            return ""
+        before, now = wherever(before), wherever(asked)
+    except (OSError, YAMLError, KeyError, TypeError):  # it is gone, or a part of it
         return ""
-    if (
-        not isinstance(before, dict)
-        or not isinstance(before.get("save"), dict)
-        or not isinstance(config.get("save"), Mapping)
-    ):
-        return ""
-    aside, now = dict.fromkeys(("save", "paths", "sweep", "evaluation", "replay")), referring(dict(config))
+    aside = dict.fromkeys(("save", "evaluation"))
     if before | aside != now | aside:
         return ""
-    changed = {key: value for key, value in now["save"].items() if before["save"].get(key) != value}
+    changed = {
+        key: asked["save"][key] for key, value in now["save"].items() if before["save"].get(key) != value
+    }
     settings = Config.from_mapping(config)
     for key, _, _ in effects.without_effect(settings, effects.REFUSED, [f"save.{key}" for key in changed]):
         changed.pop(key.removeprefix("save."), None)

@@ -27,6 +27,10 @@ from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.page import page
 from chatbot_sft.report.leaderboard.rows import rows, undecided
 from chatbot_sft.report.plain import plain
+from chatbot_sft.run.directory import Run
+from chatbot_sft.run.fingerprint import FileMark
+from chatbot_sft.run.lock import Lock
+from chatbot_sft.run.provenance import Code, Provenance
 
 HOSTILE = """<script>document.title='owned'</script>"><img src=x onerror="document.title='owned'"></td></table><!-- $title %{x} \0 \u202e"""
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
@@ -114,10 +118,15 @@ def test_a_job_that_was_started_again_runs_and_its_old_report_does_not_count(tmp
     assert boards.of([sweep]).jobs[0].status == "failed"
 
 
-def test_a_job_that_failed_before_it_had_a_report(tmp_path):
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_job_that_failed_before_it_had_a_report(taken, tmp_path):
+    """Its process has taken its directory, and goes on with other jobs."""
     sweep = written(tmp_path / "sweep", [point("lora.r=8", status="waiting"), point("lora.r=16")])
     study = json.loads((sweep / "sweep.json").read_text())
     write_json(sweep / "sweep.json", {**study, "errors": {"0": "lora.r=8: no\nsuch thing"}})
+    if taken:
+        (sweep / "0").mkdir()
+        write_json(sweep / "0" / ".lock.json", {"pid": os.getpid(), "host": os.uname().nodename})
     failed = boards.of([sweep]).jobs[0]
     assert (failed.status, failed.error) == ("failed", "lora.r=8: no such thing")
 
@@ -235,7 +244,7 @@ def test_rewards_have_columns_where_an_objective_has_some(tmp_path):
     assert " 0.5000         100%" in second
     assert third.split()[:3] == ["job", "2", "0.5"]
     assert "reward accuracy" in page(board)
-    assert csv_file.text(board).splitlines()[:2] == [
+    assert csv_file.text(board, folder).splitlines()[:2] == [
         "rank,job,objective.beta,training.eval_loss,mean,spread,held_out_loss,steps,tokens_per_second,peak_gb,seconds,status,error,folder,reward_margin,reward_accuracy",
         "1,0,0.1,1.5,1.5,,1.5,4,100.0,7.2,1.0,completed,,0,0.25,0.75",
     ]
@@ -274,6 +283,39 @@ def test_seeds_are_one_row_with_mean_and_spread_and_say_what_they_cannot_tell(tm
     assert note.startswith("job 0 +2 is first, but job 3 +2 cannot be told from it")
     assert note in terminal.lines(board)
     assert html.escape(note) in page(board)
+
+
+def locked(sweep, number, rows, named="tr.json", golden="asked"):
+    """The lock of a job whose data file says these `rows`; None: of an earlier version, which names no file."""
+    marks = {
+        "data": [FileMark(f"/{named}", 1, rows or "")],
+        "evaluation.golden": [FileMark("/golden.jsonl", 1, golden)],
+    }
+    known = Provenance("", "", {}, None, "", marks, Code("")) if rows else None
+    lock = Lock(
+        {}, "", "2026-11-29T12:00:00", {}, "cpu", config={"dataset": {"data_path": named}}, provenance=known
+    )
+    Run(sweep / str(number)).write_lock(lock)
+
+
+def test_seeds_of_other_data_are_no_row_and_the_note_says_why(tmp_path):
+    jobs = [
+        {**job, "dataset": {"path": "tr.json", "held_out_fingerprint": said}}
+        for job, said in zip(seeds("1e-4", 1.50, 1.54, 1.90), ("one", "one", "another"), strict=True)
+    ]
+    sweep = written(tmp_path / "sweep", jobs)
+    for number, said in enumerate(("old", "old", "new")):
+        locked(sweep, number, said)
+    board = boards.of([sweep])
+    assert [[job.number for job in row.jobs] for row in board.rows] == [[0, 1], [2]]
+    (note,) = board.notes  # and none that names dataset.split_seed
+    assert note.startswith("job 0, job 1 had other data than job 2: their files were changed in between")
+    locked(sweep, 2, None)
+    assert len(boards.of([sweep]).rows) == 1
+    locked(sweep, 2, "new", named="other.json")  # which is a setting of its own, not a change
+    assert not any("changed in between" in note for note in boards.of([sweep]).notes)
+    locked(sweep, 2, "old", golden="asks")
+    assert [len(boards.of([sweep], metric).rows) for metric in (None, "evaluation.passed")] == [1, 2]
 
 
 some_jobs = st.lists(
@@ -406,6 +448,31 @@ def test_the_csv_file_has_a_line_for_each_job(tmp_path):
         *("held_out_loss", "steps", "tokens_per_second", "peak_gb", "seconds", "status", "error", "folder"),
     ]
     assert lines[0]["rank"] == lines[1]["rank"] == "1"
+
+
+def test_a_folder_of_the_csv_file_is_found_from_there(tmp_path):
+    """Of two sweeps, and of one whose jobs are deeper."""
+    for name in ("one", "two"):
+        written(tmp_path / name, [point("lora.r=8", loss=1.5), point("lora.r=16", loss=1.6)])
+    sweep = json.loads((tmp_path / "two" / "sweep.json").read_text())
+    sweep["points"][1]["folder"] = "data=a/b"
+    (tmp_path / "two" / "data=a").mkdir()
+    (tmp_path / "two" / "1").rename(tmp_path / "two" / "data=a" / "b")
+    write_json(tmp_path / "two" / "sweep.json", sweep)
+    (tmp_path / "out").mkdir()
+    files.write(boards.of([tmp_path / "one", tmp_path / "two"]), tmp_path / "out")
+    files.write(boards.of([tmp_path / "two"]), tmp_path / "two")
+    folders = {
+        place: {
+            row["folder"]
+            for row in csv.DictReader(io.StringIO((tmp_path / place / "leaderboard.csv").read_text()))
+        }
+        for place in ("out", "two")
+    }
+    assert folders == {
+        "out": {"../one/0", "../one/1", "../two/0", "../two/data=a/b"},
+        "two": {"0", "data=a/b"},
+    }
 
 
 def test_nothing_that_a_run_says_is_more_than_text(tmp_path):

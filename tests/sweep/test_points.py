@@ -200,6 +200,8 @@ def test_a_file_that_holds_no_points_is_named(tmp_path, text, message):
         (["lora.r=8,16", "seed=1,2"], ["lora.r", "seed", "lora.r"], "sweep.zip=[lora.r,seed,lora.r]: a list goes"),
         (["sweep.trials=1,2"], [], "sweep.trials=1,2: says how the sweep is run; give it one value"),
         (["lora.r=tag(lgo, interval(1,2))"], [], "lora.r=tag(lgo, interval(1,2)): the tag lgo means nothing here"),
+        (["lora.r=tag(log, range(1,4))"], [], "lora.r=tag(log, range(1,4)): the tag log means nothing here; log does, around an interval"),
+        (["lora.r=tag(log, choice(1,2))"], [], "lora.r=tag(log, choice(1,2)): the tag log means nothing here"),
         (["lora.r=interval(1,1)"], [], "lora.r=interval(1,1): an interval has two ends"),
         (["training.learning_rate=tag(log, interval(0,1))"], [], "an end at or below 0 has no logarithm; write one above 0"),
     ],

@@ -295,6 +295,31 @@ def test_a_failing_job_stops_nobody_and_runs_again(tmp_path, monkeypatch, capsys
     assert not jobs.place.study().errors
 
 
+def test_an_earlier_report_is_none_of_a_start_that_was_refused_before_it_had_one(
+    tmp_path, monkeypatch, fails
+):
+    jobs = Jobs(tmp_path, monkeypatch)
+    jobs.place.write_study(replace(jobs.study, begun="2026-11-29T20:00:00+00:00"))
+    jobs.leave(1, "failed", started="2026-11-29T19:00:00+00:00", error="another error")
+    jobs.does[1] = fails
+    with pytest.raises(UserError, match=r"^1 of 4 jobs failed$"):
+        jobs.work()
+    assert "out of memory" in jobs.place.study().errors[1]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_page_that_could_not_be_written_is_not_named(tmp_path, monkeypatch, capsys, full):
+    def page(_):
+        if full:
+            raise OSError(28, "No space left on device")
+        return ""
+
+    monkeypatch.setattr("chatbot_sft.report.leaderboard.files.page", page)
+    jobs = Jobs(tmp_path, monkeypatch)
+    jobs.work()
+    assert (f"page  {tmp_path}" in capsys.readouterr().out) == (not full)
+
+
 @pytest.mark.parametrize(
     ("settings", "ran"), [({"fail_fast": True}, [0]), ({"max_failures": 1}, [0, 1]), ({"timeout": 1e-9}, [])]
 )
@@ -345,18 +370,30 @@ def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    ("metric", "hint"),
-    [("training.eval_los", "; did you mean training.eval_loss?"), ("training.eval_loss", None)],
+    ("metric", "hint", "sampler"),
+    [
+        ("training.eval_los", "; did you mean training.eval_loss?", None),
+        ("training.eval_los", "; did you mean training.eval_loss?", "random"),
+        ("training.eval_loss", None, None),
+    ],
 )
-def test_a_metric_that_no_job_reports_is_said_once(tmp_path, monkeypatch, capsys, metric, hint):
-    """With an error for one that was asked for: of the default nobody may know that nothing is held out."""
+def test_a_metric_that_no_job_reports_is_said_once(tmp_path, monkeypatch, capsys, metric, hint, sampler):
+    """With an error for one that was asked for: of the default nobody may know that nothing is held out. Where a
+    sampler chooses by it, when the first job has ended too.
+    """
     jobs = Jobs(tmp_path, monkeypatch, metric=metric)
+    jobs.settings = replace(jobs.settings, sampler=sampler)
+    early = []
+    jobs.does[1] = lambda: early.append(capsys.readouterr().err)
     if hint:
         with pytest.raises(UserError, match=f"^sweep.metric={metric}: no job reports it{re.escape(hint)}$"):
             jobs.work()
     else:
         jobs.loss = lambda seed: None
         jobs.work()
+    assert (f"the sampler learns nothing of job 0: sweep.metric={metric}" in early[0]) == (
+        sampler is not None
+    )
     told = [line for line in capsys.readouterr().err.splitlines() if "sweep.metric" in line]
     assert len(told) == (hint is None)
     assert jobs.statuses == ["completed"] * 4

@@ -254,7 +254,9 @@ def test_a_changed_run_is_refused_with_all_that_changed(forked, settings, whole,
     assert (
         ", as before, but not the same ones, or in other words" in error
     )  # another seed holds out other rows
-    assert error.endswith("or start afresh in this one with training.resume=never")
+    assert error.endswith(
+        "or start afresh in this one with training.resume=never; of a sweep by moving the job's directory away"
+    )
     assert checkpoints.last_in(folder / "checkpoints").step == STEPS
 
 

@@ -18,7 +18,7 @@ from chatbot_sft.replay import evidence
 from chatbot_sft.replay.places import among
 from chatbot_sft.run.fingerprint import SHORT, FileMark
 from chatbot_sft.run.lock import MACHINE, NOT_SET, Lock, changed
-from chatbot_sft.run.provenance import DATA
+from chatbot_sft.run.provenance import DATA, GOLDEN
 from chatbot_sft.run.versions import versions
 
 NONE = "(none)"
@@ -151,9 +151,9 @@ def _files(lock: Lock, settings: Config, where: str) -> Iterator[Change]:
             f"{where}: its lock is damaged: it names no data files; take it from a copy of the run"
         )
     for key, marks in before.items():
-        if key == "evaluation.golden" and settings.evaluation.golden is None:
+        if key == GOLDEN and settings.evaluation.golden is None:
             continue  # it decides no row
-        of = "data" if key in (DATA, "evaluation.golden") else "weights"
+        of = "data" if key in (DATA, GOLDEN) else "weights"
         if marks and not now.get(key):
             read = Path(marks[0].path)
             section, _, name = key.partition(".")

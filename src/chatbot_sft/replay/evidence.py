@@ -17,7 +17,7 @@ from chatbot_sft.model.hub import is_local
 from chatbot_sft.resources import PACKAGE
 from chatbot_sft.run import git
 from chatbot_sft.run.fingerprint import FileMark, data_mark, sha256, together, weights_marks
-from chatbot_sft.run.provenance import DATA, Code, Provenance
+from chatbot_sft.run.provenance import DATA, GOLDEN, Code, Provenance
 
 
 def provenance(settings: Config, tokenizer: ChatTokenizer, command: str) -> Provenance:
@@ -65,7 +65,7 @@ def files(settings: Config) -> dict[str, list[FileMark]]:
         folders["model.name"] = Path(base).expanduser()
     marks = {DATA: data(settings), **{key: weights_marks(folder) for key, folder in folders.items()}}
     if settings.evaluation.golden and Path(settings.evaluation.golden).expanduser().is_file():
-        marks["evaluation.golden"] = [data_mark(Path(settings.evaluation.golden).expanduser())]
+        marks[GOLDEN] = [data_mark(Path(settings.evaluation.golden).expanduser())]
     return marks
 
 

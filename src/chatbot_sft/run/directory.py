@@ -245,7 +245,7 @@ class Run:
         except (OSError, YAMLError):
             return False
         try:
-            return isinstance(before, dict) and _wherever(before) == _wherever(referring(dict(config)))
+            return isinstance(before, dict) and wherever(before) == wherever(referring(dict(config)))
         except (KeyError, TypeError):  # a part of it is gone
             return False
 
@@ -282,7 +282,7 @@ def no_such_run(folder: Path) -> str:
     return f"no such folder{hint or '; name the directory of a run, for instance outputs/<date>/<time>'}"
 
 
-def _wherever(config: Mapping[Any, Any]) -> dict[str, Any]:
+def wherever(config: Mapping[Any, Any]) -> dict[str, Any]:
     """`config` without the sweep around its run, and places in the run's directory as they are from there."""
     folder = Path(config["paths"]["output_dir"])
     found = dict(config)

@@ -11,6 +11,7 @@ from chatbot_sft.run.fingerprint import FileMark
 from chatbot_sft.run.git import Git
 
 DATA = "data"  # of `files`: what is trained on and held out, in the order in which it is read
+GOLDEN = "evaluation.golden"  # of `files`: what is asked
 
 
 @dataclass(frozen=True)

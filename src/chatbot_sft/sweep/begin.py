@@ -23,7 +23,7 @@ from chatbot_sft.report.masking import MASK, mask_yaml
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.report import Report, Status, now
-from chatbot_sft.sweep import outputs, points, study
+from chatbot_sft.sweep import earlier_data, outputs, points, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.display import Display
 from chatbot_sft.sweep.points import Space, bare, key_of
@@ -134,7 +134,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     place = Sweep(jobs.folder)
     with place.alone() if distributed.is_first() else contextlib.nullcontext():
         found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
-        states_of(place, jobs, found, None if settings.worker else settings.revive)
+        states_of(place, jobs, found, settings)
         if settings.retry_failed and not settings.worker:
             found.errors.clear()
         if distributed.is_first() and not (settings.worker and place.study()):
@@ -155,18 +155,27 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     worker(queue, jobs.at, shown_in(place) if shows else None).run()
 
 
-def states_of(place: Sweep, jobs: Jobs, found: Study, revive: int | None) -> dict[int, State]:
-    """What an earlier start has left of each job, by its number.
+def states_of(place: Sweep, jobs: Jobs, found: Study, settings: SweepConfig) -> dict[int, State]:
+    """What an earlier start has left of each job, by its number. Whoever joins a start compares no data: they may be
+    large, and the start has done it.
 
     Raises:
-        UserError: another job's is in a directory, or the job `revive` has nothing left to train.
+        UserError: another job's is in a directory, the job that sweep.revive names has nothing left to train, or one
+            has ended that was trained on other data.
     """
-    states = {}
+    states, ended = {}, []
     for point in found.points:
         job = jobs.at(point)
         states[point.number] = study.state(place.run(point), job.settings, job.named)
-    if revive is not None:
-        study.refuse_revived(revive, states)
+        if states[point.number] in (State.DONE, State.PRUNED):
+            ended.append((point, job))
+    if settings.worker:
+        return states
+    if settings.revive is not None:
+        study.refuse_revived(settings.revive, states)
+    if ended and distributed.is_first():
+        by_answers = any(metric.startswith("evaluation.") for metric in settings.metrics)
+        earlier_data.refuse(place, ended, by_answers)
     return states
 
 
@@ -213,7 +222,7 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
     """
     place = Sweep(jobs.folder)
     found = study.joined(place, begun(jobs, settings), wanted, jobs.place)
-    states = states_of(place, jobs, found, settings.revive)
+    states = states_of(place, jobs, found, settings)
     lines, reports, left = [], [], 0
     for point in found.points:
         there = states[point.number]

@@ -104,6 +104,7 @@ class Display:
         self.folder, self.console, self.told = folder, console, told
         self._said: dict[str, object] = {}
         self._written: object = None  # the jobs as the leaderboard has them
+        self.page_stands = True  # unless it could not be written
         terminal = console.is_terminal
         own = terminal and sys.stdout.isatty()
         self._live = (
@@ -157,7 +158,7 @@ class Display:
             self._tell(lines)
         if (now := [(job.number, job.status, len(job.curve)) for job in jobs]) != self._written:
             self._written = now
-            compare.write(self.folder)
+            self.page_stands = compare.write(self.folder)
 
     def _tell(self, lines: Sequence[Line]) -> None:
         for line in lines:

@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Sweep
 from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -223,6 +223,10 @@ def _axis(override: str, parsed: Override) -> Axis:
             f"{override}: {count:,} values, and a sweep has {MOST_JOBS:,} jobs at most; give it a larger step, or"
             " have sweep.sampler choose from an interval"
         )
+    swept = parsed.value()
+    known = {"log"} if isinstance(swept, IntervalSweep) else set()
+    if isinstance(swept, Sweep) and (other := sorted(swept.tags - known)):
+        raise UserError(f"{override}: the tag {other[0]} means nothing here; log does, around an interval")
     quantity = _quantity(parsed)
     if not parsed.is_discrete_sweep():
         return Axis(key, override, quantity=quantity)
@@ -246,8 +250,6 @@ def _quantity(parsed: Override) -> Quantity | None:
     swept = parsed.value()
     if isinstance(swept, IntervalSweep) and swept.start is not None and swept.end is not None:
         log, (low, high) = "log" in swept.tags, sorted((float(swept.start), float(swept.end)))
-        if other := sorted(swept.tags - {"log"}):
-            raise UserError(f"{parsed.input_line}: the tag {other[0]} means nothing here; log does")
         if not (math.isfinite(low) and math.isfinite(high)) or low == high:
             raise UserError(f"{parsed.input_line}: an interval has two ends; write interval(1e-5, 1e-3)")
         if log and low <= 0:

@@ -64,6 +64,7 @@ class Worker:
     done: int = 0  # jobs that have trained to their end
     numbers: set[str] = field(default_factory=set)  # the names of those in their reports
     trained: int = 0  # jobs that this process has begun
+    page_stands: bool = True  # unless it could not be written
 
     def __post_init__(self) -> None:
         queue = self.queue
@@ -221,6 +222,10 @@ class Worker:
         if not pruned and report.task == "train":
             self.done += 1
             self.numbers.update(numbers(report.to_json()))
+            if self.settings.sampler and self.done == 1 and (text := self._unjudged()):
+                print(
+                    shown_line(f"the sampler learns nothing of job {entry.number}: {text}"), file=sys.stderr
+                )
 
     def _failed(self, entry: Entry, error: Exception) -> None:
         """Record one line, and let go of the memory that the job had."""
@@ -232,7 +237,7 @@ class Worker:
             print(shown("".join(traceback.format_exception(error))), file=sys.stderr)
         if distributed.is_first():
             report = self.place.run(self.queue.point(entry.number)).peek()
-            reported = report is not None and report.status == Status.FAILED
+            reported = report and report.status == Status.FAILED and report.started >= self.queue.study.begun
             study.record(self.place, entry.number, None if reported else entry.error)
             self._page()
         let_go(error)
@@ -240,7 +245,7 @@ class Worker:
     def _page(self) -> None:
         """Write the leaderboard as it stands now, where no display does."""
         if distributed.is_first() and not self.display:
-            compare.write(self.place.folder)
+            self.page_stands = compare.write(self.place.folder)
 
     # The end
 
@@ -275,7 +280,8 @@ class Worker:
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
             print(f"{left} of {amount(whole, 'job')} not begun; the same command goes on: {again}")
         if ended and self.done > 1:
-            lines = [*compare.table(self.place.folder), f"page  {self.place.leaderboard_file}"]
+            page = [f"page  {self.place.leaderboard_file}"] if (self.display or self).page_stands else []
+            lines = [*compare.table(self.place.folder), *page]
         else:
             lines = list(table(sorted(self.entries, key=lambda entry: entry.number)))
         for line in lines:

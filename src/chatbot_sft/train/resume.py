@@ -340,7 +340,7 @@ def refuse_changes(origin: Origin, now: Mapping[str, Any], whole: bool) -> None:
         raise UserError(
             f"training.resume: {origin.checkpoint.folder} was trained with other settings: {'; '.join(said)}. Set"
             f" them back, name another directory ({ELSEWHERE}), or start afresh in this one with"
-            f" training.resume=never{_repeated(origin)}"
+            f" training.resume=never; of a sweep by moving the job's directory away{_repeated(origin)}"
         )
 
 

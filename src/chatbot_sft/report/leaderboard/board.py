@@ -11,7 +11,7 @@ from chatbot_sft.config.schema import direction_of
 from chatbot_sft.errors import UserError, listed, near, question
 from chatbot_sft.report.leaderboard import settings
 from chatbot_sft.report.leaderboard.job import HELD_OUT, Job, numbers, read, reported
-from chatbot_sft.report.leaderboard.rows import Row, differing, rivals, rows
+from chatbot_sft.report.leaderboard.rows import Row, by_data, differing, rivals, rows
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.words import amount
 from chatbot_sft.run.directory import REPORT
@@ -159,7 +159,7 @@ def _board(
     ]
     table = rows(jobs, maximise)
     fault = _no_metric(metric, jobs)
-    beside = [*_other_rows(metric, jobs), *_other_losses(metric, keys)]
+    beside = [*_edited(jobs), *_other_rows(metric, jobs), *_other_losses(metric, keys)]
     said = [*notes, *_spread(table), *beside, *_stopped(jobs, command), *([fault] if fault else [])]
     return Board(title, metric, maximise, keys, table, command, said, fault)
 
@@ -185,10 +185,29 @@ def _stopped(jobs: Sequence[Job], command: str) -> list[str]:
     return [f"the sweep was stopped; this goes on with it: {command}"]
 
 
+def _edited(jobs: Sequence[Job]) -> list[str]:
+    """Where files had other content in some jobs than in others that name the same."""
+    named: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.data:
+            named.setdefault(job.data.named, []).append(job)
+    for first, *others in map(by_data, named.values()):
+        if others:
+            earlier, later = (
+                listed((job.name for part in parts for job in part), most=5) for parts in ([first], others)
+            )
+            return [
+                f"{earlier} had other data than {later}: their files were changed in between, a part of what the"
+                " results differ by may be that, and no row has both"
+            ]
+    return []
+
+
 def _other_rows(metric: str, jobs: Sequence[Job]) -> list[str]:
-    """Where the losses are of other conversations in some jobs than in others."""
-    held_out = {job.held_out_rows for job in jobs} - {""}
-    if len(held_out) < 2 or not metric.startswith("training.eval_"):
+    """Where the losses are of other conversations in some jobs than in others, and that for no edited data."""
+    alike = by_data(jobs) if _edited(jobs) else [jobs]
+    held_out = [{job.held_out_rows for job in part} - {""} for part in alike]
+    if max(map(len, held_out)) < 2 or not metric.startswith("training.eval_"):
         return []
     return [
         "not all jobs hold out the same conversations: a part of what their held-out losses differ by is that;"

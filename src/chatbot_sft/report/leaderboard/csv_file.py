@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+from pathlib import Path
 
 from chatbot_sft.report.leaderboard import columns
 from chatbot_sft.report.leaderboard.board import Board
+from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import plain_line
 
 FIGURES = (
@@ -22,8 +25,10 @@ HEAD = ("rank", "job")
 TAIL = ("mean", "spread", *FIGURES, "status", "error", "folder")
 
 
-def text(board: Board) -> str:
-    """`rank` is the row's, which jobs that differ in their seed alone share, as its `mean` and `spread`."""
+def text(board: Board, beside: Path) -> str:
+    """`rank` is the row's, which jobs that differ in their seed alone share, as its `mean` and `spread`; `folder` is
+    the job's from the file's own, which is `beside`.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     rewards = [figure for figure in columns.figures(board) if figure in columns.REWARDS.values()]
@@ -33,7 +38,8 @@ def text(board: Board) -> str:
         for job in row.jobs:
             figures = (job.held_out, job.steps, job.tokens_per_second, job.peak_gb, job.seconds)
             settings = [job.settings.get(key, "") for key in board.keys]
-            ending = (str(job.status), job.error, job.folder.name)
+            folder = str(masked(os.path.relpath(job.folder, beside)))
+            ending = (str(job.status), job.error, folder)
             own = [figure.of(job) for figure in rewards]
             cells = [rank, job.number, *settings, job.value, row.mean, row.spread, *figures, *ending, *own]
             writer.writerow([_text(cell) if isinstance(cell, str) else cell for cell in cells])

@@ -14,7 +14,7 @@ from chatbot_sft.sweep.directory import Sweep
 def write(board: Board, folder: Path) -> None:
     """Raises OSError where they cannot be written; earlier ones then stay."""
     there = Sweep(folder)
-    _write(there.table_file, csv_file.text(board))
+    _write(there.table_file, csv_file.text(board, folder))
     _write(there.leaderboard_file, page(board))
 
 

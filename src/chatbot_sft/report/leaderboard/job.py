@@ -12,14 +12,26 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from chatbot_sft.config.schema import PASSED
+from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run import steps
 from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
+from chatbot_sft.run.provenance import DATA, GOLDEN
 from chatbot_sft.run.report import DamagedReport, Report, Sample, Status, dotted
 
 WAITING, UNREADABLE = "waiting", "unreadable"
 HELD_OUT = "training.eval_loss"  # the metric where none is named
 UNREAD = 4096  # files whose content is kept until they change
+
+
+@dataclass(frozen=True)
+class Data:
+    """The files that a job was trained on, and the one of golden answers where these are the metric: as they were
+    `named`, and SHA-256 of each.
+    """
+
+    named: str
+    content: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Job:
     value: float | None = None
     report: Report | None = None
     curve: tuple[tuple[int, float], ...] = ()
+    data: Data | None = None  # where a lock knows it
 
     @property
     def completed(self) -> bool:
@@ -106,8 +119,8 @@ def read(
     """The job in `folder`, whatever is wrong with it. `told` is how it failed, where the sweep knows that."""
     run = Run(folder)
     values, report, fault = _reported(run.report_file)
-    running = _runs(run)
-    status, error = _status(run, report, fault, running, told)
+    status, error = _status(run, report, fault, _runs(run), told)
+    running = status == Status.RUNNING
     if running:  # what an earlier start of it reported is not this one's
         report = None
     kept = report.evaluations if report and report.evaluations else steps.read(run.checkpoints / EVALUATIONS)
@@ -117,7 +130,8 @@ def read(
         value = last[1]
     if running and metric == PASSED:
         value = number_at(run.progress() or {}, "passed")
-    return Job(number, name, folder, settings, status, error, value, report, curve)
+    data = _data(run, metric.startswith("evaluation."))
+    return Job(number, name, folder, settings, status, error, value, report, curve, data)
 
 
 def number_at(values: Mapping[str, Any], path: str) -> float | None:
@@ -176,12 +190,35 @@ def _parsed(file: Path, changed: int, size: int) -> tuple[Mapping[str, Any], Rep
         return {}, None, f"its {file.name} cannot be read ({error.strerror})"
 
 
+def _data(run: Run, by_answers: bool) -> Data | None:
+    try:
+        stat = run.lock_file.stat()
+    except OSError:
+        return None
+    return _locked(run, stat.st_mtime_ns, stat.st_size, by_answers)
+
+
+@functools.lru_cache(UNREAD)
+def _locked(run: Run, changed: int, size: int, by_answers: bool) -> Data | None:
+    """Kept until the lock changes."""
+    try:
+        lock = run.lock()
+    except UserError:
+        return None
+    files = lock.provenance.files if lock.provenance else {}
+    content = [mark.sha256 for key in (DATA, GOLDEN)[: 1 + by_answers] for mark in files.get(key, [])]
+    dataset = lock.config.get("dataset", {})
+    named = [dataset.get(key) for key in ("data_path", "sources", "split", "eval_data_path")]
+    named.append(lock.config.get("evaluation", {}).get("golden"))
+    return Data(json.dumps(named), tuple(content)) if content else None
+
+
 def _status(run: Run, report: Report | None, fault: str, running: bool, told: str) -> tuple[str, str]:
     """(status, error in one line)."""
+    if told and (report is None or report.status != Status.COMPLETED):  # its process may go on with others
+        return Status.FAILED, _one_line(told)
     if running:
         return Status.RUNNING, ""
-    if told and (report is None or report.status != Status.COMPLETED):
-        return Status.FAILED, _one_line(told)
     if fault:
         return UNREADABLE, fault
     if report:

@@ -1,4 +1,6 @@
-"""Jobs that differ in their seed alone are one row: its mean, its spread, and whether that decides anything."""
+"""Jobs that differ in their seed alone, and not in their data, are one row: its mean, its spread, and whether that
+decides anything.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def rows(jobs: Sequence[Job], maximise: bool = False) -> list[Row]:
     for job in jobs:
         together.setdefault(_configuration(job), []).append(job)
     sign = -1 if maximise else 1
-    made = [_row(group, sign) for group in together.values()]
+    made = [_row(part, sign) for group in together.values() for part in by_data(group)]
     return sorted(made, key=lambda row: (*_order(row.completed, row.mean, sign), row.best.number))
 
 
@@ -57,6 +59,14 @@ def _configuration(job: Job) -> object:
     if SEED not in job.settings:
         return job.number
     return frozenset((key, value) for key, value in job.settings.items() if key != SEED)
+
+
+def by_data(jobs: Sequence[Job]) -> list[Sequence[Job]]:
+    """Those of the same data together; those of which it is not known apart from others where these differ."""
+    parts: dict[object, list[Job]] = {}
+    for job in jobs:
+        parts.setdefault(job.data and job.data.content, []).append(job)
+    return [jobs] if len(parts.keys() - {None}) < 2 else list(parts.values())
 
 
 def _row(jobs: Sequence[Job], sign: int) -> Row:
