@@ -485,6 +485,24 @@ def test_joined_projections_that_read_different_states_are_not_mixed_up(replica_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("grad", [False, True])
+def test_one_adapter_alone_is_joined_and_compiled(replica_models, compiled, grad):
+    import torch
+
+    from chatbot_sft.model.joined import join
+
+    model, _ = replica_models("llama3b", target_modules=["up_proj"])
+    mlp = model.get_base_model().get_decoder().layers[0].mlp
+    x = torch.randn(1, 5, mlp.up_proj.in_features)
+    expected = mlp(x)
+    join(model)
+    mlp.compile()
+    with torch.set_grad_enabled(grad):
+        assert torch.allclose(mlp(x), expected, atol=1e-5)
+    assert len(compiled) == 1
+
+
+@pytest.mark.slow
 def test_weights_in_one_place_are_not_copied_again():
     import torch
 
@@ -842,6 +860,7 @@ def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path, recompu
     from chatbot_sft.config import Config
     from chatbot_sft.model import transformers_engine as engine
     from chatbot_sft.model.joined import join
+    from chatbot_sft.train.packed import evaluating, uncompiled
 
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -870,7 +889,7 @@ def test_graphs_of_the_kernel_give_the_losses_of_the_reference(tmp_path, recompu
         rows = some_rows(lengths, 1000, seed=sum(lengths))
         count = torch.tensor(sum(row.trained_tokens for row in rows), device="cuda")
         batch = {name: values.cuda() for name, values in Layout(8).batch(rows, 0).items()}
-        with torch.no_grad(), fast.autocast():
+        with torch.no_grad(), fast.autocast(), evaluating(model), uncompiled():
             padded = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
         labels = batch["labels"][:, 1:].flatten()
         expected = torch.nn.functional.cross_entropy(

@@ -158,16 +158,10 @@ class _Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        sizes: list[int],
-        places: list[int],
-        scales: list[float],
-        *ab: Tensor,
-    ) -> tuple[Tensor, ...]:
-        a, b = list(ab[: len(places)]), list(ab[len(places) :])
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        # By name, the compiler of PyTorch 2.11 would count two matrices as one too many, and leave out ctx.
+        x, weight, sizes, places, scales, *ab = inputs
+        a, b = ab[: len(places)], ab[len(places) :]
         y, low = _products(x, weight, sizes, places, scales, a, b)
         ctx.save_for_backward(x, low, weight, *ab)
         ctx.known = sizes, places, scales
