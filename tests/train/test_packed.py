@@ -3,7 +3,10 @@
 import contextlib
 import gc
 import itertools
+import os
 import random
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ from families import FAMILIES, write_folders
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatbot_sft import cache
 from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.train import packing
 from chatbot_sft.train.captures import Captures
@@ -500,6 +504,39 @@ def test_one_adapter_alone_is_joined_and_compiled(replica_models, compiled, grad
     with torch.set_grad_enabled(grad):
         assert torch.allclose(mlp(x), expected, atol=1e-5)
     assert len(compiled) == 1
+
+
+@pytest.mark.slow
+def test_joined_layers_are_kept_compiled_from_one_process_to_the_next(tmp_path):
+    """What autograd makes of them too."""
+    program = """
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+from chatbot_sft.model.joined import join
+sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 100}
+base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+model = get_peft_model(base, LoraConfig(r=4, target_modules=["gate_proj", "up_proj"], task_type="CAUSAL_LM"))
+assert join(model.train())
+mlp = base.get_decoder().layers[0].mlp
+mlp.compile()
+mlp(torch.randn(1, 5, 64, requires_grad=True)).sum().backward()
+counted = torch._dynamo.utils.counters["aot_autograd"]
+print(counted["autograd_cache_miss"], counted["autograd_cache_hit"], counted["autograd_cache_bypass"])
+"""
+    head = "from chatbot_sft.model.engine import prepare_environment\nprepare_environment()\n"
+    environment = {**os.environ, cache.VARIABLE: str(tmp_path)}
+    counts = [
+        subprocess.run(
+            [sys.executable, "-c", head + program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert counts == [["1", "0", "0"], ["0", "1", "0"]]
 
 
 @pytest.mark.slow

@@ -240,6 +240,9 @@ def prepare_environment() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(part_folder("compiled")))
     # Of kernels that are not the compiler's, too: Unsloth's, bitsandbytes', TRL's.
     os.environ.setdefault("TRITON_CACHE_DIR", str(part_folder("compiled") / "triton"))
+    # Also of layers with a product of their own in them (model/joined.py), which PyTorch otherwise traces and
+    # differentiates anew in each process.
+    os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # transformers would take what a service on the hub converted, from a pull request of anybody's.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
