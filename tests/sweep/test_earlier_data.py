@@ -77,7 +77,7 @@ class Ended:
         try:
             earlier_data.refuse(self.place, self.jobs, by_answers)
         except UserError as error:
-            return str(error).removeprefix(f"{self.place.folder}: ").replace(f"{self.place.folder}/", "s/")
+            return str(error).removeprefix(f"{self.place.folder}: ")
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def ended(tmp_path, monkeypatch):
 
 
 DIRECTORY = (
-    "name another directory for the sweep (hydra.sweep.dir=DIR), or move these away (and study.log, where one is), so that"
-    " they run again"
+    "name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away (and study.log,"
+    " where one is), so that they run again"
 )
 BACK = f"put it back as it was, {DIRECTORY}"
 
@@ -104,8 +104,8 @@ def test_the_same_bytes_are_the_same_data_wherever_they_are_and_nothing_is_prepa
 @pytest.mark.parametrize(
     ("file", "text", "parts"),
     [
-        ("tr.json", "new", "the training rows of tr.json are not those that s/0, s/1 had"),
-        ("ev.json", "new", "the held-out rows of ev.json are not those that s/0, s/1 had"),
+        ("tr.json", "new", "the training rows of tr.json are not those that jobs 0, 1 had"),
+        ("ev.json", "new", "the held-out rows of ev.json are not those that jobs 0, 1 had"),
         ("tr.json", " o l d ", None),
     ],
 )
@@ -120,21 +120,21 @@ def test_each_job_is_held_against_its_own_data(ended):
     ended.file("other.json", "other")
     ended.job(), ended.job(data_path="other.json")
     ended.file("other.json", "new")
-    assert ended.refusal() == f"the training rows of other.json are not those that s/1 had; {BACK}"
+    assert ended.refusal() == f"the training rows of other.json are not those that job 1 had; {BACK}"
 
 
 def test_of_jobs_that_were_trained_on_both_nothing_can_be_put_back(ended):
     ended.job()
     ended.file("tr.json", "new")
     ended.job()
-    assert ended.refusal() == f"the training rows of tr.json are not those that s/0 had; {DIRECTORY}"
+    assert ended.refusal() == f"the training rows of tr.json are not those that job 0 had; {DIRECTORY}"
 
 
 def test_without_a_lock_the_report_knows_the_rows(ended):
     ended.job(locked=False)
     assert ended.refusal() is None
     ended.file("tr.json", "new")
-    assert ended.refusal() == f"the training rows of tr.json, ev.json are not those that s/0 had; {BACK}"
+    assert ended.refusal() == f"the training rows of tr.json, ev.json are not those that job 0 had; {BACK}"
 
 
 def test_golden_answers_count_where_jobs_are_judged_by_them(ended):
@@ -142,7 +142,7 @@ def test_golden_answers_count_where_jobs_are_judged_by_them(ended):
     ended.file("golden.jsonl", "other")
     assert ended.refusal() is None
     assert ended.refusal(by_answers=True) == (
-        f"the golden answers of golden.jsonl are not those that s/0 had; {BACK}"
+        f"the golden answers of golden.jsonl are not those that job 0 had; {BACK}"
     )
 
 
@@ -150,7 +150,7 @@ def test_rows_of_the_hub_are_compared_where_they_can_be_had(ended):
     ended.job(data_path="org/name", eval_data_path=None)
     assert ended.refusal() is None
     ended.hub = lambda: SimpleNamespace(fingerprint="1" * 64, held_out_fingerprint="")
-    assert ended.refusal() == f"the training rows of org/name are not those that s/0 had; {DIRECTORY}"
+    assert ended.refusal() == f"the training rows of org/name are not those that job 0 had; {DIRECTORY}"
 
     def unreachable():
         raise UserError("org/name: cannot be had")
@@ -164,7 +164,7 @@ def test_weights_to_begin_with_count_and_the_version_in_their_config_does_not(en
     ended.file("base/config.json", '{"transformers_version": "6"}')
     assert ended.refusal() is None
     ended.file("base/model.safetensors", "others")
-    assert ended.refusal() == f"the weights of model.safetensors are not those that s/0 had; {BACK}"
+    assert ended.refusal() == f"the weights of model.safetensors are not those that job 0 had; {BACK}"
 
 
 def test_data_that_are_gone_are_for_the_jobs_to_say(ended):

@@ -4,6 +4,7 @@ now: they could not be held against the others otherwise. Imports no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,11 +41,11 @@ def refuse(place: Sweep, ended: Sequence[tuple[Point, Job]], by_answers: bool) -
     """Raises UserError where one of the `ended` jobs had other rows or weights than it would have now; or other
     golden answers, where jobs are judged `by_answers`.
     """
-    data, other, same = Data(), dict[Path, Change](), set[str]()
+    data, other, same = Data(), dict[str, Change](), set[str]()
     for point, job in ended:
         run = place.run(point)
         if (change := data.change(run, job, by_answers)).parts:
-            other[run.folder] = change
+            other[os.path.relpath(run.folder, place.folder)] = change
         else:
             same |= {mark.path for marks in data.marks(job).values() for mark in marks}
     if other:
@@ -52,8 +53,9 @@ def refuse(place: Sweep, ended: Sequence[tuple[Point, Job]], by_answers: bool) -
         files = dict.fromkeys(file for change in other.values() for file in change.files)
         raise UserError(
             f"{place.folder}: the {' and '.join(parts)} of {listed(map(_shown, files), 3)} are not those that"
-            f" {listed(other, 3)} had; {_back(files, same)}name another directory for the sweep"
-            " (hydra.sweep.dir=DIR), or move these away (and study.log, where one is), so that they run again"
+            f" {'job' if len(other) == 1 else 'jobs'} {listed(other, 5)} had; {_back(files, same)}name another"
+            " directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away (and study.log,"
+            " where one is), so that they run again"
         )
 
 
