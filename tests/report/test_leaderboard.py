@@ -318,6 +318,16 @@ def test_seeds_of_other_data_are_no_row_and_the_note_says_why(tmp_path):
     assert [len(boards.of([sweep], metric).rows) for metric in (None, "evaluation.passed")] == [1, 2]
 
 
+def test_a_seed_that_two_sweeps_have_does_not_count_twice():
+    def job(folder, number, seed):
+        settings = {"lora.r": "8", "seed": str(seed)}
+        return Job(number, folder, Path(folder), settings, "completed", value=1.0 + seed)
+
+    one, other = [job(f"one/{n}", n, n) for n in range(2)], [job(f"two/{n}", n + 2, n) for n in range(3)]
+    assert [len(row.jobs) for row in rows([*one, *other])] == [2, 3]
+    assert [len(row.jobs) for row in rows([*one, other[2]])] == [3]
+
+
 some_jobs = st.lists(
     st.tuples(
         st.sampled_from(["8", "16"]),

@@ -8,6 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from chatbot_sft.report.leaderboard.job import Job
 
@@ -50,7 +51,12 @@ def rows(jobs: Sequence[Job], maximise: bool = False) -> list[Row]:
     for job in jobs:
         together.setdefault(_configuration(job), []).append(job)
     sign = -1 if maximise else 1
-    made = [_row(part, sign) for group in together.values() for part in by_data(group)]
+    made = [
+        _row(part, sign)
+        for group in together.values()
+        for alike in by_data(group)
+        for part in _repeats(alike)
+    ]
     return sorted(made, key=lambda row: (*_order(row.completed, row.mean, sign), row.best.number))
 
 
@@ -67,6 +73,16 @@ def by_data(jobs: Sequence[Job]) -> list[Sequence[Job]]:
     for job in jobs:
         parts.setdefault(job.data and job.data.content, []).append(job)
     return [jobs] if len(parts.keys() - {None}) < 2 else list(parts.values())
+
+
+def _repeats(jobs: Sequence[Job]) -> list[Sequence[Job]]:
+    """Those of each sweep by themselves, where two have a seed in common: it would count twice."""
+    if len({job.settings.get(SEED) for job in jobs}) == len(jobs):
+        return [jobs]
+    sweeps: dict[Path, list[Job]] = {}
+    for job in jobs:
+        sweeps.setdefault(job.folder.parent, []).append(job)
+    return list(sweeps.values())
 
 
 def _row(jobs: Sequence[Job], sign: int) -> Row:
