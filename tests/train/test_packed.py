@@ -472,6 +472,26 @@ def test_joined_projections_train_as_they_do_apart(replica_models, option, lora,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "dtype", "joined"),
+    [("bf16", "bfloat16", True), (None, "float32", True), ("bf16", "float32", False)],
+)
+def test_projections_whose_weights_are_cast_are_not_joined(monkeypatch, precision, dtype, joined):
+    import torch
+
+    from chatbot_sft.train import step as module
+
+    monkeypatch.setattr(module, "join", lambda model: [model])
+    model = SimpleNamespace(dtype=getattr(torch, dtype))
+    step = SimpleNamespace(precision=precision, model=model, joined=[], decoded=None)
+    module.Step._use_layers(step, WHOLE)
+    assert bool(step.joined) == joined
+    step.joined = []
+    module.Step._use_layers(step, replace(WHOLE, captured=False, compiled=False))
+    assert not step.joined
+
+
+@pytest.mark.slow
 def test_joined_projections_that_read_different_states_are_not_mixed_up(replica_models):
     """As in a model that gives its keys something else to read."""
     import torch

@@ -309,17 +309,26 @@ def on_unsloth(arguments, folder):
 
 @pytest.fixture
 def captured(monkeypatch):
-    """As on a GPU, without one: conversations are packed, an adapter has a copy in bfloat16, and a graph is right as long
-    as what it reads and writes is where it was. `shapes` were captured; graphs that are `stale` are wrong for every
-    run but their own.
+    """As on a GPU, without one: conversations are packed, the base is in bfloat16 and an adapter has a copy in it,
+    projections are joined, and a graph is right as long as what it reads and writes is where it was. `shapes` were
+    captured; graphs that are `stale` are wrong for every run but their own.
     """
     import torch
 
+    from chatbot_sft.model import transformers_engine
+    from chatbot_sft.model.joined import adjoin
     from chatbot_sft.train import graphs, packing, planning, step
     from chatbot_sft.train.layout import Layout
     from chatbot_sft.train.tuning import Plan
 
-    seen = SimpleNamespace(shapes=[], stale=False)
+    seen, load = SimpleNamespace(shapes=[], stale=False), transformers_engine.load
+
+    def loaded(*arguments):
+        model = load(*arguments).to(torch.bfloat16)
+        adjoin(model)
+        return model
+
+    monkeypatch.setattr(transformers_engine, "load", loaded)
 
     class Graph:
         def __init__(self, of, inputs):
@@ -351,6 +360,7 @@ def captured(monkeypatch):
             super().prove(layers, inputs)
 
         def _capture(self, layers, inputs):
+            assert layers.__self__.model.get_base_model().get_decoder().layers[0].mlp.up_proj.joined
             seen.shapes.append(inputs["input_ids"].shape)
             return Graph(self, inputs)
 

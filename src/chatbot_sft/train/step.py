@@ -126,7 +126,9 @@ class Step:
 
     def _use_layers(self, layout: Layout) -> None:
         """Have the base and its adapter as `layout` computes them: decoded or not, apart or joined."""
-        together = layout.packed and layout.captured
+        # Weights of another dtype are cast by autocast, each for its own product.
+        as_they_are = self.precision is None or self.model.dtype == torch.bfloat16
+        together = layout.packed and layout.captured and as_they_are
         if layout.decoded == (self.decoded is not None) and together == bool(self.joined):
             return
         for joined in self.joined:

@@ -195,14 +195,14 @@ def _data(run: Run, by_answers: bool) -> Data | None:
         stat = run.lock_file.stat()
     except OSError:
         return None
-    return _locked(run, stat.st_mtime_ns, stat.st_size, by_answers)
+    return _locked(run.folder, stat.st_mtime_ns, stat.st_size, by_answers)
 
 
 @functools.lru_cache(UNREAD)
-def _locked(run: Run, changed: int, size: int, by_answers: bool) -> Data | None:
+def _locked(folder: Path, changed: int, size: int, by_answers: bool) -> Data | None:
     """Kept until the lock changes."""
     try:
-        lock = run.lock()
+        lock = Run(folder).lock()
     except UserError:
         return None
     files = lock.provenance.files if lock.provenance else {}
