@@ -65,7 +65,7 @@ def one_day(monkeypatch):
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch, one_day):
+def train(tmp_path, monkeypatch):
     """`train("model=local", …)` runs the pipeline in this process; returns its trainer wrapper (model,
     tokenizer, dataset) and report.
     """
@@ -156,6 +156,7 @@ def test_every_model_has_a_replica():
     assert sorted(replicas.REPLICAS) == OPTIONS
 
 
+@pytest.mark.usefixtures("one_day")
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_model_loads_trains_saves_and_loads_again(option, replica_folder, train, tmp_path):
     replica = replicas.REPLICAS[option]
