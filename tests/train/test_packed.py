@@ -636,7 +636,7 @@ def test_layers_are_compiled_once_for_packed_rows_of_all_sizes(
         del batch["positions"], batch["targets"]
         with torch.no_grad(), uncompiled():
             expected = packs.layers(**batch)
-        packs._compile(batch)
+        engine.compile_layers(model)
         hidden = packs.layers(**batch)
         hidden.sum().backward()
         assert torch.allclose(hidden, expected, atol=1e-5)

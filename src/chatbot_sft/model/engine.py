@@ -100,10 +100,8 @@ class Engine(Protocol):
         each begins is in `cu_seq_lens` (conversations + 1,), int32; none is longer than `longest`.
         """
 
-    def compile_layers(self, model: Any, run_half: Callable[[], object]) -> None:
-        """Compile each layer of `packed_hidden_states`, once for all sizes. `run_half` runs them over fewer tokens
-        than those that come next.
-        """
+    def compile_layers(self, model: Any) -> None:
+        """Compile each layer of `packed_hidden_states`, once for all sizes."""
 
     def hidden_states(self, model: Any, input_ids: torch.Tensor) -> torch.Tensor:
         """What the layers make of `input_ids` (rows, length), padded on the right: (rows, length, width)."""

@@ -4,7 +4,8 @@ imports torch, transformers and PEFT.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -163,35 +164,51 @@ def packed_hidden_states(
     embeddings = decoder.get_input_embeddings()(input_ids)
     if not embeddings.requires_grad:
         embeddings.requires_grad_()
-    return decoder(
-        inputs_embeds=embeddings,
-        position_ids=position_ids,
-        attention_mask=unread,
-        use_cache=False,
-        cu_seq_lens_q=cu_seq_lens,
-        cu_seq_lens_k=cu_seq_lens,
-        max_length_q=longest,
-        max_length_k=longest,
-    ).last_hidden_state
+    with _of_any_length(decoder, embeddings, position_ids):
+        return decoder(
+            inputs_embeds=embeddings,
+            position_ids=position_ids,
+            attention_mask=unread,
+            use_cache=False,
+            cu_seq_lens_q=cu_seq_lens,
+            cu_seq_lens_k=cu_seq_lens,
+            max_length_q=longest,
+            max_length_k=longest,
+        ).last_hidden_state
 
 
-def compile_layers(model: Any, run_half: Callable[[], object]) -> None:
-    # The compiler takes the first size that it sees as it is, and compiles for all that come with the second.
-    # So the first is but traced. Asked for all from the start (dynamic=True) it takes seven times as long; so
-    # it does for an adapter of another shape beside one that is compiled (85 s on an H200, PyTorch 2.11): it
-    # begins anew, with what the cache has.
+def compile_layers(model: Any) -> None:
+    # Beside an adapter of another shape that is compiled it would take 85 s (an H200, PyTorch 2.11): it begins anew,
+    # with what the cache has.
     base = base_of(model)
-    layers = base.get_decoder().layers
     adapter = list(model.peft_config.values()) if isinstance(model, PeftModel) else None
     form = [base.config.to_dict(), base.dtype, adapter]
     if _compiled_for != form:
         torch.compiler.reset()
-        for layer in layers:
-            layer.compile(backend="eager")
-        run_half()
         _compiled_for[:] = form
-    for layer in layers:
+    for layer in base.get_decoder().layers:
         layer.compile()
+
+
+@contextlib.contextmanager
+def _of_any_length(decoder: Any, *tensors: torch.Tensor) -> Iterator[None]:
+    """Within it the layers of `decoder` are compiled for any number of tokens: `tensors` and what its other parts
+    make of them, (1, tokens, …), are marked so. PyTorch would take the first number as it is, and compile once more
+    for the second; with dynamic=True, which is for all sizes of all tensors, it takes seven times as long.
+    """
+
+    def tell(_module: Any, _inputs: Any, outputs: Any) -> None:
+        for tensor in outputs if isinstance(outputs, tuple) else (outputs,):
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)
+
+    tell(None, None, tensors)
+    beside = [part for part in decoder.children() if part is not decoder.layers]
+    hooks = [part.register_forward_hook(tell) for part in beside]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def hidden_states(model: Any, input_ids: torch.Tensor) -> torch.Tensor:

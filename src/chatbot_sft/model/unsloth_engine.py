@@ -5,7 +5,6 @@ before transformers and trl.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import unsloth  # first: it patches transformers and trl as they are imported
@@ -142,7 +141,7 @@ def packed_hidden_states(
     raise NotImplementedError("packable() says no")
 
 
-def compile_layers(model: Any, run_half: Callable[[], object]) -> None:
+def compile_layers(model: Any) -> None:
     raise NotImplementedError("packable() says no")
 
 

@@ -113,27 +113,8 @@ class PackedPasses:
             self.captured = self.graphs(layout)
         self.captured.prove(self.layers, batch)
         if layout.compiled and not self.captured.hold(batch):
-            self._compile(batch)  # again: another run may have compiled its own since
+            self.engine.compile_layers(self.model)  # again: another run may have compiled its own since
         return self.captured
-
-    def _compile(self, batch: dict[str, torch.Tensor]) -> None:
-        """Compile the layers, which are to be captured for `batch`. Raises CaptureFailed where they cannot be."""
-        try:
-            self.engine.compile_layers(self.model, lambda: self._run_half(batch))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise CaptureFailed(" ".join(str(error).split())) from error
-
-    def _run_half(self, batch: dict[str, torch.Tensor]) -> None:
-        """The layers over the first half of `batch`, without gradients or dropout."""
-        half = batch["input_ids"].shape[1] // 2
-        with torch.no_grad(), evaluating(self.model):
-            self.layers(
-                batch["input_ids"][:, :half],
-                batch["position_ids"][:, :half],
-                batch["cu_seq_lens"].clamp(max=half),
-            )
 
     def loss(self, rows: Sequence[Row], count: torch.Tensor) -> torch.Tensor:
         """The loss alone, of the model as it is: not in training, nothing compiled."""
