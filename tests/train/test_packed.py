@@ -602,13 +602,16 @@ def compiled(monkeypatch):
 
 
 def one_kernel(query, key, value, bounds, scaling, sliding_window):
-    """One call, as on a GPU, where the compiler does not look into it; each token sees all before it."""
+    """One call, as on a GPU, where the compiler does not look into it; each token sees all before it. It reads the
+    bounds, and changes nothing by them.
+    """
     import torch
 
     grouped = query.shape[1] != key.shape[1]
-    return torch.nn.functional.scaled_dot_product_attention(
+    output = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
     ).transpose(1, 2)
+    return output + 0.0 * bounds.sum()
 
 
 @pytest.mark.slow
@@ -616,7 +619,7 @@ def one_kernel(query, key, value, bounds, scaling, sliding_window):
 def test_layers_are_compiled_once_for_packed_rows_of_all_sizes(
     replica_models, compiled, monkeypatch, together
 ):
-    """For a padded batch they are not, as evaluations have."""
+    """Other data's too, so that its run finds them in the cache. For a padded batch, as evaluations have, they are not."""
     import torch
 
     from chatbot_sft.model import packed_attention
@@ -626,12 +629,26 @@ def test_layers_are_compiled_once_for_packed_rows_of_all_sizes(
     from chatbot_sft.train.step import Step
 
     model, engine = replica_models("llama3b")
-    assert engine.packable(model) is None
     monkeypatch.setattr(packed_attention, "_one_by_one", one_kernel)
-    packs = passes(model, engine)
+    attention = packed_attention.attention
+
+    def told_of_the_longest(*arguments, max_length_q=0, **more):
+        """As the kernel is."""
+        output, _ = attention(*arguments, **more)
+        return output + 0.0 * max_length_q, None
+
+    monkeypatch.setattr(packed_attention, "attention", told_of_the_longest)
+    assert engine.packable(model) is None
     assert not together or join(model)
     made = []
-    for lengths in ((31, 9, 2, 60, 17), (90, 90, 90), (90, 90, 90, 90, 90), (40, 12)):
+    other = packing.PackedShapes((), 11, 120)
+    for shapes, lengths in (
+        (SHAPES, (31, 9, 2, 60, 17)),
+        (SHAPES, (90, 90, 90)),
+        (other, (110, 90, 90, 90, 90)),
+        (other, (40, 12)),
+    ):
+        packs = passes(model, engine, shapes)
         batch = packs.batch(some_rows(lengths))
         del batch["positions"], batch["targets"]
         with torch.no_grad(), uncompiled():

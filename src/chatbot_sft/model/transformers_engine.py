@@ -164,6 +164,10 @@ def packed_hidden_states(
     embeddings = decoder.get_input_embeddings()(input_ids)
     if not embeddings.requires_grad:
         embeddings.requires_grad_()
+    # Compiled into the layers: with one of a few numbers the next run's data finds them in the cache. The kernel ends
+    # with each conversation all the same.
+    longest = 1 << (longest - 1).bit_length()
+    torch._dynamo.maybe_mark_dynamic(cu_seq_lens, 0)
     with _of_any_length(decoder, embeddings, position_ids):
         return decoder(
             inputs_embeds=embeddings,
