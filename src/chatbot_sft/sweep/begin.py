@@ -161,21 +161,22 @@ def states_of(place: Sweep, jobs: Jobs, found: Study, settings: SweepConfig) -> 
 
     Raises:
         UserError: another job's is in a directory, the job that sweep.revive names has nothing left to train, or one
-            has ended that was trained on other data.
+            that has ended, or goes on from a checkpoint, was trained on other data.
     """
-    states, ended = {}, []
+    states, trained = {}, []
     for point in found.points:
         job = jobs.at(point)
-        states[point.number] = study.state(place.run(point), job.settings, job.named)
-        if states[point.number] in (State.DONE, State.PRUNED):
-            ended.append((point, job))
+        states[point.number] = there = study.state(place.run(point), job.settings, job.named)
+        goes_on = there == State.OPEN or (there == State.FAILED and settings.retry_failed)
+        if there in (State.DONE, State.PRUNED) or (goes_on and study.checkpoint_of(job.settings)):
+            trained.append((point, job))
     if settings.worker:
         return states
     if settings.revive is not None:
         study.refuse_revived(settings.revive, states)
-    if ended and distributed.is_first():
+    if trained and distributed.is_first():
         by_answers = any(metric.startswith("evaluation.") for metric in settings.metrics)
-        earlier_data.refuse(place, ended, by_answers)
+        earlier_data.refuse(place, trained, by_answers)
     return states
 
 
