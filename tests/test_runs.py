@@ -579,7 +579,9 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
 
 
 def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(launch, tmp_path, data):
-    process = launch("-m", "task=check", "dataset.data_path=nowhere.json,my.json,neither.json")
+    for name in ("empty.json", "none.json"):
+        write_json(tmp_path / name, [])
+    process = launch("-m", "task=check", "dataset.data_path=empty.json,my.json,none.json")
     assert process.returncode == 1
     assert "Error executing job" not in process.stderr
     told = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
@@ -588,13 +590,13 @@ def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(laun
         "job 2",
         "2 of 3 jobs failed",
     ]
-    assert "nowhere.json: no such data file" in told[0]
-    assert "neither.json: no such data file" in told[1]
+    assert "empty.json" in told[0]
+    assert "none.json" in told[1]
     lines = [line.split("  ")[:3] for line in process.stdout.splitlines() if line.startswith("job ")]
     assert lines == [
-        ["job 0", "failed", "dataset.data_path=nowhere.json"],
+        ["job 0", "failed", "dataset.data_path=empty.json"],
         ["job 1", "completed", "dataset.data_path=my.json"],
-        ["job 2", "failed", "dataset.data_path=neither.json"],
+        ["job 2", "failed", "dataset.data_path=none.json"],
     ]
 
 

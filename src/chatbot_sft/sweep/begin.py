@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from chatbot_sft import distributed, hydra_job, run_directory
+from chatbot_sft import distributed, hydra_job, run_directory, start
 from chatbot_sft.config import Config, SweepConfig, hydra_glue
 from chatbot_sft.config.schema import OUR_PACKAGE
 from chatbot_sft.errors import UserError, listed
@@ -45,6 +46,7 @@ class Jobs:
     composed: dict[frozenset[str], tuple[DictConfig, Config]] = field(default_factory=dict)  # by its point
     written: dict[frozenset[str], Sequence[str]] = field(default_factory=dict)  # by what sweep.json has of it
     by_settings: dict[str, Sequence[str]] = field(default_factory=dict)
+    there: set[str] = field(default_factory=set)  # what names files that were found
 
     def compose(self, point: Sequence[str]) -> DictConfig:
         """Raises UserError where the schema refuses it, or its objective."""
@@ -75,7 +77,31 @@ class Jobs:
         same = self.by_settings.setdefault(repr(self.composed[frozenset(point)][1]), point)
         if same is not point:
             raise UserError(f"comes to the same as {' '.join(map(bare, same))}; leave one of them out")
+        if frozenset(shown) not in self.stay:
+            self._refuse_no_files(self.composed[frozenset(point)][1])
         return job
+
+    def _refuse_no_files(self, settings: Config) -> None:
+        """Raises UserError where a file that a job begins with is not there: looked for once for all that name it."""
+        named = repr((settings.task, settings.dataset, settings.model, settings.lora, settings.objective))
+        if named not in self.there:
+            start.refuse_files(settings)
+            self.there.add(named)
+
+    @functools.cached_property
+    def stay(self) -> set[frozenset[str]]:
+        """The points that an earlier start has ended and this one leaves as they are: their files may be gone."""
+        place = Sweep(self.folder)
+        if (found := place.study()) is None:
+            return set()
+        ends = {Status.COMPLETED, Status.PRUNED}
+        failed = set() if self.config.sweep.retry_failed else found.errors.keys()
+        ends |= set() if self.config.sweep.retry_failed else {Status.FAILED}
+        return {
+            frozenset(point.overrides)
+            for point in found.points
+            if point.number in failed or ((report := place.run(point).peek()) and report.status in ends)
+        }
 
     def place(self, number: int, point: Sequence[str]) -> str:
         """The folder of a new point, relative to the sweep's."""
