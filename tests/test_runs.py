@@ -629,8 +629,8 @@ def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny, tiny_
     write_json(tmp_path / "chats.json", chats[1:])
     assert only_error(launch(*sweep)) == (
         "moved: the training rows and held-out rows of chats.json are not those that jobs 0, 1 had; put it back as"
-        " it was, name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away"
-        " (and study.log, where one is), so that they run again"
+        " it was, name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away,"
+        " so that they run again"
     )
     # Another space in the same directory is no repetition: nothing is taken for what it is not.
     other = launch(*(f"{word},8" if word.startswith("lora.r=") else word for word in sweep), "seed=1")

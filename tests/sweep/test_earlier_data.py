@@ -90,8 +90,8 @@ def ended(tmp_path, monkeypatch):
 RECORD = {"step": 2, "started": "2026-11-29T12:00:00", "seconds": 0.0, "finished": False, "resumes": []}
 RECORD |= {"losses": {}, "layout": {}, "identity": {}}
 DIRECTORY = (
-    "name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away (and study.log,"
-    " where one is), so that they run again"
+    "name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away,"
+    " so that they run again"
 )
 BACK = f"put it back as it was, {DIRECTORY}"
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.run.turn import Pruned, Turn
-from chatbot_sft.sweep import pruning, study
+from chatbot_sft.sweep import begin, pruning, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import space
 from chatbot_sft.sweep.queue import Queue
@@ -515,6 +516,25 @@ def test_a_signal_reaches_every_job_that_waits(tmp_path, monkeypatch):
     assert "completed" in jobs.statuses
 
 
+def test_what_a_job_was_whose_directory_is_gone_judges_nobody(tmp_path, monkeypatch, capsys):
+    jobs = pruned(tmp_path, monkeypatch)
+    jobs.work()
+    before = jobs.trials.curves()
+    states = dict(enumerate(map(study.State, ("open", "pruned", "stopped", "failed"))))
+    for told in ("job 0 runs again from the first step; what study.log had of it is forgotten\n", ""):
+        jobs.trials.open(jobs.place)
+        capsys.readouterr()
+        begin.forget(jobs.trials, states)
+        assert capsys.readouterr().err == told
+    jobs.trials.open(jobs.place)
+    assert jobs.trials.curves() == {**before, 0: {}}
+    shutil.rmtree(tmp_path / "0")
+    assert sorted(path.name for path in tmp_path.glob("study.log*")) == ["study.log"]
+    jobs.work()
+    assert jobs.trials.curves() == before
+    assert jobs.statuses == ["completed", "pruned", "pruned", "pruned"]
+
+
 def test_a_failing_job_ends_no_other_turn(tmp_path, monkeypatch, fails):
     jobs = pruned(tmp_path, monkeypatch, pruner="patient")
     jobs.does[0] = fails
@@ -594,6 +614,17 @@ def test_a_point_drawn_twice_has_a_folder_each_time(tmp_path):
     told(trials)
     queue = Queue(Sweep(tmp_path), Sweep(tmp_path).study(), trials.settings, lambda *_: "drawn", trials)
     assert [point.folder for point in queue.points()] == ["drawn", "drawn.1", "drawn.2"]
+
+
+def test_a_point_that_runs_again_stays_and_what_it_came_to_is_forgotten(tmp_path):
+    trials = sampled(tmp_path)
+    whole = told(trials)
+    assert trials.begin_anew([1]) == [1]
+    again = sampled(tmp_path)
+    assert list(again.points()) == whole
+    assert [trial.value for trial in again.study.trials] == [1, None, *(1 + n / 10 for n in range(2, 6))]
+    again.tell(1, Report.from_json(a_report(training={**TRAINING, "eval_loss": 9})))
+    assert sampled(tmp_path).study.trials[1].value == 9
 
 
 def test_a_journal_cut_in_a_line_goes_on_and_a_damaged_one_is_made_again(tmp_path, caplog):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -160,7 +160,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     place = Sweep(jobs.folder)
     with place.alone() if distributed.is_first() else contextlib.nullcontext():
         found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
-        states_of(place, jobs, found, settings)
+        states = states_of(place, jobs, found, settings)
         if settings.retry_failed and not settings.worker:
             found.errors.clear()
         if distributed.is_first() and not (settings.worker and place.study()):
@@ -171,6 +171,8 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
         hydra_job.tell_chdir(config.hydra)
     if trials:
         trials.open(place, alone=not settings.worker)
+        if not settings.worker:
+            forget(trials, states)
     if places:
         launch.run(config, context, place, places)
         return
@@ -182,8 +184,8 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
 
 
 def states_of(place: Sweep, jobs: Jobs, found: Study, settings: SweepConfig) -> dict[int, State]:
-    """What an earlier start has left of each job, by its number. Whoever joins a start compares no data: they may be
-    large, and the start has done it.
+    """What an earlier start has left of each job for this one, by its number. Whoever joins a start compares no data:
+    they may be large, and the start has done it.
 
     Raises:
         UserError: another job's is in a directory, the job that sweep.revive names has nothing left to train, or one
@@ -192,9 +194,11 @@ def states_of(place: Sweep, jobs: Jobs, found: Study, settings: SweepConfig) -> 
     states, trained = {}, []
     for point in found.points:
         job = jobs.at(point)
-        states[point.number] = there = study.state(place.run(point), job.settings, job.named)
-        goes_on = there == State.OPEN or (there == State.FAILED and settings.retry_failed)
-        if there in (State.DONE, State.PRUNED) or (goes_on and study.checkpoint_of(job.settings)):
+        there = study.state(place.run(point), job.settings, job.named)
+        if there == State.OPEN or (there == State.FAILED and settings.retry_failed):
+            there = State.STOPPED if study.checkpoint_of(job.settings) else State.OPEN
+        states[point.number] = there
+        if there in (State.DONE, State.PRUNED, State.STOPPED):
             trained.append((point, job))
     if settings.worker:
         return states
@@ -204,6 +208,14 @@ def states_of(place: Sweep, jobs: Jobs, found: Study, settings: SweepConfig) -> 
         by_answers = any(metric.startswith("evaluation.") for metric in settings.metrics)
         earlier_data.refuse(place, trained, by_answers)
     return states
+
+
+def forget(trials: Trials, states: Mapping[int, State]) -> None:
+    """Take out of the journal what it has of jobs that begin anew: their directories were moved away, say."""
+    if anew := trials.begin_anew([number for number, there in states.items() if there == State.OPEN]):
+        one = len(anew) == 1
+        who, what = (f"job {anew[0]} runs", "it") if one else (f"jobs {listed(anew)} run", "them")
+        print(f"{who} again from the first step; what study.log had of {what} is forgotten", file=sys.stderr)
 
 
 def shown_in(place: Sweep) -> Display:
@@ -255,8 +267,7 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
         there = states[point.number]
         report = place.run(point).report() if there == State.DONE else None
         reports += [report] if report else []
-        waits = there == State.OPEN or (there == State.FAILED and settings.retry_failed)
-        left += waits or settings.revive == point.number
+        left += there in (State.OPEN, State.STOPPED) or settings.revive == point.number
         lines.append("  ".join([f"job {point.number}", *(["done"] if report else []), *point.overrides]))
     total = amount(len(found.points), "job")
     if settings.sampler:

@@ -55,8 +55,8 @@ def refuse(place: Sweep, trained: Sequence[tuple[Point, Job]], by_answers: bool)
         raise UserError(
             f"{place.folder}: the {' and '.join(parts)} of {listed(map(_shown, files), 3)} are not those that"
             f" {'job' if len(other) == 1 else 'jobs'} {listed(other, 5)} had; {_back(files, same)}name another"
-            " directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away (and study.log,"
-            " where one is), so that they run again"
+            " directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away, so that they"
+            " run again"
         )
 
 

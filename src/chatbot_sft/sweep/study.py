@@ -31,6 +31,7 @@ class State(StrEnum):
     """Of a job, before a start runs any."""
 
     OPEN = "open"  # never run, or not to its end
+    STOPPED = "stopped"  # of these, one that goes on from a checkpoint
     DONE = "done"
     FAILED = "failed"
     PRUNED = "pruned"
