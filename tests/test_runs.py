@@ -575,6 +575,23 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["20-01-55"]
 
 
+@pytest.mark.parametrize(
+    ("there", "words", "message"),
+    [
+        ("report.json", ["-m", "seed=1,2", "hydra.sweep.dir=d"], "hydra.sweep.dir=d: the directory of one run; name another one for the sweep, which"),
+        ("report.json", ["-m", "seed=1,2", "sweep.dry_run=true", "hydra.sweep.dir=d"], "hydra.sweep.dir=d: the directory of one run; "),
+        ("run.lock.json", ["-m", "seed=1,2", "hydra/sweeper=basic", "hydra.sweep.dir=d"], "hydra.sweep.dir=d: the directory of one run; "),
+        ("sweep.json", ["hydra.run.dir=d"], "hydra.run.dir=d: the directory of a sweep; name another one for this run, or go on with the sweep (-m … hydra.sweep.dir=d)"),
+        ("multirun.yaml", ["task=check", "hydra.run.dir=d"], "hydra.run.dir=d: the directory of a sweep; "),
+    ],
+)  # fmt: skip
+def test_a_run_and_a_sweep_have_no_directory_in_common(launch, tmp_path, there, words, message):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / there).write_text("{}")
+    assert only_error(launch(*words)).startswith(message)
+    assert [path.name for path in tmp_path.glob("**/*") if path.is_file()] == [there]
+
+
 # Sweeps
 
 

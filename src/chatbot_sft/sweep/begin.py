@@ -144,6 +144,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     checked = list(space.samples() if settings.sampler else space.points())
     composed = hydra_glue.composed_jobs(checked, jobs.compose_another, numbered=not settings.sampler)
     outputs.refuse_shared(Job.at(job, jobs.folder, None, number) for number, job in enumerate(composed))
+    run_directory.refuse_run(jobs.folder)
     wanted = [] if settings.sampler else checked
     if settings.dry_run:
         for line in listing(jobs, settings, wanted):
@@ -245,9 +246,8 @@ def begun(jobs: Jobs, settings: SweepConfig) -> Study:
 def write(place: Sweep, found: Study, config: DictConfig) -> None:
     """Within `place.alone()`: sweep.json, and multirun.yaml as Hydra's own sweeper writes it."""
     place.write_study(found)
-    file = place.folder / "multirun.yaml"
-    OmegaConf.save(config, file)
-    mask_yaml(file)
+    OmegaConf.save(config, place.composed_file)
+    mask_yaml(place.composed_file)
 
 
 # sweep.dry_run
