@@ -16,7 +16,7 @@ from rich.console import Console
 
 from chatbot_sft import distributed, hydra_job, run_directory, start
 from chatbot_sft.config import Config, SweepConfig, hydra_glue
-from chatbot_sft.config.schema import OUR_PACKAGE
+from chatbot_sft.config.schema import OUR_PACKAGE, of_answers
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.objective import objective_of
@@ -206,8 +206,7 @@ def states_of(place: Sweep, jobs: Jobs, found: Study, settings: SweepConfig) -> 
     if settings.revive is not None:
         study.refuse_revived(settings.revive, states)
     if trained and distributed.is_first():
-        by_answers = any(metric.startswith("evaluation.") for metric in settings.metrics)
-        earlier_data.refuse(place, trained, by_answers)
+        earlier_data.refuse(place, trained, any(map(of_answers, settings.metrics)))
     return states
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from chatbot_sft.config.schema import PASSED
+from chatbot_sft.config.schema import PASSED, of_answers
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run import steps
@@ -130,7 +130,7 @@ def read(
         value = last[1]
     if running and metric == PASSED:
         value = number_at(run.progress() or {}, "passed")
-    data = _data(run, metric.startswith("evaluation."))
+    data = _data(run, of_answers(metric))
     return Job(number, name, folder, settings, status, error, value, report, curve, data)
 
 
