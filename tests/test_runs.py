@@ -685,6 +685,13 @@ def test_an_interrupted_sweep_does_not_begin_the_next_job(warm, tmp_path, tiny):
     ]
     assert (tmp_path / "sweep" / "0" / "checkpoints" / f"checkpoint-{last}").is_dir()  # nothing is lost
     assert "Traceback" not in run.stderr
+    again = warm.start(["-m", "chatbot_sft", "-m", *sweep], tmp_path)
+    again.wait_for(f"job 0: resumes from step {last}")
+    again.wait_for("job 0  running  step ")
+    again.send_signal(signal.SIGTERM)
+    run = again.finish()
+    assert run.returncode == 143, run.stderr
+    assert (run.stdout + run.stderr).count("the same command") == 1
 
 
 def test_jobs_that_would_share_a_directory_are_refused_but_for_the_first(launch, tmp_path, data):

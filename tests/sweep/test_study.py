@@ -330,7 +330,7 @@ def test_no_job_begins_after_that(tmp_path, monkeypatch, capsys, fails, settings
     with pytest.raises(UserError) if ran else nullcontext():
         jobs.work()
     assert jobs.ran == ran
-    assert f"{4 - len(ran)} of 4 jobs not begun; the same command goes on" in capsys.readouterr().out
+    assert f"of 4 jobs {4 - len(ran)} not begun; the same command goes on: " in capsys.readouterr().out
 
 
 def test_the_job_under_way_is_asked_to_stop_when_the_time_is_over(tmp_path, monkeypatch):
@@ -349,14 +349,23 @@ def test_the_job_under_way_is_asked_to_stop_when_the_time_is_over(tmp_path, monk
     assert jobs.statuses == ["completed", "interrupted"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_ends_the_sweep_in_good_order(tmp_path, monkeypatch, capsys, number):
+@pytest.mark.parametrize(
+    ("number", "job", "left"),
+    [
+        (signal.SIGTERM, 1, "1 interrupted, 2 not begun"),
+        (signal.SIGUSR1, 1, "1 interrupted, 2 not begun"),
+        (signal.SIGUSR2, 3, "1 interrupted"),
+    ],
+)
+def test_a_signal_ends_the_sweep_in_good_order(tmp_path, monkeypatch, capsys, number, job, left):
     jobs = Jobs(tmp_path, monkeypatch)
-    jobs.does[1] = lambda: os.kill(os.getpid(), number)
+    jobs.does[job] = lambda: os.kill(os.getpid(), number)
     with pytest.raises(Preempted):
         jobs.work()
-    assert jobs.statuses == ["completed", "interrupted"]
-    assert "job 1  interrupted" in capsys.readouterr().out
+    assert jobs.statuses == ["completed"] * job + ["interrupted"]
+    said = capsys.readouterr().out
+    assert f"job {job}  interrupted" in said
+    assert f"of 4 jobs {left}; the same command goes on: " in said
 
 
 def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, capsys):

@@ -267,7 +267,10 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
         report = place.run(point).report() if there == State.DONE else None
         reports += [report] if report else []
         left += there in (State.OPEN, State.STOPPED) or settings.revive == point.number
-        lines.append("  ".join([f"job {point.number}", *(["done"] if report else []), *point.overrides]))
+        mark = ["done"] if report else []
+        if there == State.STOPPED and (last := study.checkpoint_of(jobs.at(point).settings)):
+            mark = [f"resumes from step {last.step}"]
+        lines.append("  ".join([f"job {point.number}", *mark, *point.overrides]))
     total = amount(len(found.points), "job")
     if settings.sampler:
         left = (settings.trials or 0) - len(found.points) + left

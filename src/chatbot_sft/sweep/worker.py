@@ -126,6 +126,8 @@ class Worker:
                     return None
                 entry.began = True
                 if distributed.is_first():
+                    if last := study.checkpoint_of(job.settings):
+                        print(f"job {point.number}: resumes from step {last.step}, {folder}", file=sys.stderr)
                     job.write_files()
                 job.begin()
                 return Taken(entry, job, claim.pop_all())
@@ -276,9 +278,12 @@ class Worker:
             return
         if (text := self._unjudged()) and not (ended and self._asked_for):
             print(shown_line(text), file=sys.stderr)
-        if not self.settings.worker and (left := self.queue.left):
+        stopped = sum(entry.status == "interrupted" for entry in self.entries)
+        left = {"interrupted": stopped, "not begun": self.queue.left}
+        if not self.settings.worker and any(left.values()):
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
-            print(f"{left} of {amount(whole, 'job')} not begun; the same command goes on: {again}")
+            said = ", ".join(f"{count} {what}" for what, count in left.items() if count)
+            print(f"of {amount(whole, 'job')} {said}; the same command goes on: {again}")
         if ended and self.done > 1:
             page = [f"page  {self.place.leaderboard_file}"] if (self.display or self).page_stands else []
             lines = [*compare.table(self.place.folder), *page]

@@ -119,7 +119,7 @@ def read(
     """The job in `folder`, whatever is wrong with it. `told` is how it failed, where the sweep knows that."""
     run = Run(folder)
     values, report, fault = _reported(run.report_file)
-    status, error = _status(run, report, fault, _runs(run), told)
+    status, error = _status(run, report, fault, in_use(run), told)
     running = status == Status.RUNNING
     if running:  # what an earlier start of it reported is not this one's
         report = None
@@ -232,7 +232,7 @@ def _one_line(text: str) -> str:
     return " ".join(str(masked(text)).split())
 
 
-def _runs(run: Run) -> bool:
+def in_use(run: Run) -> bool:
     """Whether a process has taken the directory since its last report and is alive, as far as can be seen from
     here: of another machine's process only that it has not reported yet.
 
