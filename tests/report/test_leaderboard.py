@@ -326,6 +326,14 @@ def test_seeds_of_other_data_are_no_row_and_the_note_says_why(tmp_path):
     assert [len(boards.of([sweep], metric).rows) for metric in (None, "evaluation.passed")] == [1, 2]
 
 
+def test_the_csv_file_has_a_column_for_the_data_where_jobs_differ_in_it(tmp_path):
+    sweep = written(tmp_path / "sweep", seeds("1e-4", 1.50, 1.54, 1.90))
+    for content, data in (("old", None), ("new", ["old", "old", "new"])):
+        locked(sweep, 0, "old"), locked(sweep, 1, "old"), locked(sweep, 2, content)
+        lines = list(csv.DictReader(io.StringIO(csv_file.text(boards.of([sweep]), sweep))))
+        assert ([line["data"] for line in lines] if "data" in lines[0] else None) == data
+
+
 def test_a_seed_that_two_sweeps_have_does_not_count_twice():
     def job(folder, number, seed):
         settings = {"lora.r": "8", "seed": str(seed)}

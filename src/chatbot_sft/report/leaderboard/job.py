@@ -16,6 +16,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run import steps
 from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
+from chatbot_sft.run.fingerprint import SHORT, together
 from chatbot_sft.run.provenance import DATA, GOLDEN
 from chatbot_sft.run.report import DamagedReport, Report, Sample, Status, dotted
 
@@ -32,6 +33,12 @@ class Data:
 
     named: str
     content: tuple[str, ...]
+
+    @property
+    def short(self) -> str:
+        """One word for its content: of one file what `sha256sum` begins with."""
+        whole = self.content[0] if len(self.content) == 1 else together(enumerate(self.content))
+        return whole[:SHORT]
 
 
 @dataclass(frozen=True)
