@@ -694,18 +694,6 @@ def test_an_interrupted_sweep_does_not_begin_the_next_job(warm, tmp_path, tiny):
     assert (run.stdout + run.stderr).count("the same command") == 1
 
 
-def test_jobs_that_would_share_a_directory_are_refused_but_for_the_first(launch, tmp_path, data):
-    """By Hydra's own sweeper; ours refuses the sweep."""
-    shared = ["hydra/sweeper=basic", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same"]
-    process = launch("-m", *GOOD, "seed=1,2", *shared)
-    assert process.returncode == 1
-    assert (
-        "error: job 1: hydra.sweep.subdir=same: the directory of job 0; give each job its own"
-        in process.stderr
-    )
-    assert json.loads((tmp_path / "sweep" / "same" / "report.json").read_text())["seed"] == 1
-
-
 def test_a_subdir_of_overrides_with_slashes_and_spaces(launch, tmp_path, data):
     write_json(tmp_path / "my other.json", conversations(8))
     process = launch(

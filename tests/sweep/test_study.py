@@ -373,10 +373,29 @@ def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, cap
 
     jobs = Jobs(tmp_path, monkeypatch)
     (tmp_path / "2").mkdir()
-    with FileLock(tmp_path / "2" / ".lock"), pytest.raises(UserError, match="1 of 4"):
+    lock = FileLock(tmp_path / "2" / ".lock")
+    with lock, pytest.raises(UserError, match=r"^1 of 4 jobs held by another process$"):
         jobs.work()
     assert jobs.ran == [0, 1, 3]
+    assert jobs.statuses == ["completed", "completed", "held by another process", "completed"]
     assert "job 2: " in (said := capsys.readouterr().err) and "is running in it" in said
+    assert not jobs.place.study().errors
+    jobs.work()
+    assert jobs.ran == [2]
+
+
+def test_a_job_that_another_process_has_is_no_failure_beside_one_that_is(
+    tmp_path, monkeypatch, fails, capsys
+):
+    from filelock import FileLock
+
+    jobs = Jobs(tmp_path, monkeypatch, count=2, fail_fast=True)
+    jobs.does[1] = fails
+    (tmp_path / "0").mkdir()
+    told = r"^1 of 2 jobs failed; 1 of 2 jobs held by another process$"
+    with FileLock(tmp_path / "0" / ".lock"), pytest.raises(UserError, match=told):
+        jobs.work()
+    assert "job 0  held by another process  seed=0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -800,6 +819,8 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "lora.r=8,16", "save.save_path=x", "save.overwrite=true", "sweep.dry_run=true"], "save.save_path=x: job 0 and job 1 would both write there; write it with ${hydra.job.num} in it"),
         (["-m", "lora.r=8,16", "seed=1,2", "training.output_dir=x/${seed}", "sweep.sampler=random", "sweep.trials=2"], "training.output_dir=x/1: job 0 and job 1 would both write there"),
         (["-m", "lora.r=8,16", "hydra.sweep.subdir=same"], "hydra.sweep.subdir=same: job 0 and job 1 would both write there"),
+        (["-m", "lora.r=8,16", "hydra.sweep.subdir=same", "hydra/sweeper=basic"], "hydra.sweep.subdir=same: job 0 and job 1 would both write there"),
+        (["-m", "lora.r=8,16", "save.save_path=x", "hydra/sweeper=basic"], "save.save_path=x: job 0 and job 1 would both write there"),
         (["-m", "lora.r=8,16", "hydra.sweep.subdir=../${lora.r}"], "/8 is not in the sweep's directory; hydra.sweep.subdir='${hydra.job.num}'"),
         (["-m", "lora.r=8,16", f"hydra.sweep.subdir={'x' * 255}${{lora.r}}"], "hydra.sweep.subdir of job 0: a name of over 255 bytes; hydra.sweep.subdir="),
         (["-m", "seed=1,2", "hydra.run.dir=a b"], "hydra.run.dir=a b: is of one run, and this is a sweep; name hydra.sweep.dir=a b"),

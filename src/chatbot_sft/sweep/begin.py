@@ -143,7 +143,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
     composed = hydra_glue.composed_jobs(checked, jobs.compose_another, numbered=not settings.sampler)
-    outputs.refuse_shared(Job.at(job, jobs.folder, None, number) for number, job in enumerate(composed))
+    outputs.refuse_shared(jobs.folder, composed)
     run_directory.refuse_run(jobs.folder)
     wanted = [] if settings.sampler else checked
     if settings.dry_run:
