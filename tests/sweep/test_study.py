@@ -826,6 +826,7 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "seed=1,2", "hydra.run.dir=a b"], "hydra.run.dir=a b: is of one run, and this is a sweep; name hydra.sweep.dir=a b"),
         (["-m", "dataset.data_path=a.jsonl", "seed=1,2", "sweep.dry_run=true"], "a.jsonl: no such data file; is it spelled so?"),
         (["-m", "seed=1,2", "dataset.eval_data_path=null,a.jsonl"], "job 1 (seed=1 dataset.eval_data_path=a.jsonl): a.jsonl: no such data file"),
+        (["-m", "lora.lora_alhpa=8,16"], "lora.lora_alhpa: no such key; did you mean lora.lora_alpha?"),
         (["-m", "model.name=./a", "lora.r=8,16"], "model.name=./a: no such folder"),
         (["-m", "model.adapter=null,a", "sweep.dry_run=true"], "job 1 (model.adapter=a): model.adapter=a: no such folder"),
         (["-m", "dataset.data_path=a.jsonl", "lora.r=8,16", "sweep.sampler=random", "sweep.trials=2"], "a.jsonl: no such data file"),
