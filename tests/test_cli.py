@@ -281,17 +281,20 @@ def test_a_sweep_runs_every_job_into_its_own_folder_and_a_failing_one_does_not_s
     launch, tiny, tmp_path
 ):
     arguments = [a for a in tiny if not a.startswith("dataset.")]
-    good = write_json(tmp_path / "good.json", conversations(12))
+    good, empty = (
+        write_json(tmp_path / "good.json", conversations(12)),
+        write_json(tmp_path / "empty.json", []),
+    )
     process = launch(
         "-m",
-        f"dataset.data_path=absent.json,{good}",
+        f"dataset.data_path={empty},{good}",
         "lora.r=4,8",
         *arguments,
         "save=none",
         "training.sample_max_new_tokens=0",
     )
     assert process.returncode != 0
-    assert "error: job 0: absent.json: no such data file" in process.stderr
+    assert f"error: job 0: {empty}: " in process.stderr
     reports = [
         json.loads(path.read_text()) for path in sorted(tmp_path.glob("outputs/multirun/*/*/*/report.json"))
     ]

@@ -575,11 +575,30 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["20-01-55"]
 
 
+@pytest.mark.parametrize(
+    ("there", "words", "message"),
+    [
+        ("report.json", ["-m", "seed=1,2", "hydra.sweep.dir=d"], "hydra.sweep.dir=d: the directory of one run; name another one for the sweep, which"),
+        ("report.json", ["-m", "seed=1,2", "sweep.dry_run=true", "hydra.sweep.dir=d"], "hydra.sweep.dir=d: the directory of one run; "),
+        ("run.lock.json", ["-m", "seed=1,2", "hydra/sweeper=basic", "hydra.sweep.dir=d"], "hydra.sweep.dir=d: the directory of one run; "),
+        ("sweep.json", ["hydra.run.dir=d"], "hydra.run.dir=d: the directory of a sweep; name another one for this run, or go on with the sweep (-m … hydra.sweep.dir=d)"),
+        ("multirun.yaml", ["task=check", "hydra.run.dir=d"], "hydra.run.dir=d: the directory of a sweep; "),
+    ],
+)  # fmt: skip
+def test_a_run_and_a_sweep_have_no_directory_in_common(launch, tmp_path, there, words, message):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / there).write_text("{}")
+    assert only_error(launch(*words)).startswith(message)
+    assert [path.name for path in tmp_path.glob("**/*") if path.is_file()] == [there]
+
+
 # Sweeps
 
 
 def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(launch, tmp_path, data):
-    process = launch("-m", "task=check", "dataset.data_path=nowhere.json,my.json,neither.json")
+    for name in ("empty.json", "none.json"):
+        write_json(tmp_path / name, [])
+    process = launch("-m", "task=check", "dataset.data_path=empty.json,my.json,none.json")
     assert process.returncode == 1
     assert "Error executing job" not in process.stderr
     told = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
@@ -588,13 +607,13 @@ def test_every_failing_job_is_told_when_it_happens_and_in_a_line_at_the_end(laun
         "job 2",
         "2 of 3 jobs failed",
     ]
-    assert "nowhere.json: no such data file" in told[0]
-    assert "neither.json: no such data file" in told[1]
+    assert "empty.json" in told[0]
+    assert "none.json" in told[1]
     lines = [line.split("  ")[:3] for line in process.stdout.splitlines() if line.startswith("job ")]
     assert lines == [
-        ["job 0", "failed", "dataset.data_path=nowhere.json"],
+        ["job 0", "failed", "dataset.data_path=empty.json"],
         ["job 1", "completed", "dataset.data_path=my.json"],
-        ["job 2", "failed", "dataset.data_path=neither.json"],
+        ["job 2", "failed", "dataset.data_path=none.json"],
     ]
 
 
@@ -627,8 +646,8 @@ def test_a_sweep_started_again_counts_what_is_done(launch, tmp_path, tiny, tiny_
     write_json(tmp_path / "chats.json", chats[1:])
     assert only_error(launch(*sweep)) == (
         "moved: the training rows and held-out rows of chats.json are not those that jobs 0, 1 had; put it back as"
-        " it was, name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away"
-        " (and study.log, where one is), so that they run again"
+        " it was, name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away,"
+        " so that they run again"
     )
     # Another space in the same directory is no repetition: nothing is taken for what it is not.
     other = launch(*(f"{word},8" if word.startswith("lora.r=") else word for word in sweep), "seed=1")
@@ -666,18 +685,13 @@ def test_an_interrupted_sweep_does_not_begin_the_next_job(warm, tmp_path, tiny):
     ]
     assert (tmp_path / "sweep" / "0" / "checkpoints" / f"checkpoint-{last}").is_dir()  # nothing is lost
     assert "Traceback" not in run.stderr
-
-
-def test_jobs_that_would_share_a_directory_are_refused_but_for_the_first(launch, tmp_path, data):
-    """By Hydra's own sweeper; ours refuses the sweep."""
-    shared = ["hydra/sweeper=basic", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same"]
-    process = launch("-m", *GOOD, "seed=1,2", *shared)
-    assert process.returncode == 1
-    assert (
-        "error: job 1: hydra.sweep.subdir=same: the directory of job 0; give each job its own"
-        in process.stderr
-    )
-    assert json.loads((tmp_path / "sweep" / "same" / "report.json").read_text())["seed"] == 1
+    again = warm.start(["-m", "chatbot_sft", "-m", *sweep], tmp_path)
+    again.wait_for(f"job 0: resumes from step {last}")
+    again.wait_for("job 0  running  step ")
+    again.send_signal(signal.SIGTERM)
+    run = again.finish()
+    assert run.returncode == 143, run.stderr
+    assert (run.stdout + run.stderr).count("the same command") == 1
 
 
 def test_a_subdir_of_overrides_with_slashes_and_spaces(launch, tmp_path, data):

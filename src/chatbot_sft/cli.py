@@ -95,12 +95,11 @@ def _began() -> float:
 
 def _swept(config: DictConfig, of_hydra: HydraConf) -> float | None:
     """One job of a sweep. What an earlier start of it finished counts as done; an error is told at once."""
-    from chatbot_sft.jobs import Job, finished, refuse_shared
+    from chatbot_sft.jobs import Job, finished
 
     job = Job(of_hydra.job.num, list(of_hydra.overrides.task), Path(config.paths.output_dir))
     JOBS.append(job)
     try:
-        refuse_shared(job, JOBS, of_hydra.sweep.subdir)
         settings = Config.from_mapping(config)
         if report := finished(settings, hydra_glue.named_of(of_hydra)):
             job.status = "done before"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from chatbot_sft.config import Config
-from chatbot_sft.errors import UserError
 from chatbot_sft.model.base import known_base, located, moved
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.run.directory import Run
@@ -27,16 +26,6 @@ class Job:
     eval_loss: float | None = None
     error: str = ""
     began: bool = False  # in this start
-
-
-def refuse_shared(job: Job, others: Iterable[Job], subdir: str) -> None:
-    """Raises UserError where one of `others` has the directory of `job`, by hydra.sweep.subdir=`subdir`."""
-    earlier = [other.number for other in others if other.folder == job.folder and other is not job]
-    if earlier:
-        raise UserError(
-            f"hydra.sweep.subdir={subdir}: the directory of job {earlier[0]};"
-            " give each job its own, as hydra.sweep.subdir='${hydra.job.num}' does"
-        )
 
 
 def waited_since(first: bool) -> float:

@@ -147,7 +147,8 @@ def _turns(
             report.status = Status.INTERRUPTED
             report.error = ending.stopped(error, settings, report.save, command)
             ending.tell_saved(report)
-            log.warning("%s", report.error)
+            of_sweep = ending.stopped_in_sweep(error, settings, report.save)
+            log.warning("%s", of_sweep if loan else report.error)
             raise
         except Pruned as why:
             report.status, report.error = Status.PRUNED, str(why)

@@ -29,6 +29,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import shown_line
 from chatbot_sft.run.directory import ELSEWHERE, HOLDER, OF_A_REFUSAL, REPORT, Run
+from chatbot_sft.sweep.directory import Sweep
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -90,13 +91,36 @@ class ClaimDirectory(Callback):
     """Gives a run, or a sweep, its directory."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with _exiting():
+            refuse_sweep(Path(config.hydra.run.dir))
         _claim(config.hydra.run)
         _refuse(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         choices = OmegaConf.select(config, "hydra.runtime.choices", default={})
         if choices.get("hydra/sweeper") != "study":  # that claims its directory itself
+            with _exiting():
+                refuse_run(Path(config.hydra.sweep.dir))
             claim_sweep(config)
+
+
+def refuse_sweep(folder: Path) -> None:
+    """Raises UserError where a run would have the directory of a sweep."""
+    if Sweep(folder).begun:
+        raise UserError(
+            f"hydra.run.dir={folder}: the directory of a sweep; name another one for this run, or go on with the"
+            f" sweep (-m … hydra.sweep.dir={folder})"
+        )
+
+
+def refuse_run(folder: Path) -> None:
+    """Raises UserError where a sweep would have the directory of a run."""
+    run = Run(folder)
+    if (run.report_file.exists() or run.lock_file.exists()) and not Sweep(folder).begun:
+        raise UserError(
+            f"hydra.sweep.dir={folder}: the directory of one run; name another one for the sweep, which gives each"
+            " job its own in it"
+        )
 
 
 def claim_sweep(config: DictConfig) -> Path:
@@ -127,7 +151,7 @@ def _claim(place: DictConfig) -> None:
     """
     template = as_dict(place, resolve=False)["dir"]
     folder = Path(place.dir)
-    try:
+    with _exiting():
         if distributed.nodes() > 1 and any(part in template for part in BY_TIME):
             raise UserError(
                 "hydra.run.dir: several nodes would each name the run directory by their own time; name one that"
@@ -144,8 +168,6 @@ def _claim(place: DictConfig) -> None:
         else:
             _claims.append(Claim.of(folder))
         _held.append(_lock(folder))
-    except UserError as error:
-        _exit(error)
 
 
 def _refuse(config: DictConfig) -> None:
@@ -157,15 +179,17 @@ def _refuse(config: DictConfig) -> None:
     # As Hydra's own run_job does next: ${hydra:runtime.output_dir} is read from there.
     HydraConfig.instance().set_config(config)
     settings = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    try:
+    with _exiting():
         start.refuse(as_dict(settings, resolve=True), config.hydra.overrides.task)
+
+
+@contextlib.contextmanager
+def _exiting() -> Iterator[None]:
+    """Within it a UserError ends the command: of a callback's exceptions Hydra makes warnings, but of SystemExit."""
+    try:
+        yield
     except UserError as error:
-        _exit(error)
-
-
-def _exit(error: UserError) -> None:
-    """Hydra turns a callback's exceptions into warnings, but for this one."""
-    sys.exit(f"{distributed.error_prefix()}{shown_line(str(error))}")
+        sys.exit(f"{distributed.error_prefix()}{shown_line(str(error))}")
 
 
 def _new(folder: Path) -> Path:

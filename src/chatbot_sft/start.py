@@ -14,9 +14,12 @@ from yaml import YAMLError
 
 from chatbot_sft import places
 from chatbot_sft.config import Config, effects
+from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.errors import UserError
 from chatbot_sft.export import check_overrides
 from chatbot_sft.model.base import located
+from chatbot_sft.model.earlier import adopt
+from chatbot_sft.model.load import check_files
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run, wherever
@@ -54,6 +57,17 @@ def refuse_task(settings: Config, overrides: Sequence[str]) -> None:
         from chatbot_sft.served import task as verification
 
         verification.refuse(settings, overrides)
+
+
+def refuse_files(settings: Config) -> None:
+    """Raises UserError where a file or a folder that a training, or a look at the data, begins with is not there;
+    reads no data. Those of the other tasks: `refuse_task`.
+    """
+    if settings.task not in ("train", "check", "plan"):
+        return
+    begins_with = adopt(located(settings))
+    Corpus.of(begins_with).check_files()
+    check_files(begins_with)
 
 
 def refuse_written_over(settings: Config) -> None:

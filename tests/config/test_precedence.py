@@ -277,8 +277,9 @@ def test_the_options_of_a_sweep_count_over_its_experiment(launch, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_over_models_gives_each_its_own(launch, tmp_path):
+    (tmp_path / "empty.json").write_text("[]")
     process = launch(
-        "-m", "model.name=absent/a,smollm2", "dataset.data_path=absent.json", "training.num_train_epochs=1,2"
+        "-m", "model.name=absent/a,smollm2", "dataset.data_path=empty.json", "training.num_train_epochs=1,2"
     )
     assert process.returncode != 0
     kept = [

@@ -90,9 +90,17 @@ def test_what_a_job_is_now(given, status, error, tmp_path):
         trained = len(given["losses"]) > 1  # the base's own loss is no result
         assert (there.value, there.held_out, there.steps) == ((1.9, 1.9, 10) if trained else (None,) * 3)
     stopped = [
-        note for note in board.notes if note.startswith("the sweep was stopped; this goes on with it: ")
+        note for note in board.notes if note.startswith("no job runs now; this goes on with the sweep: ")
     ]
-    assert bool(stopped) == (status == "interrupted")
+    assert bool(stopped) == (status in ("interrupted", "waiting"))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_sweep_that_a_process_goes_on_with_is_not_stopped_between_two_jobs(tmp_path, stopped):
+    sweep = written(tmp_path / "sweep", [point("lora.r=8", loss=1.5), point("lora.r=16", status="waiting")])
+    pid = 2**22 + 1 if stopped else os.getpid()
+    write_json(sweep / ".lock.json", {"pid": pid, "host": os.uname().nodename})
+    assert any("this goes on with the sweep" in note for note in boards.of([sweep]).notes) == stopped
 
 
 def test_a_job_whose_process_is_gone_does_not_run(tmp_path):
@@ -316,6 +324,14 @@ def test_seeds_of_other_data_are_no_row_and_the_note_says_why(tmp_path):
     assert not any("changed in between" in note for note in boards.of([sweep]).notes)
     locked(sweep, 2, "old", golden="asks")
     assert [len(boards.of([sweep], metric).rows) for metric in (None, "evaluation.passed")] == [1, 2]
+
+
+def test_the_csv_file_has_a_column_for_the_data_where_jobs_differ_in_it(tmp_path):
+    sweep = written(tmp_path / "sweep", seeds("1e-4", 1.50, 1.54, 1.90))
+    for content, data in (("old", None), ("new", ["old", "old", "new"])):
+        locked(sweep, 0, "old"), locked(sweep, 1, "old"), locked(sweep, 2, content)
+        lines = list(csv.DictReader(io.StringIO(csv_file.text(boards.of([sweep]), sweep))))
+        assert ([line["data"] for line in lines] if "data" in lines[0] else None) == data
 
 
 def test_a_seed_that_two_sweeps_have_does_not_count_twice():

@@ -144,6 +144,8 @@ def test_a_signal_says_what_it_left_behind(task, exports, expected):
     assert (
         ending.stopped(Preempted("SIGTERM"), settings, SaveResult("lora", exports=exports), "C") == expected
     )
+    of_a_job = ending.stopped_in_sweep(Preempted("SIGTERM"), settings, SaveResult("lora", exports=exports))
+    assert of_a_job == expected.partition("; the same command")[0]
 
 
 def test_a_signal_while_exporting_lists_what_is_there(tmp_path, monkeypatch):

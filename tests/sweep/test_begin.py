@@ -1,14 +1,16 @@
 """From a sweep's command line to its jobs: each is the one that its point says. Nothing is composed by Hydra."""
 
 import pytest
+from conftest import a_report
 from omegaconf import OmegaConf
 
 from chatbot_sft import UserError
 from chatbot_sft.config import Config
 from chatbot_sft.hydra_job import Job
+from chatbot_sft.run.report import Report
 from chatbot_sft.sweep import begin, study
 from chatbot_sft.sweep.begin import Jobs
-from chatbot_sft.sweep.directory import Point
+from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import space
 
 FILES = ['dataset.data_path="token=A/c.json"', 'dataset.data_path="token=B/c.json"']
@@ -25,9 +27,11 @@ def jobs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(begin.hydra_glue, "composed_job", composed)
     monkeypatch.setattr(Job, "at", lambda config, *_: config)
+    monkeypatch.setattr(begin.start, "refuse_files", lambda _: None)
 
-    def of(*words, sampler=None):
-        return Jobs(OmegaConf.create({"sweep": {"sampler": sampler}}), space(words), None, tmp_path)
+    def of(*words, sampler=None, retry=True):
+        sweep = {"sampler": sampler, "retry_failed": retry}
+        return Jobs(OmegaConf.create({"sweep": sweep}), space(words), None, tmp_path)
 
     return of
 
@@ -85,3 +89,35 @@ def test_a_job_that_comes_to_the_same_as_another_is_refused(jobs, first, second)
     with pytest.raises(UserError) as error:
         made.compose_another(second)
     assert str(error.value) == f"comes to the same as {' '.join(first)}; leave one of them out"
+
+
+@pytest.fixture
+def looked_for(jobs, monkeypatch):
+    """The data files that were looked for."""
+    found = []
+    monkeypatch.setattr(
+        begin.start, "refuse_files", lambda settings: found.append(settings.dataset.data_path)
+    )
+    return found
+
+
+def test_a_file_is_looked_for_once_for_all_jobs_that_name_it(jobs, looked_for):
+    made = jobs("dataset.data_path=a.json,b.json", "seed=1,2,3")
+    for point in made.space.points():
+        made.compose_another(point)
+    assert looked_for == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize(("retry", "left"), [(True, ["c", "d", "e"]), (False, ["c"])])
+def test_the_files_of_a_job_that_stays_as_it_is_may_be_gone(jobs, looked_for, tmp_path, retry, left):
+    made = jobs("dataset.data_path=a,b,c,d,e", retry=retry)
+    points = [of_sweep_json(number, point) for number, point in enumerate(made.space.points())]
+    place = Sweep(tmp_path)
+    for point, status in zip(points, ("completed", "pruned", "interrupted", "failed"), strict=False):
+        place.run(point).folder.mkdir()
+        place.run(point).write_report(Report.from_json(a_report(status=status)))
+    errors = {4: "failed before it had a report"}
+    place.write_study(Study("", "", "training.eval_loss", "minimise", [], [], points, errors))
+    for point in points:
+        made.compose_another(point.overrides)
+    assert looked_for == left

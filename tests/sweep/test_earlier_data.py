@@ -9,10 +9,11 @@ from conftest import a_report
 from chatbot_sft import UserError, pipeline
 from chatbot_sft.config import Config
 from chatbot_sft.replay import evidence
+from chatbot_sft.run import checkpoints
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.provenance import Code, Provenance
 from chatbot_sft.run.report import Report
-from chatbot_sft.sweep import earlier_data
+from chatbot_sft.sweep import begin, earlier_data, study
 from chatbot_sft.sweep.directory import Point, Sweep
 
 
@@ -46,7 +47,7 @@ class Ended:
     def hub(self):
         return SimpleNamespace(fingerprint="0" * 64, held_out_fingerprint="")
 
-    def job(self, locked=True, **parts):
+    def job(self, locked=True, reported=True, **parts):
         settings = Config.from_mapping(
             {
                 "seed": 1,
@@ -65,7 +66,8 @@ class Ended:
             "fingerprint": rows.fingerprint,
             "held_out_fingerprint": rows.held_out_fingerprint,
         }
-        run.write_report(Report.from_json(a_report(dataset=found)))
+        if reported:
+            run.write_report(Report.from_json(a_report(dataset=found)))
         known = Provenance("", "", {}, None, "", evidence.files(settings), Code(""))
         lock = Lock({"dataset (training rows)": rows.fingerprint[:16]}, "", "2026-11-29T12:00:00", {}, "cpu")
         if locked:
@@ -85,9 +87,11 @@ def ended(tmp_path, monkeypatch):
     return Ended(tmp_path, monkeypatch)
 
 
+RECORD = {"step": 2, "started": "2026-11-29T12:00:00", "seconds": 0.0, "finished": False, "resumes": []}
+RECORD |= {"losses": {}, "layout": {}, "identity": {}}
 DIRECTORY = (
-    "name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away (and study.log,"
-    " where one is), so that they run again"
+    "name another directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away,"
+    " so that they run again"
 )
 BACK = f"put it back as it was, {DIRECTORY}"
 
@@ -135,6 +139,41 @@ def test_without_a_lock_the_report_knows_the_rows(ended):
     assert ended.refusal() is None
     ended.file("tr.json", "new")
     assert ended.refusal() == f"the training rows of tr.json, ev.json are not those that job 0 had; {BACK}"
+
+
+def test_of_a_killed_job_the_lock_knows_the_rows_it_trained_on(ended):
+    ended.job(), ended.job(reported=False)
+    ended.file("tr.json", " o l d ")
+    assert ended.refusal() is None
+    ended.file("tr.json", "new")
+    assert ended.refusal() == f"the training rows of tr.json are not those that jobs 0, 1 had; {BACK}"
+
+
+@pytest.mark.parametrize(
+    ("resume", "retry", "asked"),
+    [("auto", True, [0, 1, 2]), ("auto", False, [0, 1]), ("never", True, [0])],
+)
+def test_jobs_that_go_on_from_a_checkpoint_are_asked_before_any_begins(
+    tmp_path, monkeypatch, resume, retry, asked
+):
+    """One of each kind: pruned, interrupted, failed, and one that has no checkpoint."""
+    place, states = Sweep(tmp_path), ["pruned", "open", "failed", "open"]
+    points = [Point(number, [], str(number)) for number in range(4)]
+    for number in (1, 2):
+        folder = tmp_path / str(number) / "checkpoints"
+        (folder / "checkpoint-2").mkdir(parents=True)
+        checkpoints.seal(folder / "checkpoint-2", RECORD)
+
+    def at(point):
+        places = {"output_dir": str(tmp_path / str(point.number) / "checkpoints"), "resume": resume}
+        return SimpleNamespace(settings=Config.from_mapping({"training": places}), named={})
+
+    monkeypatch.setattr(study, "state", lambda run, *_: study.State(states[int(run.folder.name)]))
+    found = []
+    monkeypatch.setattr(earlier_data, "refuse", lambda _, trained, __: found.extend(trained))
+    settings = replace(Config().sweep, retry_failed=retry)
+    begin.states_of(place, SimpleNamespace(at=at), SimpleNamespace(points=points), settings)
+    assert [point.number for point, _ in found] == asked
 
 
 def test_golden_answers_count_where_jobs_are_judged_by_them(ended):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.run.turn import Pruned, Turn
-from chatbot_sft.sweep import pruning, study
+from chatbot_sft.sweep import begin, pruning, study
 from chatbot_sft.sweep.directory import Point, Study, Sweep
 from chatbot_sft.sweep.points import space
 from chatbot_sft.sweep.queue import Queue
@@ -329,7 +330,7 @@ def test_no_job_begins_after_that(tmp_path, monkeypatch, capsys, fails, settings
     with pytest.raises(UserError) if ran else nullcontext():
         jobs.work()
     assert jobs.ran == ran
-    assert f"{4 - len(ran)} of 4 jobs not begun; the same command goes on" in capsys.readouterr().out
+    assert f"of 4 jobs {4 - len(ran)} not begun; the same command goes on: " in capsys.readouterr().out
 
 
 def test_the_job_under_way_is_asked_to_stop_when_the_time_is_over(tmp_path, monkeypatch):
@@ -348,14 +349,23 @@ def test_the_job_under_way_is_asked_to_stop_when_the_time_is_over(tmp_path, monk
     assert jobs.statuses == ["completed", "interrupted"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_ends_the_sweep_in_good_order(tmp_path, monkeypatch, capsys, number):
+@pytest.mark.parametrize(
+    ("number", "job", "left"),
+    [
+        (signal.SIGTERM, 1, "1 interrupted, 2 not begun"),
+        (signal.SIGUSR1, 1, "1 interrupted, 2 not begun"),
+        (signal.SIGUSR2, 3, "1 interrupted"),
+    ],
+)
+def test_a_signal_ends_the_sweep_in_good_order(tmp_path, monkeypatch, capsys, number, job, left):
     jobs = Jobs(tmp_path, monkeypatch)
-    jobs.does[1] = lambda: os.kill(os.getpid(), number)
+    jobs.does[job] = lambda: os.kill(os.getpid(), number)
     with pytest.raises(Preempted):
         jobs.work()
-    assert jobs.statuses == ["completed", "interrupted"]
-    assert "job 1  interrupted" in capsys.readouterr().out
+    assert jobs.statuses == ["completed"] * job + ["interrupted"]
+    said = capsys.readouterr().out
+    assert f"job {job}  interrupted" in said
+    assert f"of 4 jobs {left}; the same command goes on: " in said
 
 
 def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, capsys):
@@ -363,10 +373,29 @@ def test_a_job_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, cap
 
     jobs = Jobs(tmp_path, monkeypatch)
     (tmp_path / "2").mkdir()
-    with FileLock(tmp_path / "2" / ".lock"), pytest.raises(UserError, match="1 of 4"):
+    lock = FileLock(tmp_path / "2" / ".lock")
+    with lock, pytest.raises(UserError, match=r"^1 of 4 jobs held by another process$"):
         jobs.work()
     assert jobs.ran == [0, 1, 3]
+    assert jobs.statuses == ["completed", "completed", "held by another process", "completed"]
     assert "job 2: " in (said := capsys.readouterr().err) and "is running in it" in said
+    assert not jobs.place.study().errors
+    jobs.work()
+    assert jobs.ran == [2]
+
+
+def test_a_job_that_another_process_has_is_no_failure_beside_one_that_is(
+    tmp_path, monkeypatch, fails, capsys
+):
+    from filelock import FileLock
+
+    jobs = Jobs(tmp_path, monkeypatch, count=2, fail_fast=True)
+    jobs.does[1] = fails
+    (tmp_path / "0").mkdir()
+    told = r"^1 of 2 jobs failed; 1 of 2 jobs held by another process$"
+    with FileLock(tmp_path / "0" / ".lock"), pytest.raises(UserError, match=told):
+        jobs.work()
+    assert "job 0  held by another process  seed=0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -515,6 +544,25 @@ def test_a_signal_reaches_every_job_that_waits(tmp_path, monkeypatch):
     assert "completed" in jobs.statuses
 
 
+def test_what_a_job_was_whose_directory_is_gone_judges_nobody(tmp_path, monkeypatch, capsys):
+    jobs = pruned(tmp_path, monkeypatch)
+    jobs.work()
+    before = jobs.trials.curves()
+    states = dict(enumerate(map(study.State, ("open", "pruned", "stopped", "failed"))))
+    for told in ("job 0 runs again from the first step; what study.log had of it is forgotten\n", ""):
+        jobs.trials.open(jobs.place)
+        capsys.readouterr()
+        begin.forget(jobs.trials, states)
+        assert capsys.readouterr().err == told
+    jobs.trials.open(jobs.place)
+    assert jobs.trials.curves() == {**before, 0: {}}
+    shutil.rmtree(tmp_path / "0")
+    assert sorted(path.name for path in tmp_path.glob("study.log*")) == ["study.log"]
+    jobs.work()
+    assert jobs.trials.curves() == before
+    assert jobs.statuses == ["completed", "pruned", "pruned", "pruned"]
+
+
 def test_a_failing_job_ends_no_other_turn(tmp_path, monkeypatch, fails):
     jobs = pruned(tmp_path, monkeypatch, pruner="patient")
     jobs.does[0] = fails
@@ -594,6 +642,17 @@ def test_a_point_drawn_twice_has_a_folder_each_time(tmp_path):
     told(trials)
     queue = Queue(Sweep(tmp_path), Sweep(tmp_path).study(), trials.settings, lambda *_: "drawn", trials)
     assert [point.folder for point in queue.points()] == ["drawn", "drawn.1", "drawn.2"]
+
+
+def test_a_point_that_runs_again_stays_and_what_it_came_to_is_forgotten(tmp_path):
+    trials = sampled(tmp_path)
+    whole = told(trials)
+    assert trials.begin_anew([1]) == [1]
+    again = sampled(tmp_path)
+    assert list(again.points()) == whole
+    assert [trial.value for trial in again.study.trials] == [1, None, *(1 + n / 10 for n in range(2, 6))]
+    again.tell(1, Report.from_json(a_report(training={**TRAINING, "eval_loss": 9})))
+    assert sampled(tmp_path).study.trials[1].value == 9
 
 
 def test_a_journal_cut_in_a_line_goes_on_and_a_damaged_one_is_made_again(tmp_path, caplog):
@@ -760,9 +819,17 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "lora.r=8,16", "save.save_path=x", "save.overwrite=true", "sweep.dry_run=true"], "save.save_path=x: job 0 and job 1 would both write there; write it with ${hydra.job.num} in it"),
         (["-m", "lora.r=8,16", "seed=1,2", "training.output_dir=x/${seed}", "sweep.sampler=random", "sweep.trials=2"], "training.output_dir=x/1: job 0 and job 1 would both write there"),
         (["-m", "lora.r=8,16", "hydra.sweep.subdir=same"], "hydra.sweep.subdir=same: job 0 and job 1 would both write there"),
+        (["-m", "lora.r=8,16", "hydra.sweep.subdir=same", "hydra/sweeper=basic"], "hydra.sweep.subdir=same: job 0 and job 1 would both write there"),
+        (["-m", "lora.r=8,16", "save.save_path=x", "hydra/sweeper=basic"], "save.save_path=x: job 0 and job 1 would both write there"),
         (["-m", "lora.r=8,16", "hydra.sweep.subdir=../${lora.r}"], "/8 is not in the sweep's directory; hydra.sweep.subdir='${hydra.job.num}'"),
         (["-m", "lora.r=8,16", f"hydra.sweep.subdir={'x' * 255}${{lora.r}}"], "hydra.sweep.subdir of job 0: a name of over 255 bytes; hydra.sweep.subdir="),
         (["-m", "seed=1,2", "hydra.run.dir=a b"], "hydra.run.dir=a b: is of one run, and this is a sweep; name hydra.sweep.dir=a b"),
+        (["-m", "dataset.data_path=a.jsonl", "seed=1,2", "sweep.dry_run=true"], "a.jsonl: no such data file; is it spelled so?"),
+        (["-m", "seed=1,2", "dataset.eval_data_path=null,a.jsonl"], "job 1 (seed=1 dataset.eval_data_path=a.jsonl): a.jsonl: no such data file"),
+        (["-m", "lora.lora_alhpa=8,16"], "lora.lora_alhpa: no such key; did you mean lora.lora_alpha?"),
+        (["-m", "model.name=./a", "lora.r=8,16"], "model.name=./a: no such folder"),
+        (["-m", "model.adapter=null,a", "sweep.dry_run=true"], "job 1 (model.adapter=a): model.adapter=a: no such folder"),
+        (["-m", "dataset.data_path=a.jsonl", "lora.r=8,16", "sweep.sampler=random", "sweep.trials=2"], "a.jsonl: no such data file"),
         (["seed=1", "hydra.sweep.dir=x"], "hydra.sweep.dir=x: is of a sweep, and this is one run; add -m, or name hydra.run.dir=x"),
         (["seed=1", "sweep.fail_fast=true"], "sweep.fail_fast: is of a sweep, and this is one run; add -m"),
     ],

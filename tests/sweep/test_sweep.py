@@ -76,6 +76,11 @@ def test_the_worst_end_early_and_one_of_them_is_taken_up_again(warm, tiny, tmp_p
     assert revived[2][1] == Status.COMPLETED
     assert [step for step, _ in revived[2][2]] == [1, 2, 3, 4]
     assert (revived[0], revived[1]) == (found[0], found[1])
+    shutil.rmtree(tmp_path / "sweep" / "1")
+    last = warm.run(command(tiny, "sweep", *words), tmp_path)
+    assert last.returncode == 0, last.stderr
+    assert "job 1 runs again from the first step; what study.log had of it is forgotten" in last.stderr
+    assert results(tmp_path / "sweep") == revived
 
 
 def test_a_sampled_sweep_goes_on(warm, tiny, tmp_path):

@@ -213,8 +213,14 @@ def test_sigterm_ends_a_whole_sweep(warm, tiny, tmp_path):
     assert "Traceback" not in stderr
     last = stderr.rstrip().splitlines()[-1]
     assert last.startswith("SIGTERM: checkpoint at step ")
-    assert last.endswith(f"hydra.run.dir={tmp_path}/sweep/0")
-    assert "training.max_steps=100000 " in last
+    # How it goes on is said once, of the sweep; of the job alone its report says it.
+    (again,) = [line for line in (stderr + process.stdout).splitlines() if "the same command" in line]
+    assert again.startswith("of 2 jobs 1 interrupted, 1 not begun; the same command goes on: ")
+    assert again.endswith(" hydra.sweep.dir=sweep")
+    error = report(tmp_path / "sweep" / "0")["error"]
+    assert error.startswith(f"{last}; the same command goes on from there: ")
+    assert error.endswith(f"hydra.run.dir={tmp_path}/sweep/0")
+    assert "training.max_steps=100000 " in error
     assert [path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == ["0"]
 
 

@@ -76,7 +76,7 @@ class CheckConfiguration(Callback):
             check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from chatbot_sft.sweep import points
+        from chatbot_sft.sweep import outputs, points
 
         with refusing():
             refuse_other_directory(config, "sweep", "is of one run, and this is a sweep; name")
@@ -96,7 +96,8 @@ class CheckConfiguration(Callback):
             )
             numbered = sweeper == "basic"
             asked = list(found.points() if numbered else found.samples())
-            composed_jobs(asked, lambda point: composed_job(config, found.job(point))[0], numbered)
+            jobs = composed_jobs(asked, lambda point: composed_job(config, found.job(point))[0], numbered)
+            outputs.refuse_shared(Path(config.hydra.sweep.dir), jobs)
 
 
 def refuse_of_sweep(names: Collection[str], why: str) -> None:

@@ -651,6 +651,11 @@ PASSED = "evaluation.passed"  # a metric: the share of golden cases, where train
 MORE_IS_BETTER = (PASSED, "training.eval_token_accuracy", "training.tokens_per_second")
 
 
+def of_answers(metric: str) -> bool:
+    """Whether it is a number of what golden answers came to: then it counts which these were."""
+    return metric.startswith("evaluation.")
+
+
 def direction_of(metric: str) -> str:
     """Which way a number of report.json is better, where nobody says."""
     return "maximise" if metric in MORE_IS_BETTER else "minimise"

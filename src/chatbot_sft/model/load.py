@@ -90,6 +90,12 @@ def check(settings: Config) -> None:
             "lora.init_lora_weights=loftq: PEFT computes it on a GPU, and there is none here; pissa and"
             " olora need none"
         )
+    check_files(settings)
+
+
+def check_files(settings: Config) -> None:
+    """Raises UserError where the chat template or the model's folder is not there, or is none."""
+    model = settings.model
     chat_template(settings)
     if is_local(model.name) or Path(model.name).expanduser().is_file():
         check_folder(model.name, model.trust_remote_code, model.allow_pickle)

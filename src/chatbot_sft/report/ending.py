@@ -55,29 +55,37 @@ def tell_saved(report: Report) -> None:
 
 
 def stopped(error: Preempted, settings: Config, save: SaveResult | None, command: str) -> str:
-    """What a signal left behind, exports that were finished among it, and the command that goes on from it."""
+    """What a signal left behind, and the command that goes on from it."""
+    there, on = _left(settings, save)
+    if settings.task == "replay":
+        return f"{error.signal}: {there}; {on}"
     here = shlex.quote(f"hydra.run.dir={settings.paths.output_dir}")
     again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
+    return f"{error.signal}: {there}; {on}{again}"
+
+
+def stopped_in_sweep(error: Preempted, settings: Config, save: SaveResult | None) -> str:
+    """What a signal left behind of a job: how the sweep goes on it says itself."""
+    return f"{error.signal}: {_left(settings, save)[0]}"
+
+
+def _left(settings: Config, save: SaveResult | None) -> tuple[str, str]:
+    """What there is of a run that was stopped, finished exports among it, and what the same command does."""
     if settings.task == "train":
-        last = checkpoints.last_in(Path(settings.training.output_dir))
-        left = (
-            f"checkpoint at step {last.step}; the same command goes on from there"
-            if last
-            else "no checkpoint yet; the same command begins anew"
-        )
-    elif settings.task == "export":
+        if last := checkpoints.last_in(Path(settings.training.output_dir)):
+            return f"checkpoint at step {last.step}", "the same command goes on from there"
+        return "no checkpoint yet", "the same command begins anew"
+    if settings.task == "export":
         there = ", ".join(f"{export.method} in {export.path}" for export in save.kept) if save else ""
         left = f"saved: {there}" if there else "no export was finished"
-        left += "; the same command makes what is missing"
-    elif settings.task == "evaluate":
-        left = "what was answered is kept; the same command asks for the rest"
-    elif settings.task == "verify":
-        left = "nothing was found yet; the same command asks again"
-    elif settings.task == "replay":
-        return f"{error.signal}: nothing was compared; replay the run again, in another directory"
-    else:
-        left = "nothing was trained; the same command begins anew"
-    return f"{error.signal}: {left}{again}"
+        return left, "the same command makes what is missing"
+    if settings.task == "evaluate":
+        return "what was answered is kept", "the same command asks for the rest"
+    if settings.task == "verify":
+        return "nothing was found yet", "the same command asks again"
+    if settings.task == "replay":
+        return "nothing was compared", "replay the run again, in another directory"
+    return "nothing was trained", "the same command begins anew"
 
 
 def why(error: BaseException) -> str:

@@ -66,6 +66,6 @@ def _sha256(file: Path, size: int, time: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def together(hashes: Iterable[tuple[str, str]]) -> str:
+def together(hashes: Iterable[tuple[object, str]]) -> str:
     """One hash of (name, hash) pairs."""
     return hashlib.sha256("\0".join(f"{name} {one}" for name, one in hashes).encode()).hexdigest()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +14,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from chatbot_sft import distributed, hydra_job, run_directory
+from chatbot_sft import distributed, hydra_job, run_directory, start
 from chatbot_sft.config import Config, SweepConfig, hydra_glue
-from chatbot_sft.config.schema import OUR_PACKAGE
+from chatbot_sft.config.schema import OUR_PACKAGE, of_answers
 from chatbot_sft.errors import UserError, listed
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.objective import objective_of
@@ -45,6 +46,7 @@ class Jobs:
     composed: dict[frozenset[str], tuple[DictConfig, Config]] = field(default_factory=dict)  # by its point
     written: dict[frozenset[str], Sequence[str]] = field(default_factory=dict)  # by what sweep.json has of it
     by_settings: dict[str, Sequence[str]] = field(default_factory=dict)
+    there: set[str] = field(default_factory=set)  # what names files that were found
 
     def compose(self, point: Sequence[str]) -> DictConfig:
         """Raises UserError where the schema refuses it, or its objective."""
@@ -75,7 +77,31 @@ class Jobs:
         same = self.by_settings.setdefault(repr(self.composed[frozenset(point)][1]), point)
         if same is not point:
             raise UserError(f"comes to the same as {' '.join(map(bare, same))}; leave one of them out")
+        if frozenset(shown) not in self.stay:
+            self._refuse_no_files(self.composed[frozenset(point)][1])
         return job
+
+    def _refuse_no_files(self, settings: Config) -> None:
+        """Raises UserError where a file that a job begins with is not there: looked for once for all that name it."""
+        named = repr((settings.task, settings.dataset, settings.model, settings.lora, settings.objective))
+        if named not in self.there:
+            start.refuse_files(settings)
+            self.there.add(named)
+
+    @functools.cached_property
+    def stay(self) -> set[frozenset[str]]:
+        """The points that an earlier start has ended and this one leaves as they are: their files may be gone."""
+        place = Sweep(self.folder)
+        if (found := place.study()) is None:
+            return set()
+        ends = {Status.COMPLETED, Status.PRUNED}
+        failed = set() if self.config.sweep.retry_failed else found.errors.keys()
+        ends |= set() if self.config.sweep.retry_failed else {Status.FAILED}
+        return {
+            frozenset(point.overrides)
+            for point in found.points
+            if point.number in failed or ((report := place.run(point).peek()) and report.status in ends)
+        }
 
     def place(self, number: int, point: Sequence[str]) -> str:
         """The folder of a new point, relative to the sweep's."""
@@ -117,7 +143,8 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
     composed = hydra_glue.composed_jobs(checked, jobs.compose_another, numbered=not settings.sampler)
-    outputs.refuse_shared(Job.at(job, jobs.folder, None, number) for number, job in enumerate(composed))
+    outputs.refuse_shared(jobs.folder, composed)
+    run_directory.refuse_run(jobs.folder)
     wanted = [] if settings.sampler else checked
     if settings.dry_run:
         for line in listing(jobs, settings, wanted):
@@ -134,7 +161,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     place = Sweep(jobs.folder)
     with place.alone() if distributed.is_first() else contextlib.nullcontext():
         found = study.joined(place, begun(jobs, settings), wanted, jobs.place, settings.worker)
-        states_of(place, jobs, found, settings)
+        states = states_of(place, jobs, found, settings)
         if settings.retry_failed and not settings.worker:
             found.errors.clear()
         if distributed.is_first() and not (settings.worker and place.study()):
@@ -145,6 +172,8 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
         hydra_job.tell_chdir(config.hydra)
     if trials:
         trials.open(place, alone=not settings.worker)
+        if not settings.worker:
+            forget(trials, states)
     if places:
         launch.run(config, context, place, places)
         return
@@ -156,27 +185,37 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
 
 
 def states_of(place: Sweep, jobs: Jobs, found: Study, settings: SweepConfig) -> dict[int, State]:
-    """What an earlier start has left of each job, by its number. Whoever joins a start compares no data: they may be
-    large, and the start has done it.
+    """What an earlier start has left of each job for this one, by its number. Whoever joins a start compares no data:
+    they may be large, and the start has done it.
 
     Raises:
         UserError: another job's is in a directory, the job that sweep.revive names has nothing left to train, or one
-            has ended that was trained on other data.
+            that has ended, or goes on from a checkpoint, was trained on other data.
     """
-    states, ended = {}, []
+    states, trained = {}, []
     for point in found.points:
         job = jobs.at(point)
-        states[point.number] = study.state(place.run(point), job.settings, job.named)
-        if states[point.number] in (State.DONE, State.PRUNED):
-            ended.append((point, job))
+        there = study.state(place.run(point), job.settings, job.named)
+        if there == State.OPEN or (there == State.FAILED and settings.retry_failed):
+            there = State.STOPPED if study.checkpoint_of(job.settings) else State.OPEN
+        states[point.number] = there
+        if there in (State.DONE, State.PRUNED, State.STOPPED):
+            trained.append((point, job))
     if settings.worker:
         return states
     if settings.revive is not None:
         study.refuse_revived(settings.revive, states)
-    if ended and distributed.is_first():
-        by_answers = any(metric.startswith("evaluation.") for metric in settings.metrics)
-        earlier_data.refuse(place, ended, by_answers)
+    if trained and distributed.is_first():
+        earlier_data.refuse(place, trained, any(map(of_answers, settings.metrics)))
     return states
+
+
+def forget(trials: Trials, states: Mapping[int, State]) -> None:
+    """Take out of the journal what it has of jobs that begin anew: their directories were moved away, say."""
+    if anew := trials.begin_anew([number for number, there in states.items() if there == State.OPEN]):
+        one = len(anew) == 1
+        who, what = (f"job {anew[0]} runs", "it") if one else (f"jobs {listed(anew)} run", "them")
+        print(f"{who} again from the first step; what study.log had of {what} is forgotten", file=sys.stderr)
 
 
 def shown_in(place: Sweep) -> Display:
@@ -206,9 +245,8 @@ def begun(jobs: Jobs, settings: SweepConfig) -> Study:
 def write(place: Sweep, found: Study, config: DictConfig) -> None:
     """Within `place.alone()`: sweep.json, and multirun.yaml as Hydra's own sweeper writes it."""
     place.write_study(found)
-    file = place.folder / "multirun.yaml"
-    OmegaConf.save(config, file)
-    mask_yaml(file)
+    OmegaConf.save(config, place.composed_file)
+    mask_yaml(place.composed_file)
 
 
 # sweep.dry_run
@@ -228,9 +266,11 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
         there = states[point.number]
         report = place.run(point).report() if there == State.DONE else None
         reports += [report] if report else []
-        waits = there == State.OPEN or (there == State.FAILED and settings.retry_failed)
-        left += waits or settings.revive == point.number
-        lines.append("  ".join([f"job {point.number}", *(["done"] if report else []), *point.overrides]))
+        left += there in (State.OPEN, State.STOPPED) or settings.revive == point.number
+        mark = ["done"] if report else []
+        if there == State.STOPPED and (last := study.checkpoint_of(jobs.at(point).settings)):
+            mark = [f"resumes from step {last.step}"]
+        lines.append("  ".join([f"job {point.number}", *mark, *point.overrides]))
     total = amount(len(found.points), "job")
     if settings.sampler:
         left = (settings.trials or 0) - len(found.points) + left

@@ -80,6 +80,16 @@ class Sweep:
     def study_file(self) -> Path:
         return self.folder / "sweep.json"
 
+    @property
+    def composed_file(self) -> Path:
+        """What Hydra composed; each of its sweepers writes it."""
+        return self.folder / "multirun.yaml"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a sweep is there, of any of Hydra's sweepers."""
+        return self.study_file.exists() or self.composed_file.exists()
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Within it no other worker reads sweep.json to write it again."""

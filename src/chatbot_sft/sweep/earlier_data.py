@@ -1,5 +1,6 @@
-"""Whether the ended jobs of a sweep that goes on had the data, and the weights to begin with, that they would have
-now: they could not be held against the others otherwise. Imports no torch.
+"""Whether the jobs of a sweep that goes on, those that have ended and those that go on from a checkpoint, had the
+data, and the weights to begin with, that they would have now: they could not be held against the others otherwise.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Change:
     files: Sequence[str] = ()
 
 
-def refuse(place: Sweep, ended: Sequence[tuple[Point, Job]], by_answers: bool) -> None:
-    """Raises UserError where one of the `ended` jobs had other rows or weights than it would have now; or other
-    golden answers, where jobs are judged `by_answers`.
+def refuse(place: Sweep, trained: Sequence[tuple[Point, Job]], by_answers: bool) -> None:
+    """Raises UserError where one of the jobs that were `trained`, to their end or a part of it, had other rows or
+    weights than it would have now; or other golden answers, where jobs are judged `by_answers`.
     """
     data, other, same = Data(), dict[str, Change](), set[str]()
-    for point, job in ended:
+    for point, job in trained:
         run = place.run(point)
         if (change := data.change(run, job, by_answers)).parts:
             other[os.path.relpath(run.folder, place.folder)] = change
@@ -54,8 +55,8 @@ def refuse(place: Sweep, ended: Sequence[tuple[Point, Job]], by_answers: bool) -
         raise UserError(
             f"{place.folder}: the {' and '.join(parts)} of {listed(map(_shown, files), 3)} are not those that"
             f" {'job' if len(other) == 1 else 'jobs'} {listed(other, 5)} had; {_back(files, same)}name another"
-            " directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away (and study.log,"
-            " where one is), so that they run again"
+            " directory for the sweep (hydra.sweep.dir=DIR), or move the directories of these away, so that they"
+            " run again"
         )
 
 
@@ -114,16 +115,20 @@ class Data:
         """In which rows the data differ; where none can be made of it, in those to train if a file `changed`."""
         report = run.peek()
         had = report.dataset if report else None
-        if report is None or had is None or not had.fingerprint:
+        if lock:
+            trained, started = str(lock.decides[ROWS]), lock.date
+        elif report and had and had.fingerprint:
+            trained, started = had.fingerprint[:16], report.started
+        else:
             return []
-        trained = str(lock.decides[ROWS]) if lock else had.fingerprint[:16]
-        rows = self._rows(job, datetime.fromisoformat(lock.date if lock else report.started))
+        rows = self._rows(job, datetime.fromisoformat(started))
         if rows is None:
             return [TRAINED] if changed else []
         parts = [TRAINED] if rows[0][:16] != trained else []
-        # What transformers' own tokenizer made of them in the end are other rows: `DatasetLoader.prepare_for`.
-        comparable = had.held_out_fingerprint and had.fingerprint.startswith(trained)
-        if comparable and had.held_out_fingerprint != rows[1]:
+        # A killed run has no report. What transformers' own tokenizer made of the rows in the end are other ones:
+        # `DatasetLoader.prepare_for`.
+        comparable = had and had.held_out_fingerprint and had.fingerprint.startswith(trained)
+        if had and comparable and had.held_out_fingerprint != rows[1]:
             parts.append(HELD_OUT)
         return parts
 

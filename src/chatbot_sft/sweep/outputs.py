@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.hydra_job import Job
@@ -14,13 +16,13 @@ LONGEST = 255  # bytes of a name, on the usual file systems
 NUMBERED = "hydra.sweep.subdir='${hydra.job.num}' is a folder that always can be"
 
 
-def refuse_shared(jobs: Iterable[Job]) -> None:
-    """Raises UserError where two of them would write in one place: the later one fails there, or writes over the
-    other; or where one cannot have its directory in the sweep's.
+def refuse_shared(folder: Path, composed: Sequence[DictConfig]) -> None:
+    """Raises UserError where two of the jobs of a sweep in `folder` would write in one place: the later one fails
+    there, or writes over the other; or where one cannot have its directory in the sweep's.
     """
     taken: dict[Path, int] = {}
-    for job in jobs:
-        number = job.hydra.job.num
+    for number, config in enumerate(composed):
+        job = Job.at(config, folder, None, number)
         _refuse_no_place(job)
         for named, place in outputs(job):
             first = taken.setdefault(place.resolve(), number)

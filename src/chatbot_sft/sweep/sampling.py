@@ -11,8 +11,9 @@ import functools
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatbot_sft.config import SweepConfig
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 NAME = "sweep"  # of the study in its journal
 DAMAGED = "study.log.damaged"
+MADE_AGAIN = "study.log.new"
 
 
 def check_installed(setting: str, package: str = "optuna", how: str | None = None) -> None:
@@ -71,19 +73,19 @@ class Trials:
         self.place = place
         if not alone:
             with place.alone():  # the first worker may be the first to open it
-                self.study = self._opened(place)
+                self.study = self._opened(place.journal_file)
                 self._restore(place)
             return
         cut_line(place)
         try:
-            self.study = self._opened(place)
+            self.study = self._opened(place.journal_file)
         except (ValueError, KeyError, AssertionError) as error:
             place.journal_file.replace(place.folder / DAMAGED)
             log.warning("sweep: study.log was damaged (%s); it is made again from the jobs' reports", error)
-            self.study = self._opened(place)
+            self.study = self._opened(place.journal_file)
         self._restore(place)
 
-    def _opened(self, place: Sweep) -> optuna.Study:
+    def _opened(self, journal: Path) -> optuna.Study:
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
@@ -92,7 +94,7 @@ class Trials:
         directions = [
             kinds.MAXIMIZE if one == "maximise" else kinds.MINIMIZE for one in self.settings.directions
         ]
-        self.storage = JournalStorage(JournalFileBackend(str(place.journal_file)))
+        self.storage = JournalStorage(JournalFileBackend(str(journal)))
         return optuna.create_study(
             storage=self.storage, study_name=NAME, directions=directions, load_if_exists=True
         )
@@ -105,6 +107,35 @@ class Trials:
             self.study.ask()
         for number in range(len(self.study.trials)):
             self._choose(number)
+
+    def begin_anew(self, numbers: Collection[int]) -> list[int]:
+        """Forget what an earlier start has told of these jobs, which run again from their first step: it may be of
+        other data, and would judge others. Returns those of which there was anything. No other process may have the
+        journal open.
+        """
+        from optuna.trial import TrialState, create_trial
+
+        trials = self.study.trials
+        known = [
+            number
+            for number in numbers
+            if trials[number].intermediate_values or trials[number].state.is_finished()
+        ]
+        if known:
+            made = self.place.folder / MADE_AGAIN
+            made.unlink(missing_ok=True)
+            self.study = self._opened(made)
+            for trial in trials:
+                begun = create_trial(
+                    state=TrialState.RUNNING,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    system_attrs=trial.system_attrs,
+                )
+                self.study.add_trial(begun if trial.number in known else trial)
+            made.replace(self.place.journal_file)
+            self.study = self._opened(self.place.journal_file)
+        return known
 
     @property
     def _chosen(self) -> list[Axis]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 
 from chatbot_sft import start
 from chatbot_sft.config import Config
@@ -16,6 +17,7 @@ from chatbot_sft.jobs import finished
 from chatbot_sft.model.base import located
 from chatbot_sft.report.leaderboard.job import number_at
 from chatbot_sft.report.masking import masked
+from chatbot_sft.run.checkpoints import Checkpoint, last_in
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import PARTS, Report, Status, dotted, numbers_of_a_part
 from chatbot_sft.sweep.directory import Point, Study, Sweep
@@ -29,6 +31,7 @@ class State(StrEnum):
     """Of a job, before a start runs any."""
 
     OPEN = "open"  # never run, or not to its end
+    STOPPED = "stopped"  # of these, one that goes on from a checkpoint
     DONE = "done"
     FAILED = "failed"
     PRUNED = "pruned"
@@ -129,6 +132,13 @@ def state(run: Run, settings: Config, named: Collection[str]) -> State:
         start.refuse_taken(here)
         refuse_completed(here, of_sweep=True)  # it may be asked for more steps
     return {Status.FAILED: State.FAILED, Status.PRUNED: State.PRUNED}.get(report.status, State.OPEN)
+
+
+def checkpoint_of(settings: Config) -> Checkpoint | None:
+    """The checkpoint of its own that a job with these `settings` goes on from; None where it begins anew."""
+    if settings.task != "train" or settings.training.resume == "never":
+        return None
+    return last_in(Path(settings.training.output_dir))
 
 
 def refuse_revived(number: int, states: Mapping[int, State]) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ from chatbot_sft.sweep.study import State
 from chatbot_sft.warm import Warm
 
 log = logging.getLogger(__name__)
+
+HELD = "held by another process"  # a job that is left to it
 
 
 @dataclass
@@ -90,8 +93,11 @@ class Worker:
                 raise
         finally:
             self._tell(ended)
-        if failed := self._failures:
-            raise UserError(f"{len(failed)} of {amount(len(self.entries), 'job')} failed")
+        whole, counts = amount(len(self.entries), "job"), Counter(entry.status for entry in self.entries)
+        if not_run := [
+            f"{counts[status]} of {whole} {status}" for status in ("failed", HELD) if counts[status]
+        ]:
+            raise UserError("; ".join(not_run))
         if ended and self._asked_for and (text := self._unjudged()):
             raise UserError(text)
 
@@ -126,6 +132,8 @@ class Worker:
                     return None
                 entry.began = True
                 if distributed.is_first():
+                    if last := study.checkpoint_of(job.settings):
+                        print(f"job {point.number}: resumes from step {last.step}, {folder}", file=sys.stderr)
                     job.write_files()
                 job.begin()
                 return Taken(entry, job, claim.pop_all())
@@ -133,7 +141,8 @@ class Worker:
                 if self.settings.worker:
                     self.entries.remove(entry)
                 else:
-                    self._failed(entry, error)
+                    entry.status = HELD
+                    self._tell_error(entry, shown_line(str(error)))
             except Exception as error:
                 self._failed(entry, error)
         return None
@@ -230,9 +239,7 @@ class Worker:
     def _failed(self, entry: Entry, error: Exception) -> None:
         """Record one line, and let go of the memory that the job had."""
         entry.status, entry.error = "failed", shown_line(said(error, Run(entry.folder).log_file))
-        print(
-            f"{distributed.error_prefix()}job {entry.number}: {entry.error} ({entry.folder})", file=sys.stderr
-        )
+        self._tell_error(entry, entry.error)
         if os.environ.get(SHOW_TRACEBACK):
             print(shown("".join(traceback.format_exception(error))), file=sys.stderr)
         if distributed.is_first():
@@ -241,6 +248,9 @@ class Worker:
             study.record(self.place, entry.number, None if reported else entry.error)
             self._page()
         let_go(error)
+
+    def _tell_error(self, entry: Entry, text: str) -> None:
+        print(f"{distributed.error_prefix()}job {entry.number}: {text} ({entry.folder})", file=sys.stderr)
 
     def _page(self) -> None:
         """Write the leaderboard as it stands now, where no display does."""
@@ -276,9 +286,12 @@ class Worker:
             return
         if (text := self._unjudged()) and not (ended and self._asked_for):
             print(shown_line(text), file=sys.stderr)
-        if not self.settings.worker and (left := self.queue.left):
+        stopped = sum(entry.status == "interrupted" for entry in self.entries)
+        left = {"interrupted": stopped, "not begun": self.queue.left}
+        if not self.settings.worker and any(left.values()):
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
-            print(f"{left} of {amount(whole, 'job')} not begun; the same command goes on: {again}")
+            said = ", ".join(f"{count} {what}" for what, count in left.items() if count)
+            print(f"of {amount(whole, 'job')} {said}; the same command goes on: {again}")
         if ended and self.done > 1:
             page = [f"page  {self.place.leaderboard_file}"] if (self.display or self).page_stands else []
             lines = [*compare.table(self.place.folder), *page]

@@ -10,11 +10,11 @@ from pathlib import Path
 from chatbot_sft.config.schema import direction_of
 from chatbot_sft.errors import UserError, listed, near, question
 from chatbot_sft.report.leaderboard import settings
-from chatbot_sft.report.leaderboard.job import HELD_OUT, Job, numbers, read, reported
+from chatbot_sft.report.leaderboard.job import HELD_OUT, WAITING, Job, in_use, numbers, read, reported
 from chatbot_sft.report.leaderboard.rows import Row, by_data, differing, rivals, rows
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.words import amount
-from chatbot_sft.run.directory import REPORT
+from chatbot_sft.run.directory import REPORT, Run
 from chatbot_sft.run.report import Status
 from chatbot_sft.sweep.directory import Study, Sweep
 
@@ -124,6 +124,7 @@ def of_sweep(folder: Path, metric: str | None = None, maximise: bool | None = No
         study.direction == "maximise" if metric is None and maximise is None else maximise,
         str(masked(study.command)),
         notes,
+        swept=in_use(Run(folder)),
     )
 
 
@@ -143,7 +144,9 @@ def _board(
     maximise: bool | None,
     command: str = "",
     notes: Sequence[str] = (),
+    swept: bool = False,
 ) -> Board:
+    """`swept`: a process has the sweep's directory, and goes on with it."""
     maximise = direction_of(metric) == "maximise" if maximise is None else maximise
     keys = differing([entry.settings for entry in entries])
     jobs = [
@@ -160,7 +163,8 @@ def _board(
     table = rows(jobs, maximise)
     fault = _no_metric(metric, jobs)
     beside = [*_edited(jobs), *_other_rows(metric, jobs), *_other_losses(metric, keys)]
-    said = [*notes, *_spread(table), *beside, *_stopped(jobs, command), *([fault] if fault else [])]
+    stopped = [] if swept else _stopped(jobs, command)
+    said = [*notes, *_spread(table), *beside, *stopped, *([fault] if fault else [])]
     return Board(title, metric, maximise, keys, table, command, said, fault)
 
 
@@ -178,11 +182,11 @@ def _spread(table: Sequence[Row]) -> list[str]:
 
 
 def _stopped(jobs: Sequence[Job], command: str) -> list[str]:
-    """Where a sweep was stopped, and how it goes on."""
-    states = [job.status for job in jobs]
-    if not command or Status.RUNNING in states or Status.INTERRUPTED not in states:
+    """How a sweep goes on of which no job runs. A cluster may yet begin one: nothing is seen of that here."""
+    states = {job.status for job in jobs}
+    if not command or Status.RUNNING in states or not states & {Status.INTERRUPTED, WAITING}:
         return []
-    return [f"the sweep was stopped; this goes on with it: {command}"]
+    return [f"no job runs now; this goes on with the sweep: {command}"]
 
 
 def _edited(jobs: Sequence[Job]) -> list[str]:

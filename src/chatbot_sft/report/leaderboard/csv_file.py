@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chatbot_sft.report.leaderboard import columns
 from chatbot_sft.report.leaderboard.board import Board
+from chatbot_sft.report.leaderboard.rows import by_data
 from chatbot_sft.report.masking import masked
 from chatbot_sft.report.plain import plain_line
 
@@ -27,17 +28,19 @@ TAIL = ("mean", "spread", *FIGURES, "status", "error", "folder")
 
 def text(board: Board, beside: Path) -> str:
     """`rank` is the row's, which jobs that differ in their seed alone share, as its `mean` and `spread`; `folder` is
-    the job's from the file's own, which is `beside`.
+    the job's from the file's own, which is `beside`; `data` is there where not all jobs had the same.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     rewards = [figure for figure in columns.figures(board) if figure in columns.REWARDS.values()]
     names = [figure.title.replace(" ", "_") for figure in rewards]
-    writer.writerow([*HEAD, *map(_text, (*board.keys, board.metric)), *TAIL, *names])
+    data = ["data"] if len(by_data(board.jobs)) > 1 else []
+    writer.writerow([*HEAD, *map(_text, (*board.keys, *data, board.metric)), *TAIL, *names])
     for rank, row in enumerate(board.rows, 1):
         for job in row.jobs:
             figures = (job.held_out, job.steps, job.tokens_per_second, job.peak_gb, job.seconds)
             settings = [job.settings.get(key, "") for key in board.keys]
+            settings += [job.data.short if job.data else "" for _ in data]
             folder = str(masked(os.path.relpath(job.folder, beside)))
             ending = (str(job.status), job.error, folder)
             own = [figure.of(job) for figure in rewards]

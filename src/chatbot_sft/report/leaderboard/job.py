@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from chatbot_sft.config.schema import PASSED
+from chatbot_sft.config.schema import PASSED, of_answers
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run import steps
 from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
+from chatbot_sft.run.fingerprint import SHORT, together
 from chatbot_sft.run.provenance import DATA, GOLDEN
 from chatbot_sft.run.report import DamagedReport, Report, Sample, Status, dotted
 
@@ -32,6 +33,12 @@ class Data:
 
     named: str
     content: tuple[str, ...]
+
+    @property
+    def short(self) -> str:
+        """One word for its content: of one file what `sha256sum` begins with."""
+        whole = self.content[0] if len(self.content) == 1 else together(enumerate(self.content))
+        return whole[:SHORT]
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def read(
     """The job in `folder`, whatever is wrong with it. `told` is how it failed, where the sweep knows that."""
     run = Run(folder)
     values, report, fault = _reported(run.report_file)
-    status, error = _status(run, report, fault, _runs(run), told)
+    status, error = _status(run, report, fault, in_use(run), told)
     running = status == Status.RUNNING
     if running:  # what an earlier start of it reported is not this one's
         report = None
@@ -130,7 +137,7 @@ def read(
         value = last[1]
     if running and metric == PASSED:
         value = number_at(run.progress() or {}, "passed")
-    data = _data(run, metric.startswith("evaluation."))
+    data = _data(run, of_answers(metric))
     return Job(number, name, folder, settings, status, error, value, report, curve, data)
 
 
@@ -232,7 +239,7 @@ def _one_line(text: str) -> str:
     return " ".join(str(masked(text)).split())
 
 
-def _runs(run: Run) -> bool:
+def in_use(run: Run) -> bool:
     """Whether a process has taken the directory since its last report and is alive, as far as can be seen from
     here: of another machine's process only that it has not reported yet.
 
