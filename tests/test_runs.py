@@ -17,8 +17,11 @@ from conftest import TRAINING, a_report, conversations, only_error, report_of, w
 
 from chatbot_sft import command_line, distributed
 from chatbot_sft.config import Config
+from chatbot_sft.errors import UserError
 from chatbot_sft.run.report import Export, Report, SaveResult, Training
 from chatbot_sft.run.standing import Standing
+from chatbot_sft.run_directory import refuse_sweep
+from chatbot_sft.sweep.directory import Point, Study, Sweep
 
 TRAINED, SAVED = Training(**TRAINING), SaveResult("lora", exports=[Export("lora", "model")])
 GOOD = ("task=check", "dataset.data_path=my.json")
@@ -583,6 +586,8 @@ def test_a_second_torchrun_of_one_second_is_refused_by_its_first_process(tmp_pat
         ("run.lock.json", ["-m", "seed=1,2", "hydra/sweeper=basic", "hydra.sweep.dir=d"], "hydra.sweep.dir=d: the directory of one run; "),
         ("sweep.json", ["hydra.run.dir=d"], "hydra.run.dir=d: the directory of a sweep; name another one for this run, or go on with the sweep (-m … hydra.sweep.dir=d)"),
         ("multirun.yaml", ["task=check", "hydra.run.dir=d"], "hydra.run.dir=d: the directory of a sweep; "),
+        ("sweep.json", ["hydra.sweep.dir=d"], "hydra.sweep.dir=d: is of a sweep, and this is one run; add -m, or name hydra.run.dir=DIR"),
+        ("report.json", ["-m", "seed=1,2", "hydra.run.dir=d"], "hydra.run.dir=d: is of one run, and this is a sweep; name hydra.sweep.dir=DIR"),
     ],
 )  # fmt: skip
 def test_a_run_and_a_sweep_have_no_directory_in_common(launch, tmp_path, there, words, message):
@@ -590,6 +595,18 @@ def test_a_run_and_a_sweep_have_no_directory_in_common(launch, tmp_path, there, 
     (tmp_path / "d" / there).write_text("{}")
     assert only_error(launch(*words)).startswith(message)
     assert [path.name for path in tmp_path.glob("**/*") if path.is_file()] == [there]
+
+
+def test_a_run_has_no_job_s_place_in_a_sweep_that_has_no_such_job(tmp_path):
+    place = Sweep(tmp_path)
+    points = [Point(0, ["seed=1"], "0")]
+    place.write_study(Study("", "", "training.eval_loss", "minimise", [], [], points))
+    with pytest.raises(
+        UserError, match=r"1: a job's place in the sweep in .*, which has none of that number"
+    ):
+        refuse_sweep(tmp_path / "1")
+    refuse_sweep(tmp_path / "0")  # a job goes on by itself
+    refuse_sweep(tmp_path / "promoted")
 
 
 # Sweeps

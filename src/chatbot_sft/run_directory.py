@@ -105,11 +105,20 @@ class ClaimDirectory(Callback):
 
 
 def refuse_sweep(folder: Path) -> None:
-    """Raises UserError where a run would have the directory of a sweep."""
+    """Raises UserError where a run would have the directory of a sweep, or in it that of a job which it is not."""
     if Sweep(folder).begun:
         raise UserError(
             f"hydra.run.dir={folder}: the directory of a sweep; name another one for this run, or go on with the"
             f" sweep (-m … hydra.sweep.dir={folder})"
+        )
+    if not folder.name.isdecimal():  # hydra.sweep.subdir's default
+        return
+    parent = Sweep(folder.parent)
+    found = parent.study()
+    if found and folder not in [parent.run(point).folder for point in found.points]:
+        raise UserError(
+            f"hydra.run.dir={folder}: a job's place in the sweep in {folder.parent}, which has none of that number;"
+            " name another one for this run"
         )
 
 

@@ -5,7 +5,7 @@ from conftest import a_report
 from omegaconf import OmegaConf
 
 from chatbot_sft import UserError
-from chatbot_sft.config import Config
+from chatbot_sft.config import Config, SweepConfig
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.run.report import Report
 from chatbot_sft.sweep import begin, study
@@ -121,3 +121,17 @@ def test_the_files_of_a_job_that_stays_as_it_is_may_be_gone(jobs, looked_for, tm
     for point in points:
         made.compose_another(point.overrides)
     assert looked_for == left
+
+
+def test_a_dry_run_says_what_is_there_of_each_job(jobs, monkeypatch, tmp_path):
+    made = jobs("seed=1,2,3,4")
+    points = [of_sweep_json(number, point) for number, point in enumerate(made.space.points())]
+    there = dict(enumerate(map(study.State, ("open", "pruned", "failed", "open"))))
+    monkeypatch.setattr(
+        begin.study, "joined", lambda *_: Study("", "", "training.eval_loss", "minimise", [], [], points)
+    )
+    monkeypatch.setattr(begin, "begun", lambda *_: None)
+    monkeypatch.setattr(begin, "states_of", lambda *_: there)
+    *lines, last = begin.listing(made, SweepConfig(), [])
+    assert lines == ["job 0  seed=1", "job 1  pruned  seed=2", "job 2  failed  seed=3", "job 3  seed=4"]
+    assert last.startswith("4 jobs; no estimate of time before one of them has run")

@@ -501,6 +501,13 @@ def test_all_curves_grow_together_and_the_worst_end_first(tmp_path, monkeypatch)
     assert jobs.statuses == ["done before", "pruned", "pruned", "completed"]
 
 
+def test_one_winner_and_pruned_jobs_end_in_a_table(tmp_path, monkeypatch, capsys):
+    pruned(tmp_path, monkeypatch).work()
+    said = capsys.readouterr().out
+    assert f"page  {tmp_path}" in said
+    assert "held-out loss" in said
+
+
 def test_golden_answers_are_judged_by_where_they_are_the_metric(tmp_path, monkeypatch):
     """The more pass the better: the other way round than the held-out losses of these jobs."""
     jobs = pruned(tmp_path, monkeypatch, metric="evaluation.passed")

@@ -109,13 +109,14 @@ def refuse_of_sweep(names: Collection[str], why: str) -> None:
 
 def refuse_other_directory(config: DictConfig, mine: str, why: str) -> None:
     """Raises UserError where the user has named the directory of a run for a sweep, or of a sweep for a run; a script
-    may name both.
+    may name both. One that is there is the other's, and not advised.
     """
     given = dict(word.split("=", 1) for word in written(config.hydra.overrides.hydra) if "=" in word)
     other = {"run": "sweep", "sweep": "run"}[mine]
     named = given.get(f"hydra.{other}.dir")
     if named and f"hydra.{mine}.dir" not in given:
-        raise UserError(f"hydra.{other}.dir={named}: {why} hydra.{mine}.dir={named}")
+        free = "DIR" if Path(named).is_dir() else named
+        raise UserError(f"hydra.{other}.dir={named}: {why} hydra.{mine}.dir={free}")
 
 
 def loader() -> ConfigLoader:

@@ -267,7 +267,7 @@ def listing(jobs: Jobs, settings: SweepConfig, wanted: Sequence[Sequence[str]]) 
         report = place.run(point).report() if there == State.DONE else None
         reports += [report] if report else []
         left += there in (State.OPEN, State.STOPPED) or settings.revive == point.number
-        mark = ["done"] if report else []
+        mark: list[str] = [there] if there in (State.DONE, State.PRUNED, State.FAILED) else []
         if there == State.STOPPED and (last := study.checkpoint_of(jobs.at(point).settings)):
             mark = [f"resumes from step {last.step}"]
         lines.append("  ".join([f"job {point.number}", *mark, *point.overrides]))

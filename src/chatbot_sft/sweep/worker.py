@@ -279,8 +279,8 @@ class Worker:
             timer.cancel()
 
     def _tell(self, ended: bool) -> None:
-        """The table of those that trained, where the sweep has ended and there are several to compare; else a line a
-        job. The errors have been told when they happened.
+        """The table of those that trained, where the sweep has ended and there are several to compare, pruned ones
+        too; else a line a job. The errors have been told when they happened.
         """
         if not distributed.is_first():
             return
@@ -292,7 +292,8 @@ class Worker:
             whole, again = len(self.queue.study.points), shown_line(self.queue.study.command)
             said = ", ".join(f"{count} {what}" for what, count in left.items() if count)
             print(f"of {amount(whole, 'job')} {said}; the same command goes on: {again}")
-        if ended and self.done > 1:
+        pruned = sum(entry.status == "pruned" for entry in self.entries)
+        if ended and self.done and self.done + pruned > 1:
             page = [f"page  {self.place.leaderboard_file}"] if (self.display or self).page_stands else []
             lines = [*compare.table(self.place.folder), *page]
         else:
