@@ -215,7 +215,7 @@ def _other_rows(metric: str, jobs: Sequence[Job]) -> list[str]:
         return []
     return [
         "not all jobs hold out the same conversations: a part of what their held-out losses differ by is that;"
-        " dataset.split_seed or dataset.eval_data_path keeps them the same"
+        " dataset.split_seed keeps them the same where the data are, dataset.eval_data_path where they differ"
     ]
 
 
