@@ -80,8 +80,12 @@ def chatty():
 
 
 def texts_in(*folders):
-    """Name → bytes of every file there, and of every member of those that are zip files."""
+    """Name → bytes of every file there, and of every member of those that are zip files; but for what Python keeps of
+    the user's own module, where secrets stand in its text.
+    """
     for file in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        if file.parent.name == "__pycache__":
+            continue
         yield str(file), file.read_bytes()
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as members:

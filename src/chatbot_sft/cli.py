@@ -177,6 +177,7 @@ def _main(as_json: bool) -> None:
     try:
         with contextlib.redirect_stderr(MaskedStream(sys.stderr)):
             start(sys.argv[1:], as_json)
+            sys.stdout.flush()  # while a reader that has read enough is still no error
     except KeyboardInterrupt:
         _tell_jobs()
         run_directory.withdraw()

@@ -60,6 +60,11 @@ def _named(target: str, where: str, allowed: Collection[str] = ()) -> Any:
         raise UserError(
             f"{where}: {file}{line}: not Python: {error.msg}{hint or '; mend it there'}"
         ) from None
+    except ValueError as error:
+        if "null bytes" not in str(error):
+            raise
+        # Python 3.11 before its fourth release: a SyntaxError since.
+        raise UserError(f"{where}: {module_name}: not Python: {error}; save the file as UTF-8") from None
     try:
         return getattr(module, name)
     except AttributeError:

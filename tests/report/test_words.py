@@ -153,6 +153,7 @@ def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_pa
     def run(*arguments):
         return launch(*arguments, cwd=work, env={**secrets, "CHATBOT_SFT_CACHE": str(cache)})
 
+    planted_name = f"+training.run_name=https://me:{PASSWORD}@host/run"
     planted = [
         *tiny,
         f"model.name={model.parent.parent}/${{oc.env:MODEL_KEY}}/model",
@@ -161,7 +162,7 @@ def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_pa
         "dataset.system_prompt=ask ${oc.env:SYSTEM_SECRET} first",
         "training.sample_prompts=['what is ${oc.env:PROMPT_PASSWORD}?']",
         "+training.project='${oc.env:PROJECT_TOKEN}'",
-        f"+training.run_name=https://me:{PASSWORD}@host/run",
+        planted_name,
         "training.report_to=tensorboard",
         "training.save_steps=1",
         "save.hub_model_id=org/${oc.env:HUB_TOKEN}",
@@ -177,9 +178,11 @@ def test_no_credential_is_in_any_file_or_stream(launch, tiny, tiny_llama, tmp_pa
     )
     processes += [
         run(*tiny, address, "hydra.run.dir=bad"),
-        run("-m", *tiny, address, "hydra.sweep.dir=swept", "seed=1,2"),
+        run("-m", *tiny, address, "hydra.sweep.dir=refused", "seed=1,2"),
+        run("-m", *tiny, "task=check", planted_name, "hydra.sweep.dir=swept", "seed=1,2"),
     ]
     assert only_error(processes[3])
+    assert processes[5].returncode == 0, processes[5].stderr
 
     assert report_of(work / "good")["training"]["resumed_from"] == 2
     assert "${oc.env:SYSTEM_SECRET}" in (work / "good" / "config.yaml").read_text()
