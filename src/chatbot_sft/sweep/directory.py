@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from chatbot_sft.errors import UserError, reason
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run.directory import Run
@@ -93,6 +91,8 @@ class Sweep:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Within it no other worker reads sweep.json to write it again."""
+        from filelock import FileLock  # every command imports this file
+
         with FileLock(self.folder / ".sweep.lock"):
             yield
 
