@@ -147,8 +147,8 @@ def _turns(
             report.status = Status.INTERRUPTED
             report.error = ending.stopped(error, settings, report.save, command)
             ending.tell_saved(report)
-            of_sweep = ending.stopped_in_sweep(error, settings, report.save)
-            log.warning("%s", of_sweep if loan else report.error)
+            left = ending.stopped_in_sweep(error, settings, report.save) if loan else report.error
+            log.warning("%s", left)
             raise
         except Pruned as why:
             report.status, report.error = Status.PRUNED, str(why)

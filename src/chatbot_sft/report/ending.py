@@ -57,10 +57,14 @@ def tell_saved(report: Report) -> None:
 def stopped(error: Preempted, settings: Config, save: SaveResult | None, command: str) -> str:
     """What a signal left behind, and the command that goes on from it."""
     there, on = _left(settings, save)
-    if settings.task == "replay":
-        return f"{error.signal}: {there}; {on}"
-    here = shlex.quote(f"hydra.run.dir={settings.paths.output_dir}")
-    again = f": {command}{'' if 'hydra.run.dir=' in command else f' {here}'}" if command else ""
+    again = ""
+    if command and settings.task != "replay":
+        here = (
+            ""
+            if "hydra.run.dir=" in command
+            else f" {shlex.quote(f'hydra.run.dir={settings.paths.output_dir}')}"
+        )
+        again = f": {command}{here}"
     return f"{error.signal}: {there}; {on}{again}"
 
 

@@ -94,9 +94,9 @@ class Jobs:
         place = Sweep(self.folder)
         if (found := place.study()) is None:
             return set()
-        ends = {Status.COMPLETED, Status.PRUNED}
-        failed = set() if self.config.sweep.retry_failed else found.errors.keys()
-        ends |= set() if self.config.sweep.retry_failed else {Status.FAILED}
+        ends, failed = {Status.COMPLETED, Status.PRUNED}, set[int]()
+        if not self.config.sweep.retry_failed:
+            ends, failed = {*ends, Status.FAILED}, set(found.errors)
         return {
             frozenset(point.overrides)
             for point in found.points

@@ -127,8 +127,8 @@ class Data:
         parts = [TRAINED] if rows[0][:16] != trained else []
         # A killed run has no report. What transformers' own tokenizer made of the rows in the end are other ones:
         # `DatasetLoader.prepare_for`.
-        comparable = had and had.held_out_fingerprint and had.fingerprint.startswith(trained)
-        if had and comparable and had.held_out_fingerprint != rows[1]:
+        comparable = had if had and had.fingerprint.startswith(trained) else None
+        if comparable and comparable.held_out_fingerprint not in ("", rows[1]):
             parts.append(HELD_OUT)
         return parts
 

@@ -40,7 +40,8 @@ def text(board: Board, beside: Path) -> str:
         for job in row.jobs:
             figures = (job.held_out, job.steps, job.tokens_per_second, job.peak_gb, job.seconds)
             settings = [job.settings.get(key, "") for key in board.keys]
-            settings += [job.data.short if job.data else "" for _ in data]
+            if data:
+                settings.append(job.data.short if job.data else "")
             folder = str(masked(os.path.relpath(job.folder, beside)))
             ending = (str(job.status), job.error, folder)
             own = [figure.of(job) for figure in rewards]
