@@ -34,7 +34,6 @@ def test_a_base_is_passed_by_in_collections_and_goes_when_another_takes_its_plac
     assert first() is None
     warm.let_go()
     assert second() is None
-    assert gc.get_freeze_count() == 0
 
 
 def test_a_base_that_a_waiting_run_has_stays_until_the_run_ends(loaded):

@@ -17,3 +17,12 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def settle() -> None:
+    """What is in memory now stays there, until this is called again: a base and the libraries are a million objects,
+    which each collection would look through in search of what a job has left.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from chatbot_sft import distributed
 from chatbot_sft.config import Config
+from chatbot_sft.garbage import settle
 from chatbot_sft.model import hardware, memory
 from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.model.precision import weights_dtype
@@ -56,14 +57,15 @@ class Warm:
         if held is None:
             self.let_go()
             held = self._held[key] = Held(load(), self.runs)
-            memory.settle()
+            settle()
         self.latest = held
         return held
 
     def let_go(self) -> None:
         """Make room: keep nothing that no run uses."""
-        self.latest = None
-        memory.unsettle()
+        if self.latest is not None:
+            self.latest = None
+            settle()
         memory.release()
 
 
