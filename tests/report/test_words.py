@@ -97,6 +97,17 @@ def test_credentials_in_text(text, clean):
     assert masked(text) == clean
 
 
+def test_a_variable_that_is_set_later_is_masked_from_then_on(monkeypatch):
+    text = "login with correct-horse, then with battery-staple"
+    assert masked(text) == text
+    monkeypatch.setenv("LATER_PASSWORD", "correct-horse")
+    assert masked(text) == "login with ***, then with battery-staple"
+    monkeypatch.setenv("LATER_PASSWORD", "battery-staple")
+    assert masked(text) == "login with correct-horse, then with ***"
+    monkeypatch.delenv("LATER_PASSWORD")
+    assert masked(text) == text
+
+
 def test_a_masked_configuration_is_read_from_the_environment_again(monkeypatch):
     monkeypatch.setenv("MY_MODEL_TOKEN", "hidden")
     config = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ def masked(value: Any) -> Any:
     return _masked(value, _environment())
 
 
+@functools.lru_cache(4096)  # the same names again and again: of keys, and of the environment at each call
 def is_secret(name: str) -> bool:
     """Whether something called `name` is kept to oneself: `HF_TOKEN`, `apiKey`; not `max_new_tokens`."""
     return bool(SECRET_NAME.search(name)) and not SPECIAL_TOKEN.search(name)
@@ -107,7 +109,8 @@ def _named_environment() -> dict[str, str]:
 
     The longest come first, as one may hold another.
     """
-    names = {text: name for name, text in os.environ.items() if is_secret(name) and text.strip()}
+    secret = [(os.environ.get(name, ""), name) for name in os.environ if is_secret(name)]
+    names = {text: name for text, name in secret if text.strip()}
     return dict(sorted(names.items(), key=lambda item: -len(item[0])))
 
 
