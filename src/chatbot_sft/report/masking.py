@@ -94,9 +94,14 @@ def resolved(value: Any) -> Any:
     )
 
 
+def read_yaml(text: str) -> Any:
+    """What `yaml.safe_load` makes of it, ten times as fast where there is LibYAML."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def mask_yaml(file: Path) -> None:
     """Take the secrets out of a YAML file, in one step; one without any is not written again."""
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    before = read_yaml(file.read_text(encoding="utf-8"))
     after = masked(before)
     if after != before:
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
