@@ -51,9 +51,8 @@ class Warm:
 
     def __init__(self, runs: float = 1.0) -> None:
         self.runs = runs
-        self.files: dict[
-            str, tuple[Hashable, Any]
-        ] = {}  # what was read last of each kind, and all that decided it
+        # Of each kind, what was read last, behind all that decided it.
+        self.files: dict[str, tuple[Hashable, Any]] = {}
         self._held: WeakValueDictionary[Hashable, Held] = WeakValueDictionary()
         self.latest: Held | None = None
 
