@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import shlex
 
 
+@functools.cache
 def install(extra: str) -> str:
     """The command for what the extra itself asks for: `chatbot-sft[extra]` would have pip install, with it, all that
     overrides.txt leaves out, and another torch.

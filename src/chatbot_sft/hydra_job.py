@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -140,7 +141,7 @@ class Job:
     def command(self) -> str:
         return command(self.hydra)
 
-    @property
+    @functools.cached_property
     def named(self) -> dict[str, Any]:
         """Key → value of what the user wrote for it."""
         return hydra_glue.named_of(self.hydra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -147,6 +147,13 @@ def read_text(file: Path, where: str) -> str:
     text = file.read_bytes()
     _check_pointer(text, file, where)
     return decoded(text, f"{where}: {file.name}")
+
+
+def state(folder: Path) -> Hashable:
+    """Of its files, and of chat templates a folder below: another one as soon as any of them is written."""
+    files = [file for file in (*folder.glob("*"), *folder.glob("*/*.jinja")) if file.is_file()]
+    stats = [(str(file), file.stat()) for file in sorted(files)]
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)
 
 
 def _what_instead(folder: Path) -> str:

@@ -190,6 +190,7 @@ def train(
     effects.refuse(settings, named)
     check_secrets(settings)
     stages = Stages.of(settings)
+    stages.model.loan = loan
     refuse(settings, stages)
     if inert := effects.said(settings, named):
         log.info("settings: no effect here: %s", ", ".join(inert))
@@ -224,7 +225,6 @@ def train(
         log.info("data: %s brings %s", Path(settings.dataset.data_path).name, ", ".join(from_data))
     if from_objective := settings.brought["objective"]:
         log.info("objective: %s brings %s", settings.objective.name, ", ".join(from_objective))
-    stages.model.loan = loan
     stages.model.load_engine()
     wait.end("imports")
     model = stages.model.load()

@@ -65,7 +65,7 @@ class ModelLoader:
         self.config = self.settings.to_dict()
         self.engine: Engine | None = None
         self.source = ""
-        self.loan: Loan | None = None  # where the jobs of a process share their base
+        self.loan: Loan | None = None  # where the jobs of a process share what they read
 
     def check(self) -> None:
         """What can be said of the model without loading anything, see `load.check`."""
@@ -109,7 +109,7 @@ class ModelLoader:
         Raises:
             UserError: it cannot be had, or has no chat template.
         """
-        if chat := tokenizers.chat_tokenizer(self.settings):
+        if chat := tokenizers.chat_tokenizer(self.settings, self.loan):
             return chat
         model, kwargs = self.settings.model, self.settings.dataset.chat_template_kwargs
         return ChatTokenizer.from_transformers(
@@ -119,7 +119,7 @@ class ModelLoader:
     def load_tokenizer(self) -> Any:
         """The tokenizer as transformers loads it, see `tokenizer.load_tokenizer`."""
         self.load_engine()
-        return tokenizers.load_tokenizer(self.settings, self.source)
+        return tokenizers.load_tokenizer(self.settings, self.source, self.loan)
 
     def chat_template(self) -> str | None:
         """The text of `model.chat_template`; None where the tokenizer's own is used."""

@@ -1,5 +1,5 @@
-"""What the jobs of one process share: the frozen base, what it answered before any of them was trained, and what
-was captured over it.
+"""What the jobs of one process share: the tokenizer as it was read, the frozen base, what that answered before any of
+them was trained, and what was captured over it.
 
 Imports, the tokenised rows (`cache`) and what the compiler made are there for every later job in any case.
 """
@@ -7,8 +7,9 @@ Imports, the tokenised rows (`cache`) and what the compiler made are there for e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from chatbot_sft import distributed
@@ -17,10 +18,13 @@ from chatbot_sft.garbage import settle
 from chatbot_sft.model import hardware, memory
 from chatbot_sft.model.base import weights_fingerprint
 from chatbot_sft.model.precision import weights_dtype
+from chatbot_sft.model_files import state
 from chatbot_sft.train.captures import Captures
 
 if TYPE_CHECKING:
     from chatbot_sft.model.engine import Engine
+
+T = TypeVar("T")
 
 # Of whose `_target_` it is known what they do to a base, where it is ours.
 STAGES = ("model", "lora", "training", "save")
@@ -48,6 +52,8 @@ class Warm:
 
     def __init__(self, runs: float = 1.0) -> None:
         self.runs = runs
+        # Of each kind, what was read last, behind all that decided it.
+        self.files: dict[str, tuple[Hashable, Any]] = {}
         self._held: WeakValueDictionary[Hashable, Held] = WeakValueDictionary()
         self.latest: Held | None = None
 
@@ -87,6 +93,20 @@ class Loan:
         self.held = self.warm.held(key, load)
         os.environ.update(self.held.marks)
         return self.held.model
+
+    def read(self, settings: Config, kind: str, folder: Path, read: Callable[[], T]) -> T:
+        """What `read` makes of the files in `folder`, which no run may change: once for all of them, as long as the
+        files are the same. Code of the user's own, which might change it, has its own.
+        """
+        model = settings.model
+        if _code_of_their_own(settings, (*STAGES, "dataset")) or model.trust_remote_code:
+            return read()
+        decides = (folder, state(folder), model.revision, tuple(model.new_tokens or ()))
+        files = self.warm.files
+        if kind not in files or files[kind][0] != decides:
+            files[kind] = decides, read()
+        found: T = files[kind][1]
+        return found
 
     def answers(self, settings: Config) -> dict[Hashable, dict[str, Any]] | None:
         """`Held.answers`; None where the adapter of `settings` is no exact zero as its training begins."""
@@ -128,7 +148,7 @@ def shared_key(settings: Config, source: str, engine: Engine) -> Hashable | None
         or settings.lora_changes_base
         or lora.bias != "none"
         or lora.modules_to_save
-        or any(settings[name]["_target_"] != Config()[name]["_target_"] for name in STAGES)
+        or _code_of_their_own(settings, STAGES)
         or model.new_tokens
         or model.load_in_fp8  # rounded after the exact one was evaluated
         or settings.training.shard
@@ -140,6 +160,11 @@ def shared_key(settings: Config, source: str, engine: Engine) -> Hashable | None
     own = (model.max_seq_length, engine.checkpointing(settings)) if engine.NAME == "unsloth" else ()
     fingerprint, dtype = weights_fingerprint(settings), weights_dtype(settings)
     return (engine.NAME, source, fingerprint, dtype, model.load_in_4bit, model.trust_remote_code, *own)
+
+
+def _code_of_their_own(settings: Config, stages: Sequence[str]) -> bool:
+    """Whether any of `stages` is a class or function of the user's."""
+    return any(settings[name]["_target_"] != Config()[name]["_target_"] for name in stages)
 
 
 def _marks() -> dict[str, str]:

@@ -707,7 +707,7 @@ def test_gpt_oss_gets_its_thought_into_the_analysis_channel():
 
 
 def encoded(chat, template, values, **options):
-    chat = ChatTokenizer(chat.backend, template, chat.stop_ids)
+    chat = ChatTokenizer(chat.whole, template, chat.stop_ids)
     conversation = read(values, thinking_field=template.thinking_field)
     (row,) = Encoder(chat, 4096, "assistant", "truncate").rows([conversation])
     return row
@@ -735,7 +735,7 @@ def test_a_template_that_strips_thoughts_or_opens_one_is_said_in_the_run(tmp_pat
     ]
     keep = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     chat = ChatTokenizer(
-        chat.backend, ChatTemplate(keep + prompt, control=chat.template.control), chat.stop_ids
+        chat.whole, ChatTemplate(keep + prompt, control=chat.template.control), chat.stop_ids
     )
     report = loader(tmp_path / "data.json").check(chat)
     assert remarks(report)[0].startswith("no thought, where the prompt ends with <think> in 1 of 10 rows")
@@ -1077,7 +1077,7 @@ def test_any_values_of_judged_answers_are_read_or_refused(name, values, chat):
 def test_any_values_before_a_template_with_tools_and_thoughts(values, chat):
     settle(
         values,
-        ChatTokenizer(chat.backend, trl_template("qwen3", control=chat.template.control), chat.stop_ids),
+        ChatTokenizer(chat.whole, trl_template("qwen3", control=chat.template.control), chat.stop_ids),
     )
 
 

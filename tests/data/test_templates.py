@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from chatbot_sft.data.encode import EncodedRow, Encoder
 from chatbot_sft.data.labels import IGNORED, SpanFinder, marker_spans, token_labels, token_spans
 from chatbot_sft.data.messages import Conversation
-from chatbot_sft.data.template import ChatTokenizer
+from chatbot_sft.data.template import ChatTokenizer, copied
 
 
 @pytest.fixture(scope="session")
@@ -219,6 +219,27 @@ def test_both_ways_of_loading_agree(name, folders, tokenizers_, loaded):
     assert theirs.fingerprint == ours.fingerprint
     if ours.bos_id is not None:
         assert loaded[name]("a").input_ids[0] == ours.bos_id, "the user's tokenizer is as it was"
+
+
+@each_family
+def test_a_copy_is_what_would_be_read_again(name, folders):
+    from tokenizers import AddedToken, Tokenizer
+
+    whole = Tokenizer.from_file(str(folders[name] / "tokenizer.json"))
+    whole.add_tokens(
+        [AddedToken("<tool>", special=True, normalized=False), AddedToken("Hà Nội", lstrip=True)]
+    )
+    whole.enable_truncation(7, stride=1, strategy="only_first", direction="left")
+    whole.enable_padding(direction="left", pad_id=1, pad_token="<tool>", pad_to_multiple_of=4)
+    written = whole.to_str()
+    copy = copied(whole)
+    assert copy.to_str() == Tokenizer.from_str(written).to_str() == written
+    text = "<s>[INST] Xin chào<tool> Hà Nội <|im_end|> 123"
+    assert copy.encode(text).ids == whole.encode(text).ids
+    copy.add_special_tokens(["<more>"])
+    copy.no_truncation()
+    copy.post_processor = copy.normalizer = None
+    assert whole.to_str() == written
 
 
 def test_the_date_of_today_is_the_one_transformers_writes(folders, loaded):

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 
 import pytest
+import yaml
 from conftest import TRAINING, conversations, only_error, report_of, write_json
 
 from chatbot_sft.config import Config
@@ -16,7 +17,7 @@ from chatbot_sft.inference.opening import find
 from chatbot_sft.model.base import named
 from chatbot_sft.places import read_mark, write_mark
 from chatbot_sft.report.markup import cell, inline, quoted
-from chatbot_sft.report.masking import by_name, masked, places, referring, resolved
+from chatbot_sft.report.masking import by_name, masked, places, read_yaml, referring, resolved
 from chatbot_sft.report.plain import plain, plain_line, uncoloured
 from chatbot_sft.report.secrets_trained import check_secrets
 from chatbot_sft.report.words import amount, moved, number
@@ -95,6 +96,34 @@ def test_text_cannot_break_a_page():
 )
 def test_credentials_in_text(text, clean):
     assert masked(text) == clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1e-4\nb: 1.0e-05\nc: '0123'\nd: 0123\ne: no\nf: '2020-01-01'\ng: .inf\nh: [null, ~, '']\n",
+        'Tiếng Việt: "\\U0001F37A \\x85"\nemoji: 🍺\nlong: |-\n  one\n\n  two\n',
+        "a: &x {b: 1}\nc: *x\n",
+        "",
+    ],
+)
+def test_yaml_is_read_as_the_slow_reader_does(text):
+    from omegaconf import OmegaConf
+
+    assert read_yaml(text) == yaml.safe_load(text)
+    composed_text = OmegaConf.to_yaml(OmegaConf.create(yaml.safe_load(text) or {}))
+    assert read_yaml(composed_text) == yaml.safe_load(composed_text)
+
+
+def test_a_variable_that_is_set_later_is_masked_from_then_on(monkeypatch):
+    text = "login with correct-horse, then with battery-staple"
+    assert masked(text) == text
+    monkeypatch.setenv("LATER_PASSWORD", "correct-horse")
+    assert masked(text) == "login with ***, then with battery-staple"
+    monkeypatch.setenv("LATER_PASSWORD", "battery-staple")
+    assert masked(text) == "login with correct-horse, then with ***"
+    monkeypatch.delenv("LATER_PASSWORD")
+    assert masked(text) == text
 
 
 def test_a_masked_configuration_is_read_from_the_environment_again(monkeypatch):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 import warnings
@@ -24,7 +25,7 @@ from chatbot_sft.report import ending
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.report import Status
 from chatbot_sft.run.turn import Pruned, Turn, to_the_end
-from chatbot_sft.warm import Warm, shared_key
+from chatbot_sft.warm import Loan, Warm, shared_key
 
 SHARED = [
     "dataset.max_rows=null", "dataset.eval_fraction=0.2", "model.max_seq_length=128", "training.max_steps=5",
@@ -168,6 +169,113 @@ def test_the_base_is_loaded_and_asked_once(tiny, tmp_path, monkeypatch):
     assert len(loaded) == 3
     assert asked == [0, 2, 2, 0, 2, 0, 2]
     assert warm.latest is None  # OLoRA's own base is nobody else's, and had the room
+
+
+@pytest.fixture
+def own_folder(tiny_llama, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizers_of(own_folder, monkeypatch):
+    """`tokenizers_of(loan, dataset={…}, new_tokens=[…])`: the gate's and transformers' tokenizer for a job, and how
+    often either kind was read for that.
+    """
+    from transformers import AutoTokenizer
+
+    from chatbot_sft import ModelLoader
+    from chatbot_sft.data.template import Backend
+
+    read = []
+    for loader, name in ((Backend, "from_folder"), (AutoTokenizer, "from_pretrained")):
+        original = getattr(loader, name)
+        monkeypatch.setattr(
+            loader, name, lambda *given, original=original, **more: read.append(1) or original(*given, **more)
+        )
+
+    def of(loan, dataset=None, **model):
+        before = len(read)
+        given = {"name": str(own_folder), "load_in_4bit": False, "engine": "transformers", **model}
+        loader = ModelLoader({"model": given, "dataset": dataset or {}})
+        loader.loan = loan
+        chat, tokenizer = loader.chat_tokenizer(), loader.load_tokenizer()
+        return chat, tokenizer, len(read) - before
+
+    return of
+
+
+def same(tokenizer, other):
+    """Whether two of transformers' are equal in all that they are."""
+    from tokenizers import Tokenizer
+
+    def values(of):
+        return {name: value for name, value in vars(of).items() if not isinstance(value, Tokenizer)}
+
+    ours, theirs = tokenizer.backend_tokenizer, other.backend_tokenizer
+    flags = ours.encode_special_tokens == theirs.encode_special_tokens
+    return ours.to_str() == theirs.to_str() and values(tokenizer) == values(other) and flags
+
+
+def test_a_tokenizer_is_read_once_and_each_job_has_its_own(own_folder, tokenizers_of):
+    from tokenizers import AddedToken
+
+    warm = Warm()
+    alone, loaded, count = tokenizers_of(None)
+    assert count == 2
+    _, first, count = tokenizers_of(Loan(warm))
+    assert count == 2
+    first.pad_token, first.padding_side, first.chat_template = "<|im_start|>", "left", "none"
+    first.add_tokens([AddedToken("<mine>", special=True)])
+    first.model_input_names.append("more")
+    first.init_kwargs["padding_side"] = "left"
+    first(["Hi", "Hello you"], padding=True, truncation=True, max_length=3)
+    chat, second, count = tokenizers_of(Loan(warm))
+    assert count == 0
+    assert same(second, loaded)
+    assert chat.fingerprint == alone.fingerprint
+    assert chat.template == alone.template
+
+
+def test_another_tokenizer_is_read_anew(own_folder, tokenizers_of):
+    warm = Warm()
+    plain, *_ = tokenizers_of(Loan(warm))
+    more, tokenizer, count = tokenizers_of(Loan(warm), new_tokens=["<think>"])
+    assert count == 2
+    assert more.backend.token_to_id("<think>") == tokenizer.convert_tokens_to_ids("<think>") == 2000
+    assert plain.backend.token_to_id("<think>") is None
+    template = own_folder.parent / "other.jinja"
+    template.write_text("{{ messages[0].content }}")
+    chat, tokenizer, _ = tokenizers_of(Loan(warm), chat_template=str(template))
+    assert chat.template.source == tokenizer.chat_template == "{{ messages[0].content }}"
+    _, tokenizer, count = tokenizers_of(Loan(warm))
+    assert (count, tokenizer.chat_template) == (0, plain.template.source)
+
+
+def test_a_file_that_was_changed_between_two_jobs_is_read_anew(own_folder, tokenizers_of):
+    warm = Warm()
+    before, *_ = tokenizers_of(Loan(warm))
+    about = json.loads((own_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    about["added_tokens"][2]["special"] = False
+    write_json(own_folder / "tokenizer.json", about)
+    chat, tokenizer, count = tokenizers_of(Loan(warm))
+    assert count == 2
+    assert len(chat.special_tokens) == len(before.special_tokens) - 1
+    assert chat.fingerprint != before.fingerprint
+    (own_folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    chat, tokenizer, _ = tokenizers_of(Loan(warm))
+    assert chat.template.source == tokenizer.chat_template == "{{ messages[0].content }}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dataset": {"_target_": "mine.Loader"}}, {"_target_": "mine.Loader"}, {"trust_remote_code": True}],
+)
+def test_code_of_others_has_a_tokenizer_of_its_own(change, tokenizers_of):
+    warm = Warm()
+    tokenizers_of(Loan(warm))
+    assert tokenizers_of(Loan(warm), **change)[2] == 2
 
 
 def test_a_pruned_run_keeps_its_best_checkpoint_and_can_be_taken_up_again(alone, tiny, tmp_path, warm_jobs):

@@ -11,6 +11,7 @@ and a run's identity are made from `keys()`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union
 
@@ -886,21 +887,25 @@ class Config(Mapping[str, Any]):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a nested dictionary, as in the YAML files, with the keys of a user's own class."""
-        plain = asdict(self)
-        plain["training"].update(plain.pop("sft_arguments"))
-        for section in plain.values():
-            if isinstance(section, dict):
-                section.update(section.pop("extra", {}))
-        return plain
+        return {name: self[name] for name in self}
 
     def __getitem__(self, name: str) -> Any:
-        return self.to_dict()[name]
+        if name not in iter(self):
+            raise KeyError(name)
+        value = getattr(self, name)
+        if name not in SECTIONS:
+            return deepcopy(value)
+        plain = asdict(value)
+        if name == "training":
+            plain.update(deepcopy(self.sft_arguments))
+        plain.update(plain.pop("extra", {}))
+        return plain
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
+        return (f.name for f in fields(self) if f.name != "sft_arguments")
 
     def __len__(self) -> int:
-        return len(self.to_dict())
+        return sum(1 for _ in self)
 
     @property
     def rows_seed(self) -> int:

@@ -312,11 +312,61 @@ def _bound(error: BaseException) -> str:
     return f"{SECONDS:.0f} seconds" if isinstance(error, OutOfBounds) else f"{BYTES >> 30} GB of memory"
 
 
+@dataclass(repr=False, eq=False)
+class Backend:
+    """A tokenizer of the library `tokenizers` that nothing changes any more, and what every run asks of all of it:
+    runs may share one.
+    """
+
+    tokenizer: Tokenizer
+
+    @classmethod
+    def from_folder(cls, folder: Path, name: str, new_tokens: Sequence[str] = ()) -> Backend | None:
+        """From a model folder, `new_tokens` added; None where it has no tokenizer.json.
+
+        Raises:
+            UserError: that file is no tokenizer; a new token that is there already.
+        """
+        from tokenizers import Tokenizer
+
+        where, file = f"model.name={name}", folder / "tokenizer.json"
+        if not file.exists():
+            return None
+        read_json(file, where)
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the tokenizers library raises no other type
+            raise UserError(
+                f"{where}: tokenizer.json is no tokenizer ({reason(error)}); download it again"
+            ) from None
+        tokenizer.add_special_tokens(added_tokens(new_tokens, tokenizer, name))
+        return cls.plain(tokenizer)
+
+    @classmethod
+    def plain(cls, tokenizer: Tokenizer) -> Backend:
+        """Of `tokenizer`, which is changed."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # Templates write their own special tokens; and some post-processors trim the offsets.
+        tokenizer.post_processor = None
+        return cls(tokenizer)
+
+    @functools.cached_property
+    def digest(self) -> Any:
+        """SHA-256 of all of it, to be copied and gone on with."""
+        return hashlib.sha256(self.tokenizer.to_str().encode())
+
+    @functools.cached_property
+    def last(self) -> int:
+        """The highest id, but for added tokens."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+
+
 @dataclass(repr=False)
 class ChatTokenizer:
     """Text to ids and messages to text, for one model."""
 
-    backend: Tokenizer
+    whole: Backend
     template: ChatTemplate
     # What generation stops at: eos of the tokenizer and of generation_config.json.
     stop_ids: frozenset[int] = frozenset()
@@ -330,21 +380,21 @@ class ChatTokenizer:
         kwargs: Mapping[str, Any],
         new_tokens: Sequence[str] = (),
         template: str | None = None,
+        backend: Backend | None = None,
     ) -> ChatTokenizer | None:
         """From a model folder, `new_tokens` added; None where it has no tokenizer.json.
 
-        `template`, where it is given, takes the place of the folder's own.
+        `template`, where it is given, takes the place of the folder's own; `backend` is the folder's, where that
+        has been read.
 
         Raises:
             UserError: a file that is not what its name says; no chat template, or one that is not Jinja; a
                 new token that is there already.
         """
-        from tokenizers import Tokenizer
-
         where = f"model.name={name}"
-        if not (folder / "tokenizer.json").exists():
+        backend = backend or Backend.from_folder(folder, name, new_tokens)
+        if backend is None:
             return None
-        read_json(folder / "tokenizer.json", where)
         config = read_json(folder / "tokenizer_config.json", where)
         tokens = _special_tokens({**read_json(folder / "special_tokens_map.json", where), **config})
         named = {file.stem: file for file in sorted(folder.glob(f"{NAMED_TEMPLATES}/*.jinja"))}
@@ -354,13 +404,6 @@ class ChatTokenizer:
             or {key: read_text(file, where) for key, file in files.items() if file.exists()}
             or config.get("chat_template")
         )
-        try:
-            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the tokenizers library raises no other type
-            raise UserError(
-                f"{where}: tokenizer.json is no tokenizer ({reason(error)}); download it again"
-            ) from None
-        backend.add_special_tokens(added_tokens(new_tokens, backend, name))
         ends = read_json(folder / "generation_config.json", where).get("eos_token_id")
         return cls._built(backend, source, tokens, ends, name, kwargs, new_tokens)
 
@@ -382,15 +425,13 @@ class ChatTokenizer:
         tokens = _special_tokens(
             {key: str(value) for key, value in special if not isinstance(value, (list, dict))}
         )
-        from tokenizers import Tokenizer
-
-        own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the user's stays as it is
+        own = Backend.plain(copied(tokenizer.backend_tokenizer))  # the user's stays as it is
         return cls._built(own, tokenizer.chat_template, tokens, None, name, kwargs, new_tokens)
 
     @classmethod
     def _built(
         cls,
-        backend: Tokenizer,
+        whole: Backend,
         source: Any,
         tokens: dict[str, str],
         ends: Any,
@@ -411,21 +452,22 @@ class ChatTokenizer:
             raise UserError(NO_TEMPLATE.format(name=name))
         if not isinstance(source, str):
             raise UserError(f"model.name={name}: its chat template is {source!r}, expected text")
-        backend.no_truncation()
-        backend.no_padding()
-        # Templates write their own special tokens; and some post-processors trim the offsets.
-        backend.post_processor = None
+        backend = whole.tokenizer
         eos = backend.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
         stops = {eos, *(ends if isinstance(ends, list) else [ends])} - {None}
         check_kwargs([template for template in (source, tool_source) if template], kwargs, name)
         added = backend.get_added_tokens_decoder().values()
         control = tuple(token.content for token in added if token.special)
         return cls(
-            backend,
+            whole,
             ChatTemplate(source, tokens, dict(kwargs), control, tool_source),
             frozenset(stops),
             tuple(new_tokens),
         )
+
+    @property
+    def backend(self) -> Tokenizer:
+        return self.whole.tokenizer
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -433,13 +475,15 @@ class ChatTokenizer:
         template = self.template
         day = strftime_now("%Y-%m-%d") if template.dated else ""
         parts = [
-            self.backend.to_str(),
+            "",
             template.source,
             json.dumps([dict(template.tokens), dict(template.kwargs)], sort_keys=True, default=str),
             day,
         ]
         parts += [*self.new_tokens, *filter(None, [template.tool_source])]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        digest = self.whole.digest.copy()
+        digest.update("\0".join(parts).encode())
+        return digest.hexdigest()
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
@@ -454,6 +498,26 @@ class ChatTokenizer:
     def bos_id(self) -> int | None:
         bos = self.template.tokens.get("bos_token")
         return self.backend.token_to_id(bos) if bos else None
+
+
+def copied(tokenizer: Tokenizer) -> Tokenizer:
+    """What `tokenizer` would be if it were written and read again. The model in it, vocabulary and merges, is the
+    very same one: with 152,000 tokens that would take half a second.
+    """
+    from tokenizers import Tokenizer, models
+
+    rest = Tokenizer(models.BPE())
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (value := getattr(tokenizer, part)) is not None:
+            setattr(rest, part, value)
+    if tokenizer.truncation:
+        rest.enable_truncation(**tokenizer.truncation)
+    if tokenizer.padding:
+        rest.enable_padding(**tokenizer.padding)
+    copy = Tokenizer.from_str(rest.to_str())
+    copy.model = tokenizer.model
+    copy.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    return copy
 
 
 def added_tokens(new_tokens: Sequence[str], backend: Tokenizer, name: str) -> list[AddedToken]:

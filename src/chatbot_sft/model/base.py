@@ -14,7 +14,7 @@ from typing import Any
 
 from chatbot_sft.config import Config
 from chatbot_sft.model import embedded
-from chatbot_sft.model.hub import is_local, tokenizer_folder
+from chatbot_sft.model.hub import folder_of, is_local, tokenizer_folder
 from chatbot_sft.model_files import read_json
 from chatbot_sft.places import read_mark
 from chatbot_sft.report.masking import resolved
@@ -60,8 +60,7 @@ def architecture(settings: Config) -> str | None:
 def _architecture(name: str, revision: str | None) -> str | None:
     """Asked for at the start, while training and by the exports: of the hub once."""
     source = embedded.resolve(name)
-    folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, revision)
-    return read_json(folder / "config.json", f"model.name={name}").get("model_type")
+    return read_json(folder_of(source, revision) / "config.json", f"model.name={name}").get("model_type")
 
 
 def content(folder: Path) -> str:

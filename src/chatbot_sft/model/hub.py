@@ -16,6 +16,15 @@ def is_local(name: str) -> bool:
     return Path(name).expanduser().is_dir() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
 
 
+def folder_of(source: str, revision: str | None) -> Path:
+    """Where the tokenizer files and config.json of a local model are, or of a hub model.
+
+    Raises:
+        UserError: they cannot be had from the hub.
+    """
+    return Path(source).expanduser() if is_local(source) else tokenizer_folder(source, revision)
+
+
 def tokenizer_folder(name: str, revision: str | None) -> Path:
     """The tokenizer files and config.json of a hub model, and nothing else of it, in the hub's local cache.
 

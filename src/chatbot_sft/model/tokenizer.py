@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chatbot_sft import text_files
 from chatbot_sft.config import Config
-from chatbot_sft.data.template import NO_TEMPLATE, ChatTokenizer, compile_template
+from chatbot_sft.data.template import NO_TEMPLATE, Backend, ChatTokenizer, compile_template, copied
 from chatbot_sft.errors import UserError, from_here
 from chatbot_sft.logs import quiet
 from chatbot_sft.model import embedded
-from chatbot_sft.model.hub import is_local, readable_errors, tokenizer_folder
+from chatbot_sft.model.hub import folder_of, is_local, readable_errors
 from chatbot_sft.model.tokens import add_tokens
 from chatbot_sft.model_files import read_json, read_text
+
+if TYPE_CHECKING:
+    from chatbot_sft.warm import Loan
 
 log = logging.getLogger(__name__)
 
@@ -38,26 +42,32 @@ def chat_template(settings: Config) -> str | None:
     return source
 
 
-def chat_tokenizer(settings: Config) -> ChatTokenizer | None:
+def chat_tokenizer(settings: Config, loan: Loan | None = None) -> ChatTokenizer | None:
     """The base's tokenizer and template: no engine, no torch, and of a hub model nothing but these files. None
-    where it has no tokenizer.json, which only transformers can make up for.
+    where it has no tokenizer.json, which only transformers can make up for. What another run has read is taken,
+    where `loan` has it.
 
     Raises:
         UserError: it cannot be had, or has no chat template.
     """
     name, revision, new = settings.model.name, settings.model.revision, settings.model.new_tokens or ()
     source = embedded.resolve(name)
-    folder = Path(source).expanduser() if is_local(source) else tokenizer_folder(source, revision)
+    folder = folder_of(source, revision)
     kwargs, template = settings.dataset.chat_template_kwargs, chat_template(settings)
-    tokenizer = ChatTokenizer.from_folder(folder, name, kwargs, new, template)
+
+    def read() -> Backend | None:
+        return Backend.from_folder(folder, name, new)
+
+    backend = loan.read(settings, "backend", folder, read) if loan else read()
+    tokenizer = ChatTokenizer.from_folder(folder, name, kwargs, new, template, backend)
     if tokenizer:
         _check_vocabulary(tokenizer, read_json(folder / "config.json", f"model.name={name}"), name)
     return tokenizer
 
 
-def load_tokenizer(settings: Config, source: str) -> Any:
+def load_tokenizer(settings: Config, source: str, loan: Loan | None = None) -> Any:
     """The tokenizer in `source` as transformers loads it, with `model.new_tokens`, the same for both engines;
-    after the engine was loaded.
+    after the engine was loaded. Of one that is there already, where `loan` has it, a copy.
 
     Raises:
         UserError: it cannot be loaded, has no chat template, or has one of the new tokens.
@@ -65,10 +75,18 @@ def load_tokenizer(settings: Config, source: str) -> Any:
     from transformers import AutoTokenizer
 
     model = settings.model
-    with quiet(progress=not is_local(source)), readable_errors(model.name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+
+    def load() -> Any:
+        with quiet(progress=not is_local(source)), readable_errors(model.name):
+            return AutoTokenizer.from_pretrained(
+                source, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+
+    if loan:
+        folder = folder_of(source, model.revision)
+        tokenizer = _copy(loan.read(settings, "tokenizer", folder, load))
+    else:
+        tokenizer = load()
     if template := chat_template(settings):
         own = "the tokenizer's own" if tokenizer.chat_template else "none"
         log.info("chat template: %s, in place of %s", model.chat_template, own)
@@ -82,6 +100,15 @@ def load_tokenizer(settings: Config, source: str) -> Any:
     return tokenizer
 
 
+def _copy(tokenizer: Any) -> Any:
+    """One that may be changed, all but the model in its backend."""
+    backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+    copy = deepcopy(tokenizer, {id(backend): copied(backend)} if backend else {})
+    if backend:
+        copy.backend_tokenizer.encode_special_tokens = backend.encode_special_tokens  # it is written nowhere
+    return copy
+
+
 def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name: str) -> None:
     """Raises UserError where a token of `tokenizer` has no row in the model's embeddings, or its end of
     sequence is none: it is another model's.
@@ -89,7 +116,7 @@ def _check_vocabulary(tokenizer: ChatTokenizer, config: Mapping[str, Any], name:
     Other added tokens are not judged: Gemma 3 1B has one for images beyond its rows.
     """
     rows = (config.get("text_config") or config).get("vocab_size")
-    last = max(tokenizer.backend.get_vocab(with_added_tokens=False).values(), default=0)
+    last = tokenizer.whole.last
     if rows is not None and last >= rows:
         raise UserError(
             f"model.name={name}: its tokenizer has token {last}, config.json a vocab_size of {rows}; they are"

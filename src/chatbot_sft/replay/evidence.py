@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from pathlib import Path
@@ -76,10 +77,15 @@ def data(settings: Config) -> list[FileMark]:
     return [data_mark(file) for file in dict.fromkeys(found)]
 
 
+@functools.cache
+def _ours() -> str:
+    """Of this program as it was at the first run of this process: what later ones run was imported by then."""
+    sources = sorted(PACKAGE.rglob("*.py"))
+    return together((str(file.relative_to(PACKAGE)), sha256(file)) for file in sources)
+
+
 def code(settings: Config) -> Code:
     """Of this program, and of the classes of the user's own, which have been imported."""
-    sources = sorted(PACKAGE.rglob("*.py"))
-    ours = together((str(file.relative_to(PACKAGE)), sha256(file)) for file in sources)
     targets = [settings[section].get("_target_", OUR_PACKAGE) for section in SECTIONS]
     own = {}
     for target in targets:
@@ -87,4 +93,4 @@ def code(settings: Config) -> Code:
         # A class that was made up in this process, as a notebook may, has no file.
         if not target.startswith(OUR_PACKAGE) and module and (file := vars(module).get("__file__")):
             own[target] = sha256(Path(file))
-    return Code(ours, own, git.commit(PACKAGE))
+    return Code(_ours(), own, git.commit(PACKAGE))

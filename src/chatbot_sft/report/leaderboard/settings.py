@@ -13,7 +13,7 @@ import yaml
 from chatbot_sft.config.schema import OUR_PACKAGE
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.leaderboard.rows import differing
-from chatbot_sft.report.masking import masked
+from chatbot_sft.report.masking import masked, read_yaml
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.lock import MACHINE, Lock
 
@@ -98,7 +98,7 @@ def says_nothing_more(key: str, value: Any) -> bool:
 
 def _yaml(file: Path) -> Any:
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return read_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
