@@ -23,6 +23,7 @@ from chatbot_sft.model.earlier import adopt
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.run.directory import Run
+from chatbot_sft.run.fingerprint import data_mark
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.run.turn import Pruned, Turn
 from chatbot_sft.sweep import begin, pruning, study
@@ -294,6 +295,20 @@ def test_a_failing_job_stops_nobody_and_runs_again(tmp_path, monkeypatch, capsys
     assert jobs.ran == [1]
     assert jobs.statuses == ["done before", "completed", "done before", "done before"]
     assert not jobs.place.study().errors
+
+
+def test_data_edited_while_a_sweep_runs_are_told_before_the_next_job_and_once(tmp_path, monkeypatch, capsys):
+    data = write_json(tmp_path / "rows.json", [])
+    jobs = Jobs(tmp_path, monkeypatch)
+    monkeypatch.setattr("chatbot_sft.replay.evidence.data", lambda _: [data_mark(data)])
+    jobs.does[1] = lambda: write_json(data, [{}])
+    told = []
+    jobs.does[2] = lambda: told.append(capsys.readouterr().err)
+    jobs.work()
+    assert (
+        "warning: rows.json has changed since job 1 began: job 2 is trained on what is there now" in told[0]
+    )
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_an_earlier_report_is_none_of_a_start_that_was_refused_before_it_had_one(
