@@ -85,6 +85,37 @@ def test_another_sweep_in_the_directory_is_refused_with_the_difference(tmp_path,
     assert (tmp_path / "sweep.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fixed": ("seed=1", "lora.r=8"), "words": ["training.learning_rate=1e-4,1e-3"]}, "lora.r was swept over 8,16; now 8"),
+        ({"fixed": ("seed=1", "++lora.r=8"), "words": ["training.learning_rate=1e-4,1e-3"]}, "lora.r was swept over 8,16; now 8"),
+        ({"fixed": (), "words": ["seed=1,2", *GRID]}, "seed was 1; now swept over 1,2"),
+        ({"fixed": ("seed=1", "lora.r=8", "training.learning_rate=1e-4"), "words": []}, "lora.r was swept over 8,16; now 8; training.learning_rate was swept over 1e-4,1e-3; now 1e-4"),
+    ],
+)  # fmt: skip
+def test_a_list_that_became_one_of_its_values_is_told_as_that_and_the_reverse(tmp_path, change, said):
+    joined(Sweep(tmp_path))
+    with pytest.raises(UserError) as error:
+        joined(Sweep(tmp_path), **change)
+    assert str(error.value) == (
+        f"{tmp_path}: the sweep there was begun with other settings: {said}. Give what it had, or name another"
+        " directory (hydra.sweep.dir=DIR)"
+    )
+
+
+def test_keys_that_went_hand_in_hand_or_stood_in_a_file_are_told_as_swept_ones(tmp_path):
+    place = Sweep(tmp_path)
+    hand_in_hand = space(GRID, zipped=["training.learning_rate", "lora.r"])
+    found = begun(words=hand_in_hand.typed, points=[Point(0, ["lora.r=8"], "0")])
+    place.write_study(found)
+    with pytest.raises(UserError, match=r"settings: lora\.r was swept over 8,16; now 8\. "):
+        joined(place, ["training.learning_rate=1e-4,1e-3"], ("seed=1", "lora.r=8"))
+    place.write_study(begun(words=[], points=[Point(0, ["lora.r=8"], "0"), Point(1, ["lora.r=16"], "1")]))
+    with pytest.raises(UserError, match=r"settings: lora\.r was swept over 8,16; now 8\. "):
+        joined(place, [], ("seed=1", "lora.r=8"))
+
+
 def test_how_a_sweep_is_run_is_no_difference():
     words = ["seed=1", "sweep.retry_failed=false", "dataset.data_path=https://me:pass-word@host/a.json"]
     assert study.of_job(words) == ["seed=1", "dataset.data_path=https://***@host/a.json"]
