@@ -19,8 +19,8 @@ from written_sweep import job, plausible, written
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.extras import install
+from chatbot_sft.report.leaderboard import as_json, columns, csv_file, files, importance, settings, terminal
 from chatbot_sft.report.leaderboard import board as boards
-from chatbot_sft.report.leaderboard import columns, csv_file, files, importance, settings, terminal
 from chatbot_sft.report.leaderboard.answers import compared, questions
 from chatbot_sft.report.leaderboard.charts import charts
 from chatbot_sft.report.leaderboard.job import Job
@@ -499,6 +499,34 @@ def test_a_folder_of_the_csv_file_is_found_from_there(tmp_path):
         "out": {"../one/0", "../one/1", "../two/0", "../two/data=a/b"},
         "two": {"0", "data=a/b"},
     }
+
+
+def test_jobs_of_several_sweeps_have_their_sweep_and_their_number_in_it(tmp_path):
+    """In the CSV file and in JSON; a run that is no job of one has its place in the comparison."""
+    for name in ("one", "two"):
+        written(tmp_path / name, [point("lora.r=8", loss=1.5), point("lora.r=16", loss=1.6)])
+    job(tmp_path / "alone", loss=1.7)
+    (tmp_path / "out").mkdir()
+
+    def told(*paths):
+        board = boards.of([tmp_path / path for path in paths])
+        lines = list(csv.DictReader(io.StringIO(csv_file.text(board, tmp_path / "out"))))
+        found = [(line.get("sweep"), line["job"], line["folder"].removeprefix("../")) for line in lines]
+        values = [job for row in as_json.values(board, False)["rows"] for job in row["jobs"]]
+        assert [(one["sweep"], str(one["number"])) for one in values] == [
+            (str(tmp_path / sweep.removeprefix("../")) if sweep else None, number)
+            for sweep, number, _ in found
+        ]
+        return sorted(found)
+
+    assert told("one", "two", "alone") == [
+        ("", "4", "alone"),
+        *(("../one", str(number), f"one/{number}") for number in range(2)),
+        *(("../two", str(number), f"two/{number}") for number in range(2)),
+    ]
+    assert told("one/1", "two/1") == [("../one", "1", "one/1"), ("../two", "1", "two/1")]
+    assert told("two/0", "two/1") == [(None, "0", "two/0"), (None, "1", "two/1")]
+    assert told("two") == [(None, "0", "two/0"), (None, "1", "two/1")]
 
 
 def test_nothing_that_a_run_says_is_more_than_text(tmp_path):

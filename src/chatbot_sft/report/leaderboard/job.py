@@ -44,7 +44,7 @@ class Data:
 @dataclass(frozen=True)
 class Job:
     """`settings` are the swept keys with their values as text, `value` is the metric, `curve` has step and
-    held-out loss of every evaluation.
+    held-out loss of every evaluation. `number` is no other's in the comparison: `own_number` that in its `sweep`.
 
     Of a job that runs, `value` and `curve` are what is known so far.
     """
@@ -59,6 +59,12 @@ class Job:
     report: Report | None = None
     curve: tuple[tuple[int, float], ...] = ()
     data: Data | None = None  # where a lock knows it
+    sweep: Path | None = None  # whose job it is, where jobs of several are compared
+    in_sweep: int | None = None
+
+    @property
+    def own_number(self) -> int:
+        return self.number if self.in_sweep is None else self.in_sweep
 
     @property
     def completed(self) -> bool:
