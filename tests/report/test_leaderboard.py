@@ -27,6 +27,7 @@ from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.page import page
 from chatbot_sft.report.leaderboard.rows import rows, undecided
 from chatbot_sft.report.plain import plain
+from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.fingerprint import FileMark
 from chatbot_sft.run.lock import Lock
@@ -93,6 +94,40 @@ def test_what_a_job_is_now(given, status, error, tmp_path):
         note for note in board.notes if note.startswith("no job runs now; this goes on with the sweep: ")
     ]
     assert bool(stopped) == (status in ("interrupted", "waiting"))
+
+
+RECORD = {"step": 12, "started": "2026-11-29T12:00:00", "seconds": 0.0, "finished": False, "resumes": []}
+RECORD |= {"losses": {}, "layout": {}, "identity": {}}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize(("evaluated", "steps"), [([3.0], 12), ([3.0, 1.9], 12), ([3.0, 2.0, 1.9], 20)])
+def test_of_a_job_that_was_stopped_the_steps_are_its_last_checkpoints_or_evaluations(
+    killed, evaluated, steps, tmp_path
+):
+    given = {"status": "running"} if killed else {"status": "interrupted", "training": {}}
+    sweep = written(tmp_path / "sweep", [point("lora.r=8", losses=evaluated, **given), point("lora.r=16")])
+    if killed:
+        write_json(sweep / "0" / ".lock.json", {"pid": 2**22 + 1, "host": os.uname().nodename})
+    else:
+        report = json.loads((sweep / "0" / "report.json").read_text())
+        write_json(sweep / "0" / "report.json", report | {"training": {}})
+    checkpoint = sweep / "0" / "checkpoints" / "checkpoint-12"
+    checkpoint.mkdir(parents=True)
+    checkpoints.seal(checkpoint, RECORD)
+    there = boards.of([sweep]).jobs[0]
+    assert (there.status, there.steps) == ("interrupted", steps)
+
+
+def test_how_a_stopped_job_goes_on_by_itself_is_not_told_beside_how_its_sweep_does(tmp_path):
+    error = (
+        "SIGTERM: checkpoint at step 12; the same command goes on from there: python -m chatbot_sft lora.r=8"
+    )
+    sweep = written(
+        tmp_path / "sweep", [point("lora.r=8", status="interrupted", error=error), point("lora.r=16")]
+    )
+    assert boards.of([sweep]).jobs[0].error == "SIGTERM: checkpoint at step 12"
+    assert boards.of([sweep / "0", sweep / "1"]).jobs[0].error == error
 
 
 @pytest.mark.parametrize("stopped", [False, True])

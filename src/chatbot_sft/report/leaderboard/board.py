@@ -9,6 +9,7 @@ from pathlib import Path
 
 from chatbot_sft.config.schema import direction_of
 from chatbot_sft.errors import UserError, listed, near, question
+from chatbot_sft.report.ending import beside_sweep
 from chatbot_sft.report.leaderboard import settings
 from chatbot_sft.report.leaderboard.job import HELD_OUT, WAITING, Job, in_use, numbers, read, reported
 from chatbot_sft.report.leaderboard.rows import Row, by_data, differing, rivals, rows
@@ -158,27 +159,21 @@ def _board(
     """`swept`: a process has the sweep's directory, and goes on with it."""
     maximise = direction_of(metric) == "maximise" if maximise is None else maximise
     keys = differing([entry.settings for entry in entries])
-    jobs = [
-        replace(
-            read(
-                entry.number,
-                entry.name,
-                entry.folder,
-                {key: entry.settings[key] for key in keys if key in entry.settings},
-                metric,
-                entry.told,
-            ),
-            sweep=entry.sweep,
-            in_sweep=entry.in_sweep,
-        )
-        for entry in entries
-    ]
+    jobs = [_job(entry, keys, metric, bool(command)) for entry in entries]
     table = rows(jobs, maximise)
     fault = _no_metric(metric, jobs)
     beside = [*_edited(jobs), *_other_rows(metric, jobs), *_other_losses(metric, keys)]
     stopped = [] if swept else _stopped(jobs, command)
     said = [*notes, *_spread(table), *beside, *stopped, *([fault] if fault else [])]
     return Board(title, metric, maximise, keys, table, command, said, fault)
+
+
+def _job(entry: Entry, keys: Sequence[str], metric: str, goes_on: bool) -> Job:
+    """`goes_on`: how its sweep does is told, and of a job that was stopped not how it does by itself."""
+    asked = {key: entry.settings[key] for key in keys if key in entry.settings}
+    job = read(entry.number, entry.name, entry.folder, asked, metric, entry.told)
+    error = beside_sweep(job.error) if goes_on and job.status == Status.INTERRUPTED else job.error
+    return replace(job, error=error, sweep=entry.sweep, in_sweep=entry.in_sweep)
 
 
 def _spread(table: Sequence[Row]) -> list[str]:

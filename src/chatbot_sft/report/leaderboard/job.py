@@ -15,6 +15,7 @@ from chatbot_sft.config.schema import PASSED, of_answers
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run import steps
+from chatbot_sft.run.checkpoints import last_in
 from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
 from chatbot_sft.run.fingerprint import SHORT, together
 from chatbot_sft.run.provenance import DATA, GOLDEN
@@ -61,6 +62,7 @@ class Job:
     data: Data | None = None  # where a lock knows it
     sweep: Path | None = None  # whose job it is, where jobs of several are compared
     in_sweep: int | None = None
+    checkpoint: int = 0  # the step of the last one, of a job that was stopped
 
     @property
     def own_number(self) -> int:
@@ -85,8 +87,10 @@ class Job:
 
     @property
     def steps(self) -> int | None:
+        """That it has taken, of one that was stopped as far as it has left anything of them."""
         training = self.report.training if self.report else None
-        return training.steps if training else (last[0] if (last := _last(self.curve)) else None)
+        evaluated = last[0] if (last := _last(self.curve)) else 0
+        return training.steps if training else max(evaluated, self.checkpoint) or None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -144,7 +148,9 @@ def read(
     if running and metric == PASSED:
         value = number_at(run.progress() or {}, "passed")
     data = _data(run, of_answers(metric))
-    return Job(number, name, folder, settings, status, error, value, report, curve, data)
+    left = last_in(run.checkpoints) if status == Status.INTERRUPTED else None
+    step = left.step if left else 0
+    return Job(number, name, folder, settings, status, error, value, report, curve, data, checkpoint=step)
 
 
 def number_at(values: Mapping[str, Any], path: str) -> float | None:
