@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 
 import pytest
-from conftest import a_report
+from conftest import TRAINING, a_report
 from omegaconf import OmegaConf
 
 from chatbot_sft import UserError, start
@@ -166,3 +166,11 @@ def test_a_dry_run_says_what_is_there_of_each_job(jobs, monkeypatch, tmp_path):
     *lines, last = begin.listing(made, SweepConfig(), [])
     assert lines == ["job 0  seed=1", "job 1  pruned  seed=2", "job 2  failed  seed=3", "job 3  seed=4"]
     assert last.startswith("4 jobs; no estimate of time before one of them has run")
+
+
+def test_an_estimate_says_of_which_time_it_is():
+    times = {"started": "2026-11-29T12:00:00+00:00", "finished": "2026-11-29T12:00:30+00:00"}
+    report = Report.from_json(a_report(**times, training={**TRAINING, "seconds": 12.0}))
+    assert begin.estimate([report] * 2, 4) == (
+        "4 to run, about 2.0 minutes by the 30 s that each of 2 finished ones took from its last start to its end"
+    )

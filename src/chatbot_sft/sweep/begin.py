@@ -290,5 +290,5 @@ def estimate(reports: Sequence[Report], left: int) -> str:
     mean = sum(seconds) / len(seconds)
     return (
         f"{left} to run, about {left * mean / 60:.1f} minutes by the {mean:.0f} s that each of {len(seconds)}"
-        " finished ones took"
+        " finished ones took from its last start to its end"
     )
