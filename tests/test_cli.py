@@ -102,6 +102,26 @@ def test_help_on_one_key(words, lines):
     assert "lora.r=" not in text
 
 
+@pytest.mark.parametrize(
+    ("word", "first", "others"),
+    [
+        ("method", "save.method", []),  # in its name
+        ("Patience", "training.early_stopping_patience", []),
+        ("batch_size", "training.per_device_train_batch_size", []),
+        ("biases", "lora.bias", []),  # in its help
+        ("lr", "training.learning_rate", ["training.lr_scheduler_type"]),  # as other tools call it
+        ("rank", "lora.r", ["lora.use_rslora"]),
+    ],
+)
+def test_help_finds_keys_by_a_word_of_their_name_or_help(word, first, others):
+    heading, *lines = help_text(command_line.topics(command_line.check(["--help", word])), None).splitlines()
+    assert heading == f"Keys with “{word}” in their name or help"
+    found = [line.split("=")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
+    assert found[0] == first
+    assert set(others) <= set(found)
+    assert len(found) == len(set(found)) < len(list(keys()))
+
+
 @pytest.mark.slow
 def test_cfg_job_shows_the_configuration_without_torch(tmp_path):
     """--cfg, --help and a config error import no torch: asked of sys.modules itself."""
