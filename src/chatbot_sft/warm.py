@@ -56,12 +56,14 @@ class Warm:
         if held is None:
             self.let_go()
             held = self._held[key] = Held(load(), self.runs)
+            memory.settle()
         self.latest = held
         return held
 
     def let_go(self) -> None:
         """Make room: keep nothing that no run uses."""
         self.latest = None
+        memory.unsettle()
         memory.release()
 
 

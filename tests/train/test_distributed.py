@@ -200,7 +200,7 @@ import copy, hashlib, json, sys
 import torch
 from chatbot_sft import DatasetLoader, ModelLoader, SFTTrainerWrapper, distributed
 from chatbot_sft.errors import UserError
-from chatbot_sft.train import evaluation, planning, step
+from chatbot_sft.train import planning, scores, step
 from chatbot_sft.train.layout import Layout
 from chatbot_sft.train.packing import shapes
 from chatbot_sft.train.tuning import Plan
@@ -223,7 +223,7 @@ class OneFails(Late):
             raise torch.OutOfMemoryError
         return super().run(*arguments)
 
-evaluation.CHUNK = 4  # so that batches take several passes, one more than the other
+scores.CHUNK = 4  # so that batches take several passes, one more than the other
 plain, planned = step.Step, planning.planned
 config, printed = json.loads(sys.argv[1]), {}
 for name in sys.argv[2:]:

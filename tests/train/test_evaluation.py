@@ -21,7 +21,7 @@ trainer.sample_prompts = [[{"role": "user", "content": "Bia?"}]]
 trainer.setup()
 import torch
 from torch.nn.functional import cross_entropy
-from chatbot_sft.train import evaluation
+from chatbot_sft.train import scores
 """
 
 
@@ -59,7 +59,7 @@ def independent():
             tokens += len(labels)
     return loss / tokens, right / tokens
 trainer.train()
-evaluation.CHUNK = 7
+scores.CHUNK = 7
 loss = trainer.evaluate()
 (record,) = [found for found in trainer.evaluations.records if found["loss"] is not None]
 hooks = len(model.get_output_embeddings()._forward_pre_hooks)
@@ -73,9 +73,9 @@ labels = ids.masked_fill(torch.rand(3, 20) < 0.3, -100)
 labels[1] = -100
 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 with torch.no_grad():
-    chunks = evaluation.token_scores(gemma, inputs).tolist()
-    evaluation.CHUNK = 1000
-    whole = evaluation.token_scores(gemma, inputs).tolist()
+    chunks = scores.token_scores(gemma, inputs).tolist()
+    scores.CHUNK = 1000
+    whole = scores.token_scores(gemma, inputs).tolist()
     own = gemma(**inputs).loss.item()
 print(json.dumps({"independent": independent(), "loss": loss, "record": record, "hooks": hooks, "chunks": chunks, "whole": whole, "own": own}))
 """

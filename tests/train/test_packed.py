@@ -296,6 +296,25 @@ def test_the_head_gives_the_loss_and_gradients_of_cross_entropy(monkeypatch, smo
         assert weight.grad is None
 
 
+@pytest.mark.slow
+def test_what_the_head_says_of_each_token_is_what_its_logits_say(monkeypatch):
+    import torch
+
+    from chatbot_sft.model import head
+
+    monkeypatch.setattr(head, "CHUNK", 7)
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(33, 16), torch.randn(50, 16), torch.randint(0, 50, (33,))
+    logits = hidden @ weight.t()
+    targets[::3] = logits.argmax(-1)[::3]
+    loss, likeliest = head.token_scores(hidden, weight, targets).unbind(1)
+    assert torch.allclose(
+        loss, torch.nn.functional.cross_entropy(logits, targets, reduction="none"), atol=1e-5
+    )
+    assert likeliest.tolist() == (logits.argmax(-1) == targets).float().tolist()
+    assert 11 <= likeliest.sum() < 33
+
+
 # The passes, in every family
 
 
@@ -341,6 +360,16 @@ def passes(model, engine, shapes=SHAPES):
     from chatbot_sft.train.packed import PackedPasses
 
     return PackedPasses(model, engine, contextlib.nullcontext, 0, 0.0, shapes)
+
+
+def scoring(model, engine, layout=None):
+    """What evaluations ask a step for."""
+    import torch
+
+    return SimpleNamespace(
+        model=model, engine=engine, layout=layout or Layout(2), pad=0, autocast=contextlib.nullcontext, settings=None,
+        args=SimpleNamespace(device=torch.device("cpu")), sharded=False, objective=SimpleNamespace(means_tokens=True),
+    )  # fmt: skip
 
 
 def assert_packed_is_alone(model, engine):
@@ -660,10 +689,8 @@ def test_layers_are_compiled_once_for_packed_rows_of_all_sizes(
         made.append(len(compiled))
     assert made[0] and made == made[:1] * 4
 
-    step = SimpleNamespace(
-        model=model, pad=0, args=SimpleNamespace(device="cpu"), autocast=contextlib.nullcontext, settings=None,
-        gradients=SimpleNamespace(whole=lambda: None), layout=WHOLE, use_layout=lambda layout: None,
-    )  # fmt: skip
+    step = scoring(model, engine, WHOLE)
+    step.gradients, step.use_layout = SimpleNamespace(whole=lambda: None), lambda layout: None
     step.inference = lambda: Step.inference(step)
     monkeypatch.setattr(estimate, "batches_of", lambda *_: ["two rows"])
     monkeypatch.setattr(estimate, "PackedDataset", lambda dataset: {"two rows": some_rows((50, 50))})
@@ -687,7 +714,6 @@ def test_dropout_that_is_recomputed_is_not_captured(replica_models):
 
 @pytest.mark.slow
 def test_one_token_that_sees_its_neighbour_is_found_before_training(replica_models, monkeypatch):
-    import torch
 
     from chatbot_sft.train import trials
     from chatbot_sft.train.rows import StepRows
@@ -697,9 +723,8 @@ def test_one_token_that_sees_its_neighbour_is_found_before_training(replica_mode
     rows = some_rows((31, 9, 12))
     ours = passes(model, engine)
     step = SimpleNamespace(
-        model=model, passes=lambda: ours, pad=0, precision=None, autocast=contextlib.nullcontext,
-        args=SimpleNamespace(device=torch.device("cpu")), inference=contextlib.nullcontext,
-    )  # fmt: skip
+        passes=lambda: ours, precision=None, inference=contextlib.nullcontext, **vars(scoring(model, engine))
+    )
     whole = StepRows([[row] for row in rows])
     assert trials.disagreement(step, whole) is None
     batch = ours.batch
@@ -711,6 +736,80 @@ def test_one_token_that_sees_its_neighbour_is_found_before_training(replica_mode
 
     monkeypatch.setattr(ours, "batch", leaking)
     assert "when packed" in trials.disagreement(step, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_evaluation_scores_packed_conversations_as_padded_ones(replica_models, option, monkeypatch):
+    """One of them has nothing trained, another its last token alone."""
+    import torch
+
+    from chatbot_sft.train import scores
+
+    model, engine = replica_models(option)
+    assert engine.packable(model) is None
+    model.eval()
+    rows = [*some_rows((31, 9, 2, 60)), Row(4, [5, 6, 7], [IGNORED] * 3), Row(5, [8, 9], [IGNORED, 9])]
+    padded = scores.score_batch(scoring(model, engine), rows)
+    packed = scores.score_batch(scoring(model, engine, replace(WHOLE, captured=False)), rows)
+    assert packed[:, 1:].tolist() == padded[:, 1:].tolist()
+    assert packed[:, 2].tolist() == [21, 6, 2 - 1, 40, 0, 1]
+    assert torch.allclose(packed[:, 0], padded[:, 0], rtol=1e-5)
+
+    made = scores.packed
+
+    def leaking(*arguments):
+        batch = made(*arguments)
+        batch["cu_seq_lens"][1] += 1
+        return batch
+
+    monkeypatch.setattr(scores, "packed", leaking)
+    planted = scores.score_batch(scoring(model, engine, WHOLE), rows)
+    assert not torch.allclose(planted[:, 0], padded[:, 0], rtol=1e-5)
+
+
+@pytest.mark.slow
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=30),
+    rows=st.integers(1, 4),
+    gpu=st.booleans(),
+    asked=st.booleans(),
+    packed=st.booleans(),
+)
+def test_batches_of_an_evaluation_hold_every_row_once_and_no_more_tokens_than_there_is_room_for(
+    lengths, rows, gpu, asked, packed
+):
+    import torch
+    from datasets import Dataset
+
+    from chatbot_sft.train import evaluation
+
+    dataset = Dataset.from_dict(
+        {"input_ids": [[1] * length for length in lengths], "labels": [[1] * length for length in lengths]}
+    )
+    step = scoring(None, None, WHOLE if packed else None)
+    step.settings = SimpleNamespace(
+        training=SimpleNamespace(per_device_eval_batch_size=rows if asked else None)
+    )
+    step.args = SimpleNamespace(
+        per_device_eval_batch_size=rows, device=torch.device("cuda" if gpu else "cpu")
+    )
+    room, evaluation.TOKENS = evaluation.TOKENS, 100
+    try:
+        batches = evaluation.batches_of(dataset, step)
+    finally:
+        evaluation.TOKENS = room
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    takes = [
+        sum(lengths[row] for row in batch) if packed else len(batch) * max(lengths[row] for row in batch)
+        for batch in batches
+    ]
+    for batch, after, tokens in zip(batches, [*batches[1:], None], takes, strict=True):
+        assert tokens <= 100 or len(batch) <= rows
+        if after is not None:
+            assert len(batch) >= rows
+            more = lengths[after[0]] if packed else max(lengths[row] for row in batch)
+            assert tokens + more > 100 or not gpu or asked
 
 
 @pytest.mark.slow

@@ -84,6 +84,15 @@ def log_probability(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     return z.gather(1, targets[:, None])[:, 0] - z.logsumexp(-1)
 
 
+def token_scores(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(positions, 2) float32: of each target its loss in nats, and 1 where no token is likelier."""
+    found = torch.empty(len(hidden), 2, device=hidden.device)
+    for part, _, logits in _chunks(hidden, weight):
+        found[part, 0] = -log_probability(logits, targets[part])
+        found[part, 1] = (logits.argmax(-1) == targets[part]).float()
+    return found
+
+
 def gradient(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, by_logp: torch.Tensor
 ) -> torch.Tensor:

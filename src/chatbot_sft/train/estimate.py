@@ -11,8 +11,9 @@ from chatbot_sft.model import memory
 from chatbot_sft.model.sharding import bytes_here
 from chatbot_sft.optimization import state_bytes
 from chatbot_sft.train.batches import PackedDataset
-from chatbot_sft.train.evaluation import batches_of, score_batch
+from chatbot_sft.train.evaluation import batches_of
 from chatbot_sft.train.randomness import undisturbed
+from chatbot_sft.train.scores import score_batch
 from chatbot_sft.train.tuning import Trial
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ def memory_estimate(step: Step, trial: Trial, eval_dataset: Dataset | None) -> d
 
 
 def _evaluate_longest(step: Step, dataset: Dataset) -> None:
-    rows = PackedDataset(dataset)[batches_of(dataset, step.settings, step.args)[0]]
+    rows = PackedDataset(dataset)[batches_of(dataset, step)[0]]
     with step.inference():
         step.model.eval()
-        score_batch(step.model, rows, step.pad, step.args.device, step.autocast)
+        score_batch(step, rows)
     step.use_layout(step.layout)
 
 

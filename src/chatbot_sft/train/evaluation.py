@@ -16,78 +16,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers.trainer_utils import speed_metrics
 
-from chatbot_sft.data.labels import IGNORED
 from chatbot_sft.model.sharding import sharded
 from chatbot_sft.objective.sequences import PREFERRED
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run import steps
 from chatbot_sft.run.directory import EVALUATIONS
 from chatbot_sft.run.report import finite
+from chatbot_sft.train import scores
 from chatbot_sft.train.batches import PackedDataset, row_counts
 from chatbot_sft.train.judge import judged_at_once
 from chatbot_sft.train.randomness import undisturbed
-from chatbot_sft.train.rows import Row, filler, padded
+from chatbot_sft.train.rows import Row, filler
+from chatbot_sft.train.scores import packs, score_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from chatbot_sft.config import Config
     from chatbot_sft.train.job import Job
     from chatbot_sft.train.step import Step
 
 log = logging.getLogger(__name__)
 
 EVERY = 10.0  # seconds between two words on how far an evaluation is
-CHUNK = 1024  # positions whose logits exist at one time
 # Tokens of a batch on a GPU, padding among them, where nobody asked for a size: two rows at a time keep it waiting.
 TOKENS = 8192
 FIGURES = ("loss", "perplexity", "token_accuracy")  # of a record; None where nothing is held out
 OTHERS = ("step", "seconds", "samples")  # of a record; what is neither is an objective's
-
-
-def token_scores(model: Any, inputs: dict[str, torch.Tensor], least: int = 0) -> torch.Tensor:
-    """(rows, 3) of float64: of each row the summed loss in nats, the tokens predicted right, and the trained.
-
-    Logits are computed at trained positions alone, `CHUNK` at a time: a hook hands the output layer the
-    hidden states to use, so whatever a model does to its logits afterwards (softcapping, scaling) is done by
-    its own forward, in either engine. Further chunks go through a forward of two tokens: one token alone
-    takes Unsloth's decoding path, which has no output layer to hook. At `least` so many passes are made: those
-    of a sharded model are of all processes.
-    """
-    targets = inputs["labels"][:, 1:]
-    trained = targets != IGNORED
-    rows, targets = trained.nonzero()[:, 0], targets[trained]
-    scores = torch.zeros(len(trained), 3, dtype=torch.float64, device=targets.device)
-    hidden: torch.Tensor | None = None
-
-    def swap(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        nonlocal hidden
-        if hidden is None:
-            hidden = arguments[0][:, :-1][trained.to(arguments[0].device)]
-        return (hidden[None, start : start + CHUNK], *arguments[1:])
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(swap)
-    try:
-        for start in range(0, max(len(targets), least * CHUNK), CHUNK):
-            if hidden is None:
-                forward = {name: value for name, value in inputs.items() if name != "labels"}
-            else:
-                forward = {"input_ids": inputs["input_ids"][:1, :2]}
-            logits = model(**forward, use_cache=False).logits[0]
-            target = targets[start : start + CHUNK].to(logits.device)
-            loss = cross_entropy(logits.float(), target, reduction="none")
-            right = logits.argmax(-1) == target
-            score = torch.stack(
-                [loss.double(), right.double(), torch.ones_like(loss, dtype=torch.float64)], dim=1
-            )
-            scores.index_add_(0, rows[start : start + CHUNK], score.to(scores.device))
-    finally:
-        hook.remove()
-    return scores
 
 
 def perplexity(loss: float) -> float:
@@ -119,35 +76,27 @@ class Part:
                 log.info("%s: %d of %d", self.name, self.done, self.total)
 
 
-def evaluate(
-    model: Any,
-    dataset: Dataset,
-    batches: list[list[int]],
-    pad_token_id: int,
-    args: Any,
-    autocast: Callable[[], Any],
-    step: int,
-    which: str = "held-out",
-) -> dict[str, float]:
-    """What `model` makes of the conversations in `dataset`, however they fall into `batches` and processes.
-
-    `batches` are those of `batches_of`, `args` a TrainingArguments; `which` ones they are is said where they
-    take long.
+def evaluate(step: Step, dataset: Dataset, number: int, which: str = "held-out") -> dict[str, float]:
+    """What the model makes of the conversations in `dataset` after step `number`, however they fall into batches
+    and processes; `which` ones they are is said where they take long.
 
     eval_loss (nats per trained token), eval_perplexity, eval_token_accuracy (share of the trained tokens that
     are the likeliest one), and times.
     """
     start = time.time()
+    args, batches = step.args, batches_of(dataset, step)
     with undisturbed():
-        rows = PackedDataset(dataset)
-        part = f"step {step}: {which} conversations, batches"
         totals = torch.zeros(3, dtype=torch.float64, device=args.device)
-        for _, scores in scored(model, rows, batches, pad_token_id, args, autocast, part):
-            totals += scores.sum(dim=0)
+        for _, of_rows in scored(step, PackedDataset(dataset), batches, _name(number, which)):
+            totals += of_rows.sum(dim=0)
         if args.world_size > 1:
             torch.distributed.all_reduce(totals)
         loss, right, tokens = totals.tolist()
     return _of_tokens(loss, right, tokens) | _speed(start, dataset, batches, args)
+
+
+def _name(number: int, which: str) -> str:
+    return f"step {number}: {which} conversations, batches"
 
 
 def _of_tokens(loss: float, right: float, tokens: float) -> dict[str, float]:
@@ -166,39 +115,33 @@ def _speed(start: float, dataset: Dataset, batches: list[list[int]], args: Any) 
 
 
 def scored(
-    model: Any,
-    rows: PackedDataset,
-    batches: list[list[int]],
-    pad_token_id: int,
-    args: Any,
-    autocast: Callable[[], Any],
-    name: str,
+    step: Step, rows: PackedDataset, batches: list[list[int]], name: str
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """(numbers of rows, `token_scores` of their sequences and of what stands beside each row), batch by batch, of
+    """(numbers of rows, `score_batch` of their sequences and of what stands beside each row), batch by batch, of
     this process's share. How far it is is told by `name`.
     """
+    args = step.args
     starts = range(0, len(batches), args.world_size)
     rounds = [batches[start : start + args.world_size] for start in starts]  # a batch for each process
     part = Part(name, len(rounds))
-    model.eval()
-    passes = _passes(rounds, rows) if sharded(model) else [0] * len(rounds)
+    step.model.eval()
+    passes = _passes(rounds, rows) if sharded(step.model) else [0] * len(rounds)
     for together, least in zip(rounds, passes, strict=True):
         own = dict(enumerate(together)).get(args.process_index, [])
         if own or least:
-            batch = with_beside(rows[own]) if own else [filler(pad_token_id)]
-            scores = score_batch(model, batch, pad_token_id, args.device, autocast, least)
+            found = score_batch(step, with_beside(rows[own]) if own else [filler(step.pad)], least)
             if own:
-                yield own, scores
+                yield own, found
         part.advance()
 
 
-def score_table(job: Job, step: Step, rows: PackedDataset, name: str) -> torch.Tensor:
-    """(rows, sequences of a row and the one beside it, 3) float64: `token_scores`, gathered from all processes."""
-    args, batches = job.args, batches_of(rows.dataset, job.settings, job.args)
+def score_table(step: Step, rows: PackedDataset, name: str) -> torch.Tensor:
+    """(rows, sequences of a row and the one beside it, 3) float64: `score_batch`, gathered from all processes."""
+    args, batches = step.args, batches_of(rows.dataset, step)
     columns = len(with_beside(rows[[0]]))
     table = torch.zeros(len(rows), columns, 3, dtype=torch.float64, device=args.device)
-    for numbers, scores in scored(step.model, rows, batches, step.pad, args, step.autocast, name):
-        table[numbers] = scores.view(len(numbers), columns, 3)
+    for numbers, found in scored(step, rows, batches, name):
+        table[numbers] = found.view(len(numbers), columns, 3)
     if args.world_size > 1:
         torch.distributed.all_reduce(table)
     return table.cpu()
@@ -212,8 +155,7 @@ def evaluate_objective(job: Job, step: Step) -> dict[str, float]:
     with undisturbed():
         dataset = PackedDataset(job.eval_dataset, job.beside)
         dataset.reference = job.held_out_reference
-        name = f"step {job.state.global_step}: held-out conversations, batches"
-        table = score_table(job, step, dataset, name)
+        table = score_table(step, dataset, _name(job.state.global_step, "held-out"))
     rows = dataset[list(range(len(dataset)))]
     own = len(rows[0].sequences)
     kinds = [sequence.kinds[0] for row in rows for sequence in row.sequences]
@@ -222,7 +164,7 @@ def evaluate_objective(job: Job, step: Step) -> dict[str, float]:
     logps = -table[:, :, 0].float()
     judged = judged_at_once(step.objective, rows, logps[:, :own].flatten(), logps[:, own:].flatten())
     figures |= {f"eval_{name}": value for name, value in judged.items()}
-    batches = batches_of(job.eval_dataset, job.settings, job.args)
+    batches = batches_of(job.eval_dataset, step)
     return figures | _speed(start, job.eval_dataset, batches, job.args)
 
 
@@ -238,35 +180,30 @@ def _passes(rounds: list[list[list[int]]], rows: PackedDataset) -> list[int]:
     else:
         _, trained = row_counts(rows.dataset)
     return [
-        max(1, *(math.ceil(sum(trained[row] for row in batch) / CHUNK) for batch in together))
+        max(1, *(math.ceil(sum(trained[row] for row in batch) / scores.CHUNK) for batch in together))
         for together in rounds
     ]
 
 
-def batches_of(dataset: Dataset, settings: Config, args: Any) -> list[list[int]]:
+def batches_of(dataset: Dataset, step: Step) -> list[list[int]]:
     """Row numbers by batch: `training.per_device_eval_batch_size` of them, on a GPU else as many as are `TOKENS`.
 
     Rows of a length share a batch, and what does not fit into memory fails at once.
     """
     lengths, _ = row_counts(dataset)
-    rows = args.per_device_eval_batch_size
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    by_tokens = settings.training.per_device_eval_batch_size is None and args.device.type == "cuda"
-    batches, start = [], 0
-    while start < len(order):
-        size = max(rows, TOKENS // lengths[order[start]]) if by_tokens else rows
-        batches.append(order[start : start + size])
-        start += size
+    rows, of_tokens = step.args.per_device_eval_batch_size, 0
+    if step.args.device.type == "cuda" and step.settings.training.per_device_eval_batch_size is None:
+        of_tokens = TOKENS
+    batches: list[list[int]] = []
+    tokens = 0  # of the last batch
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        takes = lengths[row if packs(step) or not batches else batches[-1][0]]
+        if not batches or (len(batches[-1]) >= rows and tokens + takes > of_tokens):
+            batches.append([])
+            tokens, takes = 0, lengths[row]
+        batches[-1].append(row)
+        tokens += takes
     return batches
-
-
-def score_batch(
-    model: Any, rows: list[Row], pad_token_id: int, device: Any, autocast: Callable[[], Any], least: int = 0
-) -> torch.Tensor:
-    """`token_scores` of the sequences of `rows`, in at least so many passes."""
-    inputs = {name: values.to(device) for name, values in padded(rows, pad_token_id).items()}
-    with torch.no_grad(), autocast():
-        return token_scores(model, inputs, least)
 
 
 class Evaluations:

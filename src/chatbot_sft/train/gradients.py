@@ -68,6 +68,11 @@ class Gradients:
     def whole(self) -> None:
         """The parameters are what is trained, in its full precision: to be evaluated, saved, or loaded."""
 
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """All that is trained, in as few tensors as there are, where it is `whole`."""
+        return [parameter.data for parameter in self.parameters]
+
     def remember(self) -> None:
         """The optimizer is about to move the weights. Raises NotImplementedError: there is no room for all."""
         raise NotImplementedError
@@ -176,6 +181,10 @@ class FlatParameters(Gradients):
         for parameter, place in zip(self.parameters, self.master.places, strict=True):
             parameter.grad = None
             parameter.data = place
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        return [self.vector.data]
 
     def remember(self) -> None:
         import torch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from chatbot_sft.train.figures import Figures
     from chatbot_sft.train.resume import Origin
     from chatbot_sft.train.rows import StepRows
+    from chatbot_sft.train.trained_files import TrainedFiles
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Job:
         None  # what is trained as it was at its beginning, where a checkpoint took its place
     )
     held_out_reference: Any = None  # what the reference makes of `eval_dataset`, see `reference`
-    tokenizer_files: dict[Path, bytes] = field(default_factory=dict)  # what a checkpoint has, by name
+    trained_files: TrainedFiles | None = None  # of its checkpoints, once there is one
     evaluated: float | None = None  # the last held-out loss of this turn
     passed: float | None = None  # and the last share of golden cases
     started: float = 0.0  # the same moment by two clocks

@@ -21,7 +21,7 @@ from chatbot_sft import preemption
 from chatbot_sft.errors import UserError
 from chatbot_sft.run.turn import Turn
 from chatbot_sft.train import snapshot
-from chatbot_sft.train.evaluation import batches_of, evaluate, evaluate_objective
+from chatbot_sft.train.evaluation import evaluate, evaluate_objective
 from chatbot_sft.train.figures import Figures
 from chatbot_sft.train.guard import Guard
 from chatbot_sft.train.job import Job, Taken
@@ -242,15 +242,7 @@ def held_out(job: Job, step: Step) -> dict[str, float]:
     state = job.state
     with step.inference():
         if step.objective.means_tokens:
-            metrics = evaluate(
-                step.model,
-                job.eval_dataset,
-                batches_of(job.eval_dataset, job.settings, job.args),
-                step.pad,
-                job.args,
-                step.autocast,
-                state.global_step,
-            )
+            metrics = evaluate(step, job.eval_dataset, state.global_step)
         else:
             metrics = evaluate_objective(job, step)
     write_log(job, metrics)
@@ -283,7 +275,7 @@ def save(job: Job, step: Step) -> None:
     """Write a checkpoint, unless its weights are broken."""
     step.gradients.whole()
     if job.guard:
-        job.guard.check_weights(job.state.global_step, step.trained)
+        job.guard.check_weights(job.state.global_step, step.gradients.weights)
     snapshot.write(job, step)
     job.progress.pause()
     job.tell("on_save")

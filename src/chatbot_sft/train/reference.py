@@ -60,7 +60,7 @@ def refer_held_out(job: Job, step: Step) -> None:
 
     def compute() -> numpy.ndarray:
         with step.inference(), undisturbed(), as_reference(job, step):
-            table = score_table(job, step, rows, "reference: held-out conversations, batches")
+            table = score_table(step, rows, "reference: held-out conversations, batches")
         return (-table[:, :, 0]).float().numpy()
 
     job.held_out_reference = _known(job, step, rows, compute)

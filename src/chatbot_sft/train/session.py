@@ -282,23 +282,13 @@ class Session:
         """Mean loss per trained token of the first conversations that are trained, in nats; None where others
         are held out to judge by, or an objective does not make them likelier.
         """
-        from chatbot_sft.train.evaluation import batches_of, evaluate
+        from chatbot_sft.train.evaluation import evaluate
 
         if self.eval_dataset is not None or not self.objective.means_tokens:
             return None
         rows = self.job.dataset.select(range(min(len(self.job.dataset), JUDGED)))
-        step = self.step
-        with quiet(), step.inference():
-            return evaluate(
-                self.model,
-                rows,
-                batches_of(rows, self.settings, self.args),
-                step.pad,
-                self.args,
-                step.autocast,
-                self.state.global_step,
-                "trained",
-            )["eval_loss"]
+        with quiet(), self.step.inference():
+            return evaluate(self.step, rows, self.state.global_step, "trained")["eval_loss"]
 
     def round_base(self) -> None:
         """Round the frozen base, where model.load_in_fp8 asks for it; `rounding` is what that costs."""

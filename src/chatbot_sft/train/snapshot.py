@@ -24,6 +24,7 @@ from chatbot_sft.model.earlier import WEIGHTS
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train import resume
 from chatbot_sft.train.randomness import random_state, use_random_state
+from chatbot_sft.train.trained_files import TrainedFiles
 
 if TYPE_CHECKING:
     from chatbot_sft.run.checkpoints import Checkpoint
@@ -94,8 +95,10 @@ def write(job: Job, step: Step) -> None:
 
 def _write_shared(job: Job, step: Step, staged: Path, target: Path) -> None:
     """What is the same in all processes."""
-    step.model.save_pretrained(str(staged))
-    _write_tokenizer(job, staged)
+    if job.trained_files is None:
+        job.trained_files = TrainedFiles.first(step.model, job.tokenizer, step.trained, staged)
+    else:
+        job.trained_files.write(staged)
     torch.save(job.optimizer.state_dict(), staged / "optimizer.pt")
     torch.save(job.schedule.state_dict(), staged / "scheduler.pt")
     if step.scaler is not None:
@@ -106,18 +109,6 @@ def _write_shared(job: Job, step: Step, staged: Path, target: Path) -> None:
     if job.stopping:
         job.state.stateful_callbacks = {STOPPING: job.stopping.state()}
     job.state.save_to_json(str(staged / STATE))
-
-
-def _write_tokenizer(job: Job, staged: Path) -> None:
-    """Made once: the same in every checkpoint, and up to a sixth of what one takes."""
-    if not job.tokenizer_files:
-        saved = map(Path, job.tokenizer.save_pretrained(str(staged)))
-        job.tokenizer_files = {path.relative_to(staged): path.read_bytes() for path in saved}
-        return
-    for name, content in job.tokenizer_files.items():
-        file = staged / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(content)
 
 
 def load(job: Job, step: Step) -> None:

@@ -12,16 +12,16 @@ import torch
 
 from chatbot_sft import distributed
 from chatbot_sft.train import packing
-from chatbot_sft.train.evaluation import score_batch
 from chatbot_sft.train.graphs import CapturedLayers, CaptureFailed
 from chatbot_sft.train.layout import Layout, uncaptured_ladder
 from chatbot_sft.train.randomness import undisturbed
 from chatbot_sft.train.rows import StepRows, sequences
+from chatbot_sft.train.scores import padded_scores
 from chatbot_sft.train.tuning import Measurement, Plan, Trial, hungriest
 
 if TYPE_CHECKING:
     from chatbot_sft.train.batches import Batches, Pack
-    from chatbot_sft.train.step import Step
+from chatbot_sft.train.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def disagreement(step: Step, rows: StepRows) -> str | None:
     device = step.args.device
     with step.inference(), undisturbed():
         step.model.eval()
-        padded = score_batch(step.model, two, step.pad, device, step.autocast)[:, 0].sum().item() / count
+        padded = padded_scores(step, two)[:, 0].sum().item() / count
         packed = step.passes().loss(two, torch.tensor(count, device=device)).item()
     if abs(packed - padded) <= _tolerance(step) * abs(padded):
         return None

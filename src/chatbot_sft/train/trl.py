@@ -28,7 +28,7 @@ from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked_arguments
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train import resume, snapshot
-from chatbot_sft.train.evaluation import batches_of, evaluate
+from chatbot_sft.train.evaluation import evaluate
 from chatbot_sft.train.guard import Diverged, Guard
 from chatbot_sft.train.job import Job
 from chatbot_sft.train.layout import Layout
@@ -158,15 +158,7 @@ class Companion(TrainerCallback):
         and several processes train apart.
         """
         job, step, number = self.job, self.step, self.trainer.state.global_step
-        metrics = evaluate(
-            job.model,
-            job.eval_dataset,
-            batches_of(job.eval_dataset, job.settings, job.args),
-            step.pad,
-            job.args,
-            step.autocast,
-            number,
-        )
+        metrics = evaluate(step, job.eval_dataset, number)
         self.trainer.log(dict(metrics))
         with undisturbed():
             job.evaluations.take(self.trainer.state, metrics)
