@@ -1,5 +1,6 @@
 """The command line: real processes, as a user starts them."""
 
+import errno
 import json
 import re
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import composed, conversations, only_error, report_of, write_json
 
-from chatbot_sft import command_line
+from chatbot_sft import cli, command_line
 from chatbot_sft.config import aliases, keys
 from chatbot_sft.config.help import help_text
 from chatbot_sft.objective import DPO, KTO, ORPO
@@ -100,6 +101,26 @@ def test_help_on_one_key(words, lines):
     for line in lines:
         assert any(one.startswith(line) for one in text.splitlines()), text
     assert "lora.r=" not in text
+
+
+@pytest.mark.parametrize(
+    ("word", "first", "others"),
+    [
+        ("method", "save.method", []),  # in its name
+        ("Patience", "training.early_stopping_patience", []),
+        ("batch_size", "training.per_device_train_batch_size", []),
+        ("biases", "lora.bias", []),  # in its help
+        ("lr", "training.learning_rate", ["training.lr_scheduler_type"]),  # as other tools call it
+        ("rank", "lora.r", ["lora.use_rslora"]),
+    ],
+)
+def test_help_finds_keys_by_a_word_of_their_name_or_help(word, first, others):
+    heading, *lines = help_text(command_line.topics(command_line.check(["--help", word])), None).splitlines()
+    assert heading == f"Keys with “{word}” in their name or help"
+    found = [line.split("=")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
+    assert found[0] == first
+    assert set(others) <= set(found)
+    assert len(found) == len(set(found)) < len(list(keys()))
 
 
 @pytest.mark.slow
@@ -206,6 +227,27 @@ def test_a_config_error_is_one_line_and_leaves_nothing(launch, tmp_path, argumen
     assert only_error(process).startswith(message)
     assert "hf_secret" not in process.stdout + process.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied"),
+        (OSError(errno.EPIPE, "Broken pipe"), "Broken pipe"),
+        (
+            OSError(errno.EFBIG, "File too large"),
+            "out/my_run: a file there or in the cache cannot be written: File too large; raise `ulimit -f`",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "out/my_run: a file there or in the cache cannot be written: No space left on device; make room there",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_said_to_be_of_a_folder(error, told):
+    """The system names a file that cannot be opened, and none that cannot be written on."""
+    assert cli.one_line(error, Path("out/my_run/run.log")) == told
+    assert cli.one_line(OSError(errno.EFBIG, "File too large")) == "File too large"
 
 
 def test_a_typo_in_the_users_own_yaml_is_named(launch, tmp_path):

@@ -242,8 +242,7 @@ def test_a_value_that_hydra_cannot_read_is_quoted_so_that_it_can(value):
         (["--help", "bogus"], "--help bogus: no such key; --help alone lists them"),
         (["--help", "lorra"], "--help lorra: no such key; did you mean lora?"),
         (["save.metod", "--help"], "--help save.metod: no such key; did you mean save.method?"),
-        (["--help", "method"], "--help method: no such key; did you mean save.method?"),
-        (["--help", "lr"], "--help lr: no such key; did you mean training.learning_rate?"),
+        (["--help", "lernin_rate"], "--help lernin_rate: no such key; did you mean training.learning_rate?"),
         (["--help", "lora.q"], "--help lora.q: no such key; --help lora lists them"),
         (["check"], "check: not understood as key=value; write task=check"),
         (

@@ -370,11 +370,13 @@ def exporting(monkeypatch, done):
 
 def test_an_export_that_fails_promotes_nothing(command, sweep, tmp_path, monkeypatch):
     exporting(
-        monkeypatch, lambda words: subprocess.CompletedProcess(words, 1, "", f"{words[-1]}: no space\n")
+        monkeypatch,
+        lambda words: subprocess.CompletedProcess(words, 1, "", f"{words[-1]}: no space\n{words[-3]}\n"),
     )
     code, _, err = command("sweep", "--promote", "best")
     target = tmp_path / "outputs" / "promoted" / f"{tmp_path.name}_sweep_job1"
-    assert err == f"save.save_path='{target}/model': no space\n"  # and not where it was staged
+    # And not where it was staged, or the directory of the export, which goes with it.
+    assert err == f"save.save_path='{target}/model': no space\nhydra.run.dir='{target}'\n"
     assert code == "error: sweep/1: its export failed, as said above; nothing was promoted"
     assert list((tmp_path / "outputs" / "promoted").iterdir()) == []
 
@@ -413,7 +415,7 @@ def test_a_job_without_an_export_is_exported(launch, tiny, warm, command, tmp_pa
     exporting(monkeypatch, lambda words: warm.run(words[1:], tmp_path))
     code, _, err = command("sweep", "--promote", "0", "--save", "lora", "--name", "bot")
     assert code == 0, err
-    assert ".bot." not in err
+    assert ".bot." not in err and ".export" not in err
     target = tmp_path / "outputs" / "promoted" / "bot"
     assert find(target).path == target / "model"
     assert (target / "model" / "adapter_config.json").is_file()

@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from chatbot_sft import config as schema
 from chatbot_sft import refused_overrides
 from chatbot_sft.config import sft_arguments
+from chatbot_sft.config.help import with_word
 from chatbot_sft.errors import UserError, did_you_mean
 from chatbot_sft.json_output import FLAG
 
@@ -119,7 +120,7 @@ def refuse_json(given: Namespace, sweeps: bool) -> None:
 
 
 def topics(given: Namespace) -> list[str]:
-    """The sections, groups and keys that `--help lora save.method experiment` asks for."""
+    """The sections, groups, keys and words of keys that `--help lora save.method experiment rank` asks for."""
     return [word for word in given.overrides if _is_key(word) and _is_topic(word)]
 
 
@@ -132,7 +133,8 @@ def refuse_no_topic(given: Namespace) -> None:
 
 def _is_topic(word: str) -> bool:
     passed = word in {f"training.{key}" for key in sft_arguments.PASSED}
-    return passed or word in schema.SECTIONS or word in schema.OVERLAYS or schema.find(word) is not None
+    named = word in schema.SECTIONS or word in schema.OVERLAYS or schema.find(word) is not None
+    return passed or named or bool(with_word(word))
 
 
 def for_hydra(words: Sequence[str], given: Namespace) -> list[str]:

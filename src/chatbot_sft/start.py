@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,9 +19,12 @@ from chatbot_sft.config import Config, effects
 from chatbot_sft.data.corpus import Corpus
 from chatbot_sft.errors import UserError
 from chatbot_sft.export import check_overrides
+from chatbot_sft.model import embedded
 from chatbot_sft.model.base import located
 from chatbot_sft.model.earlier import adopt
+from chatbot_sft.model.hub import is_local, readable_errors, tokenizer_folder
 from chatbot_sft.model.load import check_files
+from chatbot_sft.network import USER_SAYS_OFFLINE
 from chatbot_sft.report.masking import referring
 from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run, wherever
@@ -68,6 +73,61 @@ def refuse_files(settings: Config) -> None:
     begins_with = adopt(located(settings))
     Corpus.of(begins_with).check_files()
     check_files(begins_with)
+
+
+def refuse_no_checkpoint(settings: Config) -> None:
+    """Raises UserError where `training.resume` names no checkpoint that is whole by the sizes of its files."""
+    resumes = settings.training.resume
+    if settings.task != "train" or resumes in ("auto", "never"):
+        return
+    place = Path(resumes).expanduser()
+    if not (
+        checkpoints.read(place) or checkpoints.last_in(place) or checkpoints.last_in(Run(place).checkpoints)
+    ):
+        resume.find_origin(settings)  # says what of it
+
+
+def refuse_not_cached(settings: Config) -> None:
+    """Raises UserError where the model is of the hub, which the user said not to ask, and not in its local cache."""
+    source = embedded.resolve(settings.model.name)
+    if not USER_SAYS_OFFLINE or is_local(source):
+        return
+    folder = tokenizer_folder(source, settings.model.revision)
+    if not any(file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)):
+        with readable_errors(settings.model.name):
+            raise FileNotFoundError("its tokenizer alone was fetched")
+
+
+@dataclass
+class Files:
+    """What jobs of a sweep begin with: looked for once for all that name the same.
+
+    `goes_on`: jobs may have checkpoints of their own, and need the one no more that `training.resume` names.
+    `dry`: none of them is run, and the machine that will may have what the hub's cache lacks here.
+    """
+
+    goes_on: bool
+    dry: bool = False
+    there: set[str] = field(default_factory=set)
+
+    def refuse(self, settings: Config) -> None:
+        """Raises UserError where something is not there."""
+        parts = (
+            settings.dataset,
+            settings.model,
+            settings.lora,
+            settings.objective,
+            settings.training.resume,
+        )
+        named = repr((settings.task, *parts))
+        if named in self.there:
+            return
+        refuse_files(settings)
+        if not self.goes_on:
+            refuse_no_checkpoint(settings)
+        if not self.dry:
+            refuse_not_cached(settings)
+        self.there.add(named)
 
 
 def refuse_written_over(settings: Config) -> None:

@@ -19,14 +19,15 @@ from written_sweep import job, plausible, written
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.extras import install
+from chatbot_sft.report.leaderboard import as_json, columns, csv_file, files, importance, settings, terminal
 from chatbot_sft.report.leaderboard import board as boards
-from chatbot_sft.report.leaderboard import columns, csv_file, files, importance, settings, terminal
 from chatbot_sft.report.leaderboard.answers import compared, questions
 from chatbot_sft.report.leaderboard.charts import charts
 from chatbot_sft.report.leaderboard.job import Job
 from chatbot_sft.report.leaderboard.page import page
 from chatbot_sft.report.leaderboard.rows import rows, undecided
 from chatbot_sft.report.plain import plain
+from chatbot_sft.run import checkpoints
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.fingerprint import FileMark
 from chatbot_sft.run.lock import Lock
@@ -93,6 +94,40 @@ def test_what_a_job_is_now(given, status, error, tmp_path):
         note for note in board.notes if note.startswith("no job runs now; this goes on with the sweep: ")
     ]
     assert bool(stopped) == (status in ("interrupted", "waiting"))
+
+
+RECORD = {"step": 12, "started": "2026-11-29T12:00:00", "seconds": 0.0, "finished": False, "resumes": []}
+RECORD |= {"losses": {}, "layout": {}, "identity": {}}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize(("evaluated", "steps"), [([3.0], 12), ([3.0, 1.9], 12), ([3.0, 2.0, 1.9], 20)])
+def test_of_a_job_that_was_stopped_the_steps_are_its_last_checkpoints_or_evaluations(
+    killed, evaluated, steps, tmp_path
+):
+    given = {"status": "running"} if killed else {"status": "interrupted", "training": {}}
+    sweep = written(tmp_path / "sweep", [point("lora.r=8", losses=evaluated, **given), point("lora.r=16")])
+    if killed:
+        write_json(sweep / "0" / ".lock.json", {"pid": 2**22 + 1, "host": os.uname().nodename})
+    else:
+        report = json.loads((sweep / "0" / "report.json").read_text())
+        write_json(sweep / "0" / "report.json", report | {"training": {}})
+    checkpoint = sweep / "0" / "checkpoints" / "checkpoint-12"
+    checkpoint.mkdir(parents=True)
+    checkpoints.seal(checkpoint, RECORD)
+    there = boards.of([sweep]).jobs[0]
+    assert (there.status, there.steps) == ("interrupted", steps)
+
+
+def test_how_a_stopped_job_goes_on_by_itself_is_not_told_beside_how_its_sweep_does(tmp_path):
+    error = (
+        "SIGTERM: checkpoint at step 12; the same command goes on from there: python -m chatbot_sft lora.r=8"
+    )
+    sweep = written(
+        tmp_path / "sweep", [point("lora.r=8", status="interrupted", error=error), point("lora.r=16")]
+    )
+    assert boards.of([sweep]).jobs[0].error == "SIGTERM: checkpoint at step 12"
+    assert boards.of([sweep / "0", sweep / "1"]).jobs[0].error == error
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -499,6 +534,34 @@ def test_a_folder_of_the_csv_file_is_found_from_there(tmp_path):
         "out": {"../one/0", "../one/1", "../two/0", "../two/data=a/b"},
         "two": {"0", "data=a/b"},
     }
+
+
+def test_jobs_of_several_sweeps_have_their_sweep_and_their_number_in_it(tmp_path):
+    """In the CSV file and in JSON; a run that is no job of one has its place in the comparison."""
+    for name in ("one", "two"):
+        written(tmp_path / name, [point("lora.r=8", loss=1.5), point("lora.r=16", loss=1.6)])
+    job(tmp_path / "alone", loss=1.7)
+    (tmp_path / "out").mkdir()
+
+    def told(*paths):
+        board = boards.of([tmp_path / path for path in paths])
+        lines = list(csv.DictReader(io.StringIO(csv_file.text(board, tmp_path / "out"))))
+        found = [(line.get("sweep"), line["job"], line["folder"].removeprefix("../")) for line in lines]
+        values = [job for row in as_json.values(board, False)["rows"] for job in row["jobs"]]
+        assert [(one["sweep"], str(one["number"])) for one in values] == [
+            (str(tmp_path / sweep.removeprefix("../")) if sweep else None, number)
+            for sweep, number, _ in found
+        ]
+        return sorted(found)
+
+    assert told("one", "two", "alone") == [
+        ("", "4", "alone"),
+        *(("../one", str(number), f"one/{number}") for number in range(2)),
+        *(("../two", str(number), f"two/{number}") for number in range(2)),
+    ]
+    assert told("one/1", "two/1") == [("../one", "1", "one/1"), ("../two", "1", "two/1")]
+    assert told("two/0", "two/1") == [(None, "0", "two/0"), (None, "1", "two/1")]
+    assert told("two") == [(None, "0", "two/0"), (None, "1", "two/1")]
 
 
 def test_nothing_that_a_run_says_is_more_than_text(tmp_path):

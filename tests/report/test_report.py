@@ -241,6 +241,18 @@ def test_the_report_says_what_was_waited_for():
     assert "| first step | after 13 s |" in markdown(older, picture=False)
 
 
+def test_seconds_of_training_are_of_all_starts_and_those_of_an_evaluation_are_called_so():
+    record = {"loss": 2.0, "perplexity": 7.4, "token_accuracy": 0.5, "seconds": 3.2, "samples": []}
+    evaluations = [{**record, "step": step} for step in range(3)]
+    resumes = [{"step": 2, "time": "2026-11-29T12:00:00", "checkpoint": "checkpoint-2"}]
+    for of, speed in (([], "in the later half"), (resumes, "in the later half of the last start")):
+        training = {**TRAINING, "seconds": 40.0, "resumes": of}
+        text = markdown(Report.from_json(a_report(training=training, evaluations=evaluations)), picture=False)
+        starts = " over all starts" if of else ""
+        assert f"4 steps of 8 (2 x 4) in 40 s{starts}, 100 tokens/s {speed} |" in text
+        assert "| step | loss | perplexity | tokens right | evaluated in (s) |" in text
+
+
 def test_the_first_step_is_counted_from_the_start_of_its_own_run(monkeypatch, tmp_path):
     state = SimpleNamespace(
         num_input_tokens_seen=0, log_history=[], is_world_process_zero=True, global_step=1, max_steps=2

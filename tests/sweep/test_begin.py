@@ -1,10 +1,12 @@
 """From a sweep's command line to its jobs: each is the one that its point says. Nothing is composed by Hydra."""
 
+from contextlib import nullcontext
+
 import pytest
-from conftest import a_report
+from conftest import TRAINING, a_report
 from omegaconf import OmegaConf
 
-from chatbot_sft import UserError
+from chatbot_sft import UserError, start
 from chatbot_sft.config import Config, SweepConfig
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.run.report import Report
@@ -27,10 +29,10 @@ def jobs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(begin.hydra_glue, "composed_job", composed)
     monkeypatch.setattr(Job, "at", lambda config, *_: config)
-    monkeypatch.setattr(begin.start, "refuse_files", lambda _: None)
+    monkeypatch.setattr(start, "refuse_files", lambda _: None)
 
-    def of(*words, sampler=None, retry=True):
-        sweep = {"sampler": sampler, "retry_failed": retry}
+    def of(*words, sampler=None, retry=True, dry_run=True):
+        sweep = {"sampler": sampler, "retry_failed": retry, "dry_run": dry_run}
         return Jobs(OmegaConf.create({"sweep": sweep}), space(words), None, tmp_path)
 
     return of
@@ -95,9 +97,7 @@ def test_a_job_that_comes_to_the_same_as_another_is_refused(jobs, first, second)
 def looked_for(jobs, monkeypatch):
     """The data files that were looked for."""
     found = []
-    monkeypatch.setattr(
-        begin.start, "refuse_files", lambda settings: found.append(settings.dataset.data_path)
-    )
+    monkeypatch.setattr(start, "refuse_files", lambda settings: found.append(settings.dataset.data_path))
     return found
 
 
@@ -106,6 +106,37 @@ def test_a_file_is_looked_for_once_for_all_jobs_that_name_it(jobs, looked_for):
     for point in made.space.points():
         made.compose_another(point)
     assert looked_for == ["a.json", "b.json"]
+
+
+def test_a_checkpoint_to_begin_with_may_be_gone_once_a_sweep_has_begun(jobs, tmp_path):
+    """Its jobs have checkpoints of their own by then, or say it themselves."""
+    words = ["training.resume=gone", "seed=1"]
+    with pytest.raises(UserError, match=r"^training\.resume=gone: no whole checkpoint there; "):
+        jobs(*words).compose_another(words)
+    Sweep(tmp_path).write_study(Study("", "", "training.eval_loss", "minimise", [], []))
+    jobs(*words).compose_another(words)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_model_of_the_hub_is_looked_for_where_jobs_run(jobs, monkeypatch, dry_run):
+    """A dry run may be on another machine."""
+    monkeypatch.setattr(start, "USER_SAYS_OFFLINE", True)
+    made = jobs("model.name=org/none", "seed=1,2", dry_run=dry_run)
+    with (
+        nullcontext() if dry_run else pytest.raises(UserError, match=r"^model\.name=org/none: cannot be had")
+    ):
+        made.compose_another(["model.name=org/none", "seed=1"])
+
+
+@pytest.mark.parametrize("there", [["config.json"], ["config.json", "model.safetensors"]])
+def test_a_model_whose_tokenizer_alone_is_cached_is_not_there(monkeypatch, tmp_path, there):
+    for name in there:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(start, "USER_SAYS_OFFLINE", True)
+    monkeypatch.setattr(start, "tokenizer_folder", lambda *_: tmp_path)
+    settings = Config.from_mapping({"model": {"name": "org/some"}})
+    with nullcontext() if there[1:] else pytest.raises(UserError, match="not in the local cache"):
+        start.refuse_not_cached(settings)
 
 
 @pytest.mark.parametrize(("retry", "left"), [(True, ["c", "d", "e"]), (False, ["c"])])
@@ -135,3 +166,11 @@ def test_a_dry_run_says_what_is_there_of_each_job(jobs, monkeypatch, tmp_path):
     *lines, last = begin.listing(made, SweepConfig(), [])
     assert lines == ["job 0  seed=1", "job 1  pruned  seed=2", "job 2  failed  seed=3", "job 3  seed=4"]
     assert last.startswith("4 jobs; no estimate of time before one of them has run")
+
+
+def test_an_estimate_says_of_which_time_it_is():
+    times = {"started": "2026-11-29T12:00:00+00:00", "finished": "2026-11-29T12:00:30+00:00"}
+    report = Report.from_json(a_report(**times, training={**TRAINING, "seconds": 12.0}))
+    assert begin.estimate([report] * 2, 4) == (
+        "4 to run, about 2.0 minutes by the 30 s that each of 2 finished ones took from its last start to its end"
+    )

@@ -210,3 +210,38 @@ def test_data_that_are_gone_are_for_the_jobs_to_say(ended):
     ended.job()
     (ended.place.folder.parent / "tr.json").unlink()
     assert ended.refusal() is None
+
+
+def test_data_edited_while_a_sweep_runs_are_told_as_the_next_job_begins(ended):
+    ended.job(), ended.job(), ended.job()
+    edits = earlier_data.Edits(by_answers=False)
+    jobs = [job.settings for _, job in ended.jobs]
+    assert edits.news(0, jobs[0]) == ""
+    assert edits.news(1, jobs[1]) == ""
+    ended.file("tr.json", "other rows")
+    assert edits.news(2, jobs[2]) == (
+        "tr.json has changed since job 1 began: job 2 is trained on what is there now, and rows with and without"
+        " the change stand in one table; Ctrl-C ends the sweep: put the file back as it was, move the directory of"
+        " job 2 away, and give the same command again, or name another directory for the new data"
+        " (hydra.sweep.dir=DIR)"
+    )
+    assert edits.news(3, jobs[2]) == ""
+
+
+def test_golden_answers_edited_while_a_sweep_runs_are_told_where_jobs_are_judged_by_them(ended):
+    ended.job()
+    settings = ended.jobs[0][1].settings
+    for by_answers in (False, True):
+        edits = earlier_data.Edits(by_answers)
+        edits.news(0, settings)
+        ended.file("golden.jsonl", f"others {by_answers}"), ended.file("ev.json", f"held {by_answers}")
+        files = "ev.json, golden.jsonl have" if by_answers else "ev.json has"
+        assert edits.news(1, settings).startswith(f"{files} changed since job 0 began: ")
+
+
+def test_data_that_are_gone_while_a_sweep_runs_are_for_the_job_to_say(ended):
+    ended.job()
+    settings, edits = ended.jobs[0][1].settings, earlier_data.Edits(by_answers=False)
+    edits.news(0, settings)
+    (ended.place.folder.parent / "tr.json").unlink()
+    assert edits.news(1, settings) == ""

@@ -23,6 +23,7 @@ from chatbot_sft.model.earlier import adopt
 from chatbot_sft.preemption import Preempted
 from chatbot_sft.report.leaderboard.job import numbers
 from chatbot_sft.run.directory import Run
+from chatbot_sft.run.fingerprint import data_mark
 from chatbot_sft.run.report import Report, Status, Training
 from chatbot_sft.run.turn import Pruned, Turn
 from chatbot_sft.sweep import begin, pruning, study
@@ -82,6 +83,37 @@ def test_another_sweep_in_the_directory_is_refused_with_the_difference(tmp_path,
     assert message in str(error.value)
     assert str(error.value).startswith(f"{tmp_path}: ")
     assert (tmp_path / "sweep.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fixed": ("seed=1", "lora.r=8"), "words": ["training.learning_rate=1e-4,1e-3"]}, "lora.r was swept over 8,16; now 8"),
+        ({"fixed": ("seed=1", "++lora.r=8"), "words": ["training.learning_rate=1e-4,1e-3"]}, "lora.r was swept over 8,16; now 8"),
+        ({"fixed": (), "words": ["seed=1,2", *GRID]}, "seed was 1; now swept over 1,2"),
+        ({"fixed": ("seed=1", "lora.r=8", "training.learning_rate=1e-4"), "words": []}, "lora.r was swept over 8,16; now 8; training.learning_rate was swept over 1e-4,1e-3; now 1e-4"),
+    ],
+)  # fmt: skip
+def test_a_list_that_became_one_of_its_values_is_told_as_that_and_the_reverse(tmp_path, change, said):
+    joined(Sweep(tmp_path))
+    with pytest.raises(UserError) as error:
+        joined(Sweep(tmp_path), **change)
+    assert str(error.value) == (
+        f"{tmp_path}: the sweep there was begun with other settings: {said}. Give what it had, or name another"
+        " directory (hydra.sweep.dir=DIR)"
+    )
+
+
+def test_keys_that_went_hand_in_hand_or_stood_in_a_file_are_told_as_swept_ones(tmp_path):
+    place = Sweep(tmp_path)
+    hand_in_hand = space(GRID, zipped=["training.learning_rate", "lora.r"])
+    found = begun(words=hand_in_hand.typed, points=[Point(0, ["lora.r=8"], "0")])
+    place.write_study(found)
+    with pytest.raises(UserError, match=r"settings: lora\.r was swept over 8,16; now 8\. "):
+        joined(place, ["training.learning_rate=1e-4,1e-3"], ("seed=1", "lora.r=8"))
+    place.write_study(begun(words=[], points=[Point(0, ["lora.r=8"], "0"), Point(1, ["lora.r=16"], "1")]))
+    with pytest.raises(UserError, match=r"settings: lora\.r was swept over 8,16; now 8\. "):
+        joined(place, [], ("seed=1", "lora.r=8"))
 
 
 def test_how_a_sweep_is_run_is_no_difference():
@@ -294,6 +326,20 @@ def test_a_failing_job_stops_nobody_and_runs_again(tmp_path, monkeypatch, capsys
     assert jobs.ran == [1]
     assert jobs.statuses == ["done before", "completed", "done before", "done before"]
     assert not jobs.place.study().errors
+
+
+def test_data_edited_while_a_sweep_runs_are_told_before_the_next_job_and_once(tmp_path, monkeypatch, capsys):
+    data = write_json(tmp_path / "rows.json", [])
+    jobs = Jobs(tmp_path, monkeypatch)
+    monkeypatch.setattr("chatbot_sft.replay.evidence.data", lambda _: [data_mark(data)])
+    jobs.does[1] = lambda: write_json(data, [{}])
+    told = []
+    jobs.does[2] = lambda: told.append(capsys.readouterr().err)
+    jobs.work()
+    assert (
+        "warning: rows.json has changed since job 1 began: job 2 is trained on what is there now" in told[0]
+    )
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_an_earlier_report_is_none_of_a_start_that_was_refused_before_it_had_one(
@@ -833,6 +879,13 @@ def test_every_search_is_a_sweep_with_or_without_m(launch, tmp_path, name):
         (["-m", "seed=1,2", "hydra.run.dir=a b"], "hydra.run.dir=a b: is of one run, and this is a sweep; name hydra.sweep.dir=a b"),
         (["-m", "dataset.data_path=a.jsonl", "seed=1,2", "sweep.dry_run=true"], "a.jsonl: no such data file; is it spelled so?"),
         (["-m", "seed=1,2", "dataset.eval_data_path=null,a.jsonl"], "job 1 (seed=1 dataset.eval_data_path=a.jsonl): a.jsonl: no such data file"),
+        (["-m", "training.resume=gone", "seed=1,2", "sweep.dry_run=true"], "training.resume=gone: no whole checkpoint there; name a checkpoint-N folder, or a run directory that has one"),
+        (["-m", "training.resume=auto,gone/checkpoint-2", "hydra/sweeper=basic"], "job 1 (training.resume=gone/checkpoint-2): training.resume=gone/checkpoint-2: that checkpoint cannot be gone on from: run.json: No such file or directory; name"),
+        (["-m", "model=local", "model.name=org/none", "seed=1,2"], "model.name=org/none: cannot be had from the Hugging Face hub (HF_HUB_OFFLINE is set, and the model is not in the local cache)"),
+        (["-m", "model=local", "model.name=org/none", "seed=1,2", "hydra/sweeper=basic"], "model.name=org/none: cannot be had from the Hugging Face hub"),
+        (["-m", "dataset.data_path=a.jsonl", "seed=1,2", "hydra/sweeper=basic"], "a.jsonl: no such data file; is it spelled so?"),
+        (["-m", "model.adapter=null,a", "hydra/sweeper=basic"], "job 1 (model.adapter=a): model.adapter=a: no such folder"),
+        (["-m", "model.chat_template=a.jinja", "seed=1,2", "hydra/sweeper=basic"], "a.jinja"),
         (["-m", "lora.lora_alhpa=8,16"], "lora.lora_alhpa: no such key; did you mean lora.lora_alpha?"),
         (["-m", "model.name=./a", "lora.r=8,16"], "model.name=./a: no such folder"),
         (["-m", "model.adapter=null,a", "sweep.dry_run=true"], "job 1 (model.adapter=a): model.adapter=a: no such folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from chatbot_sft.config import aliases
 from chatbot_sft.config.containers import as_dict
 from chatbot_sft.config.key import Key
-from chatbot_sft.config.schema import SECTIONS, find, keys
+from chatbot_sft.config.schema import OVERLAYS, SECTIONS, find, keys
 from chatbot_sft.resources import conf_dir
 
 WIDTH, COLUMN = 118, 44
@@ -33,7 +34,7 @@ Examples
 """
 FLAGS = """\
 Flags
-  --help NAME …        the keys of a group (model, lora, dataset, objective, training, save, sweep …) or of one
+  --help NAME …        the keys of a group (model, lora, dataset, training, save, sweep …), one key, or keys by a word
   --cfg job            print the configuration and stop        -m, --multirun   run every combination of a,b,c values
   --json               one JSON object on standard output: report.json, of task=check data_report.json too
   --config-dir DIR     add your own group options              --hydra-help     Hydra's own flags
@@ -43,7 +44,7 @@ A run writes outputs/<date>/<time>/: report.md, report.json, loss.png, run.log, 
 
 
 def help_text(topics: Sequence[str], config_dir: str | None) -> str:
-    """All of it, or `topics` alone: sections, groups and keys."""
+    """All of it, or `topics` alone: sections, groups, keys, and words of these."""
     if topics:
         return "\n\n".join("\n".join(topic_lines(topic, config_dir)) for topic in topics)
     listed = "\n\n".join("\n".join(section_lines(section)) for section in ("", *SECTIONS))
@@ -51,15 +52,34 @@ def help_text(topics: Sequence[str], config_dir: str | None) -> str:
 
 
 def topic_lines(topic: str, config_dir: str | None) -> Iterator[str]:
-    """The keys of a section, one key, or the options of a group that reaches into every section."""
+    """The keys of a section, one key, the options of a group that reaches into every section, or keys by a word."""
     if topic in SECTIONS:
         yield from section_lines(topic)
     elif key := find(topic):
         yield from key_lines(key)
     elif topic.startswith("training."):
         yield f"  {topic}: of TRL's SFTConfig, taken as it is"
-    else:
+    elif topic in OVERLAYS:
         yield from (line for line in groups(config_dir) if line.startswith(f"  {topic}:"))
+    else:
+        yield f"Keys with “{topic}” in their name or help"
+        for key in with_word(topic):
+            yield from key_lines(key)
+
+
+def with_word(word: str) -> list[Key]:
+    """The keys that have a word which begins so in their name or their help, those first that have it in their name,
+    and before them the one that other tools call so. None for what is written as a path.
+    """
+    if "." in word:
+        return []
+    alias = aliases.look_up("", word, None)
+    called = find(alias.setting.partition("=")[0]) if alias else None
+    begins = re.compile(rf"(?<![^\W_]){re.escape(word)}", re.IGNORECASE)
+    known = [key for key in keys() if key.name != "_target_"]
+    by_name = [key for key in known if begins.search(key.name)]
+    by_help = [key for key in known if begins.search(key.about.help)]
+    return list({key.path: key for key in (*([called] if called else []), *by_name, *by_help)}.values())
 
 
 def groups(config_dir: str | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -31,6 +32,12 @@ PLUGINS = {
     "colorlog": "hydra-colorlog",
 }  # fmt: skip
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "submitit", "submitit_local": "submitit"}
+# Why a file that was opened cannot be written on, of which the system names none: what to do.
+FULL = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "raise `ulimit -f`",
+}
 HYDRAS_GROUPS = [
     f"hydra/{name}"
     for name in ("launcher", "sweeper", "job_logging", "hydra_logging", "output", "help", "env")
@@ -229,6 +236,11 @@ def said(error: BaseException, log_file: Path | None = None) -> str:
     if isinstance(error, YAMLError):
         return f"not YAML: {not_yaml(error)}"
     if isinstance(error, OSError) and error.strerror:
+        if log_file and not error.filename and error.errno in FULL:
+            return (
+                f"{log_file.parent}: a file there or in the cache cannot be written: {error.strerror};"
+                f" {FULL[error.errno]}"
+            )
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     log_hint = f"the traceback is in {log_file}; " if log_file else ""
     return f"{type(error).__name__}: {text} ({log_hint}HYDRA_FULL_ERROR=1 shows the traceback here)"

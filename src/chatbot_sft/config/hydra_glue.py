@@ -76,7 +76,9 @@ class CheckConfiguration(Callback):
             check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from chatbot_sft import start  # nothing that `--help` has to wait for
         from chatbot_sft.sweep import outputs, points
+        from chatbot_sft.sweep.directory import Sweep
 
         with refusing():
             refuse_other_directory(config, "sweep", "is of one run, and this is a sweep; name")
@@ -96,8 +98,18 @@ class CheckConfiguration(Callback):
             )
             numbered = sweeper == "basic"
             asked = list(found.points() if numbered else found.samples())
-            jobs = composed_jobs(asked, lambda point: composed_job(config, found.job(point))[0], numbered)
-            outputs.refuse_shared(Path(config.hydra.sweep.dir), jobs)
+            folder = Path(config.hydra.sweep.dir)
+            files = (
+                None if Sweep(folder).begun else start.Files(goes_on=False)
+            )  # those of ended jobs may be gone
+
+            def of_point(point: Sequence[str]) -> DictConfig:
+                job, settings = composed_job(config, found.job(point))
+                if files:
+                    files.refuse(settings)
+                return job
+
+            outputs.refuse_shared(folder, composed_jobs(asked, of_point, numbered))
 
 
 def refuse_of_sweep(names: Collection[str], why: str) -> None:

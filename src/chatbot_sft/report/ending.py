@@ -73,6 +73,11 @@ def stopped_in_sweep(error: Preempted, settings: Config, save: SaveResult | None
     return f"{error.signal}: {_left(settings, save)[0]}"
 
 
+def beside_sweep(text: str) -> str:
+    """Of what `stopped` says, the same."""
+    return text.partition("; the same command ")[0]
+
+
 def _left(settings: Config, save: SaveResult | None) -> tuple[str, str]:
     """What there is of a run that was stopped, finished exports among it, and what the same command does."""
     if settings.task == "train":

@@ -174,12 +174,13 @@ def _figures(report: Report, links: Mapping[str, str]) -> list[tuple[str, str]]:
         steps = (
             f"{amount(training.steps, 'step')} of {training.effective_batch_size} ({training.batch_layout})"
         )
+        starts, half = (" over all starts", " of the last start") if training.resumes else ("", "")
         speed = (
             ""
             if training.tokens_per_second is None
-            else f", {training.tokens_per_second:,.0f} tokens/s in the later half"
+            else f", {training.tokens_per_second:,.0f} tokens/s in the later half{half}"
         )
-        rows.append(("training", f"{steps} in {training.seconds:,.0f} s{speed}"))
+        rows.append(("training", f"{steps} in {training.seconds:,.0f} s{starts}{speed}"))
         if training.seconds_to_first_step is not None:
             rows.append(("first step", _first_step(training)))
         if cost := training.rounding:
@@ -240,7 +241,7 @@ def _evaluations(report: Report) -> list[str]:
     lines = [
         "## Held-out conversations",
         "",
-        "| step | loss | perplexity | tokens right | seconds |",
+        "| step | loss | perplexity | tokens right | evaluated in (s) |",
         "|--:|--:|--:|--:|--:|",
     ]
     for record in records:

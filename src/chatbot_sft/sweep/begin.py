@@ -46,7 +46,6 @@ class Jobs:
     composed: dict[frozenset[str], tuple[DictConfig, Config]] = field(default_factory=dict)  # by its point
     written: dict[frozenset[str], Sequence[str]] = field(default_factory=dict)  # by what sweep.json has of it
     by_settings: dict[str, Sequence[str]] = field(default_factory=dict)
-    there: set[str] = field(default_factory=set)  # what names files that were found
 
     def compose(self, point: Sequence[str]) -> DictConfig:
         """Raises UserError where the schema refuses it, or its objective."""
@@ -78,15 +77,12 @@ class Jobs:
         if same is not point:
             raise UserError(f"comes to the same as {' '.join(map(bare, same))}; leave one of them out")
         if frozenset(shown) not in self.stay:
-            self._refuse_no_files(self.composed[frozenset(point)][1])
+            self.files.refuse(self.composed[frozenset(point)][1])
         return job
 
-    def _refuse_no_files(self, settings: Config) -> None:
-        """Raises UserError where a file that a job begins with is not there: looked for once for all that name it."""
-        named = repr((settings.task, settings.dataset, settings.model, settings.lora, settings.objective))
-        if named not in self.there:
-            start.refuse_files(settings)
-            self.there.add(named)
+    @functools.cached_property
+    def files(self) -> start.Files:
+        return start.Files(goes_on=Sweep(self.folder).begun, dry=self.config.sweep.dry_run)
 
     @functools.cached_property
     def stay(self) -> set[frozenset[str]]:
@@ -294,5 +290,5 @@ def estimate(reports: Sequence[Report], left: int) -> str:
     mean = sum(seconds) / len(seconds)
     return (
         f"{left} to run, about {left * mean / 60:.1f} minutes by the {mean:.0f} s that each of {len(seconds)}"
-        " finished ones took"
+        " finished ones took from its last start to its end"
     )

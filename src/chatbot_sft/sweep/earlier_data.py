@@ -1,6 +1,6 @@
 """Whether the jobs of a sweep that goes on, those that have ended and those that go on from a checkpoint, had the
 data, and the weights to begin with, that they would have now: they could not be held against the others otherwise.
-Imports no torch.
+And, as each job begins, whether somebody has edited the data meanwhile. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from chatbot_sft.model.base import located
 from chatbot_sft.model.earlier import adopt
 from chatbot_sft.replay import evidence
 from chatbot_sft.run.directory import Run
-from chatbot_sft.run.fingerprint import FileMark
+from chatbot_sft.run.fingerprint import FileMark, data_mark
 from chatbot_sft.run.lock import Lock
 from chatbot_sft.run.provenance import DATA, GOLDEN
 from chatbot_sft.sweep.directory import Point, Sweep
@@ -148,6 +148,47 @@ class Data:
             except UserError:
                 self.prepared[key] = None
         return self.prepared[key]
+
+
+@dataclass
+class Edits:
+    """What the jobs of this process found in the files of their data as they began."""
+
+    by_answers: bool  # whether jobs are judged by golden answers, which count then too
+    found: dict[str, tuple[str, int]] = field(
+        default_factory=dict
+    )  # by file: SHA-256, and the last job that had it
+
+    def news(self, number: int, settings: Config) -> str:
+        """What to say of files that have changed since the last job that names them; empty where none has. What is
+        gone is for the job to say.
+        """
+        if settings.task != "train":
+            return ""
+        try:
+            marks = evidence.data(settings)
+        except UserError:
+            return ""
+        golden = Path(settings.evaluation.golden or "").expanduser()
+        if self.by_answers and golden.is_file():
+            marks = [*marks, data_mark(golden)]
+        since = dict[str, int]()
+        for mark in marks:
+            content, last = self.found.get(mark.path, (mark.sha256, number))
+            if content != mark.sha256:
+                since[mark.path] = last
+            self.found[mark.path] = mark.sha256, number
+        if not since:
+            return ""
+        has, it = (
+            ("has", "the file back as it was") if len(since) == 1 else ("have", "the files back as they were")
+        )
+        return (
+            f"{listed(map(_shown, since), 3)} {has} changed since job {max(since.values())} began: job {number} is"
+            " trained on what is there now, and rows with and without the change stand in one table; Ctrl-C ends the"
+            f" sweep: put {it}, move the directory of job {number} away, and give the same command again, or name"
+            " another directory for the new data (hydra.sweep.dir=DIR)"
+        )
 
 
 def _others(before: Sequence[FileMark], now: Sequence[FileMark]) -> list[str]:

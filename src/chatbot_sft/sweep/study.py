@@ -5,6 +5,7 @@ Imports no torch, no Hydra and no Optuna.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +22,7 @@ from chatbot_sft.run.checkpoints import Checkpoint, last_in
 from chatbot_sft.run.directory import Run
 from chatbot_sft.run.report import PARTS, Report, Status, dotted, numbers_of_a_part
 from chatbot_sft.sweep.directory import Point, Study, Sweep
-from chatbot_sft.sweep.points import key_of
+from chatbot_sft.sweep.points import bare, key_of
 from chatbot_sft.train.resume import refuse_completed
 
 OTHER = "Give what it had, or name another directory (hydra.sweep.dir=DIR)"
@@ -58,12 +59,12 @@ def joined(
     """
     before = place.study()
     points = list(before.points) if before else []
+    asked = [of_job(point) for point in wanted]
     if before:
-        refuse_other(before, now, place)
+        refuse_other(before, now, asked, place)
         now.errors, now.started = before.errors, before.started
         now.begun = before.begun if joins else now.begun
     known = {frozenset(point.overrides) for point in points}
-    asked = [of_job(point) for point in wanted]
     if now.sampler is None and (gone := known - {frozenset(point) for point in asked}):
         lost = [point for point in points if frozenset(point.overrides) in gone]
         raise UserError(
@@ -79,37 +80,66 @@ def joined(
     return now
 
 
-def refuse_other(before: Study, now: Study, place: Sweep) -> None:
-    """Raises UserError where the sweep of `before` cannot be gone on with by the command of `now`."""
-    differences = [*_differences(before.overrides, now.overrides)]
+def refuse_other(before: Study, now: Study, asked: Sequence[Sequence[str]], place: Sweep) -> None:
+    """Raises UserError where the sweep of `before` cannot be gone on with by the command of `now`, whose jobs are
+    `asked` for.
+    """
+    was, is_now = ({bare(key_of(word)): word for word in study.overrides} for study in (before, now))
+    fixed, differences = dict.fromkeys([*was, *is_now]), list[str]()
+    for key in fixed:
+        if key not in was and (
+            values := _swept(key, before.space, [point.overrides for point in before.points])
+        ):
+            differences.append(f"{key} was swept over {values}; now {_value(is_now[key])}")
+        elif key not in is_now and (values := _swept(key, now.space, asked)):
+            differences.append(f"{key} was {_value(was[key])}; now swept over {values}")
+        else:
+            differences += _difference(was.get(key), is_now.get(key))
     if (
         before.sampler or now.sampler or place.journal_file.exists()
     ):  # what is in the journal is of one metric
         differences += [
-            f"{name} {was or 'null'} → {now_is or 'null'}"
-            for name, was, now_is in (
+            f"{name} {had or 'null'} → {has or 'null'}"
+            for name, had, has in (
                 ("sweep.sampler", before.sampler, now.sampler),
                 ("sweep.metric", ",".join(before.metrics), ",".join(now.metrics)),
                 ("sweep.direction", ",".join(before.directions), ",".join(now.directions)),
             )
-            if was != now_is
+            if had != has
         ]
     if before.sampler or now.sampler:
-        differences += _differences(before.space, now.space)
+        tried, tries = ({bare(key_of(word)): word for word in study.space} for study in (before, now))
+        for key in (key for key in dict.fromkeys([*tried, *tries]) if key not in fixed):
+            differences += _difference(tried.get(key), tries.get(key))
     if differences:
         raise UserError(
             f"{place.folder}: the sweep there was begun with other settings: {'; '.join(differences)}. {OTHER}"
         )
 
 
-def _differences(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """`lora.r=8 → lora.r=16`, for overrides that are not the same."""
-    was, is_now = ({key_of(word): word for word in words} for words in (before, now))
-    return [
-        *(f"{was[key]} → {is_now[key]}" for key in was if key in is_now and was[key] != is_now[key]),
-        *(f"{was[key]} is missing now" for key in was if key not in is_now),
-        *(f"{is_now[key]} was not there" for key in is_now if key not in was),
-    ]
+def _difference(was: str | None, is_now: str | None) -> list[str]:
+    """`lora.r=8 → lora.r=16`, where a word is not the same."""
+    if was == is_now:
+        return []
+    if was is None:
+        return [f"{is_now} was not there"]
+    return [f"{was} is missing now" if is_now is None else f"{was} → {is_now}"]
+
+
+def _swept(key: str, space: Sequence[str], points: Sequence[Sequence[str]]) -> str:
+    """What the jobs at `points` try for the key, as it was typed in `space` where it stands there; empty: nothing."""
+    typed = [
+        word for axis in space for word in re.split(r" (?=\S+=)", axis)
+    ]  # of sweep.zip an axis has several
+    tried = [word for point in points for word in point]
+    for words in (typed, tried):
+        if values := dict.fromkeys(_value(word) for word in words if bare(key_of(word)) == key):
+            return ",".join(values)
+    return ""
+
+
+def _value(override: str) -> str:
+    return override.partition("=")[2]
 
 
 def _named(point: Point) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from chatbot_sft import compare, distributed, preemption
 from chatbot_sft.config.hydra_errors import said
+from chatbot_sft.config.schema import of_answers
 from chatbot_sft.errors import SHOW_TRACEBACK, UserError
 from chatbot_sft.hydra_job import Job
 from chatbot_sft.jobs import Job as Entry
@@ -37,6 +38,7 @@ from chatbot_sft.run_directory import Held, held
 from chatbot_sft.sweep import study, torchrun
 from chatbot_sft.sweep.directory import Point
 from chatbot_sft.sweep.display import Display
+from chatbot_sft.sweep.earlier_data import Edits
 from chatbot_sft.sweep.queue import Queue
 from chatbot_sft.sweep.study import State
 from chatbot_sft.warm import Warm
@@ -74,6 +76,7 @@ class Worker:
         self.warm = Warm(queue.runs_of_a_form)  # what they share
         self.place, self.settings, self.trials = queue.place, queue.settings, queue.trials
         self.entries = queue.entries
+        self.edits = Edits(any(map(of_answers, self.settings.metrics)))
 
     def run(self) -> None:
         """Run every job that is free.
@@ -134,6 +137,8 @@ class Worker:
                 if distributed.is_first():
                     if last := study.checkpoint_of(job.settings):
                         print(f"job {point.number}: resumes from step {last.step}, {folder}", file=sys.stderr)
+                    if text := self.edits.news(point.number, job.settings):
+                        print(shown_line(f"warning: {text}"), file=sys.stderr)
                     job.write_files()
                 job.begin()
                 return Taken(entry, job, claim.pop_all())

@@ -11,7 +11,7 @@ from chatbot_sft.report.leaderboard.job import Job
 
 def values(board: Board, two_runs: bool) -> dict[str, Any]:
     """The best row first, and in each row the best job, as in the table; losses in nats per token, times in seconds,
-    memory in GB. `differences` is of two runs alone.
+    memory in GB. `differences` is of two runs alone, `sweep` of a job where those of several sweeps are compared.
     """
     return {
         "title": board.title,
@@ -37,7 +37,8 @@ def values(board: Board, two_runs: bool) -> dict[str, Any]:
 
 def _job(job: Job) -> dict[str, Any]:
     return {
-        "number": job.number,
+        "sweep": str(job.sweep) if job.sweep else None,
+        "number": job.own_number,
         "name": job.name,
         "folder": str(job.folder),
         "settings": dict(job.settings),

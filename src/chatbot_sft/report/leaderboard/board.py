@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chatbot_sft.config.schema import direction_of
 from chatbot_sft.errors import UserError, listed, near, question
+from chatbot_sft.report.ending import beside_sweep
 from chatbot_sft.report.leaderboard import settings
 from chatbot_sft.report.leaderboard.job import HELD_OUT, WAITING, Job, in_use, numbers, read, reported
 from chatbot_sft.report.leaderboard.rows import Row, by_data, differing, rivals, rows
@@ -38,6 +39,11 @@ class Board:
         return sorted((job for row in self.rows for job in row.jobs), key=lambda job: job.number)
 
     @property
+    def several_sweeps(self) -> bool:
+        """Whether jobs of more than one are compared."""
+        return any(job.sweep for job in self.jobs)
+
+    @property
     def not_ended(self) -> list[Job]:
         """Those of which there may be more."""
         return [job for job in self.jobs if job.under_way or job.status == Status.INTERRUPTED]
@@ -64,6 +70,8 @@ class Entry:
     folder: Path
     settings: Mapping[str, str]
     told: str = ""
+    sweep: Path | None = None  # of which it is one, where jobs of several are compared
+    in_sweep: int | None = None  # its number there
 
 
 def of(folders: Sequence[Path], metric: str | None = None, maximise: bool | None = None) -> Board:
@@ -80,12 +88,14 @@ def of(folders: Sequence[Path], metric: str | None = None, maximise: bool | None
             )
     if len(folders) == 1:
         return of_sweep(folders[0], metric, maximise)
-    runs = [run for folder in folders for run in _runs_of(folder)]
+    found = [one for folder in folders for one in _runs_of(folder)]
+    runs = [run for run, _, _ in found]
+    several = len({sweep for _, sweep, _ in found}) > 1
     settled = settings.of_runs(runs, overrides_first=False)
     names = _names(runs)
     entries = [
-        Entry(number, name, run, settled[number])
-        for number, (name, run) in enumerate(zip(names, runs, strict=True))
+        Entry(number, name, run, settled[number], "", *(of_sweep if several else ()))
+        for number, (name, (run, *of_sweep)) in enumerate(zip(names, found, strict=True))
     ]
     return _board(amount(len(runs), "run"), entries, metric or HELD_OUT, maximise)
 
@@ -149,23 +159,21 @@ def _board(
     """`swept`: a process has the sweep's directory, and goes on with it."""
     maximise = direction_of(metric) == "maximise" if maximise is None else maximise
     keys = differing([entry.settings for entry in entries])
-    jobs = [
-        read(
-            entry.number,
-            entry.name,
-            entry.folder,
-            {key: entry.settings[key] for key in keys if key in entry.settings},
-            metric,
-            entry.told,
-        )
-        for entry in entries
-    ]
+    jobs = [_job(entry, keys, metric, bool(command)) for entry in entries]
     table = rows(jobs, maximise)
     fault = _no_metric(metric, jobs)
     beside = [*_edited(jobs), *_other_rows(metric, jobs), *_other_losses(metric, keys)]
     stopped = [] if swept else _stopped(jobs, command)
     said = [*notes, *_spread(table), *beside, *stopped, *([fault] if fault else [])]
     return Board(title, metric, maximise, keys, table, command, said, fault)
+
+
+def _job(entry: Entry, keys: Sequence[str], metric: str, goes_on: bool) -> Job:
+    """`goes_on`: how its sweep does is told, and of a job that was stopped not how it does by itself."""
+    asked = {key: entry.settings[key] for key in keys if key in entry.settings}
+    job = read(entry.number, entry.name, entry.folder, asked, metric, entry.told)
+    error = beside_sweep(job.error) if goes_on and job.status == Status.INTERRUPTED else job.error
+    return replace(job, error=error, sweep=entry.sweep, in_sweep=entry.in_sweep)
 
 
 def _spread(table: Sequence[Row]) -> list[str]:
@@ -245,11 +253,14 @@ def _no_metric(metric: str, jobs: Sequence[Job]) -> str:
     return f"{metric}: no job reports such a number{meant or '; any number of report.json is one'}"
 
 
-def _runs_of(folder: Path) -> list[Path]:
-    """The run in `folder`; of a sweep all its jobs."""
-    if (folder / REPORT).is_file() or not (_study(folder, []) or _children(folder)):
-        return [folder]
-    return [job.folder for job in of_sweep(folder).jobs]
+def _runs_of(folder: Path) -> list[tuple[Path, Path | None, int | None]]:
+    """The run in `folder`, or all jobs of the sweep there, each with the sweep that it is in, and its number."""
+    if not (folder / REPORT).is_file() and (_study(folder, []) or _children(folder)):
+        return [(job.folder, folder, job.number) for job in of_sweep(folder).jobs]
+    parent = Sweep(folder.absolute().parent)
+    found = _study(parent.folder, [])
+    mine = [point for point in found.points if parent.run(point).folder == folder.absolute()] if found else []
+    return [(folder, parent.folder, mine[0].number) if mine else (folder, None, None)]
 
 
 def _children(folder: Path) -> list[Path]:

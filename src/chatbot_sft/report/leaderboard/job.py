@@ -15,6 +15,7 @@ from chatbot_sft.config.schema import PASSED, of_answers
 from chatbot_sft.errors import UserError
 from chatbot_sft.report.masking import masked
 from chatbot_sft.run import steps
+from chatbot_sft.run.checkpoints import last_in
 from chatbot_sft.run.directory import EVALUATIONS, HOLDER, Run
 from chatbot_sft.run.fingerprint import SHORT, together
 from chatbot_sft.run.provenance import DATA, GOLDEN
@@ -44,7 +45,7 @@ class Data:
 @dataclass(frozen=True)
 class Job:
     """`settings` are the swept keys with their values as text, `value` is the metric, `curve` has step and
-    held-out loss of every evaluation.
+    held-out loss of every evaluation. `number` is no other's in the comparison: `own_number` that in its `sweep`.
 
     Of a job that runs, `value` and `curve` are what is known so far.
     """
@@ -59,6 +60,13 @@ class Job:
     report: Report | None = None
     curve: tuple[tuple[int, float], ...] = ()
     data: Data | None = None  # where a lock knows it
+    sweep: Path | None = None  # whose job it is, where jobs of several are compared
+    in_sweep: int | None = None
+    checkpoint: int = 0  # the step of the last one, of a job that was stopped
+
+    @property
+    def own_number(self) -> int:
+        return self.number if self.in_sweep is None else self.in_sweep
 
     @property
     def completed(self) -> bool:
@@ -79,8 +87,10 @@ class Job:
 
     @property
     def steps(self) -> int | None:
+        """That it has taken, of one that was stopped as far as it has left anything of them."""
         training = self.report.training if self.report else None
-        return training.steps if training else (last[0] if (last := _last(self.curve)) else None)
+        evaluated = last[0] if (last := _last(self.curve)) else 0
+        return training.steps if training else max(evaluated, self.checkpoint) or None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -138,7 +148,9 @@ def read(
     if running and metric == PASSED:
         value = number_at(run.progress() or {}, "passed")
     data = _data(run, of_answers(metric))
-    return Job(number, name, folder, settings, status, error, value, report, curve, data)
+    left = last_in(run.checkpoints) if status == Status.INTERRUPTED else None
+    step = left.step if left else 0
+    return Job(number, name, folder, settings, status, error, value, report, curve, data, checkpoint=step)
 
 
 def number_at(values: Mapping[str, Any], path: str) -> float | None:

@@ -138,7 +138,7 @@ def _refuse_links_out(place: Path) -> None:
 
 def _exported(folder: Path, staged: Path, target: Path, method: str) -> SaveResult:
     """By `task=export`, in a process of its own: it is the one that knows how to load what was trained. Its log
-    names the place where a person finds the model in the end.
+    names the places where a person finds the model and its report in the end.
 
     Raises:
         UserError: it came to nothing.
@@ -153,7 +153,8 @@ def _exported(folder: Path, staged: Path, target: Path, method: str) -> SaveResu
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as export:
         for line in export.stdout or ():
-            print(line.replace(staged.name, target.name), end="", file=sys.stderr, flush=True)
+            shown = line.replace(f"{staged.name}/{work.name}", target.name).replace(staged.name, target.name)
+            print(shown, end="", file=sys.stderr, flush=True)
     if export.returncode:
         raise UserError(f"{folder}: its export failed, as said above; nothing was promoted")
     save = Run(work).finished_report().save
