@@ -31,6 +31,8 @@ from chatbot_sft.run.directory import Run, wherever
 from chatbot_sft.run.report import Status
 from chatbot_sft.train import resume
 
+PREPARING = ("train", "check", "plan")  # tasks that begin with data and a base of the settings
+
 
 def refuse(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Raises UserError where the run directory, or a place beside it, is none for this run; or `overrides`
@@ -68,7 +70,7 @@ def refuse_files(settings: Config) -> None:
     """Raises UserError where a file or a folder that a training, or a look at the data, begins with is not there;
     reads no data. Those of the other tasks: `refuse_task`.
     """
-    if settings.task not in ("train", "check", "plan"):
+    if settings.task not in PREPARING:
         return
     begins_with = adopt(located(settings))
     Corpus.of(begins_with).check_files()
@@ -88,13 +90,19 @@ def refuse_no_checkpoint(settings: Config) -> None:
 
 
 def refuse_not_cached(settings: Config) -> None:
-    """Raises UserError where the model is of the hub, which the user said not to ask, and not in its local cache."""
-    source = embedded.resolve(settings.model.name)
-    if not USER_SAYS_OFFLINE or is_local(source):
+    """Raises UserError where a hub model is to be trained, the user said not to ask the hub, and its local cache has
+    no weights of it; or no tokenizer, where a look at the data needs that alone.
+    """
+    if not USER_SAYS_OFFLINE or settings.task not in PREPARING:
         return
-    folder = tokenizer_folder(source, settings.model.revision)
-    if not any(file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind)):
-        with readable_errors(settings.model.name):
+    model = adopt(located(settings)).model
+    source = embedded.resolve(model.name)
+    if is_local(source):
+        return
+    folder = tokenizer_folder(source, model.revision)
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if not weights and settings.task != "check":
+        with readable_errors(model.name):
             raise FileNotFoundError("its tokenizer alone was fetched")
 
 

@@ -128,15 +128,31 @@ def test_a_model_of_the_hub_is_looked_for_where_jobs_run(jobs, monkeypatch, dry_
         made.compose_another(["model.name=org/none", "seed=1"])
 
 
-@pytest.mark.parametrize("there", [["config.json"], ["config.json", "model.safetensors"]])
-def test_a_model_whose_tokenizer_alone_is_cached_is_not_there(monkeypatch, tmp_path, there):
+@pytest.mark.parametrize(
+    ("task", "there", "refused"),
+    [
+        ("train", ["config.json"], True),
+        ("train", ["config.json", "model.safetensors"], False),
+        ("plan", ["config.json"], True),
+        ("check", ["config.json"], False),  # it loads no weights
+    ],
+)
+def test_a_model_whose_tokenizer_alone_is_cached_is_not_there(monkeypatch, tmp_path, task, there, refused):
     for name in there:
         (tmp_path / name).touch()
     monkeypatch.setattr(start, "USER_SAYS_OFFLINE", True)
     monkeypatch.setattr(start, "tokenizer_folder", lambda *_: tmp_path)
-    settings = Config.from_mapping({"model": {"name": "org/some"}})
-    with nullcontext() if there[1:] else pytest.raises(UserError, match="not in the local cache"):
+    settings = Config.from_mapping({"task": task, "model": {"name": "org/some"}})
+    with pytest.raises(UserError, match="not in the local cache") if refused else nullcontext():
         start.refuse_not_cached(settings)
+
+
+@pytest.mark.parametrize("task", ["export", "evaluate", "verify", "replay"])
+def test_no_model_is_looked_for_where_a_task_takes_that_of_its_run(monkeypatch, task):
+    monkeypatch.setattr(start, "USER_SAYS_OFFLINE", True)
+    asked = {"verify": {"url": "http://localhost:1/v1"}}.get(task, {"golden": "a.jsonl"})
+    of_run = {"run": "a", "evaluation": asked}
+    start.refuse_not_cached(Config.from_mapping({"task": task, "model": {"name": "org/none"}, **of_run}))
 
 
 @pytest.mark.parametrize(("retry", "left"), [(True, ["c", "d", "e"]), (False, ["c"])])
