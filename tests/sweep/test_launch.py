@@ -255,7 +255,8 @@ def test_a_worker_that_is_killed_loses_nothing(jobs, undisturbed, tmp_path):
     process = run(tmp_path, *jobs, "sweep.workers=2", "hydra.sweep.dir=sweep", env=strike.cold(struck))
     out, err = process.stdout, process.stderr
     assert process.returncode == 0, err
-    assert "was killed (SIGKILL), with job 0" in err
+    # The other worker may have taken the job up before anybody has looked whose it was.
+    assert re.search(r"^worker [01] was killed \(SIGKILL\)(, with job 0)?$", err, re.MULTILINE), err
     assert results(sweep) == undisturbed
     assert reports(sweep)[0]["training"]["resumed_from"] == 2
     pids = {json.loads((sweep / name / ".lock.json").read_text())["pid"] for name in "012"}

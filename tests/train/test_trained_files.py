@@ -9,6 +9,11 @@ FORMS = {
     "rank by module": {"r": 4, "rank_pattern": {"q_proj": 2}, "use_rslora": True},
     "dora": {"r": 4, "use_dora": True},
     "embeddings trained": {"r": 4, "modules_to_save": ["embed_tokens"]},
+    "embeddings trained by two names": {
+        "r": 4,
+        "modules_to_save": ["embed_tokens"],
+        "ensure_weight_tying": True,
+    },
     "embeddings beside": {"r": 4, "target_modules": ["q_proj", "embed_tokens"]},  # PEFT saves the base's too
     "whole model": None,
 }
@@ -53,4 +58,6 @@ def test_later_checkpoints_have_the_files_that_peft_writes(tiny_llama, tmp_path,
     tokenizer.save_pretrained(tmp_path / "peft")
     written = {path.name: path.read_bytes() for path in (tmp_path / "later").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "peft").iterdir()}
-    assert (files.weights is not None) == (form not in ("embeddings beside", "whole model"))
+    assert (files.weights is not None) == (
+        form not in ("embeddings trained by two names", "embeddings beside", "whole model")
+    )

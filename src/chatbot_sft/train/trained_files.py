@@ -58,7 +58,9 @@ class TrainedFiles:
 
 
 def _weights(model: Any, trained: Sequence[torch.nn.Parameter]) -> dict[str, torch.nn.Parameter] | None:
-    """By their names in PEFT's file; None where that has something else too, or something made of them."""
+    """By their names in PEFT's file; None where that has something else too, something made of them, or one of them
+    by two names.
+    """
     if not isinstance(model, PeftModel):
         return None
     at = {(parameter.data_ptr(), parameter.shape): parameter for parameter in trained}
@@ -68,4 +70,4 @@ def _weights(model: Any, trained: Sequence[torch.nn.Parameter]) -> dict[str, tor
         if parameter is None:
             return None
         weights[name] = parameter
-    return weights
+    return weights if len(set(weights.values())) == len(weights) else None
