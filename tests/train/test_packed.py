@@ -297,6 +297,51 @@ def test_the_head_gives_the_loss_and_gradients_of_cross_entropy(monkeypatch, smo
 
 
 @pytest.mark.slow
+def test_the_head_is_compiled_once_for_any_number_of_positions(monkeypatch):
+    import torch
+
+    from chatbot_sft.model import head
+
+    monkeypatch.setattr(head, "CHUNK", 7)
+    torch.manual_seed(0)
+    weight, count = torch.randn(50, 16), torch.tensor(20)
+    given = []
+    for positions in (5, 14, 33, 7):
+        targets = torch.randint(0, 50, (positions,))
+        given.append((torch.randn(positions, 16), targets, torch.randn(positions)))
+
+    def results():
+        for hidden, targets, by_logp in given:
+            yield from head.loss_and_gradient(hidden, weight, targets.where(targets > 9, IGNORED), count, 0.1)
+            yield head.log_probabilities(hidden, weight, targets)
+            yield head.gradient(hidden, weight, targets, by_logp)
+
+    expected = list(results())
+    graphs = []
+
+    def kernels(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(head, "_compiles", lambda tensor: True)
+    compile_function = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **how: compile_function(function, backend=kernels, **how)
+    )
+    torch.compiler.reset()
+    head._compiled.cache_clear()
+    torch.use_deterministic_algorithms(True)  # memory that nothing was written to is full of NaN
+    try:
+        found = list(results())
+    finally:
+        torch.use_deterministic_algorithms(False)
+        head._compiled.cache_clear()
+        torch.compiler.reset()
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(found, expected, strict=True))
+    assert len(graphs) == 3
+
+
+@pytest.mark.slow
 def test_what_the_head_says_of_each_token_is_what_its_logits_say(monkeypatch):
     import torch
 
