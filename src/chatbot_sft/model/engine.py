@@ -16,7 +16,7 @@ from chatbot_sft.cache import part_folder
 from chatbot_sft.errors import UserError
 from chatbot_sft.garbage import uncollected
 from chatbot_sft.logs import quiet
-from chatbot_sft.model import hardware
+from chatbot_sft.model import compile_keys, hardware
 from chatbot_sft.model.base import architecture
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def load_engine(requested: str) -> tuple[Engine, Choice]:
     prepare_environment()
     with uncollected():  # a sixth of the time
         imported = _imported(requested)
+        compile_keys.alike()
         gc.freeze()  # it stays: no look for garbage, the next one first, has to go through half a million objects
     return imported
 
