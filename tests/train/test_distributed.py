@@ -180,7 +180,7 @@ plan = trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8,
 assert plan.layout == Layout(2, packed=True), plan
 assert [found.why_not for found in plan.measurements] == ["out of memory", "over the memory margin", None]
 assert plan.measurements[-1].peak_gb == round(51 / 1e9, 3)
-trials.disagreement = lambda *_: "other losses" if rank else None
+trials.disagreement, step.captures = lambda *_: "other losses" if rank else None, Captures()
 assert trials.packed_plan(step, SimpleNamespace(batch_size=16), packed_ladder(8, compiled=True, four_bit=False), 500) is None
 
 # Two that were started by other commands.

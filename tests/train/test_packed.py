@@ -231,6 +231,31 @@ def test_with_less_memory_conversations_are_fewer_then_layers_recomputed(
 
 
 @pytest.mark.slow
+def test_runs_on_one_base_are_asked_once_whether_it_packs(monkeypatch):
+    from chatbot_sft.train import trials
+
+    card = Card(monkeypatch, 200, lambda layout: 1)
+    asked, said = [], ["other losses", None, None]
+    for place in ("largest", "packing.shapes"):
+        monkeypatch.setattr(f"chatbot_sft.train.trials.{place}", lambda *_: None)
+    monkeypatch.setattr(trials, "disagreement", lambda step, rows: asked.append(step) or said[len(asked) - 1])
+
+    def plan(captures):
+        step = SimpleNamespace(
+            args=SimpleNamespace(device="cuda"), pack=lambda shapes, layout: None, captures=captures,
+            settings=SimpleNamespace(training=SimpleNamespace(memory_margin=0.1)),
+            use_layout=card.use_layout, trial_run=card.trial_run,
+        )  # fmt: skip
+        return trials.packed_plan(step, SimpleNamespace(batch_size=8), [WHOLE], 500)
+
+    shared = Captures()
+    assert plan(shared) is None
+    assert plan(shared).layout == plan(shared).layout == WHOLE
+    assert plan(Captures()).layout == WHOLE
+    assert len(asked) == 3
+
+
+@pytest.mark.slow
 def test_a_measured_layout_does_not_pay_for_the_one_before(monkeypatch):
     """The graphs of 8 captured take too much; 4 do not."""
     import torch

@@ -71,22 +71,25 @@ def pair_cost(model: Any) -> float:
 def packed_plan(step: Step, batches: Batches, layouts: list[Layout], steps: int) -> Plan | None:
     """The first of `layouts`, all packed, in which the largest step of the run leaves `memory_margin` of the
     card free, in every process: none of the others is faster. None where packed conversations are not what
-    padded ones are.
+    padded ones are, which runs on one base are asked once.
     """
     rows = largest(batches, steps)
     measured: list[Measurement] = []
     step.pack(functools.partial(packing.shapes, batches, steps), layouts[0])
-    if different := agreed(disagreement(step, rows)):
-        log.warning("layout: not packed: %s", different)
-        return None
-    left = list(layouts)
+    if not step.captures.packs:
+        if different := agreed(disagreement(step, rows)):
+            log.warning("layout: not packed: %s", different)
+            return None
+        step.captures.packs = True
+    left, first = list(layouts), True
     while left:
         layout = left.pop(0)
         uncapturable: str | None = None
         try:
-            measurement = _fitted(step, layout, rows)
+            measurement = _fitted(step, layout, rows, first)
         except CaptureFailed as error:
             measurement, uncapturable = Measurement(layout), str(error)
+        first = False
         if uncapturable := agreed(uncapturable):
             described = layout.describe(batches.batch_size)
             log.warning("layout: %s: cannot be captured: %s", described, uncapturable)
@@ -109,13 +112,14 @@ def agreed(objection: str | None) -> str | None:
     return next(filter(None, distributed.gathered(objection)), None)
 
 
-def _fitted(step: Step, layout: Layout, rows: StepRows) -> Measurement:
-    """Whether a step of `rows` leaves the memory margin free in this process."""
+def _fitted(step: Step, layout: Layout, rows: StepRows, first: bool) -> Measurement:
+    """Whether a step of `rows` leaves the memory margin free in this process; `first`: no other was tried before."""
     total = torch.cuda.get_device_properties(step.args.device).total_memory
     try:
         step.use_layout(layout)
-        gc.collect()
-        torch.cuda.empty_cache()  # else what the layout before held is in this one's peak
+        if not first:  # else what the layout before held is in this one's peak
+            gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         with undisturbed():
             step.trial_run(layout, rows)
