@@ -39,6 +39,7 @@ def test_later_checkpoints_have_the_files_that_peft_writes(tiny_llama, tmp_path,
     from transformers import AutoTokenizer
 
     from chatbot_sft.train.gradients import FlatParameters
+    from chatbot_sft.train.host_copies import HostCopies
     from chatbot_sft.train.trained_files import TrainedFiles
 
     model, tokenizer = trained_model(tiny_llama, FORMS[form]), AutoTokenizer.from_pretrained(tiny_llama)
@@ -53,8 +54,13 @@ def test_later_checkpoints_have_the_files_that_peft_writes(tiny_llama, tmp_path,
             parameter += torch.randn_like(parameter)
     if vector is not None:
         vector.whole()
-    files.write(tmp_path / "later")
+    write = files.taken(HostCopies())
     model.save_pretrained(tmp_path / "peft")
+    if files.weights is not None:
+        with torch.no_grad():
+            for parameter in trained:
+                parameter += 1  # what is written later is what was taken
+    write(tmp_path / "later")
     tokenizer.save_pretrained(tmp_path / "peft")
     written = {path.name: path.read_bytes() for path in (tmp_path / "later").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "peft").iterdir()}

@@ -14,6 +14,7 @@ import torch
 from chatbot_sft.errors import UserError
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train.rails import Rails
+from chatbot_sft.train.writing import Writing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,12 +37,15 @@ class Guard:
     there the loss may rise by itself.
     """
 
-    def __init__(self, args: Any, rows: Dataset, batches: Batches, shuffled: bool, state: Any) -> None:
-        """`state` is the transformers.TrainerState that the run begins with."""
+    def __init__(
+        self, args: Any, rows: Dataset, batches: Batches, shuffled: bool, state: Any, writing: Writing
+    ) -> None:
+        """`state` is the transformers.TrainerState that the run begins with, `writing` that of its checkpoints."""
         self.args = args
         self.rows = rows
         self.batches = batches
         self.shuffled = shuffled
+        self.writing = writing
         self.rails = Rails(state.max_steps)
         for entry in state.log_history:
             if "loss" in entry:
@@ -77,6 +81,7 @@ class Guard:
 
     def _stop(self, number: int, problem: str) -> NoReturn:
         indices = self.batches.numbers(number)
+        self.writing.end_quietly()
         last = checkpoints.last_in(Path(self.args.output_dir))
         good = (
             f"the last good checkpoint is {last.folder.name}" if last else "there is no checkpoint before it"

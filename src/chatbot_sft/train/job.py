@@ -14,6 +14,7 @@ from chatbot_sft.train.batches import Batches
 from chatbot_sft.train.evaluation import Evaluations
 from chatbot_sft.train.guard import Guard
 from chatbot_sft.train.progress import Progress
+from chatbot_sft.train.writing import Writing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,6 +82,7 @@ class Job:
     )
     held_out_reference: Any = None  # what the reference makes of `eval_dataset`, see `reference`
     trained_files: TrainedFiles | None = None  # of its checkpoints, once there is one
+    writing: Writing = field(default_factory=Writing)  # of the last of them
     evaluated: float | None = None  # the last held-out loss of this turn
     passed: float | None = None  # and the last share of golden cases
     started: float = 0.0  # the same moment by two clocks

@@ -44,11 +44,15 @@ def train(
     plan()
     refer(job, step)
     open_books(job)
-    while not job.ended:
-        train_step(job, step)
-        if turn_ends(job, every):
-            yield from wait(job, step)
-    return end(job, step)
+    try:
+        while not job.ended:
+            train_step(job, step)
+            if turn_ends(job, every):
+                yield from wait(job, step)
+        return end(job, step)
+    except BaseException:
+        job.writing.end_quietly()
+        raise
 
 
 def turn_ends(job: Job, every: int | None) -> bool:
@@ -93,7 +97,7 @@ def begin(job: Job, step: Step) -> None:
             job.beginning = [parameter.detach().clone() for parameter in step.trained]
         snapshot.load(job, step)
     if job.settings.training.stop_on_divergence:
-        job.guard = Guard(args, job.named, job.batches, job.settings.dataset.shuffle, job.state)
+        job.guard = Guard(args, job.named, job.batches, job.settings.dataset.shuffle, job.state, job.writing)
     job.ended = job.origin.finished or job.state.global_step >= steps
     job.rows = job.batches.load(job.state.global_step + 1, steps, args.dataloader_num_workers)
 
@@ -277,6 +281,8 @@ def save(job: Job, step: Step) -> None:
     if job.guard:
         job.guard.check_weights(job.state.global_step, step.gradients.weights)
     snapshot.write(job, step)
+    if job.callbacks:  # they may look for it
+        job.writing.end()
     job.progress.pause()
     job.tell("on_save")
 
@@ -305,6 +311,7 @@ def write_log(job: Job, logs: dict[str, float]) -> None:
 def end(job: Job, step: Step) -> TrainOutput:
     """Sum up, and put the best weights back where training.load_best_model_at_end asks for them."""
     state = job.state
+    job.writing.end()
     step.gradients.whole()
     job.total += job.pending.item()
     loss = job.total / max(state.global_step, 1)

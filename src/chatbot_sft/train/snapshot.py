@@ -7,9 +7,11 @@ with float16, `rng_state.pth` (one a process), `trainer_state.json` (transformer
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from chatbot_sft.errors import UserError, is_write_error, reason
 from chatbot_sft.model.earlier import WEIGHTS
 from chatbot_sft.run import checkpoints
 from chatbot_sft.train import resume
+from chatbot_sft.train.host_copies import HostCopies
 from chatbot_sft.train.randomness import random_state, use_random_state
 from chatbot_sft.train.trained_files import TrainedFiles
 
@@ -51,9 +54,13 @@ def state(checkpoint: Checkpoint | None, args: Any) -> TrainerState:
 def write(job: Job, step: Step) -> None:
     """Save a checkpoint into a folder that no search takes for one, rename it, then remove older ones.
 
+    Of an adapter what is trained is copied, and `job.writing` writes it beside the training. At once is written what
+    may have no room for a copy, and what several processes have to do together.
+
     Raises:
-        UserError: it cannot be written; what was there before still is.
+        UserError: it cannot be written, or the one before could not; what was there before still is.
     """
+    job.writing.end()
     args, number, first = job.args, job.state.global_step, job.args.process_index == 0
     folder = Path(args.output_dir)
     target = folder / f"checkpoint-{number}"
@@ -62,23 +69,42 @@ def write(job: Job, step: Step) -> None:
     wait_for_all(args)
     if written:
         return
-    try:
+    with _readable(folder, number):
         if first:
             staged.mkdir(parents=True)
         wait_for_all(args)
         torch.save(random_state(), staged / random_file(args))
         if first:
-            _write_shared(job, step, staged, target)
+            write_trained, beside = _write_shared(job, step, staged, target)
         wait_for_all(args)
         if first:
             finished = job.ended and not (preemption.requested() and number < job.state.max_steps)
             losses = {"pending": job.pending.item(), "total": job.total, "logged_until": job.logged_until}
             losses |= job.pending_figures
-            layout = step.layout.as_dict()
+            layout, best = step.layout.as_dict(), job.state.best_model_checkpoint
             record = resume.record(job.origin, number, job.seconds(), finished, losses, layout)
+
+    def publish() -> None:
+        with _readable(folder, number):
+            write_trained(staged)
             checkpoints.publish(staged, target, record)
-    except Exception as error:
         shutil.rmtree(staged.parent, ignore_errors=True)
+        checkpoints.prune(folder, args.save_total_limit, best)
+
+    if first and beside:
+        job.writing.begin(publish)
+    elif first:
+        publish()
+    wait_for_all(args)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path, number: int) -> Iterator[None]:
+    """Raises UserError where the checkpoint of step `number` cannot be written; nothing is left of it in `folder`."""
+    try:
+        yield
+    except Exception as error:
+        shutil.rmtree(folder / checkpoints.SAVING, ignore_errors=True)
         if not is_write_error(error):
             raise
         last = checkpoints.last_in(folder)
@@ -87,19 +113,20 @@ def write(job: Job, step: Step) -> None:
             f"training.output_dir={folder}: the checkpoint of step {number} cannot be written"
             f" ({reason(error)}); {last_good}"
         ) from error
-    if first:
-        shutil.rmtree(staged.parent, ignore_errors=True)
-        checkpoints.prune(folder, args.save_total_limit, job.state.best_model_checkpoint)
-    wait_for_all(args)
 
 
-def _write_shared(job: Job, step: Step, staged: Path, target: Path) -> None:
-    """What is the same in all processes."""
+def _write_shared(job: Job, step: Step, staged: Path, target: Path) -> tuple[Callable[[Path], None], bool]:
+    """What is the same in all processes, but weights and optimizer. Returns what writes these into a folder,
+    and whether that may be done beside the training.
+    """
+    copies, states = HostCopies(), job.optimizer.state_dict()
     if job.trained_files is None:
         job.trained_files = TrainedFiles.first(step.model, job.tokenizer, step.trained, staged)
+        write_files = None
     else:
-        job.trained_files.write(staged)
-    torch.save(job.optimizer.state_dict(), staged / "optimizer.pt")
+        write_files = job.trained_files.taken(copies)
+    beside = job.args.world_size == 1 and job.trained_files.weights is not None
+    optimizer = copies.of(states) if beside else states
     torch.save(job.schedule.state_dict(), staged / "scheduler.pt")
     if step.scaler is not None:
         torch.save(step.scaler.state_dict(), staged / "scaler.pt")
@@ -109,6 +136,13 @@ def _write_shared(job: Job, step: Step, staged: Path, target: Path) -> None:
     if job.stopping:
         job.state.stateful_callbacks = {STOPPING: job.stopping.state()}
     job.state.save_to_json(str(staged / STATE))
+
+    def write_trained(folder: Path) -> None:
+        if write_files is not None:
+            write_files(folder)
+        torch.save(optimizer, folder / "optimizer.pt")
+
+    return write_trained, beside
 
 
 def load(job: Job, step: Step) -> None:

@@ -7,7 +7,7 @@ its weights, its configuration and model card, the tokenizer. It is made for the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from peft.utils import CONFIG_NAME
 from safetensors.torch import save_file
 
 from chatbot_sft.model.earlier import WEIGHTS
+from chatbot_sft.train.host_copies import HostCopies
 
 CARD = "README.md"  # PEFT's model card
 
@@ -44,17 +45,23 @@ class TrainedFiles:
             same += [folder / CONFIG_NAME, folder / CARD]
         return cls(model, {path.relative_to(folder): path.read_bytes() for path in same}, weights)
 
-    def write(self, folder: Path) -> None:
-        """The same files into another `folder`, with the weights of now."""
-        if self.weights is None:
-            self.model.save_pretrained(str(folder))
-        else:
-            now = {name: parameter.detach() for name, parameter in self.weights.items()}
-            save_file(now, folder / WEIGHTS, metadata={"format": "pt"})
-        for name, content in self.same.items():
-            file = folder / name
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(content)
+    def taken(self, copies: HostCopies) -> Callable[[Path], None]:
+        """What writes the same files into another folder, with weights as they are now: a copy, unless the model
+        writes them itself.
+        """
+        now = self.weights and copies.of({name: value.detach() for name, value in self.weights.items()})
+
+        def write(folder: Path) -> None:
+            if now is None:
+                self.model.save_pretrained(str(folder))
+            else:
+                save_file(now, folder / WEIGHTS, metadata={"format": "pt"})
+            for name, content in self.same.items():
+                file = folder / name
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(content)
+
+        return write
 
 
 def _weights(model: Any, trained: Sequence[torch.nn.Parameter]) -> dict[str, torch.nn.Parameter] | None:

@@ -89,7 +89,9 @@ class Companion(TrainerCallback):
         job.started = time.perf_counter()
         state.compute_steps(job.args, state.max_steps)
         if job.settings.training.stop_on_divergence:
-            job.guard = Guard(args, job.named, self.rows.batches, job.settings.dataset.shuffle, state)
+            job.guard = Guard(
+                args, job.named, self.rows.batches, job.settings.dataset.shuffle, state, job.writing
+            )
         if job.stopping and (stopping := state.stateful_callbacks.get(snapshot.STOPPING)):
             patience = stopping["attributes"]["early_stopping_patience_counter"]
             job.stopping.early_stopping_patience_counter = patience
