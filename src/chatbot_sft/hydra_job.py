@@ -138,6 +138,15 @@ class Job:
         return part
 
     @property
+    def number(self) -> int:
+        return int(self.hydra.job.num)
+
+    @property
+    def sweep(self) -> Path:
+        """The sweep's directory."""
+        return Path(self.hydra.sweep.dir)
+
+    @property
     def command(self) -> str:
         return command(self.hydra)
 
@@ -169,7 +178,8 @@ class Job:
             yield
 
     def begin(self) -> None:
-        """Logging as it is set for the job, and the user's own callbacks."""
+        """Logging as it is set for the job, and the user's own callbacks; ${hydra:…} is this job's."""
+        HydraConfig.instance().set_config(self.config)
         configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
         if self.context:
             self.context.callbacks.on_job_start(config=self.config, task_function=_nothing)

@@ -1,6 +1,7 @@
 """From a sweep's command line to its jobs: each is the one that its point says. Nothing is composed by Hydra."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from conftest import TRAINING, a_report
@@ -19,6 +20,11 @@ FILES = ['dataset.data_path="token=A/c.json"', 'dataset.data_path="token=B/c.jso
 SECRETS = ["model.revision=hf_" + letter * 34 for letter in "ab"]
 
 
+def at(config, folder, subdir, number, context=None):
+    in_sweep = OmegaConf.create({"sweep": {"subdir": subdir or str(number)}})
+    return SimpleNamespace(config=config, sweep=folder, number=number, hydra=in_sweep)
+
+
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
     """`jobs(words)` of a sweep whose jobs are composed of their overrides alone."""
@@ -28,7 +34,7 @@ def jobs(tmp_path, monkeypatch):
         return job, Config.from_mapping(OmegaConf.to_container(job))
 
     monkeypatch.setattr(begin.hydra_glue, "composed_job", composed)
-    monkeypatch.setattr(Job, "at", lambda config, *_: config)
+    monkeypatch.setattr(Job, "at", at)
     monkeypatch.setattr(start, "refuse_files", lambda _: None)
 
     def of(*words, sampler=None, retry=True, dry_run=True):
@@ -48,11 +54,23 @@ def test_a_job_is_composed_of_the_words_that_were_written_not_of_those_that_swee
     for point in points:
         made.compose_another(point)
     found = [made.at(of_sweep_json(number, point)) for number, point in enumerate(points)]
-    assert [(job.model.revision, job.seed) for job in found] == [
+    assert [(job.config.model.revision, job.config.seed) for job in found] == [
         ("hf_" + "a" * 34, 1), ("hf_" + "a" * 34, 2), ("main", 1), ("main", 2)
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"^model\.revision=\*\*\*: "):
         made.at(of_sweep_json(4, [SECRETS[1], "seed=3"]))
+
+
+def test_a_job_is_put_into_its_place_once(jobs, tmp_path):
+    made = jobs("seed=1,2")
+    first = made.as_number(0, ["seed=1"])
+    assert made.place(0, ["seed=1"]) == "0"
+    assert made.at(of_sweep_json(0, ["seed=1"])) is first
+    elsewhere = made.at(Point(0, ["seed=1"], "zero"))  # as an earlier start has called it
+    assert (elsewhere.number, str(elsewhere.hydra.sweep.subdir)) == (0, "zero")
+    assert made.as_number(3, ["seed=1"]).number == 3
+    made.folder = tmp_path / "claimed"
+    assert made.as_number(3, ["seed=1"]).sweep == tmp_path / "claimed"
 
 
 @pytest.mark.parametrize("words", [FILES, SECRETS])

@@ -77,6 +77,7 @@ class CheckConfiguration(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         from chatbot_sft import start  # nothing that `--help` has to wait for
+        from chatbot_sft.hydra_job import Job
         from chatbot_sft.sweep import outputs, points
         from chatbot_sft.sweep.directory import Sweep
 
@@ -109,7 +110,8 @@ class CheckConfiguration(Callback):
                     files.refuse(settings)
                 return job
 
-            outputs.refuse_shared(folder, composed_jobs(asked, of_point, numbered))
+            jobs = enumerate(composed_jobs(asked, of_point, numbered))
+            outputs.refuse_shared(Job.at(job, folder, None, number) for number, job in jobs)
 
 
 def refuse_of_sweep(names: Collection[str], why: str) -> None:

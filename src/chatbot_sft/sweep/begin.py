@@ -45,6 +45,9 @@ class Jobs:
     folder: Path
     composed: dict[frozenset[str], tuple[DictConfig, Config]] = field(default_factory=dict)  # by its point
     written: dict[frozenset[str], Sequence[str]] = field(default_factory=dict)  # by what sweep.json has of it
+    numbered: dict[frozenset[str], Job] = field(
+        default_factory=dict
+    )  # by its point, with the last number it had
     by_settings: dict[str, Sequence[str]] = field(default_factory=dict)
 
     def compose(self, point: Sequence[str]) -> DictConfig:
@@ -99,10 +102,17 @@ class Jobs:
             if point.number in failed or ((report := place.run(point).peek()) and report.status in ends)
         }
 
+    def as_number(self, number: int, point: Sequence[str]) -> Job:
+        """In the folder that hydra.sweep.subdir says."""
+        key = frozenset(point)
+        job = self.numbered.get(key)
+        if job is None or (job.number, job.sweep) != (number, self.folder):
+            job = self.numbered[key] = Job.at(self.compose(point), self.folder, None, number, self.context)
+        return job
+
     def place(self, number: int, point: Sequence[str]) -> str:
         """The folder of a new point, relative to the sweep's."""
-        job = Job.at(self.compose(point), self.folder, None, number)
-        return str(job.hydra.sweep.subdir)
+        return str(self.as_number(number, point).hydra.sweep.subdir)
 
     def at(self, point: Point) -> Job:
         """Raises UserError where sweep.json has it without its secrets, and this command does not name them."""
@@ -111,6 +121,9 @@ class Jobs:
             raise UserError(
                 f"{secret[0]}: a job of another start, and sweep.json has no secrets; give that start's command"
             )
+        job = self.as_number(point.number, words)
+        if str(job.hydra.sweep.subdir) == point.folder:
+            return job
         return Job.at(self.compose(words), self.folder, point.folder, point.number, self.context)
 
 
@@ -139,7 +152,7 @@ def sweep(config: DictConfig, context: HydraContext) -> None:
     jobs = Jobs(config, space, context, Path(config.hydra.sweep.dir))
     checked = list(space.samples() if settings.sampler else space.points())
     composed = hydra_glue.composed_jobs(checked, jobs.compose_another, numbered=not settings.sampler)
-    outputs.refuse_shared(jobs.folder, composed)
+    outputs.refuse_shared([jobs.as_number(number, point) for number, point in enumerate(checked)])
     run_directory.refuse_run(jobs.folder)
     wanted = [] if settings.sampler else checked
     if settings.dry_run:

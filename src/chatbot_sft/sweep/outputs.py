@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-from omegaconf import DictConfig
 
 from chatbot_sft.errors import UserError
 from chatbot_sft.hydra_job import Job
@@ -16,13 +14,12 @@ LONGEST = 255  # bytes of a name, on the usual file systems
 NUMBERED = "hydra.sweep.subdir='${hydra.job.num}' is a folder that always can be"
 
 
-def refuse_shared(folder: Path, composed: Sequence[DictConfig]) -> None:
-    """Raises UserError where two of the jobs of a sweep in `folder` would write in one place: the later one fails
-    there, or writes over the other; or where one cannot have its directory in the sweep's.
+def refuse_shared(jobs: Iterable[Job]) -> None:
+    """Raises UserError where two of the `jobs` of a sweep would write in one place: the later one fails there, or
+    writes over the other; or where one cannot have its directory in the sweep's.
     """
     taken: dict[Path, int] = {}
-    for number, config in enumerate(composed):
-        job = Job.at(config, folder, None, number)
+    for number, job in enumerate(jobs):
         _refuse_no_place(job)
         for named, place in outputs(job):
             first = taken.setdefault(place.resolve(), number)
