@@ -45,9 +45,7 @@ class Jobs:
     folder: Path
     composed: dict[frozenset[str], tuple[DictConfig, Config]] = field(default_factory=dict)  # by its point
     written: dict[frozenset[str], Sequence[str]] = field(default_factory=dict)  # by what sweep.json has of it
-    numbered: dict[frozenset[str], Job] = field(
-        default_factory=dict
-    )  # by its point, with the last number it had
+    numbered: dict[frozenset[str], Job] = field(default_factory=dict)  # by its point, as it was numbered last
     by_settings: dict[str, Sequence[str]] = field(default_factory=dict)
 
     def compose(self, point: Sequence[str]) -> DictConfig:
