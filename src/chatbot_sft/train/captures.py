@@ -22,9 +22,8 @@ class Captures:
     def __init__(self, runs: float = 1.0) -> None:
         """`runs`: how many whole runs what is compiled for one form serves, about."""
         self.runs = runs
-        self.packs = (
-            False  # whether conversations end to end were found to be what padded ones are, on this base
-        )
+        # Whether conversations end to end were found to be what padded ones are, on this base.
+        self.packs = False
         self._places: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         self._layers: dict[Hashable, CapturedLayers] = {}
 
